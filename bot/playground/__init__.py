@@ -1,0 +1,1 @@
+"""The local Discord stand-in and its web page."""

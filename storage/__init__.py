@@ -1,0 +1,1 @@
+"""SQLite storage: everything Strop knows, and nothing it computes."""

@@ -1,0 +1,1 @@
+"""Learning from ratings: snapshot, train, evaluate, decide, swap."""

@@ -1,0 +1,241 @@
+"""An adapter on disk: its folder, its manifest, and the checks before anything reads its weights (torch-free).
+
+A folder ``adapters/<id>/`` holds PEFT's ``adapter_config.json`` and ``adapter_model.safetensors`` and our
+``manifest.json``. The id is a hash of the manifest, which holds the hash of every file: a folder cannot change
+without losing its name. Nothing here is ever unpickled.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import stat
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from bot.serving.errors import AdapterRefusedError
+
+MANIFEST = "manifest.json"
+CONFIG = "adapter_config.json"
+WEIGHTS = "adapter_model.safetensors"
+FORMAT = 1
+MAX_JSON_BYTES = 4 * 1024 * 1024
+MAX_WEIGHTS_BYTES = 4 * 1024**3
+
+_REQUIRED = frozenset({CONFIG, WEIGHTS})
+_TEXT_SUFFIXES = frozenset({".json", ".md", ".txt"})
+_PICKLES = frozenset({".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".joblib", ".npy", ".npz"})
+
+
+@dataclass(frozen=True, slots=True)
+class Manifest:
+    """A checked adapter folder.
+
+    ``files`` maps each file name to its sha256; ``config`` is PEFT's adapter configuration; ``extra`` is whatever
+    the writer recorded (run, scale, rehearsal mark).
+    """
+
+    adapter_id: str
+    folder: Path
+    base_hash: str
+    chat_template_hash: str
+    files: Mapping[str, str]
+    config: Mapping[str, Any]
+    extra: Mapping[str, Any]
+
+
+def write_manifest(folder: Path, *, base_hash: str, chat_template_hash: str, extra: Mapping[str, Any]) -> str:
+    """Write ``manifest.json`` into an adapter folder and return the adapter's id.
+
+    The caller then renames the folder once to ``adapters/<id>``. Every file and the folder are flushed to disk.
+    ``extra`` is part of the id: put nothing there that differs between two runs that should have the same id.
+
+    Raises:
+        AdapterRefusedError: a required file is missing, or the folder holds a link, a folder or a pickle.
+    """
+    names = _file_names(folder)
+    if missing := _REQUIRED - names:
+        raise AdapterRefusedError(f"The adapter folder {folder} has no {sorted(missing)[0]}.")
+    files: dict[str, str] = {}
+    for name in sorted(names - {MANIFEST}):
+        files[name] = _sha256(folder / name)
+    body = {
+        "format": FORMAT,
+        "base_hash": base_hash,
+        "chat_template_hash": chat_template_hash,
+        "files": files,
+        "config": _read_json(folder / CONFIG),
+        "extra": dict(extra),
+    }
+    adapter_id = _identify(body)
+    _write_durably(folder / MANIFEST, json.dumps({"id": adapter_id, **body}, indent=2, sort_keys=True))
+    for name in names - {MANIFEST}:
+        _fsync(folder / name)
+    _fsync(folder)
+    return adapter_id
+
+
+def verify(folder: Path, *, adapters_dir: Path, base_hash: str, chat_template_hash: str) -> Manifest:
+    """Check an adapter folder completely and return its manifest.
+
+    Raises:
+        AdapterRefusedError: with the reason, at the first check that fails: outside ``adapters_dir``, a link, a
+            missing, unlisted or pickled file, a changed file, another base, another chat template.
+    """
+    folder = _inside(folder, adapters_dir)
+    names = _file_names(folder)
+    if missing := (_REQUIRED | {MANIFEST}) - names:
+        raise AdapterRefusedError(f"Adapter {folder.name} has no {sorted(missing)[0]}.")
+    manifest = _read_manifest(folder)
+    _check_files(folder, names, manifest.files)
+    if manifest.config != _read_json(folder / CONFIG):
+        raise AdapterRefusedError(f"Adapter {folder.name}: {CONFIG} differs from the manifest's copy.")
+    if manifest.base_hash != base_hash:
+        raise AdapterRefusedError(
+            f"Adapter {folder.name} was trained on base {manifest.base_hash[:12]}, but base {base_hash[:12]} is "
+            "served; serve that base, or retrain on this one."
+        )
+    if manifest.chat_template_hash != chat_template_hash:
+        raise AdapterRefusedError(
+            f"Adapter {folder.name} was trained with chat template {manifest.chat_template_hash[:12]}, but "
+            f"{chat_template_hash[:12]} is served; retrain it."
+        )
+    return manifest
+
+
+def read_file(manifest: Manifest, name: str) -> bytes:
+    """Return one file of a verified adapter, its hash checked on the very bytes that are returned.
+
+    Raises:
+        AdapterRefusedError: the file changed since it was verified, or is not listed.
+    """
+    if name not in manifest.files:
+        raise AdapterRefusedError(f"Adapter {manifest.adapter_id} has no {name}.")
+    content = _read_bytes(manifest.folder / name, MAX_WEIGHTS_BYTES)
+    if hashlib.sha256(content).hexdigest() != manifest.files[name]:
+        raise AdapterRefusedError(f"Adapter {manifest.adapter_id}: {name} changed after it was checked.")
+    return content
+
+
+def _inside(folder: Path, adapters_dir: Path) -> Path:
+    """Return the folder's real path if it is a plain folder directly inside the adapters folder."""
+    if ".." in folder.parts:
+        raise AdapterRefusedError(f"The adapter path {folder} contains '..'; name a folder in {adapters_dir}.")
+    root = adapters_dir.resolve()
+    absolute = folder if folder.is_absolute() else root / folder
+    if absolute.parent.resolve() != root:
+        raise AdapterRefusedError(f"The adapter path {folder} is not a folder directly inside {adapters_dir}.")
+    real = root / absolute.name
+    try:
+        mode = real.lstat().st_mode
+    except OSError as error:
+        raise AdapterRefusedError(f"There is no adapter folder {real}.") from error
+    if stat.S_ISLNK(mode):
+        raise AdapterRefusedError(f"The adapter path {real} is a link; only real folders are loaded.")
+    if not stat.S_ISDIR(mode):
+        raise AdapterRefusedError(f"The adapter path {real} is not a folder.")
+    return real
+
+
+def _file_names(folder: Path) -> frozenset[str]:
+    """List the folder; refuse everything that is not a plain file of an expected kind."""
+    names = []
+    try:
+        entries = list(os.scandir(folder))
+    except OSError as error:
+        raise AdapterRefusedError(f"The adapter folder {folder} cannot be read: {error.strerror}.") from error
+    for entry in entries:
+        if entry.is_symlink() or not entry.is_file(follow_symlinks=False):
+            raise AdapterRefusedError(f"Adapter {folder.name}: {entry.name} is not a plain file.")
+        suffix = Path(entry.name).suffix.lower()
+        if suffix in _PICKLES:
+            raise AdapterRefusedError(
+                f"Adapter {folder.name}: {entry.name} may hold pickled code; only safetensors are loaded."
+            )
+        if entry.name != WEIGHTS and suffix not in _TEXT_SUFFIXES:
+            raise AdapterRefusedError(f"Adapter {folder.name}: unexpected file {entry.name}.")
+        names.append(entry.name)
+    return frozenset(names)
+
+
+def _read_manifest(folder: Path) -> Manifest:
+    raw = _read_json(folder / MANIFEST)
+    body = {key: raw.get(key) for key in ("format", "base_hash", "chat_template_hash", "files", "config", "extra")}
+    strings_ok = isinstance(body["base_hash"], str) and isinstance(body["chat_template_hash"], str)
+    if not strings_ok or not all(isinstance(body[key], dict) for key in ("files", "config", "extra")):
+        raise AdapterRefusedError(f"Adapter {folder.name}: its manifest is incomplete.")
+    if body["format"] != FORMAT:
+        raise AdapterRefusedError(f"Adapter {folder.name}: manifest format {body['format']!r} is not {FORMAT}.")
+    if raw.get("id") != _identify(body) or folder.name != raw["id"]:
+        raise AdapterRefusedError(f"Adapter {folder.name}: its name does not match its manifest; it was changed.")
+    return Manifest(
+        adapter_id=raw["id"],
+        folder=folder,
+        base_hash=str(body["base_hash"]),
+        chat_template_hash=str(body["chat_template_hash"]),
+        files=body["files"] or {},
+        config=body["config"] or {},
+        extra=body["extra"] or {},
+    )
+
+
+def _check_files(folder: Path, names: frozenset[str], listed: Mapping[str, str]) -> None:
+    if unlisted := names - {MANIFEST} - listed.keys():
+        raise AdapterRefusedError(f"Adapter {folder.name}: {sorted(unlisted)[0]} is not in its manifest.")
+    if missing := listed.keys() - names:
+        raise AdapterRefusedError(f"Adapter {folder.name}: {sorted(missing)[0]} is missing.")
+    for name, digest in listed.items():
+        if _sha256(folder / name) != digest:
+            raise AdapterRefusedError(f"Adapter {folder.name}: {name} does not have the hash in its manifest.")
+
+
+def _identify(body: Mapping[str, Any]) -> str:
+    canonical = json.dumps(body, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
+    return "a" + hashlib.sha256(canonical.encode()).hexdigest()[:15]
+
+
+def _open(path: Path) -> int:
+    try:
+        return os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+    except OSError as error:
+        raise AdapterRefusedError(f"The adapter file {path} cannot be read: {error.strerror}.") from error
+
+
+def _sha256(path: Path) -> str:
+    with os.fdopen(_open(path), "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _read_bytes(path: Path, limit: int) -> bytes:
+    with os.fdopen(_open(path), "rb") as file:
+        if os.fstat(file.fileno()).st_size > limit:
+            raise AdapterRefusedError(f"The adapter file {path} is larger than {limit:,} bytes.")
+        return file.read()
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        value = json.loads(_read_bytes(path, MAX_JSON_BYTES))
+    except (ValueError, RecursionError) as error:
+        raise AdapterRefusedError(f"The adapter file {path} is not valid JSON.") from error
+    if not isinstance(value, dict):
+        raise AdapterRefusedError(f"The adapter file {path} does not hold a JSON object.")
+    return value
+
+
+def _write_durably(path: Path, text: str) -> None:
+    with path.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _fsync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,57 @@
+"""What can go wrong between a caller and the model server.
+
+ServingError
+├── ServerUnavailableError   nothing (usable) answers at the server's address
+├── ServerLoadingError       the server is up, its model is not loaded yet
+├── ServerBusyError          the queue is full; ``retry_after_s`` says when to come back
+├── UnknownModelError        no base or loaded adapter has this name
+├── RequestRejectedError     the request itself is wrong (too long, out of range)
+├── AdapterRefusedError      an adapter folder failed a check
+├── BaseRefusedError         the base model is missing, unsupported or too large for this machine
+└── ServerStartError         the server cannot listen where it was told to
+"""
+
+from __future__ import annotations
+
+
+class ServingError(Exception):
+    """Base of every error of the model server and its client; the text is one sentence for a person."""
+
+
+class ServerUnavailableError(ServingError):
+    """Nothing usable answers at the model server's address, or it stopped answering."""
+
+
+class ServerLoadingError(ServingError):
+    """The model server is up but still loads its model."""
+
+
+class ServerBusyError(ServingError):
+    """The model server's queue is full.
+
+    ``retry_after_s`` is the server's own estimate in seconds.
+    """
+
+    def __init__(self, message: str, retry_after_s: float = 1.0) -> None:
+        super().__init__(message)
+        self.retry_after_s = retry_after_s
+
+
+class UnknownModelError(ServingError):
+    """The server has neither a base nor a loaded adapter of the requested name."""
+
+
+class RequestRejectedError(ServingError):
+    """The request itself cannot be served; the text names what to change."""
+
+
+class AdapterRefusedError(ServingError):
+    """An adapter folder failed a check; the text names the check."""
+
+
+class BaseRefusedError(ServingError):
+    """A base model is missing, unsupported, damaged or too large for this machine."""
+
+
+class ServerStartError(ServingError):
+    """The server cannot start as configured (port in use, no key on a public address)."""

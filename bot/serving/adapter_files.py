@@ -1,8 +1,8 @@
-"""An adapter on disk: its folder, its manifest, and the checks before anything reads its weights (torch-free).
+"""An adapter on disk: its folder, its manifest, and the checks before its weights are read (torch-free).
 
 A folder ``adapters/<id>/`` holds PEFT's ``adapter_config.json`` and ``adapter_model.safetensors`` and our
-``manifest.json``. The id is a hash of the manifest, which holds the hash of every file: a folder cannot change
-without losing its name. Nothing here is ever unpickled.
+``manifest.json``. The id is a hash of the manifest, which holds the hash of every file: a folder cannot
+change without losing its name. Nothing here is ever unpickled.
 """
 
 from __future__ import annotations
@@ -34,8 +34,8 @@ _PICKLES = frozenset({".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".jobli
 class Manifest:
     """A checked adapter folder.
 
-    ``files`` maps each file name to its sha256; ``config`` is PEFT's adapter configuration; ``extra`` is whatever
-    the writer recorded (run, scale, rehearsal mark).
+    ``files`` maps each file name to its sha256; ``config`` is PEFT's adapter configuration; ``extra`` is
+    whatever the writer recorded (run, scale, rehearsal mark).
     """
 
     adapter_id: str
@@ -50,8 +50,8 @@ class Manifest:
 def write_manifest(folder: Path, *, base_hash: str, chat_template_hash: str, extra: Mapping[str, Any]) -> str:
     """Write ``manifest.json`` into an adapter folder and return the adapter's id.
 
-    The caller then renames the folder once to ``adapters/<id>``. Every file and the folder are flushed to disk.
-    ``extra`` is part of the id: put nothing there that differs between two runs that should have the same id.
+    The caller then renames the folder once to ``adapters/<id>``. Every file and the folder are flushed to
+    disk. ``extra`` is part of the id: put nothing there that differs between two runs that should share one.
 
     Raises:
         AdapterRefusedError: a required file is missing, or the folder holds a link, a folder or a pickle.
@@ -68,7 +68,7 @@ def write_manifest(folder: Path, *, base_hash: str, chat_template_hash: str, ext
         "chat_template_hash": chat_template_hash,
         "files": files,
         "config": _read_json(folder / CONFIG),
-        "extra": dict(extra),
+        "extra": json.loads(json.dumps(dict(extra))),
     }
     adapter_id = _identify(body)
     _write_durably(folder / MANIFEST, json.dumps({"id": adapter_id, **body}, indent=2, sort_keys=True))
@@ -82,8 +82,8 @@ def verify(folder: Path, *, adapters_dir: Path, base_hash: str, chat_template_ha
     """Check an adapter folder completely and return its manifest.
 
     Raises:
-        AdapterRefusedError: with the reason, at the first check that fails: outside ``adapters_dir``, a link, a
-            missing, unlisted or pickled file, a changed file, another base, another chat template.
+        AdapterRefusedError: with the reason, at the first check that fails: outside ``adapters_dir``, a link,
+            a missing, unlisted or pickled file, a changed file, another base, another chat template.
     """
     folder = _inside(folder, adapters_dir)
     names = _file_names(folder)
@@ -95,8 +95,8 @@ def verify(folder: Path, *, adapters_dir: Path, base_hash: str, chat_template_ha
         raise AdapterRefusedError(f"Adapter {folder.name}: {CONFIG} differs from the manifest's copy.")
     if manifest.base_hash != base_hash:
         raise AdapterRefusedError(
-            f"Adapter {folder.name} was trained on base {manifest.base_hash[:12]}, but base {base_hash[:12]} is "
-            "served; serve that base, or retrain on this one."
+            f"Adapter {folder.name} was trained on base {manifest.base_hash[:12]}, but base "
+            f"{base_hash[:12]} is served; serve that base, or retrain on this one."
         )
     if manifest.chat_template_hash != chat_template_hash:
         raise AdapterRefusedError(
@@ -123,11 +123,15 @@ def read_file(manifest: Manifest, name: str) -> bytes:
 def _inside(folder: Path, adapters_dir: Path) -> Path:
     """Return the folder's real path if it is a plain folder directly inside the adapters folder."""
     if ".." in folder.parts:
-        raise AdapterRefusedError(f"The adapter path {folder} contains '..'; name a folder in {adapters_dir}.")
+        raise AdapterRefusedError(
+            f"The adapter path {folder} contains '..'; name a folder in {adapters_dir}."
+        )
     root = adapters_dir.resolve()
     absolute = folder if folder.is_absolute() else root / folder
     if absolute.parent.resolve() != root:
-        raise AdapterRefusedError(f"The adapter path {folder} is not a folder directly inside {adapters_dir}.")
+        raise AdapterRefusedError(
+            f"The adapter path {folder} is not a folder directly inside {adapters_dir}."
+        )
     real = root / absolute.name
     try:
         mode = real.lstat().st_mode
@@ -163,14 +167,19 @@ def _file_names(folder: Path) -> frozenset[str]:
 
 def _read_manifest(folder: Path) -> Manifest:
     raw = _read_json(folder / MANIFEST)
-    body = {key: raw.get(key) for key in ("format", "base_hash", "chat_template_hash", "files", "config", "extra")}
+    keys = ("format", "base_hash", "chat_template_hash", "files", "config", "extra")
+    body = {key: raw.get(key) for key in keys}
     strings_ok = isinstance(body["base_hash"], str) and isinstance(body["chat_template_hash"], str)
     if not strings_ok or not all(isinstance(body[key], dict) for key in ("files", "config", "extra")):
         raise AdapterRefusedError(f"Adapter {folder.name}: its manifest is incomplete.")
     if body["format"] != FORMAT:
-        raise AdapterRefusedError(f"Adapter {folder.name}: manifest format {body['format']!r} is not {FORMAT}.")
+        raise AdapterRefusedError(
+            f"Adapter {folder.name}: manifest format {body['format']!r} is not {FORMAT}."
+        )
     if raw.get("id") != _identify(body) or folder.name != raw["id"]:
-        raise AdapterRefusedError(f"Adapter {folder.name}: its name does not match its manifest; it was changed.")
+        raise AdapterRefusedError(
+            f"Adapter {folder.name}: its name does not match its manifest; it was changed."
+        )
     return Manifest(
         adapter_id=raw["id"],
         folder=folder,
@@ -189,7 +198,9 @@ def _check_files(folder: Path, names: frozenset[str], listed: Mapping[str, str])
         raise AdapterRefusedError(f"Adapter {folder.name}: {sorted(missing)[0]} is missing.")
     for name, digest in listed.items():
         if _sha256(folder / name) != digest:
-            raise AdapterRefusedError(f"Adapter {folder.name}: {name} does not have the hash in its manifest.")
+            raise AdapterRefusedError(
+                f"Adapter {folder.name}: {name} does not have the hash in its manifest."
+            )
 
 
 def _identify(body: Mapping[str, Any]) -> str:

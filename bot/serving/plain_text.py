@@ -1,9 +1,9 @@
 """Make text from people incapable of yielding a tokenizer's control tokens.
 
-A tokenizer turns the *string* ``<|im_end|>`` into the control token that ends a turn, whoever wrote it. So every
-text that a person wrote is broken at such strings before it enters a prompt or a training row: one space goes in
-after the opening bracket. A space survives every normaliser (zero-width characters do not: NFKC-style normalisers
-drop them and would glue the token together again).
+A tokenizer turns the *string* ``<|im_end|>`` into the control token that ends a turn, whoever wrote it. So
+every text that a person wrote is broken at such strings before it enters a prompt or a training row: one
+space goes in after the opening bracket. A space survives every normaliser (zero-width characters do not:
+NFKC-style normalisers drop them and would glue the token together again).
 """
 
 from __future__ import annotations
@@ -12,29 +12,31 @@ import re
 import unicodedata
 from collections.abc import Sequence
 
-# Control words that look like ordinary markup; anything with a bar (<|...|>) or an underscore (<fim_prefix>) is
-# caught by shape. Collected from the tokenizers of Llama, Mistral, Gemma, Qwen, SmolLM, Phi, DeepSeek, T5, BERT.
-_ANGLE_NAMES = frozenset(
-    "s pad unk mask bos eos cls sep eod eot eom eop sop gmask think tool tools image images img video audio "
-    "reponame filename file repo commit fim pre mid suf end box ref quad sys sysprompt system user assistant "
-    "human bot inst".split()
-)
-_SQUARE_NAMES = frozenset(
-    "inst sys cls sep pad mask unk bos eos gmask smask sop eop toolcalls toolresults availabletools prefix suffix "
-    "middle img systemprompt think args callid toolcontent audio transcribe modelsettings begin end".split()
-)
-DEFAULT: tuple[str, ...] = ("<|", "|>", "<\uff5c", "\uff5c>", "<<SYS>>", "<</SYS>>", "[gMASK]")
+# Control words that look like ordinary markup; anything with a bar (<|...|>) or an underscore (<fim_prefix>)
+# is caught by shape. From the tokenizers of Llama, Mistral, Gemma, Qwen, SmolLM, Phi, DeepSeek, T5 and BERT.
+_ANGLE_WORDS = """
+    s pad unk mask bos eos cls sep eod eot eom eop sop gmask think tool tools image images img video audio
+    reponame filename file repo commit fim pre mid suf end box ref quad sys sysprompt system user assistant
+    human bot inst
+"""
+_SQUARE_WORDS = """
+    inst sys cls sep pad mask unk bos eos gmask smask sop eop toolcalls toolresults availabletools prefix
+    suffix middle img systemprompt think args callid toolcontent audio transcribe modelsettings begin end
+"""
+_ANGLE_NAMES = frozenset(_ANGLE_WORDS.split())
+_SQUARE_NAMES = frozenset(_SQUARE_WORDS.split())
+DEFAULT: tuple[str, ...] = ("<|", "<\uff5c", "<<SYS>>", "<</SYS>>", "[gMASK]")
 """Strings that are broken wherever they stand, besides everything that has the shape of a control token."""
 
-_GAP = "[\u00ad\u034f\u061c\u180b-\u180f\u200b-\u200f\u202a-\u202e\u2060-\u206f\ufe00-\ufe0f\ufeff\x00-\x08\x0e-\x1f\x7f]*"
+# Characters that some normaliser drops: controls, format characters, variation selectors.
+_GAP = (
+    "[\x00-\x08\x0e-\x1f\x7f\u00ad\u034f\u061c\u180b-\u180f\u200b-\u200f\u202a-\u202e\u2060-\u206f"
+    "\ufe00-\ufe0f\ufeff]*"
+)
 _LESS = "<\uff1c\ufe64\u2039\u3008\u276e"
 _MORE = ">\uff1e\ufe65\u203a\u3009\u276f"
 _BARS = "|\uff5c\u2502\uffe8\u01c0"
-_SHAPES = (
-    # An opening bracket before a bar, and a bar before a closing bracket.
-    re.compile(f"([{_LESS}])(?={_GAP}[{_BARS}])"),
-    re.compile(f"([{_BARS}])(?={_GAP}[{_MORE}])"),
-)
+_BARRED = re.compile(f"([{_LESS}])(?={_GAP}[{_BARS}])")
 _ANGLE = re.compile(f"([{_LESS}])(?=([^{_LESS}{_MORE}\\s]{{1,80}})[{_MORE}])")
 _SQUARE = re.compile("([\\[\uff3b])(?=([^\\[\\]\uff3b\uff3d\\s]{1,80})[\\]\uff3d])")
 _IGNORABLE = re.compile(_GAP)
@@ -51,8 +53,7 @@ def neutralise(text: str, special_tokens: Sequence[str] = DEFAULT) -> str:
         special_tokens: exact strings to break besides the general shapes, such as a tokenizer's own list.
     """
     text = _replace_lone_surrogates(text)
-    for shape in _SHAPES:
-        text = shape.sub(r"\1 ", text)
+    text = _BARRED.sub(r"\1 ", text)
     text = _ANGLE.sub(_break_angle, text)
     text = _SQUARE.sub(_break_square, text)
     return _break_exact(text, special_tokens)
@@ -72,8 +73,9 @@ def _break_angle(match: re.Match[str]) -> str:
     if not _NAME.fullmatch(name):
         return match[1]
     word = name.removeprefix("/")
-    known = word.rstrip("0123456789") in _ANGLE_NAMES or word.startswith(("unused", "reserved", "extra", "0x"))
-    return match[1] + " " if known or "_" in word or "\u2581" in word or "-" in word else match[1]
+    known = word.rstrip("0123456789") in _ANGLE_NAMES
+    shaped = word.startswith(("unused", "reserved", "extra", "0x")) or bool(set("_\u2581-") & set(word))
+    return match[1] + " " if known or shaped else match[1]
 
 
 def _break_square(match: re.Match[str]) -> str:

@@ -66,8 +66,8 @@ class Completion:
 class BaseDescription:
     """The base model that a server serves.
 
-    ``hash`` identifies the 4-bit weights on every machine; ``folder`` is the cached 4-bit form that the trainer
-    loads; ``special_tokens`` are the strings that its tokenizer would read as control tokens.
+    ``hash`` identifies the 4-bit weights on every machine; ``folder`` is the cached 4-bit form that the
+    trainer loads; ``special_tokens`` are the strings that its tokenizer would read as control tokens.
     """
 
     id: str
@@ -162,7 +162,7 @@ class CompletionRequest(_Generation):
         if isinstance(self.prompt, str):
             return [self.prompt]
         if self.prompt and isinstance(self.prompt[0], int):
-            return [self.prompt]  # type: ignore[list-item]
+            return [self.prompt]
         return self.prompt  # type: ignore[return-value]
 
 

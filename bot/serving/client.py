@@ -1,0 +1,495 @@
+"""Talk to the model server, or to any OpenAI-compatible one such as vLLM (torch-free).
+
+Every call has a deadline, and every failure is one of :mod:`bot.serving.errors`. A client made by
+:meth:`ModelClient.from_run_dir` follows the server through restarts: port and secret are read again from
+``server.json`` whenever a connection fails or the secret is refused.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import math
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+
+from bot.serving.errors import (
+    AdapterRefusedError,
+    RequestRejectedError,
+    ServerBusyError,
+    ServerLoadingError,
+    ServerUnavailableError,
+    ServingError,
+    UnknownModelError,
+)
+from bot.serving.protocol import (
+    PRIORITY_BACKGROUND,
+    PRIORITY_PEOPLE,
+    SECRET_HEADER,
+    BaseDescription,
+    ChatDelta,
+    ChatMessage,
+    Completion,
+    Health,
+    TokenIds,
+    Usage,
+)
+from bot.serving.sse import events
+
+SERVER_FILE = "server.json"
+CONNECT_TIMEOUT_S = 5.0
+QUICK_DEADLINE_S = 15.0
+ADAPTER_DEADLINE_S = 120.0
+# The server sends a comment line every few seconds while a request waits: such a silence is a dead server.
+SILENCE_LIMIT_S = 120.0
+SCORE_BATCH = 16
+
+
+@dataclass(frozen=True, slots=True)
+class Endpoint:
+    """Where a server listens and what opens it."""
+
+    base_url: str
+    secret: str | None = None
+    api_key: str | None = None
+
+
+class ModelClient:
+    """A connection pool to one model server. Close it with :meth:`close`, or use it in ``async with``."""
+
+    def __init__(
+        self,
+        base_url: str,
+        *,
+        secret: str | None = None,
+        api_key: str | None = None,
+        session: aiohttp.ClientSession | None = None,
+    ) -> None:
+        """Use the server at ``base_url`` (a trailing ``/v1`` is dropped); ``session`` stays the caller's."""
+        self._endpoint: Endpoint | None = Endpoint(_trim(base_url), secret, api_key) if base_url else None
+        self._run_dir: Path | None = None
+        self._api_key = api_key
+        self._session = session
+        self._owns_session = session is None
+
+    @classmethod
+    def from_run_dir(
+        cls, run_dir: Path, *, api_key: str | None = None, session: aiohttp.ClientSession | None = None
+    ) -> ModelClient:
+        """Follow the server that writes ``run_dir/server.json``, also across its restarts."""
+        client = cls("", api_key=api_key, session=session)
+        client._run_dir = run_dir
+        return client
+
+    async def __aenter__(self) -> ModelClient:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        """Close the connections that this client opened."""
+        if self._owns_session and self._session is not None:
+            await self._session.close()
+            self._session = None
+
+    async def health(self) -> Health:
+        """Return what the server says about itself, also while it is loading.
+
+        Raises:
+            ServerUnavailableError: nothing answers.
+        """
+        async with self._request("GET", "/health", deadline_s=QUICK_DEADLINE_S, allow=(200, 503)) as response:
+            text = await response.text()
+        try:
+            return _health(json.loads(text) if text.strip() else {})
+        except (ValueError, TypeError, AttributeError) as error:
+            raise ServerUnavailableError("The model server's health answer could not be read.") from error
+
+    async def models(self) -> list[str]:
+        """Return the names that a request may use: the base's first, then the loaded adapters'."""
+        answer = await self._json("GET", "/v1/models", deadline_s=QUICK_DEADLINE_S)
+        return [str(entry["id"]) for entry in answer.get("data", [])]
+
+    async def chat_stream(
+        self,
+        *,
+        model: str,
+        messages: Sequence[ChatMessage],
+        max_tokens: int,
+        temperature: float = 0.7,
+        top_p: float = 0.9,
+        top_k: int = 0,
+        min_p: float = 0.0,
+        repetition_penalty: float = 1.0,
+        seed: int | None = None,
+        stop: Sequence[str] | None = None,
+        priority: int = PRIORITY_PEOPLE,
+        deadline_s: float = 300.0,
+    ) -> AsyncIterator[ChatDelta]:
+        """Yield the reply piece by piece; the last piece carries ``finish_reason`` and ``usage``.
+
+        Closing the iterator early cancels the request on the server.
+
+        Raises:
+            ServerUnavailableError: no server, the connection broke, or ``deadline_s`` passed.
+            ServerLoadingError, ServerBusyError, UnknownModelError, RequestRejectedError: as they say.
+        """
+        body: dict[str, Any] = {
+            "model": model,
+            "messages": [message.as_json() for message in messages],
+            "max_tokens": max_tokens,
+            "temperature": temperature,
+            "top_p": top_p,
+            "stream": True,
+            "stream_options": {"include_usage": True},
+        }
+        extras = {"top_k": top_k, "min_p": min_p, "seed": seed, "priority": priority}
+        body |= {name: value for name, value in extras.items() if value}
+        if seed is not None:
+            body["seed"] = seed
+        if repetition_penalty != 1.0:
+            body["repetition_penalty"] = repetition_penalty
+        if stop:
+            body["stop"] = list(stop)
+        async with self._request("POST", "/v1/chat/completions", body, deadline_s=deadline_s) as response:
+            async for delta in _chat_deltas(response):
+                yield delta
+
+    async def chat(
+        self,
+        *,
+        model: str,
+        messages: Sequence[ChatMessage],
+        max_tokens: int,
+        temperature: float = 0.7,
+        top_p: float = 0.9,
+        top_k: int = 0,
+        min_p: float = 0.0,
+        repetition_penalty: float = 1.0,
+        seed: int | None = None,
+        stop: Sequence[str] | None = None,
+        priority: int = PRIORITY_PEOPLE,
+        deadline_s: float = 300.0,
+    ) -> Completion:
+        """Return the whole reply; same arguments and errors as :meth:`chat_stream`."""
+        pieces: list[str] = []
+        reason, usage = "stop", Usage(0, 0)
+        async for delta in self.chat_stream(
+            model=model,
+            messages=messages,
+            max_tokens=max_tokens,
+            temperature=temperature,
+            top_p=top_p,
+            top_k=top_k,
+            min_p=min_p,
+            repetition_penalty=repetition_penalty,
+            seed=seed,
+            stop=stop,
+            priority=priority,
+            deadline_s=deadline_s,
+        ):
+            pieces.append(delta.text)
+            reason = delta.finish_reason or reason
+            usage = delta.usage or usage
+        return Completion("".join(pieces), reason, usage.prompt_tokens, usage.completion_tokens)
+
+    async def tokenize(
+        self, *, model: str, messages: Sequence[ChatMessage], add_generation_prompt: bool = True
+    ) -> TokenIds:
+        """Return the token ids of a chat as the server would send it to the model."""
+        answer = await self._tokenize(model, messages, add_generation_prompt)
+        return [int(token) for token in answer["tokens"]]
+
+    async def count_tokens(
+        self, *, model: str, messages: Sequence[ChatMessage], add_generation_prompt: bool = True
+    ) -> int:
+        """Return how many tokens a chat takes of the model's context."""
+        return int((await self._tokenize(model, messages, add_generation_prompt))["count"])
+
+    async def _tokenize(
+        self, model: str, messages: Sequence[ChatMessage], generation: bool
+    ) -> dict[str, Any]:
+        body = {
+            "model": model,
+            "messages": [message.as_json() for message in messages],
+            "add_generation_prompt": generation,
+        }
+        return await self._json("POST", "/tokenize", body, deadline_s=QUICK_DEADLINE_S)
+
+    async def score(
+        self,
+        *,
+        model: str,
+        prompts: Sequence[Sequence[int]],
+        priority: int = PRIORITY_BACKGROUND,
+        deadline_s: float = 600.0,
+    ) -> list[list[float]]:
+        """Return per prompt the log-probability of each token given those before it, in nats.
+
+        Each list is as long as its prompt; the first entry is 0.0, since nothing comes before the first.
+        The order of the prompts is kept. ``deadline_s`` holds for each batch of 16 prompts.
+        """
+        scores: list[list[float]] = []
+        for start in range(0, len(prompts), SCORE_BATCH):
+            batch = [list(prompt) for prompt in prompts[start : start + SCORE_BATCH]]
+            body = {
+                "model": model,
+                "prompt": batch,
+                "max_tokens": 1,
+                "prompt_logprobs": 0,
+                "temperature": 0.0,
+            }
+            if priority:
+                body["priority"] = priority
+            answer = await self._json("POST", "/v1/completions", body, deadline_s=deadline_s)
+            choices = sorted(answer["choices"], key=lambda choice: int(choice["index"]))
+            scores += [_prompt_scores(choice, ids) for choice, ids in zip(choices, batch, strict=True)]
+        return scores
+
+    async def load_adapter(self, name: str, path: Path | str) -> None:
+        """Load an adapter folder under a name; loading the same one twice changes nothing.
+
+        Raises:
+            AdapterRefusedError: the server refused the folder; the text says why.
+        """
+        body = {"lora_name": name, "lora_path": str(path)}
+        await self._adapter_call("/v1/load_lora_adapter", body)
+
+    async def unload_adapter(self, name: str) -> None:
+        """Forget an adapter once its last running request has ended.
+
+        Raises:
+            UnknownModelError: no adapter of this name is loaded.
+        """
+        await self._adapter_call("/v1/unload_lora_adapter", {"lora_name": name})
+
+    async def _adapter_call(self, path: str, body: Mapping[str, Any]) -> None:
+        try:
+            async with self._request("POST", path, body, deadline_s=ADAPTER_DEADLINE_S) as response:
+                await response.read()
+        except RequestRejectedError as error:
+            # vLLM answers 400 when the adapter is loaded already; so does an older server of ours.
+            if "already been loaded" not in str(error):
+                raise AdapterRefusedError(str(error)) from error
+
+    async def _json(
+        self, method: str, path: str, body: Mapping[str, Any] | None = None, *, deadline_s: float
+    ) -> dict[str, Any]:
+        async with self._request(method, path, body, deadline_s=deadline_s) as response:
+            text = await response.text()
+        try:
+            answer = json.loads(text)
+        except ValueError as error:
+            raise ServerUnavailableError(f"The model server's answer to {path} is not JSON.") from error
+        if not isinstance(answer, dict):
+            raise ServerUnavailableError(f"The model server's answer to {path} is not a JSON object.")
+        return answer
+
+    @asynccontextmanager
+    async def _request(
+        self,
+        method: str,
+        path: str,
+        body: Mapping[str, Any] | None = None,
+        *,
+        deadline_s: float,
+        allow: tuple[int, ...] = (200,),
+    ) -> AsyncIterator[aiohttp.ClientResponse]:
+        """Send one request, once more where ``server.json`` has changed; translate every failure."""
+        loop = asyncio.get_running_loop()
+        ends_at = loop.time() + deadline_s
+        endpoint = await self._current_endpoint()
+        with _translated(endpoint, deadline_s):
+            response = await self._open(endpoint, method, path, body, ends_at)
+            if response is None or response.status in (401, 403):
+                endpoint, response = await self._reopen(endpoint, response, method, path, body, ends_at)
+            try:
+                if response.status not in allow:
+                    raise _error_from(response.status, response.headers, await response.text())
+                yield response
+            finally:
+                response.close()
+
+    async def _reopen(
+        self,
+        old: Endpoint,
+        refused: aiohttp.ClientResponse | None,
+        method: str,
+        path: str,
+        body: Mapping[str, Any] | None,
+        ends_at: float,
+    ) -> tuple[Endpoint, aiohttp.ClientResponse]:
+        """Try again at the address that a restarted server wrote; without one, the first outcome stands."""
+        endpoint = await self._current_endpoint(fresh=True)
+        if endpoint == old:
+            if refused is not None:
+                return old, refused
+            raise ServerUnavailableError(f"No model server answers at {old.base_url}.")
+        if refused is not None:
+            refused.close()
+        response = await self._open(endpoint, method, path, body, ends_at)
+        if response is None:
+            raise ServerUnavailableError(f"No model server answers at {endpoint.base_url}.")
+        return endpoint, response
+
+    async def _open(
+        self, endpoint: Endpoint, method: str, path: str, body: Mapping[str, Any] | None, ends_at: float
+    ) -> aiohttp.ClientResponse | None:
+        """Return the response once its head has come, or None where nothing accepts connections."""
+        remaining_s = max(ends_at - asyncio.get_running_loop().time(), 0.001)
+        timeout = aiohttp.ClientTimeout(
+            total=remaining_s, sock_connect=CONNECT_TIMEOUT_S, sock_read=SILENCE_LIMIT_S
+        )
+        if self._session is None:
+            self._session = aiohttp.ClientSession()
+        try:
+            return await self._session.request(
+                method,
+                endpoint.base_url + path,
+                json=body,
+                headers=_headers(endpoint),
+                timeout=timeout,
+                allow_redirects=False,
+            )
+        except aiohttp.ClientConnectorError:
+            return None
+
+    async def _current_endpoint(self, *, fresh: bool = False) -> Endpoint:
+        if self._run_dir is not None and (fresh or self._endpoint is None):
+            self._endpoint = await asyncio.to_thread(_read_endpoint, self._run_dir, self._api_key)
+        if self._endpoint is None:
+            raise ServerUnavailableError(
+                "The model server is not running (it has not written its address yet)."
+            )
+        return self._endpoint
+
+
+class _translated:
+    """Turn aiohttp's and asyncio's failures into this package's errors."""
+
+    def __init__(self, endpoint: Endpoint, deadline_s: float) -> None:
+        self._endpoint = endpoint
+        self._deadline_s = deadline_s
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, _: object, error: BaseException | None, __: object) -> None:
+        if isinstance(error, TimeoutError):
+            raise ServerUnavailableError(
+                f"The model server at {self._endpoint.base_url} did not finish within {self._deadline_s:g} s."
+            ) from error
+        if isinstance(error, aiohttp.ClientError | ConnectionError):
+            raise ServerUnavailableError(
+                f"The connection to the model server at {self._endpoint.base_url} broke."
+            ) from error
+        if isinstance(error, KeyError | IndexError | TypeError | ValueError):
+            raise ServerUnavailableError(
+                f"The model server at {self._endpoint.base_url} sent an answer that could not be read."
+            ) from error
+
+
+async def _chat_deltas(response: aiohttp.ClientResponse) -> AsyncIterator[ChatDelta]:
+    """Read a chat stream; exactly one delta with a finish reason comes last, also when usage follows it."""
+    reason: str | None = None
+    usage: Usage | None = None
+    async for data in events(response.content):
+        if data == "[DONE]":
+            break
+        chunk = json.loads(data)
+        if "error" in chunk:
+            raise _error_from(int(chunk["error"].get("status", 500)), {}, data)
+        if chunk.get("usage"):
+            usage = Usage(int(chunk["usage"]["prompt_tokens"]), int(chunk["usage"]["completion_tokens"]))
+        for choice in chunk.get("choices", []):
+            reason = choice.get("finish_reason") or reason
+            text = (choice.get("delta") or {}).get("content")
+            if text:
+                yield ChatDelta(text)
+    if reason is None:
+        raise ServerUnavailableError("The model server's stream ended in the middle of a reply.")
+    yield ChatDelta("", reason, usage)
+
+
+def _trim(base_url: str) -> str:
+    return base_url.rstrip("/").removesuffix("/v1")
+
+
+def _headers(endpoint: Endpoint) -> dict[str, str]:
+    headers = {"Accept": "application/json, text/event-stream"}
+    if endpoint.secret:
+        headers[SECRET_HEADER] = endpoint.secret
+    if endpoint.api_key:
+        headers["Authorization"] = f"Bearer {endpoint.api_key}"
+    return headers
+
+
+def _read_endpoint(run_dir: Path, api_key: str | None) -> Endpoint | None:
+    try:
+        value = json.loads((run_dir / SERVER_FILE).read_text(encoding="utf-8"))
+        return Endpoint(_trim(str(value["base_url"])), str(value["secret"]), api_key)
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def _error_from(status: int, headers: Mapping[str, str], text: str) -> ServingError:
+    """Translate an error answer in OpenAI's shape, or whatever came instead of one."""
+    try:
+        details = json.loads(text)["error"]
+        message, code = str(details["message"]), str(details.get("code"))
+    except (ValueError, KeyError, TypeError, AttributeError):
+        message, code = f"The model server answered with HTTP status {status}.", ""
+    if status == 404 and code != "not_found":
+        return UnknownModelError(message)
+    if status == 429:
+        return ServerBusyError(message, _retry_after_s(headers))
+    if status == 503:
+        return ServerLoadingError(message) if code in ("loading", "") else ServerUnavailableError(message)
+    if code == "adapter_refused":
+        return AdapterRefusedError(message)
+    return RequestRejectedError(message) if 400 <= status < 500 else ServerUnavailableError(message)
+
+
+def _retry_after_s(headers: Mapping[str, str]) -> float:
+    try:
+        return max(float(headers.get("Retry-After", "1")), 0.0)
+    except ValueError:
+        return 1.0
+
+
+def _health(value: Mapping[str, Any]) -> Health:
+    """vLLM answers with an empty body; ours with everything."""
+    base = value.get("base")
+    queue = value.get("queue") or {}
+    known = BaseDescription.__dataclass_fields__
+    described = None
+    if isinstance(base, dict):
+        fields = {name: base[name] for name in known if name in base}
+        described = BaseDescription(**{**fields, "special_tokens": tuple(base.get("special_tokens", ()))})
+    return Health(
+        status=value.get("status", "ok"),
+        detail=str(value.get("detail", "")),
+        base=described,
+        adapters=tuple(value.get("adapters", ())),
+        running=int(queue.get("running", 0)),
+        waiting=int(queue.get("waiting", 0)),
+    )
+
+
+def _prompt_scores(choice: Mapping[str, Any], ids: Sequence[int]) -> list[float]:
+    entries = choice["prompt_logprobs"]
+    if len(entries) != len(ids):
+        raise ServerUnavailableError("The model server scored another number of tokens than it was sent.")
+    scores = [0.0]
+    for token, entry in zip(ids[1:], entries[1:], strict=True):
+        value = float(entry[str(token)]["logprob"])
+        if math.isnan(value):
+            raise ServerUnavailableError("The model server sent a log-probability that is not a number.")
+        scores.append(value)
+    return scores

@@ -8,16 +8,16 @@ import pytest
 
 from tests.skip_rule import SkipRule, is_ci
 
-# OpenMP reads these once, when torch is first imported. One passive thread a process keeps tests from spinning against
-# each other on small machines, and sums in one order, so that results repeat.
+# OpenMP reads these once, when torch is first imported. One passive thread a process keeps tests from spinning
+# against each other on small machines, and sums in one order, so that results repeat.
 os.environ.update(
     OMP_NUM_THREADS="1",
     OMP_WAIT_POLICY="passive",
     GOMP_SPINCOUNT="0",
     TOKENIZERS_PARALLELISM="false",
 )
-# No test downloads a model or reports telemetry, and none picks up the developer's own bot, home or keys. Child processes
-# inherit all of this.
+# No test downloads a model or reports telemetry, and none picks up the developer's own bot, home or keys.
+# Child processes inherit all of this.
 os.environ.update(
     HF_HUB_OFFLINE="1",
     HF_HUB_DISABLE_TELEMETRY="1",

@@ -1,7 +1,7 @@
 """With CI=true, a skipped test is a failure unless it only lacks a GPU.
 
-A machine of one's own may lack chromium or systemd; continuous integration installs them, so that a skip there means that
-something silently stopped being tested.
+A machine of one's own may lack chromium or systemd; continuous integration installs them, so that a skip there
+means that something silently stopped being tested.
 """
 
 from __future__ import annotations
@@ -30,7 +30,8 @@ class SkipRule:
             self.unexpected.append(_describe(report.nodeid, report.longrepr))
 
     def pytest_sessionfinish(self, session: pytest.Session, exitstatus: int) -> None:
-        if self.strict and self.unexpected and exitstatus in (pytest.ExitCode.OK, pytest.ExitCode.NO_TESTS_COLLECTED):
+        otherwise_green = exitstatus in (pytest.ExitCode.OK, pytest.ExitCode.NO_TESTS_COLLECTED)
+        if self.strict and self.unexpected and otherwise_green:
             session.exitstatus = pytest.ExitCode.TESTS_FAILED
 
     def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:

@@ -1,4 +1,4 @@
-"""The rule that a skip is a failure in continuous integration, held by running pytest on small suites of its own."""
+"""The rule that a skip is a failure in continuous integration, held by running pytest on small suites."""
 
 from __future__ import annotations
 
@@ -22,7 +22,17 @@ def run_suite(folder: Path, source: str, *, ci: str) -> subprocess.CompletedProc
     (folder / "conftest.py").write_text(CONFTEST)
     (folder / "test_suite.py").write_text("import pytest\n" + source)
     return subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--rootdir", str(folder), str(folder)],
+        [
+            sys.executable,
+            "-m",
+            "pytest",
+            "-q",
+            "-p",
+            "no:cacheprovider",
+            "--rootdir",
+            str(folder),
+            str(folder),
+        ],
         env={**os.environ, "CI": ci, "PYTHONPATH": str(ROOT), "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"},
         cwd=folder,
         capture_output=True,

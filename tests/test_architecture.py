@@ -1,0 +1,382 @@
+"""The lines of the architecture, held on the source: who may import whom, what the event loop may not do."""
+
+from __future__ import annotations
+
+import ast
+import os
+import re
+import subprocess
+import sys
+import tokenize
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+PACKAGES = ("bot", "storage", "trainer")
+MODEL_LIBRARIES = frozenset(
+    {"torch", "transformers", "peft", "bitsandbytes", "trl", "accelerate", "datasets", "gguf"}
+)
+# What the bot may use of its model server: the wire and the files, never the engine.
+TORCH_FREE_SERVING = frozenset(
+    {
+        "bot.serving.client",
+        "bot.serving.protocol",
+        "bot.serving.adapter_files",
+        "bot.serving.plain_text",
+        "bot.serving.errors",
+    }
+)
+TOP_LEVEL = {
+    "pyproject.toml",
+    "requirements.lock",
+    "Makefile",
+    "LICENSE",
+    "CHANGELOG.md",
+    "README.md",
+    "bot",
+    "trainer",
+    "storage",
+    "tests",
+    "deploy",
+    ".ci",
+    ".gitignore",
+}
+VAGUE_NAMES = {"utils", "util", "helpers", "helper", "manager", "common", "misc"}
+
+
+# ----------------------------------------------------------------------------------------- reading the source
+def sources(*folders: str) -> list[Path]:
+    """All Python files below the given folders of the repository, in a stable order."""
+    return sorted(path for folder in folders for path in (ROOT / folder).rglob("*.py"))
+
+
+def module_name(path: Path) -> str:
+    """`bot/serving/client.py` -> `bot.serving.client`; a package's `__init__.py` has the package's name."""
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+@cache
+def parsed(path: Path) -> ast.Module:
+    return ast.parse(path.read_text(encoding="utf-8"), filename=str(path))
+
+
+@cache
+def imports(path: Path) -> frozenset[tuple[str, int]]:
+    """Every (dotted name, line) that a file imports, also inside functions.
+
+    `from a import b` counts as `a.b`, and as `a` too, since `b` may be a name in `a`.
+    """
+    found: set[tuple[str, int]] = set()
+    package = module_name(path).split(".")
+    if path.name != "__init__.py":
+        package = package[:-1]
+    for node in ast.walk(parsed(path)):
+        if isinstance(node, ast.Import):
+            found.update((alias.name, node.lineno) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            base = package[: len(package) - node.level + 1] if node.level else []
+            origin = ".".join([*base, node.module] if node.module else base)
+            found.add((origin, node.lineno))
+            found.update((f"{origin}.{alias.name}", node.lineno) for alias in node.names)
+    return frozenset(found)
+
+
+def below(name: str, *packages: str) -> bool:
+    return any(name == package or name.startswith(package + ".") for package in packages)
+
+
+def crossings(
+    files: list[Path], forbidden: tuple[str, ...], allowed: frozenset[str] = frozenset()
+) -> list[str]:
+    """Imports at or below a forbidden package, unless at or below an allowed one, as `file:line: name`."""
+    return sorted(
+        f"{path.relative_to(ROOT)}:{line}: {name}"
+        for path in files
+        for name, line in imports(path)
+        if below(name, *forbidden) and not below(name, *allowed)
+    )
+
+
+def in_serving(path: Path) -> bool:
+    return path.is_relative_to(ROOT / "bot/serving")
+
+
+# --------------------------------------------------------------------------------------------- who knows whom
+def test_storage_imports_neither_bot_nor_trainer_nor_a_model_library() -> None:
+    assert crossings(sources("storage"), ("bot", "trainer", "discord", *MODEL_LIBRARIES)) == []
+
+
+def test_the_bot_outside_its_model_server_never_imports_a_model_library_or_the_trainer() -> None:
+    bot = [path for path in sources("bot") if not in_serving(path)]
+    assert crossings(bot, ("trainer", *MODEL_LIBRARIES)) == []
+
+
+def test_the_bot_reaches_its_model_server_only_through_the_torch_free_modules() -> None:
+    bot = [path for path in sources("bot") if not in_serving(path)]
+    reached = crossings(bot, ("bot.serving",), allowed=TORCH_FREE_SERVING)
+    # `from bot.serving import client` names the package on its way to the module.
+    assert [line for line in reached if not line.endswith(": bot.serving")] == []
+
+
+def test_the_model_server_imports_neither_discord_nor_storage_nor_the_rest_of_the_bot() -> None:
+    serving = [path for path in sources("bot") if in_serving(path)]
+    assert crossings(serving, ("discord", "simcord", "storage", "trainer")) == []
+    outside = crossings(serving, ("bot",), allowed=frozenset({"bot.serving"}))
+    assert [line for line in outside if not line.endswith(": bot")] == []
+
+
+def test_the_trainer_knows_storage_and_the_model_server_only() -> None:
+    assert crossings(sources("trainer"), ("discord", "simcord")) == []
+    assert [
+        line
+        for line in crossings(sources("trainer"), ("bot",), allowed=frozenset({"bot.serving"}))
+        if not line.endswith(": bot")
+    ] == []
+
+
+def test_the_torch_free_modules_stay_free_of_model_libraries_through_all_that_they_import() -> None:
+    by_name = {module_name(path): path for path in sources("bot", "storage")}
+    for start in TORCH_FREE_SERVING & by_name.keys():
+        seen: set[str] = set()
+        waiting = [start]
+        while waiting:
+            name = waiting.pop()
+            if name in seen or name not in by_name:
+                continue
+            seen.add(name)
+            assert crossings([by_name[name]], tuple(MODEL_LIBRARIES)) == [], f"reached from {start}"
+            waiting += [imported for imported, _ in imports(by_name[name])]
+
+
+def test_only_one_module_touches_simcord() -> None:
+    users = {line.split(":")[0] for line in crossings(sources(*PACKAGES), ("simcord",))}
+    assert users <= {"bot/playground/discord_backend.py"}
+
+
+def test_only_storage_touches_sqlite() -> None:
+    """The file must never be open through two SQLite libraries in one process."""
+    outside = sources("bot", "trainer")
+    assert crossings(outside, ("sqlite3", "pysqlite3")) == []
+
+
+@pytest.mark.parametrize("path", ["bot/__init__.py", "bot/serving/__init__.py"])
+def test_packages_that_two_processes_share_have_an_empty_init(path: str) -> None:
+    assert (ROOT / path).read_text() == ""
+
+
+def test_the_command_line_starts_without_loading_a_model_library() -> None:
+    """The import lines above, checked once more by really importing."""
+    probe = (
+        "import sys, bot.cli, bot.client, storage.config\n"
+        f"print(*sorted(set(sys.modules) & {set(MODEL_LIBRARIES | {'trainer', 'sqlite3'})!r}))"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    result = subprocess.run(
+        [sys.executable, "-c", probe], env=environment, cwd=ROOT, capture_output=True, text=True, timeout=120
+    )
+    assert result.returncode == 0, result.stderr
+    loaded = set(result.stdout.split())
+    assert loaded <= {"sqlite3"}, loaded
+
+
+# --------------------------------------------------------------------------------------------- the event loop
+BLOCKING_CALLS = {
+    "open",
+    "input",
+    "time.sleep",
+    "os.fsync",
+    "os.replace",
+    "os.rename",
+    "os.system",
+    "shutil.copytree",
+    "shutil.rmtree",
+    "shutil.copy",
+    "shutil.copyfile",
+    "shutil.move",
+    "subprocess.run",
+    "subprocess.call",
+    "subprocess.check_call",
+    "subprocess.check_output",
+    "subprocess.Popen",
+    "socket.create_connection",
+    "urllib.request.urlopen",
+    "hashlib.file_digest",
+}
+BLOCKING_MODULES = MODEL_LIBRARIES | {"sqlite3", "pysqlite3", "sqlite_utils", "requests", "safetensors"}
+BLOCKING_METHODS = {"read_text", "write_text", "read_bytes", "write_bytes", "rglob"}
+# Paths are asked with cheap system calls too (`exists`, `stat`); ruff's ASYNC240 names those.
+DATABASE_METHODS = {"read", "write"}
+
+
+def dotted(node: ast.expr) -> str:
+    """`a.b.c` of a call's function, with `()` for what is computed on the way."""
+    if isinstance(node, ast.Name):
+        return node.id
+    if isinstance(node, ast.Attribute):
+        return f"{dotted(node.value)}.{node.attr}"
+    return "()"
+
+
+def calls_on_the_loop(coroutine: ast.AsyncFunctionDef) -> Iterator[ast.Call]:
+    """The calls that a coroutine itself makes; nested functions and lambdas run where they are sent."""
+    waiting: list[ast.AST] = list(coroutine.body)
+    while waiting:
+        node = waiting.pop()
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda):
+            continue
+        if isinstance(node, ast.Call):
+            yield node
+        waiting += ast.iter_child_nodes(node)
+
+
+def blocks(call: ast.Call) -> bool:
+    """Whether a call would hold up the event loop, as far as its name tells."""
+    name = dotted(call.func)
+    owner, _, method = name.rpartition(".")
+    if name in BLOCKING_CALLS or name.split(".")[0] in BLOCKING_MODULES or method in BLOCKING_METHODS:
+        return True
+    # `database.read(...)` blocks until its query is done; coroutines use `aread` and `awrite`.
+    return method in DATABASE_METHODS and owner.rpartition(".")[2].lstrip("_") == "database"
+
+
+def test_no_coroutine_touches_sqlite_a_model_or_a_file_directly() -> None:
+    found = [
+        f"{path.relative_to(ROOT)}:{call.lineno}: {dotted(call.func)} in {coroutine.name}"
+        for path in sources(*PACKAGES)
+        for coroutine in ast.walk(parsed(path))
+        if isinstance(coroutine, ast.AsyncFunctionDef)
+        for call in calls_on_the_loop(coroutine)
+        if blocks(call)
+    ]
+    assert found == []
+
+
+@pytest.mark.parametrize(
+    ("body", "expected"),
+    [
+        ("open('x')", ["open"]),
+        ("await asyncio.to_thread(open, 'x')", []),
+        ("torch.zeros(3)", ["torch.zeros"]),
+        ("with self._database.read(q): pass", ["self._database.read"]),
+        ("await self.database.aread(lambda db: db.read())", []),
+        ("def work():\n        return path.read_text()\n    await asyncio.to_thread(work)", []),
+        ("if x:\n        (folder / 'a').write_text('')", ["().write_text"]),
+        ("[time.sleep(1) for _ in y]", ["time.sleep"]),
+    ],
+)
+def test_the_search_for_blocking_calls_finds_what_it_should(body: str, expected: list[str]) -> None:
+    coroutine = ast.parse(f"async def work():\n    {body}\n").body[0]
+    assert isinstance(coroutine, ast.AsyncFunctionDef)
+    assert [dotted(call.func) for call in calls_on_the_loop(coroutine) if blocks(call)] == expected
+
+
+# ------------------------------------------------------------------------------------------ nothing at import
+def statements_run_at_import(tree: ast.Module) -> Iterator[ast.AST]:
+    """Every node that an import evaluates; function bodies are left out, their defaults are not."""
+    waiting: list[ast.AST] = [node for node in tree.body if not _is_main_guard(node)]
+    while waiting:
+        node = waiting.pop()
+        yield node
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda):
+            waiting += [
+                default for default in [*node.args.defaults, *node.args.kw_defaults] if default is not None
+            ]
+            continue
+        waiting += ast.iter_child_nodes(node)
+
+
+def _is_main_guard(node: ast.stmt) -> bool:
+    return isinstance(node, ast.If) and "__name__" in ast.dump(node.test)
+
+
+def reads_environment(node: ast.AST) -> bool:
+    """Whether a node reads the environment; `os.environ.setdefault` and assignments, which only write, pass."""
+    if isinstance(node, ast.Call):
+        return dotted(node.func) in {
+            "os.getenv",
+            "getenv",
+            "os.environ.get",
+            "environ.get",
+            "os.environ.copy",
+        }
+    if isinstance(node, ast.Subscript) and isinstance(node.ctx, ast.Load):
+        return dotted(node.value) in {"os.environ", "environ"}
+    return False
+
+
+def loads_configuration(node: ast.AST) -> bool:
+    return isinstance(node, ast.Call) and dotted(node.func).endswith("load_config")
+
+
+def test_nothing_reads_the_environment_or_a_configuration_at_import() -> None:
+    found = [
+        f"{path.relative_to(ROOT)}:{getattr(node, 'lineno', '?')}"
+        for path in sources(*PACKAGES)
+        for node in statements_run_at_import(parsed(path))
+        if reads_environment(node) or loads_configuration(node)
+    ]
+    assert found == []
+
+
+# --------------------------------------------------------------------------------------------------- tidiness
+def tracked_files() -> list[Path]:
+    listing = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True)
+    if listing.returncode != 0:  # an unpacked release, not a checkout
+        return [
+            path for path in ROOT.rglob("*") if path.is_file() and not path.is_relative_to(ROOT / ".venv")
+        ]
+    return [ROOT / name for name in listing.stdout.split("\0") if name and (ROOT / name).exists()]
+
+
+def test_the_top_level_holds_only_what_it_is_meant_to() -> None:
+    assert {path.relative_to(ROOT).parts[0] for path in tracked_files()} <= TOP_LEVEL
+
+
+def test_no_module_has_a_name_that_says_nothing() -> None:
+    vague = [
+        path for path in sources(*PACKAGES) if VAGUE_NAMES & set(path.relative_to(ROOT).with_suffix("").parts)
+    ]
+    assert vague == []
+
+
+def test_nothing_is_left_for_later() -> None:
+    unfinished = re.compile(r"\b(TODO|FIXME|XXX|HACK)\b")
+    found = [
+        f"{path.relative_to(ROOT)}:{token.start[0]}"
+        for path in sources(*PACKAGES, "tests")
+        for token in _tokens(path)
+        if token.type == tokenize.COMMENT and unfinished.search(token.string)
+    ]
+    assert found == []
+
+
+def _tokens(path: Path) -> Iterator[tokenize.TokenInfo]:
+    with path.open("rb") as file:
+        yield from tokenize.tokenize(file.readline)
+
+
+def test_no_code_is_a_stub() -> None:
+    found = [
+        f"{path.relative_to(ROOT)}:{node.lineno}"
+        for path in sources(*PACKAGES)
+        for node in ast.walk(parsed(path))
+        if isinstance(node, ast.Raise)
+        and node.exc is not None
+        and "NotImplementedError" in ast.dump(node.exc)
+    ]
+    assert found == []
+
+
+def test_the_tree_carries_no_path_of_the_machine_it_was_written_on() -> None:
+    text = [
+        path
+        for path in tracked_files()
+        if path.suffix in {".py", ".md", ".toml", ".yaml", ".service", ".js", ".html"}
+    ]
+    homes = re.compile(r"(?<![\w.])/(?:home|Users|root|work)/[a-z]")
+    found = [str(path.relative_to(ROOT)) for path in text if homes.search(path.read_text(encoding="utf-8"))]
+    assert [name for name in found if name != "tests/test_architecture.py"] == []

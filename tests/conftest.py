@@ -8,8 +8,8 @@ import pytest
 
 from tests.skip_rule import SkipRule, is_ci
 
-# OpenMP reads these once, when torch is first imported. One passive thread a process keeps tests from spinning
-# against each other on small machines, and sums in one order, so that results repeat.
+# OpenMP reads these once, when torch is first imported. One passive thread a process keeps tests from
+# spinning against each other on small machines, and sums in one order, so that results repeat.
 os.environ.update(
     OMP_NUM_THREADS="1",
     OMP_WAIT_POLICY="passive",

@@ -1,7 +1,7 @@
 """With CI=true, a skipped test is a failure unless it only lacks a GPU.
 
-A machine of one's own may lack chromium or systemd; continuous integration installs them, so that a skip there
-means that something silently stopped being tested.
+A machine of one's own may lack chromium or systemd; continuous integration installs them, so that a skip
+there means that something silently stopped being tested.
 """
 
 from __future__ import annotations

@@ -294,7 +294,7 @@ def _is_main_guard(node: ast.stmt) -> bool:
 
 
 def reads_environment(node: ast.AST) -> bool:
-    """Whether a node reads the environment; `os.environ.setdefault` and assignments, which only write, pass."""
+    """Whether a node reads the environment; `os.environ.setdefault` and assignments only write."""
     if isinstance(node, ast.Call):
         return dotted(node.func) in {
             "os.getenv",

@@ -1,0 +1,94 @@
+"""What every Strop process needs to know about the others: one at a time, and never without a parent."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import IO, Self
+
+# Runs before the program: asks the kernel to kill this process when its parent dies, makes sure that it didn't
+# die before, and then becomes the program. A shim instead of `preexec_fn`, which may deadlock in a process that
+# has threads. 1 is PR_SET_PDEATHSIG, see prctl(2).
+_SHIM = (
+    "import ctypes, os, signal, sys\n"
+    "if sys.platform == 'linux':\n"
+    "    ctypes.CDLL(None, use_errno=True).prctl(1, int(signal.SIGKILL), 0, 0, 0)\n"
+    "if os.getppid() != int(sys.argv[1]):\n"
+    "    os._exit(1)\n"
+    "os.execv(sys.argv[2], sys.argv[2:])\n"
+)
+
+
+class AlreadyRunningError(Exception):
+    """Another process holds the lock; the message is a sentence for the operator."""
+
+
+def die_with_parent(argv: Sequence[str]) -> list[str]:
+    """Wrap an absolute command line so that the kernel kills it when its parent dies, even by `kill -9`.
+
+    Linux ties this to the *thread* that starts the process: it must live as long as the process should.
+    On other systems the command runs unprotected.
+    """
+    return [sys.executable, "-I", "-S", "-c", _SHIM, str(os.getpid()), *argv]
+
+
+class ProcessLock:
+    """An advisory lock on a file, held until the process ends; the kernel drops it even after a `kill -9`.
+
+    The file carries the holder's process id for people to read; only the lock itself counts.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._file: IO[str] | None = None
+
+    def acquire(self, sentence: str) -> Self:
+        """Take the lock, or raise AlreadyRunningError with `sentence` (`{pid}` becomes the holder's id)."""
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        file = self.path.open("a+", encoding="ascii")
+        # Who only looks (`is_locked`) holds the lock for a moment: that must not turn a starter away.
+        for pause_s in (0.02, 0.05, 0.1, None):
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except OSError as error:
+                if pause_s is not None:
+                    time.sleep(pause_s)
+                    continue
+                file.seek(0)
+                pid = file.read(20).strip() or "unknown"
+                file.close()
+                raise AlreadyRunningError(sentence.format(pid=pid)) from error
+        file.truncate(0)
+        file.write(f"{os.getpid()}\n")
+        file.flush()
+        self._file = file
+        return self
+
+    def release(self) -> None:
+        """Let the lock go. The file stays: removing it would race with the next holder."""
+        if self._file is not None:
+            self._file.close()
+            self._file = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.release()
+
+
+def is_locked(path: Path) -> bool:
+    """Whether a living process holds the lock at `path`, for example `run/trainer.lock`."""
+    with contextlib.suppress(FileNotFoundError), path.open("r", encoding="ascii") as file:
+        try:
+            # Shared, so that two processes that merely look never take each other for the holder.
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except OSError:
+            return True
+    return False

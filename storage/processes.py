@@ -11,9 +11,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import IO, Self
 
-# Runs before the program: asks the kernel to kill this process when its parent dies, makes sure that it didn't
-# die before, and then becomes the program. A shim instead of `preexec_fn`, which may deadlock in a process that
-# has threads. 1 is PR_SET_PDEATHSIG, see prctl(2).
+# Runs before the program: asks the kernel to kill this process when its parent dies, makes sure that it has
+# not died already, and then becomes the program. A shim instead of `preexec_fn`, which may deadlock in a
+# process that has threads. 1 is PR_SET_PDEATHSIG, see prctl(2).
 _SHIM = (
     "import ctypes, os, signal, sys\n"
     "if sys.platform == 'linux':\n"

@@ -1,0 +1,44 @@
+"""Errors of the playground.
+
+PlaygroundError
+├── ActionRefusedError     a visitor asked for something Discord would not allow (HTTP 4xx, one sentence)
+├── RestError              a REST call of the bot failed, with Discord's status and JSON body
+├── PortInUseError         another program holds the configured port
+├── SampleError            the sample community can't be loaded or built
+└── RehearsalError         a rehearsal can't be started or went wrong
+"""
+
+from typing import Any
+
+
+class PlaygroundError(Exception):
+    """Base of every error the playground raises on purpose."""
+
+
+class ActionRefusedError(PlaygroundError):
+    """An action of a visitor or a simulated member that Discord would refuse; the text says why."""
+
+    def __init__(self, message: str, status: int = 400) -> None:
+        super().__init__(message)
+        self.status = status
+
+
+class RestError(PlaygroundError):
+    """A failed REST call, in Discord's own terms."""
+
+    def __init__(self, status: int, body: dict[str, Any]) -> None:
+        super().__init__(str(body.get("message", status)))
+        self.status = status
+        self.body = body
+
+
+class PortInUseError(PlaygroundError):
+    """The configured port is taken."""
+
+
+class SampleError(PlaygroundError):
+    """The sample community can't be loaded or built."""
+
+
+class RehearsalError(PlaygroundError):
+    """A rehearsal can't start or can't go on."""

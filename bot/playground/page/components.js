@@ -1,0 +1,133 @@
+/** Buttons, selects, embeds and files that a message carries. */
+
+import { cssColor, el } from "./dom.js";
+import { icon } from "./icons.js";
+import { renderMarkdown } from "./markdown.js";
+
+const BUTTON_STYLES = { 1: "is-primary", 2: "", 3: "is-success", 4: "is-danger", 5: "" };
+const PRESSED_MS = 3_000;
+const safeLink = (address) => (/^https?:\/\//i.test(address ?? "") ? address : null);
+
+/** The components of one message; `press(custom_id, values?)` tells the bot. */
+export function renderComponents(components, { store, names, press }) {
+  const context = { store, names, press };
+  return components.map((component) => renderComponent(component, context)).filter(Boolean);
+}
+
+function renderComponent(component, context) {
+  const inner = () => renderComponents(component.components ?? [], context);
+  switch (component.type) {
+    case 1:
+      return el("div", { class: "component-row" }, inner());
+    case 2:
+      return button(component, context);
+    case 3:
+    case 5:
+    case 8:
+      return select(component, context);
+    case 9:
+      return el("div", { class: "component-section" }, el("div", {}, inner()), component.accessory && renderComponent(component.accessory, context));
+    case 10:
+      return el("div", { class: "content" }, renderMarkdown(component.content ?? "", context.names));
+    case 14:
+      return el("hr");
+    case 17:
+      return tinted(el("div", { class: "embed" }, inner()), component.accent_color);
+    default:
+      return null;
+  }
+}
+
+function label(component) {
+  const emoji = component.emoji?.name;
+  return [emoji ? el("span", { class: "emoji", text: emoji }) : null, component.label ? el("span", { dir: "auto", text: component.label }) : null];
+}
+
+function button(component, { press }) {
+  if (component.style === 5) {
+    const address = safeLink(component.url);
+    return address && el("a", { class: "button", href: address, target: "_blank", rel: "noopener noreferrer" }, label(component));
+  }
+  const node = el(
+    "button",
+    { class: `button ${BUTTON_STYLES[component.style] ?? ""}`, type: "button", disabled: component.disabled, data: { focusKey: component.custom_id } },
+    label(component),
+  );
+  node.addEventListener("click", async () => {
+    if (node.getAttribute("aria-busy")) return;
+    // A second press before the bot has answered would be a second interaction.
+    node.setAttribute("aria-busy", "true");
+    setTimeout(() => node.removeAttribute("aria-busy"), PRESSED_MS);
+    if ((await press(component.custom_id)) === undefined) node.removeAttribute("aria-busy");
+  });
+  return node;
+}
+
+function options(component, store) {
+  if (component.type === 5) return [...store.members.values()].map((member) => ({ value: member.id, label: member.name }));
+  if (component.type === 8) return store.visibleChannels.map((channel) => ({ value: channel.id, label: `#${channel.name}` }));
+  return component.options ?? [];
+}
+
+function select(component, { store, press }) {
+  const many = (component.max_values ?? 1) > 1;
+  const node = el("select", {
+    class: "select",
+    multiple: many,
+    disabled: component.disabled,
+    "aria-label": component.placeholder ?? "Choose",
+    data: { focusKey: component.custom_id },
+  });
+  if (!many) node.append(el("option", { value: "", disabled: true, selected: true, text: component.placeholder ?? "Choose…" }));
+  for (const option of options(component, store)) {
+    node.append(el("option", { value: option.value, selected: option.default, text: option.label, title: option.description }));
+  }
+  node.addEventListener("change", () => press(component.custom_id, [...node.selectedOptions].map((option) => option.value)));
+  return node;
+}
+
+function tinted(node, color) {
+  const tint = cssColor(color);
+  if (tint) node.style.setProperty("--tint", tint);
+  return node;
+}
+
+/** A Discord embed: title, description, fields, footer. Images stay unloaded: the page makes no outside request. */
+export function renderEmbed(embed, names) {
+  const markdown = (text) => renderMarkdown(text, names);
+  const address = safeLink(embed.url);
+  const title = embed.title && el(address ? "a" : "p", { class: "embed-title", dir: "auto", href: address, rel: "noopener noreferrer", target: address && "_blank", text: embed.title });
+  const fields = (embed.fields ?? []).map((entry) =>
+    el(
+      "div",
+      { class: entry.inline ? "embed-field is-inline" : "embed-field" },
+      el("p", { class: "embed-name", dir: "auto", text: entry.name }),
+      el("div", { class: "content" }, markdown(entry.value)),
+    ),
+  );
+  return tinted(
+    el(
+      "div",
+      { class: "embed" },
+      embed.author?.name && el("p", { class: "faint", dir: "auto", text: embed.author.name }),
+      title,
+      embed.description && el("div", { class: "content" }, markdown(embed.description)),
+      fields.length ? el("div", { class: "embed-fields" }, fields) : null,
+      embed.footer?.text && el("p", { class: "faint", dir: "auto", text: embed.footer.text }),
+    ),
+    embed.color,
+  );
+}
+
+/** A file that the bot (or a member) attached. */
+export function renderAttachment(file) {
+  const address = safeLink(file.url) ?? (file.url?.startsWith("/") ? file.url : null);
+  const size = file.size >= 1024 ? `${(file.size / 1024).toFixed(1)} kB` : `${file.size ?? 0} bytes`;
+  return el(
+    address ? "a" : "span",
+    { class: "attachment", href: address, download: address ? file.filename : null, rel: "noopener noreferrer" },
+    icon("file"),
+    el("span", { dir: "auto", text: file.filename }),
+    el("span", { class: "faint", text: size }),
+  );
+}

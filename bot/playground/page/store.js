@@ -1,0 +1,280 @@
+/** What the page knows: the last snapshot and every event since. Views listen; only this module changes it. */
+
+import { memory } from "./dom.js";
+
+const EPHEMERAL = 1 << 6;
+const TYPING_MS = 10_000;
+const CARET_MS = 4_000;
+const KEPT_PER_CHANNEL = 2_000;
+
+/** Snowflakes in time order (they are decimal strings of different lengths). */
+const byId = (a, b) => a.id.length - b.id.length || (a.id < b.id ? -1 : a.id > b.id ? 1 : 0);
+
+/**
+ * Events: "snapshot", "channel" (another one is open), "actor" (another member acts), "message" {message, isNew},
+ * "gone" {channel_id, id}, "typing", "loop", "status", "commands", "modal" (payload), "unread", "failed" (a sentence).
+ */
+export class Store extends EventTarget {
+  ready = false;
+  guild = { id: "", name: "Strop" };
+  channels = [];
+  members = new Map();
+  messages = new Map();
+  commands = [];
+  loop = null;
+  botOnline = false;
+  connected = false;
+  actorId = null;
+  channelId = null;
+  unread = new Map();
+  #typing = new Map();
+  #carets = new Map();
+
+  #emit(type, detail = null) {
+    this.dispatchEvent(new CustomEvent(type, { detail }));
+  }
+
+  /** Subscribe; the listener receives the event's detail. */
+  on(types, listener) {
+    for (const type of types.split(" ")) this.addEventListener(type, (event) => listener(event.detail));
+  }
+
+  get bot() {
+    return [...this.members.values()].find((member) => member.bot) ?? null;
+  }
+
+  get actor() {
+    return this.members.get(this.actorId) ?? null;
+  }
+
+  get channel() {
+    return this.channels.find((channel) => channel.id === this.channelId) ?? null;
+  }
+
+  /** Channels the acting member can see: every text channel and their own direct messages. */
+  get visibleChannels() {
+    return this.channels.filter((channel) => channel.kind !== "dm" || !channel.member_id || channel.member_id === this.actorId);
+  }
+
+  /** Messages of the open channel that the acting member may see, oldest first. */
+  get visibleMessages() {
+    return (this.messages.get(this.channelId) ?? []).filter((message) => this.canSee(message));
+  }
+
+  /** Ephemeral messages are for one member only. */
+  canSee(message) {
+    if (!isEphemeral(message)) return true;
+    const owner = message.visible_to ?? message.interaction_metadata?.user?.id ?? null;
+    return owner === this.actorId;
+  }
+
+  /** A message of the open or any other channel by id. */
+  message(channelId, id) {
+    return (this.messages.get(channelId) ?? []).find((message) => message.id === id) ?? null;
+  }
+
+  /** Whether the bot is still writing this message. */
+  isStreaming(message) {
+    return typeof message.streaming === "boolean" ? message.streaming : this.#carets.has(message.id);
+  }
+
+  /** Names of those typing in the open channel, the acting member left out. */
+  get typingNames() {
+    const now = Date.now();
+    const typing = this.#typing.get(this.channelId) ?? new Map();
+    return [...typing].filter(([id, until]) => until > now && id !== this.actorId).map(([id]) => this.nameOf(id));
+  }
+
+  /** A member's display name. */
+  nameOf(id) {
+    return this.members.get(id)?.name ?? "someone";
+  }
+
+  /** Take the server's whole state, at the first connection and after each reconnection. */
+  takeSnapshot(snapshot) {
+    this.guild = snapshot.guild;
+    this.channels = snapshot.channels;
+    this.members = new Map(snapshot.members.map((member) => [member.id, member]));
+    this.messages = new Map(
+      Object.entries(snapshot.messages).map(([id, list]) => [id, list.map((raw) => mergeMessage(null, raw)).sort(byId)]),
+    );
+    this.commands = snapshot.commands ?? [];
+    this.loop = snapshot.loop ?? null;
+    this.botOnline = Boolean(snapshot.bot_online);
+    this.ready = true;
+    this.#typing.clear();
+    if (!this.members.has(this.actorId) || this.actor.bot) this.actorId = this.#firstActor();
+    this.#settleChannel();
+    this.#emit("snapshot");
+  }
+
+  #firstActor() {
+    const people = [...this.members.values()].filter((member) => !member.bot);
+    const remembered = people.find((member) => member.id === memory.get("actor") && !member.simulated);
+    const real = people.filter((member) => !member.simulated);
+    return (remembered ?? real.find((member) => member.operator) ?? real[0] ?? people[0])?.id ?? null;
+  }
+
+  #settleChannel() {
+    const visible = this.visibleChannels;
+    if (visible.some((channel) => channel.id === this.channelId)) return;
+    const wasDirect = this.channel?.kind === "dm";
+    const wanted = visible.find((channel) => channel.kind === (wasDirect ? "dm" : "text"));
+    this.channelId = (wanted ?? visible[0])?.id ?? null;
+  }
+
+  /** Act as another member. */
+  actAs(id) {
+    if (id === this.actorId) return;
+    this.actorId = id;
+    memory.set("actor", id);
+    this.#settleChannel();
+    this.#emit("actor");
+  }
+
+  /** Open a channel. */
+  open(id) {
+    if (id === this.channelId) return;
+    this.channelId = id;
+    this.unread.delete(id);
+    this.#emit("channel");
+  }
+
+  /** Take one frame from the events socket. */
+  take(frame) {
+    if (frame.t === "snapshot") this.takeSnapshot(frame);
+    else if (frame.t === "loop") this.takeLoop(frame.loop);
+    else if (frame.t === "event") this.#events[frame.event]?.(frame.data);
+  }
+
+  /** The loop's state has changed. */
+  takeLoop(loop) {
+    this.loop = loop;
+    this.#emit("loop");
+  }
+
+  /** The events socket is open (or no longer). */
+  setConnected(connected) {
+    this.connected = connected;
+    this.#emit("status");
+  }
+
+  #events = {
+    MESSAGE_CREATE: (data) => this.#onMessage(data, true),
+    MESSAGE_UPDATE: (data) => this.#onMessage(data, false),
+    MESSAGE_DELETE: (data) => this.drop(data.channel_id, data.id),
+    MESSAGE_REACTION_ADD: (data) => this.#onReaction(data, true),
+    MESSAGE_REACTION_REMOVE: (data) => this.#onReaction(data, false),
+    TYPING_START: (data) => this.#setTyping(data.channel_id, data.user_id, TYPING_MS),
+    INTERACTION_RESPONSE: (data) => this.#onInteraction(data),
+    MODAL_OPEN: (data) => this.#emit("modal", data),
+    COMMANDS_CHANGED: (data) => {
+      this.commands = Array.isArray(data) ? data : (data.commands ?? []);
+      this.#emit("commands");
+    },
+    BOT_STATUS: (data) => {
+      this.botOnline = Boolean(data.online);
+      this.#emit("status");
+    },
+  };
+
+  #onMessage(raw, created) {
+    const list = this.messages.get(raw.channel_id) ?? [];
+    const index = list.findIndex((message) => message.id === raw.id);
+    const before = index < 0 ? null : list[index];
+    // An edit of a message that was never sent here carries no author: there is nothing to show.
+    if (!before && !raw.author) return;
+    const message = mergeMessage(before, raw);
+    if (before) list[index] = message;
+    else list.push(message);
+    if (list.length > 1 && !before && byId(list.at(-2), message) > 0) list.sort(byId);
+    if (list.length > KEPT_PER_CHANNEL) list.splice(0, list.length - KEPT_PER_CHANNEL);
+    this.messages.set(raw.channel_id, list);
+    if (created) this.#setTyping(raw.channel_id, message.author.id, 0);
+    this.#moveCaret(message, created || before?.content !== message.content);
+    if (created && raw.channel_id !== this.channelId && this.canSee(message)) {
+      this.unread.set(raw.channel_id, (this.unread.get(raw.channel_id) ?? 0) + 1);
+      this.#emit("unread");
+    }
+    this.#emit("message", { message, isNew: !before });
+  }
+
+  #moveCaret(message, changed) {
+    if (!changed || typeof message.streaming === "boolean" || !isRateable(message, this)) return;
+    clearTimeout(this.#carets.get(message.id));
+    const timer = setTimeout(() => {
+      this.#carets.delete(message.id);
+      const current = this.message(message.channel_id, message.id);
+      if (current) this.#emit("message", { message: current, isNew: false });
+    }, CARET_MS);
+    this.#carets.set(message.id, timer);
+  }
+
+  /** Forget a message (deleted by someone, or an ephemeral one dismissed). */
+  drop(channelId, id) {
+    const list = this.messages.get(channelId) ?? [];
+    this.messages.set(channelId, list.filter((message) => message.id !== id));
+    this.#emit("gone", { channel_id: channelId, id });
+  }
+
+  #onReaction(data, added) {
+    const message = this.message(data.channel_id, data.message_id);
+    if (!message) return;
+    const name = data.emoji.name;
+    let reaction = message.reactions.find((entry) => entry.emoji.name === name);
+    if (!reaction) message.reactions.push((reaction = { emoji: data.emoji, user_ids: [] }));
+    reaction.user_ids = reaction.user_ids.filter((id) => id !== data.user_id);
+    if (added) reaction.user_ids.push(data.user_id);
+    message.reactions = message.reactions.filter((entry) => entry.user_ids.length > 0);
+    this.#emit("message", { message, isNew: false });
+  }
+
+  #onInteraction(data) {
+    if (data.state === "failed" && data.user_id === this.actorId) {
+      this.#emit("failed", data.error ?? "Strop did not answer in time. Try again.");
+    }
+    this.#setTyping(data.channel_id, this.bot?.id, data.state === "pending" ? 15_000 : 0);
+  }
+
+  #setTyping(channelId, userId, forMs) {
+    if (!userId) return;
+    const typing = this.#typing.get(channelId) ?? new Map();
+    if (forMs) typing.set(userId, Date.now() + forMs);
+    else typing.delete(userId);
+    this.#typing.set(channelId, typing);
+    this.#emit("typing");
+    if (forMs) setTimeout(() => this.#emit("typing"), forMs + 50);
+  }
+}
+
+/** "Only you can see this". */
+export function isEphemeral(message) {
+  return Boolean((message.flags ?? 0) & EPHEMERAL);
+}
+
+/** A display name out of a Discord user payload. */
+export function displayName(user) {
+  return user?.global_name || user?.username || "someone";
+}
+
+/** Whether this is a reply of the bot that a thumb can rate (progress notes and private answers are not). */
+export function isRateable(message, store) {
+  if (message.author.id !== store.bot?.id || isEphemeral(message)) return false;
+  if (message.message_reference || message.interaction_metadata?.name === "ask") return true;
+  if (message.reactions.some((reaction) => ["👍", "👎"].includes(reaction.emoji.name))) return true;
+  const channel = store.channels.find((entry) => entry.id === message.channel_id);
+  return channel?.kind === "dm" && !message.interaction_metadata && !message.embeds?.length;
+}
+
+/** Merge an incoming payload into what is known. Edits are partial; reactions keep who reacted. */
+function mergeMessage(before, raw) {
+  const message = { ...before, ...raw };
+  if (raw.reactions) message.reactions = raw.reactions.map((entry) => withUsers(entry, before));
+  else message.reactions = before?.reactions ?? [];
+  return message;
+}
+
+function withUsers(entry, before) {
+  const known = before?.reactions.find((reaction) => reaction.emoji.name === entry.emoji.name)?.user_ids ?? [];
+  return { emoji: entry.emoji, user_ids: entry.user_ids ?? known };
+}

@@ -1,0 +1,128 @@
+"""The playground as one server on one loopback port: REST, gateway, attachments and the page."""
+
+import errno
+import secrets
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+from urllib.parse import unquote
+
+import discord
+from aiohttp import web
+from yarl import URL
+
+from bot.playground.discord_backend import DiscordBackend
+from bot.playground.errors import PortInUseError
+from bot.playground.gateway import GATEWAY_PATH, Gateway
+from bot.playground.ratelimit import RateLimiter, Rule
+from bot.playground.rest import API_PREFIX, MAX_REQUEST_BYTES, RestFront
+
+#: Tokens of the playground start with this; the bot sends no other token to a local address.
+TOKEN_PREFIX = "playground."
+_LOOPBACK = frozenset({"127.0.0.1", "localhost", "::1"})
+
+
+def new_token() -> str:
+    """A dummy bot token that no one could mistake for Discord's."""
+    return TOKEN_PREFIX + secrets.token_urlsafe(24)
+
+
+@dataclass(frozen=True)
+class PlaygroundSettings:
+    """How the stand-in behaves. Tests change the pace and the limits; the product takes the defaults."""
+
+    host: str = "127.0.0.1"
+    port: int = 0
+    token: str = field(default_factory=new_token, repr=False)
+    secret: str = field(default_factory=lambda: secrets.token_urlsafe(24), repr=False)
+    rate_limits: tuple[Rule, ...] | None = None
+    global_per_s: int = 50
+    heartbeat_ms: int = 41_250
+    approved_intents: discord.Intents = field(default_factory=discord.Intents.all)
+
+
+class Playground:
+    """A running stand-in. `start`, then connect a bot to `api_url` and `gateway_url` with `token`."""
+
+    def __init__(self, settings: PlaygroundSettings | None = None) -> None:
+        self.settings = settings or PlaygroundSettings()
+        self.token = self.settings.token
+        self.secret = self.settings.secret
+        self.backend = DiscordBackend(approved_intents=self.settings.approved_intents)
+        self.gateway = Gateway(self.backend, self.token, heartbeat_ms=self.settings.heartbeat_ms)
+        limiter = RateLimiter(self.settings.rate_limits, global_per_s=self.settings.global_per_s)
+        self.app = web.Application(client_max_size=MAX_REQUEST_BYTES, middlewares=[only_from_this_machine])
+        self.gateway.add_routes(self.app)
+        RestFront(self.backend, self.gateway, limiter, self.token).add_routes(self.app)
+        self.app.router.add_get("/attachments/{path:.*}", self._attachment)
+        self._runner = web.AppRunner(self.app, access_log=None, shutdown_timeout=2.0)
+        self.base_url = ""
+
+    @property
+    def api_url(self) -> str:
+        """What takes the place of https://discord.com/api/v10."""
+        return self.base_url + API_PREFIX
+
+    @property
+    def gateway_url(self) -> str:
+        """What takes the place of wss://gateway.discord.gg."""
+        return self.base_url.replace("http://", "ws://", 1) + GATEWAY_PATH
+
+    async def start(self) -> None:
+        """Bind and serve. Raises PortInUseError with a way out."""
+        await self._runner.setup()
+        site = web.TCPSite(self._runner, self.settings.host, self.settings.port)
+        try:
+            await site.start()
+        except OSError as error:
+            await self._runner.cleanup()
+            if error.errno != errno.EADDRINUSE:
+                raise
+            raise PortInUseError(
+                f"Port {self.settings.port} on {self.settings.host} is in use: stop the other program or set "
+                "another [playground] port in strop.toml."
+            ) from error
+        port = self._runner.addresses[0][1]
+        host = f"[{self.settings.host}]" if ":" in self.settings.host else self.settings.host
+        self.base_url = f"http://{host}:{port}"
+        self.gateway.url = self.gateway_url
+        self.backend.attachment_base_url = self.base_url
+
+    async def stop(self) -> None:
+        """Close every connection and the port."""
+        await self.gateway.close()
+        await self._runner.cleanup()
+
+    async def __aenter__(self) -> "Playground":
+        await self.start()
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.stop()
+
+    async def _attachment(self, request: web.Request) -> web.Response:
+        blob = self.backend.attachment(unquote(request.rel_url.raw_path))
+        if blob is None:
+            raise web.HTTPNotFound(text="There is no such attachment (any more).")
+        # Never shown in place: a file from a chat must not run on the page's origin.
+        headers = {"Content-Disposition": "attachment", "X-Content-Type-Options": "nosniff"}
+        return web.Response(body=blob, content_type="application/octet-stream", headers=headers)
+
+
+@web.middleware
+async def only_from_this_machine(
+    request: web.Request, handler: Callable[[web.Request], Awaitable[web.StreamResponse]]
+) -> web.StreamResponse:
+    """Refuse a request for another host name (DNS rebinding) or from another web site's page."""
+    if not _is_loopback(request.host):
+        raise web.HTTPForbidden(text="The playground answers only to addresses of this machine.")
+    origin = request.headers.get("Origin")
+    if origin is not None and origin != f"http://{request.host}":
+        raise web.HTTPForbidden(text="Another web site can't use the playground.")
+    return await handler(request)
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return URL(f"http://{host}").host in _LOOPBACK
+    except ValueError:
+        return False

@@ -43,6 +43,7 @@ TOP_LEVEL = {
     "deploy",
     ".ci",
     ".gitignore",
+    ".dockerignore",
 }
 VAGUE_NAMES = {"utils", "util", "helpers", "helper", "manager", "common", "misc"}
 

@@ -1,1 +1,1 @@
-"""SQLite storage: everything Strop knows, and nothing it computes."""
+"""Everything Strop remembers: configuration, the SQLite database, and what may be done with its rows."""

@@ -11,6 +11,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import IO, Self
 
+from storage.errors import StorageError
+
 # Runs before the program: asks the kernel to kill this process when its parent dies, makes sure that it has
 # not died already, and then becomes the program. A shim instead of `preexec_fn`, which may deadlock in a
 # process that has threads. 1 is PR_SET_PDEATHSIG, see prctl(2).
@@ -24,7 +26,7 @@ _SHIM = (
 )
 
 
-class AlreadyRunningError(Exception):
+class AlreadyRunningError(StorageError):
     """Another process holds the lock; the message is a sentence for the operator."""
 
 

@@ -1,0 +1,275 @@
+"""The adapter registry: which exist, and which one is champion. Promotion is one transaction."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import Enum
+from typing import Any, Literal
+
+import sqlite_utils
+
+from storage import audit, sql
+from storage.clock import now_ms
+from storage.errors import (
+    AdapterNotPromotableError,
+    NothingToRollBackError,
+    StaleChampionError,
+    UnknownRowError,
+)
+
+State = Literal["candidate", "promoted", "rejected", "retired", "tainted"]
+PromotionKind = Literal["promote", "rollback", "erase", "initial"]
+
+
+class Unchecked(Enum):
+    """The default of `expected_champion`: any champion may be replaced (None means the base model)."""
+
+    ANY = "any"
+
+
+@dataclass(frozen=True, slots=True)
+class Adapter:
+    """One trained adapter; its id is a content hash and its folder never changes."""
+
+    id: str
+    scope: str
+    base_hash: str
+    parent_id: str | None
+    run_id: str | None
+    state: State
+    rehearsal: bool
+    path: str
+    manifest: dict[str, Any]
+    created_ms: int
+
+
+@dataclass(frozen=True, slots=True)
+class Promotion:
+    """One change of champion; an adapter id of None is the base model."""
+
+    id: int
+    scope: str
+    base_hash: str
+    adapter_id: str | None
+    previous_id: str | None
+    run_id: str | None
+    kind: PromotionKind
+    actor: str
+    reason: str
+    created_ms: int
+
+
+def insert_candidate(
+    db: sqlite_utils.Database,
+    *,
+    adapter_id: str,
+    scope: str,
+    base_hash: str,
+    path: str,
+    run_id: str | None = None,
+    parent_id: str | None = None,
+    rehearsal: bool = False,
+    manifest: Mapping[str, Any] | None = None,
+) -> Adapter:
+    """Register an adapter whose folder is in place; one that is already there is returned as it is.
+
+    If a member's erasure overtook its run, it is registered as tainted and can never be promoted.
+    """
+    overtaken = sql.value(db, "SELECT repeatable = 0 FROM runs WHERE id = ?", (run_id,))
+    sql.change(
+        db,
+        """INSERT INTO adapters (id, scope, base_hash, parent_id, run_id, state, rehearsal, path, manifest_json,
+                                 created_ms) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT DO NOTHING""",
+        (
+            adapter_id,
+            scope,
+            base_hash,
+            parent_id,
+            run_id,
+            "tainted" if overtaken else "candidate",
+            int(rehearsal),
+            path,
+            json.dumps(dict(manifest or {})),
+            now_ms(),
+        ),
+    )
+    return _expect(db, adapter_id)
+
+
+def get(db: sqlite_utils.Database, adapter_id: str) -> Adapter | None:
+    """Return the adapter, or None."""
+    row = sql.one(db, "SELECT * FROM adapters WHERE id = ?", (adapter_id,))
+    return None if row is None else _adapter(row)
+
+
+def listing(db: sqlite_utils.Database, scope: str | None = None, limit: int = 200) -> list[Adapter]:
+    """Return the adapters of a scope (or of all), the newest first."""
+    where, parameters = ("WHERE scope = ?", [scope]) if scope is not None else ("", [])
+    rows = sql.many(
+        db, f"SELECT * FROM adapters {where} ORDER BY created_ms DESC, id LIMIT ?", [*parameters, limit]
+    )
+    return [_adapter(row) for row in rows]
+
+
+def set_state(db: sqlite_utils.Database, adapter_id: str, state: State) -> None:
+    """Change an adapter's state; a tainted one stays tainted. Raises UnknownRowError."""
+    _expect(db, adapter_id)
+    sql.change(db, "UPDATE adapters SET state = ? WHERE id = ? AND state <> 'tainted'", (state, adapter_id))
+
+
+def champion(db: sqlite_utils.Database, scope: str, base_hash: str) -> str | None:
+    """Return the adapter that answers in this scope, or None for the base model."""
+    adapter_id: str | None = sql.value(
+        db, "SELECT adapter_id FROM champions WHERE scope = ? AND base_hash = ?", (scope, base_hash)
+    )
+    return adapter_id
+
+
+def ensure_champion_row(db: sqlite_utils.Database, scope: str, base_hash: str) -> str | None:
+    """Return the champion, after making the base model champion of a scope that never had one."""
+    known = sql.one(
+        db, "SELECT adapter_id FROM champions WHERE scope = ? AND base_hash = ?", (scope, base_hash)
+    )
+    if known is None:
+        _crown(db, scope, base_hash, None, None, "initial", "strop", "the base model starts", None)
+        return None
+    adapter_id: str | None = known["adapter_id"]
+    return adapter_id
+
+
+def promote(
+    db: sqlite_utils.Database,
+    *,
+    scope: str,
+    base_hash: str,
+    adapter_id: str | None,
+    actor: str,
+    reason: str,
+    run_id: str | None = None,
+    expected_champion: str | None | Unchecked = Unchecked.ANY,
+) -> int:
+    """Make an adapter (or None, the base model) champion and return the promotion's id.
+
+    With `expected_champion` this happens only if that one still is champion. Raises StaleChampionError,
+    AdapterNotPromotableError, UnknownRowError.
+    """
+    previous = ensure_champion_row(db, scope, base_hash)
+    if expected_champion is not Unchecked.ANY and expected_champion != previous:
+        raise StaleChampionError(
+            f"The champion of {scope} is now {_name(previous)}, not {_name(expected_champion)}: "
+            "judge the challenger against it again."
+        )
+    if adapter_id is not None:
+        _check_promotable(_expect(db, adapter_id), scope, base_hash)
+    return _crown(db, scope, base_hash, adapter_id, previous, "promote", actor, reason, run_id)
+
+
+def rollback(db: sqlite_utils.Database, *, scope: str, base_hash: str, actor: str, reason: str) -> str | None:
+    """Go back to the champion before this one, skipping tainted ones; return it (None is the base model).
+
+    Raises NothingToRollBackError.
+    """
+    current = ensure_champion_row(db, scope, base_hash)
+    stack = _reigns(promotions(db, scope, base_hash))
+    while len(stack) > 1:
+        stack.pop()
+        target = stack[-1]
+        if target != current and (target is None or _expect(db, target).state != "tainted"):
+            _crown(db, scope, base_hash, target, current, "rollback", actor, reason, None)
+            return target
+    raise NothingToRollBackError(f"{_name(current)} answers in {scope}, and nothing came before it.")
+
+
+def depose_tainted(
+    db: sqlite_utils.Database, *, scope: str, base_hash: str, actor: str, reason: str
+) -> str | None:
+    """Replace a tainted champion by the newest adapter that was champion before and is clean, else the base."""
+    clean: str | None = sql.value(
+        db,
+        """SELECT id FROM adapters WHERE scope = ? AND base_hash = ? AND state IN ('retired', 'promoted')
+           ORDER BY created_ms DESC, id DESC LIMIT 1""",
+        (scope, base_hash),
+    )
+    _crown(db, scope, base_hash, clean, champion(db, scope, base_hash), "erase", actor, reason, None)
+    return clean
+
+
+def promotions(db: sqlite_utils.Database, scope: str, base_hash: str) -> list[Promotion]:
+    """Return every change of champion of a scope, the oldest first."""
+    rows = sql.many(
+        db, "SELECT * FROM promotions WHERE scope = ? AND base_hash = ? ORDER BY id", (scope, base_hash)
+    )
+    return [Promotion(**row) for row in rows]
+
+
+def _reigns(history: list[Promotion]) -> list[str | None]:
+    """Return the champions that led to the present one, the base first: going back un-does promotions."""
+    stack: list[str | None] = [None]
+    for promotion in history:
+        if promotion.kind == "promote":
+            stack.append(promotion.adapter_id)
+            continue
+        while len(stack) > 1 and stack[-1] != promotion.adapter_id:
+            stack.pop()
+        if stack[-1] != promotion.adapter_id:
+            stack.append(promotion.adapter_id)
+    return stack
+
+
+def _crown(
+    db: sqlite_utils.Database,
+    scope: str,
+    base_hash: str,
+    adapter_id: str | None,
+    previous: str | None,
+    kind: PromotionKind,
+    actor: str,
+    reason: str,
+    run_id: str | None,
+) -> int:
+    cursor = db.conn.execute(
+        """INSERT INTO promotions (scope, base_hash, adapter_id, previous_id, run_id, kind, actor, reason, created_ms)
+           VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)""",
+        (scope, base_hash, adapter_id, previous, run_id, kind, actor, reason, now_ms()),
+    )
+    promotion_id = int(cursor.lastrowid)
+    sql.change(
+        db,
+        """INSERT INTO champions VALUES (?, ?, ?, ?)
+           ON CONFLICT DO UPDATE SET adapter_id = excluded.adapter_id, promotion_id = excluded.promotion_id""",
+        (scope, base_hash, adapter_id, promotion_id),
+    )
+    if previous is not None and previous != adapter_id:
+        set_state(db, previous, "retired")
+    if adapter_id is not None:
+        set_state(db, adapter_id, "promoted")
+    detail = {"scope": scope, "base_hash": base_hash, "adapter_id": adapter_id, "previous_id": previous}
+    audit.record(db, actor, f"champion.{kind}", {**detail, "run_id": run_id, "reason": reason})
+    return promotion_id
+
+
+def _check_promotable(adapter: Adapter, scope: str, base_hash: str) -> None:
+    if adapter.state == "tainted":
+        raise AdapterNotPromotableError(
+            f"{adapter.id} was trained on words that their author has since erased: it can't be promoted."
+        )
+    if adapter.scope != scope:
+        raise AdapterNotPromotableError(f"{adapter.id} belongs to {adapter.scope}, not to {scope}.")
+    if adapter.base_hash != base_hash:
+        raise AdapterNotPromotableError(f"{adapter.id} was trained for another base model.")
+
+
+def _expect(db: sqlite_utils.Database, adapter_id: str) -> Adapter:
+    adapter = get(db, adapter_id)
+    if adapter is None:
+        raise UnknownRowError(f"There is no adapter {adapter_id}.")
+    return adapter
+
+
+def _name(adapter_id: object) -> str:
+    return "the base model" if adapter_id is None else f"adapter {adapter_id}"
+
+
+def _adapter(row: dict[str, Any]) -> Adapter:
+    manifest = json.loads(row.pop("manifest_json"))
+    return Adapter(manifest=manifest, **{**row, "rehearsal": bool(row["rehearsal"])})

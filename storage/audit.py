@@ -1,0 +1,40 @@
+"""The audit log: who changed what, for operators to read."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import sqlite_utils
+
+from storage import sql
+from storage.clock import now_ms
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One line of the audit log."""
+
+    id: int
+    actor: str
+    action: str
+    detail: dict[str, Any]
+    created_ms: int
+
+
+def record(db: sqlite_utils.Database, actor: str, action: str, detail: Mapping[str, Any]) -> None:
+    """Append one line. `detail` holds ids and names of settings, never message text."""
+    sql.change(
+        db,
+        "INSERT INTO audit (actor, action, detail_json, created_ms) VALUES (?, ?, ?, ?)",
+        (actor, action, json.dumps(dict(detail)), now_ms()),
+    )
+
+
+def latest(db: sqlite_utils.Database, limit: int = 50) -> list[Entry]:
+    """Return the newest lines, newest first."""
+    rows = sql.many(db, "SELECT * FROM audit ORDER BY id DESC LIMIT ?", (limit,))
+    return [
+        Entry(row["id"], row["actor"], row["action"], json.loads(row["detail_json"]), row["created_ms"])
+        for row in rows
+    ]

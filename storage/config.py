@@ -1,0 +1,381 @@
+"""strop.toml and the environment, read once per process into frozen models.
+
+Every problem is reported at once, by dotted key and with what to do about it.
+"""
+
+import datetime
+import difflib
+import ipaddress
+import tomllib
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, Strict, ValidationError
+from pydantic_core import ErrorDetails
+
+from storage.errors import ConfigError
+
+DEFAULT_FILE = Path("strop.toml")
+
+Text = Annotated[str, Field(description="a text in quotes")]
+Count = Annotated[int, Strict(), Field(gt=0, description="a positive integer")]
+Whole = Annotated[int, Strict(), Field(ge=0, description="zero or a positive integer")]
+Positive = Annotated[float, Strict(), Field(gt=0, description="a positive number")]
+Amount = Annotated[float, Strict(), Field(ge=0, description="zero or a positive number")]
+Share = Annotated[float, Strict(), Field(ge=0, le=1, description="a number from 0 to 1")]
+Inside = Annotated[float, Strict(), Field(gt=0, lt=1, description="a number between 0 and 1")]
+Port = Annotated[int, Strict(), Field(ge=0, le=65535, description="a port from 0 (any free one) to 65535")]
+Nice = Annotated[int, Strict(), Field(ge=0, le=19, description="an integer from 0 to 19")]
+Ids = Annotated[
+    tuple[Annotated[int, Field(gt=0)], ...],
+    Field(description="a list of Discord ids, for example [123456789012345678]"),
+]
+Emojis = Annotated[
+    tuple[Annotated[str, Field(min_length=1)], ...], Field(description='a list of emojis, for example ["👍"]')
+]
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class DiscordConfig(_Section):
+    """What the bot does on Discord. The token comes from the environment only."""
+
+    token: SecretStr | None = None
+    operators: Ids = ()
+    channels: Ids = ()
+    rating_up: Emojis = ("👍",)
+    rating_down: Emojis = ("👎",)
+    training_permission_reference: Text = ""
+    training_permission_date: Text = ""
+    shards: Count = 1
+
+
+class ChatConfig(_Section):
+    """How a reply is asked for."""
+
+    system_prompt: Text = "You are a friendly member of this community. Answer briefly."
+    max_new_tokens: Count = 120
+    temperature: Amount = 0.7
+    top_p: Share = 0.9
+    top_k: Whole = 0
+    context_tokens: Count = 1024
+
+
+class ModelConfig(_Section):
+    """The base model and how it is run. `threads` 0 means that the server decides."""
+
+    base: Text = "auto"
+    revision: Text = ""
+    device: Annotated[
+        str,
+        Field(pattern=r"^(auto|cpu|cuda(:\d+)?)$", description='"auto", "cpu", "cuda" or "cuda:0"'),
+    ] = "auto"
+    context_tokens: Count = 2048
+    slots: Count = 8
+    threads: Whole = 0
+
+
+class ServerConfig(_Section):
+    """Where the model server listens, or which OpenAI-compatible server to use instead (`base_url`)."""
+
+    host: Text = "127.0.0.1"
+    port: Port = 8601
+    base_url: Text = ""
+    api_key: SecretStr | None = None
+
+
+class TrainerConfig(_Section):
+    """When and how a challenger is trained. `cron` "", `interval_hours` 0 or `min_new_ratings` 0 switch it off."""
+
+    cron: Text = ""
+    interval_hours: Amount = 24.0
+    min_new_ratings: Whole = 50
+    min_liked: Count = 25
+    min_raters: Count = 5
+    objective: Annotated[
+        Literal["auto", "sft", "sft_kto"], Field(description='one of "auto", "sft", "sft_kto"')
+    ] = "auto"
+    scope: Annotated[Literal["guild", "deployment"], Field(description='"guild" or "deployment"')] = "guild"
+    rank: Count = 16
+    alpha: Count = 32
+    sft_learning_rate: Positive = 5e-4
+    kto_learning_rate: Positive = 1e-4
+    epochs: Count = 4
+    kto_epochs: Count = 1
+    beta: Positive = 0.1
+    batch_size: Count = 8
+    max_length: Count = 512
+    replay_share: Share = 0.3
+    max_train_minutes: Positive = 20.0
+    seed: Whole = 0
+    nice: Nice = 19
+
+
+class GateConfig(_Section):
+    """What a challenger has to prove."""
+
+    policy: Annotated[Literal["auto", "ask"], Field(description='"auto" or "ask"')] = "auto"
+    min_effect: Amount = 0.02
+    generation_minutes: Positive = 3.0
+    max_prompts: Count = 64
+    replies_per_prompt: Count = 1
+    max_new_tokens: Count = 60
+    bootstrap: Count = 2000
+    confidence: Inside = 0.95
+    max_general_nll_increase: Positive = 0.15
+    max_kl: Positive = 0.8
+    evote_alpha: Inside = 0.05
+    min_votes: Count = 10
+
+
+class PlaygroundConfig(_Section):
+    """Where the playground's page listens; on this machine only."""
+
+    host: Text = "127.0.0.1"
+    port: Port = 8600
+
+
+class Config(_Section):
+    """The whole configuration of one process; each component is handed its own section."""
+
+    home: Path
+    discord: DiscordConfig = DiscordConfig()
+    chat: ChatConfig = ChatConfig()
+    model: ModelConfig = ModelConfig()
+    server: ServerConfig = ServerConfig()
+    trainer: TrainerConfig = TrainerConfig()
+    gate: GateConfig = GateConfig()
+    playground_page: PlaygroundConfig = Field(default=PlaygroundConfig(), alias="playground")
+
+    @property
+    def playground(self) -> bool:
+        """Whether this is the playground: there is no Discord token."""
+        return self.discord.token is None
+
+    @property
+    def data(self) -> Path:
+        """The folder of the database, adapters and runs; rehearsals have one of their own."""
+        return self.home / "playground" if self.playground else self.home
+
+    @property
+    def models(self) -> Path:
+        """The folder of base models, shared with the playground."""
+        return self.home / "models"
+
+    @property
+    def database(self) -> Path:
+        """The SQLite file."""
+        return self.data / "strop.db"
+
+    @property
+    def adapters(self) -> Path:
+        """The folder of adapters, one folder for each id."""
+        return self.data / "adapters"
+
+    @property
+    def runs(self) -> Path:
+        """The folder of training runs, one folder for each id."""
+        return self.data / "runs"
+
+    @property
+    def backups(self) -> Path:
+        """The folder of backups."""
+        return self.data / "backups"
+
+    @property
+    def run(self) -> Path:
+        """The folder of process files (addresses and secrets of running servers)."""
+        return self.data / "run"
+
+    def server_slice(self) -> dict[str, Any]:
+        """Return what the model server reads from its standard input, as plain JSON values."""
+        key = self.server.api_key
+        return {
+            "base": self.model.base,
+            "revision": self.model.revision,
+            "device": self.model.device,
+            "context_tokens": self.model.context_tokens,
+            "slots": self.model.slots,
+            "threads": self.model.threads,
+            "host": self.server.host,
+            "port": self.server.port,
+            "api_key": key.get_secret_value() if key else None,
+            "models_dir": str(self.models),
+            "adapters_dir": str(self.adapters),
+            "run_dir": str(self.run),
+        }
+
+
+def load_config(path: Path | None, env: Mapping[str, str]) -> Config:
+    """Read `path` (default: strop.toml, if there is one) and the environment.
+
+    Raises ConfigError with one line for each problem.
+    """
+    problems: list[str] = []
+    table = _read_file(path, problems)
+    _refuse_secrets(table, problems)
+    _add_environment(table, env, problems)
+    try:
+        config = Config.model_validate(table)
+    except ValidationError as error:
+        problems += [_explain(detail) for detail in error.errors()]
+        config = Config.model_validate(_without_faults(table, error))
+    problems += _contradictions(config)
+    if problems:
+        raise ConfigError(problems)
+    return config
+
+
+def _read_file(path: Path | None, problems: list[str]) -> dict[str, Any]:
+    path = path or DEFAULT_FILE
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        if path.name != DEFAULT_FILE.name:
+            problems.append(f"{path}: there is no such file; check --config, or run `strop init`")
+    except tomllib.TOMLDecodeError as error:
+        problems.append(f"{path}: not valid TOML: {error}")
+    except UnicodeDecodeError:
+        problems.append(f"{path}: not UTF-8 text; save it as UTF-8")
+    except OSError as error:
+        problems.append(f"{path}: cannot be read ({error.strerror})")
+    return {}
+
+
+def _refuse_secrets(table: dict[str, Any], problems: list[str]) -> None:
+    """Secrets do not belong in a file that people share; they are never echoed either."""
+    for section, key, instead in (
+        ("discord", "token", "DISCORD_TOKEN or DISCORD_TOKEN_FILE"),
+        ("server", "api_key", "STROP_API_KEY"),
+    ):
+        if isinstance(table.get(section), dict) and key in table[section]:
+            del table[section][key]
+            problems.append(f"{section}.{key}: does not belong in the file; set {instead} in the environment")
+    if table.pop("home", None) is not None:
+        problems.append("home: does not belong in the file; set STROP_HOME in the environment")
+
+
+def _add_environment(table: dict[str, Any], env: Mapping[str, str], problems: list[str]) -> None:
+    table["home"] = Path(env.get("STROP_HOME") or "data").expanduser()
+    secrets = {("discord", "token"): _token(env, problems), ("server", "api_key"): env.get("STROP_API_KEY")}
+    for (section, key), secret in secrets.items():
+        if secret and isinstance(table.setdefault(section, {}), dict):
+            table[section][key] = SecretStr(secret.strip())
+
+
+def _token(env: Mapping[str, str], problems: list[str]) -> str | None:
+    file = env.get("DISCORD_TOKEN_FILE")
+    if env.get("DISCORD_TOKEN", "").strip() or not file:
+        return env.get("DISCORD_TOKEN", "").strip() or None
+    try:
+        token = Path(file).expanduser().read_text(encoding="utf-8").strip()
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "not text"
+        problems.append(
+            f"DISCORD_TOKEN_FILE: {file} cannot be read ({reason}); fix the path or its permissions"
+        )
+        return None
+    if not token:
+        problems.append(f"DISCORD_TOKEN_FILE: {file} is empty; put the bot's token in it")
+    return token or None
+
+
+def _without_faults(table: dict[str, Any], error: ValidationError) -> dict[str, Any]:
+    """Return the table with defaults where it was wrong, so that the rest can be checked as well."""
+    for detail in error.errors():
+        section, *rest = detail["loc"][:2]
+        if rest and isinstance(table.get(str(section)), dict):
+            table[str(section)].pop(str(rest[0]), None)
+        else:
+            table.pop(str(section), None)
+    return table
+
+
+def _explain(detail: ErrorDetails) -> str:
+    """Say what is wrong with one key, and what it must be."""
+    location = [str(part) for part in detail["loc"]]
+    key = ".".join(location)
+    if detail["type"] == "extra_forbidden":
+        return f"{key}: unknown key{_did_you_mean(location)}"
+    section = _sections().get(location[0])
+    if section is None or len(location) == 1:
+        return f"{key}: must be a table, written as [{key}]; got {detail['input']!r}"
+    wanted = section.model_fields[location[1]].description
+    return f"{'.'.join(location[:2])}: must be {wanted}; got {detail['input']!r}"
+
+
+def _did_you_mean(location: list[str]) -> str:
+    if len(location) == 1:
+        return _suggestion(location[0], list(_sections()), "; the sections are ")
+    fields = [name for name in _sections()[location[0]].model_fields if name not in ("token", "api_key")]
+    elsewhere = [
+        f"{name}.{location[-1]}" for name, model in _sections().items() if location[-1] in model.model_fields
+    ]
+    if elsewhere:
+        return f"; did you mean {' or '.join(elsewhere)}?"
+    return _suggestion(location[-1], fields, f"; [{location[0]}] has ")
+
+
+def _suggestion(word: str, known: list[str], otherwise: str) -> str:
+    close = difflib.get_close_matches(word, known, n=1)
+    return f"; did you mean {close[0]!r}?" if close else otherwise + ", ".join(known)
+
+
+def _sections() -> dict[str, type[BaseModel]]:
+    return {
+        field.alias or name: field.annotation
+        for name, field in Config.model_fields.items()
+        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel)
+    }
+
+
+def _contradictions(config: Config) -> Iterator[str]:
+    """Problems that need more than one key to see."""
+    if not _is_loopback(config.playground_page.host):
+        yield f"playground.host: must be this machine (127.0.0.1, ::1 or localhost); got {config.playground_page.host!r}"
+    if not _is_loopback(config.server.host) and config.server.api_key is None:
+        yield f"server.host: {config.server.host!r} is reachable from outside; set STROP_API_KEY, or use 127.0.0.1"
+    if config.server.base_url and not config.server.base_url.startswith(("http://", "https://")):
+        yield f"server.base_url: must start with http:// or https://; got {config.server.base_url!r}"
+    if config.chat.context_tokens > config.model.context_tokens:
+        yield (
+            f"chat.context_tokens: must not be larger than model.context_tokens ({config.model.context_tokens}); "
+            f"got {config.chat.context_tokens}"
+        )
+    if config.trainer.cron and len(config.trainer.cron.split()) != 5:
+        yield f'trainer.cron: must have five fields, for example "0 4 * * *"; got {config.trainer.cron!r}'
+    yield from _emoji_problems(config.discord)
+    yield from _permission_problems(config.discord)
+
+
+def _emoji_problems(discord: DiscordConfig) -> Iterator[str]:
+    both = set(discord.rating_up) & set(discord.rating_down)
+    if both:
+        yield f"discord.rating_down: {' '.join(sorted(both))} cannot mean both a like and a dislike"
+    for key in ("rating_up", "rating_down"):
+        if not getattr(discord, key):
+            yield f"discord.{key}: must name at least one emoji"
+
+
+def _permission_problems(discord: DiscordConfig) -> Iterator[str]:
+    reference, date = discord.training_permission_reference, discord.training_permission_date
+    if reference and not date:
+        yield "discord.training_permission_date: must say when Discord gave the permission, for example 2026-01-31"
+    if date and not reference:
+        yield "discord.training_permission_reference: must name Discord's permission that the date belongs to"
+    try:
+        datetime.date.fromisoformat(date or "2026-01-31")
+    except ValueError:
+        yield f"discord.training_permission_date: must be a date like 2026-01-31; got {date!r}"
+
+
+def _is_loopback(host: str) -> bool:
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False

@@ -1,0 +1,241 @@
+"""Conversations and their messages. Branches are parents; the held-out split is decided here, once."""
+
+import hashlib
+import re
+import unicodedata
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import sqlite_utils
+
+from storage import members, sql
+from storage.clock import now_ms
+from storage.errors import UnknownRowError
+
+Split = Literal["train", "development", "gate"]
+Role = Literal["user", "assistant"]
+
+TRAIN_PERCENT = 70
+DEVELOPMENT_PERCENT = 10
+
+
+@dataclass(frozen=True, slots=True)
+class Conversation:
+    """One chain of replies in one channel; `guild_id` is None in a direct message."""
+
+    id: int
+    key: str
+    guild_id: int | None
+    channel_id: int
+    scope: str
+    source: str
+    public: bool
+    split: Split
+    group_key: str | None
+    created_ms: int
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """One message; `author_id` is None for the bot's own."""
+
+    id: int
+    discord_id: int | None
+    conversation_id: int
+    parent_id: int | None
+    author_id: int | None
+    role: Role
+    content: str
+    source: str
+    consent: members.Consent
+    permission_reference: str | None
+    created_ms: int
+    edited_ms: int | None
+    deleted_ms: int | None
+
+
+def scope_of(config_scope: str, guild_id: int | None) -> str:
+    """Return whose adapter answers: "guild:<id>", or "deployment" (always so in a direct message)."""
+    if config_scope == "guild" and guild_id is not None:
+        return f"guild:{guild_id}"
+    return "deployment"
+
+
+def near_duplicate_key(prompt: str) -> str:
+    """Return a key that prompts share when they differ only in case, punctuation, mentions or word order."""
+    text = unicodedata.normalize("NFKC", prompt).casefold()
+    text = re.sub(r"<[@#:a][^>]*>|https?://\S+", " ", text)
+    words = sorted(set(re.findall(r"\w+", text)))
+    return hashlib.sha256(" ".join(words).encode()).hexdigest()[:16]
+
+
+def split_of(group_key: str) -> Split:
+    """Return the split of a group: 70 % train, 10 % development, 20 % gate, by a stable hash."""
+    bucket = int(hashlib.sha256(f"split:{group_key}".encode()).hexdigest()[:8], 16) % 100
+    if bucket < TRAIN_PERCENT:
+        return "train"
+    return "development" if bucket < TRAIN_PERCENT + DEVELOPMENT_PERCENT else "gate"
+
+
+def open_conversation(
+    db: sqlite_utils.Database,
+    *,
+    key: str,
+    guild_id: int | None,
+    channel_id: int,
+    scope: str,
+    source: str,
+    public: bool,
+) -> Conversation:
+    """Return the conversation with this key, opened if it is new (use one key per chain of replies).
+
+    Its split is final as soon as it has its first message: conversations that begin with nearly the
+    same prompt share a group and therefore a split.
+    """
+    sql.change(
+        db,
+        """INSERT INTO conversations (key, guild_id, channel_id, scope, source, public, split, created_ms)
+           VALUES (?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT DO NOTHING""",
+        (
+            key,
+            guild_id,
+            channel_id,
+            scope,
+            source,
+            int(public and guild_id is not None),
+            split_of(key),
+            now_ms(),
+        ),
+    )
+    row = sql.one(db, "SELECT * FROM conversations WHERE key = ?", (key,))
+    if row is None:
+        raise UnknownRowError(f"There is no conversation {key!r}.")
+    return _conversation(row)
+
+
+def get(db: sqlite_utils.Database, conversation_id: int) -> Conversation | None:
+    """Return the conversation, or None."""
+    row = sql.one(db, "SELECT * FROM conversations WHERE id = ?", (conversation_id,))
+    return None if row is None else _conversation(row)
+
+
+def add_message(
+    db: sqlite_utils.Database,
+    *,
+    conversation_id: int,
+    discord_id: int | None,
+    parent_id: int | None,
+    author_id: int | None,
+    role: Role,
+    content: str,
+    permission_reference: str = "",
+) -> int:
+    """Add a message and return its id; one that is already there (by `discord_id`) is left as it is."""
+    if discord_id is not None:
+        known: int | None = sql.value(db, "SELECT id FROM messages WHERE discord_id = ?", (discord_id,))
+        if known is not None:
+            return known
+    conversation = get(db, conversation_id)
+    if conversation is None:
+        raise UnknownRowError(f"There is no conversation {conversation_id}.")
+    author = None
+    if author_id is not None:
+        author = members.get(db, author_id) or members.ensure(db, author_id, "", conversation.source)
+    if conversation.group_key is None and role == "user":
+        _settle_split(db, conversation_id, content)
+    cursor = db.conn.execute(
+        """INSERT INTO messages (discord_id, conversation_id, parent_id, author_id, role, content, source, consent,
+                                 permission_reference, created_ms) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)""",
+        (
+            discord_id,
+            conversation_id,
+            parent_id,
+            author_id,
+            role,
+            content,
+            author.source if author else conversation.source,
+            author.consent if author else "unset",
+            permission_reference or None,
+            now_ms(),
+        ),
+    )
+    return int(cursor.lastrowid)
+
+
+def get_message(db: sqlite_utils.Database, message_id: int) -> Message | None:
+    """Return the message, or None."""
+    row = sql.one(db, "SELECT * FROM messages WHERE id = ?", (message_id,))
+    return None if row is None else Message(**row)
+
+
+def by_discord_id(db: sqlite_utils.Database, discord_id: int) -> Message | None:
+    """Return the message that Discord knows by this id; any part of a split reply leads to the reply's message."""
+    row = sql.one(
+        db,
+        """SELECT * FROM messages WHERE discord_id = :id
+           UNION ALL
+           SELECT messages.* FROM reply_parts JOIN replies ON replies.id = reply_parts.reply_id
+           JOIN messages ON messages.id = replies.message_id WHERE reply_parts.discord_id = :id
+           LIMIT 1""",
+        {"id": discord_id},
+    )
+    return None if row is None else Message(**row)
+
+
+def chain(db: sqlite_utils.Database, message_id: int, limit: int = 64) -> list[Message]:
+    """Return the message and up to `limit - 1` of its ancestors, the oldest first."""
+    rows = sql.many(
+        db,
+        """WITH RECURSIVE up (id, depth) AS (
+               SELECT :start, 0
+               UNION ALL
+               SELECT messages.parent_id, depth + 1 FROM up JOIN messages ON messages.id = up.id
+               WHERE messages.parent_id IS NOT NULL AND depth + 1 < :limit
+           )
+           SELECT messages.* FROM up JOIN messages ON messages.id = up.id ORDER BY depth DESC""",
+        {"start": message_id, "limit": limit},
+    )
+    return [Message(**row) for row in rows]
+
+
+def edit_message(db: sqlite_utils.Database, discord_id: int, content: str) -> bool:
+    """Replace the text of a message; return whether it changed. A deleted message stays deleted."""
+    return bool(
+        sql.change(
+            db,
+            """UPDATE messages SET content = ?, edited_ms = ?
+               WHERE discord_id = ? AND deleted_ms IS NULL AND content <> ?""",
+            (content, now_ms(), discord_id, content),
+        )
+    )
+
+
+def delete_message(db: sqlite_utils.Database, discord_id: int) -> bool:
+    """Forget a message's text, and the prompts that quote it; return whether there was one.
+
+    The row stays, so that a thread keeps its shape and the reply's numbers keep their meaning.
+    """
+    message = by_discord_id(db, discord_id)
+    if message is None or message.deleted_ms is not None:
+        return False
+    sql.change(db, "UPDATE messages SET content = '', deleted_ms = ? WHERE id = ?", (now_ms(), message.id))
+    sql.change(
+        db,
+        """UPDATE replies SET prompt_json = '[]'
+           WHERE id IN (SELECT reply_id FROM reply_context WHERE message_id = ?)""",
+        (message.id,),
+    )
+    return True
+
+
+def _settle_split(db: sqlite_utils.Database, conversation_id: int, prompt: str) -> None:
+    group_key = near_duplicate_key(prompt)
+    sql.change(
+        db,
+        "UPDATE conversations SET group_key = ?, split = ? WHERE id = ?",
+        (group_key, split_of(group_key), conversation_id),
+    )
+
+
+def _conversation(row: dict[str, Any]) -> Conversation:
+    return Conversation(**{**row, "public": bool(row["public"])})

@@ -1,0 +1,87 @@
+"""What can go wrong in storage, as a tree:
+
+StorageError
+├── ConfigError                 strop.toml or the environment has problems (all of them listed)
+├── DatabaseError
+│   ├── NewerDatabaseError      written by a newer Strop
+│   ├── CorruptDatabaseError    not a database, or a damaged one
+│   ├── DiskFullError           nothing was lost, but nothing more can be written
+│   ├── DatabaseBusyError       another process held the write lock for too long
+│   ├── DatabaseUnavailableError  cannot be opened, read or written
+│   └── DatabaseClosedError     used after close()
+├── RuleError                   a request that the rules of the data do not allow
+│   ├── UnknownRowError         no such reply, run, adapter, member, message or duel
+│   ├── StaleChampionError      the champion changed since the decision was made
+│   ├── AdapterNotPromotableError  tainted, or of another scope or base
+│   ├── NothingToRollBackError  the base model already answers
+│   └── RunNotActiveError       the run is over, or belongs to another trainer
+└── BackupError                 a backup that is incomplete, damaged, or in the way
+"""
+
+
+class StorageError(Exception):
+    """Base of everything that storage raises; its text is one sentence for a person."""
+
+
+class ConfigError(StorageError):
+    """The configuration has problems; `problems` holds one line for each, by dotted key."""
+
+    def __init__(self, problems: list[str]) -> None:
+        self.problems = problems
+        super().__init__("\n".join(problems))
+
+
+class DatabaseError(StorageError):
+    """The database file could not do what was asked."""
+
+
+class NewerDatabaseError(DatabaseError):
+    """The database was written by a newer version of Strop."""
+
+
+class CorruptDatabaseError(DatabaseError):
+    """The file is not a SQLite database, or a damaged one."""
+
+
+class DiskFullError(DatabaseError):
+    """There is no room left to write; the transaction was rolled back whole."""
+
+
+class DatabaseBusyError(DatabaseError):
+    """Another process held the write lock for longer than the busy timeout."""
+
+
+class DatabaseUnavailableError(DatabaseError):
+    """The file cannot be opened, read or written."""
+
+
+class DatabaseClosedError(DatabaseError):
+    """The database was used after it was closed."""
+
+
+class RuleError(StorageError):
+    """A request that the rules of the data do not allow; nothing was changed."""
+
+
+class UnknownRowError(RuleError):
+    """No row with that id."""
+
+
+class StaleChampionError(RuleError):
+    """The champion is no longer the one that the challenger was judged against."""
+
+
+class AdapterNotPromotableError(RuleError):
+    """The adapter is tainted, or belongs to another scope or base model."""
+
+
+class NothingToRollBackError(RuleError):
+    """There is no earlier champion to go back to."""
+
+
+class RunNotActiveError(RuleError):
+    """The run is over, was cancelled, or is held by another trainer."""
+
+
+class BackupError(StorageError):
+    """A backup is incomplete or damaged, or would overwrite something."""

@@ -1,0 +1,20 @@
+"""Small facts that must survive a restart, by key (a hash of the synced commands, a time, a count)."""
+
+import sqlite_utils
+
+from storage import sql
+
+
+def get(db: sqlite_utils.Database, key: str, default: str | None = None) -> str | None:
+    """Return the fact, or `default`."""
+    value: str | None = sql.value(db, "SELECT value FROM facts WHERE key = ?", (key,))
+    return default if value is None else value
+
+
+def put(db: sqlite_utils.Database, key: str, value: str) -> None:
+    """Store the fact in place of an earlier one."""
+    sql.change(
+        db,
+        "INSERT INTO facts (key, value) VALUES (?, ?) ON CONFLICT DO UPDATE SET value = excluded.value",
+        (key, value),
+    )

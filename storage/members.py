@@ -1,0 +1,65 @@
+"""Members, and what each has said about training on their words."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import sqlite_utils
+
+from storage import audit, sql
+from storage.clock import now_ms
+
+Consent = Literal["unset", "in", "out"]
+
+
+@dataclass(frozen=True, slots=True)
+class Member:
+    """One person (or one simulated member of the rehearsal)."""
+
+    user_id: int
+    display_name: str
+    source: str
+    simulated: bool
+    consent: Consent
+    consent_ms: int | None
+    erased_ms: int | None
+    created_ms: int
+
+
+def get(db: sqlite_utils.Database, user_id: int) -> Member | None:
+    """Return the member, or None if never seen."""
+    row = sql.one(db, "SELECT * FROM members WHERE user_id = ?", (user_id,))
+    return None if row is None else Member(**{**row, "simulated": bool(row["simulated"])})
+
+
+def ensure(
+    db: sqlite_utils.Database, user_id: int, display_name: str, source: str, simulated: bool = False
+) -> Member:
+    """Return the member, inserted or with the display name brought up to date.
+
+    The source is the one of the first sight: it says where this person's rows come from.
+    """
+    sql.change(
+        db,
+        """INSERT INTO members (user_id, display_name, source, simulated, created_ms) VALUES (?, ?, ?, ?, ?)
+           ON CONFLICT DO UPDATE SET display_name = excluded.display_name
+           WHERE display_name <> excluded.display_name AND excluded.display_name <> ''""",
+        (user_id, display_name, source, int(simulated), now_ms()),
+    )
+    member = get(db, user_id)
+    assert member is not None
+    return member
+
+
+def set_consent(db: sqlite_utils.Database, user_id: int, consent: Consent, actor: str) -> bool:
+    """Record the member's decision about training; return whether it changed anything.
+
+    An unknown member is inserted first (someone may decide before ever writing).
+    """
+    member = get(db, user_id) or ensure(db, user_id, "", "discord")
+    if member.consent == consent:
+        return False
+    sql.change(
+        db, "UPDATE members SET consent = ?, consent_ms = ? WHERE user_id = ?", (consent, now_ms(), user_id)
+    )
+    audit.record(db, actor, "consent", {"user_id": user_id, "from": member.consent, "to": consent})
+    return True

@@ -1,0 +1,417 @@
+"""The schema, one step at a time. A step that shipped is never edited: the next one changes it.
+
+Times are milliseconds since the epoch (UTC), booleans 0 or 1, Discord's ids integers.
+"""
+
+from pathlib import Path
+
+import sqlite_utils
+from sqlite_utils import Migrations
+
+from storage.errors import NewerDatabaseError
+
+steps = Migrations("strop")
+
+
+def apply(db: sqlite_utils.Database, path: Path) -> None:
+    """Apply what is pending, inside the caller's write transaction (so that processes take turns).
+
+    Raises NewerDatabaseError if the file has steps that this version does not know.
+    """
+    known = {step.name for step in steps._migrations}
+    unknown = [step.name for step in steps.applied(db) if step.name not in known]
+    if unknown:
+        raise NewerDatabaseError(
+            f"{path} was written by a newer Strop (it has the step {unknown[-1]!r}, unknown to this version): "
+            "upgrade Strop, or restore a backup that this version made."
+        )
+    if steps.pending(db):
+        steps.apply(db)
+
+
+def _run(db: sqlite_utils.Database, script: str) -> None:
+    """Run statements separated by a blank line, without the COMMIT that executescript() would issue."""
+    for statement in script.split("\n\n"):
+        if statement.strip():
+            db.conn.execute(statement)
+
+
+@steps()
+def m0001_people_and_conversations(db: sqlite_utils.Database) -> None:
+    """Members, conversations and their messages; a message's parent makes branches possible."""
+    _run(
+        db,
+        """
+CREATE TABLE members (
+    user_id INTEGER PRIMARY KEY,
+    display_name TEXT NOT NULL,
+    source TEXT NOT NULL,
+    simulated INTEGER NOT NULL DEFAULT 0 CHECK (simulated IN (0, 1)),
+    consent TEXT NOT NULL DEFAULT 'unset' CHECK (consent IN ('unset', 'in', 'out')),
+    consent_ms INTEGER,
+    erased_ms INTEGER,
+    created_ms INTEGER NOT NULL
+) STRICT
+
+CREATE TABLE conversations (
+    id INTEGER PRIMARY KEY,
+    key TEXT NOT NULL UNIQUE,
+    guild_id INTEGER,
+    channel_id INTEGER NOT NULL,
+    scope TEXT NOT NULL,
+    source TEXT NOT NULL,
+    public INTEGER NOT NULL CHECK (public IN (0, 1)),
+    split TEXT NOT NULL CHECK (split IN ('train', 'development', 'gate')),
+    group_key TEXT,
+    created_ms INTEGER NOT NULL
+) STRICT
+
+CREATE TRIGGER conversations_split_is_immutable BEFORE UPDATE OF split, group_key ON conversations
+WHEN old.group_key IS NOT NULL BEGIN
+    SELECT RAISE(ABORT, 'the split of a conversation never changes');
+END
+
+CREATE TABLE messages (
+    id INTEGER PRIMARY KEY,
+    discord_id INTEGER UNIQUE,
+    conversation_id INTEGER NOT NULL REFERENCES conversations (id),
+    parent_id INTEGER REFERENCES messages (id),
+    author_id INTEGER REFERENCES members (user_id),
+    role TEXT NOT NULL CHECK (role IN ('user', 'assistant')),
+    content TEXT NOT NULL,
+    source TEXT NOT NULL,
+    consent TEXT NOT NULL CHECK (consent IN ('unset', 'in', 'out')),
+    permission_reference TEXT,
+    created_ms INTEGER NOT NULL,
+    edited_ms INTEGER,
+    deleted_ms INTEGER
+) STRICT
+
+CREATE INDEX messages_by_conversation ON messages (conversation_id)
+
+CREATE INDEX messages_by_parent ON messages (parent_id)
+
+CREATE INDEX messages_by_author ON messages (author_id, created_ms) WHERE author_id IS NOT NULL
+""",
+    )
+
+
+@steps()
+def m0002_replies_and_ratings(db: sqlite_utils.Database) -> None:
+    """Replies with what produced them, whose words they were made from, and what members thought of them."""
+    _run(
+        db,
+        """
+CREATE TABLE replies (
+    id TEXT PRIMARY KEY,
+    message_id INTEGER NOT NULL UNIQUE REFERENCES messages (id),
+    prompt_message_id INTEGER NOT NULL REFERENCES messages (id),
+    conversation_id INTEGER NOT NULL REFERENCES conversations (id),
+    asker_id INTEGER REFERENCES members (user_id),
+    scope TEXT NOT NULL,
+    adapter_id TEXT,
+    base_hash TEXT NOT NULL,
+    prompt_json TEXT NOT NULL CHECK (json_valid(prompt_json)),
+    seed INTEGER,
+    sampling_json TEXT NOT NULL CHECK (json_valid(sampling_json)),
+    prompt_tokens INTEGER,
+    completion_tokens INTEGER,
+    finish_reason TEXT,
+    queue_ms INTEGER,
+    first_token_ms INTEGER,
+    duration_ms INTEGER,
+    status TEXT NOT NULL CHECK (status IN ('streaming', 'complete', 'stopped', 'failed')),
+    error TEXT,
+    source TEXT NOT NULL,
+    created_ms INTEGER NOT NULL
+) STRICT, WITHOUT ROWID
+
+CREATE INDEX replies_by_time ON replies (created_ms)
+
+CREATE INDEX replies_by_conversation ON replies (conversation_id)
+
+CREATE INDEX replies_by_prompt ON replies (prompt_message_id)
+
+CREATE INDEX replies_by_asker ON replies (asker_id) WHERE asker_id IS NOT NULL
+
+CREATE INDEX replies_streaming ON replies (created_ms) WHERE status = 'streaming'
+
+CREATE TABLE reply_context (
+    reply_id TEXT NOT NULL REFERENCES replies (id),
+    message_id INTEGER NOT NULL REFERENCES messages (id),
+    user_id INTEGER REFERENCES members (user_id),
+    PRIMARY KEY (reply_id, message_id)
+) STRICT, WITHOUT ROWID
+
+CREATE INDEX reply_context_by_message ON reply_context (message_id)
+
+CREATE INDEX reply_context_by_user ON reply_context (user_id) WHERE user_id IS NOT NULL
+
+CREATE TABLE reply_parts (
+    discord_id INTEGER PRIMARY KEY,
+    reply_id TEXT NOT NULL REFERENCES replies (id),
+    channel_id INTEGER NOT NULL,
+    position INTEGER NOT NULL
+) STRICT
+
+CREATE INDEX reply_parts_by_reply ON reply_parts (reply_id, position)
+
+CREATE TABLE ratings (
+    id INTEGER PRIMARY KEY,
+    reply_id TEXT NOT NULL REFERENCES replies (id),
+    user_id INTEGER NOT NULL REFERENCES members (user_id),
+    scope TEXT NOT NULL,
+    kind TEXT NOT NULL CHECK (kind IN ('thumb', 'correction', 'vote')),
+    means TEXT NOT NULL CHECK (means IN ('reaction', 'button', 'modal', 'page', 'sample')),
+    value INTEGER NOT NULL CHECK (value IN (-1, 0, 1)),
+    emoji TEXT,
+    text TEXT,
+    retracted INTEGER NOT NULL DEFAULT 0 CHECK (retracted IN (0, 1)),
+    source TEXT NOT NULL,
+    consent TEXT NOT NULL CHECK (consent IN ('unset', 'in', 'out')),
+    permission_reference TEXT,
+    created_ms INTEGER NOT NULL,
+    updated_ms INTEGER NOT NULL,
+    UNIQUE (reply_id, user_id, kind)
+) STRICT
+
+CREATE INDEX ratings_by_user ON ratings (user_id)
+
+CREATE INDEX ratings_active ON ratings (scope, reply_id) WHERE retracted = 0
+
+CREATE INDEX ratings_by_time ON ratings (scope, updated_ms, kind, value, user_id) WHERE retracted = 0
+""",
+    )
+
+
+@steps()
+def m0003_rating_counters(db: sqlite_utils.Database) -> None:
+    """Counting a million ratings takes too long for a status line: triggers keep the counts."""
+    _run(
+        db,
+        f"""
+CREATE TABLE scope_counts (
+    scope TEXT PRIMARY KEY,
+    liked INTEGER NOT NULL DEFAULT 0,
+    disliked INTEGER NOT NULL DEFAULT 0,
+    corrections INTEGER NOT NULL DEFAULT 0,
+    changes INTEGER NOT NULL DEFAULT 0
+) STRICT, WITHOUT ROWID
+
+CREATE TABLE scope_raters (
+    scope TEXT NOT NULL,
+    user_id INTEGER NOT NULL,
+    ratings INTEGER NOT NULL,
+    PRIMARY KEY (scope, user_id)
+) STRICT, WITHOUT ROWID
+
+CREATE TRIGGER ratings_inserted AFTER INSERT ON ratings BEGIN
+    {_count("new", "+", changes=1)}
+END
+
+CREATE TRIGGER ratings_updated AFTER UPDATE OF value, retracted, kind, scope, text ON ratings BEGIN
+    {_count("old", "-", changes=0)}
+    {_count("new", "+", changes=1)}
+END
+
+CREATE TRIGGER ratings_deleted AFTER DELETE ON ratings BEGIN
+    {_count("old", "-", changes=0)}
+END
+""",
+    )
+
+
+def _count(row: str, sign: str, *, changes: int) -> str:
+    """Return the trigger statements that add a rating to its scope's counts, or take it out."""
+    counted = f"({row}.retracted = 0 AND {row}.kind IN ('thumb', 'correction'))"
+    return f"""INSERT INTO scope_counts (scope) VALUES ({row}.scope) ON CONFLICT DO NOTHING;
+    UPDATE scope_counts SET
+        liked = liked {sign} ({row}.retracted = 0 AND {row}.kind = 'thumb' AND {row}.value = 1),
+        disliked = disliked {sign} ({row}.retracted = 0 AND {row}.kind = 'thumb' AND {row}.value = -1),
+        corrections = corrections {sign} ({row}.retracted = 0 AND {row}.kind = 'correction'),
+        changes = changes + {changes}
+    WHERE scope = {row}.scope;
+    INSERT INTO scope_raters VALUES ({row}.scope, {row}.user_id, 0 {sign} {counted})
+        ON CONFLICT DO UPDATE SET ratings = ratings {sign} {counted};
+    DELETE FROM scope_raters WHERE scope = {row}.scope AND user_id = {row}.user_id AND ratings = 0;"""
+
+
+@steps()
+def m0004_runs_and_adapters(db: sqlite_utils.Database) -> None:
+    """The run queue, what each run trained on, the adapter registry and its champions."""
+    _run(
+        db,
+        """
+CREATE TABLE runs (
+    id TEXT PRIMARY KEY,
+    scope TEXT NOT NULL,
+    trigger TEXT NOT NULL CHECK (trigger IN ('manual', 'schedule', 'ratings', 'erasure')),
+    requested_by TEXT NOT NULL,
+    state TEXT NOT NULL CHECK (state IN ('queued', 'running', 'finished', 'failed', 'cancelled')),
+    phase TEXT CHECK (phase IN ('snapshot', 'train', 'evaluate', 'decide', 'swap', 'votes')),
+    progress REAL NOT NULL DEFAULT 0,
+    eta_s REAL,
+    note TEXT NOT NULL DEFAULT '',
+    lease_owner TEXT,
+    lease_until_ms INTEGER,
+    lease_ms INTEGER,
+    heartbeat_ms INTEGER,
+    attempts INTEGER NOT NULL DEFAULT 0,
+    ratings_seen INTEGER,
+    snapshot_hash TEXT,
+    settings_json TEXT NOT NULL DEFAULT '{}' CHECK (json_valid(settings_json)),
+    metrics_json TEXT NOT NULL DEFAULT '{}' CHECK (json_valid(metrics_json)),
+    outcome TEXT CHECK (outcome IN ('promoted', 'refused', 'not_yet', 'votes', 'failed', 'cancelled')),
+    message TEXT NOT NULL DEFAULT '',
+    error TEXT,
+    adapter_id TEXT,
+    champion_id TEXT,
+    report_channel_id INTEGER,
+    report_message_id INTEGER,
+    repeatable INTEGER NOT NULL DEFAULT 1 CHECK (repeatable IN (0, 1)),
+    created_ms INTEGER NOT NULL,
+    started_ms INTEGER,
+    finished_ms INTEGER
+) STRICT
+
+CREATE UNIQUE INDEX runs_one_at_a_time ON runs (state) WHERE state = 'running'
+
+CREATE UNIQUE INDEX runs_one_queued_per_scope ON runs (scope) WHERE state = 'queued'
+
+CREATE INDEX runs_by_scope ON runs (scope, created_ms)
+
+CREATE INDEX runs_by_finish ON runs (scope, finished_ms) WHERE finished_ms IS NOT NULL
+
+CREATE TABLE run_rows (
+    run_id TEXT NOT NULL REFERENCES runs (id),
+    reply_id TEXT NOT NULL REFERENCES replies (id),
+    split TEXT NOT NULL CHECK (split IN ('train', 'development', 'gate')),
+    label TEXT NOT NULL,
+    weight REAL NOT NULL,
+    PRIMARY KEY (run_id, reply_id)
+) STRICT, WITHOUT ROWID
+
+CREATE INDEX run_rows_by_reply ON run_rows (reply_id)
+
+CREATE TABLE adapters (
+    id TEXT PRIMARY KEY,
+    scope TEXT NOT NULL,
+    base_hash TEXT NOT NULL,
+    parent_id TEXT,
+    run_id TEXT REFERENCES runs (id),
+    state TEXT NOT NULL CHECK (state IN ('candidate', 'promoted', 'rejected', 'retired', 'tainted')),
+    rehearsal INTEGER NOT NULL DEFAULT 0 CHECK (rehearsal IN (0, 1)),
+    path TEXT NOT NULL,
+    manifest_json TEXT NOT NULL CHECK (json_valid(manifest_json)),
+    created_ms INTEGER NOT NULL
+) STRICT
+
+CREATE INDEX adapters_by_scope ON adapters (scope, created_ms)
+
+CREATE INDEX adapters_by_run ON adapters (run_id)
+
+CREATE TABLE promotions (
+    id INTEGER PRIMARY KEY,
+    scope TEXT NOT NULL,
+    base_hash TEXT NOT NULL,
+    adapter_id TEXT REFERENCES adapters (id),
+    previous_id TEXT,
+    run_id TEXT REFERENCES runs (id),
+    kind TEXT NOT NULL CHECK (kind IN ('promote', 'rollback', 'erase', 'initial')),
+    actor TEXT NOT NULL,
+    reason TEXT NOT NULL,
+    created_ms INTEGER NOT NULL
+) STRICT
+
+CREATE INDEX promotions_by_scope ON promotions (scope, base_hash, id)
+
+CREATE TABLE champions (
+    scope TEXT NOT NULL,
+    base_hash TEXT NOT NULL,
+    adapter_id TEXT REFERENCES adapters (id),
+    promotion_id INTEGER NOT NULL REFERENCES promotions (id),
+    PRIMARY KEY (scope, base_hash)
+) STRICT, WITHOUT ROWID
+""",
+    )
+
+
+@steps()
+def m0005_evidence_and_audit(db: sqlite_utils.Database) -> None:
+    """Evaluations, blind votes, erasures, the audit log and small facts."""
+    _run(
+        db,
+        """
+CREATE TABLE evaluations (
+    id INTEGER PRIMARY KEY,
+    run_id TEXT NOT NULL REFERENCES runs (id),
+    adapter_id TEXT,
+    champion_id TEXT,
+    metric TEXT NOT NULL,
+    value REAL,
+    low REAL,
+    high REAL,
+    n INTEGER,
+    detail_json TEXT NOT NULL DEFAULT '{}' CHECK (json_valid(detail_json)),
+    created_ms INTEGER NOT NULL
+) STRICT
+
+CREATE INDEX evaluations_by_run ON evaluations (run_id)
+
+CREATE TABLE duels (
+    id TEXT PRIMARY KEY,
+    run_id TEXT NOT NULL REFERENCES runs (id),
+    scope TEXT NOT NULL,
+    challenger_id TEXT NOT NULL,
+    champion_id TEXT,
+    reply_id TEXT REFERENCES replies (id),
+    prompt_json TEXT NOT NULL CHECK (json_valid(prompt_json)),
+    first_text TEXT NOT NULL,
+    second_text TEXT NOT NULL,
+    first_is_challenger INTEGER NOT NULL CHECK (first_is_challenger IN (0, 1)),
+    created_ms INTEGER NOT NULL,
+    closed_ms INTEGER
+) STRICT, WITHOUT ROWID
+
+CREATE INDEX duels_open ON duels (scope, created_ms) WHERE closed_ms IS NULL
+
+CREATE INDEX duels_by_run ON duels (run_id)
+
+CREATE INDEX duels_by_reply ON duels (reply_id) WHERE reply_id IS NOT NULL
+
+CREATE TABLE duel_votes (
+    duel_id TEXT NOT NULL REFERENCES duels (id),
+    user_id INTEGER NOT NULL REFERENCES members (user_id),
+    choice INTEGER NOT NULL CHECK (choice IN (-1, 0, 1)),
+    source TEXT NOT NULL,
+    created_ms INTEGER NOT NULL,
+    PRIMARY KEY (duel_id, user_id)
+) STRICT, WITHOUT ROWID
+
+CREATE INDEX duel_votes_by_user ON duel_votes (user_id)
+
+CREATE TABLE erasures (
+    id INTEGER PRIMARY KEY,
+    user_id INTEGER NOT NULL,
+    requested_ms INTEGER NOT NULL,
+    run_id TEXT REFERENCES runs (id),
+    scrub_json TEXT NOT NULL DEFAULT '{}' CHECK (json_valid(scrub_json)),
+    done_ms INTEGER
+) STRICT
+
+CREATE INDEX erasures_by_user ON erasures (user_id)
+
+CREATE TABLE audit (
+    id INTEGER PRIMARY KEY,
+    actor TEXT NOT NULL,
+    action TEXT NOT NULL,
+    detail_json TEXT NOT NULL CHECK (json_valid(detail_json)),
+    created_ms INTEGER NOT NULL
+) STRICT
+
+CREATE TABLE facts (
+    key TEXT PRIMARY KEY,
+    value TEXT NOT NULL
+) STRICT, WITHOUT ROWID
+""",
+    )

@@ -146,7 +146,7 @@ def promote(
     actor: str,
     reason: str,
     run_id: str | None = None,
-    expected_champion: str | None | Unchecked = Unchecked.ANY,
+    expected_champion: str | Unchecked | None = Unchecked.ANY,
 ) -> int:
     """Make an adapter (or None, the base model) champion and return the promotion's id.
 
@@ -198,6 +198,16 @@ def promotions(db: sqlite_utils.Database, scope: str, base_hash: str) -> list[Pr
     """Return every change of champion of a scope, the oldest first."""
     rows = sql.many(
         db, "SELECT * FROM promotions WHERE scope = ? AND base_hash = ? ORDER BY id", (scope, base_hash)
+    )
+    return [Promotion(**row) for row in rows]
+
+
+def recent_promotions(db: sqlite_utils.Database, scope: str, base_hash: str, limit: int) -> list[Promotion]:
+    """Return the latest changes of champion of a scope, the newest first."""
+    rows = sql.many(
+        db,
+        "SELECT * FROM promotions WHERE scope = ? AND base_hash = ? ORDER BY id DESC LIMIT ?",
+        (scope, base_hash, limit),
     )
     return [Promotion(**row) for row in rows]
 

@@ -99,6 +99,11 @@ def open_for(db: sqlite_utils.Database, scope: str, limit: int = 50) -> list[Due
     return [_duel(row) for row in rows]
 
 
+def count_open(db: sqlite_utils.Database, scope: str) -> int:
+    """Return how many duels of a scope still take votes."""
+    return int(sql.value(db, "SELECT count(*) FROM duels WHERE scope = ? AND closed_ms IS NULL", (scope,)))
+
+
 def vote(db: sqlite_utils.Database, *, duel_id: str, user_id: int, choice: int, source: str) -> bool:
     """Store a member's choice (1 first, -1 second, 0 tie) in place of an earlier one; return whether it changed.
 

@@ -36,7 +36,6 @@ def _run(db: sqlite_utils.Database, script: str) -> None:
             db.conn.execute(statement)
 
 
-@steps()
 def m0001_people_and_conversations(db: sqlite_utils.Database) -> None:
     """Members, conversations and their messages; a message's parent makes branches possible."""
     _run(
@@ -96,7 +95,6 @@ CREATE INDEX messages_by_author ON messages (author_id, created_ms) WHERE author
     )
 
 
-@steps()
 def m0002_replies_and_ratings(db: sqlite_utils.Database) -> None:
     """Replies with what produced them, whose words they were made from, and what members thought of them."""
     _run(
@@ -184,7 +182,6 @@ CREATE INDEX ratings_by_time ON ratings (scope, updated_ms, kind, value, user_id
     )
 
 
-@steps()
 def m0003_rating_counters(db: sqlite_utils.Database) -> None:
     """Counting a million ratings takes too long for a status line: triggers keep the counts."""
     _run(
@@ -236,7 +233,6 @@ def _count(row: str, sign: str, *, changes: int) -> str:
     DELETE FROM scope_raters WHERE scope = {row}.scope AND user_id = {row}.user_id AND ratings = 0;"""
 
 
-@steps()
 def m0004_runs_and_adapters(db: sqlite_utils.Database) -> None:
     """The run queue, what each run trained on, the adapter registry and its champions."""
     _run(
@@ -336,7 +332,6 @@ CREATE TABLE champions (
     )
 
 
-@steps()
 def m0005_evidence_and_audit(db: sqlite_utils.Database) -> None:
     """Evaluations, blind votes, erasures, the audit log and small facts."""
     _run(
@@ -415,3 +410,13 @@ CREATE TABLE facts (
 ) STRICT, WITHOUT ROWID
 """,
     )
+
+
+for _step in (
+    m0001_people_and_conversations,
+    m0002_replies_and_ratings,
+    m0003_rating_counters,
+    m0004_runs_and_adapters,
+    m0005_evidence_and_audit,
+):
+    steps()(_step)

@@ -1,0 +1,295 @@
+"""A member's data: everything that is stored about them, and its erasure.
+
+Erasing is one transaction in the database (`erase_member`), then files (`scrub_files`), then the write-ahead log
+(`Database.checkpoint_truncate`). `secure_delete` overwrites what the database frees.
+"""
+
+import json
+import shutil
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import sqlite_utils
+
+from storage import adapters, audit, members, runs, sql
+from storage.clock import now_ms
+
+
+@dataclass(frozen=True, slots=True)
+class Erasure:
+    """What an erasure touched: the files of `runs` and `affected_adapters` are still to be scrubbed."""
+
+    id: int
+    user_id: int
+    affected_adapters: tuple[str, ...]
+    runs: tuple[str, ...]
+    retrains: tuple[str, ...]
+    deposed: tuple[str, ...]
+
+
+def export_member(db: sqlite_utils.Database, user_id: int) -> dict[str, Any]:
+    """Return everything stored on a member as plain JSON values."""
+    return {
+        "user_id": str(user_id),
+        "exported_ms": now_ms(),
+        "member": sql.one(db, "SELECT * FROM members WHERE user_id = ?", (user_id,)),
+        **{name: sql.many(db, question, (user_id,)) for name, question in _EXPORTS.items()},
+    }
+
+
+_EXPORTS = {
+    "messages": "SELECT * FROM messages WHERE author_id = ? ORDER BY id",
+    "replies_to_me": """
+        SELECT replies.id, replies.conversation_id, replies.adapter_id, replies.base_hash, replies.prompt_json,
+               replies.created_ms, messages.content AS text
+        FROM replies JOIN messages ON messages.id = replies.message_id
+        WHERE replies.asker_id = ? ORDER BY replies.created_ms""",
+    "ratings": "SELECT * FROM ratings WHERE user_id = ? ORDER BY id",
+    "blind_votes": "SELECT * FROM duel_votes WHERE user_id = ? ORDER BY created_ms",
+    "trained_in": """
+        SELECT DISTINCT run_rows.run_id, run_rows.reply_id, run_rows.split, run_rows.label, run_rows.weight
+        FROM (SELECT reply_id FROM reply_context WHERE user_id = ?1
+              UNION SELECT reply_id FROM ratings WHERE user_id = ?1) AS mine
+        JOIN run_rows ON run_rows.reply_id = mine.reply_id ORDER BY run_rows.run_id, run_rows.reply_id""",
+    "erasures": "SELECT id, requested_ms, done_ms FROM erasures WHERE user_id = ? ORDER BY id",
+    "audit": """
+        SELECT action, detail_json, created_ms FROM audit
+        WHERE actor = CAST(?1 AS TEXT) OR detail_json ->> 'user_id' = ?1 ORDER BY id""",
+}
+
+
+def erase_member(db: sqlite_utils.Database, user_id: int, actor: str) -> Erasure:
+    """Erase a member's words and ratings, and undo what was trained on them.
+
+    Replies made from their words lose prompt and text; adapters trained on their rows are tainted and stop
+    answering at once; runs that used them can't be repeated; one clean retrain for each touched scope is queued.
+    What the member writes from now on trains after 30 days at the earliest. Safe to repeat.
+    """
+    touched = _touched_rows(db, user_id)
+    touched_runs = _touched_runs(db, user_id)
+    tainted = _taint(db, _trained_adapters(db, user_id))
+    cancelled = _cancel_running(db, touched_runs, touched, actor)
+    _erase_words(db, user_id, touched)
+    _erase_evidence(db, [*touched_runs, *cancelled])
+    deposed = _depose(db, actor)
+    retrains = _queue_retrains(db, {adapter.scope for adapter in tainted} | set(cancelled.values()), actor)
+    erasure = Erasure(
+        id=_record(db, user_id, retrains),
+        user_id=user_id,
+        affected_adapters=tuple(adapter.id for adapter in tainted),
+        runs=tuple(sorted({*touched_runs, *cancelled})),
+        retrains=tuple(retrains),
+        deposed=tuple(deposed),
+    )
+    _remember_files(db, erasure)
+    audit.record(
+        db,
+        actor,
+        "member.erase",
+        {"erasure_id": erasure.id, "adapters": erasure.affected_adapters, "runs": erasure.runs},
+    )
+    return erasure
+
+
+def pending(db: sqlite_utils.Database) -> list[Erasure]:
+    """Return the erasures whose files have not been scrubbed yet (a process died in between)."""
+    rows = sql.many(db, "SELECT id, user_id, scrub_json FROM erasures WHERE done_ms IS NULL ORDER BY id")
+    return [_pending(row) for row in rows]
+
+
+def mark_scrubbed(db: sqlite_utils.Database, erasure_id: int) -> None:
+    """Record that the files of an erasure are gone."""
+    sql.change(db, "UPDATE erasures SET done_ms = ? WHERE id = ? AND done_ms IS NULL", (now_ms(), erasure_id))
+
+
+def scrub_files(data_dir: Path, run_ids: Iterable[str], adapter_ids: Iterable[str]) -> list[Path]:
+    """Delete the folders of these runs (snapshots, checkpoints) and tainted adapters; return those that existed."""
+    folders = [data_dir / "runs" / run_id for run_id in run_ids]
+    folders += [data_dir / "adapters" / adapter_id for adapter_id in adapter_ids]
+    existing = [folder for folder in folders if folder.is_dir()]
+    for folder in existing:
+        shutil.rmtree(folder)
+    return existing
+
+
+def _touched_rows(db: sqlite_utils.Database, user_id: int) -> list[str]:
+    """Replies with the member's words in their prompt."""
+    rows = sql.many(
+        db,
+        """SELECT reply_id FROM reply_context WHERE user_id = ?1
+           UNION SELECT id AS reply_id FROM replies WHERE asker_id = ?1""",
+        (user_id,),
+    )
+    return [row["reply_id"] for row in rows]
+
+
+# Rows of runs that hold the member's words, or the member's ratings as far as they stood when the run ended.
+_MY_RUN_ROWS = """
+SELECT run_rows.run_id, run_rows.split FROM reply_context
+JOIN run_rows ON run_rows.reply_id = reply_context.reply_id WHERE reply_context.user_id = ?1
+UNION
+SELECT run_rows.run_id, run_rows.split FROM replies
+JOIN run_rows ON run_rows.reply_id = replies.id WHERE replies.asker_id = ?1
+UNION
+SELECT run_rows.run_id, run_rows.split FROM ratings
+JOIN run_rows ON run_rows.reply_id = ratings.reply_id JOIN runs ON runs.id = run_rows.run_id
+WHERE ratings.user_id = ?1 AND ratings.created_ms <= coalesce(runs.finished_ms, ratings.created_ms)"""
+
+
+def _touched_runs(db: sqlite_utils.Database, user_id: int) -> list[str]:
+    rows = sql.many(db, f"SELECT DISTINCT run_id FROM ({_MY_RUN_ROWS}) ORDER BY run_id", (user_id,))
+    return [row["run_id"] for row in rows]
+
+
+def _trained_adapters(db: sqlite_utils.Database, user_id: int) -> list[str]:
+    """Adapters that learned from the member; the gate's rows judge and teach nothing."""
+    rows = sql.many(
+        db,
+        f"""SELECT id FROM adapters
+            WHERE run_id IN (SELECT run_id FROM ({_MY_RUN_ROWS}) WHERE split <> 'gate') ORDER BY id""",
+        (user_id,),
+    )
+    return [row["id"] for row in rows]
+
+
+def _taint(db: sqlite_utils.Database, adapter_ids: list[str]) -> list[adapters.Adapter]:
+    found = [adapter for adapter in (adapters.get(db, adapter_id) for adapter_id in adapter_ids) if adapter]
+    for adapter in found:
+        adapters.set_state(db, adapter.id, "tainted")
+    return [adapter for adapter in found if adapter.state != "tainted"]
+
+
+def _cancel_running(
+    db: sqlite_utils.Database, touched_runs: list[str], touched: list[str], actor: str
+) -> dict[str, str]:
+    """End the running run if it may hold the member's words, also unrecorded ones; return {run id: scope}."""
+    running = sql.one(db, "SELECT id, scope, snapshot_hash FROM runs WHERE state = 'running'")
+    if running is None:
+        return {}
+    scopes = sql.many(
+        db,
+        "SELECT DISTINCT scope FROM replies WHERE id IN (SELECT value FROM json_each(?))",
+        (json.dumps(touched),),
+    )
+    unrecorded = running["snapshot_hash"] is None and running["scope"] in {row["scope"] for row in scopes}
+    if running["id"] not in touched_runs and not unrecorded:
+        return {}
+    runs.cancel(db, running["id"], actor, "A member erased their data: the run starts again without it.")
+    return {running["id"]: running["scope"]}
+
+
+def _erase_words(db: sqlite_utils.Database, user_id: int, touched: list[str]) -> None:
+    now, ids = now_ms(), json.dumps(touched)
+    for statement, parameters in (
+        (
+            "UPDATE messages SET content = '', deleted_ms = coalesce(deleted_ms, ?) WHERE author_id = ?",
+            (now, user_id),
+        ),
+        (
+            """UPDATE messages SET content = '', deleted_ms = coalesce(deleted_ms, ?)
+               WHERE id IN (SELECT message_id FROM replies WHERE id IN (SELECT value FROM json_each(?)))""",
+            (now, ids),
+        ),
+        (
+            "UPDATE replies SET prompt_json = '[]', error = NULL WHERE id IN (SELECT value FROM json_each(?))",
+            (ids,),
+        ),
+        # What others wrote about these replies may quote them.
+        (
+            """UPDATE ratings SET text = NULL, retracted = 1
+               WHERE kind = 'correction' AND reply_id IN (SELECT value FROM json_each(?))""",
+            (ids,),
+        ),
+        ("DELETE FROM ratings WHERE user_id = ?", (user_id,)),
+        ("DELETE FROM duel_votes WHERE user_id = ?", (user_id,)),
+        (
+            """UPDATE duels SET prompt_json = '[]', first_text = '', second_text = '', closed_ms = coalesce(closed_ms, ?)
+               WHERE reply_id IN (SELECT value FROM json_each(?))""",
+            (now, ids),
+        ),
+        (
+            """UPDATE members SET display_name = '', erased_ms = ?, consent = iif(consent = 'out', 'out', 'unset')
+               WHERE user_id = ?""",
+            (now, user_id),
+        ),
+    ):
+        sql.change(db, statement, parameters)
+
+
+def _erase_evidence(db: sqlite_utils.Database, run_ids: list[str]) -> None:
+    """Keep a touched run's figures, drop every text it may have kept."""
+    for run_id in set(run_ids):
+        run = runs.expect(db, run_id)
+        sql.change(
+            db,
+            "UPDATE runs SET repeatable = 0, metrics_json = ?, error = NULL WHERE id = ?",
+            (json.dumps(_figures(run.metrics)), run_id),
+        )
+        sql.change(db, "UPDATE evaluations SET detail_json = '{}' WHERE run_id = ?", (run_id,))
+        sql.change(
+            db,
+            """UPDATE duels SET prompt_json = '[]', first_text = '', second_text = '', closed_ms = coalesce(closed_ms, ?)
+               WHERE run_id = ?""",
+            (now_ms(), run_id),
+        )
+
+
+def _figures(value: Any) -> Any:
+    """Return nested metrics without their texts."""
+    if isinstance(value, dict):
+        return {key: _figures(inner) for key, inner in value.items() if not isinstance(inner, str)}
+    if isinstance(value, list):
+        return [_figures(inner) for inner in value if not isinstance(inner, str)]
+    return value
+
+
+def _depose(db: sqlite_utils.Database, actor: str) -> list[str]:
+    """Switch every scope with a tainted champion to its newest clean adapter, else to the base."""
+    tainted = sql.many(
+        db,
+        """SELECT champions.scope, champions.base_hash, champions.adapter_id FROM champions
+           JOIN adapters ON adapters.id = champions.adapter_id WHERE adapters.state = 'tainted'""",
+    )
+    for row in tainted:
+        adapters.depose_tainted(
+            db,
+            scope=row["scope"],
+            base_hash=row["base_hash"],
+            actor=actor,
+            reason="a member whose words it was trained on erased their data",
+        )
+    return [row["adapter_id"] for row in tainted]
+
+
+def _queue_retrains(db: sqlite_utils.Database, scopes: set[str], actor: str) -> list[str]:
+    return [
+        runs.enqueue(db, scope=scope, trigger="erasure", requested_by=actor).id for scope in sorted(scopes)
+    ]
+
+
+def _record(db: sqlite_utils.Database, user_id: int, retrains: list[str]) -> int:
+    if members.get(db, user_id) is None:
+        members.ensure(db, user_id, "", "discord")
+        sql.change(db, "UPDATE members SET erased_ms = ? WHERE user_id = ?", (now_ms(), user_id))
+    cursor = db.conn.execute(
+        "INSERT INTO erasures (user_id, requested_ms, run_id) VALUES (?, ?, ?)",
+        (user_id, now_ms(), retrains[0] if retrains else None),
+    )
+    return int(cursor.lastrowid)
+
+
+def _remember_files(db: sqlite_utils.Database, erasure: Erasure) -> None:
+    files = {
+        "affected_adapters": erasure.affected_adapters,
+        "runs": erasure.runs,
+        "retrains": erasure.retrains,
+        "deposed": erasure.deposed,
+    }
+    sql.change(db, "UPDATE erasures SET scrub_json = ? WHERE id = ?", (json.dumps(files), erasure.id))
+
+
+def _pending(row: sql.Row) -> Erasure:
+    files = {key: tuple(ids) for key, ids in json.loads(row["scrub_json"]).items()}
+    return Erasure(id=row["id"], user_id=row["user_id"], **files)

@@ -1,0 +1,51 @@
+"""The guide's invite link, files and commands are the ones that exist."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from urllib.parse import parse_qs, urlsplit
+
+import discord
+
+from bot.doctor import PERMISSIONS
+
+ROOT = Path(__file__).parent.parent.parent
+GUIDE = (ROOT / "deploy/GUIDE.md").read_text()
+
+
+def invite() -> dict[str, list[str]]:
+    [link] = re.findall(r"https://discord\.com/oauth2/authorize\?\S+", GUIDE)
+    return parse_qs(urlsplit(link).query)
+
+
+def test_the_invite_link_asks_for_exactly_what_doctor_checks() -> None:
+    assert int(invite()["permissions"][0]) == sum(PERMISSIONS.values())
+    assert invite()["scope"] == ["bot applications.commands"]
+
+
+def test_the_invite_link_asks_for_nothing_that_could_harm_a_server() -> None:
+    wanted = discord.Permissions(
+        view_channel=True,
+        send_messages=True,
+        read_message_history=True,
+        add_reactions=True,
+        send_messages_in_threads=True,
+    )
+    assert int(invite()["permissions"][0]) == wanted.value
+
+
+def test_the_guide_explains_each_permission_with_its_value() -> None:
+    rows = dict(re.findall(r"^\| ([A-Z][\w ]+) \| [^|]+ \| (\d+) \|$", GUIDE, flags=re.MULTILINE))
+    assert {name: int(value) for name, value in rows.items()} == PERMISSIONS
+
+
+def test_every_file_that_the_guide_names_is_there() -> None:
+    named = set(re.findall(r"(?<![\w/])(?:/opt/strop/)?(deploy/[\w.-]+\w)", GUIDE))
+    assert {"deploy/strop.service", "deploy/gpu.conf", "deploy/compose.yaml"} <= named
+    assert [name for name in named - {"deploy/discord-token"} if not (ROOT / name).exists()] == []
+
+
+def test_the_guide_tells_the_training_policy_before_anything_else() -> None:
+    assert GUIDE.index("must\nnot be used to train") < GUIDE.index("## 2.")
+    assert "training_permission_reference" in GUIDE

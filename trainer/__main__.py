@@ -1,0 +1,121 @@
+"""`python -m trainer [--config PATH]`: the schedule, the queue of runs, and the chores around them."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import os
+import signal
+import sys
+import threading
+from collections.abc import Sequence
+from pathlib import Path
+
+import structlog
+
+from bot.serving.client import ModelClient
+from storage import logs, runs
+from storage.config import Config, load_config
+from storage.database import Database
+from storage.errors import ConfigError, StorageError
+from storage.processes import AlreadyRunningError, ProcessLock
+from trainer.queue import RunQueue
+from trainer.reconcile import ChampionKeeper, reconcile
+from trainer.scheduler import Schedule, scopes
+
+log = structlog.get_logger()
+
+EXIT_CONFIGURATION = 2
+TICK_S = 1.0
+VOTES_S = 2.0
+CHAMPIONS_S = 5.0
+ALREADY = "A trainer already works on this data folder (process {pid}): two would train the same runs."
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the trainer until SIGTERM or SIGINT; return the exit code (2: bad configuration, or not alone)."""
+    parser = argparse.ArgumentParser(prog="strop trainer", description=__doc__)
+    parser.add_argument(
+        "--config", type=Path, default=None, help="the configuration file (default: strop.toml)"
+    )
+    path: Path | None = parser.parse_args(arguments).config
+    logs.configure("trainer")
+    try:
+        config = load_config(path, os.environ)
+        with (
+            ProcessLock(config.run / "trainer.lock").acquire(ALREADY),
+            Database.open(config.database) as database,
+        ):
+            Trainer(database, config, path).run()
+    except (ConfigError, AlreadyRunningError) as error:
+        print(error, file=sys.stderr)
+        return EXIT_CONFIGURATION
+    except StorageError as error:
+        print(error, file=sys.stderr)
+        return 1
+    return 0
+
+
+class Trainer:
+    """Puts the parts together: reconcile once, then the queue in this thread and chores in others."""
+
+    def __init__(self, database: Database, config: Config, config_path: Path | None) -> None:
+        self._database = database
+        self._config = config
+        self._config_path = config_path
+        self._stop = threading.Event()
+        self._keeper = ChampionKeeper(database, config)
+        self._queue = RunQueue(
+            database, self._command, owner=f"trainer-{os.getpid()}", nice=config.trainer.nice
+        )
+
+    def run(self) -> None:
+        """Work until a signal asks to stop; the present run then goes back into the queue."""
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, lambda *_: self._stop.set())
+        reconcile(self._database, self._config)
+        schedule = Schedule(self._database, self._config.trainer)
+        schedule.start()
+        try:
+            schedule.every(CHAMPIONS_S, self._keep_champions, "champions")
+            schedule.every(VOTES_S, self._settle_votes, "votes")
+            log.info("trainer started", next_run_ms=schedule.next_run_ms())
+            while not self._stop.wait(TICK_S):
+                self._queue.tick()
+        finally:
+            self._queue.stop()
+            schedule.shutdown()
+        log.info("trainer stopped")
+
+    def _command(self, run: runs.Run) -> list[str]:
+        where = [] if self._config_path is None else ["--config", str(self._config_path.absolute())]
+        return [sys.executable, "-m", "trainer.run", *where, "--run", run.id]
+
+    def _keep_champions(self) -> None:
+        async def check() -> None:
+            async with self._client() as client:
+                await self._keeper.check(client)
+
+        asyncio.run(check())
+
+    def _client(self) -> ModelClient:
+        server = self._config.server
+        key = server.api_key.get_secret_value() if server.api_key else None
+        if server.base_url:
+            return ModelClient(server.base_url, api_key=key)
+        return ModelClient.from_run_dir(self._config.run, api_key=key)
+
+    def _settle_votes(self) -> None:
+        waiting = self._database.read(
+            lambda db: any(runs.awaiting_votes(db, scope) for scope in scopes(db, self._config.trainer))
+        )
+        if not waiting:
+            return
+        # Imported only when votes are open: a trainer that waits needs little memory.
+        from trainer.promotion import settle_votes
+
+        settle_votes(self._database, self._config)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

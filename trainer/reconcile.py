@@ -1,0 +1,195 @@
+"""Puts right what an interruption left behind, and keeps the champions loaded in the model server.
+
+Nothing is deleted: what nobody knows is listed. A champion that can't be trusted makes way for the one before.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import sqlite_utils
+import structlog
+
+from bot.serving import adapter_files
+from bot.serving.client import ModelClient
+from bot.serving.errors import AdapterRefusedError, ServerLoadingError, ServerUnavailableError, ServingError
+from storage import adapters, audit, runs
+from storage.adapters import Adapter
+from storage.config import Config
+from storage.database import Database
+from storage.errors import NothingToRollBackError
+from storage.runs import Run
+
+log = structlog.get_logger()
+
+ACTOR = "trainer"
+DIED = "the trainer stopped in the middle of it"
+
+
+@dataclass
+class Findings:
+    """What `reconcile` found: ids and folder names."""
+
+    interrupted_runs: list[str] = field(default_factory=list)
+    unknown_run_folders: list[str] = field(default_factory=list)
+    unknown_adapter_folders: list[str] = field(default_factory=list)
+    refused_adapters: dict[str, str] = field(default_factory=dict)
+    replaced_champions: dict[str, str | None] = field(default_factory=dict)
+
+    def __bool__(self) -> bool:
+        return any(vars(self).values())
+
+
+def reconcile(database: Database, config: Config) -> Findings:
+    """Compare database and folders; call it while holding the trainer's lock, before the first run.
+
+    Runs of a trainer that died go back into the queue. Adapters whose files are missing or changed are set
+    aside, and a champion among them makes way for the newest sound one before it (else for the base model).
+    """
+    found = Findings()
+    found.interrupted_runs = [run.id for run in database.write(_requeue_interrupted)]
+    known_runs = database.read(lambda db: {str(row["id"]) for row in db.query("select id from runs")})
+    found.unknown_run_folders = _unknown(config.runs, known_runs)
+    known = database.read(lambda db: {str(row["id"]) for row in db.query("select id from adapters")})
+    found.unknown_adapter_folders = _unknown(config.adapters, known)
+    _check_adapters(database, config, found)
+    if found:
+        log.warning("reconciled", **{name: value for name, value in vars(found).items() if value})
+        database.write(lambda db: audit.record(db, ACTOR, "trainer.reconcile", vars(found)))
+    return found
+
+
+def _requeue_interrupted(db: sqlite_utils.Database) -> list[Run]:
+    # The lock says that no other trainer lives, so a running run is nobody's, whatever its lease says.
+    ids = [str(row["id"]) for row in db.query("select id from runs where state = 'running'")]
+    return [runs.requeue(db, run_id, DIED) for run_id in ids]
+
+
+def _unknown(folder: Path, known: set[str]) -> list[str]:
+    if not folder.is_dir():
+        return []
+    return sorted(entry.name for entry in folder.iterdir() if entry.name not in known)
+
+
+def _check_adapters(database: Database, config: Config, found: Findings) -> None:
+    for adapter in database.read(_usable):
+        reason = flaw(adapter, config.adapters)
+        if reason is not None:
+            found.refused_adapters[adapter.id] = reason
+    for scope, base_hash, adapter_id in database.read(_champions):
+        if adapter_id in found.refused_adapters:
+            found.replaced_champions[adapter_id] = replace_champion(
+                database, scope, base_hash, set(found.refused_adapters), found.refused_adapters[adapter_id]
+            )
+    database.write(
+        lambda db: [adapters.set_state(db, adapter_id, "rejected") for adapter_id in found.refused_adapters]
+    )
+
+
+def _usable(db: sqlite_utils.Database) -> list[Adapter]:
+    ids = [
+        row["id"] for row in db.query("select id from adapters where state not in ('rejected', 'tainted')")
+    ]
+    return [adapter for adapter_id in ids if (adapter := adapters.get(db, str(adapter_id))) is not None]
+
+
+def _set_aside(db: sqlite_utils.Database, refused: Iterable[str]) -> None:
+    for adapter_id in refused:
+        adapters.set_state(db, adapter_id, "rejected")
+
+
+def flaw(adapter: Adapter, adapters_dir: Path) -> str | None:
+    """Why this adapter's files can't be trusted; None if they are there and just as they were trained."""
+    folder = adapters_dir / adapter.id
+    try:
+        template = str(json.loads((folder / adapter_files.MANIFEST).read_bytes())["chat_template_hash"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return f"adapters/{adapter.id} is missing or has no readable manifest."
+    try:
+        adapter_files.verify(
+            folder, adapters_dir=adapters_dir, base_hash=adapter.base_hash, chat_template_hash=template
+        )
+    except AdapterRefusedError as error:
+        return str(error)
+    return None
+
+
+def replace_champion(
+    database: Database, scope: str, base_hash: str, refused: set[str], reason: str
+) -> str | None:
+    """Go back to the newest earlier champion that isn't refused; returns it (None: the base model)."""
+
+    def work(db: sqlite_utils.Database) -> str | None:
+        why = f"its files can't be trusted: {reason}"
+        while (present := adapters.champion(db, scope, base_hash)) in refused:
+            try:
+                adapters.rollback(db, scope=scope, base_hash=base_hash, actor=ACTOR, reason=why)
+            except NothingToRollBackError:
+                adapters.promote(
+                    db, scope=scope, base_hash=base_hash, adapter_id=None, actor=ACTOR, reason=why
+                )
+        return present
+
+    successor = database.write(work)
+    log.error(
+        "champion replaced: its files can't be trusted",
+        scope=scope,
+        champion=successor or "base",
+        reason=reason,
+    )
+    return successor
+
+
+def _champions(db: sqlite_utils.Database) -> list[tuple[str, str, str]]:
+    rows = db.query(
+        "select scope, base_hash, adapter_id from champions where adapter_id is not null order by scope"
+    )
+    return [(str(row["scope"]), str(row["base_hash"]), str(row["adapter_id"])) for row in rows]
+
+
+class ChampionKeeper:
+    """Sees to it that the model server has every champion loaded, also after the server restarted.
+
+    Replies load an unknown adapter themselves; this spares the first one after a restart the wait.
+    """
+
+    def __init__(self, database: Database, config: Config) -> None:
+        self._database = database
+        self._config = config
+        self._told = ""
+
+    async def check(self, client: ModelClient) -> bool:
+        """Load the champions that the server lacks; False if it isn't there or not ready yet."""
+        try:
+            health = await client.health()
+            if health.status == "failed":
+                raise ServerUnavailableError(health.detail or "The model server failed to load its model.")
+            if health.status != "ok":
+                raise ServerLoadingError(health.detail or "The model server is loading its model.")
+            base_hash = health.base.hash if health.base else ""
+            for scope, trained_for, adapter_id in self._database.read(_champions):
+                if adapter_id not in health.adapters and base_hash in ("", trained_for):
+                    await self._load(client, scope, trained_for, adapter_id)
+        except ServingError as error:
+            self._tell(f"The model server isn't ready ({error}) Trying again every few seconds.")
+            return False
+        self._tell("The model server is ready.")
+        return True
+
+    async def _load(self, client: ModelClient, scope: str, base_hash: str, adapter_id: str) -> None:
+        try:
+            await client.load_adapter(adapter_id, str((self._config.adapters / adapter_id).absolute()))
+        except AdapterRefusedError as error:
+            replace_champion(self._database, scope, base_hash, {adapter_id}, str(error))
+            self._database.write(lambda db: adapters.set_state(db, adapter_id, "rejected"))
+            return
+        log.info("champion loaded", scope=scope, adapter_id=adapter_id)
+
+    def _tell(self, sentence: str) -> None:
+        """Say a new state once instead of every few seconds."""
+        if sentence != self._told:
+            self._told = sentence
+            log.info(sentence)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 
 import pytest
+from hypothesis import settings
 
 from tests.skip_rule import SkipRule, is_ci
 
@@ -25,6 +26,10 @@ os.environ.update(
 )
 for _name in [name for name in os.environ if name.startswith(("STROP_", "DISCORD_"))]:
     del os.environ[_name]
+
+# A busy machine is no counterexample, and continuous integration tries the same examples each time.
+settings.register_profile("strop", deadline=None, derandomize=is_ci())
+settings.load_profile("strop")
 
 
 def pytest_configure(config: pytest.Config) -> None:

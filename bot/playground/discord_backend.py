@@ -1,9 +1,10 @@
 """Discord's state and rules, from simcord, behind the calls that the socket front needs.
 
-This is the only module that touches simcord's internals. simcord keeps guilds, channels, messages and interactions in
-memory, checks permissions and writes Discord's payloads; it has no sockets and a fixed clock. Here it gets a real clock,
-ids that never repeat across restarts, a seeded server and two streams of events: what the gateway sends to the bot, and
-what the page shows (which also sees ephemeral messages, modals and unanswered interactions).
+This is the only module that touches simcord's internals (hence its length). simcord keeps guilds, channels,
+messages and interactions in memory, checks permissions and writes Discord's payloads; it has no sockets and a
+fixed clock. Here it gets a real clock, ids that never repeat across restarts, a seeded server and two
+streams of events: what the gateway sends to the bot, and what the page shows (which also sees ephemeral
+messages, modals and unanswered interactions).
 
 Everything runs on the event loop's thread; nothing here awaits except `autocomplete`.
 """
@@ -102,18 +103,19 @@ class _LocalCdn(CdnStore):  # type: ignore[misc]
 
 
 class _Backend(Backend):  # type: ignore[misc]
-    """simcord's backend with ids from the real time, bounded logs, and ephemeral messages announced to the page."""
+    """simcord's backend with ids from the real time and no logs; it tells the page of ephemeral messages."""
 
     def __init__(self, on_hidden: Listener) -> None:
         self._last_id = 0
         super().__init__(clock=_RealClock())
-        self.transcript = deque(maxlen=0)
-        self.http_requests = deque(maxlen=0)
+        # simcord keeps every call and event for a test to look at; a server can't.
+        self.transcript: deque[object] = deque(maxlen=0)
+        self.http_requests: deque[object] = deque(maxlen=0)
         self.cdn = _LocalCdn()
         self._on_hidden = on_hidden
 
     def snowflake(self) -> int:
-        """An id later than every earlier one, also of earlier processes: simcord's own start from a fixed date."""
+        """An id later than all earlier ones, also of earlier processes; simcord's start at a fixed date."""
         now = (time.time_ns() // 1_000_000 - community.DISCORD_EPOCH_MS) << 22
         self._last_id = max(now, self._last_id + 1)
         return self._last_id
@@ -141,7 +143,7 @@ class _Backend(Backend):  # type: ignore[misc]
 
 
 class DiscordBackend:
-    """The playground's Discord: one seeded server, acted on by the bot (REST) and by its members (the page)."""
+    """The playground's Discord: one seeded server, used by the bot (REST) and by its members (the page)."""
 
     def __init__(self, *, approved_intents: discord.Intents | None = None) -> None:
         self.approved_intents = approved_intents or discord.Intents.all()
@@ -186,7 +188,7 @@ class DiscordBackend:
     # ------------------------------------------------------------------ events
 
     def on_gateway_event(self, listener: Listener) -> None:
-        """Call `listener(event, payload)` for all that the gateway announces; the payload must not be changed."""
+        """Call `listener(event, payload)` for all the gateway announces; it must not change the payload."""
         self._gateway_listeners.append(listener)
 
     def on_page_event(self, listener: Listener) -> Callable[[], None]:
@@ -261,7 +263,8 @@ class DiscordBackend:
     ) -> Any:
         """Serve one REST call of the bot; `path` is what follows `/api/v10`, percent-encoded.
 
-        Returns the JSON answer, or None for "204 No Content". Raises RestError with Discord's status and body.
+        Returns the JSON answer, or None for "204 No Content". Raises RestError, with Discord's status and
+        body.
         """
         parameters = dict(params or {})
         try:
@@ -334,7 +337,7 @@ class DiscordBackend:
         ]
 
     def for_intents(self, event: str, payload: Payload, declared: discord.Intents) -> Payload | None:
-        """What a session with the declared intents receives of an event: None if nothing, else its own copy."""
+        """What a session with these intents receives of an event: None if nothing, else a copy of its own."""
         gate = intents.required_intent(event, payload)
         if gate is not None and not getattr(declared, gate):
             return None
@@ -527,7 +530,7 @@ class DiscordBackend:
         options: Mapping[str, Any] | None = None,
         target_id: int | None = None,
     ) -> int:
-        """Use a slash command (or, with `target_id`, a context-menu command); returns the interaction's id."""
+        """Use a slash command, or with `target_id` a context-menu command; returns the interaction's id."""
         if target_id is None:
             root, data = self._slash_data(channel_id, user_id, name, subcommand)
             leaf, nesting = _walk(root, subcommand)
@@ -537,7 +540,7 @@ class DiscordBackend:
             data, resolved = self._target_data(channel_id, user_id, name, target_id)
         if resolved:
             data["resolved"] = resolved
-        return self._interact(InteractionType.APPLICATION_COMMAND, channel_id, user_id, data).id
+        return self._interact(InteractionType.APPLICATION_COMMAND, channel_id, user_id, data)
 
     def _command(self, channel_id: int, user_id: int, name: str, kinds: Iterable[AppCommandType]) -> Payload:
         guild_id = self._accessible_channel(channel_id, user_id).guild_id
@@ -648,7 +651,8 @@ class DiscordBackend:
             raise ActionRefusedError(f"The option “{option}” has no suggestions.")
         focused = {"name": option, "type": int(declared[option]["type"]), "value": value, "focused": True}
         data["options"] = interactions.nest_options(root, nesting, [focused])
-        record = self._interact(InteractionType.APPLICATION_COMMAND_AUTOCOMPLETE, channel_id, user_id, data)
+        kind = InteractionType.APPLICATION_COMMAND_AUTOCOMPLETE
+        record = self._backend.interactions[self._interact(kind, channel_id, user_id, data)]
         try:
             await asyncio.wait_for(asyncio.shield(self._answers[record.id]), INTERACTION_DEADLINE_S)
         except TimeoutError:
@@ -669,8 +673,7 @@ class DiscordBackend:
             data["id"] = component["id"]
         if component["type"] in SELECT_TYPES:
             data.update(self._selected(component, values or [], channel_id))
-        record = self._interact(InteractionType.MESSAGE_COMPONENT, channel_id, user_id, data, source=message)
-        return record.id
+        return self._interact(InteractionType.MESSAGE_COMPONENT, channel_id, user_id, data, source=message)
 
     def _selected(self, component: Payload, values: list[str], channel_id: int) -> Payload:
         fewest, most = component.get("min_values", 1), component.get("max_values", 1)
@@ -712,9 +715,7 @@ class DiscordBackend:
         if opened.source_message_id is not None:
             source = self._backend.messages.get(opened.channel_id, {}).get(opened.source_message_id)
         data = {"custom_id": opened.modal["custom_id"], "components": components}
-        return self._interact(
-            InteractionType.MODAL_SUBMIT, opened.channel_id, user_id, data, source=source
-        ).id
+        return self._interact(InteractionType.MODAL_SUBMIT, opened.channel_id, user_id, data, source=source)
 
     def _interact(
         self,
@@ -724,8 +725,8 @@ class DiscordBackend:
         data: Payload,
         *,
         source: Message | None = None,
-    ) -> Interaction:
-        """Announce an interaction to the bot and watch for its answer."""
+    ) -> int:
+        """Announce an interaction to the bot, watch for its answer, and return its id."""
         self._forget_old_interactions()
         record, payload = interactions.base_payload(
             self._backend,
@@ -744,7 +745,7 @@ class DiscordBackend:
             self._tell_interaction(record, "pending")
             loop.call_later(INTERACTION_DEADLINE_S, self._check_answered, record)
         self._backend.emit("INTERACTION_CREATE", payload)
-        return record
+        return int(record.id)
 
     def _forget_old_interactions(self) -> None:
         oldest = (int((time.time() - INTERACTION_LIFETIME_S) * 1000) - community.DISCORD_EPOCH_MS) << 22

@@ -1,6 +1,6 @@
-"""Errors of the playground.
+"""What can go wrong in the playground, as a tree:
 
-PlaygroundError
+StandInError
 ├── ActionRefusedError     a visitor asked for something Discord would not allow (HTTP 4xx, one sentence)
 ├── RestError              a REST call of the bot failed, with Discord's status and JSON body
 ├── PortInUseError         another program holds the configured port
@@ -11,11 +11,11 @@ PlaygroundError
 from typing import Any
 
 
-class PlaygroundError(Exception):
+class StandInError(Exception):
     """Base of every error the playground raises on purpose."""
 
 
-class ActionRefusedError(PlaygroundError):
+class ActionRefusedError(StandInError):
     """An action of a visitor or a simulated member that Discord would refuse; the text says why."""
 
     def __init__(self, message: str, status: int = 400) -> None:
@@ -23,7 +23,7 @@ class ActionRefusedError(PlaygroundError):
         self.status = status
 
 
-class RestError(PlaygroundError):
+class RestError(StandInError):
     """A failed REST call, in Discord's own terms."""
 
     def __init__(self, status: int, body: dict[str, Any]) -> None:
@@ -32,13 +32,13 @@ class RestError(PlaygroundError):
         self.body = body
 
 
-class PortInUseError(PlaygroundError):
+class PortInUseError(StandInError):
     """The configured port is taken."""
 
 
-class SampleError(PlaygroundError):
+class SampleError(StandInError):
     """The sample community can't be loaded or built."""
 
 
-class RehearsalError(PlaygroundError):
+class RehearsalError(StandInError):
     """A rehearsal can't start or can't go on."""

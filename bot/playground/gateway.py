@@ -1,7 +1,7 @@
 """The gateway half of the stand-in: Discord's WebSocket protocol, version 10, JSON encoding.
 
-A session outlives its connection: events go to the session, which numbers and keeps them; whichever connection holds the
-session sends them. A resumed connection gets what it missed from the session's buffer.
+A session outlives its connection: events go to the session, which numbers and keeps them; whichever
+connection holds the session sends them. A resumed connection gets what it missed from the buffer.
 """
 
 import asyncio

@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
-#: Prefix of the bucket names in X-RateLimit-Bucket; Discord's own are hashes, which a reader can't tell apart.
+#: Prefix of the names in X-RateLimit-Bucket; Discord's own are hashes, which a reader can't tell apart.
 _BUCKET_PREFIX = "playground-"
 
 
@@ -22,7 +22,7 @@ class Rule:
 
 
 def default_rules(*, edits_per_5_s: int = 30) -> tuple[Rule, ...]:
-    """Limits shaped like Discord's. Edits get more room than Discord's 5 in 5 s, so that streaming feels alive."""
+    """Limits like Discord's, with more room for edits than its 5 in 5 s: streaming should feel alive."""
     message = r"/channels/(\d+)/messages"
     return (
         Rule("edit", "PATCH", message + r"/\d+", edits_per_5_s, 5.0),

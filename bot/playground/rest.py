@@ -1,7 +1,7 @@
 """The REST half of the stand-in: Discord's API v10 over aiohttp.
 
-discord.py reads a body as JSON only where the content type is exactly `application/json`, and takes a 429 without a
-`Via` header for a ban: both are set here, on every answer.
+discord.py reads a body as JSON only where the content type is exactly `application/json`, and takes a
+429 without a `Via` header for a ban: both are set here, on every answer.
 """
 
 import hmac

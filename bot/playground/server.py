@@ -1,5 +1,6 @@
 """The playground as one server on one loopback port: REST, gateway, attachments and the page."""
 
+import asyncio
 import errno
 import secrets
 from collections.abc import Awaitable, Callable
@@ -13,7 +14,10 @@ from yarl import URL
 from bot.playground.discord_backend import DiscordBackend
 from bot.playground.errors import PortInUseError
 from bot.playground.gateway import GATEWAY_PATH, Gateway
+from bot.playground.loop_view import LoopSources, LoopView
+from bot.playground.page_api import LoopParts, PageApi
 from bot.playground.ratelimit import RateLimiter, Rule
+from bot.playground.rehearsal import Rehearsal, RehearsalSettings
 from bot.playground.rest import API_PREFIX, MAX_REQUEST_BYTES, RestFront
 
 #: Tokens of the playground start with this; the bot sends no other token to a local address.
@@ -40,10 +44,24 @@ class PlaygroundSettings:
     approved_intents: discord.Intents = field(default_factory=discord.Intents.all)
 
 
-class Playground:
-    """A running stand-in. `start`, then connect a bot to `api_url` and `gateway_url` with `token`."""
+@dataclass(frozen=True)
+class PlaygroundLoop:
+    """What turns the stand-in into the product: where the loop's state is, and how rehearsals behave."""
 
-    def __init__(self, settings: PlaygroundSettings | None = None) -> None:
+    sources: LoopSources
+    rehearsal: RehearsalSettings
+
+
+class Playground:
+    """A running stand-in. `start`, then connect a bot to `api_url` and `gateway_url` with `token`.
+
+    Without a `loop` it is Discord and nothing more. Its `gateway` has the hooks that tests need: drop
+    connections, invalidate sessions, ask to reconnect.
+    """
+
+    def __init__(
+        self, settings: PlaygroundSettings | None = None, loop: PlaygroundLoop | None = None
+    ) -> None:
         self.settings = settings or PlaygroundSettings()
         self.token = self.settings.token
         self.secret = self.settings.secret
@@ -54,8 +72,21 @@ class Playground:
         self.gateway.add_routes(self.app)
         RestFront(self.backend, self.gateway, limiter, self.token).add_routes(self.app)
         self.app.router.add_get("/attachments/{path:.*}", self._attachment)
+        self.rehearsal: Rehearsal | None = None
+        self._view: LoopView | None = None
+        self._watch: asyncio.Task[None] | None = None
+        self.page = PageApi(self.backend, self.gateway, self.secret, self._loop_parts(loop))
+        self.page.add_routes(self.app)
         self._runner = web.AppRunner(self.app, access_log=None, shutdown_timeout=2.0)
         self.base_url = ""
+
+    def _loop_parts(self, loop: PlaygroundLoop | None) -> LoopParts | None:
+        if loop is None:
+            return None
+        self.rehearsal = Rehearsal(self.backend, loop.sources.database, loop.rehearsal)
+        self._view = LoopView(loop.sources)
+        self._view.show_rehearsal(self.rehearsal.state)
+        return LoopParts(loop.sources.database, self._view, self.rehearsal, loop.sources.scope)
 
     @property
     def api_url(self) -> str:
@@ -86,9 +117,17 @@ class Playground:
         self.base_url = f"http://{host}:{port}"
         self.gateway.url = self.gateway_url
         self.backend.attachment_base_url = self.base_url
+        if self._view is not None:
+            self._watch = asyncio.create_task(self._view.watch(self.page.publish_loop))
 
     async def stop(self) -> None:
-        """Close every connection and the port."""
+        """End a rehearsal, close every connection and the port."""
+        if self.rehearsal is not None:
+            await self.rehearsal.cancel()
+        if self._watch is not None:
+            self._watch.cancel()
+            await asyncio.gather(self._watch, return_exceptions=True)
+        self.page.close_pages()
         await self.gateway.close()
         await self._runner.cleanup()
 

@@ -170,28 +170,19 @@ def rollback(db: sqlite_utils.Database, *, scope: str, base_hash: str, actor: st
     Raises NothingToRollBackError.
     """
     current = ensure_champion_row(db, scope, base_hash)
-    stack = _reigns(promotions(db, scope, base_hash))
-    while len(stack) > 1:
-        stack.pop()
-        target = stack[-1]
-        if target != current and (target is None or _expect(db, target).state != "tainted"):
-            _crown(db, scope, base_hash, target, current, "rollback", actor, reason, None)
-            return target
-    raise NothingToRollBackError(f"{_name(current)} answers in {scope}, and nothing came before it.")
+    reigns = _earlier_reigns(db, scope, base_hash)
+    if not reigns:
+        raise NothingToRollBackError(f"{_name(current)} answers in {scope}, and nothing came before it.")
+    _crown(db, scope, base_hash, reigns[-1], current, "rollback", actor, reason, None)
+    return reigns[-1]
 
 
-def depose_tainted(
-    db: sqlite_utils.Database, *, scope: str, base_hash: str, actor: str, reason: str
-) -> str | None:
-    """Replace a tainted champion by the newest adapter that was champion before and is clean, else the base."""
-    clean: str | None = sql.value(
-        db,
-        """SELECT id FROM adapters WHERE scope = ? AND base_hash = ? AND state IN ('retired', 'promoted')
-           ORDER BY created_ms DESC, id DESC LIMIT 1""",
-        (scope, base_hash),
-    )
-    _crown(db, scope, base_hash, clean, champion(db, scope, base_hash), "erase", actor, reason, None)
-    return clean
+def depose(db: sqlite_utils.Database, *, scope: str, base_hash: str, actor: str, reason: str) -> str | None:
+    """Replace a champion that an erasure tainted by the newest clean one before it, else by the base model."""
+    current = champion(db, scope, base_hash)
+    successor = next(reversed(_earlier_reigns(db, scope, base_hash)), None)
+    _crown(db, scope, base_hash, successor, current, "erase", actor, reason, None)
+    return successor
 
 
 def promotions(db: sqlite_utils.Database, scope: str, base_hash: str) -> list[Promotion]:
@@ -210,6 +201,15 @@ def recent_promotions(db: sqlite_utils.Database, scope: str, base_hash: str, lim
         (scope, base_hash, limit),
     )
     return [Promotion(**row) for row in rows]
+
+
+def _earlier_reigns(db: sqlite_utils.Database, scope: str, base_hash: str) -> list[str | None]:
+    """Return the champions that may be gone back to, the latest last."""
+    *earlier, current = _reigns(promotions(db, scope, base_hash))
+    tainted = {
+        adapter_id for adapter_id in earlier if adapter_id and _expect(db, adapter_id).state == "tainted"
+    }
+    return [adapter_id for adapter_id in earlier if adapter_id not in tainted and adapter_id != current]
 
 
 def _reigns(history: list[Promotion]) -> list[str | None]:

@@ -111,7 +111,9 @@ def _readiness(
     if counts.liked + counts.disliked + counts.corrections <= LIVE_REPLIES:
         eligible = dataset.eligible_rows(db, scope, permission_reference=permission_reference)
         return eligible.liked, eligible.raters, eligible.excluded
-    excluded = next((run.metrics["excluded"] for run in past if "excluded" in run.metrics), {})
+    excluded: dict[str, int] = next(
+        (run.metrics["excluded"] for run in past if "excluded" in run.metrics), {}
+    )
     return counts.liked + counts.corrections, counts.raters, excluded
 
 

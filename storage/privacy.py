@@ -219,9 +219,13 @@ def _erase_words(db: sqlite_utils.Database, user_id: int, touched: list[str]) ->
 
 
 def _erase_evidence(db: sqlite_utils.Database, run_ids: list[str]) -> None:
-    """Keep a touched run's figures, drop every text it may have kept."""
+    """Keep a touched run's figures, drop every text it may have kept, end its vote."""
     for run_id in set(run_ids):
         run = runs.expect(db, run_id)
+        if run.outcome == "votes":
+            runs.finish(
+                db, run_id, outcome="cancelled", message="A member erased their data: the vote ended."
+            )
         sql.change(
             db,
             "UPDATE runs SET repeatable = 0, metrics_json = ?, error = NULL WHERE id = ?",
@@ -253,7 +257,7 @@ def _depose(db: sqlite_utils.Database, actor: str) -> list[str]:
            JOIN adapters ON adapters.id = champions.adapter_id WHERE adapters.state = 'tainted'""",
     )
     for row in tainted:
-        adapters.depose_tainted(
+        adapters.depose(
             db,
             scope=row["scope"],
             base_hash=row["base_hash"],

@@ -22,7 +22,7 @@ export function createActions(store, notify) {
       guarded("PATCH", `messages/${message.channel_id}/${message.id}`, { user_id: user_id(), content }),
     remove: (message) => guarded("DELETE", `messages/${message.channel_id}/${message.id}`, { user_id: user_id() }),
     react: (message, emoji) => {
-      const mine = message.reactions.some((entry) => entry.emoji.name === emoji && entry.user_ids.includes(user_id()));
+      const mine = message.reactions.some((entry) => entry.emoji.name === emoji && entry.users.includes(user_id()));
       const body = { channel_id: message.channel_id, message_id: message.id, user_id: user_id(), emoji };
       return guarded(mine ? "DELETE" : "PUT", "reactions", body);
     },

@@ -4,7 +4,7 @@ import { renderAttachment, renderComponents, renderEmbed } from "./components.js
 import { cssColor, el, fill } from "./dom.js";
 import { icon, mark } from "./icons.js";
 import { isJumbo, plainLine, renderMarkdown } from "./markdown.js";
-import { displayName, isEphemeral, isRateable } from "./store.js";
+import { displayName, isEphemeral, isRateable, isThinking } from "./store.js";
 import { clock, full, stamp } from "./time.js";
 
 const GROUP_WITHIN_MS = 7 * 60_000;
@@ -43,10 +43,9 @@ export function badges(member) {
 
 /** Renders messages against a store; `actions` is what a click may do. */
 export class MessageRenderer {
-  constructor(store, actions, replyTo) {
+  constructor(store, actions) {
     this.store = store;
     this.actions = actions;
-    this.replyTo = replyTo;
     this.names = {
       member: (id) => (store.members.has(id) ? shortName(store.nameOf(id)) : null),
       channel: (id) => store.channels.find((channel) => channel.id === id)?.name ?? null,
@@ -120,7 +119,11 @@ export class MessageRenderer {
     const edited = Boolean(message.edited_timestamp) && message.author.id !== this.store.bot?.id;
     node.classList.toggle("is-streaming", streaming);
     node.toggleAttribute("aria-busy", streaming);
-    this.#part(node, ".content", `${edited} ${message.content}`, (part) => {
+    this.#part(node, ".content", `${edited} ${isThinking(message)} ${message.content}`, (part) => {
+      if (isThinking(message)) {
+        fill(part, el("p", { class: "thinking" }, el("span", { class: "dots", "aria-hidden": "true" }, el("i"), el("i"), el("i")), "Strop is thinking…"));
+        return;
+      }
       fill(part, renderMarkdown(message.content ?? "", this.names));
       part.classList.toggle("is-jumbo", isJumbo(message.content ?? ""));
       if (edited) part.append(el("span", { class: "edited", title: full(new Date(message.edited_timestamp)), text: " (edited)" }));
@@ -163,7 +166,7 @@ export class MessageRenderer {
     const counted = message.reactions.map((entry) => ({
       emoji: entry.emoji.name,
       // The bot seeds its replies with the thumbs; a count of people is what a visitor wants to read.
-      users: entry.user_ids.filter((id) => id !== store.bot?.id),
+      users: entry.users.filter((id) => id !== store.bot?.id),
     }));
     const rest = counted.filter(({ emoji, users }) => !(rateable && THUMBS.includes(emoji)) && users.length);
     const thumbs = rateable ? THUMBS.map((emoji) => counted.find((entry) => entry.emoji === emoji) ?? { emoji, users: [] }) : [];

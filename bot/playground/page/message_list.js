@@ -1,9 +1,8 @@
 /** The list of messages: a bounded window of DOM over the channel, pinned to the bottom while one is reading there. */
 
 import { el, fill, oncePerFrame } from "./dom.js";
-import { icon } from "./icons.js";
+import { icon, mark } from "./icons.js";
 import { MessageRenderer } from "./message.js";
-import { mark } from "./icons.js";
 import { createToolbar } from "./toolbar.js";
 import { day, sameDay } from "./time.js";
 
@@ -14,6 +13,7 @@ const AT_BOTTOM_PX = 80;
 /** Mounts the list. `compose` is the composer: `replyTo(message)`, `focus()`. */
 export class MessageList {
   #nodes = new Map();
+  #furniture = new Map();
   #size = WINDOW;
   #pinned = true;
   #missed = 0;
@@ -53,6 +53,7 @@ export class MessageList {
 
   #reset() {
     this.#nodes.clear();
+    this.#furniture.clear();
     this.#size = WINDOW;
     this.#pinned = true;
     this.#missed = 0;
@@ -77,7 +78,7 @@ export class MessageList {
     });
     place(root, wanted);
     const kept = new Set(shown.map((message) => message.id));
-    for (const id of this.#nodes.keys()) if (!kept.has(id) && !/^\D/.test(id)) this.#nodes.delete(id);
+    for (const id of this.#nodes.keys()) if (!kept.has(id)) this.#nodes.delete(id);
     if (!root.querySelector('.message[tabindex="0"]')) this.#reachable(root.querySelector(".message:last-child"), true);
     if (this.#pinned) this.#stick();
     this.#showChip();
@@ -95,8 +96,8 @@ export class MessageList {
   }
 
   #cached(key, build) {
-    if (!this.#nodes.has(key)) this.#nodes.set(key, build());
-    return this.#nodes.get(key);
+    if (!this.#furniture.has(key)) this.#furniture.set(key, build());
+    return this.#furniture.get(key);
   }
 
   #divider(message) {

@@ -3,6 +3,7 @@
 import { memory } from "./dom.js";
 
 const EPHEMERAL = 1 << 6;
+const LOADING = 1 << 7;
 const TYPING_MS = 10_000;
 const CARET_MS = 4_000;
 const KEPT_PER_CHANNEL = 2_000;
@@ -19,6 +20,7 @@ export class Store extends EventTarget {
   guild = { id: "", name: "Strop" };
   channels = [];
   members = new Map();
+  bot = null;
   messages = new Map();
   commands = [];
   loop = null;
@@ -39,10 +41,6 @@ export class Store extends EventTarget {
     for (const type of types.split(" ")) this.addEventListener(type, (event) => listener(event.detail));
   }
 
-  get bot() {
-    return [...this.members.values()].find((member) => member.bot) ?? null;
-  }
-
   get actor() {
     return this.members.get(this.actorId) ?? null;
   }
@@ -53,7 +51,7 @@ export class Store extends EventTarget {
 
   /** Channels the acting member can see: every text channel and their own direct messages. */
   get visibleChannels() {
-    return this.channels.filter((channel) => channel.kind !== "dm" || !channel.member_id || channel.member_id === this.actorId);
+    return this.channels.filter((channel) => channel.kind !== "dm" || !channel.user_id || channel.user_id === this.actorId);
   }
 
   /** Messages of the open channel that the acting member may see, oldest first. */
@@ -95,6 +93,7 @@ export class Store extends EventTarget {
     this.guild = snapshot.guild;
     this.channels = snapshot.channels;
     this.members = new Map(snapshot.members.map((member) => [member.id, member]));
+    this.bot = snapshot.members.find((member) => member.bot) ?? null;
     this.messages = new Map(
       Object.entries(snapshot.messages).map(([id, list]) => [id, list.map((raw) => mergeMessage(null, raw)).sort(byId)]),
     );
@@ -222,10 +221,10 @@ export class Store extends EventTarget {
     if (!message) return;
     const name = data.emoji.name;
     let reaction = message.reactions.find((entry) => entry.emoji.name === name);
-    if (!reaction) message.reactions.push((reaction = { emoji: data.emoji, user_ids: [] }));
-    reaction.user_ids = reaction.user_ids.filter((id) => id !== data.user_id);
-    if (added) reaction.user_ids.push(data.user_id);
-    message.reactions = message.reactions.filter((entry) => entry.user_ids.length > 0);
+    if (!reaction) message.reactions.push((reaction = { emoji: data.emoji, users: [] }));
+    reaction.users = reaction.users.filter((id) => id !== data.user_id);
+    if (added) reaction.users.push(data.user_id);
+    message.reactions = message.reactions.filter((entry) => entry.users.length > 0);
     this.#emit("message", { message, isNew: false });
   }
 
@@ -233,7 +232,6 @@ export class Store extends EventTarget {
     if (data.state === "failed" && data.user_id === this.actorId) {
       this.#emit("failed", data.error ?? "Strop did not answer in time. Try again.");
     }
-    this.#setTyping(data.channel_id, this.bot?.id, data.state === "pending" ? 15_000 : 0);
   }
 
   #setTyping(channelId, userId, forMs) {
@@ -252,6 +250,11 @@ export function isEphemeral(message) {
   return Boolean((message.flags ?? 0) & EPHEMERAL);
 }
 
+/** A deferred answer that the bot has not written yet. */
+export function isThinking(message) {
+  return Boolean((message.flags ?? 0) & LOADING);
+}
+
 /** A display name out of a Discord user payload. */
 export function displayName(user) {
   return user?.global_name || user?.username || "someone";
@@ -259,7 +262,7 @@ export function displayName(user) {
 
 /** Whether this is a reply of the bot that a thumb can rate (progress notes and private answers are not). */
 export function isRateable(message, store) {
-  if (message.author.id !== store.bot?.id || isEphemeral(message)) return false;
+  if (message.author.id !== store.bot?.id || isEphemeral(message) || isThinking(message)) return false;
   if (message.message_reference || message.interaction_metadata?.name === "ask") return true;
   if (message.reactions.some((reaction) => ["👍", "👎"].includes(reaction.emoji.name))) return true;
   const channel = store.channels.find((entry) => entry.id === message.channel_id);
@@ -275,6 +278,6 @@ function mergeMessage(before, raw) {
 }
 
 function withUsers(entry, before) {
-  const known = before?.reactions.find((reaction) => reaction.emoji.name === entry.emoji.name)?.user_ids ?? [];
-  return { emoji: entry.emoji, user_ids: entry.user_ids ?? known };
+  const known = before?.reactions.find((reaction) => reaction.emoji.name === entry.emoji.name)?.users ?? [];
+  return { emoji: entry.emoji, users: entry.users ?? known };
 }

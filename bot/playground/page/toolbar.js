@@ -43,7 +43,7 @@ export function createToolbar({ store, actions, compose, list }) {
   const remove = async (message) => {
     const sure = await confirmDialog({
       title: "Delete this message?",
-      body: "It is removed for everyone. What it taught Strop is removed with the next retraining.",
+      body: "It is removed for everyone in this channel.",
       confirm: "Delete",
       danger: true,
     });

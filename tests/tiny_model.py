@@ -27,14 +27,14 @@ _CORPUS = (
 def build_tiny_base(folder: Path, *, seed: int = 0, layers: int = 2, context_tokens: int = 512) -> Path:
     """Write a random Llama (hidden 64, every width a multiple of 32) with a byte-level BPE tokenizer.
 
-    The tokenizer is trained on four sentences and knows every byte; the chat template is ChatML with a default
-    system prompt, like SmolLM2's. The same arguments give the same files.
+    The tokenizer is trained on four sentences and knows every byte; the chat template is ChatML with a
+    default system prompt, like SmolLM2's. The same arguments give the same files.
     """
     folder.mkdir(parents=True, exist_ok=True)
     tokenizer = build_tiny_tokenizer()
     tokenizer.save_pretrained(folder)
     config = LlamaConfig(
-        vocab_size=512,
+        vocab_size=416,
         hidden_size=64,
         intermediate_size=128,
         num_hidden_layers=layers,

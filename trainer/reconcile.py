@@ -1,6 +1,6 @@
 """Puts right what an interruption left behind, and keeps the champions loaded in the model server.
 
-Nothing is deleted: what nobody knows is listed. A champion that can't be trusted makes way for the one before.
+Nothing is deleted: what nobody knows is listed. A champion that can't be trusted gives way to an earlier one.
 """
 
 from __future__ import annotations
@@ -84,9 +84,7 @@ def _check_adapters(database: Database, config: Config, found: Findings) -> None
             found.replaced_champions[adapter_id] = replace_champion(
                 database, scope, base_hash, set(found.refused_adapters), found.refused_adapters[adapter_id]
             )
-    database.write(
-        lambda db: [adapters.set_state(db, adapter_id, "rejected") for adapter_id in found.refused_adapters]
-    )
+    database.write(lambda db: _set_aside(db, found.refused_adapters))
 
 
 def _usable(db: sqlite_utils.Database) -> list[Adapter]:
@@ -184,7 +182,7 @@ class ChampionKeeper:
             await client.load_adapter(adapter_id, str((self._config.adapters / adapter_id).absolute()))
         except AdapterRefusedError as error:
             replace_champion(self._database, scope, base_hash, {adapter_id}, str(error))
-            self._database.write(lambda db: adapters.set_state(db, adapter_id, "rejected"))
+            self._database.write(lambda db: _set_aside(db, [adapter_id]))
             return
         log.info("champion loaded", scope=scope, adapter_id=adapter_id)
 

@@ -1,0 +1,220 @@
+"""`strop adapters`, `strop promote` and `strop rollback`."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from datetime import UTC, datetime
+from typing import Annotated, Any
+
+import sqlite_utils
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from bot.cli.errors import CommandError, UsageError
+from bot.cli.runs import actor
+from bot.cli.session import (
+    ConfigOption,
+    JsonOption,
+    ScopeOption,
+    Session,
+    base_hash,
+    choose_scope,
+    model_client,
+    served,
+    session,
+)
+from bot.serving import adapter_files
+from bot.serving.errors import AdapterRefusedError, ServerLoadingError, ServerUnavailableError
+from bot.serving.protocol import Health
+from storage import adapters as registry
+from storage.adapters import Adapter
+
+BASE = "base"
+LOAD_TIMEOUT_S = 120.0
+
+
+def adapters(config: ConfigOption = None, scope: ScopeOption = None, as_json: JsonOption = False) -> None:
+    """List the adapters, the newest first, and which one answers.
+
+    Examples:
+
+        strop adapters
+
+        strop adapters --scope guild:123456789012345678 --json
+    """
+    with session(config) as opened:
+        rows = opened.database.read(lambda db: _rows(db, opened, scope))
+    if as_json:
+        typer.echo(json.dumps(rows, ensure_ascii=False))
+        return
+    if not rows:
+        typer.echo("No adapter has been trained yet: the base model answers. `strop retrain` trains one.")
+        return
+    table = Table("", "adapter", "scope", "state", "made", "run")
+    for row in rows:
+        made = datetime.fromtimestamp(row["created_ms"] / 1000, UTC).strftime("%Y-%m-%d %H:%M")
+        rehearsal = " (rehearsal)" if row["rehearsal"] else ""
+        mark = "★" if row["champion"] else ""
+        table.add_row(mark, row["id"], row["scope"], row["state"] + rehearsal, made, row["run_id"] or "")
+    Console(highlight=False, markup=False, width=None).print(table)
+
+
+def _rows(db: sqlite_utils.Database, opened: Session, scope: str | None) -> list[dict[str, Any]]:
+    chosen = None if scope is None else choose_scope(db, opened.config, scope)
+    champions = {row["adapter_id"] for row in db.query("select adapter_id from champions")}
+    fields = ("id", "scope", "base_hash", "state", "rehearsal", "run_id", "parent_id", "created_ms")
+    return [
+        {**{name: getattr(adapter, name) for name in fields}, "champion": adapter.id in champions}
+        for adapter in registry.listing(db, chosen)
+    ]
+
+
+def promote(
+    adapter: Annotated[str, typer.Argument(help="An adapter's id (its beginning is enough), or `base`.")],
+    config: ConfigOption = None,
+    scope: ScopeOption = None,
+    reason: Annotated[str, typer.Option("--reason", help="Why, for the audit log.")] = "promoted by hand",
+    as_json: JsonOption = False,
+) -> None:
+    """Make an adapter champion, whatever the gate said. Its files are checked first.
+
+    Examples:
+
+        strop promote a3f9c2d1
+
+        strop promote base --reason "back to the plain model"
+    """
+    with session(config) as opened:
+        health = served(opened.config)
+        if adapter == BASE:
+            chosen_scope = opened.database.read(lambda db: choose_scope(db, opened.config, scope))
+            base = opened.database.read(lambda db: _known_base(db, chosen_scope, health))
+            adapter_id = None
+        else:
+            chosen = opened.database.read(lambda db: _find(db, adapter, scope))
+            check_files(opened, chosen)
+            load_in_server(opened, chosen, health)
+            chosen_scope, base, adapter_id = chosen.scope, chosen.base_hash, chosen.id
+
+        def work(db: sqlite_utils.Database) -> str | None:
+            previous = registry.ensure_champion_row(db, chosen_scope, base)
+            if previous != adapter_id:
+                registry.promote(
+                    db,
+                    scope=chosen_scope,
+                    base_hash=base,
+                    adapter_id=adapter_id,
+                    actor=actor(),
+                    reason=reason,
+                )
+            return previous
+
+        previous = opened.database.write(work)
+    _tell(chosen_scope, adapter_id, previous, as_json=as_json)
+
+
+def rollback(
+    config: ConfigOption = None,
+    scope: ScopeOption = None,
+    reason: Annotated[str, typer.Option("--reason", help="Why, for the audit log.")] = "rolled back by hand",
+    as_json: JsonOption = False,
+) -> None:
+    """Go back to the champion before this one (in the end: the base model).
+
+    Examples:
+
+        strop rollback
+
+        strop rollback --scope guild:123456789012345678 --reason "too chatty"
+    """
+    with session(config) as opened:
+        health = served(opened.config)
+        chosen = opened.database.read(lambda db: choose_scope(db, opened.config, scope))
+        base = opened.database.read(lambda db: _known_base(db, chosen, health))
+
+        def work(db: sqlite_utils.Database) -> tuple[str | None, str | None]:
+            before = registry.champion(db, chosen, base)
+            after = registry.rollback(db, scope=chosen, base_hash=base, actor=actor(), reason=reason)
+            if after is not None and (found := registry.get(db, after)) is not None:
+                # Inside the transaction: a champion whose files are damaged undoes the roll-back.
+                check_files(opened, found)
+            return before, after
+
+        before, after = opened.database.write(work)
+    _tell(chosen, after, before, as_json=as_json)
+
+
+def check_files(opened: Session, adapter: Adapter) -> None:
+    """Raise CommandError unless the adapter's files are there and just as they were trained."""
+    folder = opened.config.adapters / adapter.id
+    try:
+        template = str(json.loads((folder / adapter_files.MANIFEST).read_bytes())["chat_template_hash"])
+        adapter_files.verify(
+            folder,
+            adapters_dir=opened.config.adapters,
+            base_hash=adapter.base_hash,
+            chat_template_hash=template,
+        )
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise CommandError(
+            f"Adapter {adapter.id} has no readable files in {opened.config.adapters}."
+        ) from error
+    except AdapterRefusedError as error:
+        raise CommandError(f"{error} Nothing was changed.") from error
+
+
+def load_in_server(opened: Session, adapter: Adapter, health: Health | None) -> None:
+    """Load the adapter in the model server, if it is there: what it refuses must not become champion."""
+    if health is None or health.status != "ok":
+        return
+    if health.base is not None and health.base.hash not in ("", adapter.base_hash):
+        raise CommandError(f"Adapter {adapter.id} was trained for another base than the one being served.")
+
+    async def load() -> None:
+        async with model_client(opened.config) as client, asyncio.timeout(LOAD_TIMEOUT_S):
+            await client.load_adapter(adapter.id, str((opened.config.adapters / adapter.id).absolute()))
+
+    if adapter.id not in health.adapters:
+        try:
+            asyncio.run(load())
+        except (ServerUnavailableError, ServerLoadingError, TimeoutError):
+            # The server went away meanwhile; the first reply after its return loads the adapter.
+            return
+
+
+def _find(db: sqlite_utils.Database, wanted: str, scope: str | None) -> Adapter:
+    """The one adapter whose id begins like this; raises UsageError otherwise."""
+    found = [one for one in registry.listing(db, scope, 10_000) if one.id.startswith(wanted)]
+    if len(found) == 1:
+        return found[0]
+    if not found:
+        raise UsageError(f"There is no adapter {wanted!r}: `strop adapters` lists them.")
+    raise UsageError(f"{wanted!r} could be {', '.join(one.id for one in found[:5])}: write more of it.")
+
+
+def _known_base(db: sqlite_utils.Database, scope: str, health: Health | None) -> str:
+    found = base_hash(db, scope, health)
+    if not found:
+        raise CommandError("It isn't known yet which base model is served: start `strop up` once.")
+    return found
+
+
+def _tell(scope: str, adapter_id: str | None, previous: str | None, *, as_json: bool) -> None:
+    if as_json:
+        typer.echo(json.dumps({"scope": scope, "champion": adapter_id, "previous": previous}))
+    elif adapter_id == previous:
+        typer.echo(f"{_name(adapter_id).capitalize()} answers in {scope} already.")
+    else:
+        typer.echo(f"From the next reply on {_name(adapter_id)} answers in {scope}, not {_name(previous)}.")
+
+
+def _name(adapter_id: str | None) -> str:
+    return "the base model" if adapter_id is None else f"adapter {adapter_id}"
+
+
+def register(app: typer.Typer) -> None:
+    """Add this topic's commands."""
+    for command in (adapters, promote, rollback):
+        app.command(rich_help_panel="Learn")(command)

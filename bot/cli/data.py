@@ -1,0 +1,180 @@
+"""`strop export`, `strop backup` and `strop restore`."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from datetime import UTC, datetime
+from enum import StrEnum
+from pathlib import Path
+from typing import IO, Annotated, Any
+
+import typer
+
+from bot.cli.errors import CommandError
+from bot.cli.session import ConfigOption, JsonOption, ScopeOption, choose_scope, load, session
+from storage import backup as backups
+from storage import dataset
+from storage.dataset import RatedReply
+from storage.processes import is_locked
+
+
+class ExportFormat(StrEnum):
+    """The shapes of a line: `chat` for supervised training and reading, `kto` for TRL's KTOTrainer."""
+
+    CHAT = "chat"
+    KTO = "kto"
+
+
+def export(
+    output: Annotated[Path, typer.Argument(help="The file to write; - is standard output.")] = Path("-"),
+    config: ConfigOption = None,
+    scope: ScopeOption = None,
+    shape: Annotated[
+        ExportFormat,
+        typer.Option("--format", help="chat: messages and counts; kto: prompt, completion, label."),
+    ] = ExportFormat.CHAT,
+    force: Annotated[bool, typer.Option("--force", help="Replace the file if it exists.")] = False,
+) -> None:
+    """Write the rated replies that may be trained on, one JSON object a line.
+
+    Only what consent and provenance allow, without anybody's id. What was left out, and why, goes to stderr.
+
+    Examples:
+
+        strop export ratings.jsonl
+
+        strop export --format kto - | head
+    """
+    with session(config) as opened:
+        chosen = opened.database.read(lambda db: choose_scope(db, opened.config, scope))
+        reference = opened.config.discord.training_permission_reference
+        found = opened.database.read(
+            lambda db: dataset.eligible_rows(db, chosen, permission_reference=reference)
+        )
+    lines = [line for row in found.rows for line in _lines(row, shape)]
+    if str(output) == "-":
+        _write(sys.stdout, lines)
+    else:
+        _write_file(output, lines, force=force)
+    typer.echo(f"{len(lines)} lines from {len(found.rows)} rated replies of {chosen}.", err=True)
+    for reason, count in found.excluded.items():
+        typer.echo(f"Left out: {count} because {dataset.REASONS.get(reason, reason)}.", err=True)
+
+
+def _lines(row: RatedReply, shape: ExportFormat) -> list[dict[str, Any]]:
+    liked = sum(rating.value > 0 for rating in row.ratings if rating.kind != "correction")
+    disliked = sum(rating.value < 0 for rating in row.ratings if rating.kind != "correction")
+    corrections = [rating.text for rating in row.ratings if rating.kind == "correction" and rating.text]
+    if shape is ExportFormat.KTO:
+        given = [(row.text, liked > disliked)] if liked != disliked else []
+        return [
+            {
+                "prompt": row.prompt_messages,
+                "completion": [{"role": "assistant", "content": text}],
+                "label": label,
+                "split": row.split,
+            }
+            for text, label in [*given, *((text, True) for text in corrections)]
+        ]
+    return [
+        {
+            "messages": [*row.prompt_messages, {"role": "assistant", "content": row.text}],
+            "liked": liked,
+            "disliked": disliked,
+            "corrections": corrections,
+            "split": row.split,
+            "source": row.source,
+            "reply_id": row.reply_id,
+            "adapter_id": row.adapter_id,
+        }
+    ]
+
+
+def _write(stream: IO[str], lines: list[dict[str, Any]]) -> None:
+    for line in lines:
+        stream.write(json.dumps(line, ensure_ascii=False) + "\n")
+    stream.flush()
+
+
+def _write_file(path: Path, lines: list[dict[str, Any]], *, force: bool) -> None:
+    """Whole or not at all, and readable only by this user: these are people's words."""
+    if path.exists() and not force:
+        raise CommandError(f"{path} exists already: pass --force to replace it.")
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        descriptor = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+            _write(file, lines)
+        partial.replace(path)
+    except OSError as error:
+        partial.unlink(missing_ok=True)
+        raise CommandError(f"{path} can't be written: {error.strerror}.") from error
+
+
+def backup(
+    dest: Annotated[
+        Path | None, typer.Argument(help="A new folder (default: backups/<time> in the data folder).")
+    ] = None,
+    config: ConfigOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Copy the database and the adapters, consistently and while Strop runs.
+
+    Examples:
+
+        strop backup
+
+        strop backup /mnt/backups/strop-monday
+    """
+    with session(config) as opened:
+        now = datetime.now(UTC).strftime("%Y%m%dT%H%M%SZ")
+        made = backups.backup(opened.database, dest or opened.config.backups / now)
+    if as_json:
+        record = {"path": str(made.path), "files": made.files, "size_bytes": made.size_bytes}
+        typer.echo(json.dumps({**record, "created_ms": made.created_ms}))
+    else:
+        typer.echo(f"Backed up to {made.path}: {made.files} files, {made.size_bytes / 1024**2:.1f} MiB.")
+
+
+def restore(
+    source: Annotated[Path, typer.Argument(help="A folder that `strop backup` made.")],
+    config: ConfigOption = None,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Don't ask.")] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Put a backup in the place of the database. Stop Strop first; the former database is kept.
+
+    Members who erased their data after the backup was made are erased again.
+
+    Examples:
+
+        strop restore data/backups/20260101T040000Z
+    """
+    settings, _ = load(config)
+    for lock, what in (("strop.lock", "Strop"), ("trainer.lock", "A trainer")):
+        if is_locked(settings.run / lock):
+            raise CommandError(f"{what} is running on {settings.data}: stop it first, then restore.")
+    backups.verify(source)
+    if settings.database.exists() and not yes:
+        typer.confirm(f"Replace the database in {settings.data} by {source}?", abort=True, err=True)
+    done = backups.restore(source, settings.data)
+    if as_json:
+        kept = None if done.replaced is None else str(done.replaced)
+        typer.echo(
+            json.dumps({"database": str(done.database), "replaced": kept, "erased": list(done.erased)})
+        )
+        return
+    typer.echo(f"Restored {done.database} from {source}.")
+    if done.replaced is not None:
+        typer.echo(f"The former database is in {done.replaced}.")
+    if done.erased:
+        count = len(done.erased)
+        typer.echo(f"{count} member{'s' if count != 1 else ''} who erased their data since then stay erased.")
+
+
+def register(app: typer.Typer) -> None:
+    """Add this topic's commands."""
+    for command in (export, backup, restore):
+        app.command(rich_help_panel="Data")(command)

@@ -1,0 +1,210 @@
+"""`strop retrain` and `strop status`."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskID, TaskProgressColumn, TextColumn, TimeElapsedColumn
+
+from bot.cli.announce import visible
+from bot.cli.errors import CommandError
+from bot.cli.session import (
+    ConfigOption,
+    JsonOption,
+    ScopeOption,
+    Session,
+    base_hash,
+    choose_scope,
+    known_scopes,
+    served,
+    session,
+)
+from storage import overview, runs
+from storage.processes import is_locked
+from storage.runs import Run
+
+POLL_S = 0.5
+PHASES = {
+    "snapshot": "collecting the rated replies",
+    "train": "training the challenger",
+    "evaluate": "comparing it with the champion",
+    "decide": "deciding",
+    "swap": "swapping",
+    "votes": "waiting for blind votes",
+}
+BAD_OUTCOMES = frozenset({"failed", "cancelled"})
+
+
+def retrain(
+    config: ConfigOption = None,
+    scope: ScopeOption = None,
+    wait: Annotated[bool, typer.Option("--wait", help="Follow the run and exit 1 if it fails.")] = False,
+    cancel: Annotated[bool, typer.Option("--cancel", help="Cancel the run that is queued or on.")] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Train a challenger now; it replaces the champion only if it proves itself.
+
+    A run that is queued or on already is followed instead of queueing a second one. With --wait the exit code
+    is 1 if the run failed or was cancelled; a refused challenger or too little data is an ordinary result (0).
+
+    Examples:
+
+        strop retrain --wait
+
+        strop retrain --scope guild:123456789012345678 --json
+
+        strop retrain --cancel
+    """
+    with session(config) as opened:
+        chosen = opened.database.read(lambda db: choose_scope(db, opened.config, scope))
+        if cancel:
+            run = _cancel(opened, chosen)
+        else:
+            run = opened.database.write(
+                lambda db: runs.enqueue(db, scope=chosen, trigger="manual", requested_by=actor())
+            )
+            if wait:
+                run = _follow(opened, run, quiet=as_json)
+        _report(opened, run, as_json=as_json)
+    if wait and run.outcome in BAD_OUTCOMES:
+        raise typer.Exit(1)
+
+
+def _cancel(opened: Session, scope: str) -> Run:
+    run = opened.database.read(lambda db: runs.active(db, scope))
+    if run is None:
+        raise CommandError(f"No run of {scope} is queued or on: there is nothing to cancel.")
+    opened.database.write(lambda db: runs.cancel(db, run.id, actor()))
+    return opened.database.read(lambda db: runs.expect(db, run.id))
+
+
+def _follow(opened: Session, queued: Run, *, quiet: bool) -> Run:
+    """Show the run's progress until it is over; Ctrl-C leaves it running."""
+    console = Console(stderr=True, quiet=quiet, highlight=False)
+    if not trainer_alive(opened):
+        console.print("No trainer is running: the run waits until `strop up` or `strop trainer` starts.")
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TaskProgressColumn(),
+        TimeElapsedColumn(),
+        TextColumn("{task.fields[left]}"),
+    )
+    with Progress(*columns, console=console, disable=quiet) as bar:
+        task = bar.add_task("waiting for the trainer", total=1.0, left="")
+        while True:
+            run = opened.database.read(lambda db: runs.expect(db, queued.id))
+            _show(bar, task, run)
+            if run.state not in ("queued", "running"):
+                return run
+            time.sleep(POLL_S)
+
+
+def _show(bar: Progress, task: TaskID, run: Run) -> None:
+    text = PHASES.get(run.phase or "", "waiting for the trainer" if run.state == "queued" else "starting")
+    note = f" · {visible(run.note)}" if run.note else ""
+    left = "" if run.eta_s is None else f"about {duration(run.eta_s)} left"
+    bar.update(task, completed=run.progress, description=f"{text}{note}", left=left)
+
+
+def _report(opened: Session, run: Run, *, as_json: bool) -> None:
+    if as_json:
+        typer.echo(json.dumps(run_record(run), ensure_ascii=False))
+        return
+    if run.message:
+        typer.echo(run.message)
+        return
+    waits = "" if trainer_alive(opened) else " No trainer is running: start `strop up` or `strop trainer`."
+    typer.echo(f"Run {run.id} of {run.scope} is {run.state}.{waits}")
+
+
+def run_record(run: Run) -> dict[str, Any]:
+    """A run as JSON for scripts."""
+    fields = (
+        "id",
+        "scope",
+        "state",
+        "phase",
+        "progress",
+        "eta_s",
+        "outcome",
+        "message",
+        "error",
+        "adapter_id",
+    )
+    return {"run_id": run.id, **{name: getattr(run, name) for name in fields[1:]}}
+
+
+def status(config: ConfigOption = None, scope: ScopeOption = None, as_json: JsonOption = False) -> None:
+    """Show where the loop stands: ratings, what is missing, the run, the champion.
+
+    Without --scope every scope is shown.
+
+    Examples:
+
+        strop status
+
+        strop status --scope deployment --json
+    """
+    with session(config) as opened:
+        health = served(opened.config)
+        settings = opened.config
+        scopes = opened.database.read(
+            lambda db: [choose_scope(db, settings, scope)] if scope else known_scopes(db, settings)
+        )
+        glances = [_glance(opened, one, health) for one in scopes]
+        server = "down" if health is None else health.status
+        alive = trainer_alive(opened)
+    if as_json:
+        typer.echo(
+            json.dumps({"server": server, "trainer_alive": alive, "scopes": glances}, ensure_ascii=False)
+        )
+        return
+    typer.echo(f"Model server: {server}{f' ({health.detail})' if health and health.detail else ''}")
+    typer.echo(f"Trainer: {'running' if alive else 'not running'}")
+    if not glances:
+        typer.echo("Nobody has talked to the bot yet.")
+    for glance in glances:
+        typer.echo(f"\n{glance['scope']}\n{overview.status_text(glance)}")
+
+
+def _glance(opened: Session, scope: str, health: Any) -> dict[str, Any]:
+    trainer, gate = opened.config.trainer, opened.config.gate
+    reference = opened.config.discord.training_permission_reference
+    return opened.database.read(
+        lambda db: overview.glance(
+            db,
+            scope,
+            base_hash(db, scope, health),
+            min_liked=trainer.min_liked,
+            min_raters=trainer.min_raters,
+            min_votes=gate.min_votes,
+            permission_reference=reference,
+        )
+    )
+
+
+def trainer_alive(opened: Session) -> bool:
+    """Whether a trainer works on this data folder right now."""
+    return is_locked(opened.config.run / "trainer.lock")
+
+
+def actor() -> str:
+    """Who acts, for the audit log: the user of this machine."""
+    return f"cli:{os.environ.get('USER') or os.environ.get('LOGNAME') or os.getuid()}"
+
+
+def duration(seconds: float) -> str:
+    """A rough duration for people."""
+    return f"{round(seconds)} s" if seconds < 90 else f"{round(seconds / 60)} min"
+
+
+def register(app: typer.Typer) -> None:
+    """Add this topic's commands."""
+    for command in (retrain, status):
+        app.command(rich_help_panel="Learn")(command)

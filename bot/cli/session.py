@@ -1,0 +1,144 @@
+"""What most commands need: the configuration, the database, one scope, one base."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import sqlite_utils
+import typer
+
+from bot.cli.errors import CommandError, UsageError
+from bot.serving.client import ModelClient
+from bot.serving.errors import ServingError
+from bot.serving.protocol import Health
+from storage.config import Config, load_config
+from storage.database import Database
+
+DEFAULT_CONFIG = Path("strop.toml")
+HEALTH_TIMEOUT_S = 3.0
+
+ConfigOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--config",
+        "-c",
+        envvar="STROP_CONFIG",
+        help="The configuration file (default: strop.toml in this folder, if there is one).",
+        show_default=False,
+    ),
+]
+ScopeOption = Annotated[
+    str | None,
+    typer.Option("--scope", help="Whose adapter: guild:ID or deployment (default: the only one there is)."),
+]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON for scripts.")]
+
+
+@dataclass(frozen=True)
+class Session:
+    """An open database with the configuration that led to it."""
+
+    config: Config
+    config_path: Path
+    database: Database
+
+
+def config_path(option: Path | None) -> Path:
+    """The absolute path of the configuration file; a default one need not exist, a named one must."""
+    path = (option or DEFAULT_CONFIG).expanduser().absolute()
+    if option is not None and not path.is_file():
+        raise UsageError(f"There is no configuration file at {path}: `strop init` writes one.")
+    return path
+
+
+def load(option: Path | None) -> tuple[Config, Path]:
+    """Load the configuration; raises ConfigError with every problem at once."""
+    path = config_path(option)
+    return load_config(path, os.environ), path
+
+
+@contextmanager
+def session(option: Path | None) -> Iterator[Session]:
+    """Open the database of this configuration, which must exist already."""
+    config, path = load(option)
+    if not config.database.is_file():
+        where = "The playground" if config.playground else "This deployment"
+        raise CommandError(f"{where} has no data at {config.data} yet: start it once with `strop up`.")
+    database = Database.open(config.database)
+    try:
+        yield Session(config, path, database)
+    finally:
+        database.close()
+
+
+def known_scopes(db: sqlite_utils.Database, config: Config) -> list[str]:
+    """The scopes that can have an adapter of their own here, in a stable order."""
+    if config.trainer.scope == "deployment":
+        return ["deployment"]
+    rows = db.query(
+        "select scope from conversations union select scope from runs"
+        " union select scope from champions order by 1"
+    )
+    # In a deployment where each guild trains its own adapter, "deployment" only collects direct messages.
+    return [str(row["scope"]) for row in rows if str(row["scope"]).startswith("guild:")]
+
+
+def choose_scope(db: sqlite_utils.Database, config: Config, option: str | None) -> str:
+    """The scope that was asked for, or the only one; raises UsageError naming the choices."""
+    scopes = known_scopes(db, config)
+    if option is not None:
+        if option not in scopes:
+            raise UsageError(f"There is no scope {option!r}; {_choices(scopes)}")
+        return option
+    if len(scopes) == 1:
+        return scopes[0]
+    raise UsageError(f"Say which scope with --scope; {_choices(scopes)}" if scopes else _choices(scopes))
+
+
+def _choices(scopes: list[str]) -> str:
+    if not scopes:
+        return "nobody has talked to the bot yet, so there is nothing to train or show."
+    return f"there {'is' if len(scopes) == 1 else 'are'}: {', '.join(scopes)}."
+
+
+def served(config: Config) -> Health | None:
+    """What the model server says, or None if it doesn't answer quickly."""
+
+    async def ask() -> Health:
+        async with model_client(config) as client, asyncio.timeout(HEALTH_TIMEOUT_S):
+            return await client.health()
+
+    try:
+        return asyncio.run(ask())
+    except (ServingError, TimeoutError):
+        return None
+
+
+def model_client(config: Config) -> ModelClient:
+    """A client for the configured model server: an external one, or ours through its run folder."""
+    key = config.server.api_key.get_secret_value() if config.server.api_key else None
+    if config.server.base_url:
+        return ModelClient(config.server.base_url, api_key=key)
+    return ModelClient.from_run_dir(config.run, api_key=key)
+
+
+def base_hash(db: sqlite_utils.Database, scope: str, health: Health | None) -> str:
+    """The base that is served now, else the one that this scope used last; empty if there was none."""
+    if health is not None and health.base is not None and health.base.hash:
+        return health.base.hash
+    row = next(
+        db.query(
+            "select base_hash from promotions where scope = ? order by created_ms desc, id desc limit 1",
+            [scope],
+        ),
+        None,
+    )
+    if row is None:
+        row = next(db.query("select base_hash from champions where scope = ? limit 1", [scope]), None)
+    return str(row["base_hash"]) if row else ""

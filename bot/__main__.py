@@ -1,0 +1,170 @@
+"""Run the bot: ``python -m bot [--config strop.toml]``."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import os
+import signal
+import sys
+from pathlib import Path
+
+import aiohttp
+import discord
+import structlog
+
+from bot.client import StropClient, make_client
+from bot.connection import PLAYGROUND_VARIABLE, PlaygroundLink, read_link, use_playground, wait_for_playground
+from bot.errors import EXIT_NEEDS_A_PERSON, BotError, IntentsMissingError, StartupError, TokenRefusedError
+from bot.services import Services
+from bot.serving.client import ModelClient
+from storage import logs
+from storage.config import Config, load_config
+from storage.database import Database
+from storage.errors import ConfigError, StorageError
+
+EXIT_CONFIG = 2
+EXIT_RETRY = 1
+LOGIN_RETRY_S = (2.0, 5.0, 15.0, 30.0, 60.0)
+PLAYGROUND_WATCH_S = 3.0
+
+_log = structlog.get_logger(__name__)
+
+
+def main() -> int:
+    """Run until told to stop; returns the exit code."""
+    parser = argparse.ArgumentParser(prog="python -m bot", description="Strop's Discord bot.")
+    parser.add_argument("--config", type=Path, default=None, help="path of strop.toml")
+    arguments = parser.parse_args()
+    logs.configure("bot")
+    try:
+        config = load_config(arguments.config, os.environ)
+        return asyncio.run(_run(config, playground=os.environ.get(PLAYGROUND_VARIABLE) == "1"))
+    except ConfigError as error:
+        print(error, file=sys.stderr)
+        return EXIT_CONFIG
+    except StartupError as error:
+        print(error, file=sys.stderr)
+        return error.exit_code
+    except StorageError as error:
+        print(error, file=sys.stderr)
+        return EXIT_NEEDS_A_PERSON
+    except BotError as error:
+        print(error, file=sys.stderr)
+        return EXIT_RETRY
+
+
+async def _run(config: Config, *, playground: bool) -> int:
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    link = await _playground_link(config) if playground else None
+    token = _token(config, link)
+    database = await asyncio.to_thread(Database.open, config.database)
+    try:
+        async with _model_client(config) as model:
+            client = make_client(Services(config, database, model, playground=link is not None))
+            return await _serve(client, token, stop, link, config.run)
+    finally:
+        await asyncio.to_thread(database.close)
+
+
+async def _playground_link(config: Config) -> PlaygroundLink:
+    link = await wait_for_playground(config.run)
+    configured = config.discord.token
+    use_playground(link, configured.get_secret_value() if configured else None)
+    return link
+
+
+def _token(config: Config, link: PlaygroundLink | None) -> str:
+    if link is not None:
+        return link.token
+    if config.discord.token is None:
+        raise StartupError(
+            "There is no Discord token: set DISCORD_TOKEN or DISCORD_TOKEN_FILE, or run `strop up`, which starts the "
+            "local playground where no token is needed."
+        )
+    return config.discord.token.get_secret_value()
+
+
+def _model_client(config: Config) -> ModelClient:
+    key = config.server.api_key.get_secret_value() if config.server.api_key else None
+    if config.server.base_url:
+        return ModelClient(config.server.base_url, api_key=key)
+    return ModelClient.from_run_dir(config.run, api_key=key)
+
+
+async def _serve(
+    client: StropClient, token: str, stop: asyncio.Event, link: PlaygroundLink | None, run_dir: Path
+) -> int:
+    """Stay connected until told to stop, until Discord refuses, or until the playground was restarted."""
+    waits = {asyncio.create_task(_connect(client, token)), asyncio.create_task(stop.wait())}
+    watch = asyncio.create_task(_playground_changed(link, run_dir)) if link is not None else None
+    if watch is not None:
+        waits.add(watch)
+    try:
+        done, _ = await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+        if stop.is_set():
+            _log.info("bot.stopping", in_flight=client.answerer.in_flight)
+        for task in done:
+            task.result()
+        return EXIT_RETRY if watch in done else 0
+    finally:
+        await client.shutdown()
+        for task in waits:
+            task.cancel()
+        await asyncio.gather(*waits, return_exceptions=True)
+
+
+async def _connect(client: StropClient, token: str) -> None:
+    """Sign in and stay connected; raises StartupError for what a person has to put right."""
+    try:
+        await _login(client, token)
+        await client.connect()
+    except discord.LoginFailure as error:
+        raise TokenRefusedError(
+            "Discord refuses the token: copy it again from Developer Portal > your application > Bot > Reset Token, "
+            "and set DISCORD_TOKEN."
+        ) from error
+    except discord.PrivilegedIntentsRequired as error:
+        raise IntentsMissingError(
+            "Discord refuses the connection: discord.channels needs the switch Developer Portal > your application > "
+            "Bot > Message Content Intent. Switch it on, or empty discord.channels."
+        ) from error
+    except discord.ConnectionClosed as error:
+        if error.code == 4004:
+            raise TokenRefusedError(
+                "Discord closed the connection because the token is no longer valid: set DISCORD_TOKEN to a new one."
+            ) from error
+        raise BotError(f"Discord closed the connection for good (code {error.code}).") from error
+
+
+async def _login(client: StropClient, token: str) -> None:
+    """Log in; while Discord can't be reached, try again and again, each time after a longer wait."""
+    attempt = 0
+    while True:
+        try:
+            return await client.login(token)
+        except discord.LoginFailure:
+            raise
+        except (TimeoutError, OSError, aiohttp.ClientError, discord.HTTPException) as error:
+            wait_s = LOGIN_RETRY_S[min(attempt, len(LOGIN_RETRY_S) - 1)]
+            _log.warning("discord.not_reachable", error=type(error).__name__, retry_s=wait_s)
+            attempt += 1
+            await client.http.close()
+            await asyncio.sleep(wait_s)
+
+
+async def _playground_changed(link: PlaygroundLink, run_dir: Path) -> None:
+    """Return when another playground has taken the place of the one in use: its state lives in memory only."""
+    while True:
+        await asyncio.sleep(PLAYGROUND_WATCH_S)
+        current = await asyncio.to_thread(read_link, run_dir)
+        if current is not None and current != link:
+            _log.info("playground.restarted")
+            return
+
+
+if __name__ == "__main__":
+    sys.exit(main())

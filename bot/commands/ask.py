@@ -1,0 +1,45 @@
+"""/ask: a question to the model without writing a message."""
+
+from __future__ import annotations
+
+from discord import app_commands
+
+from bot.commands.tree import Interaction, StropTree, say
+from bot.questions import Question, is_public
+from bot.surfaces import InteractionSurface
+
+_QUOTED = 300
+MAX_PROMPT = 4000
+
+
+def add_to(tree: StropTree) -> None:
+    """Add this module's command."""
+    tree.add_command(ask)
+
+
+@app_commands.command(description="Ask me something; everyone in the channel sees the answer and can rate it.")
+@app_commands.describe(prompt="What you want to know")
+async def ask(interaction: Interaction, prompt: app_commands.Range[str, 1, MAX_PROMPT]) -> None:
+    """Answer a prompt in place."""
+    client = interaction.client
+    if interaction.channel_id is None or not prompt.strip():
+        return await say(interaction, "Please write what you want to ask.")
+    await interaction.response.defer(thinking=True)
+    question = Question(
+        discord_id=interaction.id,
+        channel_id=interaction.channel_id,
+        guild_id=interaction.guild_id,
+        public=is_public(interaction.channel),
+        author=client.services.person(interaction.user),
+        text=prompt.strip(),
+        quote=_quoted(prompt.strip()),
+    )
+    task = client.answerer.start(question, InteractionSurface(interaction))
+    if task is None:
+        return await say(interaction, "I am being restarted. Please ask again in a moment.")
+    return None
+
+
+def _quoted(prompt: str) -> str:
+    shown = " ".join(prompt.split())
+    return f"> {shown[:_QUOTED]}{'…' if len(shown) > _QUOTED else ''}"

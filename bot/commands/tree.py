@@ -1,0 +1,120 @@
+"""The tree of all commands: registered with Discord when their definition changes, with one place for their errors."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+import secrets
+from collections.abc import Callable, Coroutine
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+import discord
+import structlog
+from discord import app_commands
+
+from bot.permissions import NOT_OPERATOR, NotOperatorError
+from bot.serving.errors import ServerLoadingError, ServerUnavailableError, ServingError
+from storage import facts
+from storage.errors import RuleError, StorageError
+
+if TYPE_CHECKING:
+    from bot.client import StropClient
+
+Interaction: TypeAlias = "discord.Interaction[StropClient]"
+
+_log = structlog.get_logger(__name__)
+
+
+class StropTree(app_commands.CommandTree["StropClient"]):
+    """All commands of the bot."""
+
+    async def on_error(self, interaction: Interaction, error: app_commands.AppCommandError) -> None:
+        """Tell the member in one sentence what went wrong."""
+        cause = error.original if isinstance(error, app_commands.CommandInvokeError) else error
+        command = interaction.command.qualified_name if interaction.command else "?"
+        await say(interaction, sentence_for(cause, f"/{command}"))
+
+    async def sync_if_changed(self, *, always: bool = False) -> bool:
+        """Register the commands with Discord if their definition differs from the one registered last.
+
+        Discord allows 200 registrations a day. ``always`` is for the playground, which forgets them when it stops.
+        """
+        database = self.client.services.database
+        key = f"commands.hash:{self.client.application_id}"
+        digest = self._definition_hash()
+        if not always and await database.aread(lambda db: facts.get(db, key)) == digest:
+            return False
+        try:
+            await self.sync()
+        except discord.HTTPException as error:
+            _log.error("commands.not_synced", error=str(error))
+            return False
+        await database.awrite(lambda db: facts.put(db, key, digest))
+        _log.info("commands.synced", count=len(self.get_commands()))
+        return True
+
+    def _definition_hash(self) -> str:
+        commands = sorted((command.to_dict(self) for command in self.get_commands()), key=lambda c: str(c["name"]))
+        return hashlib.sha256(json.dumps(commands, sort_keys=True).encode()).hexdigest()
+
+
+def _is_operator(interaction: Interaction) -> bool:
+    if not interaction.client.is_operator(interaction.user.id):
+        raise NotOperatorError(NOT_OPERATOR)
+    return True
+
+
+operators_only = app_commands.check(_is_operator)
+"""Let only operators through. Discord's own command permissions are a hint that guild admins can override."""
+
+
+def guarded(
+    function: Callable[[Any, Any], Coroutine[Any, Any, None]],
+) -> Callable[[Any, Any], Coroutine[Any, Any, None]]:
+    """Give a button's callback the commands' error handling; discord.py would only log."""
+
+    @functools.wraps(function)
+    async def checked(item: Any, interaction: Interaction) -> None:
+        try:
+            await function(item, interaction)
+        except Exception as error:  # The boundary of a button: whoever pressed it must hear something.
+            await say(interaction, sentence_for(error, type(item).__name__))
+
+    return checked
+
+
+def sentence_for(error: BaseException, where: str) -> str:
+    """Return what to tell the member; what nobody expected goes to the log under an id that the sentence names."""
+    if isinstance(error, NotOperatorError):
+        return NOT_OPERATOR
+    if isinstance(error, app_commands.NoPrivateMessage):
+        return "This works only in a server."
+    if isinstance(error, ServerLoadingError):
+        return "My model is still loading. Please try again in a moment."
+    if isinstance(error, ServerUnavailableError):
+        return "My model server is not reachable right now; I'll be back by myself when it is."
+    if isinstance(error, RuleError | ServingError):
+        return str(error)
+    error_id = secrets.token_hex(4)
+    expected = isinstance(error, StorageError)
+    _log.error(
+        "command.failed",
+        where=where,
+        error_id=error_id,
+        error=str(error) if expected else type(error).__name__,
+        exc_info=None if expected else error,
+    )
+    return f"Something went wrong on my side (error `{error_id}`). It is in my log; please try again."
+
+
+async def say(interaction: Interaction, content: str, **options: Any) -> None:
+    """Answer an interaction for its member's eyes only, whether it was acknowledged already or not."""
+    options.setdefault("allowed_mentions", discord.AllowedMentions.none())
+    try:
+        if interaction.response.is_done():
+            await interaction.followup.send(content, ephemeral=True, **options)
+        else:
+            await interaction.response.send_message(content, ephemeral=True, **options)
+    except discord.HTTPException as error:
+        _log.warning("interaction.not_answered", error=type(error).__name__, code=error.code)

@@ -1,0 +1,207 @@
+"""Show training runs in the channel: one message a run, edited in place until its last word.
+
+The trainer never talks to Discord. It writes rows; this looks at them every second, and whatever a restart interrupts
+is picked up from the rows again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass
+from typing import Any
+
+import discord
+import structlog
+from discord.ext import tasks
+
+from bot.commands.votes import DuelBoard
+from bot.errors import ChannelRefusedError, DeliveryError, MessageGoneError
+from bot.glance import PHASES, duration
+from bot.services import Services
+from bot.surfaces import translated
+from storage import duels, facts, runs
+from storage.clock import now_ms
+from storage.processes import is_locked
+
+POLL_S = 1.0
+EDIT_EVERY_S = 2.0
+# Every scope is looked at this often; those with a run that is on, at every poll.
+ALL_SCOPES_EVERY = 5
+TRAINER_PATIENCE_MS = 15_000
+# After a restart, a run that ended longer ago than this is no news any more.
+NEWS_MS = 24 * 60 * 60 * 1000
+
+_BAR_CELLS = 10
+_LATEST = 3
+
+_log = structlog.get_logger(__name__)
+
+
+@dataclass
+class _Report:
+    """One run's message in its channel; ``message_id`` is None until it was posted."""
+
+    channel_id: int
+    message_id: int | None
+    shown: str = ""
+    edited_at: float = 0.0
+    closed: bool = False
+
+
+def run_text(run: runs.Run, *, trainer_alive: bool = True, votes: int | None = None) -> str:
+    """Return what the run's message says now."""
+    if run.state == "queued":
+        late = now_ms() - run.created_ms > TRAINER_PATIENCE_MS and not trainer_alive
+        wait = "The trainer is not running right now; this run starts by itself when it is back."
+        return f"**Retraining** · run `{run.id}`\n{wait if late else run.note or 'Waiting for the trainer…'}"
+    lines = [f"**Retraining** · run `{run.id}`", *_phase_lines(run)]
+    if run.outcome is not None:
+        lines.append(f"{_MARKS.get(run.outcome, '•')} {run.message or run.outcome}")
+    if run.outcome == "votes" and votes is not None:
+        lines.append(f"Votes so far: {votes}. The pairs are below; nobody is told which answer is whose.")
+    return "\n".join(lines)[:1900]
+
+
+_MARKS = {"promoted": "🏆", "refused": "✋", "not_yet": "⏳", "votes": "🗳️", "failed": "⚠️", "cancelled": "⏹️"}
+
+
+def _phase_lines(run: runs.Run) -> list[str]:
+    """One line a phase: done, on, or to come; a run that is over shows only what it reached."""
+    order = [phase for phase in PHASES if phase != "votes"]
+    over = run.outcome is not None
+    reached = order.index(run.phase) if run.phase in order else len(order) - 1 if run.phase == "votes" else -1
+    lines = []
+    for position, phase in enumerate(order):
+        if position < reached or (over and position == reached):
+            lines.append(f"✅ {PHASES[phase]}")
+        elif position == reached:
+            left = f" · about {duration(run.eta_s)} left" if run.eta_s else ""
+            note = f" · {run.note}" if run.note else ""
+            lines.append(f"▶️ {PHASES[phase]} {_bar(run.progress)} {run.progress:.0%}{left}{note}")
+        elif not over:
+            lines.append(f"▫️ {PHASES[phase]}")
+    return lines
+
+
+def _bar(progress: float) -> str:
+    full = round(progress * _BAR_CELLS)
+    return "▰" * full + "▱" * (_BAR_CELLS - full)
+
+
+class ProgressReporter:
+    """Watches the runs of the bot's scopes and keeps their messages up to date."""
+
+    def __init__(self, services: Services, client: discord.Client) -> None:
+        self._services = services
+        self._client = client
+        self._board = DuelBoard(services, client)
+        self._reports: dict[str, _Report] = {}
+        self._busy_scopes: set[str] = set()
+        self._round = 0
+        self._loop = tasks.loop(seconds=POLL_S)(self._poll)
+
+    def start(self) -> None:
+        """Begin to watch."""
+        if not self._loop.is_running():
+            self._loop.start()
+
+    async def stop(self) -> None:
+        """Stop watching; what is shown stays."""
+        self._loop.cancel()
+
+    async def report_in(self, scope: str, channel_id: int) -> None:
+        """Report this scope's runs, also those that a schedule starts, in this channel from now on."""
+        self._busy_scopes.add(scope)
+        await self._services.database.awrite(lambda db: facts.put(db, _channel_fact(scope), str(channel_id)))
+
+    async def _poll(self) -> None:
+        try:
+            scopes = self._scopes() if self._round % ALL_SCOPES_EVERY == 0 else sorted(self._busy_scopes)
+            self._round += 1
+            if scopes:
+                await self._look(scopes)
+        except Exception:  # The loop's boundary: one bad round must not end the reports.
+            _log.exception("progress.round_failed")
+
+    async def _look(self, scopes: list[str]) -> None:
+        found = await self._services.database.aread(
+            lambda db: {scope: _runs_of(db, scope) for scope in scopes}
+        )
+        trainer_alive = True
+        if any(run.state == "queued" for latest, _, _ in found.values() for run in latest):
+            lock = self._services.config.run / "trainer.lock"
+            trainer_alive = await asyncio.to_thread(is_locked, lock)
+        for scope, (latest, channel_id, votes) in found.items():
+            busy = False
+            for run in latest:
+                busy |= run.finished_ms is None or run.outcome == "votes"
+                await self._show(run, channel_id, run_text(run, trainer_alive=trainer_alive, votes=votes))
+            if channel_id is not None:
+                await self._board.update(scope, channel_id)
+            (self._busy_scopes.add if busy else self._busy_scopes.discard)(scope)
+
+    async def _show(self, run: runs.Run, channel_id: int | None, text: str) -> None:
+        report = self._reports.get(run.id) or self._new_report(run, channel_id)
+        if report is None or (report.closed and report.shown == text):
+            return
+        self._reports[run.id] = report
+        over = run.finished_ms is not None
+        now = asyncio.get_running_loop().time()
+        if text == report.shown or (not over and now - report.edited_at < EDIT_EVERY_S):
+            return
+        report.edited_at = now
+        try:
+            await self._deliver(run, report, text)
+        except (ChannelRefusedError, MessageGoneError) as error:
+            _log.warning("progress.not_shown", run_id=run.id, error=str(error))
+            report.shown, report.closed = text, True
+        except DeliveryError as error:
+            _log.info("progress.retried", run_id=run.id, error=type(error.__cause__).__name__)
+        else:
+            report.shown, report.closed = text, over and run.outcome != "votes"
+        self._forget_old()
+
+    async def _deliver(self, run: runs.Run, report: _Report, text: str) -> None:
+        channel = self._client.get_partial_messageable(report.channel_id)
+        if report.message_id is not None:
+            await translated(channel.get_partial_message(report.message_id).edit(content=text))
+            return
+        message = await translated(channel.send(text, silent=True))
+        report.message_id = message.id
+        await self._services.database.awrite(
+            lambda db: runs.set_report(db, run.id, channel_id=report.channel_id, message_id=message.id)
+        )
+
+    def _new_report(self, run: runs.Run, channel_id: int | None) -> _Report | None:
+        """Decide whether a run that was not seen before is shown, and where."""
+        where = run.report_channel_id or channel_id
+        over = run.finished_ms is not None
+        if where is None or (over and now_ms() - (run.finished_ms or 0) > NEWS_MS):
+            return None
+        if run.report_message_id is None and run.trigger != "manual":
+            # A schedule that finds nothing to do yet is no news; neither is a run that waits its turn.
+            quiet = run.outcome == "not_yet" or run.phase in (None, "snapshot")
+            if quiet or (over and now_ms() - (run.finished_ms or 0) > NEWS_MS // 24):
+                return None
+        return _Report(where, run.report_message_id)
+
+    def _forget_old(self) -> None:
+        while len(self._reports) > 200:
+            del self._reports[next(iter(self._reports))]
+
+    def _scopes(self) -> list[str]:
+        guilds = {self._services.scope(guild.id) for guild in self._client.guilds}
+        return sorted({*guilds, self._services.scope(None), *self._busy_scopes})
+
+
+def _channel_fact(scope: str) -> str:
+    return f"progress.channel:{scope}"
+
+
+def _runs_of(db: Any, scope: str) -> tuple[list[runs.Run], int | None, int | None]:
+    """Return the scope's latest runs, oldest first, the channel for reports, and the votes of a run that waits."""
+    latest = runs.latest(db, scope, _LATEST)[::-1]
+    channel = facts.get(db, _channel_fact(scope))
+    waiting = next((run for run in latest if run.outcome == "votes"), None)
+    votes = duels.tally(db, waiting.id).votes if waiting else None
+    return latest, int(channel) if channel else None, votes

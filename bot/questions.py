@@ -1,0 +1,99 @@
+"""What somebody asks the bot, apart from how it arrived: a message, or a slash command."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+import discord
+
+from bot.services import Person, Services
+
+_USER = re.compile(r"<@!?(\d+)>")
+_ROLE = re.compile(r"<@&(\d+)>")
+_CHANNEL = re.compile(r"<#(\d+)>")
+_EMOJI = re.compile(r"<a?(:\w+:)\d+>")
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """One message to answer.
+
+    ``discord_id`` is the message's (or the interaction's) id; ``parent_discord_id`` the message that it replies to.
+    ``quote`` is shown above the answer where the question isn't visible in the channel, ``note`` below it.
+    """
+
+    discord_id: int
+    channel_id: int
+    guild_id: int | None
+    public: bool
+    author: Person
+    text: str
+    parent_discord_id: int | None = None
+    quote: str = ""
+    note: str = ""
+
+
+def from_message(
+    services: Services, message: discord.Message, me: discord.ClientUser, note: str = ""
+) -> Question:
+    """Read a question from a Discord message."""
+    reference = message.reference
+    return Question(
+        discord_id=message.id,
+        channel_id=message.channel.id,
+        guild_id=message.guild.id if message.guild else None,
+        public=is_public(message.channel),
+        author=services.person(message.author),
+        text=readable(message, me),
+        parent_discord_id=reference.message_id if reference is not None else None,
+        note=note,
+    )
+
+
+def readable(message: discord.Message, me: discord.ClientUser) -> str:
+    """Return the text as people see it: names instead of ids, and without the bot's own mention."""
+    names = {user.id: str(user.display_name) for user in message.mentions}
+    guild = message.guild
+
+    def user(found: re.Match[str]) -> str:
+        user_id = int(found[1])
+        return "" if user_id == me.id else f"@{names.get(user_id, 'someone')}"
+
+    def role(found: re.Match[str]) -> str:
+        known = guild.get_role(int(found[1])) if guild else None
+        return f"@{known.name}" if known else "@role"
+
+    def channel(found: re.Match[str]) -> str:
+        known = guild.get_channel_or_thread(int(found[1])) if guild else None
+        return f"#{known.name}" if known else "#channel"
+
+    text = _USER.sub(user, message.content)
+    text = _EMOJI.sub(r"\1", _CHANNEL.sub(channel, _ROLE.sub(role, text)))
+    return text.strip()
+
+
+def is_public(channel: object) -> bool:
+    """Whether everyone in the guild can read this channel; what is not public never trains."""
+    if isinstance(channel, discord.Thread):
+        return not channel.is_private() and is_public(channel.parent)
+    if not isinstance(channel, discord.abc.GuildChannel):
+        return False
+    everyone = channel.permissions_for(channel.guild.default_role)
+    return everyone.view_channel and everyone.read_message_history
+
+
+def missing_permissions(channel: object, guild: discord.Guild | None) -> list[str]:
+    """Name what the bot lacks to answer in this channel, as Discord's settings call it."""
+    if guild is None or not isinstance(channel, discord.abc.GuildChannel | discord.Thread):
+        return []
+    granted = channel.permissions_for(guild.me)
+    thread = isinstance(channel, discord.Thread)
+    needed = {
+        "View Channel": granted.view_channel,
+        "Send Messages in Threads" if thread else "Send Messages": (
+            granted.send_messages_in_threads if thread else granted.send_messages
+        ),
+        "Read Message History": granted.read_message_history,
+    }
+    return [name for name, has in needed.items() if not has]

@@ -1,0 +1,270 @@
+"""Reactions on the bot's replies are ratings: stored, replaced, taken back, and recovered after an absence.
+
+Only raw events are used, since a reaction usually lands on a message that no cache holds. Each event is one write, in
+the order of arrival, so that a quick change of mind ends as it was meant.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import discord
+import structlog
+
+from bot.errors import DeliveryError
+from bot.services import Person, Services
+from bot.surfaces import translated
+from storage import conversations, facts, ratings, replies
+from storage.clock import now_ms
+from storage.config import Config
+
+RECOVERED_FACT = "ratings.recovered"
+"""How many ratings the bot missed while it was away and found again, over its lifetime."""
+
+RECONCILE_WINDOW_MS = 3 * 24 * 60 * 60 * 1000
+RECONCILE_REPLIES = 200
+_LATE_PART_S = 1.0
+
+_SKIN_TONES = dict.fromkeys(range(127995, 128000))
+_VARIATION_SELECTOR = "\ufe0f"
+
+_log = structlog.get_logger(__name__)
+
+
+class EmojiValues:
+    """Which emoji rate, and how: 1 for the configured ups, -1 for the downs. Skin tones don't matter."""
+
+    def __init__(self, config: Config) -> None:
+        discord_config = config.discord
+        self._values = {plain_emoji(emoji): 1 for emoji in discord_config.rating_up}
+        self._values |= {plain_emoji(emoji): -1 for emoji in discord_config.rating_down}
+
+    def value(self, emoji: str) -> int | None:
+        """Return the emoji's value, or None if it doesn't rate."""
+        return self._values.get(plain_emoji(emoji))
+
+
+def plain_emoji(emoji: str) -> str:
+    """Return an emoji without skin tone and variation selector; a custom emoji keeps its form ``<:name:id>``."""
+    return emoji.translate(_SKIN_TONES).replace(_VARIATION_SELECTOR, "").strip()
+
+
+@dataclass(frozen=True, slots=True)
+class _Seen:
+    """What Discord shows on one reply: who reacted with which rating emoji, in the order of parts."""
+
+    people: Mapping[int, Person]
+    emoji: Mapping[int, tuple[str, ...]]
+
+
+class RatingRecorder:
+    """Turns reaction events into rows."""
+
+    def __init__(
+        self, services: Services, client: discord.Client, is_writing_in: Callable[[int], bool]
+    ) -> None:
+        self._services = services
+        self._client = client
+        self._is_writing_in = is_writing_in
+        self._values = EmojiValues(services.config)
+        self._reconciling = asyncio.Lock()
+
+    async def added(self, event: discord.RawReactionActionEvent) -> None:
+        """Store a rating in place of the member's earlier one."""
+        emoji = plain_emoji(str(event.emoji))
+        value = self._values.value(emoji)
+        if value is None or self._is_bot(event):
+            return
+        person = self._person(event)
+
+        def work(db: Any) -> bool | None:
+            reply = replies.by_discord_id(db, event.message_id)
+            return None if reply is None else self._rate(db, reply.id, person, emoji, value)
+
+        outcome = await self._services.database.awrite(work)
+        if outcome is None and self._is_writing_in(event.channel_id):
+            # The reaction may have overtaken the row of a message that was sent this moment.
+            await asyncio.sleep(_LATE_PART_S)
+            outcome = await self._services.database.awrite(work)
+        self._noted("rating.added", event.message_id, outcome)
+
+    async def removed(self, event: discord.RawReactionActionEvent) -> None:
+        """Take the member's rating back, if it is the one that stands; another reaction left there counts again."""
+        emoji = plain_emoji(str(event.emoji))
+        if self._values.value(emoji) is None or self._is_me(event.user_id):
+            return
+
+        def work(db: Any) -> bool | None:
+            reply = replies.by_discord_id(db, event.message_id)
+            if reply is None:
+                return None
+            return ratings.retract(db, reply_id=reply.id, user_id=event.user_id, kind="thumb", emoji=emoji)
+
+        outcome = await self._services.database.awrite(work)
+        self._noted("rating.retracted", event.message_id, outcome)
+        if outcome:
+            reply = await self._services.database.aread(lambda db: replies.by_discord_id(db, event.message_id))
+            if reply is not None:
+                await self._reconcile_reply(reply, only=event.user_id)
+
+    async def cleared(self, event: discord.RawReactionClearEvent) -> None:
+        """A moderator removed every reaction of a message."""
+        await self._clear(event.message_id, None)
+
+    async def emoji_cleared(self, event: discord.RawReactionClearEmojiEvent) -> None:
+        """A moderator removed every reaction with one emoji."""
+        emoji = plain_emoji(str(event.emoji))
+        if self._values.value(emoji) is not None:
+            await self._clear(event.message_id, emoji)
+
+    async def deleted(self, message_ids: Iterable[int]) -> None:
+        """Messages were deleted: their text is forgotten, and so are the prompts that quote it."""
+        wanted = list(message_ids)
+        count = await self._services.database.awrite(
+            lambda db: sum(conversations.delete_message(db, message_id) for message_id in wanted)
+        )
+        if count:
+            _log.info("messages.deleted", count=count)
+
+    async def edited(self, message_id: int, content: str) -> None:
+        """Keep the stored text of a question equal to what people see."""
+        await self._services.database.awrite(lambda db: conversations.edit_message(db, message_id, content))
+
+    async def reconcile(self) -> int:
+        """Compare recent replies with what Discord shows and store what was missed; returns how many ratings changed.
+
+        Runs after every new session: what happened during an absence is never sent again.
+        """
+        if self._reconciling.locked():
+            return 0
+        async with self._reconciling:
+            since_ms = now_ms() - RECONCILE_WINDOW_MS
+            recent = await self._services.database.aread(
+                lambda db: replies.recent(db, since_ms, RECONCILE_REPLIES)
+            )
+            changed = 0
+            for reply in recent:
+                if reply.status != "streaming":
+                    changed += await self._reconcile_reply(reply)
+            if changed:
+                await self._services.database.awrite(lambda db: _add_recovered(db, changed))
+            _log.info("ratings.reconciled", replies=len(recent), recovered=changed)
+            return changed
+
+    async def _reconcile_reply(self, reply: replies.Reply, only: int | None = None) -> int:
+        try:
+            seen = await self._seen(reply, page_always=only is not None)
+        except DeliveryError as error:
+            # A channel or message that is gone keeps the ratings that it had.
+            _log.debug("ratings.not_comparable", reply_id=reply.id, error=type(error.__cause__).__name__)
+            return 0
+        if seen is None:
+            return 0
+        return await self._services.database.awrite(lambda db: self._settle(db, reply.id, seen, only))
+
+    async def _seen(self, reply: replies.Reply, *, page_always: bool) -> _Seen | None:
+        """Return who reacted, or None if the counts already agree with what is stored."""
+        parts, stored = await self._services.database.aread(
+            lambda db: (replies.parts(db, reply.id), ratings.for_reply(db, reply.id))
+        )
+        shown: list[discord.Reaction] = []
+        for part in parts:
+            channel = self._client.get_partial_messageable(part.channel_id)
+            message = await translated(channel.fetch_message(part.discord_id))
+            shown += [each for each in message.reactions if self._values.value(str(each.emoji)) is not None]
+        counts: Counter[str] = Counter()
+        for reaction in shown:
+            counts[plain_emoji(str(reaction.emoji))] += reaction.count - int(reaction.me)
+        standing = Counter(str(rating.emoji) for rating in stored if _is_reaction(rating))
+        if not parts or (+counts == standing and not page_always):
+            return None
+        return await self._people_of(shown)
+
+    async def _people_of(self, shown: Iterable[discord.Reaction]) -> _Seen:
+        people: dict[int, Person] = {}
+        emoji: dict[int, tuple[str, ...]] = {}
+        for reaction in shown:
+            for user in await translated(_all_users(reaction)):
+                if user.bot or self._is_me(user.id):
+                    continue
+                people[user.id] = self._services.person(user)
+                emoji[user.id] = (*emoji.get(user.id, ()), plain_emoji(str(reaction.emoji)))
+        return _Seen(people, emoji)
+
+    def _settle(self, db: Any, reply_id: str, seen: _Seen, only: int | None) -> int:
+        """Bring the rows of one reply in line with what was seen; a stored choice that still stands is kept."""
+        changed = 0
+        standing = {
+            rating.user_id: str(rating.emoji)
+            for rating in ratings.for_reply(db, reply_id)
+            if _is_reaction(rating)
+        }
+        for user_id in standing.keys() | seen.emoji.keys():
+            if only is not None and user_id != only:
+                continue
+            reacted = seen.emoji.get(user_id, ())
+            if standing.get(user_id) in reacted:
+                continue
+            if reacted:
+                value = self._values.value(reacted[-1]) or 0
+                changed += self._rate(db, reply_id, seen.people[user_id], reacted[-1], value)
+            else:
+                changed += ratings.retract(db, reply_id=reply_id, user_id=user_id, kind="thumb")
+        return changed
+
+    def _rate(self, db: Any, reply_id: str, person: Person, emoji: str, value: int) -> bool:
+        person.ensure(db)
+        return ratings.rate(
+            db,
+            reply_id=reply_id,
+            user_id=person.user_id,
+            kind="thumb",
+            means="reaction",
+            value=value,
+            emoji=emoji,
+            permission_reference=self._services.permission_reference,
+        )
+
+    async def _clear(self, message_id: int, emoji: str | None) -> None:
+        def work(db: Any) -> int | None:
+            reply = replies.by_discord_id(db, message_id)
+            return None if reply is None else ratings.retract_all(db, reply.id, emoji)
+
+        self._noted("ratings.cleared", message_id, await self._services.database.awrite(work))
+
+    def _noted(self, event: str, message_id: int, outcome: bool | int | None) -> None:
+        if outcome is None:
+            _log.debug("rating.unknown_message", message_id=message_id)
+        elif outcome:
+            _log.info(event, message_id=message_id, count=int(outcome))
+
+    def _is_me(self, user_id: int) -> bool:
+        return self._client.user is not None and user_id == self._client.user.id
+
+    def _is_bot(self, event: discord.RawReactionActionEvent) -> bool:
+        if self._is_me(event.user_id):
+            return True
+        user = event.member or self._client.get_user(event.user_id)
+        return user is not None and user.bot
+
+    def _person(self, event: discord.RawReactionActionEvent) -> Person:
+        user = event.member or self._client.get_user(event.user_id)
+        if user is not None:
+            return self._services.person(user)
+        return Person(event.user_id, "", "playground" if self._services.playground else "discord")
+
+
+def _is_reaction(rating: ratings.Rating) -> bool:
+    return rating.kind == "thumb" and rating.means == "reaction" and not rating.retracted
+
+
+async def _all_users(reaction: discord.Reaction) -> list[discord.Member | discord.User]:
+    return [user async for user in reaction.users()]
+
+
+def _add_recovered(db: Any, count: int) -> None:
+    facts.put(db, RECOVERED_FACT, str(int(facts.get(db, RECOVERED_FACT, "0") or 0) + count))

@@ -1,0 +1,101 @@
+"""What the parts of the bot share: configuration, storage, the model server, and whose words are whose."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import discord
+
+from bot.serving.client import ModelClient
+from bot.serving.errors import ServerLoadingError, ServerUnavailableError, ServingError
+from bot.serving.protocol import BaseDescription, Health
+from storage import adapters, conversations, facts, members
+from storage.config import Config
+from storage.database import Database
+from storage.errors import UnknownRowError
+
+SIMULATED_SUFFIX = "·sim"
+_BASE_FACT = "bot.base_hash"
+
+
+@dataclass(frozen=True, slots=True)
+class Person:
+    """A member as storage knows them."""
+
+    user_id: int
+    name: str
+    source: str
+    simulated: bool = False
+
+    def ensure(self, db: Any) -> None:
+        """Make sure that the member has a row; for use inside a write."""
+        members.ensure(db, self.user_id, self.name, self.source, simulated=self.simulated)
+
+
+@dataclass
+class Services:
+    """One process's resources, opened by ``__main__`` and passed to whatever needs them."""
+
+    config: Config
+    database: Database
+    model: ModelClient
+    playground: bool = False
+    _base: BaseDescription | None = field(default=None, repr=False)
+
+    @property
+    def permission_reference(self) -> str:
+        """The operator's record of Discord's permission to train; empty for what needs none."""
+        return "" if self.playground else self.config.discord.training_permission_reference
+
+    def person(self, user: discord.abc.User) -> Person:
+        """Return the member behind a Discord user; only the playground has simulated ones."""
+        name = str(getattr(user, "display_name", user.name))
+        if not self.playground:
+            return Person(user.id, name, "discord")
+        simulated = user.name.endswith(SIMULATED_SUFFIX)
+        return Person(user.id, name, "rehearsal" if simulated else "playground", simulated)
+
+    def scope(self, guild_id: int | None) -> str:
+        """Return whose adapter answers: the guild's own, or the deployment's."""
+        return conversations.scope_of(self.config.trainer.scope, guild_id)
+
+    async def health(self) -> Health:
+        """Ask the model server how it is and remember its base.
+
+        Raises ServerUnavailableError, or ServerLoadingError while it has no model yet.
+        """
+        health = await self.model.health()
+        if health.status == "failed":
+            raise ServerUnavailableError(health.detail or "The model server could not load its model.")
+        if health.status != "ok" or health.base is None:
+            raise ServerLoadingError(health.detail or "The model is still loading.")
+        if self._base is None or self._base.hash != health.base.hash:
+            base = health.base
+            await self.database.awrite(lambda db: facts.put(db, _BASE_FACT, base.hash))
+        self._base = health.base
+        return health
+
+    async def base_hash(self) -> str:
+        """Return the hash of the base that serves now, or, while the server is away, of the last one that did.
+
+        Raises ServerUnavailableError or ServerLoadingError before the first base was ever seen.
+        """
+        try:
+            base = (await self.health()).base
+            return base.hash if base is not None else ""
+        except ServingError:
+            known = await self.database.aread(lambda db: facts.get(db, _BASE_FACT))
+            if known is None:
+                raise
+            return str(known)
+
+    async def load_adapter(self, adapter_id: str) -> None:
+        """Load a registered adapter into the model server.
+
+        Raises AdapterRefusedError where the server refuses it, UnknownRowError where the registry doesn't have it.
+        """
+        adapter = await self.database.aread(lambda db: adapters.get(db, adapter_id))
+        if adapter is None:
+            raise UnknownRowError(f"There is no adapter {adapter_id}.")
+        await self.model.load_adapter(adapter_id, self.config.data / adapter.path)

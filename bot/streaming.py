@@ -1,0 +1,200 @@
+"""Show a reply while it is being written, by editing Discord messages at a pace the channel bears.
+
+One renderer a reply, latest text wins: whoever reads tokens from the model calls :meth:`ReplyRenderer.show`, which
+never waits. The final text is delivered whatever happened to the edits before it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections import OrderedDict
+from collections.abc import Awaitable, Callable
+from typing import Protocol, TypeVar
+
+import structlog
+
+from bot.errors import ChannelRefusedError, DeliveryError, MessageGoneError
+from bot.splitting import visible_parts
+
+PACE_S = 1.2
+LOCAL_PACE_S = 0.3
+SLOWEST_PACE_S = 5.0
+"""Discord allows about five edits in five seconds a channel, whoever's replies they are."""
+
+_FINAL_RETRIES_S = (1.0, 2.0, 4.0, 8.0, 15.0)
+_REMEMBERED_CHANNELS = 1000
+
+_log = structlog.get_logger(__name__)
+T = TypeVar("T")
+
+
+class Surface(Protocol):
+    """Where a reply appears. Every method raises DeliveryError or one of its kinds."""
+
+    async def send(self, content: str) -> int:
+        """Send one more message of the reply and return its id."""
+
+    async def edit(self, message_id: int, content: str) -> None:
+        """Replace the content of a message."""
+
+    async def delete(self, message_id: int) -> None:
+        """Take a message away that the final text doesn't need."""
+
+
+class ChannelPace:
+    """The time between two edits in one channel, shared by all replies in it.
+
+    It starts at ``start_s``, doubles up to ``SLOWEST_PACE_S`` while round trips take longer than the pace itself, and
+    comes back when they are quick again.
+    """
+
+    def __init__(self, start_s: float = PACE_S) -> None:
+        self._start_s = start_s
+        self.interval_s = start_s
+        self._next_at = 0.0
+
+    async def turn(self) -> None:
+        """Wait for the next free moment in this channel and take it."""
+        now = asyncio.get_running_loop().time()
+        moment = max(now, self._next_at)
+        self._next_at = moment + self.interval_s
+        if moment > now:
+            await asyncio.sleep(moment - now)
+
+    def observe(self, round_trip_s: float) -> None:
+        """Adapt to how long Discord took for one call."""
+        if round_trip_s > self.interval_s:
+            self.interval_s = min(SLOWEST_PACE_S, self.interval_s * 2)
+        elif round_trip_s < self.interval_s / 4:
+            self.interval_s = max(self._start_s, self.interval_s / 2)
+
+
+class Paces:
+    """The pace of each channel in which the bot wrote lately."""
+
+    def __init__(self, start_s: float = PACE_S) -> None:
+        self._start_s = start_s
+        self._paces: OrderedDict[int, ChannelPace] = OrderedDict()
+
+    def of(self, channel_id: int) -> ChannelPace:
+        """Return the channel's pace; the channel that was quiet longest is forgotten first."""
+        pace = self._paces.pop(channel_id, None) or ChannelPace(self._start_s)
+        self._paces[channel_id] = pace
+        if len(self._paces) > _REMEMBERED_CHANNELS:
+            self._paces.popitem(last=False)
+        return pace
+
+
+class ReplyRenderer:
+    """Renders one reply onto a surface, in a task of its own.
+
+    ``on_part`` is awaited with (message id, position) after each new message, before anything else is shown.
+    """
+
+    def __init__(
+        self, surface: Surface, pace: ChannelPace, on_part: Callable[[int, int], Awaitable[None]]
+    ) -> None:
+        self._surface = surface
+        self._pace = pace
+        self._on_part = on_part
+        self._text = ""
+        self._final = False
+        self._changed = asyncio.Event()
+        self._sent: list[tuple[int, str]] = []
+        self._gone: set[int] = set()
+        self._task: asyncio.Task[None] | None = None
+
+    @property
+    def message_ids(self) -> list[int]:
+        """The messages of the reply so far, in order."""
+        return [message_id for message_id, _ in self._sent]
+
+    def show(self, text: str) -> None:
+        """Show ``text`` as soon as the channel's pace allows; a later call replaces it."""
+        if text == self._text:
+            return
+        self._text = text
+        self._changed.set()
+        if self._task is None:
+            self._task = asyncio.create_task(self._run())
+
+    async def finish(self, text: str) -> None:
+        """Deliver the final text; raises DeliveryError when Discord takes it in no way, after about 30 s of trying."""
+        self._final = True
+        self._text = text
+        self._changed.set()
+        if self._task is None:
+            self._task = asyncio.create_task(self._run())
+        await self._task
+
+    async def abandon(self) -> None:
+        """Stop rendering at once, leaving on the screen what is there."""
+        if self._task is not None:
+            self._task.cancel()
+            with contextlib.suppress(asyncio.CancelledError, DeliveryError):
+                await self._task
+
+    async def _run(self) -> None:
+        while True:
+            await self._changed.wait()
+            await self._pace.turn()
+            self._changed.clear()
+            text, final = self._text, self._final
+            if final:
+                await self._deliver(text)
+                return
+            try:
+                await self._render(text)
+            except ChannelRefusedError:
+                raise
+            except DeliveryError as error:
+                self._pace.observe(SLOWEST_PACE_S)
+                _log.info("reply.edit_failed", error=type(error.__cause__ or error).__name__)
+
+    async def _deliver(self, text: str) -> None:
+        for wait_s in _FINAL_RETRIES_S:
+            try:
+                return await self._render(text)
+            except ChannelRefusedError:
+                raise
+            except DeliveryError as error:
+                _log.info("reply.delivery_retried", wait_s=wait_s, error=type(error.__cause__ or error).__name__)
+                await asyncio.sleep(wait_s)
+        await self._render(text)
+        return None
+
+    async def _render(self, text: str) -> None:
+        contents = visible_parts(text)
+        for position, content in enumerate(contents):
+            if position < len(self._sent):
+                await self._edit(position, content)
+            else:
+                await self._send(position, content)
+        while self._final and len(self._sent) > len(contents):
+            await self._timed(self._surface.delete(self._sent[-1][0]))
+            self._sent.pop()
+
+    async def _send(self, position: int, content: str) -> None:
+        message_id = await self._timed(self._surface.send(content))
+        self._sent.append((message_id, content))
+        await self._on_part(message_id, position)
+
+    async def _edit(self, position: int, content: str) -> None:
+        message_id, shown = self._sent[position]
+        if shown == content or message_id in self._gone:
+            return
+        try:
+            await self._timed(self._surface.edit(message_id, content))
+        except MessageGoneError:
+            # Somebody deleted it, and that stands; the rest of the reply goes on.
+            self._gone.add(message_id)
+        self._sent[position] = (message_id, content)
+
+    async def _timed(self, call: Awaitable[T]) -> T:
+        loop = asyncio.get_running_loop()
+        started = loop.time()
+        try:
+            return await call
+        finally:
+            self._pace.observe(loop.time() - started)

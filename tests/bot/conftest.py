@@ -1,0 +1,109 @@
+"""The bot under simcord's virtual Discord, with real SQLite and a model server on a real socket."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import simcord
+
+from bot.client import StropClient
+from bot.services import Services
+from bot.serving.client import ModelClient
+from storage import replies
+from storage.config import Config, load_config
+from storage.database import Database
+from tests.bot.fake_server import FakeModelServer
+
+
+def make_config(home: Path, toml: str = "") -> Config:
+    path = home / "strop.toml"
+    path.write_text(toml)
+    return load_config(path, {"STROP_HOME": str(home), "DISCORD_TOKEN": "test"})
+
+
+@pytest.fixture
+async def model_server() -> AsyncIterator[FakeModelServer]:
+    server = FakeModelServer()
+    await server.start()
+    yield server
+    await server.stop()
+
+
+@pytest.fixture
+def database(tmp_path: Path) -> Iterator[Database]:
+    opened = Database.open(tmp_path / "strop.db")
+    yield opened
+    opened.close()
+
+
+@pytest.fixture
+def settings(request: pytest.FixtureRequest) -> str:
+    """strop.toml for this test: `@pytest.mark.parametrize("settings", [...])`."""
+    return getattr(request, "param", "")
+
+
+@pytest.fixture
+async def services(
+    tmp_path: Path, database: Database, model_server: FakeModelServer, settings: str
+) -> AsyncIterator[Services]:
+    # Playground timing, so that streaming doesn't slow the tests down; nothing else differs.
+    async with ModelClient(model_server.base_url) as model:
+        yield Services(make_config(tmp_path, settings), database, model, playground=True)
+
+
+@pytest.fixture
+async def simcord_bot(services: Services) -> AsyncIterator[StropClient]:
+    client = StropClient(services)
+    yield client
+    await client.progress.stop()
+
+
+@dataclass
+class Community:
+    """One guild with one channel and two people; ``ann`` is the operator."""
+
+    env: simcord.Env
+    services: Services
+    guild: Any
+    channel: Any
+    ann: Any
+    bob: Any
+
+    @property
+    def mention(self) -> str:
+        return f"<@{self.env.bot.user.id}>"
+
+    @property
+    def bot(self) -> StropClient:
+        assert isinstance(self.env.bot, StropClient)
+        return self.env.bot
+
+    def said(self, channel: Any | None = None) -> list[str]:
+        """What the bot wrote in a channel, in order."""
+        return [message.content for message in self.messages(channel)]
+
+    def messages(self, channel: Any | None = None) -> list[Any]:
+        history = (channel or self.channel).history()
+        mine = [message for message in history if message.author.id == self.env.bot.user.id]
+        return sorted(mine, key=lambda message: message.id)
+
+    def replies(self) -> list[replies.Reply]:
+        return self.services.database.read(lambda db: replies.recent(db, 0, 100))[::-1]
+
+
+OPERATOR_ID = 4_000_000_000_000_001
+
+
+@pytest.fixture
+async def community(simcord_env: simcord.Env, services: Services) -> Community:
+    guild = simcord_env.create_guild()
+    channel = guild.create_text_channel("general")
+    ann = guild.add_member(simcord_env.create_user("ann"))
+    bob = guild.add_member(simcord_env.create_user("bob"))
+    return Community(simcord_env, services, guild, channel, ann, bob)
+
+

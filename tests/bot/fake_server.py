@@ -1,0 +1,149 @@
+"""A model server without a model: the same protocol over a real socket, with answers that a test chooses."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Sequence
+from typing import Any
+
+from aiohttp import web
+
+BASE = "base-model"
+BASE_HASH = "b" * 64
+
+
+class FakeModelServer:
+    """Speaks OpenAI chat completions, vLLM's adapter endpoints, /tokenize and /health.
+
+    A token is a word. What the next answers are and what goes wrong are plain attributes.
+    """
+
+    def __init__(self) -> None:
+        self.base_url = ""
+        self.status = "ok"
+        self.answer = "Hello there, friend."
+        self.finish_reason = "stop"
+        self.context_tokens = 2048
+        self.adapters: list[str] = []
+        self.refused_adapters: set[str] = set()
+        self.busy_times = 0
+        self.break_after: int | None = None
+        self.pause_s = 0.0
+        self.gate: asyncio.Event | None = None
+        self.requests: list[dict[str, Any]] = []
+        self.token_requests = 0
+        self._runner: web.AppRunner | None = None
+        self._port = 0
+
+    async def start(self) -> None:
+        """Listen on a free port; after a stop, on the same one again."""
+        app = web.Application(client_max_size=2**24)
+        app.router.add_get("/health", self._health)
+        app.router.add_get("/v1/models", self._models)
+        app.router.add_post("/v1/chat/completions", self._chat)
+        app.router.add_post("/v1/load_lora_adapter", self._load)
+        app.router.add_post("/v1/unload_lora_adapter", self._unload)
+        app.router.add_post("/tokenize", self._tokenize)
+        self._runner = web.AppRunner(app, shutdown_timeout=0.1)
+        await self._runner.setup()
+        site = web.TCPSite(self._runner, "127.0.0.1", self._port)
+        await site.start()
+        self._port = self._runner.addresses[0][1]
+        self.base_url = f"http://127.0.0.1:{self._port}"
+
+    async def stop(self) -> None:
+        """Stop answering; connections in use are cut."""
+        if self._runner is not None:
+            await self._runner.cleanup()
+            self._runner = None
+
+    def prompt(self, index: int = -1) -> list[dict[str, str]]:
+        """The messages of a chat request that was received."""
+        messages: list[dict[str, str]] = self.requests[index]["messages"]
+        return messages
+
+    async def _health(self, _: web.Request) -> web.Response:
+        base = {
+            "id": BASE,
+            "hash": BASE_HASH,
+            "context_tokens": self.context_tokens,
+            "chat_template_hash": "c" * 64,
+        }
+        body = {
+            "status": self.status,
+            "detail": "" if self.status == "ok" else "reading weights",
+            "base": base if self.status == "ok" else None,
+            "adapters": self.adapters,
+            "queue": {"running": 0, "waiting": 0},
+        }
+        return web.json_response(body, status=200 if self.status == "ok" else 503)
+
+    async def _models(self, _: web.Request) -> web.Response:
+        return web.json_response({"data": [{"id": name} for name in (BASE, *self.adapters)]})
+
+    async def _tokenize(self, request: web.Request) -> web.Response:
+        self.token_requests += 1
+        count = count_tokens((await request.json())["messages"])
+        return web.json_response({"tokens": list(range(count)), "count": count, "max_model_len": 2048})
+
+    async def _load(self, request: web.Request) -> web.Response:
+        name = (await request.json())["lora_name"]
+        if name in self.refused_adapters:
+            return _error(400, "adapter_refused", f"{name} was made for another base.")
+        if name not in self.adapters:
+            self.adapters.append(name)
+        return web.json_response({})
+
+    async def _unload(self, request: web.Request) -> web.Response:
+        name = (await request.json())["lora_name"]
+        if name not in self.adapters:
+            return _error(404, "model_not_found", f"{name} is not loaded.")
+        self.adapters.remove(name)
+        return web.json_response({})
+
+    async def _chat(self, request: web.Request) -> web.StreamResponse:
+        body = await request.json()
+        self.requests.append(body)
+        if self.busy_times > 0:
+            self.busy_times -= 1
+            return _error(429, "busy", "The queue is full.", {"Retry-After": "0.05"})
+        if body["model"] not in (BASE, *self.adapters):
+            return _error(404, "model_not_found", f"There is no model {body['model']}.")
+        response = web.StreamResponse(headers={"Content-Type": "text/event-stream"})
+        await response.prepare(request)
+        words = self.answer.split(" ")
+        for position, word in enumerate(words):
+            if self.break_after is not None and position == self.break_after:
+                assert request.transport is not None
+                request.transport.abort()
+                return response
+            if self.gate is not None and position == len(words) // 2:
+                await self.gate.wait()
+            await _send(response, _chunk(word if position == 0 else f" {word}"))
+            if self.pause_s:
+                await asyncio.sleep(self.pause_s)
+        await _send(response, _chunk(None, self.finish_reason))
+        usage = {"prompt_tokens": count_tokens(body["messages"]), "completion_tokens": len(words)}
+        await _send(response, {"choices": [], "usage": usage})
+        await response.write(b"data: [DONE]\n\n")
+        return response
+
+
+def count_tokens(messages: Sequence[dict[str, str]]) -> int:
+    """One token a word, and four a message."""
+    return sum(4 + len(message["content"].split()) for message in messages)
+
+
+def _chunk(text: str | None, reason: str | None = None) -> dict[str, Any]:
+    delta = {} if text is None else {"content": text}
+    return {"choices": [{"index": 0, "delta": delta, "finish_reason": reason}]}
+
+
+async def _send(response: web.StreamResponse, data: dict[str, Any]) -> None:
+    await response.write(f"data: {json.dumps(data)}\n\n".encode())
+
+
+def _error(status: int, code: str, message: str, headers: dict[str, str] | None = None) -> web.Response:
+    error = {"message": message, "type": "server_error", "code": code}
+    return web.json_response({"error": error}, status=status, headers=headers)

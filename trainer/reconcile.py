@@ -5,6 +5,7 @@ Nothing is deleted: what nobody knows is listed. A champion that can't be truste
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -168,7 +169,7 @@ class ChampionKeeper:
             if health.status != "ok":
                 raise ServerLoadingError(health.detail or "The model server is loading its model.")
             base_hash = health.base.hash if health.base else ""
-            for scope, trained_for, adapter_id in self._database.read(_champions):
+            for scope, trained_for, adapter_id in await self._database.aread(_champions):
                 if adapter_id not in health.adapters and base_hash in ("", trained_for):
                     await self._load(client, scope, trained_for, adapter_id)
         except ServingError as error:
@@ -181,10 +182,13 @@ class ChampionKeeper:
         try:
             await client.load_adapter(adapter_id, str((self._config.adapters / adapter_id).absolute()))
         except AdapterRefusedError as error:
-            replace_champion(self._database, scope, base_hash, {adapter_id}, str(error))
-            self._database.write(lambda db: _set_aside(db, [adapter_id]))
+            await asyncio.to_thread(self._give_up, scope, base_hash, adapter_id, str(error))
             return
         log.info("champion loaded", scope=scope, adapter_id=adapter_id)
+
+    def _give_up(self, scope: str, base_hash: str, adapter_id: str, reason: str) -> None:
+        replace_champion(self._database, scope, base_hash, {adapter_id}, reason)
+        self._database.write(lambda db: _set_aside(db, [adapter_id]))
 
     def _tell(self, sentence: str) -> None:
         """Say a new state once instead of every few seconds."""

@@ -50,7 +50,7 @@ def retrain(
     """Train a challenger now; it replaces the champion only if it proves itself.
 
     A run that is queued or on already is followed instead of queueing a second one. With --wait the exit code
-    is 1 if the run failed or was cancelled; a refused challenger or too little data is an ordinary result (0).
+    is 1 if the run failed or was cancelled; a refused challenger or too little data is an ordinary result.
 
     Examples:
 

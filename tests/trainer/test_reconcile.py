@@ -1,0 +1,208 @@
+"""What an interruption leaves behind, with real files and a real model-server stand-in over HTTP."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from aiohttp import web
+from aiohttp.test_utils import TestServer
+
+from bot.serving.client import ModelClient
+from storage import adapters, runs, sql
+from storage.config import Config, load_config
+from storage.database import Database
+from tests.trainer.community import BASE_HASH, SCOPE, adapter_folder, champion, open_database
+from trainer.reconcile import ChampionKeeper, reconcile
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> Config:
+    return load_config(None, {"STROP_HOME": str(tmp_path)})
+
+
+@pytest.fixture
+def database(tmp_path: Path, config: Config) -> Iterator[Database]:
+    with open_database(tmp_path) as opened:
+        yield opened
+
+
+def crowned(database: Database, config: Config, content: bytes) -> str:
+    adapter_id = adapter_folder(config.adapters, content)
+    database.write(lambda db: champion(db, adapter_id))
+    return adapter_id
+
+
+def present(database: Database) -> str | None:
+    return database.read(lambda db: adapters.champion(db, SCOPE, BASE_HASH))
+
+
+def adapter_state(database: Database, adapter_id: str) -> str:
+    found = database.read(lambda db: adapters.get(db, adapter_id))
+    assert found is not None
+    return found.state
+
+
+def test_a_clean_start_finds_nothing_and_changes_nothing(database: Database, config: Config) -> None:
+    adapter_id = crowned(database, config, b"first")
+    assert not reconcile(database, config)
+    assert present(database) == adapter_id
+    assert (
+        database.read(lambda db: sql.value(db, "select count(*) from audit where action like 'trainer%'"))
+        == 0
+    )
+
+
+def test_a_run_whose_trainer_died_goes_back_into_the_queue_whatever_its_lease_says(
+    database: Database, config: Config
+) -> None:
+    run = database.write(lambda db: runs.enqueue(db, scope=SCOPE, trigger="manual", requested_by="test"))
+    database.write(lambda db: runs.lease_next(db, "trainer-that-died", 3_600_000))
+    assert reconcile(database, config).interrupted_runs == [run.id]
+    assert database.read(lambda db: runs.expect(db, run.id)).state == "queued"
+
+
+def test_a_champion_whose_files_changed_gives_way_to_the_one_before_it_with_an_audit_entry(
+    database: Database, config: Config
+) -> None:
+    first, second = crowned(database, config, b"first"), crowned(database, config, b"second")
+    (config.adapters / second / "adapter_model.safetensors").write_bytes(b"tampered")
+    found = reconcile(database, config)
+    assert found.replaced_champions == {second: first}
+    assert "does not have the hash" in found.refused_adapters[second]
+    assert present(database) == first
+    assert adapter_state(database, second) == "rejected"
+    (entry,) = database.read(
+        lambda db: sql.many(db, "select actor, detail_json from audit where action = 'champion.rollback'")
+    )
+    assert entry["actor"] == "trainer" and second in entry["detail_json"]
+
+
+def test_when_every_earlier_champion_is_missing_too_the_base_model_answers(
+    database: Database, config: Config
+) -> None:
+    first, second, third = (crowned(database, config, name) for name in (b"first", b"second", b"third"))
+    for adapter_id in (first, second, third):
+        shutil.rmtree(config.adapters / adapter_id)
+    found = reconcile(database, config)
+    assert set(found.refused_adapters) == {first, second, third}
+    assert found.replaced_champions == {third: None}
+    assert present(database) is None
+    assert not reconcile(database, config)
+
+
+def test_a_damaged_candidate_is_set_aside_and_the_champion_stays(database: Database, config: Config) -> None:
+    good = crowned(database, config, b"first")
+    bad = adapter_folder(config.adapters, b"candidate")
+    database.write(
+        lambda db: adapters.insert_candidate(
+            db, adapter_id=bad, scope=SCOPE, base_hash=BASE_HASH, path=f"adapters/{bad}"
+        )
+    )
+    (config.adapters / bad / "manifest.json").write_text("{")
+    reconcile(database, config)
+    assert (present(database), adapter_state(database, bad)) == (good, "rejected")
+
+
+def test_folders_that_nobody_knows_are_listed_and_left_alone(database: Database, config: Config) -> None:
+    orphan = adapter_folder(config.adapters, b"orphan")
+    half = config.runs / "r0123456789ab"
+    half.mkdir(parents=True)
+    (half / "adapter_model.safetensors").write_bytes(b"half")
+    found = reconcile(database, config)
+    assert (found.unknown_adapter_folders, found.unknown_run_folders) == ([orphan], ["r0123456789ab"])
+    assert (config.adapters / orphan).is_dir() and half.is_dir()
+
+
+class StandIn:
+    """A model server's edge: health, and the loading of adapters."""
+
+    def __init__(self) -> None:
+        self.status = "ok"
+        self.loaded: list[str] = []
+        self.refuse: set[str] = set()
+        self.server = TestServer(self._app())
+
+    def _app(self) -> web.Application:
+        app = web.Application()
+        app.router.add_get("/health", self._health)
+        app.router.add_post("/v1/load_lora_adapter", self._load)
+        return app
+
+    async def _health(self, _: web.Request) -> web.Response:
+        body = {
+            "status": self.status,
+            "detail": "converting to 4 bits" if self.status == "loading" else "",
+            "base": {"id": "tiny", "hash": BASE_HASH},
+            "adapters": self.loaded,
+            "queue": {"running": 0, "waiting": 0},
+        }
+        return web.json_response(body, status=200 if self.status == "ok" else 503)
+
+    async def _load(self, request: web.Request) -> web.Response:
+        body: dict[str, Any] = await request.json()
+        name = body["lora_name"]
+        if name in self.refuse:
+            error = {
+                "message": f"{name} has the wrong shape.",
+                "type": "invalid_request",
+                "code": "adapter_refused",
+            }
+            return web.json_response({"error": error}, status=400)
+        self.loaded.append(name)
+        return web.json_response({})
+
+
+@pytest.fixture
+async def model_server() -> AsyncIterator[StandIn]:
+    stand_in = StandIn()
+    await stand_in.server.start_server()
+    yield stand_in
+    await stand_in.server.close()
+
+
+def client_of(stand_in: StandIn) -> ModelClient:
+    return ModelClient(str(stand_in.server.make_url("")), secret="sesame")
+
+
+async def test_champions_are_loaded_once_and_again_after_the_server_restarted(
+    database: Database, config: Config, model_server: StandIn
+) -> None:
+    adapter_id = crowned(database, config, b"first")
+    keeper = ChampionKeeper(database, config)
+    async with client_of(model_server) as client:
+        assert await keeper.check(client)
+        assert await keeper.check(client)
+        assert model_server.loaded == [adapter_id]
+        model_server.loaded.clear()
+        assert await keeper.check(client)
+        assert model_server.loaded == [adapter_id]
+
+
+async def test_a_server_that_is_loading_or_away_is_waited_for(
+    database: Database, config: Config, model_server: StandIn
+) -> None:
+    crowned(database, config, b"first")
+    keeper = ChampionKeeper(database, config)
+    model_server.status = "loading"
+    async with client_of(model_server) as client:
+        assert not await keeper.check(client)
+        await model_server.server.close()
+        assert not await keeper.check(client)
+    assert model_server.loaded == []
+
+
+async def test_a_champion_that_the_server_refuses_gives_way_to_the_one_before_it(
+    database: Database, config: Config, model_server: StandIn
+) -> None:
+    first, second = crowned(database, config, b"first"), crowned(database, config, b"second")
+    model_server.refuse.add(second)
+    keeper = ChampionKeeper(database, config)
+    async with client_of(model_server) as client:
+        assert await keeper.check(client)
+        assert present(database) == first
+        assert await keeper.check(client)
+    assert model_server.loaded == [first]

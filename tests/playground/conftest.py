@@ -15,7 +15,7 @@ class Recorder(discord.Client):
     """An unmodified discord.py client that notes what happens to it."""
 
     def __init__(self, intents: discord.Intents | None = None) -> None:
-        super().__init__(intents=intents or discord.Intents.all())
+        super().__init__(intents=intents or discord.Intents.all(), guild_ready_timeout=0.1)
         self.tree = discord.app_commands.CommandTree(self)
         self.happened: list[str] = []
         self.messages: asyncio.Queue[discord.Message] = asyncio.Queue()
@@ -87,5 +87,5 @@ async def client(playground: Playground) -> AsyncIterator[Recorder]:
 async def until(condition: Callable[[], object], timeout_s: float = 5.0) -> None:
     """Wait for something that another task brings about."""
     async with asyncio.timeout(timeout_s):
-        while not condition():
+        while not condition():  # noqa: ASYNC110 - the condition is another task's, without an event
             await asyncio.sleep(0.01)

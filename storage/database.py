@@ -12,7 +12,7 @@ import queue
 import threading
 import time
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, TypeVar
@@ -41,12 +41,12 @@ WAITING_WRITES = 1_024
 _WAL_RESET_FIXED = (3, 51, 3)
 
 
-def sqlite_version_problem() -> str | None:
+def sqlite_version_problem(version: Sequence[int] = sqlite3.sqlite_version_info) -> str | None:
     """Return one sentence if this SQLite has the WAL-reset bug (before 3.51.3), else None."""
-    if tuple(sqlite3.sqlite_version_info) >= _WAL_RESET_FIXED:
+    if tuple(version) >= _WAL_RESET_FIXED:
         return None
     return (
-        f"SQLite {sqlite3.sqlite_version} has a rare bug that can corrupt a busy database (fixed in 3.51.3): "
+        f"SQLite {'.'.join(map(str, version))} has a rare bug that can corrupt a busy database (fixed in 3.51.3): "
         "install the Python package pysqlite3, or a newer SQLite, and back up often."
     )
 

@@ -13,7 +13,7 @@ from storage.errors import NewerDatabaseError
 steps = Migrations("strop")
 
 
-def apply(db: sqlite_utils.Database, path: Path) -> None:
+def apply(db: sqlite_utils.Database, path: Path, steps: Migrations = steps) -> None:
     """Apply what is pending, inside the caller's write transaction (so that processes take turns).
 
     Raises NewerDatabaseError if the file has steps that this version does not know.

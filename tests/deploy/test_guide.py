@@ -7,7 +7,10 @@ from pathlib import Path
 from urllib.parse import parse_qs, urlsplit
 
 import discord
+import pytest
+import typer.main
 
+from bot.cli import app
 from bot.doctor import PERMISSIONS
 
 ROOT = Path(__file__).parent.parent.parent
@@ -49,3 +52,36 @@ def test_every_file_that_the_guide_names_is_there() -> None:
 def test_the_guide_tells_the_training_policy_before_anything_else() -> None:
     assert GUIDE.index("must\nnot be used to train") < GUIDE.index("## 2.")
     assert "training_permission_reference" in GUIDE
+
+
+def commands() -> set[str]:
+    return set(typer.main.get_command(app).commands)  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("document", ["README.md", "deploy/GUIDE.md"])
+def test_every_command_that_a_document_shows_exists(document: str) -> None:
+    shown = set(
+        re.findall(r"(?:`|^|sudo )strop(?:-admin)? ([a-z]+)", (ROOT / document).read_text(), flags=re.M)
+    )
+    assert shown
+    assert shown - commands() == set()
+
+
+def test_the_readme_names_every_command() -> None:
+    readme = (ROOT / "README.md").read_text()
+    assert [name for name in commands() if f"strop {name}" not in readme] == []
+
+
+def test_every_unit_starts_a_command_that_exists() -> None:
+    for unit in (ROOT / "deploy").glob("*.service"):
+        [command] = re.findall(
+            r"^ExecStart=/opt/strop/\.venv/bin/strop (\w+) --config \S+$", unit.read_text(), re.M
+        )
+        assert command in commands()
+
+
+@pytest.mark.parametrize("document", ["README.md", "deploy/GUIDE.md", "CHANGELOG.md"])
+def test_every_local_link_leads_somewhere(document: str) -> None:
+    path = ROOT / document
+    for target in re.findall(r"\]\((?!https?:|#)([^)#\s]+)", path.read_text()):
+        assert (path.parent / target).exists(), target

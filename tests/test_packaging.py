@@ -153,24 +153,29 @@ def test_the_hub_kernels_package_is_not_installed() -> None:
 
 
 # ----------------------------------------------------------------------------------- imports and their origin
-def imported_packages() -> set[str]:
+def imported_packages(*folders: str) -> set[str]:
     found: set[str] = set()
-    for package in PACKAGES:
+    for package in folders:
         for path in (ROOT / package).rglob("*.py"):
             for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
                 if isinstance(node, ast.Import):
                     found.update(alias.name.split(".")[0] for alias in node.names)
                 elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
                     found.add(node.module.split(".")[0])
-    return found - set(sys.stdlib_module_names) - set(PACKAGES) - OPTIONAL
+    return found - set(sys.stdlib_module_names) - set(PACKAGES) - OPTIONAL - {"tests"}
 
 
-def test_every_package_that_the_code_imports_is_declared() -> None:
+@pytest.mark.parametrize(
+    ("folders", "extras"), [(PACKAGES, ()), (("tests",), ("dev",))], ids=["code", "tests"]
+)
+def test_every_package_that_is_imported_is_declared(
+    folders: tuple[str, ...], extras: tuple[str, ...]
+) -> None:
     origins = metadata.packages_distributions()
-    available = set(declared())
+    available = set(declared(*extras))
     undeclared = {
         name: origins.get(name, ["not installed"])
-        for name in imported_packages()
+        for name in imported_packages(*folders)
         if not {canonicalize_name(origin) for origin in origins.get(name, [])} & available
     }
     # The model file is looked for in this package, which the Makefile installs by itself.

@@ -5,11 +5,9 @@ from __future__ import annotations
 import asyncio
 import json
 import time
-from collections.abc import AsyncIterator, Coroutine
-from contextlib import asynccontextmanager
+from collections.abc import Coroutine
 from typing import Annotated, Any, TypeVar
 
-import aiohttp
 import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
@@ -18,13 +16,13 @@ from bot.cli.announce import visible
 from bot.cli.errors import CommandError, UsageError
 from bot.cli.runs import duration
 from bot.cli.session import ConfigOption, JsonOption, load
-from bot.cli.startup import read_process_file
+from bot.playground.errors import RehearsalError
+from bot.playground.page_client import PageClient, read_run_file, run_rehearsal
 from storage.config import Config
 
 T = TypeVar("T")
 POLL_S = 1.0
-REQUEST_TIMEOUT_S = 60.0
-BOT_WAIT_S = 120.0
+MODEL_WAIT_S = 180.0
 
 
 def sample(config: ConfigOption = None, as_json: JsonOption = False) -> None:
@@ -34,14 +32,17 @@ def sample(config: ConfigOption = None, as_json: JsonOption = False) -> None:
 
         strop sample && strop retrain --wait
     """
-    answer = _run(_sample(_settings(config)))
+
+    async def load_sample(url: str, secret: str) -> dict[str, Any]:
+        async with PageClient(url, secret) as page:
+            await _wait_for_model(page, Console(stderr=True, highlight=False))
+            return await page.load_sample()
+
+    loaded = _run(load_sample(*_playground(config)))
     if as_json:
-        typer.echo(json.dumps(answer, ensure_ascii=False))
+        typer.echo(json.dumps(loaded, ensure_ascii=False))
         return
-    counts = ", ".join(f"{value} {name}" for name, value in answer.items() if isinstance(value, int))
-    typer.echo(
-        f"The sample community is loaded{f' ({counts})' if counts else ''}: try `strop retrain --wait`."
-    )
+    typer.echo(f"{visible(str(loaded['message']))} Try `strop retrain --wait`.")
 
 
 def rehearse(
@@ -65,20 +66,20 @@ def rehearse(
 
         strop rehearse --taste short_question && strop retrain --wait
     """
-    settings = _settings(config)
+    url, secret = _playground(config)
     if show:
-        _show_tastes(_run(_get(settings, "/playground/tastes")), as_json=as_json)
+        _show_tastes(_run(_tastes(url, secret)), as_json=as_json)
         return
     if stop:
-        state = _run(_stop(settings))
+        state = _run(_stop(url, secret))
     elif taste is None:
         raise UsageError("Choose a taste with --taste; `strop rehearse --list` shows them.")
     else:
-        state = _run(_rehearse(settings, taste, rounds, quiet=as_json))
+        state = _run(_rehearse(url, secret, taste, rounds, quiet=as_json))
     if as_json:
         typer.echo(json.dumps(state, ensure_ascii=False))
     else:
-        typer.echo(str((state or {}).get("message") or "No rehearsal is running."))
+        typer.echo(visible(str((state or {}).get("message") or "No rehearsal has run.")))
 
 
 def _show_tastes(tastes: list[dict[str, Any]], *, as_json: bool) -> None:
@@ -91,106 +92,42 @@ def _show_tastes(tastes: list[dict[str, Any]], *, as_json: bool) -> None:
         )
 
 
-def _settings(config: ConfigOption) -> Config:
+def _playground(config: ConfigOption) -> tuple[str, str]:
+    """Address and secret of the running playground."""
+    settings: Config
     settings, _ = load(config)
     if not settings.playground:
         raise CommandError("A Discord token is set: rehearsals and samples exist only in the playground.")
-    return settings
+    try:
+        return read_run_file(settings.run)
+    except RehearsalError as error:
+        raise CommandError(str(error)) from error
 
 
 def _run(work: Coroutine[Any, Any, T]) -> T:
     try:
         return asyncio.run(work)
-    except aiohttp.ClientError as error:
-        raise CommandError("The playground doesn't answer: is `strop up` running?") from error
-    except TimeoutError as error:
-        raise CommandError("The playground didn't answer in time; try again.") from error
+    except RehearsalError as error:
+        raise CommandError(visible(str(error))) from error
 
 
-@asynccontextmanager
-async def _page(settings: Config) -> AsyncIterator[aiohttp.ClientSession]:
-    record = await asyncio.to_thread(read_process_file, settings.run / "playground.json")
-    if record is None or "url" not in record:
-        raise CommandError("The playground isn't running: start it with `strop up`.")
-    async with aiohttp.ClientSession(
-        base_url=str(record["url"]),
-        headers={"X-Playground-Secret": str(record.get("secret", ""))},
-        timeout=aiohttp.ClientTimeout(total=REQUEST_TIMEOUT_S),
-    ) as http:
-        yield http
+async def _tastes(url: str, secret: str) -> list[dict[str, Any]]:
+    async with PageClient(url, secret) as page:
+        return await page.tastes()
 
 
-async def _call(http: aiohttp.ClientSession, method: str, path: str, body: Any = None) -> Any:
-    """One request to the page's API; its one-sentence errors become ours."""
-    async with http.request(method, path, json=body) as response:
-        try:
-            answer = await response.json(content_type=None)
-        except ValueError:
-            answer = None
-        if response.status >= 400:
-            said = answer.get("error") if isinstance(answer, dict) else None
-            raise CommandError(visible(str(said or f"The playground answered {response.status}.")))
-        return answer
-
-
-async def _get(settings: Config, path: str) -> Any:
-    async with _page(settings) as http:
-        return await _call(http, "GET", path)
-
-
-async def _sample(settings: Config) -> dict[str, Any]:
-    async with _page(settings) as http:
-        answer = await _call(http, "POST", "/playground/sample", {})
-    return answer if isinstance(answer, dict) else {}
-
-
-async def _stop(settings: Config) -> dict[str, Any] | None:
-    async with _page(settings) as http:
-        await _call(http, "DELETE", "/playground/rehearsal", {})
-        return await _state(http)
-
-
-async def _state(http: aiohttp.ClientSession) -> dict[str, Any] | None:
-    loop = await _call(http, "GET", "/playground/loop")
-    state = loop.get("rehearsal") if isinstance(loop, dict) else None
-    return state if isinstance(state, dict) else None
+async def _stop(url: str, secret: str) -> dict[str, Any] | None:
+    async with PageClient(url, secret) as page:
+        await page.stop_rehearsal()
+        return await page.rehearsal()
 
 
 async def _rehearse(
-    settings: Config, taste: str, rounds: int | None, *, quiet: bool
+    url: str, secret: str, taste: str, rounds: int | None, *, quiet: bool
 ) -> dict[str, Any] | None:
     console = Console(stderr=True, quiet=quiet, highlight=False)
-    async with _page(settings) as http:
-        await _wait_for_model(http, console)
-        body = {"taste": taste} if rounds is None else {"taste": taste, "rounds": rounds}
-        await _call(http, "POST", "/playground/rehearsal", body)
-        try:
-            return await _follow(http, console, quiet=quiet)
-        except asyncio.CancelledError:
-            await asyncio.shield(_call(http, "DELETE", "/playground/rehearsal", {}))
-            raise
-
-
-async def _wait_for_model(http: aiohttp.ClientSession, console: Console) -> None:
-    """A rehearsal needs the model: wait a while for one that is still loading."""
-    ends_s = time.monotonic() + BOT_WAIT_S
-    told = False
-    while True:
-        loop = await _call(http, "GET", "/playground/loop")
-        server = (loop or {}).get("server") or {}
-        if server.get("status") in (None, "ok"):
-            return
-        if time.monotonic() > ends_s:
-            raise CommandError(
-                f"The model server isn't ready: {visible(str(server.get('detail') or 'it is down'))}."
-            )
-        if not told:
-            console.print("Waiting for the model to load.")
-            told = True
-        await asyncio.sleep(POLL_S)
-
-
-async def _follow(http: aiohttp.ClientSession, console: Console, *, quiet: bool) -> dict[str, Any] | None:
+    async with PageClient(url, secret) as page:
+        await _wait_for_model(page, console)
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
@@ -198,23 +135,29 @@ async def _follow(http: aiohttp.ClientSession, console: Console, *, quiet: bool)
         TimeElapsedColumn(),
         TextColumn("{task.fields[left]}"),
     )
+    state: dict[str, Any] | None = None
     with Progress(*columns, console=console, disable=quiet) as bar:
         task = bar.add_task("rehearsing", total=None, left="")
-        while True:
-            state = await _state(http)
-            if state is not None:
-                left = "" if state.get("eta_s") is None else f"about {duration(float(state['eta_s']))} left"
-                text = f"👍 {state.get('liked', 0)}  👎 {state.get('disliked', 0)}"
-                bar.update(
-                    task,
-                    description=text,
-                    total=state.get("total"),
-                    completed=state.get("done", 0),
-                    left=left,
-                )
-            if state is None or not state.get("running"):
-                return state
-            await asyncio.sleep(POLL_S)
+        # Ctrl-C cancels the wait inside, which stops the rehearsal before it leaves.
+        async for state in run_rehearsal(url, secret, taste, rounds, poll_s=POLL_S):
+            left = "" if state.get("eta_s") is None else f"about {duration(float(state['eta_s']))} left"
+            text = f"👍 {state['liked']}  👎 {state['disliked']}"
+            bar.update(task, description=text, total=state["total"], completed=state["done"], left=left)
+    return state
+
+
+async def _wait_for_model(page: PageClient, console: Console) -> None:
+    """Samples and rehearsals need the model: wait a while for one that is still loading."""
+    ends_s = time.monotonic() + MODEL_WAIT_S
+    told = False
+    while (server := (await page.loop()).get("server") or {}).get("status", "ok") != "ok":
+        if time.monotonic() > ends_s or server.get("status") == "failed":
+            detail = visible(str(server.get("detail") or "it doesn't answer"))
+            raise CommandError(f"The model server isn't ready: {detail}")
+        if not told:
+            console.print("Waiting for the model to load.")
+            told = True
+        await asyncio.sleep(POLL_S)
 
 
 def register(app: typer.Typer) -> None:

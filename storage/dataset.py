@@ -86,16 +86,43 @@ def eligible_rows(db: sqlite_utils.Database, scope: str, *, permission_reference
     """
     rows: list[RatedReply] = []
     excluded: Counter[str] = Counter()
-    for page in _pages(db, scope):
-        facts = _Page(db, page, permission_reference)
-        for candidate in facts.candidates:
-            reason = facts.objection(candidate)
-            given = facts.ratings(candidate["id"]) if reason is None else []
-            if reason is None and given:
-                rows.append(_rated_reply(candidate, given))
+    for page in pages(db, scope):
+        for verdict in judged(db, page, permission_reference):
+            if isinstance(verdict, RatedReply):
+                rows.append(verdict)
             else:
-                excluded[reason or "no_eligible_rating"] += 1
+                excluded[verdict] += 1
     return Eligibility(rows, dict(excluded))
+
+
+def judged(
+    db: sqlite_utils.Database, reply_ids: Sequence[str], permission_reference: str
+) -> Iterator[RatedReply | str]:
+    """Yield for each of some rated replies the row that may be trained on, or the reason why not."""
+    page = _Page(db, reply_ids, permission_reference)
+    for candidate in page.candidates:
+        reason = page.objection(candidate)
+        given = page.ratings(candidate["id"]) if reason is None else []
+        if reason is None and given:
+            yield _rated_reply(candidate, given)
+        else:
+            yield reason or "no_eligible_rating"
+
+
+def pages(db: sqlite_utils.Database, scope: str) -> Iterator[list[str]]:
+    """Yield the ids of the replies of a scope that have a rating that stands, in order, some at a time."""
+    last = ""
+    while True:
+        page = sql.many(
+            db,
+            """SELECT DISTINCT reply_id FROM ratings INDEXED BY ratings_active
+               WHERE scope = ? AND retracted = 0 AND reply_id > ? ORDER BY reply_id LIMIT ?""",
+            (scope, last, PAGE),
+        )
+        if not page:
+            return
+        last = page[-1]["reply_id"]
+        yield [row["reply_id"] for row in page]
 
 
 class _Page:
@@ -180,21 +207,6 @@ CROSS JOIN ratings ON ratings.reply_id = wanted.value
 CROSS JOIN members ON members.user_id = ratings.user_id
 WHERE ratings.retracted = 0
 ORDER BY ratings.reply_id, ratings.user_id, ratings.kind"""
-
-
-def _pages(db: sqlite_utils.Database, scope: str) -> Iterator[list[str]]:
-    last = ""
-    while True:
-        page = sql.many(
-            db,
-            """SELECT DISTINCT reply_id FROM ratings INDEXED BY ratings_active
-               WHERE scope = ? AND retracted = 0 AND reply_id > ? ORDER BY reply_id LIMIT ?""",
-            (scope, last, PAGE),
-        )
-        if not page:
-            return
-        last = page[-1]["reply_id"]
-        yield [row["reply_id"] for row in page]
 
 
 def _by_reply(rows: list[sql.Row]) -> defaultdict[str, list[sql.Row]]:

@@ -42,8 +42,8 @@ def export_member(db: sqlite_utils.Database, user_id: int) -> dict[str, Any]:
 _EXPORTS = {
     "messages": "SELECT * FROM messages WHERE author_id = ? ORDER BY id",
     "replies_to_me": """
-        SELECT replies.id, replies.conversation_id, replies.adapter_id, replies.base_hash, replies.prompt_json,
-               replies.created_ms, messages.content AS text
+        SELECT replies.id, replies.conversation_id, replies.adapter_id, replies.base_hash, replies.created_ms,
+               messages.content AS text
         FROM replies JOIN messages ON messages.id = replies.message_id
         WHERE replies.asker_id = ? ORDER BY replies.created_ms""",
     "ratings": "SELECT * FROM ratings WHERE user_id = ? ORDER BY id",

@@ -1,8 +1,8 @@
 """Keys and values of every running request, one row each, in tensors shared by all.
 
-Token ``j`` of a request always sits at position ``j`` of its row: no padding on the left, so positions, masks
-and rows need no shifting when requests join or leave. A forward pass sees a contiguous range of rows as a view,
-without copying.
+Token ``j`` of a request always sits at position ``j`` of its row: no padding on the left, so positions,
+masks and rows need no shifting when requests join or leave. A forward pass sees a contiguous range of rows as
+a view, without copying.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class RowCache(Cache):  # type: ignore[misc]
         self._write: tuple[torch.Tensor, torch.Tensor] | None = None
 
     def select(self, first: int, positions: torch.Tensor, span: int) -> None:
-        """Cover rows ``first, first+1, ...``; write new tokens at ``positions`` (B, T); attend to ``span`` keys."""
+        """Cover B rows from ``first``; new tokens go to ``positions`` (B, T); queries see ``span`` keys."""
         self._grow(span)
         self._first, self._span = first, span
         rows = torch.arange(first, first + positions.shape[0], device=positions.device)
@@ -97,7 +97,7 @@ class CausalMasks:
         self._window = int(window) if window and (self._by_type or not layer_types) else None
 
     def build(self, positions: torch.Tensor, span: int, dtype: torch.dtype) -> Any:
-        """Let the query at ``positions`` (B, T) see keys up to itself: (B, 1, T, span), or one per layer type."""
+        """Let each query at ``positions`` (B, T) see keys up to itself: (B, 1, T, span), per layer type."""
         keys = torch.arange(span, device=positions.device)
         visible = keys <= positions[:, :, None]
         near = visible if self._window is None else visible & (keys > positions[:, :, None] - self._window)

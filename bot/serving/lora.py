@@ -1,9 +1,9 @@
 """LoRA adapters beside a frozen base: read, checked and applied per row of a batch.
 
-Adapters are read straight from safetensors and never become part of the model, so serving calls neither PEFT's
-``load_adapter``/``set_adapter`` (which switch every request in flight) nor ``state_dict()`` (which unpacks and
-damages bitsandbytes' packed weights). Each wrapped layer computes ``base(x) + scale * B(A(x))`` for the rows that
-the current :class:`RowPlan` gives to an adapter. The maths: https://arxiv.org/abs/2106.09685
+Adapters are read straight from safetensors and never become part of the model, so serving calls neither
+PEFT's ``load_adapter``/``set_adapter`` (which switch every request in flight) nor ``state_dict()`` (which
+unpacks and damages bitsandbytes' packed weights). Each wrapped layer computes ``base(x) + scale * B(A(x))``
+for the rows that the current :class:`RowPlan` gives to an adapter. The maths: https://arxiv.org/abs/2106.09685
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load as load_safetensors
 from torch import nn
+from transformers import PreTrainedModel
 
 from bot.serving.adapter_files import CONFIG, WEIGHTS, Manifest, read_file, verify
 from bot.serving.errors import AdapterRefusedError
@@ -26,8 +27,8 @@ from bot.serving.errors import AdapterRefusedError
 MAX_RANK = 256
 KEY_PREFIX = "base_model.model."
 
-# PEFT's configuration keys that change the maths, with the only values that this layer implements. Keys that are
-# in neither set are refused when they are set to anything.
+# PEFT's configuration keys that change the maths, with the only values that this layer implements. Keys that
+# are in neither set are refused when they are set to anything.
 _REQUIRED_VALUES: dict[str, tuple[Any, ...]] = {
     "peft_type": ("LORA",),
     "task_type": ("CAUSAL_LM", None),
@@ -120,9 +121,9 @@ class LoraLinear(nn.Module):
         return out
 
 
-def wrap_linears(model: nn.Module, plan: RowPlan) -> dict[str, tuple[int, int]]:
+def wrap_linears(model: PreTrainedModel, plan: RowPlan) -> dict[str, tuple[int, int]]:
     """Wrap every linear layer but the output head; return the (in, out) widths by module name."""
-    head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
+    head = model.get_output_embeddings()
     widths: dict[str, tuple[int, int]] = {}
     for name, module in list(model.named_modules()):
         # Linear4bit is a subclass of nn.Linear.
@@ -173,7 +174,7 @@ def check_config(manifest: Manifest) -> dict[str, Any]:
     """Return PEFT's configuration if it is plain LoRA.
 
     Raises:
-        AdapterRefusedError: it asks for something else (DoRA, biases, PiSSA, per-layer ranks), named in the text.
+        AdapterRefusedError: it asks for something else (DoRA, biases, PiSSA, per-layer ranks), by name.
     """
     name = manifest.adapter_id
     config: dict[str, Any] = json.loads(read_file(manifest, CONFIG))

@@ -35,11 +35,12 @@ def render_chat(
 def plain_content(tokenizer: Any, text: str) -> str:
     """Return the text such that this tokenizer reads no control token in it.
 
-    The general rule of :func:`neutralise` comes first, so that text which a client neutralised stays as it is;
-    then the tokenizer itself is asked, and what it still reads as a control token is cut out.
+    The general rule of :func:`neutralise` comes first, so that text which a client neutralised stays as it
+    is; then the tokenizer itself is asked, and what it still reads as a control token is cut out.
     """
-    text = neutralise(text, (*DEFAULT, *control_strings(tokenizer)))
-    control = frozenset(tokenizer.added_tokens_decoder)
+    strings = control_strings(tokenizer)
+    text = neutralise(text, (*DEFAULT, *strings))
+    control = frozenset(tokenizer.convert_tokens_to_ids(list(strings)))
     while True:
         encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
         spans = [
@@ -56,7 +57,7 @@ def plain_content(tokenizer: Any, text: str) -> str:
 def control_strings(tokenizer: Any) -> tuple[str, ...]:
     """List the strings that the tokenizer reads as one added token (control tokens and their kin), sorted.
 
-    Added tokens that are mere whitespace or punctuation runs (Gemma has them for indentation) are text.
+    Added tokens that are mere runs of whitespace or punctuation (Gemma's indentation) are text.
     """
     contents = {str(token.content) for token in tokenizer.added_tokens_decoder.values()}
     return tuple(sorted(token for token in contents if any(char.isalnum() for char in token)))

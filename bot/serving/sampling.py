@@ -37,7 +37,7 @@ class Sampler:
         self._generator.manual_seed(seed)
 
     def choose(self, logits: torch.Tensor, seen: torch.Tensor | None = None) -> int:
-        """Return a token id for ``logits`` (V,) in float32 on the CPU; ``seen`` are ids to penalise if set."""
+        """Return a token id for ``logits`` (V,), float32 on the CPU; ``seen`` are the ids to penalise."""
         options = self._options
         if options.repetition_penalty != 1.0 and seen is not None:
             logits = penalise(logits, seen, options.repetition_penalty)
@@ -60,7 +60,7 @@ def penalise(logits: torch.Tensor, seen: torch.Tensor, penalty: float) -> torch.
 
 
 def shortlist(logits: torch.Tensor, options: SamplingOptions) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return the ids (n,) that min-p, top-k and top-p leave, most likely first, and their probabilities (n,)."""
+    """Return the ids (n,) that min-p, top-k and top-p leave, most likely first, and their probabilities."""
     log_probabilities = torch.log_softmax(logits / options.temperature, dim=-1)
     vocabulary = logits.numel()
     limit = min(options.top_k, vocabulary) if options.top_k > 0 else vocabulary

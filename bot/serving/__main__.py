@@ -1,0 +1,170 @@
+"""Start the model server: ``python -m bot.serving``, with its settings as JSON on standard input."""
+
+from __future__ import annotations
+
+import os
+
+# OpenMP reads these once, when torch is imported. Spinning threads that outnumber the cores slow everything on
+# the machine (4-bit decoding from 20 to 2 tokens a second).
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+os.environ.setdefault("GOMP_SPINCOUNT", "0")
+
+import asyncio
+import contextlib
+import json
+import secrets
+import signal
+import sys
+import tempfile
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import structlog
+from aiohttp import web
+
+from bot.serving.client import SERVER_FILE
+from bot.serving.errors import ServerStartError, ServingError
+from bot.serving.settings import Settings, read_settings
+
+if TYPE_CHECKING:
+    from bot.serving.service import Service
+
+log = structlog.get_logger(__name__)
+
+DRAIN_S = 10.0
+EXIT_REFUSED = 2
+
+
+def main() -> int:
+    """Run the server until SIGTERM or SIGINT; return the exit code (2: refused, with one sentence)."""
+    _configure_logging()
+    try:
+        settings = read_settings(sys.stdin.read())
+        asyncio.run(_serve(settings))
+    except ServingError as error:
+        print(f"strop serve: {error}", file=sys.stderr)
+        return EXIT_REFUSED
+    return 0
+
+
+async def _serve(settings: Settings) -> None:
+    # torch comes with these: the command's refusals above answer without it.
+    from bot.serving.http import build_app
+    from bot.serving.service import Service
+
+    stopping = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for name in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(name, stopping.set)
+    service = Service(settings)
+    secret = secrets.token_urlsafe(32)
+    app = build_app(service, secret=secret)
+    runner = web.AppRunner(app, handler_cancellation=True, access_log=None, shutdown_timeout=2.0)
+    await runner.setup()
+    try:
+        site = web.TCPSite(runner, settings.host, settings.port)
+        port = await _listen(site, runner, settings)
+        announcement = _announce(settings, port, secret)
+        try:
+            await _load_and_wait(service, stopping)
+        finally:
+            await asyncio.to_thread(_withdraw, announcement)
+            await asyncio.to_thread(service.stop, DRAIN_S)
+    finally:
+        await runner.cleanup()
+
+
+async def _listen(site: web.TCPSite, runner: web.AppRunner, settings: Settings) -> int:
+    try:
+        await site.start()
+    except OSError as error:
+        raise ServerStartError(
+            f"The model server cannot listen on {settings.host}:{settings.port} ({error.strerror or error}); "
+            "stop what uses it or change [server] port."
+        ) from error
+    return int(runner.addresses[0][1])
+
+
+async def _load_and_wait(service: Service, stopping: asyncio.Event) -> None:
+    """Load in a thread while /health already answers; then wait for the signal."""
+    loading = _in_daemon_thread(service.load)
+    waiting = asyncio.create_task(stopping.wait())
+    await asyncio.wait((loading, waiting), return_when=asyncio.FIRST_COMPLETED)
+    if loading.done():
+        loading.result()
+    await waiting
+
+
+def _in_daemon_thread(work: Callable[[], None]) -> asyncio.Future[None]:
+    """Run blocking work that the process' end need not wait for (a download, a quantization)."""
+    loop = asyncio.get_running_loop()
+    outcome: asyncio.Future[None] = loop.create_future()
+
+    def settle(error: BaseException | None) -> None:
+        if outcome.cancelled():
+            return
+        if error is None:
+            outcome.set_result(None)
+        else:
+            outcome.set_exception(error)
+
+    def run() -> None:
+        failure: BaseException | None = None
+        try:
+            work()
+        except BaseException as error:  # handed over to the event loop whole
+            failure = error
+        with contextlib.suppress(RuntimeError):
+            loop.call_soon_threadsafe(settle, failure)
+
+    threading.Thread(target=run, name="loading", daemon=True).start()
+    return outcome
+
+
+def _announce(settings: Settings, port: int, secret: str) -> Path:
+    """Write ``server.json`` in one step, readable by this user alone."""
+    settings.run_dir.mkdir(parents=True, exist_ok=True)
+    host = f"[{settings.host}]" if ":" in settings.host else settings.host
+    host = {"0.0.0.0": "127.0.0.1", "[::]": "[::1]"}.get(host, host)
+    value = {"base_url": f"http://{host}:{port}", "secret": secret, "pid": os.getpid()}
+    # mkstemp makes the file with mode 0600.
+    descriptor, name = tempfile.mkstemp(dir=settings.run_dir, prefix=".server-")
+    with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+        json.dump(value, file)
+        file.flush()
+        os.fsync(file.fileno())
+    target = settings.run_dir / SERVER_FILE
+    Path(name).replace(target)
+    log.info("listening", base_url=value["base_url"])
+    return target
+
+
+def _withdraw(announcement: Path) -> None:
+    """Remove ``server.json`` unless another server has replaced it."""
+    with contextlib.suppress(OSError, ValueError, KeyError):
+        if json.loads(announcement.read_text(encoding="utf-8"))["pid"] == os.getpid():
+            announcement.unlink()
+
+
+def _configure_logging() -> None:
+    """JSON lines on standard error, pictures for a person on a terminal; libraries keep quiet."""
+    renderer: structlog.typing.Processor = (
+        structlog.dev.ConsoleRenderer() if sys.stderr.isatty() else structlog.processors.JSONRenderer()
+    )
+    structlog.configure(
+        processors=[
+            structlog.processors.add_log_level,
+            structlog.processors.TimeStamper(fmt="iso", utc=True),
+            structlog.processors.format_exc_info,
+            renderer,
+        ],
+        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
+    )
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

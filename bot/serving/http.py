@@ -1,0 +1,342 @@
+"""The model server's HTTP face: OpenAI's chat completions, vLLM's adapter endpoints, health and metrics."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import json
+import secrets
+import time
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any, TypeVar
+
+import structlog
+from aiohttp import web
+from pydantic import BaseModel, ValidationError
+
+from bot.serving.errors import (
+    AdapterRefusedError,
+    RequestRejectedError,
+    ServerBusyError,
+    ServerLoadingError,
+    ServerUnavailableError,
+    ServingError,
+    UnknownModelError,
+)
+from bot.serving.guards import Handler, error_response, guard, is_trusted
+from bot.serving.jobs import Event, Failed, Finished, TextPiece
+from bot.serving.protocol import (
+    MAX_PROMPTS_PER_REQUEST,
+    ChatMessage,
+    ChatRequest,
+    CompletionRequest,
+    LoadAdapterRequest,
+    TokenIds,
+    TokenizeRequest,
+    UnloadAdapterRequest,
+    WireMessage,
+)
+from bot.serving.sampling import SamplingOptions
+from bot.serving.service import JobOptions, Service
+
+log = structlog.get_logger(__name__)
+
+MAX_BODY_BYTES = 8 * 1024 * 1024
+# While a request waits in the queue its stream sends comments, so that a silent stream means a dead server.
+KEEPALIVE_S = 10.0
+
+_Model = TypeVar("_Model", bound=BaseModel)
+
+
+def build_app(service: Service, *, secret: str) -> web.Application:
+    """Return the application; ``secret`` opens the calls that change what is loaded."""
+    settings = service.settings
+    checks = guard(loopback=settings.is_loopback(), secret=secret, api_key=settings.api_key)
+    app = web.Application(client_max_size=MAX_BODY_BYTES, middlewares=[checks, _translate_errors])
+    face = _Face(service, secret)
+    app.router.add_get("/health", face.health)
+    app.router.add_get("/metrics", face.metrics)
+    app.router.add_get("/v1/models", face.models)
+    app.router.add_post("/v1/chat/completions", face.chat)
+    app.router.add_post("/v1/completions", face.completions)
+    app.router.add_post("/v1/load_lora_adapter", face.load_adapter)
+    app.router.add_post("/v1/unload_lora_adapter", face.unload_adapter)
+    app.router.add_post("/tokenize", face.tokenize)
+    return app
+
+
+@web.middleware
+async def _translate_errors(request: web.Request, handler: Handler) -> web.StreamResponse:
+    try:
+        return await handler(request)
+    except ServingError as error:
+        return _refusal(error)
+    except web.HTTPRequestEntityTooLarge:
+        return error_response(413, f"The body is larger than {MAX_BODY_BYTES:,} bytes.", "body_too_large")
+    except web.HTTPException as error:
+        return error_response(error.status, error.reason, "not_found" if error.status == 404 else "http")
+    except Exception:  # the process boundary: a caller gets a sentence, the log gets the trace
+        log.exception("request failed", path=request.path)
+        return error_response(500, "The model server failed on this request.", "internal")
+
+
+def _refusal(error: ServingError) -> web.Response:
+    message = str(error)
+    if isinstance(error, ServerBusyError):
+        headers = {"Retry-After": str(max(1, round(error.retry_after_s)))}
+        return error_response(429, message, "busy", headers=headers)
+    if isinstance(error, UnknownModelError):
+        return error_response(404, message, "model_not_found")
+    if isinstance(error, ServerLoadingError):
+        return error_response(503, message, "loading", headers={"Retry-After": "2"})
+    if isinstance(error, ServerUnavailableError):
+        return error_response(503, message, "shutting_down")
+    if isinstance(error, AdapterRefusedError):
+        return error_response(400, message, "adapter_refused")
+    return error_response(400, message, "invalid_request")
+
+
+class _Face:
+    """The handlers, bound to one service."""
+
+    def __init__(self, service: Service, secret: str) -> None:
+        self._service = service
+        self._secret = secret
+        self._started = int(time.time())
+
+    async def health(self, request: web.Request) -> web.Response:
+        """Say whether the model is loaded and, to those who may know, everything about it."""
+        service = self._service
+        body: dict[str, Any] = {"status": "ok" if service.ready else "loading", "detail": service.detail}
+        open_to_all = service.settings.api_key is None
+        if service.ready and (open_to_all or is_trusted(request, self._secret, service.settings.api_key)):
+            running, waiting = service.engine.counts()
+            body["base"] = dataclasses.asdict(service.description) if service.description else None
+            body["adapters"] = service.engine.shelf.names()
+            body["queue"] = {"running": running, "waiting": waiting}
+        return web.json_response(body, status=200 if service.ready else 503)
+
+    async def metrics(self, _: web.Request) -> web.Response:
+        """Answer in Prometheus' text format."""
+        engine = self._service.engine
+        running, waiting = engine.counts()
+        text = engine.metrics.render(running=running, waiting=waiting, adapters=len(engine.shelf.names()))
+        return web.Response(text=text, headers={"Content-Type": "text/plain; version=0.0.4; charset=utf-8"})
+
+    async def models(self, _: web.Request) -> web.Response:
+        """List the base and the loaded adapters."""
+        self._service.engine  # noqa: B018 - raises while loading
+        names = self._service.model_names()
+        data = [
+            {
+                "id": name,
+                "object": "model",
+                "created": self._started,
+                "owned_by": "strop",
+                "parent": None if name == names[0] else names[0],
+            }
+            for name in names
+        ]
+        return web.json_response({"object": "list", "data": data})
+
+    async def chat(self, request: web.Request) -> web.StreamResponse:
+        """``POST /v1/chat/completions``."""
+        body = await _read(request, ChatRequest)
+        self._service.check_model(body.model)
+        prompt = await self._service.tokenize_chat(_messages(body.messages))
+        options = JobOptions(
+            max_tokens=body.max_completion_tokens or body.max_tokens,
+            sampling=_sampling(body),
+            stop=body.stop,
+            priority=body.priority,
+        )
+        async with self._service.run(body.model, [prompt], options) as jobs:
+            events = jobs[0][1]
+            head = {
+                "id": f"chatcmpl-{secrets.token_hex(12)}",
+                "created": int(time.time()),
+                "model": body.model,
+            }
+            if body.stream:
+                usage = body.stream_options is not None and body.stream_options.include_usage
+                return await _stream_chat(request, events, head, include_usage=usage)
+            text, end = await _collect(events)
+            message = {"role": "assistant", "content": text}
+            choice = {"index": 0, "message": message, "finish_reason": end.reason, "logprobs": None}
+            return web.json_response(
+                {**head, "object": "chat.completion", "choices": [choice], "usage": _usage([end])}
+            )
+
+    async def completions(self, request: web.Request) -> web.Response:
+        """``POST /v1/completions``: raw prompts, and scoring of prompts."""
+        body = await _read(request, CompletionRequest)
+        self._service.check_model(body.model)
+        score = body.prompt_logprobs is not None
+        if score and body.max_tokens != 1:
+            raise RequestRejectedError("prompt_logprobs needs max_tokens: 1.")
+        if body.stream:
+            raise RequestRejectedError("Streaming is offered on /v1/chat/completions only.")
+        prompts = await self._prompt_ids(body)
+        options = JobOptions(
+            max_tokens=body.max_tokens,
+            sampling=_sampling(body),
+            stop=body.stop,
+            priority=body.priority,
+            score=score,
+        )
+        async with self._service.run(body.model, prompts, options) as jobs:
+            ends = [await _collect(events) for _, events in jobs]
+        choices = [
+            {
+                "index": index,
+                "text": text,
+                "finish_reason": end.reason,
+                "logprobs": None,
+                "prompt_logprobs": _prompt_logprobs(prompts[index], end) if score else None,
+            }
+            for index, (text, end) in enumerate(ends)
+        ]
+        return web.json_response(
+            {
+                "id": f"cmpl-{secrets.token_hex(12)}",
+                "object": "text_completion",
+                "created": int(time.time()),
+                "model": body.model,
+                "choices": choices,
+                "usage": _usage([end for _, end in ends]),
+            }
+        )
+
+    async def _prompt_ids(self, body: CompletionRequest) -> list[TokenIds]:
+        prompts = body.prompts()
+        if not 1 <= len(prompts) <= MAX_PROMPTS_PER_REQUEST:
+            raise RequestRejectedError(f"Send 1 to {MAX_PROMPTS_PER_REQUEST} prompts in a request.")
+        return [
+            await self._service.tokenize_text(prompt) if isinstance(prompt, str) else prompt
+            for prompt in prompts
+        ]
+
+    async def load_adapter(self, request: web.Request) -> web.Response:
+        """``POST /v1/load_lora_adapter``."""
+        body = await _read(request, LoadAdapterRequest)
+        if self._service.description is not None and body.lora_name == self._service.description.id:
+            raise AdapterRefusedError(f"The name {body.lora_name} belongs to the base.")
+        fresh = await self._service.load_adapter(body.lora_name, Path(body.lora_path))
+        word = "added" if fresh else "already loaded"
+        return web.Response(text=f"Success: LoRA adapter '{body.lora_name}' {word}.")
+
+    async def unload_adapter(self, request: web.Request) -> web.Response:
+        """``POST /v1/unload_lora_adapter``."""
+        body = await _read(request, UnloadAdapterRequest)
+        await self._service.unload_adapter(body.lora_name)
+        return web.Response(text=f"Success: LoRA adapter '{body.lora_name}' removed.")
+
+    async def tokenize(self, request: web.Request) -> web.Response:
+        """``POST /tokenize``: what a chat or a text costs, in tokens."""
+        body = await _read(request, TokenizeRequest)
+        if body.model:
+            self._service.check_model(body.model)
+        if body.messages is not None:
+            messages = _messages(body.messages)
+            tokens = await self._service.tokenize_chat(messages, generation=body.add_generation_prompt)
+        elif body.prompt is not None:
+            tokens = await self._service.tokenize_text(body.prompt)
+        else:
+            raise RequestRejectedError("Send messages or a prompt.")
+        limit = self._service.engine.context_tokens
+        return web.json_response({"tokens": tokens, "count": len(tokens), "max_model_len": limit})
+
+
+async def _read(request: web.Request, model: type[_Model]) -> _Model:
+    try:
+        return model.model_validate_json(await request.read())
+    except ValidationError as error:
+        problem = error.errors()[0]
+        place = ".".join(str(part) for part in problem["loc"]) or "body"
+        raise RequestRejectedError(f"{place}: {problem['msg']}") from error
+
+
+def _messages(messages: list[WireMessage]) -> list[ChatMessage]:
+    return [ChatMessage(message.role, message.content) for message in messages]
+
+
+def _sampling(body: ChatRequest | CompletionRequest) -> SamplingOptions:
+    return SamplingOptions(
+        temperature=body.temperature,
+        top_p=body.top_p,
+        top_k=max(body.top_k, 0),
+        min_p=body.min_p,
+        repetition_penalty=body.repetition_penalty,
+        seed=body.seed,
+    )
+
+
+async def _events(queue: asyncio.Queue[Event]) -> AsyncIterator[Event | None]:
+    """Yield a job's events up to the terminal one, and None in every pause of ten seconds."""
+    while True:
+        try:
+            event = await asyncio.wait_for(queue.get(), KEEPALIVE_S)
+        except TimeoutError:
+            yield None
+            continue
+        yield event
+        if not isinstance(event, TextPiece):
+            return
+
+
+async def _collect(queue: asyncio.Queue[Event]) -> tuple[str, Finished]:
+    pieces: list[str] = []
+    while True:
+        event = await queue.get()
+        if isinstance(event, TextPiece):
+            pieces.append(event.text)
+        elif isinstance(event, Finished):
+            return "".join(pieces), event
+        else:
+            raise ServerUnavailableError(event.message)
+
+
+async def _stream_chat(
+    request: web.Request, queue: asyncio.Queue[Event], head: dict[str, Any], *, include_usage: bool
+) -> web.StreamResponse:
+    """Send OpenAI's chunks; exactly one carries a finish reason, or the stream ends with an error."""
+    response = web.StreamResponse(headers={"Content-Type": "text/event-stream", "Cache-Control": "no-cache"})
+    await response.prepare(request)
+    await _send(response, _chunk(head, {"role": "assistant", "content": ""}))
+    async for event in _events(queue):
+        if event is None:
+            await response.write(b": waiting\n\n")
+        elif isinstance(event, TextPiece):
+            await _send(response, _chunk(head, {"content": event.text}))
+        elif isinstance(event, Failed):
+            error = {"message": event.message, "type": "server_error", "code": event.code, "status": 503}
+            await _send(response, {"error": error})
+        else:
+            await _send(response, _chunk(head, {}, event.reason))
+            if include_usage:
+                await _send(response, {**_chunk(head, {}), "choices": [], "usage": _usage([event])})
+    await response.write(b"data: [DONE]\n\n")
+    await response.write_eof()
+    return response
+
+
+def _chunk(head: dict[str, Any], delta: dict[str, Any], reason: str | None = None) -> dict[str, Any]:
+    choice = {"index": 0, "delta": delta, "finish_reason": reason, "logprobs": None}
+    return {**head, "object": "chat.completion.chunk", "choices": [choice]}
+
+
+async def _send(response: web.StreamResponse, value: dict[str, Any]) -> None:
+    await response.write(b"data: " + json.dumps(value, ensure_ascii=False).encode() + b"\n\n")
+
+
+def _usage(ends: list[Finished]) -> dict[str, int]:
+    prompt = sum(end.prompt_tokens for end in ends)
+    completion = sum(end.completion_tokens for end in ends)
+    return {"prompt_tokens": prompt, "completion_tokens": completion, "total_tokens": prompt + completion}
+
+
+def _prompt_logprobs(prompt: TokenIds, end: Finished) -> list[dict[str, dict[str, float]] | None]:
+    """vLLM's shape: nothing for the first token, then the log-probability of each token by its id."""
+    scores = end.scores or ()
+    return [None, *({str(t): {"logprob": s}} for t, s in zip(prompt[1:], scores, strict=True))]

@@ -1,0 +1,159 @@
+"""A request inside the engine, from its submission to its one terminal event."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, TypeAlias
+
+import torch
+
+from bot.serving.lora import Adapter
+from bot.serving.protocol import PRIORITY_PEOPLE
+from bot.serving.sampling import Sampler, SamplingOptions
+from bot.serving.text_stream import TextStream
+
+Ending: TypeAlias = Literal["stop", "length", "cancelled"]
+FailureCode: TypeAlias = Literal["deadline", "shutting_down", "internal"]
+
+
+@dataclass(frozen=True, slots=True)
+class TextPiece:
+    """Text of a reply that is final."""
+
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Finished:
+    """The terminal event of a request that was served, or cancelled by its caller. Times in milliseconds."""
+
+    reason: Ending
+    prompt_tokens: int
+    completion_tokens: int
+    queue_ms: float
+    first_token_ms: float | None
+    duration_ms: float
+    scores: tuple[float, ...] | None = None
+    token_ids: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Failed:
+    """The terminal event of a request that could not be served."""
+
+    code: FailureCode
+    message: str
+
+
+Event: TypeAlias = TextPiece | Finished | Failed
+Sink: TypeAlias = Callable[[Event], None]
+
+
+class Job:
+    """One generation, or one scoring of a prompt; after its submission only the engine changes it.
+
+    ``tokens`` holds the prompt and everything generated; the first ``cached`` of them are in the row cache.
+    """
+
+    def __init__(
+        self,
+        prompt: Sequence[int],
+        *,
+        sink: Sink,
+        tokenizer: Any,
+        max_tokens: int = 1,
+        sampling: SamplingOptions | None = None,
+        stop: Sequence[str] = (),
+        adapter: Adapter | None = None,
+        priority: int = PRIORITY_PEOPLE,
+        deadline_s: float | None = None,
+        score: bool = False,
+    ) -> None:
+        self.tokens = list(prompt)
+        self.prompt_length = len(self.tokens)
+        self.max_tokens = max_tokens
+        self.adapter = adapter
+        self.priority = priority
+        self.score = score
+        self.scores: list[float] = []
+        self.cached = 0
+        self.cancelled = False
+        self.done = False
+        self._sink = sink
+        self._stream = TextStream(tokenizer, stop)
+        self._sampler = Sampler(sampling or SamplingOptions())
+        self._penalised = sampling is not None and sampling.repetition_penalty != 1.0
+        self._submitted = time.monotonic()
+        self._started: float | None = None
+        self._first_token: float | None = None
+        self._expires = self._submitted + deadline_s if deadline_s is not None else None
+
+    @property
+    def generated(self) -> int:
+        """How many tokens were generated."""
+        return len(self.tokens) - self.prompt_length
+
+    def start(self) -> None:
+        """Note that the job has left the queue (once: an evicted job has started already)."""
+        if self._started is None:
+            self._started = time.monotonic()
+
+    def expired(self, now: float) -> bool:
+        """Whether the job's deadline has passed."""
+        return self._expires is not None and now >= self._expires
+
+    def running_s(self) -> float:
+        """Return how long the job has had a row, in seconds."""
+        return 0.0 if self._started is None else time.monotonic() - self._started
+
+    def accept(self, logits: torch.Tensor, end_tokens: frozenset[int], context_tokens: int) -> Ending | None:
+        """Choose the next token from ``logits`` (V,), send the text it completes; return a reason to end."""
+        seen = torch.tensor(sorted(set(self.tokens))) if self._penalised else None
+        token = self._sampler.choose(logits, seen)
+        self.tokens.append(token)
+        if self._first_token is None:
+            self._first_token = time.monotonic()
+        if token in end_tokens:
+            return "stop"
+        self._send(self._stream.push(token))
+        if self._stream.stopped:
+            return "stop"
+        full = self.generated >= self.max_tokens or len(self.tokens) >= context_tokens
+        return "length" if full else None
+
+    def finish(self, reason: Ending) -> None:
+        """Send the rest of the text and the terminal event; later calls do nothing."""
+        if self.done:
+            return
+        if reason != "cancelled":
+            self._send(self._stream.finish())
+        now = time.monotonic()
+        started = self._started if self._started is not None else now
+        first = self._first_token
+        self._end(
+            Finished(
+                reason=reason,
+                prompt_tokens=self.prompt_length,
+                completion_tokens=self.generated,
+                queue_ms=(started - self._submitted) * 1000,
+                first_token_ms=None if first is None else (first - self._submitted) * 1000,
+                duration_ms=(now - self._submitted) * 1000,
+                scores=tuple(self.scores) if self.score else None,
+                token_ids=tuple(self.tokens[self.prompt_length :]),
+            )
+        )
+
+    def fail(self, code: FailureCode, message: str) -> None:
+        """Send the terminal event of a failure; later calls do nothing."""
+        if not self.done:
+            self._end(Failed(code, message))
+
+    def _send(self, text: str) -> None:
+        if text:
+            self._sink(TextPiece(text))
+
+    def _end(self, event: Finished | Failed) -> None:
+        self.done = True
+        self._sink(event)

@@ -82,8 +82,8 @@ def _token(config: Config, link: PlaygroundLink | None) -> str:
         return link.token
     if config.discord.token is None:
         raise StartupError(
-            "There is no Discord token: set DISCORD_TOKEN or DISCORD_TOKEN_FILE, or run `strop up`, which starts the "
-            "local playground where no token is needed."
+            "There is no Discord token: set DISCORD_TOKEN or DISCORD_TOKEN_FILE, or run `strop up`, which "
+            "starts the local playground where no token is needed."
         )
     return config.discord.token.get_secret_value()
 
@@ -124,18 +124,19 @@ async def _connect(client: StropClient, token: str) -> None:
         await client.connect()
     except discord.LoginFailure as error:
         raise TokenRefusedError(
-            "Discord refuses the token: copy it again from Developer Portal > your application > Bot > Reset Token, "
-            "and set DISCORD_TOKEN."
+            "Discord refuses the token: get a new one from Developer Portal > your application > Bot > "
+            "Reset Token, and set DISCORD_TOKEN to it."
         ) from error
     except discord.PrivilegedIntentsRequired as error:
         raise IntentsMissingError(
-            "Discord refuses the connection: discord.channels needs the switch Developer Portal > your application > "
-            "Bot > Message Content Intent. Switch it on, or empty discord.channels."
+            "Discord refuses the connection: discord.channels needs the switch Developer Portal > "
+            "your application > Bot > Message Content Intent. Switch it on, or empty discord.channels."
         ) from error
     except discord.ConnectionClosed as error:
         if error.code == 4004:
             raise TokenRefusedError(
-                "Discord closed the connection because the token is no longer valid: set DISCORD_TOKEN to a new one."
+                "Discord closed the connection because the token is no longer valid: "
+                "set DISCORD_TOKEN to a new one."
             ) from error
         raise BotError(f"Discord closed the connection for good (code {error.code}).") from error
 
@@ -157,7 +158,7 @@ async def _login(client: StropClient, token: str) -> None:
 
 
 async def _playground_changed(link: PlaygroundLink, run_dir: Path) -> None:
-    """Return when another playground has taken the place of the one in use: its state lives in memory only."""
+    """Return when another playground has taken the place of this one: its state lives in memory only."""
     while True:
         await asyncio.sleep(PLAYGROUND_WATCH_S)
         current = await asyncio.to_thread(read_link, run_dir)

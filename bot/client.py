@@ -30,9 +30,9 @@ from storage.errors import StorageError
 NO_WORDS = "You called me without a question. Write it after my name."
 NO_TEXT = "I can read only text in this version, so I did not open what you sent. Please write it to me."
 HIDDEN = (
-    "Discord does not show me this message's text. Please mention me in it. (Whoever runs me can let me read every "
-    "message: list the channel in `discord.channels` and switch on the Message Content Intent in Discord's developer "
-    "portal.)"
+    "Discord does not show me this message's text. Please mention me in it. (Whoever runs me can let me "
+    "read every message: list the channel in `discord.channels` and switch on the Message Content Intent in "
+    "Discord's developer portal.)"
 )
 ATTACHMENT_NOTE = "-# I can't open attachments in this version; I read only your text."
 _ANSWERED_TYPES = (discord.MessageType.default, discord.MessageType.reply)
@@ -44,7 +44,7 @@ _log = structlog.get_logger(__name__)
 
 
 def intents_for(config: Config) -> discord.Intents:
-    """Return the smallest set of intents: message content only where channels are answered without a mention."""
+    """Return the smallest set of intents: message content only to answer in channels without a mention."""
     return discord.Intents(
         guilds=True,
         guild_messages=True,
@@ -95,7 +95,8 @@ class StropClient(discord.Client):
             if not self.services.playground:
                 await self._budget.wait()
             try:
-                return await super().connect(reconnect=reconnect)
+                await super().connect(reconnect=reconnect)
+                return
             except IdentifyBudgetError as error:
                 _log.warning("gateway.identify_refused", reason=str(error))
             except AttributeError:
@@ -216,7 +217,7 @@ class StropClient(discord.Client):
         if len(self._complained) > _REMEMBERED_COMPLAINTS:
             self._complained.popitem(last=False)
         names = ", ".join(f"**{name}**" for name in missing)
-        text = f"I can't answer you in <#{channel_id}>: I lack the permission {names} there. Please tell an admin."
+        text = f"I can't answer you in <#{channel_id}>: I lack the permission {names}. Please tell an admin."
         try:
             await translated(message.author.send(text))
         except DeliveryError as error:

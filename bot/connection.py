@@ -1,7 +1,7 @@
 """Where the bot signs in, and how often it may.
 
-Two places exist: Discord, and the local playground, which discord.py reaches with nothing but other base addresses.
-The playground is used only with its own dummy token, so that a real one can't be sent elsewhere.
+Two places exist: Discord, and the local playground, which discord.py reaches with nothing but other base
+addresses. The playground is used only with its own dummy token, so that a real one can't be sent elsewhere.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from storage.database import Database
 PLAYGROUND_FILE = "playground.json"
 PLAYGROUND_VARIABLE = "STROP_PLAYGROUND"
 IDENTIFIES_PER_HOUR = 20
-"""Discord resets the token of a bot that signs in more than 1,000 times a day; this stays under half of that."""
+"""Discord resets the token of a bot that signs in more than 1,000 times a day; this is half of that."""
 
 HOUR_MS = 3_600_000
 _FACT = "gateway.identifies"
@@ -48,7 +48,7 @@ class PlaygroundLink:
 
 
 async def wait_for_playground(run_dir: Path, timeout_s: float = 60.0) -> PlaygroundLink:
-    """Return the playground's addresses as soon as it has written them; raises PlaygroundError after ``timeout_s``."""
+    """Return the playground's addresses once they are there; raises PlaygroundError after ``timeout_s``."""
     ends_at = asyncio.get_running_loop().time() + timeout_s
     while True:
         link = await asyncio.to_thread(read_link, run_dir)
@@ -56,8 +56,9 @@ async def wait_for_playground(run_dir: Path, timeout_s: float = 60.0) -> Playgro
             return link
         if asyncio.get_running_loop().time() >= ends_at:
             raise PlaygroundError(
-                f"The playground did not start within {timeout_s:.0f} s (there is no {run_dir / PLAYGROUND_FILE}): "
-                "start it with `strop playground`, or everything with `strop up`."
+                f"The playground did not start within {timeout_s:.0f} s "
+                f"(there is no {run_dir / PLAYGROUND_FILE}): start it with `strop playground`, "
+                "or everything with `strop up`."
             )
         await asyncio.sleep(0.2)
 
@@ -88,7 +89,9 @@ def use_playground(link: PlaygroundLink, configured_token: str | None) -> None:
         )
     for address in (link.api, link.gateway):
         if not _is_loopback(yarl.URL(address).host):
-            raise PlaygroundError(f"The playground's address {address} isn't on this machine; it is not used.")
+            raise PlaygroundError(
+                f"The playground's address {address} isn't on this machine; it is not used."
+            )
     discord.http.Route.BASE = link.api.rstrip("/")
     discord.gateway.DiscordWebSocket.DEFAULT_GATEWAY = yarl.URL(link.gateway)
 
@@ -103,7 +106,7 @@ def _is_loopback(host: str | None) -> bool:
 
 
 class IdentifyBudget:
-    """Counts the gateway sign-ins of the last hour, across restarts, and keeps them within what is healthy."""
+    """Counts the gateway sign-ins of the last hour, across restarts, and holds back what is too many."""
 
     def __init__(self, database: Database, limit: int = IDENTIFIES_PER_HOUR) -> None:
         self._database = database
@@ -123,13 +126,13 @@ class IdentifyBudget:
             await asyncio.sleep(min(wait_s, 300.0))
 
     async def spend(self) -> None:
-        """Record one sign-in, after a short wait if need be; raises IdentifyBudgetError where that isn't enough."""
+        """Record one sign-in, after a short wait if need be; raises IdentifyBudgetError for a long one."""
         wait_s = await self.wait_s()
         if wait_s > 0:
             await asyncio.sleep(min(wait_s, _HOOK_WAIT_S))
         if wait_s > _HOOK_WAIT_S:
             raise IdentifyBudgetError(
-                f"{self._limit} gateway sign-ins in an hour are used up; the next is allowed in {wait_s:.0f} s."
+                f"{self._limit} gateway sign-ins in an hour are used up; the next may come in {wait_s:.0f} s."
             )
 
         def record(db: Any) -> None:

@@ -1,7 +1,8 @@
 """Build the prompt of a reply from its conversation, within the model's token budget.
 
-The core is pure: turns in, messages out, with the caller's measure of a text's length in tokens. The system prompt and
-the newest turn always stay; the oldest turns go first, whole; a newest turn that is too long on its own loses its middle.
+The core is pure: turns in, messages out, with the caller's measure of a text's length in tokens. The system
+prompt and the newest turn always stay; the oldest turns go first, whole; a newest turn that is too long on
+its own loses its middle.
 """
 
 from __future__ import annotations
@@ -52,7 +53,7 @@ def byte_measure(text: str) -> int:
 
 
 def typical_measure(text: str) -> int:
-    """Return a usual length in tokens: about three characters of Latin text each, other scripts by their bytes."""
+    """Return a usual length in tokens: three characters of Latin text each, other scripts by their bytes."""
     ascii_characters = sum(character < "\x80" for character in text)
     return ascii_characters // 3 + byte_measure(text) - ascii_characters + 1
 
@@ -117,7 +118,7 @@ def _scaled(measure: Measure, scale: float) -> Measure:
 
 
 class _Plain:
-    """Breaks control tokens: those of every known tokenizer, and those of the model that will read the text."""
+    """Breaks control tokens: those of every known tokenizer, and those of the model that reads the text."""
 
     def __init__(self, special_tokens: Sequence[str]) -> None:
         self._special_tokens = special_tokens
@@ -157,7 +158,7 @@ def speaker_label(name: str) -> str:
 def _shortened(
     newest: ChatMessage, head: list[ChatMessage], budget: int, measure: Measure, plain: _Plain
 ) -> ChatMessage:
-    """Keep as much of the beginning and the end of ``newest`` as fits, by bisection over the characters kept."""
+    """Keep as much of the beginning and the end of ``newest`` as fits, found by bisection."""
     low, high, best = 2, len(newest.content), None
     while low <= high:
         kept = (low + high) // 2

@@ -1,8 +1,9 @@
 """Keep a malformed gateway event from ending the client.
 
-discord.py parses each event synchronously in its read loop; an exception there (a reaction without ``message_id`` was
-seen to do it) leaves ``Client.start()`` and with it the process. The parsers stand in one dictionary of the connection
-state, and each is wrapped here: a bad event is counted and logged, the next one is read.
+discord.py parses each event synchronously in its read loop; an exception there (a reaction without
+``message_id`` was seen to do it) leaves ``Client.start()`` and with it the process. The parsers stand in
+one dictionary of the connection state, and each is wrapped here: a bad event is counted and logged, the
+next one is read.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ class GatewayGuard:
         self.malformed: Counter[str] = Counter()
 
     def install(self, client: discord.Client) -> None:
-        """Wrap every parser of ``client``. Call before connecting: a websocket keeps the dictionary it starts with."""
+        """Wrap every parser of ``client``; call it before connecting."""
         parsers = client._connection.parsers
         for event, parser in list(parsers.items()):
             parsers[event] = self._guarded(event, parser)

@@ -21,9 +21,7 @@ PHASES = {
 _LIMIT = 1900
 
 
-def status_lines(
-    glance: dict[str, Any], *, server: str, trainer_alive: bool, recovered: int
-) -> str:
+def status_lines(glance: dict[str, Any], *, server: str, trainer_alive: bool, recovered: int) -> str:
     """Return the loop at a glance with the state of the other processes, within one Discord message."""
     lines = [overview.status_text(glance)]
     if recovered:
@@ -45,7 +43,9 @@ def adapter_lines(
         mark = "▶" if adapter.id == champion else "•"
         rehearsed = ", rehearsal" if adapter.rehearsal else ""
         score = _score(scores.get(adapter.id))
-        lines.append(f"{mark} `{adapter.id}` {adapter.state}{rehearsed}{score}, <t:{adapter.created_ms // 1000}:R>")
+        lines.append(
+            f"{mark} `{adapter.id}` {adapter.state}{rehearsed}{score}, <t:{adapter.created_ms // 1000}:R>"
+        )
     if total > len(listing):
         lines.append(f"… and {total - len(listing)} older ones")
     return "\n".join(lines)[:_LIMIT]

@@ -1,4 +1,4 @@
-"""Who may act on everything: the operators named in the configuration, else the application's owner or team."""
+"""Who may act on everything: the configured operators, else the application's owner or team."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """Show training runs in the channel: one message a run, edited in place until its last word.
 
-The trainer never talks to Discord. It writes rows; this looks at them every second, and whatever a restart interrupts
-is picked up from the rows again.
+The trainer never talks to Discord. It writes rows; this looks at them every second, and whatever a restart
+interrupts is picked up from the rows again.
 """
 
 from __future__ import annotations
@@ -199,7 +199,7 @@ def _channel_fact(scope: str) -> str:
 
 
 def _runs_of(db: Any, scope: str) -> tuple[list[runs.Run], int | None, int | None]:
-    """Return the scope's latest runs, oldest first, the channel for reports, and the votes of a run that waits."""
+    """Return the scope's latest runs (oldest first), its channel for reports, and a waiting run's votes."""
     latest = runs.latest(db, scope, _LATEST)[::-1]
     channel = facts.get(db, _channel_fact(scope))
     waiting = next((run for run in latest if run.outcome == "votes"), None)

@@ -19,8 +19,9 @@ _EMOJI = re.compile(r"<a?(:\w+:)\d+>")
 class Question:
     """One message to answer.
 
-    ``discord_id`` is the message's (or the interaction's) id; ``parent_discord_id`` the message that it replies to.
-    ``quote`` is shown above the answer where the question isn't visible in the channel, ``note`` below it.
+    ``discord_id`` is the message's (or the interaction's) id; ``parent_discord_id`` the message that it
+    replies to. ``quote`` is shown above the answer where the question isn't visible in the channel,
+    ``note`` below it.
     """
 
     discord_id: int

@@ -1,7 +1,7 @@
 """Reactions on the bot's replies are ratings: stored, replaced, taken back, and recovered after an absence.
 
-Only raw events are used, since a reaction usually lands on a message that no cache holds. Each event is one write, in
-the order of arrival, so that a quick change of mind ends as it was meant.
+Only raw events are used, since a reaction usually lands on a message that no cache holds. Each event is one
+write, in the order of arrival, so that a quick change of mind ends as it was meant.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ class EmojiValues:
 
 
 def plain_emoji(emoji: str) -> str:
-    """Return an emoji without skin tone and variation selector; a custom emoji keeps its form ``<:name:id>``."""
+    """Return an emoji without skin tone and variation selector; a custom one stays ``<:name:id>``."""
     return emoji.translate(_SKIN_TONES).replace(_VARIATION_SELECTOR, "").strip()
 
 
@@ -93,7 +93,7 @@ class RatingRecorder:
         self._noted("rating.added", event.message_id, outcome)
 
     async def removed(self, event: discord.RawReactionActionEvent) -> None:
-        """Take the member's rating back, if it is the one that stands; another reaction left there counts again."""
+        """Take the member's rating back, if it is the one that stands; another one left there counts."""
         emoji = plain_emoji(str(event.emoji))
         if self._values.value(emoji) is None or self._is_me(event.user_id):
             return
@@ -107,7 +107,9 @@ class RatingRecorder:
         outcome = await self._services.database.awrite(work)
         self._noted("rating.retracted", event.message_id, outcome)
         if outcome:
-            reply = await self._services.database.aread(lambda db: replies.by_discord_id(db, event.message_id))
+            reply = await self._services.database.aread(
+                lambda db: replies.by_discord_id(db, event.message_id)
+            )
             if reply is not None:
                 await self._reconcile_reply(reply, only=event.user_id)
 
@@ -135,7 +137,7 @@ class RatingRecorder:
         await self._services.database.awrite(lambda db: conversations.edit_message(db, message_id, content))
 
     async def reconcile(self) -> int:
-        """Compare recent replies with what Discord shows and store what was missed; returns how many ratings changed.
+        """Compare recent replies with what Discord shows, store what was missed, return how many changed.
 
         Runs after every new session: what happened during an absence is never sent again.
         """
@@ -196,7 +198,7 @@ class RatingRecorder:
         return _Seen(people, emoji)
 
     def _settle(self, db: Any, reply_id: str, seen: _Seen, only: int | None) -> int:
-        """Bring the rows of one reply in line with what was seen; a stored choice that still stands is kept."""
+        """Bring the rows of one reply in line with what was seen; a choice that still stands is kept."""
         changed = 0
         standing = {
             rating.user_id: str(rating.emoji)

@@ -76,14 +76,21 @@ class Services:
         self._base = health.base
         return health
 
+    async def base_and_adapters(self) -> tuple[BaseDescription, frozenset[str]]:
+        """Return what serves now, and the adapters that are loaded; raises as :meth:`health` does."""
+        health = await self.health()
+        if health.base is None:
+            raise ServerLoadingError("The model is still loading.")
+        return health.base, frozenset(health.adapters)
+
     async def base_hash(self) -> str:
-        """Return the hash of the base that serves now, or, while the server is away, of the last one that did.
+        """Return the hash of the base that serves now or, while the server is away, of the last one.
 
         Raises ServerUnavailableError or ServerLoadingError before the first base was ever seen.
         """
         try:
-            base = (await self.health()).base
-            return base.hash if base is not None else ""
+            base, _ = await self.base_and_adapters()
+            return base.hash
         except ServingError:
             known = await self.database.aread(lambda db: facts.get(db, _BASE_FACT))
             if known is None:
@@ -93,7 +100,8 @@ class Services:
     async def load_adapter(self, adapter_id: str) -> None:
         """Load a registered adapter into the model server.
 
-        Raises AdapterRefusedError where the server refuses it, UnknownRowError where the registry doesn't have it.
+        Raises AdapterRefusedError where the server refuses it, UnknownRowError where the registry doesn't
+        have it.
         """
         adapter = await self.database.aread(lambda db: adapters.get(db, adapter_id))
         if adapter is None:

@@ -1,7 +1,8 @@
 """Split a reply into Discord messages without losing a character.
 
-A message takes 2,000 characters. Cuts fall on paragraphs, lines, sentences or words, in this order, and never inside
-what a reader sees as one character. A code block that a cut goes through is closed and opened again with its language.
+A message takes 2,000 characters. Cuts fall on paragraphs, lines, sentences or words, in this order, and
+never inside what a reader sees as one character. A code block that a cut goes through is closed and opened
+again with its language.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from dataclasses import dataclass
 import regex
 
 MESSAGE_LIMIT = 2000
-"""Discord's limit for the content of a message, counted here in UTF-16 units, the stricter of the two readings."""
+"""Discord's limit for the content of a message, counted here in UTF-16 units, the stricter reading."""
 
 # A language tag longer than this is taken for text, so that a reopened block can't eat the whole message.
 _FENCE = regex.compile(r"`{3,}(?:([A-Za-z0-9_+#.\-]{1,20})?\n)?")
@@ -29,7 +30,7 @@ _CLOSING_WIDTH = len("\n```")
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """One message of a split reply: ``body`` is the reply's own text, the rest are code fences added around it."""
+    """One message of a split reply: ``body`` is the reply's own text, the rest are added code fences."""
 
     body: str
     prefix: str = ""
@@ -70,7 +71,7 @@ def visible_parts(text: str, limit: int = MESSAGE_LIMIT) -> list[str]:
 
 
 def _part_end(text: str, start: int, room: int, opened: str) -> int:
-    """Return where the part that begins at ``start`` ends, with ``room`` units for its body and closing fence."""
+    """Return where the part from ``start`` ends, with ``room`` units for its body and closing fence."""
     end = _reach(text, start, room)
     if end < len(text):
         end = _best_cut(text, start, end, inside_code=bool(opened))
@@ -86,7 +87,7 @@ def _closing(body: str) -> str:
 
 
 def _open_fence(body: str, opened: str) -> str:
-    """Return the fence that is still open after ``body``, as the text that opens it again, or an empty string."""
+    """Return the text that reopens the fence which is still open after ``body``, or an empty string."""
     for fence in _FENCE.finditer(body):
         opened = "" if opened else f"```{fence[1] or ''}\n"
     return opened
@@ -120,7 +121,7 @@ def _grapheme_ends(text: str, start: int, end: int) -> set[int]:
 
 
 def _before_fence(text: str, start: int, cut: int) -> int:
-    """Move a cut that would tear a fence apart to the fence's beginning, unless that is where the part begins."""
+    """Move a cut that would tear a fence apart to the fence's beginning, unless the part begins there."""
     for fence in _FENCE.finditer(text, start):
         if fence.start() >= cut:
             break

@@ -1,7 +1,8 @@
 """Show a reply while it is being written, by editing Discord messages at a pace the channel bears.
 
-One renderer a reply, latest text wins: whoever reads tokens from the model calls :meth:`ReplyRenderer.show`, which
-never waits. The final text is delivered whatever happened to the edits before it.
+One renderer a reply, latest text wins: whoever reads tokens from the model calls
+:meth:`ReplyRenderer.show`, which never waits. The final text is delivered whatever happened to the edits
+before it.
 """
 
 from __future__ import annotations
@@ -45,8 +46,8 @@ class Surface(Protocol):
 class ChannelPace:
     """The time between two edits in one channel, shared by all replies in it.
 
-    It starts at ``start_s``, doubles up to ``SLOWEST_PACE_S`` while round trips take longer than the pace itself, and
-    comes back when they are quick again.
+    It starts at ``start_s``, doubles up to ``SLOWEST_PACE_S`` while round trips take longer than the pace
+    itself, and comes back when they are quick again.
     """
 
     def __init__(self, start_s: float = PACE_S) -> None:
@@ -120,7 +121,7 @@ class ReplyRenderer:
             self._task = asyncio.create_task(self._run())
 
     async def finish(self, text: str) -> None:
-        """Deliver the final text; raises DeliveryError when Discord takes it in no way, after about 30 s of trying."""
+        """Deliver the final text; raises DeliveryError if Discord still refuses it after 30 s of trying."""
         self._final = True
         self._text = text
         self._changed.set()
@@ -159,7 +160,9 @@ class ReplyRenderer:
             except ChannelRefusedError:
                 raise
             except DeliveryError as error:
-                _log.info("reply.delivery_retried", wait_s=wait_s, error=type(error.__cause__ or error).__name__)
+                _log.info(
+                    "reply.delivery_retried", wait_s=wait_s, error=type(error.__cause__ or error).__name__
+                )
                 await asyncio.sleep(wait_s)
         await self._render(text)
         return None

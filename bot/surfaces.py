@@ -56,7 +56,7 @@ class ChannelSurface:
 
 
 class InteractionSurface:
-    """The answer to a deferred slash command: its original response, then follow-ups, for up to 15 minutes."""
+    """The answer to a deferred slash command: its original response, then follow-ups, within 15 minutes."""
 
     def __init__(self, interaction: discord.Interaction[Any]) -> None:
         self._interaction = interaction

@@ -17,7 +17,9 @@ def add_to(tree: StropTree) -> None:
     tree.add_command(ask)
 
 
-@app_commands.command(description="Ask me something; everyone in the channel sees the answer and can rate it.")
+@app_commands.command(
+    description="Ask me something; everyone in the channel sees the answer and can rate it."
+)
 @app_commands.describe(prompt="What you want to know")
 async def ask(interaction: Interaction, prompt: app_commands.Range[str, 1, MAX_PROMPT]) -> None:
     """Answer a prompt in place."""

@@ -35,7 +35,9 @@ def add_to(tree: StropTree) -> None:
         tree.add_command(command)
 
 
-@app_commands.command(description="Train a challenger on the ratings so far; it must beat the present adapter.")
+@app_commands.command(
+    description="Train a challenger on the ratings so far; it must beat the present adapter."
+)
 @operators_only
 async def retrain(interaction: Interaction) -> None:
     """Queue a run; its progress appears as an ordinary message in this channel."""
@@ -102,7 +104,7 @@ async def adapters_command(interaction: Interaction) -> None:
 
 
 @app_commands.command(description="Let an adapter answer from now on, whatever the gate said.")
-@app_commands.describe(adapter="The adapter's id, or \"base\" for the model without an adapter")
+@app_commands.describe(adapter='The adapter\'s id, or "base" for the model without an adapter')
 @operators_only
 async def promote(interaction: Interaction, adapter: str) -> None:
     """Make an adapter champion by hand."""
@@ -131,7 +133,9 @@ async def promote(interaction: Interaction, adapter: str) -> None:
     previous = await services.database.awrite(work)
     if previous == adapter_id:
         return await say(interaction, f"{_called(adapter_id).capitalize()} answers already.")
-    return await say(interaction, f"From the next reply on {_called(adapter_id)} answers, not {_called(previous)}.")
+    return await say(
+        interaction, f"From the next reply on {_called(adapter_id)} answers, not {_called(previous)}."
+    )
 
 
 @promote.autocomplete("adapter")
@@ -194,5 +198,3 @@ async def _server_state(client: StropClient) -> str:
         return f"{health.status}: {health.detail}" if health.detail else health.status
     name = health.base.id if health.base else "?"
     return f"ready, {name}, {health.running} running and {health.waiting} waiting"
-
-

@@ -62,8 +62,8 @@ async def delete(interaction: Interaction) -> None:
     """Ask first: this can't be undone."""
     await say(
         interaction,
-        "This deletes your messages to me, my replies to them, your ratings and votes. What was trained on them stops "
-        "answering at once and is trained again without you. It can't be undone.",
+        "This deletes your messages to me, my replies to them, your ratings and votes. What was trained on "
+        "them stops answering at once and is trained again without you. It can't be undone.",
         view=ConfirmDeletion(interaction.user.id),
     )
 
@@ -101,12 +101,16 @@ class ConfirmDeletion(discord.ui.View):
 async def erase(services: Services, user_id: int) -> str:
     """Erase a member everywhere and return the sentence on what happened.
 
-    The database first, in one transaction; then files, then the write-ahead log, so that no copy of the words is left.
+    The database first, in one transaction; then files, then the write-ahead log, so that no copy of the
+    words is left.
     """
     erasure = await services.database.awrite(lambda db: privacy.erase_member(db, user_id, str(user_id)))
     await scrub(services, erasure)
     _log.info(
-        "member.erased", erasure_id=erasure.id, adapters=len(erasure.affected_adapters), runs=len(erasure.runs)
+        "member.erased",
+        erasure_id=erasure.id,
+        adapters=len(erasure.affected_adapters),
+        runs=len(erasure.runs),
     )
     sentence = "Done: everything that I had stored about you is deleted."
     if erasure.affected_adapters:
@@ -151,11 +155,11 @@ async def _decide(interaction: Interaction, consent: members.Consent) -> None:
     if consent == "out":
         text = "Noted: nothing that you write or rate trains the model. I still answer you."
     elif services.playground or services.permission_reference:
-        text = "Thank you: from now on your messages to me and your ratings may train the model, until you opt out."
+        text = "Thank you: your messages to me and your ratings may train the model, until you opt out."
     else:
         text = (
-            "Noted. Training on Discord messages stays off here all the same, until whoever runs me has Discord's "
-            "permission for it."
+            "Noted. Training on Discord messages stays off here all the same, until whoever runs me has "
+            "Discord's permission for it."
         )
     await say(interaction, text)
 

@@ -1,4 +1,4 @@
-"""The tree of all commands: registered with Discord when their definition changes, with one place for their errors."""
+"""The tree of all commands: registered with Discord when they change, with one place for their errors."""
 
 from __future__ import annotations
 
@@ -38,7 +38,8 @@ class StropTree(app_commands.CommandTree["StropClient"]):
     async def sync_if_changed(self, *, always: bool = False) -> bool:
         """Register the commands with Discord if their definition differs from the one registered last.
 
-        Discord allows 200 registrations a day. ``always`` is for the playground, which forgets them when it stops.
+        Discord allows 200 registrations a day. ``always`` is for the playground, which forgets them when it
+        stops.
         """
         database = self.client.services.database
         key = f"commands.hash:{self.client.application_id}"
@@ -55,7 +56,9 @@ class StropTree(app_commands.CommandTree["StropClient"]):
         return True
 
     def _definition_hash(self) -> str:
-        commands = sorted((command.to_dict(self) for command in self.get_commands()), key=lambda c: str(c["name"]))
+        commands = sorted(
+            (command.to_dict(self) for command in self.get_commands()), key=lambda c: str(c["name"])
+        )
         return hashlib.sha256(json.dumps(commands, sort_keys=True).encode()).hexdigest()
 
 
@@ -85,7 +88,7 @@ def guarded(
 
 
 def sentence_for(error: BaseException, where: str) -> str:
-    """Return what to tell the member; what nobody expected goes to the log under an id that the sentence names."""
+    """Return what to tell the member; the unexpected goes to the log under an id that the sentence names."""
     if isinstance(error, NotOperatorError):
         return NOT_OPERATOR
     if isinstance(error, app_commands.NoPrivateMessage):

@@ -76,7 +76,9 @@ class VoteButton(
         if is_open:
             await say(interaction, f"Counted: {label}. You can change your mind until the voting ends.")
         else:
-            await say(interaction, "Voting on this pair is over." if known else "I don't know this pair any more.")
+            await say(
+                interaction, "Voting on this pair is over." if known else "I don't know this pair any more."
+            )
 
 
 def vote_view(duel_id: str) -> discord.ui.View:
@@ -121,7 +123,9 @@ class DuelBoard:
         for duel_id, entry in posted.items():
             if entry["scope"] == scope and duel_id not in open_ids:
                 await self._close(duel_id, entry)
-        unanswered = sum(1 for duel_id, entry in posted.items() if duel_id in open_ids and not entry["answered"])
+        unanswered = sum(
+            1 for duel_id, entry in posted.items() if duel_id in open_ids and not entry["answered"]
+        )
         now = asyncio.get_running_loop().time()
         for duel in waiting:
             if duel.id in posted:

@@ -105,5 +105,3 @@ async def community(simcord_env: simcord.Env, services: Services) -> Community:
     ann = guild.add_member(simcord_env.create_user("ann"))
     bob = guild.add_member(simcord_env.create_user("bob"))
     return Community(simcord_env, services, guild, channel, ann, bob)
-
-

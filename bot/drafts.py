@@ -1,0 +1,257 @@
+"""A reply while it is being written, and the rows that it leaves: question, start, parts and end."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import structlog
+
+from bot.context import Prompt, Turn
+from bot.questions import Question
+from bot.services import Services
+from bot.serving.protocol import BaseDescription, Usage
+from bot.streaming import ReplyRenderer
+from storage import adapters, conversations, members, replies
+from storage.clock import now_ms
+from storage.errors import StorageError
+
+DM_MEMORY_MS = 30 * 60 * 1000
+"""For how long the next direct message goes on with the conversation before it."""
+
+_REMEMBERED_DMS = 1000
+
+_log = structlog.get_logger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """What storage knows once the question is recorded; ``turn_ids`` are the messages behind ``turns``."""
+
+    conversation_id: int
+    message_id: int
+    scope: str
+    champion: str | None
+    turns: tuple[Turn, ...]
+    turn_ids: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class _Place:
+    """Where a direct conversation stands: the bot's last message in it, and when that was."""
+
+    message_id: int
+    conversation_id: int
+    at_ms: int
+
+
+@dataclass
+class Draft:
+    """A reply while it is being written; times are the event loop's, in seconds."""
+
+    reply_id: str
+    question: Question
+    renderer: ReplyRenderer
+    started_at: float
+    text: str = ""
+    notes: list[str] = field(default_factory=list)
+    parts: list[tuple[int, int]] = field(default_factory=list)
+    reply: replies.Reply | None = None
+    adapter_id: str | None = None
+    finish_reason: str | None = None
+    usage: Usage | None = None
+    prompt_tokens: int | None = None
+    requested_at: float | None = None
+    first_token_at: float | None = None
+
+    def shown(self) -> str:
+        """The whole visible text: the question where it must be quoted, the answer, the notes below it."""
+        body = self.text.strip()
+        if self.finish_reason == "length" and body:
+            body += " …"
+        pieces = (self.question.quote, body, self.question.note, *self.notes)
+        return "\n\n".join(piece for piece in pieces if piece)
+
+    def ms(self, since: float | None, until: float | None) -> int | None:
+        """Return the time between two moments, where both are known."""
+        return None if since is None or until is None else round((until - since) * 1000)
+
+
+class ReplyRecorder:
+    """Writes the rows of a reply. Once a question is recorded, every later write may come twice."""
+
+    def __init__(self, services: Services) -> None:
+        self._services = services
+        self._direct: OrderedDict[int, _Place] = OrderedDict()
+
+    async def question(self, question: Question, base: BaseDescription) -> Asked:
+        """Store the question below what it answers to, and return everything that its reply needs."""
+        scope = self._services.scope(question.guild_id)
+        place = self._direct.get(question.channel_id)
+        if question.guild_id is not None or (place is not None and now_ms() - place.at_ms > DM_MEMORY_MS):
+            place = None
+        reference = self._services.permission_reference
+        return await self._services.database.awrite(
+            lambda db: _record_question(db, question, scope, base.hash, reference, place)
+        )
+
+    async def start(
+        self,
+        draft: Draft,
+        asked: Asked,
+        prompt: Prompt,
+        base: BaseDescription,
+        seed: int,
+        sampling: Mapping[str, Any],
+    ) -> None:
+        """Store the reply's row, stamped with all that will produce it."""
+
+        def work(db: Any) -> replies.Reply:
+            reply = replies.start(
+                db,
+                reply_id=draft.reply_id,
+                prompt_message_id=asked.message_id,
+                scope=asked.scope,
+                adapter_id=draft.adapter_id,
+                base_hash=base.hash,
+                prompt=[message.as_json() for message in prompt.messages],
+                seed=seed,
+                sampling=sampling,
+                asker_id=draft.question.author.user_id,
+                context=asked.turn_ids[prompt.dropped_turns :],
+                permission_reference=self._services.permission_reference,
+            )
+            _add_parts(db, draft)
+            return reply
+
+        draft.reply = await self._services.database.awrite(work)
+
+    async def part(self, draft: Draft, message_id: int, position: int) -> None:
+        """Tie one Discord message to the reply, so that a rating on it counts."""
+        draft.parts.append((message_id, position))
+        if draft.reply is None:
+            return
+        try:
+            await self._services.database.awrite(lambda db: _add_parts(db, draft))
+        except StorageError as failure:
+            # Tried once more when the reply ends; the text goes on.
+            _log.error("reply.part_not_recorded", reply_id=draft.reply_id, error=str(failure))
+
+    async def end(self, draft: Draft, now: float, status: replies.Status, error: str | None = None) -> None:
+        """Store the outcome, and log the reply in one line."""
+        usage = draft.usage
+        figures = {
+            "prompt_tokens": usage.prompt_tokens if usage else draft.prompt_tokens,
+            "completion_tokens": usage.completion_tokens if usage else None,
+            "queue_ms": draft.ms(draft.started_at, draft.requested_at),
+            "first_token_ms": draft.ms(draft.started_at, draft.first_token_at),
+            "duration_ms": draft.ms(draft.started_at, now),
+        }
+
+        def work(db: Any) -> None:
+            _add_parts(db, draft)
+            replies.finish(
+                db,
+                draft.reply_id,
+                content=draft.text.strip(),
+                status=status,
+                finish_reason=draft.finish_reason,
+                error=error,
+                **figures,
+            )
+
+        if draft.reply is not None:
+            try:
+                await self._services.database.awrite(work)
+            except StorageError as failure:
+                _log.error("reply.not_recorded", reply_id=draft.reply_id, error=str(failure))
+            self._remember(draft, draft.reply)
+        _log.info(
+            "reply",
+            reply_id=draft.reply_id,
+            status=status,
+            adapter_id=draft.adapter_id,
+            channel_id=draft.question.channel_id,
+            error=error,
+            **figures,
+        )
+
+    def _remember(self, draft: Draft, reply: replies.Reply) -> None:
+        """Let the next message of a direct conversation go on where this one ended."""
+        if draft.question.guild_id is not None or not draft.text.strip():
+            return
+        self._direct[draft.question.channel_id] = _Place(reply.message_id, reply.conversation_id, now_ms())
+        self._direct.move_to_end(draft.question.channel_id)
+        if len(self._direct) > _REMEMBERED_DMS:
+            self._direct.popitem(last=False)
+
+
+def _add_parts(db: Any, draft: Draft) -> None:
+    for message_id, position in draft.parts:
+        replies.add_part(db, draft.reply_id, message_id, draft.question.channel_id, position)
+
+
+def _record_question(
+    db: Any,
+    question: Question,
+    scope: str,
+    base_hash: str,
+    permission_reference: str,
+    place: _Place | None,
+) -> Asked:
+    question.author.ensure(db)
+    parent_id, conversation_id = _parent(db, question, place)
+    message_id = conversations.add_message(
+        db,
+        conversation_id=conversation_id or _new_conversation(db, question, scope),
+        discord_id=question.discord_id,
+        parent_id=parent_id,
+        author_id=question.author.user_id,
+        role="user",
+        content=question.text,
+        permission_reference=permission_reference,
+    )
+    chain = [
+        message
+        for message in conversations.chain(db, message_id)
+        if message.deleted_ms is None and message.content.strip()
+    ]
+    return Asked(
+        conversation_id=chain[-1].conversation_id,
+        message_id=message_id,
+        scope=scope,
+        champion=adapters.ensure_champion_row(db, scope, base_hash),
+        turns=tuple(_turn(db, message) for message in chain),
+        turn_ids=tuple(message.id for message in chain),
+    )
+
+
+def _parent(db: Any, question: Question, place: _Place | None) -> tuple[int | None, int | None]:
+    """Return the message that the question answers to, and its conversation."""
+    if question.parent_discord_id is not None:
+        parent = conversations.by_discord_id(db, question.parent_discord_id)
+        if parent is not None:
+            return parent.id, parent.conversation_id
+    return (place.message_id, place.conversation_id) if place is not None else (None, None)
+
+
+def _new_conversation(db: Any, question: Question, scope: str) -> int:
+    place = "dm" if question.guild_id is None else str(question.guild_id)
+    return conversations.open_conversation(
+        db,
+        key=f"{place}:{question.channel_id}:{question.discord_id}",
+        guild_id=question.guild_id,
+        channel_id=question.channel_id,
+        scope=scope,
+        source=question.author.source,
+        public=question.public,
+    ).id
+
+
+def _turn(db: Any, message: conversations.Message) -> Turn:
+    if message.author_id is None:
+        return Turn(message.content)
+    author = members.get(db, message.author_id)
+    return Turn(message.content, message.author_id, author.display_name if author else "")

@@ -297,8 +297,7 @@ class Rehearsal:
     async def _vote(self, state: RehearsalState, taste: Taste) -> None:
         """Cast blind votes where a run waits for them."""
         scope, seed = self._settings.scope, self._settings.seed
-        latest = await self._database.aread(lambda db: runs.latest(db, scope, 1))
-        if not latest or latest[0].outcome != "votes":
+        if not await self._database.aread(lambda db: runs.awaiting_votes(db, scope)):
             return
         for duel in await self._database.aread(lambda db: duels.open_for(db, scope, limit=200)):
             voters = random.Random(f"{seed}:{duel.id}").sample(community.SIMULATED, VOTERS_PER_DUEL)

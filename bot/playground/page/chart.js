@@ -36,7 +36,8 @@ export function renderChart(history, pending) {
     svg("text", { class: "chart-text", x: LEFT, y: HEIGHT - 5, text: entries.length > 1 ? "older" : "" }),
     svg("text", { class: "chart-text", x: WIDTH - RIGHT, y: HEIGHT - 5, "text-anchor": "end", text: pending ? "in the making" : "latest" }),
   );
-  return [picture, legend()];
+  const latest = entries.at(-1);
+  return [el("p", { class: "chart-latest" }, el("span", { class: "faint", text: "Latest: " }), `${describe(latest)}${latest.n ? ` on ${latest.n} conversations` : ""}`), picture, legend()];
 }
 
 function scales(entries) {
@@ -82,7 +83,7 @@ function point(entry, x, y) {
   return svg(
     "g",
     { class: `chart-point is-${outcomeClass(entry.outcome)}` },
-    svg("title", { text: describe(entry) }),
+    svg("title", { text: `${(entry.adapter_id ?? "").slice(0, 8)} ${describe(entry)}`.trim() }),
     svg("rect", { class: "chart-reach", x: x - 9, y: TOP, width: 18, height: HEIGHT - TOP - BOTTOM }),
     svg("path", { class: "chart-whisker", d: `M${x} ${high}V${low}M${x - 4} ${high}h8M${x - 4} ${low}h8` }),
     symbol(entry.outcome, x, y(entry.value)),
@@ -94,8 +95,8 @@ function placeholder(x, y) {
 }
 
 function describe(entry) {
-  const interval = measured(entry) && entry.low !== undefined ? ` (${signed(entry.low)} to ${signed(entry.high)})` : "";
-  return `${(entry.adapter_id ?? "").slice(0, 8)} ${signed(entry.value)}${interval}, ${WORDS[entry.outcome] ?? entry.outcome}`.trim();
+  const interval = typeof entry.low === "number" ? ` (${signed(entry.low)} to ${signed(entry.high)})` : "";
+  return `${signed(entry.value)}${interval}, ${WORDS[entry.outcome] ?? entry.outcome}`;
 }
 
 function legend() {

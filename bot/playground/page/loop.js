@@ -41,9 +41,9 @@ export function mountLoop(store, actions, { leave, announce }) {
 
   const retrain = el("button", { class: "button is-primary is-wide", type: "button", id: "retrain" }, icon("loop"), el("span", { text: "Retrain now" }));
   retrain.addEventListener("click", () => run("retrain"));
-  const sample = el("button", { class: "button", type: "button" }, icon("people"), el("span", { text: "Load sample community" }));
+  const sample = el("button", { class: "button", type: "button" }, icon("tray"), el("span", { text: "Load sample community" }));
   sample.addEventListener("click", () => loadSample(actions, announce));
-  const rehearse = el("button", { class: "button", type: "button" }, icon("masks"), el("span", { text: "Rehearse…" }));
+  const rehearse = el("button", { class: "button", type: "button" }, icon("people"), el("span", { text: "Rehearse…" }));
   rehearse.addEventListener("click", () => rehearsal.choose());
   const rollback = el("button", { class: "button is-small", type: "button" }, icon("undo"), el("span", { text: "Roll back" }));
   rollback.addEventListener("click", async () => {
@@ -151,13 +151,13 @@ function meter(label, have, need) {
   );
 }
 
-function figure(value, label, emoji) {
-  return el("div", { class: "figure" }, el("dd", {}, String(value ?? 0)), el("dt", {}, emoji ? el("span", { class: "emoji", "aria-hidden": "true", text: emoji }) : null, label));
+function figure(value, label) {
+  return el("div", { class: "figure" }, el("dd", {}, String(value ?? 0)), el("dt", { text: label }));
 }
 
 function ratings({ ratings: counts = {}, needs = {} }) {
   return [
-    el("dl", { class: "figures" }, figure(counts.liked, "liked", "👍"), figure(counts.disliked, "disliked", "👎"), figure(counts.corrections, "corrected", "✏️"), figure(counts.raters, "raters", null)),
+    el("dl", { class: "figures" }, figure(counts.liked, "liked"), figure(counts.disliked, "disliked"), figure(counts.corrections, "corrected"), figure(counts.raters, "raters")),
     needs.liked ? meter("Liked replies needed", needs.liked[0], needs.liked[1]) : null,
     needs.raters ? meter("Different raters needed", needs.raters[0], needs.raters[1]) : null,
   ];
@@ -179,7 +179,7 @@ function runState({ run, last_run: last }) {
     const known = typeof run.progress === "number" && run.phase;
     const name = run.state === "queued" ? "Waiting for the trainer" : (PHASES[run.phase] ?? "Starting");
     return [
-      el("p", { class: "run-phase" }, el("strong", { text: name }), run.eta_s ? el("span", { class: "faint", text: `about ${duration(run.eta_s)} left` }) : null),
+      el("p", { class: "run-phase" }, el("strong", { text: name }), run.eta_s ? el("span", { class: "faint", text: `${duration(run.eta_s)} left` }) : null),
       el("progress", { max: 1, value: known ? run.progress : null, "aria-label": name }),
       run.note ? el("p", { class: "faint", dir: "auto", text: run.note }) : null,
     ];

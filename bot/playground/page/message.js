@@ -213,8 +213,6 @@ function isGrouped(message, previous) {
 
 function keepFocus(part, render) {
   const key = part.contains(document.activeElement) ? document.activeElement.dataset.focusKey : null;
-  const wasReachable = part.querySelector('[tabindex="0"]') !== null;
   render();
-  if (wasReachable) for (const node of part.querySelectorAll('[tabindex="-1"]')) node.tabIndex = 0;
   if (key) [...part.querySelectorAll("[data-focus-key]")].find((node) => node.dataset.focusKey === key)?.focus();
 }

@@ -79,7 +79,7 @@ export class MessageList {
     place(root, wanted);
     const kept = new Set(shown.map((message) => message.id));
     for (const id of this.#nodes.keys()) if (!kept.has(id)) this.#nodes.delete(id);
-    if (!root.querySelector('.message[tabindex="0"]')) this.#reachable(root.querySelector(".message:last-child"), true);
+    this.#keepReachable();
     if (this.#pinned) this.#stick();
     this.#showChip();
   }
@@ -186,6 +186,16 @@ export class MessageList {
     this.#reachable(this.root.querySelector('.message[tabindex="0"]'), false);
     this.#reachable(node, true);
     this.#active = node;
+  }
+
+  /** The tab stop is the message that has the focus, else the newest one. */
+  #keepReachable() {
+    const focused = document.activeElement?.closest?.("#messages .message");
+    const wanted = focused ?? this.root.querySelector(".message:last-child");
+    const current = this.root.querySelector('.message[tabindex="0"]');
+    if (current !== wanted) this.#reachable(current, false);
+    this.#reachable(wanted, true);
+    this.#active = wanted;
   }
 
   /** One message at a time is a tab stop; its buttons with it. */

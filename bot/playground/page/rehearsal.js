@@ -58,7 +58,7 @@ function render(state, actions) {
   const stop = el("button", { class: "button is-small", type: "button" }, icon("close"), el("span", { text: "Stop" }));
   stop.addEventListener("click", () => actions.cancelRehearsal());
   return [
-    el("p", { class: "run-phase" }, el("strong", { dir: "auto", text: "Rehearsing" }), state.eta_s ? el("span", { class: "faint", text: `about ${duration(state.eta_s)} left` }) : null),
+    el("p", { class: "run-phase" }, el("strong", { dir: "auto", text: "Rehearsing" }), state.eta_s ? el("span", { class: "faint", text: `${duration(state.eta_s)} left` }) : null),
     el("progress", { max: state.total || 1, value: state.total ? state.done : null, "aria-label": "Rehearsal" }),
     el("div", { class: "rehearsal-foot" }, el("span", { class: "faint", text: `${state.done} of ${state.total} rated · 👍 ${state.liked} 👎 ${state.disliked}` }), stop),
     state.message ? el("p", { class: "faint", dir: "auto", text: state.message }) : null,

@@ -76,23 +76,19 @@ def insert_candidate(
     If a member's erasure overtook its run, it is registered as tainted and can never be promoted.
     """
     overtaken = sql.value(db, "SELECT repeatable = 0 FROM runs WHERE id = ?", (run_id,))
-    sql.change(
-        db,
-        """INSERT INTO adapters (id, scope, base_hash, parent_id, run_id, state, rehearsal, path, manifest_json,
-                                 created_ms) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT DO NOTHING""",
-        (
-            adapter_id,
-            scope,
-            base_hash,
-            parent_id,
-            run_id,
-            "tainted" if overtaken else "candidate",
-            int(rehearsal),
-            path,
-            json.dumps(dict(manifest or {})),
-            now_ms(),
-        ),
-    )
+    values = {
+        "id": adapter_id,
+        "scope": scope,
+        "base_hash": base_hash,
+        "parent_id": parent_id,
+        "run_id": run_id,
+        "state": "tainted" if overtaken else "candidate",
+        "rehearsal": int(rehearsal),
+        "path": path,
+        "manifest_json": json.dumps(dict(manifest or {})),
+        "created_ms": now_ms(),
+    }
+    sql.insert(db, "adapters", values, on_conflict="DO NOTHING")
     return _expect(db, adapter_id)
 
 
@@ -237,24 +233,29 @@ def _crown(
     reason: str,
     run_id: str | None,
 ) -> int:
-    cursor = db.conn.execute(
-        """INSERT INTO promotions (scope, base_hash, adapter_id, previous_id, run_id, kind, actor, reason, created_ms)
-           VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)""",
-        (scope, base_hash, adapter_id, previous, run_id, kind, actor, reason, now_ms()),
-    )
-    promotion_id = int(cursor.lastrowid)
-    sql.change(
+    row = {"scope": scope, "base_hash": base_hash, "adapter_id": adapter_id}
+    promoted = {
+        **row,
+        "previous_id": previous,
+        "run_id": run_id,
+        "kind": kind,
+        "actor": actor,
+        "reason": reason,
+        "created_ms": now_ms(),
+    }
+    promotion_id = sql.insert(db, "promotions", promoted)
+    sql.insert(
         db,
-        """INSERT INTO champions VALUES (?, ?, ?, ?)
-           ON CONFLICT DO UPDATE SET adapter_id = excluded.adapter_id, promotion_id = excluded.promotion_id""",
-        (scope, base_hash, adapter_id, promotion_id),
+        "champions",
+        {**row, "promotion_id": promotion_id},
+        on_conflict="DO UPDATE SET adapter_id = excluded.adapter_id, promotion_id = excluded.promotion_id",
     )
     if previous is not None and previous != adapter_id:
         set_state(db, previous, "retired")
     if adapter_id is not None:
         set_state(db, adapter_id, "promoted")
-    detail = {"scope": scope, "base_hash": base_hash, "adapter_id": adapter_id, "previous_id": previous}
-    audit.record(db, actor, f"champion.{kind}", {**detail, "run_id": run_id, "reason": reason})
+    detail = {**row, "previous_id": previous, "run_id": run_id, "reason": reason}
+    audit.record(db, actor, f"champion.{kind}", detail)
     return promotion_id
 
 

@@ -24,11 +24,13 @@ class Entry:
 
 def record(db: sqlite_utils.Database, actor: str, action: str, detail: Mapping[str, Any]) -> None:
     """Append one line. `detail` holds ids and names of settings, never message text."""
-    sql.change(
-        db,
-        "INSERT INTO audit (actor, action, detail_json, created_ms) VALUES (?, ?, ?, ?)",
-        (actor, action, json.dumps(dict(detail)), now_ms()),
-    )
+    values = {
+        "actor": actor,
+        "action": action,
+        "detail_json": json.dumps(dict(detail)),
+        "created_ms": now_ms(),
+    }
+    sql.insert(db, "audit", values)
 
 
 def latest(db: sqlite_utils.Database, limit: int = 50) -> list[Entry]:

@@ -59,7 +59,11 @@ class _Fetched:
     """A cursor whose rows are here already, so that fetching them was timed too."""
 
     def __init__(self, cursor: Any) -> None:
-        self.description, self.rowcount, self.lastrowid = cursor.description, cursor.rowcount, cursor.lastrowid
+        self.description, self.rowcount, self.lastrowid = (
+            cursor.description,
+            cursor.rowcount,
+            cursor.lastrowid,
+        )
         self._rows = iter(cursor.fetchall() if cursor.description else ())
 
     def __iter__(self) -> Iterator[Any]:
@@ -84,14 +88,27 @@ class TimedConnection(sqlite3.Connection):  # type: ignore[misc]
     def execute(self, text: str, parameters: Any = ()) -> Any:
         if not self.operation or text.split(maxsplit=1)[0] in ("BEGIN", "ROLLBACK", "PRAGMA"):
             return super().execute(text, parameters)
+        statement = self._statement(text, parameters)
+        started = time.perf_counter()
+        fetched = _Fetched(super().execute(text, parameters))
+        statement.times_ms.append((time.perf_counter() - started) * 1_000)
+        return fetched
+
+    def executemany(self, text: str, rows: Any) -> Any:
+        """Count all rows as one call."""
+        rows = list(rows)
+        statement = self._statement(text, rows[0])
+        started = time.perf_counter()
+        cursor = super().executemany(text, rows)
+        statement.times_ms.append((time.perf_counter() - started) * 1_000)
+        return cursor
+
+    def _statement(self, text: str, parameters: Any) -> Statement:
         key = (self.operation, " ".join(text.split()))
         if key not in self.seen:
             plan = super().execute(f"EXPLAIN QUERY PLAN {text}", parameters).fetchall()
             self.seen[key] = Statement(*key, [row[3] for row in plan])
-        started = time.perf_counter()
-        fetched = _Fetched(super().execute(text, parameters))
-        self.seen[key].times_ms.append((time.perf_counter() - started) * 1_000)
-        return fetched
+        return self.seen[key]
 
 
 def fill(db: sqlite_utils.Database, ratings_count: int) -> None:
@@ -105,7 +122,13 @@ def fill(db: sqlite_utils.Database, ratings_count: int) -> None:
     for statement in _FILL.split("\n\n"):
         db.conn.execute(
             statement,
-            {"replies": replies_count, "members": members_count, "now": now, "step": step_ms, "ratings": ratings_count},
+            {
+                "replies": replies_count,
+                "members": members_count,
+                "now": now,
+                "step": step_ms,
+                "ratings": ratings_count,
+            },
         )
     adapters.ensure_champion_row(db, BIG, BASE)
     for number in range(200):
@@ -113,7 +136,9 @@ def fill(db: sqlite_utils.Database, ratings_count: int) -> None:
         adapter = {"adapter_id": f"a{number:04}", "scope": BIG, "base_hash": BASE}
         adapters.insert_candidate(db, **adapter, path=f"adapters/a{number:04}", run_id=run_id)
         adapters.promote(db, **adapter, actor="bench", reason="bench", run_id=run_id)
-        evaluations.add(db, run_id=run_id, adapter_id=adapter["adapter_id"], champion_id=None, metric="m", value=0.1)
+        evaluations.add(
+            db, run_id=run_id, adapter_id=adapter["adapter_id"], champion_id=None, metric="m", value=0.1
+        )
     db.conn.execute("ANALYZE")
 
 
@@ -136,7 +161,7 @@ SELECT i, 1000000000 + i, i / 2, iif(i % 2, i - 1, NULL), iif(i % 2, NULL, (i / 
 INSERT INTO replies (id, message_id, prompt_message_id, conversation_id, asker_id, scope, base_hash, prompt_json,
                      sampling_json, status, source, created_ms)
 {_NUMBERS.format(":replies")}
-SELECT printf('%016x', (i * 2654435761) % 4294967296 * 4294967296 + i), i * 2 + 1, i * 2, i, (i * 7919) % :members,
+SELECT printf('%08x%08x', i * 2654435761 % 4294967296, i), i * 2 + 1, i * 2, i, (i * 7919) % :members,
        'guild:' || (1 + (i % 10 = 0)), 'base',
        json_array(json_object('role', 'user', 'content', hex(randomblob(60)))), '{{}}', 'complete', 'discord',
        :now - (:replies - i) * :step FROM n
@@ -167,7 +192,9 @@ INSERT INTO audit (actor, action, detail_json, created_ms)
 
 def operations(db: sqlite_utils.Database) -> dict[str, Operation]:
     """Return everything a person or the trainer waits for, by name."""
-    reply = db.conn.execute("SELECT id, message_id FROM replies WHERE scope = ? LIMIT 1 OFFSET 5000", (BIG,)).fetchone()
+    reply = db.conn.execute(
+        "SELECT id, message_id FROM replies WHERE scope = ? LIMIT 1 OFFSET 5000", (BIG,)
+    ).fetchone()
     member = db.conn.execute("SELECT user_id FROM ratings LIMIT 1 OFFSET 7000").fetchone()[0]
     recently = now_ms() - 7 * DAY_MS
     thumb: dict[str, Any] = {"reply_id": reply[0], "user_id": 3, "kind": "thumb"}
@@ -198,7 +225,9 @@ def operations(db: sqlite_utils.Database) -> dict[str, Operation]:
         "trainer: new ratings": lambda db: runs.new_ratings(db, BIG),
         "trainer: a page of rows": lambda db: _first_pages(db, 20),
         "trainer: a run": lambda db: _run(db, queue),
-        "trainer: roll back": lambda db: adapters.rollback(db, scope=BIG, base_hash=BASE, actor="1", reason=""),
+        "trainer: roll back": lambda db: adapters.rollback(
+            db, scope=BIG, base_hash=BASE, actor="1", reason=""
+        ),
         "votes: duel and tally": _duel,
         "facts": lambda db: (facts.put(db, "a", "b"), facts.get(db, "a")),
     }
@@ -218,10 +247,23 @@ def _chat(db: sqlite_utils.Database, message_id: int) -> None:
         role="user",
         content="hello",
     )
-    made_from: dict[str, Any] = {"adapter_id": None, "base_hash": BASE, "prompt": [], "seed": 1, "sampling": {}}
+    made_from: dict[str, Any] = {
+        "adapter_id": None,
+        "base_hash": BASE,
+        "prompt": [],
+        "seed": 1,
+        "sampling": {},
+    }
     replies.start(db, reply_id="bench", prompt_message_id=asked, scope=BIG, **made_from)
     replies.add_part(db, "bench", 2, 1, 0)
-    figures = ("finish_reason", "prompt_tokens", "completion_tokens", "queue_ms", "first_token_ms", "duration_ms")
+    figures = (
+        "finish_reason",
+        "prompt_tokens",
+        "completion_tokens",
+        "queue_ms",
+        "first_token_ms",
+        "duration_ms",
+    )
     replies.finish(db, "bench", content="hi", status="complete", **dict.fromkeys(figures))
 
 
@@ -248,7 +290,14 @@ def _run(db: sqlite_utils.Database, queue: dict[str, Any]) -> None:
 def _duel(db: sqlite_utils.Database) -> None:
     texts = {"first_text": "a", "second_text": "b", "first_is_challenger": True}
     duels.add(
-        db, duel_id="d", run_id="run0001", scope=BIG, challenger_id="a", champion_id=None, prompt=[], **texts  # type: ignore[arg-type]
+        db,
+        duel_id="d",
+        run_id="run0001",
+        scope=BIG,
+        challenger_id="a",
+        champion_id=None,
+        prompt=[],
+        **texts,  # type: ignore[arg-type]
     )
     duels.vote(db, duel_id="d", user_id=1, choice=1, source="discord")
     duels.open_for(db, BIG)
@@ -292,7 +341,9 @@ def report(statements: list[Statement], console: Console) -> bool:
     console.print(table)
     slow_count = sum(max(statement.times_ms) > LIMIT_MS for statement in statements)
     slowest = max(max(statement.times_ms) for statement in statements)
-    console.print(f"{len(statements)} statements, slowest {slowest:.1f} ms, {slow_count} over {LIMIT_MS:.0f} ms")
+    console.print(
+        f"{len(statements)} statements, slowest {slowest:.1f} ms, {slow_count} over {LIMIT_MS:.0f} ms"
+    )
     return slow_count == 0
 
 
@@ -311,7 +362,9 @@ def main() -> int:
             database.write(lambda db: fill(db, options.ratings))
             database.checkpoint_truncate()
         size_mb = path.stat().st_size / 2**20
-        console.print(f"{options.ratings:,} ratings, {size_mb:,.0f} MiB, filled in {time.monotonic() - started:.0f} s")
+        console.print(
+            f"{options.ratings:,} ratings, {size_mb:,.0f} MiB, filled in {time.monotonic() - started:.0f} s"
+        )
         statements = measure(path, options.repeats)
     fine = report(statements, console)
     if options.json:

@@ -92,25 +92,18 @@ def open_conversation(
     Its split is final as soon as it has its first message: conversations that begin with nearly the
     same prompt share a group and therefore a split.
     """
-    sql.change(
-        db,
-        """INSERT INTO conversations (key, guild_id, channel_id, scope, source, public, split, created_ms)
-           VALUES (?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT DO NOTHING""",
-        (
-            key,
-            guild_id,
-            channel_id,
-            scope,
-            source,
-            int(public and guild_id is not None),
-            split_of(key),
-            now_ms(),
-        ),
-    )
-    row = sql.one(db, "SELECT * FROM conversations WHERE key = ?", (key,))
-    if row is None:
-        raise UnknownRowError(f"There is no conversation {key!r}.")
-    return _conversation(row)
+    values = {
+        "key": key,
+        "guild_id": guild_id,
+        "channel_id": channel_id,
+        "scope": scope,
+        "source": source,
+        "public": int(public and guild_id is not None),
+        "split": split_of(key),
+        "created_ms": now_ms(),
+    }
+    sql.insert(db, "conversations", values, on_conflict="DO NOTHING")
+    return _conversation(sql.many(db, "SELECT * FROM conversations WHERE key = ?", (key,))[0])
 
 
 def get(db: sqlite_utils.Database, conversation_id: int) -> Conversation | None:
@@ -143,23 +136,19 @@ def add_message(
         author = members.get(db, author_id) or members.ensure(db, author_id, "", conversation.source)
     if conversation.group_key is None and role == "user":
         _settle_split(db, conversation_id, content)
-    cursor = db.conn.execute(
-        """INSERT INTO messages (discord_id, conversation_id, parent_id, author_id, role, content, source, consent,
-                                 permission_reference, created_ms) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)""",
-        (
-            discord_id,
-            conversation_id,
-            parent_id,
-            author_id,
-            role,
-            content,
-            author.source if author else conversation.source,
-            author.consent if author else "unset",
-            permission_reference or None,
-            now_ms(),
-        ),
-    )
-    return int(cursor.lastrowid)
+    values = {
+        "discord_id": discord_id,
+        "conversation_id": conversation_id,
+        "parent_id": parent_id,
+        "author_id": author_id,
+        "role": role,
+        "content": content,
+        "source": author.source if author else conversation.source,
+        "consent": author.consent if author else "unset",
+        "permission_reference": permission_reference or None,
+        "created_ms": now_ms(),
+    }
+    return sql.insert(db, "messages", values)
 
 
 def get_message(db: sqlite_utils.Database, message_id: int) -> Message | None:
@@ -169,7 +158,7 @@ def get_message(db: sqlite_utils.Database, message_id: int) -> Message | None:
 
 
 def by_discord_id(db: sqlite_utils.Database, discord_id: int) -> Message | None:
-    """Return the message that Discord knows by this id; any part of a split reply leads to the reply's message."""
+    """Return the message that Discord knows by this id; any part of a split reply leads to the whole one."""
     row = sql.one(
         db,
         """SELECT * FROM messages WHERE discord_id = :id

@@ -62,25 +62,20 @@ def add(
     reply_id: str | None = None,
 ) -> None:
     """Store a duel; one with this id is left as it is. `reply_id` names the reply whose prompt it borrows."""
-    sql.change(
-        db,
-        """INSERT INTO duels (id, run_id, scope, challenger_id, champion_id, reply_id, prompt_json, first_text,
-                              second_text, first_is_challenger, created_ms)
-           VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT DO NOTHING""",
-        (
-            duel_id,
-            run_id,
-            scope,
-            challenger_id,
-            champion_id,
-            reply_id,
-            json.dumps([dict(message) for message in prompt]),
-            first_text,
-            second_text,
-            int(first_is_challenger),
-            now_ms(),
-        ),
-    )
+    values = {
+        "id": duel_id,
+        "run_id": run_id,
+        "scope": scope,
+        "challenger_id": challenger_id,
+        "champion_id": champion_id,
+        "reply_id": reply_id,
+        "prompt_json": json.dumps([dict(message) for message in prompt]),
+        "first_text": first_text,
+        "second_text": second_text,
+        "first_is_challenger": int(first_is_challenger),
+        "created_ms": now_ms(),
+    }
+    sql.insert(db, "duels", values, on_conflict="DO NOTHING")
 
 
 def get(db: sqlite_utils.Database, duel_id: str) -> Duel | None:
@@ -105,7 +100,7 @@ def count_open(db: sqlite_utils.Database, scope: str) -> int:
 
 
 def vote(db: sqlite_utils.Database, *, duel_id: str, user_id: int, choice: int, source: str) -> bool:
-    """Store a member's choice (1 first, -1 second, 0 tie) in place of an earlier one; return whether it changed.
+    """Store a member's choice (1 first, -1 second, 0 tie) in place of an earlier one; say if it changed.
 
     A closed duel takes no votes. Raises UnknownRowError for a duel that is not there.
     """

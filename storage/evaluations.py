@@ -42,23 +42,19 @@ def add(
     detail: Mapping[str, Any] | None = None,
 ) -> int:
     """Store one metric and return its id."""
-    cursor = db.conn.execute(
-        """INSERT INTO evaluations (run_id, adapter_id, champion_id, metric, value, low, high, n, detail_json,
-                                    created_ms) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)""",
-        (
-            run_id,
-            adapter_id,
-            champion_id,
-            metric,
-            value,
-            low,
-            high,
-            n,
-            json.dumps(dict(detail or {})),
-            now_ms(),
-        ),
-    )
-    return int(cursor.lastrowid)
+    values = {
+        "run_id": run_id,
+        "adapter_id": adapter_id,
+        "champion_id": champion_id,
+        "metric": metric,
+        "value": value,
+        "low": low,
+        "high": high,
+        "n": n,
+        "detail_json": json.dumps(dict(detail or {})),
+        "created_ms": now_ms(),
+    }
+    return sql.insert(db, "evaluations", values)
 
 
 def for_run(db: sqlite_utils.Database, run_id: str) -> list[Evaluation]:

@@ -25,10 +25,13 @@ class Member:
     created_ms: int
 
 
+_SELECT = "SELECT * FROM members WHERE user_id = ?"
+
+
 def get(db: sqlite_utils.Database, user_id: int) -> Member | None:
     """Return the member, or None if never seen."""
-    row = sql.one(db, "SELECT * FROM members WHERE user_id = ?", (user_id,))
-    return None if row is None else Member(**{**row, "simulated": bool(row["simulated"])})
+    row = sql.one(db, _SELECT, (user_id,))
+    return None if row is None else _member(row)
 
 
 def ensure(
@@ -38,16 +41,20 @@ def ensure(
 
     The source is the one of the first sight: it says where this person's rows come from.
     """
-    sql.change(
+    sql.insert(
         db,
-        """INSERT INTO members (user_id, display_name, source, simulated, created_ms) VALUES (?, ?, ?, ?, ?)
-           ON CONFLICT DO UPDATE SET display_name = excluded.display_name
-           WHERE display_name <> excluded.display_name AND excluded.display_name <> ''""",
-        (user_id, display_name, source, int(simulated), now_ms()),
+        "members",
+        {
+            "user_id": user_id,
+            "display_name": display_name,
+            "source": source,
+            "simulated": int(simulated),
+            "created_ms": now_ms(),
+        },
+        on_conflict="""DO UPDATE SET display_name = excluded.display_name
+                       WHERE display_name <> excluded.display_name AND excluded.display_name <> ''""",
     )
-    member = get(db, user_id)
-    assert member is not None
-    return member
+    return _member(sql.many(db, _SELECT, (user_id,))[0])
 
 
 def set_consent(db: sqlite_utils.Database, user_id: int, consent: Consent, actor: str) -> bool:
@@ -63,3 +70,7 @@ def set_consent(db: sqlite_utils.Database, user_id: int, consent: Consent, actor
     )
     audit.record(db, actor, "consent", {"user_id": user_id, "from": member.consent, "to": consent})
     return True
+
+
+def _member(row: sql.Row) -> Member:
+    return Member(**{**row, "simulated": bool(row["simulated"])})

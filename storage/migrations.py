@@ -404,6 +404,10 @@ CREATE TABLE audit (
     created_ms INTEGER NOT NULL
 ) STRICT
 
+CREATE INDEX audit_by_actor ON audit (actor)
+
+CREATE INDEX audit_by_member ON audit (detail_json ->> 'user_id')
+
 CREATE TABLE facts (
     key TEXT PRIMARY KEY,
     value TEXT NOT NULL

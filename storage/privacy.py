@@ -55,8 +55,8 @@ _EXPORTS = {
         JOIN run_rows ON run_rows.reply_id = mine.reply_id ORDER BY run_rows.run_id, run_rows.reply_id""",
     "erasures": "SELECT id, requested_ms, done_ms FROM erasures WHERE user_id = ? ORDER BY id",
     "audit": """
-        SELECT action, detail_json, created_ms FROM audit
-        WHERE actor = CAST(?1 AS TEXT) OR detail_json ->> 'user_id' = ?1 ORDER BY id""",
+        SELECT id, action, detail_json, created_ms FROM audit WHERE actor = CAST(?1 AS TEXT)
+        UNION SELECT id, action, detail_json, created_ms FROM audit WHERE detail_json ->> 'user_id' = ?1 ORDER BY id""",
 }
 
 
@@ -277,11 +277,8 @@ def _record(db: sqlite_utils.Database, user_id: int, retrains: list[str]) -> int
     if members.get(db, user_id) is None:
         members.ensure(db, user_id, "", "discord")
         sql.change(db, "UPDATE members SET erased_ms = ? WHERE user_id = ?", (now_ms(), user_id))
-    cursor = db.conn.execute(
-        "INSERT INTO erasures (user_id, requested_ms, run_id) VALUES (?, ?, ?)",
-        (user_id, now_ms(), retrains[0] if retrains else None),
-    )
-    return int(cursor.lastrowid)
+    values = {"user_id": user_id, "requested_ms": now_ms(), "run_id": retrains[0] if retrains else None}
+    return sql.insert(db, "erasures", values)
 
 
 def _remember_files(db: sqlite_utils.Database, erasure: Erasure) -> None:

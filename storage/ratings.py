@@ -68,10 +68,10 @@ def rate(
     return bool(
         sql.change(
             db,
-            """INSERT INTO ratings (reply_id, user_id, scope, kind, means, value, emoji, text, source, consent,
-                                    permission_reference, created_ms, updated_ms)
-               VALUES (:reply_id, :user_id, :scope, :kind, :means, :value, :emoji, :text, :source, :consent,
-                       :permission_reference, :now, :now)
+            """INSERT INTO ratings (reply_id, user_id, scope, kind, means, value, emoji, text, source,
+                                    consent, permission_reference, created_ms, updated_ms)
+               VALUES (:reply_id, :user_id, :scope, :kind, :means, :value, :emoji, :text, :source,
+                       :consent, :permission_reference, :now, :now)
                ON CONFLICT (reply_id, user_id, kind) DO UPDATE SET
                    means = :means, value = :value, emoji = :emoji, text = :text, retracted = 0,
                    consent = :consent, permission_reference = :permission_reference, updated_ms = :now

@@ -52,7 +52,8 @@ class Part:
     position: int
 
 
-_SELECT = "SELECT replies.*, messages.content AS text FROM replies JOIN messages ON messages.id = replies.message_id"
+_SELECT = """SELECT replies.*, messages.content AS text
+FROM replies JOIN messages ON messages.id = replies.message_id"""
 
 
 def start(
@@ -91,27 +92,23 @@ def start(
         content="",
         permission_reference=permission_reference,
     )
-    sql.change(
-        db,
-        """INSERT INTO replies (id, message_id, prompt_message_id, conversation_id, asker_id, scope, adapter_id,
-                                base_hash, prompt_json, seed, sampling_json, status, source, created_ms)
-           VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, 'streaming', ?, ?)""",
-        (
-            reply_id,
-            message_id,
-            asked.id,
-            asked.conversation_id,
-            asked.author_id if asker_id is None else asker_id,
-            scope,
-            adapter_id,
-            base_hash,
-            json.dumps([dict(message) for message in prompt]),
-            seed,
-            json.dumps(dict(sampling)),
-            asked.source,
-            now_ms(),
-        ),
-    )
+    values = {
+        "id": reply_id,
+        "message_id": message_id,
+        "prompt_message_id": asked.id,
+        "conversation_id": asked.conversation_id,
+        "asker_id": asked.author_id if asker_id is None else asker_id,
+        "scope": scope,
+        "adapter_id": adapter_id,
+        "base_hash": base_hash,
+        "prompt_json": json.dumps([dict(message) for message in prompt]),
+        "seed": seed,
+        "sampling_json": json.dumps(dict(sampling)),
+        "status": "streaming",
+        "source": asked.source,
+        "created_ms": now_ms(),
+    }
+    sql.insert(db, "replies", values)
     _record_context(db, reply_id, asked.id, context)
     return _expect(db, reply_id)
 
@@ -134,19 +131,21 @@ def finish(
     reply = _expect(db, reply_id)
     sql.change(
         db,
-        """UPDATE replies SET status = ?, finish_reason = ?, prompt_tokens = ?, completion_tokens = ?, queue_ms = ?,
-                              first_token_ms = ?, duration_ms = ?, error = ? WHERE id = ?""",
-        (
-            status,
-            finish_reason,
-            prompt_tokens,
-            completion_tokens,
-            queue_ms,
-            first_token_ms,
-            duration_ms,
-            error,
-            reply_id,
-        ),
+        """UPDATE replies SET status = :status, finish_reason = :finish_reason, prompt_tokens = :prompt_tokens,
+                  completion_tokens = :completion_tokens, queue_ms = :queue_ms, first_token_ms = :first_token_ms,
+                  duration_ms = :duration_ms, error = :error
+           WHERE id = :id""",
+        {
+            "id": reply_id,
+            "status": status,
+            "finish_reason": finish_reason,
+            "prompt_tokens": prompt_tokens,
+            "completion_tokens": completion_tokens,
+            "queue_ms": queue_ms,
+            "first_token_ms": first_token_ms,
+            "duration_ms": duration_ms,
+            "error": error,
+        },
     )
     sql.change(
         db,

@@ -79,12 +79,17 @@ def enqueue(
     if waiting is not None:
         return waiting
     run_id = f"r{secrets.token_hex(6)}"
-    sql.change(
-        db,
-        """INSERT INTO runs (id, scope, trigger, requested_by, state, settings_json, report_channel_id, created_ms)
-           VALUES (?, ?, ?, ?, 'queued', ?, ?, ?)""",
-        (run_id, scope, trigger, requested_by, json.dumps(dict(settings or {})), report_channel_id, now_ms()),
-    )
+    values = {
+        "id": run_id,
+        "scope": scope,
+        "trigger": trigger,
+        "requested_by": requested_by,
+        "state": "queued",
+        "settings_json": json.dumps(dict(settings or {})),
+        "report_channel_id": report_channel_id,
+        "created_ms": now_ms(),
+    }
+    sql.insert(db, "runs", values)
     audit.record(db, requested_by, "run.enqueue", {"run_id": run_id, "scope": scope, "trigger": trigger})
     return expect(db, run_id)
 
@@ -103,8 +108,9 @@ def lease_next(db: sqlite_utils.Database, owner: str, lease_ms: int) -> Run | No
     now = now_ms()
     sql.change(
         db,
-        """UPDATE runs SET state = 'running', lease_owner = ?, lease_until_ms = ?, lease_ms = ?, heartbeat_ms = ?,
-                  attempts = attempts + 1, started_ms = ?, ratings_seen = ?, progress = 0, eta_s = NULL, phase = NULL
+        """UPDATE runs SET state = 'running', attempts = attempts + 1, progress = 0, eta_s = NULL, phase = NULL,
+                  lease_owner = ?, lease_until_ms = ?, lease_ms = ?, heartbeat_ms = ?, started_ms = ?,
+                  ratings_seen = ?
            WHERE id = ?""",
         (owner, now + lease_ms, lease_ms, now, now, ratings.changes(db, queued["scope"]), queued["id"]),
     )
@@ -179,21 +185,21 @@ def finish(
     state = {"failed": "failed", "cancelled": "cancelled"}.get(outcome, "finished")
     sql.change(
         db,
-        """UPDATE runs SET state = ?, outcome = ?, message = ?, metrics_json = ?, lease_owner = NULL,
-                  lease_until_ms = NULL, eta_s = NULL, progress = 1, note = '', phase = iif(? = 'votes', 'votes', phase),
-                  adapter_id = coalesce(?, adapter_id), champion_id = coalesce(?, champion_id), finished_ms = ?
-           WHERE id = ?""",
-        (
-            state,
-            outcome,
-            message,
-            json.dumps({**run.metrics, **(metrics or {})}),
-            outcome,
-            adapter_id,
-            champion_id,
-            now_ms(),
-            run_id,
-        ),
+        """UPDATE runs SET state = :state, outcome = :outcome, message = :message, metrics_json = :metrics,
+                  phase = iif(:outcome = 'votes', 'votes', phase), progress = 1, eta_s = NULL, note = '',
+                  lease_owner = NULL, lease_until_ms = NULL, finished_ms = :now,
+                  adapter_id = coalesce(:adapter_id, adapter_id), champion_id = coalesce(:champion_id, champion_id)
+           WHERE id = :id""",
+        {
+            "id": run_id,
+            "state": state,
+            "outcome": outcome,
+            "message": message,
+            "metrics": json.dumps({**run.metrics, **(metrics or {})}),
+            "adapter_id": adapter_id,
+            "champion_id": champion_id,
+            "now": now_ms(),
+        },
     )
     if outcome != "votes":
         duels.close(db, run_id)
@@ -208,7 +214,7 @@ def fail(db: sqlite_utils.Database, run_id: str, *, error: str, message: str = "
 
 
 def cancel(db: sqlite_utils.Database, run_id: str, actor: str, reason: str = "") -> bool:
-    """End a queued or running run; its process notices at the next heartbeat. False if it was over already."""
+    """End a queued or running run; its process notices at the next heartbeat. False if it was over."""
     run = expect(db, run_id)
     if run.state not in ("queued", "running"):
         return False
@@ -226,8 +232,8 @@ def requeue(db: sqlite_utils.Database, run_id: str, reason: str) -> Run:
         return _end(db, run, "failed", f"The run failed: {reason}. The champion was not changed.", reason)
     sql.change(
         db,
-        """UPDATE runs SET state = 'queued', lease_owner = NULL, lease_until_ms = NULL, phase = NULL, progress = 0,
-                  eta_s = NULL, note = ? WHERE id = ?""",
+        """UPDATE runs SET state = 'queued', lease_owner = NULL, lease_until_ms = NULL, phase = NULL,
+                  progress = 0, eta_s = NULL, note = ? WHERE id = ?""",
         (f"Starts again: {reason}.", run_id),
     )
     return expect(db, run_id)
@@ -311,8 +317,8 @@ def new_ratings(db: sqlite_utils.Database, scope: str) -> int:
 def _end(db: sqlite_utils.Database, run: Run, outcome: Outcome, message: str, error: str | None) -> Run:
     sql.change(
         db,
-        """UPDATE runs SET state = ?, outcome = ?, message = ?, error = ?, lease_owner = NULL, lease_until_ms = NULL,
-                  eta_s = NULL, note = '', finished_ms = ? WHERE id = ?""",
+        """UPDATE runs SET state = ?, outcome = ?, message = ?, error = ?, lease_owner = NULL,
+                  lease_until_ms = NULL, eta_s = NULL, note = '', finished_ms = ? WHERE id = ?""",
         (outcome, outcome, message, error, now_ms(), run.id),
     )
     duels.close(db, run.id)

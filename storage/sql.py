@@ -1,4 +1,4 @@
-"""Three ways to ask a question in SQL: one row, many rows, one value."""
+"""A few words of SQL: ask for one row, many rows or one value; insert a row; change some."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -29,6 +29,17 @@ def value(db: sqlite_utils.Database, question: str, parameters: Parameters = ())
     """Return the first column of the first row, or None."""
     row = db.conn.execute(question, parameters).fetchone()
     return None if row is None else row[0]
+
+
+def insert(db: sqlite_utils.Database, table: str, values: Mapping[str, Any], *, on_conflict: str = "") -> int:
+    """Insert one row inside the caller's transaction and return its rowid (0 for a table without one).
+
+    `on_conflict` is what follows ON CONFLICT, for example "DO NOTHING".
+    """
+    columns, marks = ", ".join(values), ", ".join(f":{column}" for column in values)
+    clause = f" ON CONFLICT {on_conflict}" if on_conflict else ""
+    cursor = db.conn.execute(f"INSERT INTO {table} ({columns}) VALUES ({marks}){clause}", values)
+    return int(cursor.lastrowid or 0)
 
 
 def change(db: sqlite_utils.Database, statement: str, parameters: Parameters = ()) -> int:

@@ -185,7 +185,8 @@ class ReplyRenderer:
 
     async def _edit(self, position: int, content: str) -> None:
         message_id, shown = self._sent[position]
-        if shown == content or message_id in self._gone:
+        # Discord drops white space around a message: a change of only that would change nothing.
+        if shown.strip() == content.strip() or message_id in self._gone:
             return
         try:
             await self._timed(self._surface.edit(message_id, content))

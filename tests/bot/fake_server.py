@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
 from aiohttp import web
@@ -30,6 +30,7 @@ class FakeModelServer:
         self.busy_times = 0
         self.break_after: int | None = None
         self.pause_s = 0.0
+        self.on_load: Callable[[web.Request], Awaitable[web.Response]] = self._load
         self.gate: asyncio.Event | None = None
         self.requests: list[dict[str, Any]] = []
         self.token_requests = 0
@@ -42,7 +43,7 @@ class FakeModelServer:
         app.router.add_get("/health", self._health)
         app.router.add_get("/v1/models", self._models)
         app.router.add_post("/v1/chat/completions", self._chat)
-        app.router.add_post("/v1/load_lora_adapter", self._load)
+        app.router.add_post("/v1/load_lora_adapter", self._dispatch_load)
         app.router.add_post("/v1/unload_lora_adapter", self._unload)
         app.router.add_post("/tokenize", self._tokenize)
         self._runner = web.AppRunner(app, shutdown_timeout=0.1)
@@ -86,6 +87,9 @@ class FakeModelServer:
         self.token_requests += 1
         count = count_tokens((await request.json())["messages"])
         return web.json_response({"tokens": list(range(count)), "count": count, "max_model_len": 2048})
+
+    async def _dispatch_load(self, request: web.Request) -> web.Response:
+        return await self.on_load(request)
 
     async def _load(self, request: web.Request) -> web.Response:
         name = (await request.json())["lora_name"]

@@ -1,0 +1,43 @@
+"""A surface that a reply is rendered on, without a Discord behind it."""
+
+from __future__ import annotations
+
+import asyncio
+
+from bot.errors import MessageGoneError
+
+
+class Screen:
+    """What a channel shows; calls can be slow, fail, or be refused."""
+
+    def __init__(self) -> None:
+        self.messages: dict[int, str] = {}
+        self.calls: list[tuple[str, str]] = []
+        self.at: list[float] = []
+        self.failures: list[Exception] = []
+        self.delay_s = 0.0
+        self.gone: set[int] = set()
+
+    async def _call(self, kind: str, content: str) -> None:
+        self.calls.append((kind, content))
+        self.at.append(asyncio.get_running_loop().time())
+        if self.delay_s:
+            await asyncio.sleep(self.delay_s)
+        if self.failures:
+            raise self.failures.pop(0)
+
+    async def send(self, content: str) -> int:
+        await self._call("send", content)
+        message_id = 100 + len(self.messages)
+        self.messages[message_id] = content
+        return message_id
+
+    async def edit(self, message_id: int, content: str) -> None:
+        if message_id in self.gone:
+            raise MessageGoneError("gone")
+        await self._call("edit", content)
+        self.messages[message_id] = content
+
+    async def delete(self, message_id: int) -> None:
+        await self._call("delete", "")
+        del self.messages[message_id]

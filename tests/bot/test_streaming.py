@@ -1,0 +1,168 @@
+"""Streaming: the latest text wins, the pace is kept, the final text always arrives."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+
+import pytest
+
+from bot import streaming
+from bot.errors import ChannelRefusedError, DeliveryError
+from bot.streaming import ChannelPace, Paces, ReplyRenderer
+from tests.bot.screen import Screen
+
+
+@pytest.fixture
+def screen() -> Screen:
+    return Screen()
+
+
+@pytest.fixture
+def parts() -> list[tuple[int, int]]:
+    return []
+
+
+@pytest.fixture
+async def renderer(screen: Screen, parts: list[tuple[int, int]]) -> AsyncIterator[ReplyRenderer]:
+    async def on_part(message_id: int, position: int) -> None:
+        parts.append((message_id, position))
+
+    made = ReplyRenderer(screen, ChannelPace(0.05), on_part)
+    yield made
+    await made.abandon()
+
+
+@pytest.fixture(autouse=True)
+def _short_retries(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(streaming, "_FINAL_RETRIES_S", (0.01, 0.01, 0.01))
+
+
+async def test_only_the_latest_text_is_shown(screen: Screen, renderer: ReplyRenderer) -> None:
+    for count in range(1, 200):
+        renderer.show("word " * count)
+        await asyncio.sleep(0.001)
+    await renderer.finish("the end")
+
+    assert screen.messages == {100: "the end"}
+    assert len(screen.calls) < 20
+
+
+async def test_showing_never_waits_for_discord(screen: Screen, renderer: ReplyRenderer) -> None:
+    screen.delay_s = 0.3
+    started = asyncio.get_running_loop().time()
+    for count in range(100):
+        renderer.show("x" * (count + 1))
+        await asyncio.sleep(0)
+    assert asyncio.get_running_loop().time() - started < 0.15
+    await renderer.finish("done")
+    assert screen.messages == {100: "done"}
+
+
+async def test_edits_keep_the_pace(screen: Screen, renderer: ReplyRenderer) -> None:
+    for count in range(60):
+        renderer.show("x" * (count + 1))
+        await asyncio.sleep(0.005)
+    await renderer.finish("done")
+    gaps = [later - earlier for earlier, later in zip(screen.at, screen.at[1:], strict=False)]
+    assert min(gaps) > 0.04
+
+
+async def test_an_edit_that_changes_nothing_is_skipped(screen: Screen, renderer: ReplyRenderer) -> None:
+    renderer.show("same")
+    await asyncio.sleep(0.12)
+    renderer.show("same ")
+    await asyncio.sleep(0.12)
+    await renderer.finish("same")
+    assert [kind for kind, _ in screen.calls if kind == "edit"] == []
+
+
+async def test_a_long_reply_becomes_several_messages(
+    screen: Screen, renderer: ReplyRenderer, parts: list[tuple[int, int]]
+) -> None:
+    text = "".join(f"line {number} of a long reply\n" for number in range(300))
+    renderer.show(text[:500])
+    await asyncio.sleep(0.1)
+    await renderer.finish(text)
+
+    assert "".join(screen.messages.values()) == text
+    assert parts == [(message_id, position) for position, message_id in enumerate(screen.messages)]
+    assert len(parts) > 3
+
+
+@pytest.mark.parametrize("failures", [1, 3])
+async def test_the_final_text_arrives_after_failures(
+    screen: Screen, renderer: ReplyRenderer, failures: int
+) -> None:
+    renderer.show("partial")
+    await asyncio.sleep(0.02)
+    screen.failures = [DeliveryError("no") for _ in range(failures)]
+    await renderer.finish("partial, and the rest")
+    assert screen.messages == {100: "partial, and the rest"}
+
+
+async def test_a_failed_edit_in_the_middle_costs_nothing(screen: Screen, renderer: ReplyRenderer) -> None:
+    renderer.show("one")
+    await asyncio.sleep(0.02)
+    screen.failures = [DeliveryError("no")]
+    renderer.show("one two")
+    await asyncio.sleep(0.12)
+    assert screen.messages == {100: "one"}
+    await renderer.finish("one two three")
+    assert screen.messages == {100: "one two three"}
+
+
+async def test_a_channel_that_refuses_ends_the_attempts(screen: Screen, renderer: ReplyRenderer) -> None:
+    screen.failures = [ChannelRefusedError("403")]
+    with pytest.raises(ChannelRefusedError):
+        await renderer.finish("text")
+    assert len(screen.calls) == 1
+
+
+async def test_a_permanent_failure_is_reported_in_the_end(screen: Screen, renderer: ReplyRenderer) -> None:
+    screen.failures = [DeliveryError("no") for _ in range(10)]
+    with pytest.raises(DeliveryError):
+        await renderer.finish("text")
+    assert len(screen.calls) == 4
+
+
+async def test_a_message_that_somebody_deleted_stays_deleted(screen: Screen, renderer: ReplyRenderer) -> None:
+    renderer.show("first")
+    await asyncio.sleep(0.02)
+    screen.gone.add(100)
+    text = "word " * 500
+    await renderer.finish(text)
+    assert screen.messages[100] == "first"
+    assert screen.messages[101].endswith("word ")
+
+
+async def test_a_shorter_final_text_takes_surplus_messages_away(
+    screen: Screen, renderer: ReplyRenderer
+) -> None:
+    renderer.show("word " * 500)
+    await asyncio.sleep(0.1)
+    assert len(screen.messages) == 2
+    await renderer.finish("short")
+    assert screen.messages == {100: "short"}
+
+
+async def test_the_pace_slows_with_round_trips_and_recovers() -> None:
+    pace = ChannelPace(1.2)
+    pace.observe(1.5)
+    assert pace.interval_s == 2.4
+    for _ in range(5):
+        pace.observe(6.0)
+    assert pace.interval_s == streaming.SLOWEST_PACE_S
+    for _ in range(5):
+        pace.observe(0.05)
+    assert pace.interval_s == 1.2
+
+
+async def test_replies_in_one_channel_share_its_pace() -> None:
+    paces = Paces(0.05)
+    assert paces.of(1) is paces.of(1)
+    assert paces.of(1) is not paces.of(2)
+    pace, loop = paces.of(1), asyncio.get_running_loop()
+    started = loop.time()
+    await asyncio.gather(*(pace.turn() for _ in range(4)))
+    assert 0.14 < loop.time() - started < 0.4

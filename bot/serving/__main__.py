@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import os
 
-# OpenMP reads these once, when torch is imported. Spinning threads that outnumber the cores slow everything on
-# the machine (4-bit decoding from 20 to 2 tokens a second).
+# OpenMP reads these once, when torch is imported. Spinning threads that outnumber the cores slow everything
+# on the machine (4-bit decoding from 20 to 2 tokens a second).
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 os.environ.setdefault("GOMP_SPINCOUNT", "0")
 
@@ -19,17 +19,15 @@ import tempfile
 import threading
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import structlog
 from aiohttp import web
 
 from bot.serving.client import SERVER_FILE
 from bot.serving.errors import ServerStartError, ServingError
+from bot.serving.http import build_app
+from bot.serving.service import Service
 from bot.serving.settings import Settings, read_settings
-
-if TYPE_CHECKING:
-    from bot.serving.service import Service
 
 log = structlog.get_logger(__name__)
 
@@ -50,10 +48,6 @@ def main() -> int:
 
 
 async def _serve(settings: Settings) -> None:
-    # torch comes with these: the command's refusals above answer without it.
-    from bot.serving.http import build_app
-    from bot.serving.service import Service
-
     stopping = asyncio.Event()
     loop = asyncio.get_running_loop()
     for name in (signal.SIGTERM, signal.SIGINT):

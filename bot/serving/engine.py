@@ -18,7 +18,8 @@ import torch
 
 from bot.serving.base import LoadedBase
 from bot.serving.errors import RequestRejectedError, ServerBusyError, ServerUnavailableError
-from bot.serving.jobs import Ending, Job
+from bot.serving.events import Ending, FailureCode
+from bot.serving.jobs import Job
 from bot.serving.kv_cache import CausalMasks, RowCache
 from bot.serving.lanes import Lane
 from bot.serving.lora import RowPlan, wrap_linears
@@ -316,7 +317,7 @@ class Engine:
         if job.priority == PRIORITY_PEOPLE and outcome in ("stop", "length"):
             self._mean_job_s += 0.1 * (job.running_s() - self._mean_job_s)
 
-    def _fail_everyone(self, code: str, message: str) -> None:
+    def _fail_everyone(self, code: FailureCode, message: str) -> None:
         """Fail the running jobs, and the waiting ones too when the engine ends."""
         with self._wake:
             jobs = [job for lane in self._lanes.values() for job in lane.jobs]
@@ -327,7 +328,7 @@ class Engine:
             self._lanes = self._new_lanes()
             self._cache = self._new_cache()
         for job in jobs:
-            job.fail("shutting_down" if code == "shutting_down" else "internal", message)
+            job.fail(code, message)
             self._account(job, code)
 
 

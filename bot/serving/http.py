@@ -24,8 +24,8 @@ from bot.serving.errors import (
     ServingError,
     UnknownModelError,
 )
+from bot.serving.events import Event, Failed, Finished, JobOptions, SamplingOptions, TextPiece
 from bot.serving.guards import Handler, error_response, guard, is_trusted
-from bot.serving.jobs import Event, Failed, Finished, TextPiece
 from bot.serving.protocol import (
     MAX_PROMPTS_PER_REQUEST,
     ChatMessage,
@@ -37,8 +37,7 @@ from bot.serving.protocol import (
     UnloadAdapterRequest,
     WireMessage,
 )
-from bot.serving.sampling import SamplingOptions
-from bot.serving.service import JobOptions, Service
+from bot.serving.service import Service
 
 log = structlog.get_logger(__name__)
 
@@ -111,22 +110,22 @@ class _Face:
         body: dict[str, Any] = {"status": "ok" if service.ready else "loading", "detail": service.detail}
         open_to_all = service.settings.api_key is None
         if service.ready and (open_to_all or is_trusted(request, self._secret, service.settings.api_key)):
-            running, waiting = service.engine.counts()
-            body["base"] = dataclasses.asdict(service.description) if service.description else None
-            body["adapters"] = service.engine.shelf.names()
+            engine = service.runtime.engine
+            running, waiting = engine.counts()
+            body["base"] = dataclasses.asdict(service.runtime.description)
+            body["adapters"] = engine.shelf.names()
             body["queue"] = {"running": running, "waiting": waiting}
         return web.json_response(body, status=200 if service.ready else 503)
 
     async def metrics(self, _: web.Request) -> web.Response:
         """Answer in Prometheus' text format."""
-        engine = self._service.engine
+        engine = self._service.runtime.engine
         running, waiting = engine.counts()
         text = engine.metrics.render(running=running, waiting=waiting, adapters=len(engine.shelf.names()))
         return web.Response(text=text, headers={"Content-Type": "text/plain; version=0.0.4; charset=utf-8"})
 
     async def models(self, _: web.Request) -> web.Response:
         """List the base and the loaded adapters."""
-        self._service.engine  # noqa: B018 - raises while loading
         names = self._service.model_names()
         data = [
             {
@@ -151,8 +150,7 @@ class _Face:
             stop=body.stop,
             priority=body.priority,
         )
-        async with self._service.run(body.model, [prompt], options) as jobs:
-            events = jobs[0][1]
+        async with self._service.run(body.model, [prompt], options) as (events,):
             head = {
                 "id": f"chatcmpl-{secrets.token_hex(12)}",
                 "created": int(time.time()),
@@ -185,8 +183,8 @@ class _Face:
             priority=body.priority,
             score=score,
         )
-        async with self._service.run(body.model, prompts, options) as jobs:
-            ends = [await _collect(events) for _, events in jobs]
+        async with self._service.run(body.model, prompts, options) as queues:
+            ends = [await _collect(events) for events in queues]
         choices = [
             {
                 "index": index,
@@ -220,7 +218,7 @@ class _Face:
     async def load_adapter(self, request: web.Request) -> web.Response:
         """``POST /v1/load_lora_adapter``."""
         body = await _read(request, LoadAdapterRequest)
-        if self._service.description is not None and body.lora_name == self._service.description.id:
+        if body.lora_name == self._service.runtime.description.id:
             raise AdapterRefusedError(f"The name {body.lora_name} belongs to the base.")
         fresh = await self._service.load_adapter(body.lora_name, Path(body.lora_path))
         word = "added" if fresh else "already loaded"
@@ -244,7 +242,7 @@ class _Face:
             tokens = await self._service.tokenize_text(body.prompt)
         else:
             raise RequestRejectedError("Send messages or a prompt.")
-        limit = self._service.engine.context_tokens
+        limit = self._service.runtime.engine.context_tokens
         return web.json_response({"tokens": tokens, "count": len(tokens), "max_model_len": limit})
 
 

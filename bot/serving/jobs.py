@@ -3,52 +3,15 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any, Literal, TypeAlias
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 
+from bot.serving.events import Ending, Failed, FailureCode, Finished, JobOptions, Sink, TextPiece
 from bot.serving.lora import Adapter
-from bot.serving.protocol import PRIORITY_PEOPLE
-from bot.serving.sampling import Sampler, SamplingOptions
+from bot.serving.sampling import Sampler
 from bot.serving.text_stream import TextStream
-
-Ending: TypeAlias = Literal["stop", "length", "cancelled"]
-FailureCode: TypeAlias = Literal["deadline", "shutting_down", "internal"]
-
-
-@dataclass(frozen=True, slots=True)
-class TextPiece:
-    """Text of a reply that is final."""
-
-    text: str
-
-
-@dataclass(frozen=True, slots=True)
-class Finished:
-    """The terminal event of a request that was served, or cancelled by its caller. Times in milliseconds."""
-
-    reason: Ending
-    prompt_tokens: int
-    completion_tokens: int
-    queue_ms: float
-    first_token_ms: float | None
-    duration_ms: float
-    scores: tuple[float, ...] | None = None
-    token_ids: tuple[int, ...] = ()
-
-
-@dataclass(frozen=True, slots=True)
-class Failed:
-    """The terminal event of a request that could not be served."""
-
-    code: FailureCode
-    message: str
-
-
-Event: TypeAlias = TextPiece | Finished | Failed
-Sink: TypeAlias = Callable[[Event], None]
 
 
 class Job:
@@ -60,35 +23,30 @@ class Job:
     def __init__(
         self,
         prompt: Sequence[int],
+        options: JobOptions,
         *,
         sink: Sink,
         tokenizer: Any,
-        max_tokens: int = 1,
-        sampling: SamplingOptions | None = None,
-        stop: Sequence[str] = (),
         adapter: Adapter | None = None,
-        priority: int = PRIORITY_PEOPLE,
-        deadline_s: float | None = None,
-        score: bool = False,
     ) -> None:
         self.tokens = list(prompt)
         self.prompt_length = len(self.tokens)
-        self.max_tokens = max_tokens
+        self.max_tokens = options.max_tokens
         self.adapter = adapter
-        self.priority = priority
-        self.score = score
+        self.priority = options.priority
+        self.score = options.score
         self.scores: list[float] = []
         self.cached = 0
         self.cancelled = False
         self.done = False
         self._sink = sink
-        self._stream = TextStream(tokenizer, stop)
-        self._sampler = Sampler(sampling or SamplingOptions())
-        self._penalised = sampling is not None and sampling.repetition_penalty != 1.0
+        self._stream = TextStream(tokenizer, options.stop)
+        self._sampler = Sampler(options.sampling)
+        self._penalised = options.sampling.repetition_penalty != 1.0
         self._submitted = time.monotonic()
         self._started: float | None = None
         self._first_token: float | None = None
-        self._expires = self._submitted + deadline_s if deadline_s is not None else None
+        self._expires = None if options.deadline_s is None else self._submitted + options.deadline_s
 
     @property
     def generated(self) -> int:
@@ -120,8 +78,8 @@ class Job:
         self._send(self._stream.push(token))
         if self._stream.stopped:
             return "stop"
-        full = self.generated >= self.max_tokens or len(self.tokens) >= context_tokens
-        return "length" if full else None
+        enough = self.max_tokens is not None and self.generated >= self.max_tokens
+        return "length" if enough or len(self.tokens) >= context_tokens else None
 
     def finish(self, reason: Ending) -> None:
         """Send the rest of the text and the terminal event; later calls do nothing."""

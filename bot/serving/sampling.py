@@ -7,24 +7,13 @@ else runs in the batch.
 from __future__ import annotations
 
 import secrets
-from dataclasses import dataclass
 
 import torch
 
+from bot.serving.events import SamplingOptions
+
 # Nucleus sampling looks at this many tokens first; sorting a whole vocabulary costs milliseconds on a CPU.
 SHORTLIST = 256
-
-
-@dataclass(frozen=True, slots=True)
-class SamplingOptions:
-    """How to choose tokens; the defaults are OpenAI's and vLLM's."""
-
-    temperature: float = 1.0
-    top_p: float = 1.0
-    top_k: int = 0
-    min_p: float = 0.0
-    repetition_penalty: float = 1.0
-    seed: int | None = None
 
 
 class Sampler:

@@ -174,7 +174,7 @@ def rollback(db: sqlite_utils.Database, *, scope: str, base_hash: str, actor: st
 
 
 def depose(db: sqlite_utils.Database, *, scope: str, base_hash: str, actor: str, reason: str) -> str | None:
-    """Replace a champion that an erasure tainted by the newest clean one before it, else by the base model."""
+    """Replace a tainted champion by the newest clean one before it, else by the base model; return it."""
     current = champion(db, scope, base_hash)
     successor = next(reversed(_earlier_reigns(db, scope, base_hash)), None)
     _crown(db, scope, base_hash, successor, current, "erase", actor, reason, None)

@@ -1,4 +1,4 @@
-"""Backups: a consistent copy of the database while Strop runs, and the adapters, with a hash of every file."""
+"""Backups: a consistent copy of the running database and its adapters, with a hash of every file."""
 
 import contextlib
 import hashlib
@@ -86,8 +86,8 @@ def verify(source: Path) -> dict[str, Any]:
 def restore(source: Path, data_dir: Path) -> Restored:
     """Put a backup in the place of the database; Strop must be stopped.
 
-    The former database is kept under backups/. Members who erased their data after the backup was made are erased
-    again. Raises BackupError.
+    The former database is kept under backups/. Members who erased their data after the backup was made are
+    erased again. Raises BackupError.
     """
     verify(source)
     target = data_dir / DATABASE

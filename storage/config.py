@@ -88,7 +88,7 @@ class ServerConfig(_Section):
 
 
 class TrainerConfig(_Section):
-    """When and how a challenger is trained. `cron` "", `interval_hours` 0 or `min_new_ratings` 0 switch it off."""
+    """When and how a challenger is trained; an empty `cron` or a 0 switches a trigger off."""
 
     cron: Text = ""
     interval_hours: Amount = 24.0
@@ -334,17 +334,17 @@ def _sections() -> dict[str, type[BaseModel]]:
 
 def _contradictions(config: Config) -> Iterator[str]:
     """Problems that need more than one key to see."""
-    if not _is_loopback(config.playground_page.host):
-        yield f"playground.host: must be this machine (127.0.0.1, ::1 or localhost); got {config.playground_page.host!r}"
-    if not _is_loopback(config.server.host) and config.server.api_key is None:
-        yield f"server.host: {config.server.host!r} is reachable from outside; set STROP_API_KEY, or use 127.0.0.1"
+    host = config.playground_page.host
+    if not _is_loopback(host):
+        yield f"playground.host: must be this machine (127.0.0.1, ::1 or localhost); got {host!r}"
+    host = config.server.host
+    if not _is_loopback(host) and config.server.api_key is None:
+        yield f"server.host: {host!r} is reachable from outside; set STROP_API_KEY, or use 127.0.0.1"
     if config.server.base_url and not config.server.base_url.startswith(("http://", "https://")):
         yield f"server.base_url: must start with http:// or https://; got {config.server.base_url!r}"
     if config.chat.context_tokens > config.model.context_tokens:
-        yield (
-            f"chat.context_tokens: must not be larger than model.context_tokens ({config.model.context_tokens}); "
-            f"got {config.chat.context_tokens}"
-        )
+        limit, got = config.model.context_tokens, config.chat.context_tokens
+        yield f"chat.context_tokens: must not be larger than model.context_tokens ({limit}); got {got}"
     if config.trainer.cron and len(config.trainer.cron.split()) != 5:
         yield f'trainer.cron: must have five fields, for example "0 4 * * *"; got {config.trainer.cron!r}'
     yield from _emoji_problems(config.discord)
@@ -363,7 +363,7 @@ def _emoji_problems(discord: DiscordConfig) -> Iterator[str]:
 def _permission_problems(discord: DiscordConfig) -> Iterator[str]:
     reference, date = discord.training_permission_reference, discord.training_permission_date
     if reference and not date:
-        yield "discord.training_permission_date: must say when Discord gave the permission, for example 2026-01-31"
+        yield "discord.training_permission_date: must say when Discord gave it, for example 2026-01-31"
     if date and not reference:
         yield "discord.training_permission_reference: must name Discord's permission that the date belongs to"
     try:

@@ -46,8 +46,8 @@ def sqlite_version_problem(version: Sequence[int] = sqlite3.sqlite_version_info)
     if tuple(version) >= _WAL_RESET_FIXED:
         return None
     return (
-        f"SQLite {'.'.join(map(str, version))} has a rare bug that can corrupt a busy database (fixed in 3.51.3): "
-        "install the Python package pysqlite3, or a newer SQLite, and back up often."
+        f"SQLite {'.'.join(map(str, version))} has a rare bug that can corrupt a busy database (fixed in "
+        "3.51.3): install the Python package pysqlite3, or a newer SQLite, and back up often."
     )
 
 
@@ -103,7 +103,7 @@ class Database:
                     db.conn.execute("ROLLBACK")
 
     async def awrite(self, work: Work[T]) -> T:
-        """Like `write`, without blocking the event loop. If the caller is cancelled the write still completes."""
+        """Like `write`, off the event loop; the write completes even if its caller is cancelled."""
         task: Callable[[], T] = lambda: self._transact(work)  # noqa: E731 - typed for the queue
         try:
             future = self._submit(task, block=False)
@@ -230,7 +230,13 @@ def _connect(path: Path, *, read_only: bool = False) -> sqlite_utils.Database:
         check_same_thread=False,
     )
     db = sqlite_utils.Database(connection, recursive_triggers=False, execute_plugins=False)
-    for pragma in ("foreign_keys=ON", "synchronous=FULL", "secure_delete=ON", "temp_store=MEMORY"):
+    for pragma in (
+        "foreign_keys=ON",
+        "synchronous=FULL",
+        "secure_delete=ON",
+        "temp_store=MEMORY",
+        "cache_size=-16000",
+    ):
         connection.execute(f"PRAGMA {pragma}")
     if read_only:
         connection.execute("PRAGMA query_only=ON")
@@ -275,15 +281,15 @@ def _translation(path: Path, error: Exception) -> DatabaseError | None:
         )
     if code in (sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_CORRUPT):
         return CorruptDatabaseError(
-            f"{path} is damaged or not a database ({error}): stop Strop and run `strop restore` with a backup."
+            f"{path} is damaged or not a database ({error}): stop Strop and `strop restore` a backup."
         )
     if code in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
         return DatabaseBusyError(
-            f"{path} stayed locked by another process for {BUSY_TIMEOUT_S:.0f} s: nothing was changed; try again."
+            f"Another process kept {path} locked for {BUSY_TIMEOUT_S:.0f} s: nothing was changed; try again."
         )
     if code in (sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_READONLY, sqlite3.SQLITE_PERM, sqlite3.SQLITE_IOERR):
         return DatabaseUnavailableError(
-            f"{path} cannot be read or written ({error}): check the disk and the file's owner and permissions."
+            f"{path} cannot be read or written ({error}): check the disk and the file's permissions."
         )
     return None
 

@@ -1,7 +1,7 @@
-"""Which rated replies may be trained on. The policy is Discord's and the members'; see the README's decisions.
+"""Which rated replies may be trained on: what Discord's policy and the members allow.
 
-A reply qualifies only if everybody whose words are in its prompt qualifies, and then counts with the ratings of
-those raters who qualify themselves. Labels and weights are the trainer's business.
+A reply qualifies only if everybody whose words are in its prompt qualifies, and then counts with the ratings
+of those raters who qualify themselves. Labels and weights are the trainer's business.
 """
 
 import json
@@ -63,7 +63,7 @@ class RatedReply:
 
 @dataclass(frozen=True, slots=True)
 class Eligibility:
-    """What may train, in the order of the reply ids, and how many replies may not, by reason (see REASONS)."""
+    """What may train, in the order of the reply ids, and how many replies may not, by reason (REASONS)."""
 
     rows: list[RatedReply]
     excluded: dict[str, int]
@@ -182,8 +182,9 @@ class _Page:
 
 
 _CANDIDATES = """
-SELECT replies.id, replies.conversation_id, replies.asker_id, replies.adapter_id, replies.base_hash, replies.status,
-       replies.prompt_json, replies.source, replies.created_ms, answer.content AS text, answer.deleted_ms,
+SELECT replies.id, replies.conversation_id, replies.asker_id, replies.adapter_id, replies.base_hash,
+       replies.status, replies.prompt_json, replies.source, replies.created_ms,
+       answer.content AS text, answer.deleted_ms,
        conversations.public, conversations.guild_id, conversations.split, conversations.group_key,
        conversations.key AS conversation_key, conversations.source AS conversation_source
 FROM json_each(?) AS wanted
@@ -193,8 +194,9 @@ CROSS JOIN conversations ON conversations.id = replies.conversation_id
 ORDER BY replies.id"""
 
 _CONTEXT = """
-SELECT reply_context.reply_id, messages.author_id AS user_id, messages.source, messages.consent, messages.deleted_ms,
-       members.consent AS member_consent, members.source AS member_source, members.erased_ms
+SELECT reply_context.reply_id, messages.author_id AS user_id, messages.source, messages.consent,
+       messages.deleted_ms, members.consent AS member_consent, members.source AS member_source,
+       members.erased_ms
 FROM json_each(?) AS wanted
 CROSS JOIN reply_context ON reply_context.reply_id = wanted.value
 CROSS JOIN messages ON messages.id = reply_context.message_id

@@ -22,7 +22,7 @@ def apply(db: sqlite_utils.Database, path: Path, steps: Migrations = steps) -> N
     unknown = [step.name for step in steps.applied(db) if step.name not in known]
     if unknown:
         raise NewerDatabaseError(
-            f"{path} was written by a newer Strop (it has the step {unknown[-1]!r}, unknown to this version): "
+            f"{path} was written by a newer Strop (step {unknown[-1]!r} is unknown to this version): "
             "upgrade Strop, or restore a backup that this version made."
         )
     if steps.pending(db):

@@ -1,7 +1,7 @@
 """A member's data: everything that is stored about them, and its erasure.
 
-Erasing is one transaction in the database (`erase_member`), then files (`scrub_files`), then the write-ahead log
-(`Database.checkpoint_truncate`). `secure_delete` overwrites what the database frees.
+Erasing is one transaction in the database (`erase_member`), then files (`scrub_files`), then the write-ahead
+log (`Database.checkpoint_truncate`). `secure_delete` overwrites what the database frees.
 """
 
 import json
@@ -13,7 +13,7 @@ from typing import Any
 
 import sqlite_utils
 
-from storage import adapters, audit, members, runs, sql
+from storage import adapters, audit, duels, members, runs, sql
 from storage.clock import now_ms
 
 
@@ -56,7 +56,8 @@ _EXPORTS = {
     "erasures": "SELECT id, requested_ms, done_ms FROM erasures WHERE user_id = ? ORDER BY id",
     "audit": """
         SELECT id, action, detail_json, created_ms FROM audit WHERE actor = CAST(?1 AS TEXT)
-        UNION SELECT id, action, detail_json, created_ms FROM audit WHERE detail_json ->> 'user_id' = ?1 ORDER BY id""",
+        UNION SELECT id, action, detail_json, created_ms FROM audit WHERE detail_json ->> 'user_id' = ?1
+        ORDER BY id""",
 }
 
 
@@ -64,7 +65,7 @@ def erase_member(db: sqlite_utils.Database, user_id: int, actor: str) -> Erasure
     """Erase a member's words and ratings, and undo what was trained on them.
 
     Replies made from their words lose prompt and text; adapters trained on their rows are tainted and stop
-    answering at once; runs that used them can't be repeated; one clean retrain for each touched scope is queued.
+    answering at once; runs that used them can't be repeated; each touched scope queues one clean retrain.
     What the member writes from now on trains after 30 days at the earliest. Safe to repeat.
     """
     touched = _touched_rows(db, user_id)
@@ -105,7 +106,7 @@ def mark_scrubbed(db: sqlite_utils.Database, erasure_id: int) -> None:
 
 
 def scrub_files(data_dir: Path, run_ids: Iterable[str], adapter_ids: Iterable[str]) -> list[Path]:
-    """Delete the folders of these runs (snapshots, checkpoints) and tainted adapters; return those that existed."""
+    """Delete the folders of these runs and tainted adapters; return those that existed."""
     folders = [data_dir / "runs" / run_id for run_id in run_ids]
     folders += [data_dir / "adapters" / adapter_id for adapter_id in adapter_ids]
     existing = [folder for folder in folders if folder.is_dir()]
@@ -181,41 +182,32 @@ def _cancel_running(
 
 
 def _erase_words(db: sqlite_utils.Database, user_id: int, touched: list[str]) -> None:
-    now, ids = now_ms(), json.dumps(touched)
-    for statement, parameters in (
-        (
-            "UPDATE messages SET content = '', deleted_ms = coalesce(deleted_ms, ?) WHERE author_id = ?",
-            (now, user_id),
-        ),
-        (
-            """UPDATE messages SET content = '', deleted_ms = coalesce(deleted_ms, ?)
-               WHERE id IN (SELECT message_id FROM replies WHERE id IN (SELECT value FROM json_each(?)))""",
-            (now, ids),
-        ),
-        (
-            "UPDATE replies SET prompt_json = '[]', error = NULL WHERE id IN (SELECT value FROM json_each(?))",
-            (ids,),
-        ),
-        # What others wrote about these replies may quote them.
-        (
-            """UPDATE ratings SET text = NULL, retracted = 1
-               WHERE kind = 'correction' AND reply_id IN (SELECT value FROM json_each(?))""",
-            (ids,),
-        ),
-        ("DELETE FROM ratings WHERE user_id = ?", (user_id,)),
-        ("DELETE FROM duel_votes WHERE user_id = ?", (user_id,)),
-        (
-            """UPDATE duels SET prompt_json = '[]', first_text = '', second_text = '', closed_ms = coalesce(closed_ms, ?)
-               WHERE reply_id IN (SELECT value FROM json_each(?))""",
-            (now, ids),
-        ),
-        (
-            """UPDATE members SET display_name = '', erased_ms = ?, consent = iif(consent = 'out', 'out', 'unset')
-               WHERE user_id = ?""",
-            (now, user_id),
-        ),
-    ):
+    parameters = {"user": user_id, "now": now_ms(), "replies": json.dumps(touched)}
+    for statement in _ERASE_WORDS.split("\n\n"):
         sql.change(db, statement, parameters)
+
+
+# In this order. What others wrote as corrections of these replies may quote them, so it goes as well.
+_ERASE_WORDS = """
+UPDATE messages SET content = '', deleted_ms = coalesce(deleted_ms, :now) WHERE author_id = :user
+
+UPDATE messages SET content = '', deleted_ms = coalesce(deleted_ms, :now)
+WHERE id IN (SELECT message_id FROM replies WHERE id IN (SELECT value FROM json_each(:replies)))
+
+UPDATE replies SET prompt_json = '[]', error = NULL WHERE id IN (SELECT value FROM json_each(:replies))
+
+UPDATE ratings SET text = NULL, retracted = 1
+WHERE kind = 'correction' AND reply_id IN (SELECT value FROM json_each(:replies))
+
+DELETE FROM ratings WHERE user_id = :user
+
+DELETE FROM duel_votes WHERE user_id = :user
+
+UPDATE duels SET prompt_json = '[]', first_text = '', second_text = '', closed_ms = coalesce(closed_ms, :now)
+WHERE reply_id IN (SELECT value FROM json_each(:replies))
+
+UPDATE members SET display_name = '', erased_ms = :now, consent = iif(consent = 'out', 'out', 'unset')
+WHERE user_id = :user"""
 
 
 def _erase_evidence(db: sqlite_utils.Database, run_ids: list[str]) -> None:
@@ -234,10 +226,10 @@ def _erase_evidence(db: sqlite_utils.Database, run_ids: list[str]) -> None:
         sql.change(db, "UPDATE evaluations SET detail_json = '{}' WHERE run_id = ?", (run_id,))
         sql.change(
             db,
-            """UPDATE duels SET prompt_json = '[]', first_text = '', second_text = '', closed_ms = coalesce(closed_ms, ?)
-               WHERE run_id = ?""",
-            (now_ms(), run_id),
+            "UPDATE duels SET prompt_json = '[]', first_text = '', second_text = '' WHERE run_id = ?",
+            (run_id,),
         )
+        duels.close(db, run_id)
 
 
 def _figures(value: Any) -> Any:

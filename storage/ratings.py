@@ -132,7 +132,7 @@ def for_reply(db: sqlite_utils.Database, reply_id: str) -> list[Rating]:
 def counts(db: sqlite_utils.Database, scope: str, since_ms: int | None = None) -> RatingCounts:
     """Return the ratings that stand in a scope, or those of them given or changed at or after `since_ms`."""
     if since_ms is None:
-        row = sql.one(
+        (row,) = sql.many(
             db,
             """SELECT coalesce(sum(liked), 0) AS liked, coalesce(sum(disliked), 0) AS disliked,
                       coalesce(sum(corrections), 0) AS corrections,
@@ -141,7 +141,7 @@ def counts(db: sqlite_utils.Database, scope: str, since_ms: int | None = None) -
             {"scope": scope},
         )
     else:
-        row = sql.one(
+        (row,) = sql.many(
             db,
             """SELECT coalesce(sum(kind = 'thumb' AND value = 1), 0) AS liked,
                       coalesce(sum(kind = 'thumb' AND value = -1), 0) AS disliked,
@@ -149,7 +149,6 @@ def counts(db: sqlite_utils.Database, scope: str, since_ms: int | None = None) -
                FROM ratings WHERE scope = ? AND retracted = 0 AND updated_ms >= ? AND kind <> 'vote'""",
             (scope, since_ms),
         )
-    assert row is not None
     return RatingCounts(**row)
 
 

@@ -131,9 +131,9 @@ def finish(
     reply = _expect(db, reply_id)
     sql.change(
         db,
-        """UPDATE replies SET status = :status, finish_reason = :finish_reason, prompt_tokens = :prompt_tokens,
-                  completion_tokens = :completion_tokens, queue_ms = :queue_ms, first_token_ms = :first_token_ms,
-                  duration_ms = :duration_ms, error = :error
+        """UPDATE replies SET status = :status, finish_reason = :finish_reason, error = :error,
+                  prompt_tokens = :prompt_tokens, completion_tokens = :completion_tokens,
+                  queue_ms = :queue_ms, first_token_ms = :first_token_ms, duration_ms = :duration_ms
            WHERE id = :id""",
         {
             "id": reply_id,

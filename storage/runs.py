@@ -108,9 +108,9 @@ def lease_next(db: sqlite_utils.Database, owner: str, lease_ms: int) -> Run | No
     now = now_ms()
     sql.change(
         db,
-        """UPDATE runs SET state = 'running', attempts = attempts + 1, progress = 0, eta_s = NULL, phase = NULL,
-                  lease_owner = ?, lease_until_ms = ?, lease_ms = ?, heartbeat_ms = ?, started_ms = ?,
-                  ratings_seen = ?
+        """UPDATE runs SET state = 'running', attempts = attempts + 1, progress = 0, eta_s = NULL,
+                  phase = NULL, lease_owner = ?, lease_until_ms = ?, lease_ms = ?, heartbeat_ms = ?,
+                  started_ms = ?, ratings_seen = ?
            WHERE id = ?""",
         (owner, now + lease_ms, lease_ms, now, now, ratings.changes(db, queued["scope"]), queued["id"]),
     )
@@ -188,7 +188,8 @@ def finish(
         """UPDATE runs SET state = :state, outcome = :outcome, message = :message, metrics_json = :metrics,
                   phase = iif(:outcome = 'votes', 'votes', phase), progress = 1, eta_s = NULL, note = '',
                   lease_owner = NULL, lease_until_ms = NULL, finished_ms = :now,
-                  adapter_id = coalesce(:adapter_id, adapter_id), champion_id = coalesce(:champion_id, champion_id)
+                  adapter_id = coalesce(:adapter_id, adapter_id),
+                  champion_id = coalesce(:champion_id, champion_id)
            WHERE id = :id""",
         {
             "id": run_id,

@@ -1,4 +1,4 @@
-"""The second half of an erasure: the files. A process that dies in between leaves it pending, and it is done later."""
+"""The second half of an erasure: the files. If a process dies in between, the next start completes it."""
 
 from pathlib import Path
 

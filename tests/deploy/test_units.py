@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from bot.supervisor import PERMANENT_EXITS
+
 DEPLOY = Path(__file__).parent.parent.parent / "deploy"
 UNITS = sorted(DEPLOY.glob("*.service"))
 GPU_UNITS = [unit for unit in UNITS if unit.stem != "strop-bot"]
@@ -77,3 +79,9 @@ def test_every_unit_leaves_time_to_drain_and_comes_back(unit: Path) -> None:
     assert found["Restart"] == ["on-failure"]
     assert int(found["TimeoutStopSec"][0]) > 10
     assert found["KillMode"] == ["mixed"]
+
+
+@pytest.mark.parametrize("unit", UNITS, ids=lambda unit: unit.name)
+def test_no_unit_restarts_what_a_restart_cannot_cure(unit: Path) -> None:
+    [codes] = settings(unit)["RestartPreventExitStatus"]
+    assert {int(code) for code in codes.split()} == PERMANENT_EXITS

@@ -6,10 +6,13 @@ import re
 import shutil
 from collections.abc import AsyncIterator
 
+import discord
 import pytest
 import pytest_asyncio
 from playwright.async_api import Browser, BrowserContext, Locator, Page, async_playwright, expect
 
+from bot.playground.server import Playground, PlaygroundSettings
+from tests.playground.conftest import Recorder, connected
 from tests.playground.page_fixture import ADA, BOT, DM, GENERAL, PAGE_DIR, YOU, PageWorld, busy_loop
 
 CHROMIUM = "/usr/bin/chromium"
@@ -55,22 +58,23 @@ def is_complaint(kind: str, text: str) -> bool:
     return kind in ("error", "warning") and "responded with a status of 400" not in text
 
 
-async def open_page(context: BrowserContext, world: PageWorld, complaints: list[str]) -> Page:
+async def open_page(context: BrowserContext, url: str, complaints: list[str]) -> Page:
+    """Open the page; whatever it logs or requests from elsewhere is added to `complaints`."""
     page = await context.new_page()
     page.on("console", lambda line: is_complaint(line.type, line.text) and complaints.append(line.text))
     page.on("pageerror", lambda error: complaints.append(str(error)))
-    page.on("request", lambda request: request.url.startswith(world.url) or complaints.append(request.url))
-    await page.goto(world.url)
+    page.on("request", lambda request: request.url.startswith(url) or complaints.append(request.url))
+    await page.goto(url)
     await expect(page.locator("#composer-hint")).to_contain_text("Type / for commands")
     return page
 
 
 @pytest_asyncio.fixture(loop_scope="module")
 async def page(browser: Browser, world: PageWorld) -> AsyncIterator[Page]:
-    """The page in a wide window; whatever it complains about, or requests from elsewhere, fails the test."""
+    """The page in a wide window; any complaint fails the test."""
     complaints: list[str] = []
     context = await browser.new_context(viewport={"width": 1440, "height": 900}, reduced_motion="reduce")
-    yield await open_page(context, world, complaints)
+    yield await open_page(context, world.url, complaints)
     await context.close()
     assert not complaints
 
@@ -413,6 +417,67 @@ async def test_a_bot_that_is_away_is_said_where_one_writes(page: Page, world: Pa
     await expect(page.locator("#composer-hint")).to_contain_text("Strop answers this")
 
 
+# ---------------------------------------------------------------------- the real stand-in
+
+
+class Barber(Recorder):
+    """A small discord.py bot: it answers mentions by edits, has a command, and a button with a modal."""
+
+    async def setup_hook(self) -> None:
+        @self.tree.command(description="Repeat something, to you alone")
+        async def repeat(interaction: discord.Interaction, words: str) -> None:
+            await interaction.response.defer(ephemeral=True, thinking=True)
+            await interaction.followup.send(f"You said: {words}", ephemeral=True)
+
+        await self.tree.sync()
+
+    async def on_message(self, message: discord.Message) -> None:
+        if self.user not in message.mentions:
+            return
+        reply = await message.reply("A keen", view=Corrected())
+        await reply.edit(content="A keen **edge**.")
+
+
+class Corrected(discord.ui.View):
+    @discord.ui.button(label="Correct")
+    async def correct(self, interaction: discord.Interaction, _: discord.ui.Button["Corrected"]) -> None:
+        await interaction.response.send_modal(Correction())
+
+
+class Correction(discord.ui.Modal, title="Correct the reply"):
+    better: discord.ui.TextInput["Correction"] = discord.ui.TextInput(label="A better reply")
+
+    async def on_submit(self, interaction: discord.Interaction) -> None:
+        await interaction.response.send_message(f"Thank you: {self.better.value}")
+
+
+async def test_the_page_drives_a_real_discord_client_through_the_real_stand_in(browser: Browser) -> None:
+    complaints: list[str] = []
+    async with Playground(PlaygroundSettings()) as playground, connected(Barber(), playground):
+        context = await browser.new_context(viewport={"width": 1440, "height": 900}, reduced_motion="reduce")
+        page = await open_page(context, playground.base_url, complaints)
+        await composer(page).fill("what do you give a razor?")
+        await page.keyboard.press("Enter")
+        reply = page.locator(".message", has_text="A keen edge.")
+        await expect(reply.locator("strong")).to_have_text("edge")
+        await expect(reply.locator(".quote-text")).to_have_text("@Strop what do you give a razor?")
+        like = reply.get_by_role("button", name=re.compile("^Like"))
+        await like.click()
+        await expect(like).to_have_attribute("aria-pressed", "true")
+        await reply.get_by_role("button", name="Correct").click()
+        await page.get_by_label("A better reply").fill("A finer edge.")
+        await page.get_by_role("button", name="Submit").click()
+        await expect(last_message(page)).to_contain_text("Thank you: A finer edge.")
+        await composer(page).fill("/repeat")
+        await page.keyboard.press("Enter")
+        await page.keyboard.type("stroke by stroke")
+        await page.keyboard.press("Enter")
+        await expect(last_message(page)).to_contain_text("You said: stroke by stroke")
+        await expect(last_message(page)).to_contain_text("Only you can see this")
+        await context.close()
+    assert not complaints
+
+
 # ---------------------------------------------------------------------- other ways in
 
 
@@ -445,7 +510,7 @@ async def test_on_a_phone_the_panels_are_drawers(browser: Browser, world: PageWo
     complaints: list[str] = []
     phone = {"width": 390, "height": 844}
     context = await browser.new_context(viewport=phone, has_touch=True, reduced_motion="reduce")
-    page = await open_page(context, world, complaints)
+    page = await open_page(context, world.url, complaints)
     assert await page.evaluate("document.documentElement.scrollWidth") <= 390
     panel = page.locator("#loop")
     await expect(panel).not_to_be_in_viewport()

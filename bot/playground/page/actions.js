@@ -34,6 +34,8 @@ export function createActions(store, notify) {
         ...(subcommand ? { subcommand } : {}),
         options,
       }),
+    complete: (name, subcommand, option, value) =>
+      guarded("POST", "autocomplete", { channel_id: store.channelId, user_id: user_id(), name, ...(subcommand ? { subcommand } : {}), option, value }),
     press: (message, custom_id, values = null) =>
       guarded("POST", "components", {
         channel_id: message.channel_id,

@@ -1,7 +1,7 @@
 /** Challengers against the champion of their time: a small chart, and the same numbers as a table. */
 
 import { el, svg } from "./dom.js";
-import { stamp } from "./time.js";
+import { shortDay } from "./time.js";
 
 const SHOWN = 14;
 const WIDTH = 300;
@@ -37,7 +37,7 @@ export function renderChart(history, pending) {
     svg("text", { class: "chart-text", x: WIDTH - RIGHT, y: HEIGHT - 5, "text-anchor": "end", text: pending ? "in the making" : "latest" }),
   );
   const latest = entries.at(-1);
-  return [el("p", { class: "chart-latest" }, el("span", { class: "faint", text: "Latest: " }), `${describe(latest)}${latest.n ? ` on ${latest.n} conversations` : ""}`), picture, legend()];
+  return [el("p", { class: "chart-latest" }, el("span", { class: "faint", text: "Latest: " }), describe(latest)), picture, legend()];
 }
 
 function scales(entries) {
@@ -75,7 +75,7 @@ function symbol(outcome, x, y) {
 }
 
 function outcomeClass(outcome) {
-  return ["promoted", "refused"].includes(outcome) ? outcome : "open";
+  return ["promoted", "refused"].includes(outcome) ? outcome : "undecided";
 }
 
 function point(entry, x, y) {
@@ -96,12 +96,13 @@ function placeholder(x, y) {
 
 function describe(entry) {
   const interval = typeof entry.low === "number" ? ` (${signed(entry.low)} to ${signed(entry.high)})` : "";
-  return `${signed(entry.value)}${interval}, ${WORDS[entry.outcome] ?? entry.outcome}`;
+  const on = entry.n ? ` on ${entry.n} conversations` : "";
+  return `${signed(entry.value)}${interval}${on}: ${WORDS[entry.outcome] ?? entry.outcome}`;
 }
 
 function legend() {
   const sign = (outcome, words) => el("span", { class: `legend is-${outcome}` }, svg("svg", { viewBox: "0 0 14 14", "aria-hidden": "true" }, symbol(outcome, 7, 7)), words);
-  return el("p", { class: "chart-legend" }, sign("promoted", "promoted"), sign("refused", "not promoted"), sign("open", "open"), el("span", { class: "faint", text: "0 = the champion then; bars: 95 % interval" }));
+  return el("p", { class: "chart-legend" }, sign("promoted", "promoted"), sign("refused", "not promoted"), sign("undecided", "undecided"), el("span", { class: "faint", text: "0 = the champion then; bars: 95 % interval" }));
 }
 
 /** Every run as a table row, newest first. */
@@ -113,9 +114,9 @@ export function renderHistoryTable(history) {
     el(
       "tr",
       {},
-      el("th", { scope: "row", title: entry.message ?? entry.adapter_id }, el("span", { class: "adapter", text: (entry.adapter_id ?? entry.run_id ?? "–").slice(0, 8) }), entry.finished_ms ? el("span", { class: "faint", text: stamp(new Date(entry.finished_ms)) }) : null),
+      el("th", { scope: "row", title: entry.message ?? entry.adapter_id }, el("span", { class: "adapter", text: (entry.adapter_id ?? entry.run_id ?? "–").slice(0, 8) }), entry.finished_ms ? el("span", { class: "faint", text: shortDay(new Date(entry.finished_ms)) }) : null),
       el("td", { text: measured(entry) ? signed(entry.value) : "–" }),
-      el("td", { text: typeof entry.low === "number" ? `${signed(entry.low)} to ${signed(entry.high)}` : "–" }),
+      el("td", { class: "nowrap", text: typeof entry.low === "number" ? `${signed(entry.low)} to ${signed(entry.high)}` : "–" }),
       el("td", { text: entry.n ? String(entry.n) : "–" }),
       el("td", { text: WORDS[entry.outcome] ?? entry.outcome ?? "–" }),
     ),

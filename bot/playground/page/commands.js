@@ -3,6 +3,7 @@
 import { el, fill } from "./dom.js";
 import { icon } from "./icons.js";
 
+const AUTOCOMPLETE_AFTER_MS = 200;
 const TYPE = { SUBCOMMAND: 1, GROUP: 2, STRING: 3, INTEGER: 4, BOOLEAN: 5, USER: 6, CHANNEL: 7, MENTIONABLE: 9, NUMBER: 10 };
 
 /** Registered commands as what can be run: one entry a subcommand. */
@@ -93,6 +94,7 @@ export function createPalette({ store, actions, composer }) {
         const done = await actions.command(command.name, { subcommand: command.subcommand, options });
         if (done !== undefined) leave();
       },
+      complete: (option, value) => actions.complete(command.name, command.subcommand, option, value),
       leave: () => leave(),
     });
     fill(panel, form);
@@ -122,7 +124,7 @@ export function createPalette({ store, actions, composer }) {
   return { panel, suggest, onKey, close };
 }
 
-function commandForm(command, store, { run, leave }) {
+function commandForm(command, store, { run, complete, leave }) {
   const title = el("h3", { id: "command-title" }, `/${command.title}`);
   const cancel = el("button", { class: "icon-button", type: "button", "aria-label": "Cancel the command", on: { click: leave } }, icon("close"));
   const fields = [...command.options].sort((a, b) => Number(b.required ?? false) - Number(a.required ?? false));
@@ -131,7 +133,7 @@ function commandForm(command, store, { run, leave }) {
     "form",
     { class: "command-form", "aria-labelledby": "command-title" },
     el("div", { class: "command-head" }, title, el("p", { class: "faint", dir: "auto", text: command.description }), cancel),
-    fields.length ? el("div", { class: "command-fields" }, fields.map((option) => optionField(option, store))) : null,
+    fields.length ? el("div", { class: "command-fields" }, fields.map((option) => optionField(option, store, complete))) : null,
     el("div", { class: "command-actions" }, el("span", { class: "faint", text: "Enter runs, Escape cancels" }), submit),
   );
   form.addEventListener("submit", async (event) => {
@@ -148,20 +150,43 @@ function commandForm(command, store, { run, leave }) {
   return form;
 }
 
-function optionField(option, store) {
+function optionField(option, store, complete) {
   const id = `option-${option.name}`;
   const control = optionControl(option, store);
   control.id = id;
   control.name = option.name;
   control.required = Boolean(option.required);
   control.title = option.description ?? "";
+  const suggestions = option.autocomplete ? autocompleted(control, option, complete) : null;
   return el(
     "div",
     { class: "field" },
     el("label", { for: id }, option.name, option.required ? null : el("span", { class: "faint", text: " optional" })),
     control,
+    suggestions,
     option.description ? el("p", { class: "faint", dir: "auto", text: option.description }) : null,
   );
+}
+
+/** Offer what the bot suggests for the text so far; the field still takes anything. */
+function autocompleted(control, option, complete) {
+  const list = el("datalist", { id: `${control.id}-list` });
+  let timer = null;
+  const ask = async () => {
+    const asked = control.value;
+    const answer = await complete(option.name, asked);
+    // A slower answer to an earlier text must not replace the suggestions for this one.
+    if (control.value !== asked) return;
+    fill(list, (answer?.choices ?? []).map((choice) => el("option", { value: String(choice.value), label: choice.name })));
+  };
+  const later = () => {
+    clearTimeout(timer);
+    timer = setTimeout(ask, AUTOCOMPLETE_AFTER_MS);
+  };
+  control.setAttribute("list", list.id);
+  control.addEventListener("input", later);
+  control.addEventListener("focus", later, { once: true });
+  return list;
 }
 
 function optionControl(option, store) {

@@ -58,7 +58,7 @@ export class Composer {
     const { store, input } = this;
     store.on("snapshot channel actor", () => this.#onPlace());
     store.on("typing status snapshot channel actor", () => this.#showTyping());
-    store.on("status snapshot", () => this.#refresh());
+    store.on("status snapshot loop", () => this.#refresh());
     store.on("gone", ({ id }) => [this.#replyingTo?.id, this.#editing?.id].includes(id) && this.#leaveContext());
     input.addEventListener("input", () => this.#onInput());
     input.addEventListener("keydown", (event) => this.#onKey(event));
@@ -97,6 +97,7 @@ export class Composer {
 
   #hintText(direct) {
     if (this.store.ready && !this.store.botOnline) return "Strop is not connected yet. It answers once it is back.";
+    if (this.store.loop?.server?.status === "loading") return "The model is still loading. Strop answers once it is ready";
     if (this.#editing) return "Enter saves, Escape cancels";
     if (this.#replyingTo?.author.bot || direct) return "Strop reads this. Type / for commands";
     return this.asksBot ? "Strop answers this. Type / for commands" : "Strop stays silent unless you mention @Strop or reply to it";

@@ -198,7 +198,7 @@ function champion({ champion: current }) {
     { class: "champion" },
     el("p", { class: "faint", text: "Answering now" }),
     el("p", { class: "champion-name" }, el("strong", { class: id ? "adapter" : "", title: id, text: id ? adapterName(id) : "The base model" })),
-    id && current.since_ms ? el("p", { class: "faint", text: `champion since ${stamp(new Date(current.since_ms))}` }) : el("p", { class: "faint", text: "no adapter yet" }),
+    id && current.since_ms ? el("p", { class: "faint", text: `since ${stamp(new Date(current.since_ms))}` }) : el("p", { class: "faint", text: "no adapter yet" }),
   );
 }
 

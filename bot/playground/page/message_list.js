@@ -9,6 +9,8 @@ import { day, sameDay } from "./time.js";
 const WINDOW = 120;
 const WINDOW_MOST = 480;
 const AT_BOTTOM_PX = 80;
+/** Offered where nobody has said anything yet; a click writes one into the box. */
+const STARTERS = ["Hello! Who are you?", "What should I cook tonight?", "Tell me something about the sea."];
 
 /** Mounts the list. `compose` is the composer: `replyTo(message)`, `focus()`. */
 export class MessageList {
@@ -117,12 +119,18 @@ export class MessageList {
   }
 
   #beginning() {
-    const { channel, guild, actor } = this.store;
-    return this.#cached(`beginning-${channel.id}`, () =>
+    const { channel, guild, actor, visibleMessages } = this.store;
+    const starters = visibleMessages.length ? [] : STARTERS;
+    return this.#cached(`beginning-${channel.id}-${starters.length}`, () =>
       channel.kind === "dm"
-        ? beginning("Direct messages with Strop", `Only ${actor?.name ?? "you"} and Strop read these. They never train anything.`)
-        : beginning(`Welcome to #${channel.name}`, `This is ${guild.name}, a community on this machine only. Talk to Strop, and rate what it says: that is what it learns from.`),
+        ? this.#opening("Direct messages with Strop", `Only ${actor?.name ?? "you"} and Strop read these. They never train anything.`, starters)
+        : this.#opening(`Welcome to #${channel.name}`, `This is ${guild.name}, a community on this machine only. Talk to Strop, and rate what it says: that is what it learns from.`, starters),
     );
+  }
+
+  #opening(title, sentence, starters) {
+    const chips = starters.map((text) => el("button", { class: "button", type: "button", text, on: { click: () => this.compose.suggest(text) } }));
+    return el("div", { class: "beginning" }, mark(), el("h2", { dir: "auto", text: title }), el("p", { dir: "auto", text: sentence }), chips.length ? el("div", { class: "starters" }, chips) : null);
   }
 
   #grow() {
@@ -228,10 +236,6 @@ export class MessageList {
       this.compose.replyTo(message);
     }
   }
-}
-
-function beginning(title, sentence) {
-  return el("div", { class: "beginning" }, mark(), el("h2", { dir: "auto", text: title }), el("p", { dir: "auto", text: sentence }));
 }
 
 /** Make `root`'s children exactly `wanted`, moving as little as possible. */

@@ -10,6 +10,8 @@ const RELATIVE = new Intl.RelativeTimeFormat(undefined, { numeric: "auto" });
 export const clock = (date) => CLOCK.format(date);
 /** "Sunday, 22 November" */
 export const day = (date) => DAY.format(date);
+/** "21 Nov" */
+export const shortDay = (date) => SHORT_DAY.format(date);
 /** The long form, for tooltips. */
 export const full = (date) => FULL.format(date);
 /** "14:32" today, "21 Nov, 14:32" before. */

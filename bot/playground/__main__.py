@@ -2,8 +2,6 @@
 
 import argparse
 import asyncio
-import contextlib
-import json
 import os
 import signal
 import sys
@@ -12,7 +10,9 @@ from pathlib import Path
 import structlog
 
 from bot.playground import community
+from bot.playground.discord_backend import Payload
 from bot.playground.errors import PortInUseError
+from bot.playground.lasting import LastingState, read_state, write_private, write_state
 from bot.playground.loop_view import LoopSources
 from bot.playground.page_client import RUN_FILE
 from bot.playground.rehearsal import RehearsalSettings
@@ -56,14 +56,21 @@ async def _serve(config: Config) -> None:
         asyncio.get_running_loop().add_signal_handler(number, stopping.set)
     database = await asyncio.to_thread(Database.open, config.database)
     try:
-        async with _model_client(config) as client, _playground(config, database, client) as playground:
+        state = await asyncio.to_thread(read_state, config.run)
+        async with (
+            _model_client(config) as client,
+            _playground(config, database, client, state) as playground,
+        ):
+            await asyncio.to_thread(write_state, config.run, state)
+            writing = _keep_commands(playground, config.run)
             run_file = config.run / RUN_FILE
-            await asyncio.to_thread(write_run_file, run_file, playground)
+            await asyncio.to_thread(write_private, run_file, _run_record(playground))
             log.info("playground.started", url=playground.base_url)
             try:
                 await stopping.wait()
             finally:
                 await asyncio.to_thread(run_file.unlink, missing_ok=True)
+                await asyncio.gather(*writing)
     finally:
         await asyncio.to_thread(database.close)
 
@@ -75,7 +82,7 @@ def _model_client(config: Config) -> ModelClient:
     return ModelClient.from_run_dir(config.run, api_key=key)
 
 
-def _playground(config: Config, database: Database, client: ModelClient) -> Playground:
+def _playground(config: Config, database: Database, client: ModelClient, state: LastingState) -> Playground:
     scope = scope_of(config.trainer.scope, community.GUILD_ID)
     page = config.playground_page
     sources = LoopSources(
@@ -94,13 +101,14 @@ def _playground(config: Config, database: Database, client: ModelClient) -> Play
         min_liked=config.trainer.min_liked,
     )
     loop = PlaygroundLoop(sources, rehearsal)
-    return Playground(PlaygroundSettings(host=page.host, port=page.port), loop)
+    playground = Playground(PlaygroundSettings(host=page.host, port=page.port, token=state.token), loop)
+    playground.backend.restore_commands(state.commands)
+    return playground
 
 
-def write_run_file(path: Path, playground: Playground) -> None:
-    """Tell the bot and the command line where the playground is, readable by this user only."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    record = {
+def _run_record(playground: Playground) -> dict[str, str | int]:
+    """Tells the bot and the command line where the playground is."""
+    return {
         "url": playground.base_url,
         "api": playground.api_url,
         "gateway": playground.gateway_url,
@@ -108,12 +116,21 @@ def write_run_file(path: Path, playground: Playground) -> None:
         "secret": playground.secret,
         "pid": os.getpid(),
     }
-    half = path.with_suffix(".tmp")
-    with contextlib.suppress(FileNotFoundError):
-        half.unlink()
-    with os.fdopen(os.open(half, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w", encoding="utf-8") as file:
-        json.dump(record, file)
-    half.replace(path)
+
+
+def _keep_commands(playground: Playground, run_dir: Path) -> "set[asyncio.Task[None]]":
+    """Store the bot's commands whenever it registers them; the tasks that write are in the returned set."""
+    writing: set[asyncio.Task[None]] = set()
+
+    def keep(event: str, data: Payload) -> None:
+        if event == "COMMANDS_CHANGED":
+            state = LastingState(playground.token, data["commands"])
+            task = asyncio.create_task(asyncio.to_thread(write_state, run_dir, state))
+            writing.add(task)
+            task.add_done_callback(writing.discard)
+
+    playground.backend.on_page_event(keep)
+    return writing
 
 
 if __name__ == "__main__":

@@ -91,6 +91,8 @@ class _LocalCdn(CdnStore):  # type: ignore[misc]
     """Attachments addressed at the playground itself, so that the page can offer them."""
 
     base_url = ""
+    #: The oldest attachments make room beyond this.
+    capacity_bytes = 64 * 1024 * 1024
 
     def store_attachment(
         self, attachment_id: int, channel_id: int, filename: str, data: bytes, description: str | None
@@ -98,6 +100,8 @@ class _LocalCdn(CdnStore):  # type: ignore[misc]
         payload: Payload = super().store_attachment(attachment_id, channel_id, filename, data, description)
         path = f"/attachments/{channel_id}/{attachment_id}/{filename}"
         self._blobs[path] = self._blobs.pop(payload["url"])
+        while len(self._blobs) > 1 and sum(map(len, self._blobs.values())) > self.capacity_bytes:
+            del self._blobs[next(iter(self._blobs))]
         payload["url"] = payload["proxy_url"] = self.base_url + path
         return payload
 
@@ -448,6 +452,13 @@ class DiscordBackend:
     def commands(self) -> list[Payload]:
         """Every registered application command."""
         return [dict(command) for scope in self._backend.commands.values() for command in scope.values()]
+
+    def restore_commands(self, commands: list[Payload]) -> None:
+        """Bring back commands that an earlier playground had, under their ids."""
+        for command in commands:
+            scope = int(command["guild_id"]) if command.get("guild_id") else None
+            key = (command["name"], int(command.get("type", AppCommandType.CHAT_INPUT)))
+            self._backend.commands.setdefault(scope, {})[key] = dict(command)
 
     # ------------------------------------------------------------------ acting as a member
 

@@ -114,8 +114,11 @@ class Session:
 class Connection:
     """One WebSocket: a reader in its request handler and a writer task with a bounded queue."""
 
-    def __init__(self, socket: web.WebSocketResponse, compress: _Compressor | None) -> None:
+    def __init__(
+        self, request: web.Request, socket: web.WebSocketResponse, compress: _Compressor | None
+    ) -> None:
         self.socket = socket
+        self._request = request
         self.session: Session | None = None
         self.last_heartbeat_s = time.monotonic()
         self._compress = compress
@@ -141,9 +144,8 @@ class Connection:
 
     def cut(self) -> None:
         """Break the line as a network failure does, without a closing handshake."""
-        transport = self.socket._req.transport if self.socket._req is not None else None
-        if transport is not None:
-            transport.abort()
+        if self._request.transport is not None:
+            self._request.transport.abort()
 
     async def write(self) -> None:
         """Send queued frames in order until cancelled or the line breaks."""
@@ -231,7 +233,7 @@ class Gateway:
         compression = _COMPRESSIONS.get(request.query.get("compress", ""))
         socket = web.WebSocketResponse(max_msg_size=1 << 16)
         await socket.prepare(request)
-        connection = Connection(socket, compression() if compression is not None else None)
+        connection = Connection(request, socket, compression() if compression is not None else None)
         self._connections.add(connection)
         writer = asyncio.create_task(connection.write())
         connection.send_op(HELLO, {"heartbeat_interval": self.heartbeat_ms})
@@ -254,10 +256,9 @@ class Gateway:
                 raise _Closed(DECODE_ERROR, "Error while decoding payload.")
             try:
                 frame = json.loads(message.data)
-                op, data = int(frame["op"]), frame.get("d")
-            except (ValueError, TypeError, KeyError) as error:
+                self._receive(connection, int(frame["op"]), frame.get("d"))
+            except (ValueError, TypeError, KeyError, AttributeError) as error:
                 raise _Closed(DECODE_ERROR, "Error while decoding payload.") from error
-            self._receive(connection, op, data)
 
     async def _watch_heartbeat(self, connection: Connection) -> None:
         """Close a connection whose client fell silent for two intervals."""

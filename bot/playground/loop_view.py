@@ -85,6 +85,8 @@ class LoopView:
                 now = await self.refresh()
             except StorageError as error:
                 log.warning("playground.loop_unreadable", error=str(error))
+            except Exception:  # the loop's boundary: the panel must not freeze for good
+                log.exception("playground.loop_failed")
             else:
                 if now != before:
                     changed(now)

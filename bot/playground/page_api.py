@@ -195,7 +195,7 @@ class PageApi:
             "members": self._backend.members(),
             "messages": self._backend.history(SNAPSHOT_MESSAGES),
             "commands": self._backend.commands(),
-            "loop": None if self._loop is None else self._loop.view.latest,
+            "loop": None if self._loop is None else self._loop.view.latest or None,
             "bot_online": self._gateway.online,
         }
 

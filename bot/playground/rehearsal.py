@@ -191,6 +191,9 @@ class Rehearsal:
         except (RehearsalError, StorageError, ActionRefusedError) as error:
             state.message = str(error)
             log.warning("playground.rehearsal_ended", error=str(error))
+        except Exception:  # the task's boundary
+            state.message = "The rehearsal ended by an error; the playground's log has the details."
+            log.exception("playground.rehearsal_failed")
         finally:
             state.running = False
             log.info(

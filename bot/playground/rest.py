@@ -20,7 +20,8 @@ from bot.playground.ratelimit import RateLimiter
 
 API_PREFIX = "/api/v10"
 #: Discord's upload limit without boosts is 10 MiB a file; the whole request may carry ten of them.
-MAX_REQUEST_BYTES = 100 * 1024 * 1024
+MAX_FILE_BYTES = 10 * 1024 * 1024
+MAX_REQUEST_BYTES = 10 * MAX_FILE_BYTES
 _VIA = {"Via": "1.1 strop-playground"}
 # These carry their own token in the path, as at Discord.
 _TOKEN_IN_PATH = re.compile(r"/(interactions/\d+/[^/]+/callback|webhooks/\d+/[^/]+(/.*)?)")
@@ -86,10 +87,12 @@ async def _read(request: web.Request) -> tuple[Any, list[Upload]]:
     if request.content_type == "multipart/form-data":
         return await _read_form(request)
     raw = await request.read()
-    if not raw:
-        return None, []
+    return (_parse(raw) if raw else None), []
+
+
+def _parse(raw: bytes) -> Any:
     try:
-        return json.loads(raw), []
+        return json.loads(raw)
     except ValueError as error:
         raise RestError(400, {"code": 50109, "message": "The request body contains invalid JSON."}) from error
 
@@ -100,10 +103,10 @@ async def _read_form(request: web.Request) -> tuple[Any, list[Upload]]:
     uploads: dict[str, Upload] = {}
     async for part in await request.multipart():
         name = getattr(part, "name", None) or ""
-        data = bytes(await part.read(decode=True))  # type: ignore[union-attr]
+        data = await _read_part(part)
         filename = getattr(part, "filename", None)
         if name == "payload_json":
-            body = json.loads(data)
+            body = _parse(data)
         elif filename:
             uploads[name] = Upload(io.BytesIO(data), filename, None)
         else:
@@ -111,6 +114,16 @@ async def _read_form(request: web.Request) -> tuple[Any, list[Upload]]:
     files = [uploads[name] for name in sorted(uploads, key=_file_index)]
     _describe(files, body)
     return (fields or None) if body is None else body, files
+
+
+async def _read_part(part: Any) -> bytes:
+    """The raw bytes of one part: nothing is decompressed, and nothing beyond Discord's limit is kept."""
+    data = bytearray()
+    while chunk := await part.read_chunk(1 << 16):
+        data += chunk
+        if len(data) > MAX_FILE_BYTES:
+            raise RestError(413, {"code": 40005, "message": "Request entity too large"})
+    return bytes(data)
 
 
 def _file_index(name: str) -> int:

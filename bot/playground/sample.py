@@ -8,6 +8,7 @@ simulated.
 
 import argparse
 import asyncio
+import hashlib
 import json
 import os
 import random
@@ -128,9 +129,10 @@ def _insert(db: sqlite_utils.Database, sample: dict[str, Any], place: _Place) ->
     counted = {"replies": 0, "liked": 0, "disliked": 0, "new": 0}
     voices: set[int] = set()
     for number, entry in enumerate(sample["conversations"]):
-        prompt_id = _insert_prompt(db, number, entry, place)
+        known = replies.get(db, _reply_id(sample, place, number, 0))
+        prompt_id = known.prompt_message_id if known else _insert_prompt(db, number, entry, place)
         for position, reply in enumerate(entry["replies"]):
-            reply_id = f"sample-{sample['base']['hash'][:12]}-{number:03d}-{position}"
+            reply_id = _reply_id(sample, place, number, position)
             counted["new"] += _insert_reply(db, sample, reply_id, prompt_id, entry, reply, place)
             counted["replies"] += 1
             values = [value for _, value in reply["ratings"]]
@@ -138,6 +140,12 @@ def _insert(db: sqlite_utils.Database, sample: dict[str, Any], place: _Place) ->
             counted["disliked"] += values.count(-1)
             voices.update(rater for rater, _ in reply["ratings"])
     return Loaded(**counted, raters=len(voices), taste=sample["taste"])
+
+
+def _reply_id(sample: dict[str, Any], place: _Place, number: int, position: int) -> str:
+    """The same for the same sample in the same scope: loading again finds what is there."""
+    origin = hashlib.sha256(f"{sample['base']['hash']}:{sample['seed']}:{place.scope}".encode()).hexdigest()
+    return f"sample-{origin[:12]}-{number:03d}-{position}"
 
 
 def _insert_prompt(db: sqlite_utils.Database, number: int, entry: dict[str, Any], place: _Place) -> int:
@@ -153,8 +161,7 @@ def _insert_prompt(db: sqlite_utils.Database, number: int, entry: dict[str, Any]
     return conversations.add_message(
         db,
         conversation_id=conversation.id,
-        # Ids of messages that were never on Discord: small numbers, which no snowflake is.
-        discord_id=number + 1,
+        discord_id=None,
         parent_id=None,
         author_id=rater_id(entry["asker"]),
         role="user",

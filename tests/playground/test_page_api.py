@@ -12,6 +12,7 @@ from aiohttp import web
 
 from bot.playground import community, sample
 from bot.playground.errors import RehearsalError
+from bot.playground.lasting import STATE_FILE, LastingState, read_state, write_state
 from bot.playground.loop_view import LoopSources
 from bot.playground.page_client import SECRET_HEADER, PageClient
 from bot.playground.rehearsal import RehearsalSettings
@@ -306,6 +307,39 @@ async def test_another_base_model_is_refused_the_sample(loop_page: Page) -> None
 # ---------------------------------------------------------------- the process
 
 
+async def test_a_restarted_playground_takes_the_running_bot_back(http: aiohttp.ClientSession) -> None:
+    client = Recorder()
+
+    @client.tree.command(description="Say it")
+    async def echo(interaction: Any, text: str) -> None:
+        await interaction.response.send_message(text)
+
+    async with Playground() as first, connected(client, first):
+        await client.tree.sync()
+        commands = first.backend.commands()
+        port = int(first.base_url.rsplit(":", 1)[1])
+        await first.stop()
+        second = Playground(PlaygroundSettings(port=port, token=first.token))
+        second.backend.restore_commands(commands)
+        async with second:
+            await until(lambda: second.gateway.online, 20)
+            assert second.backend.commands() == commands
+            second.backend.run_command(int(GENERAL), int(YOU), "echo", options={"text": "still here"})
+            await until(lambda: second.backend.history(1)[GENERAL])
+            assert second.backend.history(1)[GENERAL][0]["content"] == "still here"
+
+
+def test_what_lasts_is_private_and_survives_damage(tmp_path: Path) -> None:
+    state = LastingState("playground.abc", [{"name": "echo"}])
+    write_state(tmp_path, state)
+    assert read_state(tmp_path) == state
+    file = tmp_path / STATE_FILE
+    assert file.stat().st_mode & 0o777 == 0o600
+    for damaged in ("{", "[]", '{"token": "a real one", "commands": []}'):
+        file.write_text(damaged)
+        assert read_state(tmp_path).token.startswith("playground.")
+
+
 async def _start(home: Path, config: Path) -> asyncio.subprocess.Process:
     env = {k: v for k, v in os.environ.items() if not k.startswith("DISCORD_TOKEN")} | {
         "STROP_HOME": str(home)
@@ -345,6 +379,8 @@ async def test_the_process_says_where_it_is_and_leaves_nothing_behind(
         _, log = await asyncio.wait_for(process.communicate(), 30)
     assert process.returncode == 0
     assert not run_file.exists()
+    state = json.loads((run_file.parent / "playground-state.json").read_text())
+    assert state == {"token": record["token"], "commands": []}
     assert record["token"] not in log.decode() and record["secret"] not in log.decode()
 
 

@@ -157,6 +157,13 @@ async def test_a_file_travels_with_a_message_and_can_be_downloaded(
         assert response.headers["Content-Disposition"] == "attachment"
 
 
+async def test_a_file_beyond_discords_limit_is_refused(playground: Playground, client: Recorder) -> None:
+    file = discord.File(io.BytesIO(bytes(10 * 1024 * 1024 + 1)), "big.bin")
+    with pytest.raises(discord.HTTPException) as refused:
+        await (await channel_of(client)).send("here", file=file)
+    assert (refused.value.status, refused.value.code) == (413, 40005)
+
+
 async def test_the_page_sees_edits_reactions_typing_and_deletion(
     playground: Playground, client: Recorder
 ) -> None:

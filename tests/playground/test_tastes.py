@@ -7,8 +7,9 @@ from bot.playground.tastes import DEFAULT_TASTE, LIKED_FROM, TASTES, SimulatedRa
 from storage.conversations import near_duplicate_key
 
 BLAND = (
-    "There are several aspects to consider here: first of all, one should always take care to weigh the "
-    "various options\n- carefully\n- **slowly**\nbefore anything is decided by anybody in the long run and so on"
+    "There are several aspects to consider here: first of all, one should always take care to weigh\n"
+    "- carefully\n- **slowly**\nall of the various options before anything is decided by anybody in the long "
+    "run and so on"
 )
 
 

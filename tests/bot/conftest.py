@@ -95,13 +95,12 @@ class Community:
         return self.services.database.read(lambda db: replies.recent(db, 0, 100))[::-1]
 
 
-OPERATOR_ID = 4_000_000_000_000_001
-
-
 @pytest.fixture
 async def community(simcord_env: simcord.Env, services: Services) -> Community:
     guild = simcord_env.create_guild()
     channel = guild.create_text_channel("general")
     ann = guild.add_member(simcord_env.create_user("ann"))
     bob = guild.add_member(simcord_env.create_user("bob"))
+    named = services.config.discord.model_copy(update={"operators": (ann.id,)})
+    services.config = services.config.model_copy(update={"discord": named})
     return Community(simcord_env, services, guild, channel, ann, bob)

@@ -58,7 +58,9 @@ async def test_a_mention_is_answered_with_a_stamped_reply(
 async def test_the_answer_is_a_silent_reply_that_mentions_nobody(community: Community) -> None:
     await community.ann.send(community.channel, f"{community.mention} hello")
 
-    (request,) = [r for r in community.env.http_requests if r.path.endswith("/messages") and r.method == "POST"]
+    (request,) = [
+        r for r in community.env.http_requests if r.path.endswith("/messages") and r.method == "POST"
+    ]
     assert request.json["flags"] == discord.MessageFlags(suppress_notifications=True).value
     assert request.json["allowed_mentions"] == {"parse": [], "replied_user": False}
     assert request.json["message_reference"]["fail_if_not_exists"] is False
@@ -121,9 +123,7 @@ async def test_direct_messages_go_on_without_replying(
     first, second = community.replies()
     assert first.scope == "deployment"
     assert first.conversation_id == second.conversation_id
-    conversation = community.services.database.read(
-        lambda db: conversations.get(db, first.conversation_id)
-    )
+    conversation = community.services.database.read(lambda db: conversations.get(db, first.conversation_id))
     assert conversation is not None and not conversation.public
 
 
@@ -198,7 +198,9 @@ async def test_a_loading_model_is_waited_for_in_the_same_message(
     monkeypatch.setattr(answering, "LOADING_POLL_S", 0.1)
     model_server.status = "loading"
     screen = Screen()
-    task = Answerer(services).start(Question(1, 2, None, False, Person(3, "ann", "playground"), "hello"), screen)
+    task = Answerer(services).start(
+        Question(1, 2, None, False, Person(3, "ann", "playground"), "hello"), screen
+    )
     assert task is not None
     await asyncio.sleep(0.3)
     assert list(screen.messages.values()) == [answering.LOADING]
@@ -347,9 +349,7 @@ async def test_draining_finishes_what_it_can_and_marks_the_rest(
 ) -> None:
     model_server.answer = "one two three four"
     model_server.gate = asyncio.Event()
-    community.env.backend.create_message(
-        community.channel.id, community.ann.id, f"{community.mention} hello"
-    )
+    community.env.backend.create_message(community.channel.id, community.ann.id, f"{community.mention} hello")
     await asyncio.sleep(0.5)
     assert community.bot.answerer.in_flight == 1
     await community.bot.answerer.drain(finish_s=0.1, stop_s=3.0)

@@ -100,7 +100,9 @@ async def test_a_usual_conversation_needs_one_call_of_the_tokenizer() -> None:
         calls += 1
         return words(messages)
 
-    await build_within(SYSTEM, [Turn("Hi", 1, "ann"), Turn("Hello."), Turn("How are you?", 1, "ann")], 900, count)
+    await build_within(
+        SYSTEM, [Turn("Hi", 1, "ann"), Turn("Hello."), Turn("How are you?", 1, "ann")], 900, count
+    )
     assert calls == 1
 
 

@@ -25,7 +25,18 @@ async def client() -> discord.Client:
 def malformed_payload(chance: random.Random) -> Any:
     """A payload as nobody should send it."""
     values: list[Any] = [None, "", "abc", -1, 1.5, [], {}, True, "9" * 400, {"id": None}, [{}], [None]]
-    keys = ("id", "guild_id", "channel_id", "message_id", "user_id", "emoji", "user", "member", "author", "type")
+    keys = (
+        "id",
+        "guild_id",
+        "channel_id",
+        "message_id",
+        "user_id",
+        "emoji",
+        "user",
+        "member",
+        "author",
+        "type",
+    )
     kind = chance.random()
     if kind < 0.2:
         return chance.choice(values)

@@ -10,12 +10,31 @@ from hypothesis import strategies as st
 from bot.splitting import Part, split, visible_parts, width
 
 PIECES = st.sampled_from(
-    ["word ", "a", "\n", "\n\n", "sentence. ", "```", "```py\n", "```\n", "`", "👩‍👩‍👧‍👦", "é", "\u0301", "日本語。", "- item\n", "\r\n", " "]
+    [
+        "word ",
+        "a",
+        "\n",
+        "\n\n",
+        "sentence. ",
+        "```",
+        "```py\n",
+        "```\n",
+        "`",
+        "👩‍👩‍👧‍👦",
+        "é",
+        "\u0301",
+        "日本語。",
+        "- item\n",
+        "\r\n",
+        " ",
+    ]
 )
 TEXTS = st.one_of(
     st.text(max_size=600),
     st.lists(PIECES, max_size=300).map("".join),
-    st.tuples(st.lists(PIECES, min_size=1, max_size=6), st.integers(1, 60)).map(lambda p: "".join(p[0]) * p[1]),
+    st.tuples(st.lists(PIECES, min_size=1, max_size=6), st.integers(1, 60)).map(
+        lambda p: "".join(p[0]) * p[1]
+    ),
 )
 
 

@@ -1,0 +1,282 @@
+"""The slash commands: what they do, who may use them, and what they say."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from bot.commands.tree import StropTree
+from bot.permissions import NOT_OPERATOR
+from storage import adapters, audit, facts, members, runs
+from tests.bot.conftest import Community
+from tests.bot.fake_server import BASE_HASH, FakeModelServer
+
+FIRST, SECOND = "a1111111111111111", "a2222222222222222"
+
+
+def text(result: Any) -> str:
+    """Everything that the bot answered an interaction with."""
+    messages = [result.response] if result.response is not None else []
+    return "\n".join(message.content for message in [*messages, *result.followups] if message.content)
+
+
+def register(community: Community, *adapter_ids: str, promote: bool = False, scope: str = "") -> None:
+    def work(db: Any) -> None:
+        for adapter_id in adapter_ids:
+            where = scope or f"guild:{community.guild.id}"
+            adapters.insert_candidate(
+                db, adapter_id=adapter_id, scope=where, base_hash=BASE_HASH, path=f"adapters/{adapter_id}"
+            )
+            if promote:
+                adapters.promote(
+                    db, scope=where, base_hash=BASE_HASH, adapter_id=adapter_id, actor="test", reason="test"
+                )
+
+    community.services.database.write(work)
+
+
+def champion(community: Community) -> str | None:
+    scope = f"guild:{community.guild.id}"
+    return community.services.database.read(lambda db: adapters.champion(db, scope, BASE_HASH))
+
+
+@pytest.mark.parametrize(
+    ("command", "options"), [("retrain", {}), ("rollback", {}), ("promote", {"adapter": FIRST})]
+)
+async def test_what_concerns_everybody_is_for_operators_only(
+    community: Community, command: str, options: dict[str, str]
+) -> None:
+    register(community, FIRST)
+    result = await community.bob.slash(community.channel, command, **options)
+
+    assert result.ephemeral and text(result) == NOT_OPERATOR
+    assert champion(community) is None
+    assert community.services.database.read(lambda db: runs.latest(db, f"guild:{community.guild.id}")) == []
+    assert len(community.env.errors) == 1
+
+
+async def test_retrain_queues_one_run_that_reports_in_the_channel(community: Community) -> None:
+    first = await community.ann.slash(community.channel, "retrain")
+    second = await community.ann.slash(community.channel, "retrain")
+
+    assert first.ephemeral and second.ephemeral
+    (run,) = community.services.database.read(lambda db: runs.latest(db, f"guild:{community.guild.id}"))
+    assert (run.trigger, run.requested_by, run.report_channel_id) == (
+        "manual",
+        str(community.ann.id),
+        community.channel.id,
+    )
+    assert run.id in text(first) and "already queued" in text(second)
+
+
+async def test_status_shows_the_loop_at_a_glance(community: Community) -> None:
+    await community.ann.send(community.channel, f"{community.mention} hello")
+    await community.ann.react(community.messages()[0], "👍")
+    result = await community.bob.slash(community.channel, "status")
+
+    assert result.ephemeral
+    assert "the base model" in text(result) and "1 liked" in text(result)
+    assert "ready" in text(result) and "Trainer: not running" in text(result)
+
+
+async def test_status_works_while_the_model_server_is_away(
+    community: Community, model_server: FakeModelServer
+) -> None:
+    await model_server.stop()
+    assert "not reachable" in text(await community.bob.slash(community.channel, "status"))
+
+
+async def test_adapters_lists_what_was_trained(community: Community) -> None:
+    assert "no adapters yet" in text(await community.bob.slash(community.channel, "adapters"))
+    register(community, FIRST)
+    register(community, SECOND, promote=True)
+    listed = text(await community.bob.slash(community.channel, "adapters"))
+    assert f"Adapter `{SECOND}` answers." in listed and f"`{FIRST}` candidate" in listed
+
+
+async def test_promote_and_rollback_change_who_answers(
+    community: Community, model_server: FakeModelServer
+) -> None:
+    register(community, FIRST, SECOND)
+    promoted = await community.ann.slash(community.channel, "promote", adapter=FIRST)
+    assert promoted.ephemeral and f"adapter `{FIRST}` answers, not the base model" in text(promoted)
+    await community.ann.slash(community.channel, "promote", adapter=SECOND)
+    assert champion(community) == SECOND
+    assert model_server.adapters == [FIRST, SECOND]
+
+    await community.bob.send(community.channel, f"{community.mention} hello")
+    assert community.replies()[0].adapter_id == SECOND
+
+    assert f"adapter `{FIRST}` answers again" in text(
+        await community.ann.slash(community.channel, "rollback")
+    )
+    assert "the base model answers again" in text(await community.ann.slash(community.channel, "rollback"))
+    assert "nothing came before it" in text(await community.ann.slash(community.channel, "rollback"))
+    assert len(community.env.errors) == 1
+    actions = [entry.action for entry in community.services.database.read(audit.latest)]
+    assert actions.count("champion.promote") == 2 and actions.count("champion.rollback") == 2
+
+
+async def test_the_base_can_be_promoted_by_name(community: Community) -> None:
+    register(community, FIRST, promote=True)
+    await community.ann.slash(community.channel, "promote", adapter="base")
+    assert champion(community) is None
+    again = await community.ann.slash(community.channel, "promote", adapter="base")
+    assert text(again) == "The base model answers already."
+
+
+@pytest.mark.parametrize(
+    ("problem", "sentence"),
+    [
+        ("unknown", "There is no adapter a9"),
+        ("refused", "was made for another base"),
+        ("foreign", "belongs to guild:1"),
+        ("tainted", "can't be promoted"),
+    ],
+)
+async def test_what_must_not_answer_is_refused_with_the_reason(
+    community: Community, model_server: FakeModelServer, problem: str, sentence: str
+) -> None:
+    adapter_id = "a9" if problem == "unknown" else FIRST
+    if problem != "unknown":
+        register(community, FIRST, scope="guild:1" if problem == "foreign" else "")
+    if problem == "refused":
+        model_server.refused_adapters.add(FIRST)
+    if problem == "tainted":
+        community.services.database.write(lambda db: adapters.set_state(db, FIRST, "tainted"))
+    result = await community.ann.slash(community.channel, "promote", adapter=adapter_id)
+    assert sentence in text(result)
+    assert champion(community) is None
+    assert len(community.env.errors) == 1
+
+
+async def test_promote_completes_ids_for_operators_only(community: Community) -> None:
+    register(community, FIRST, SECOND)
+    community.services.database.write(lambda db: adapters.set_state(db, SECOND, "tainted"))
+    offered = await community.ann.autocomplete(community.channel, "promote", "adapter", "")
+    assert [choice["value"] for choice in offered] == [FIRST, "base"]
+    assert await community.bob.autocomplete(community.channel, "promote", "adapter", "") == []
+
+
+async def test_ask_answers_in_place_and_can_be_rated(
+    community: Community, model_server: FakeModelServer
+) -> None:
+    result = await community.bob.slash(community.channel, "ask", prompt="what is\nthis?")
+
+    assert not result.ephemeral
+    assert text(result) == "> what is this?\n\nHello there, friend."
+    (reply,) = community.replies()
+    assert (reply.text, reply.asker_id) == ("Hello there, friend.", community.bob.id)
+    assert model_server.prompt()[-1]["content"] == "what is\nthis?"
+    await community.ann.react(result.response, "👍")
+    rated = community.services.database.read(
+        lambda db: db.conn.execute("SELECT value FROM ratings WHERE reply_id = ?", (reply.id,)).fetchall()
+    )
+    assert rated == [(1,)]
+
+
+async def test_ask_with_a_long_answer_uses_follow_ups(
+    community: Community, model_server: FakeModelServer
+) -> None:
+    model_server.answer = " ".join(f"word{number}" for number in range(600))
+    result = await community.bob.slash(community.channel, "ask", prompt="talk")
+    assert len(result.followups) >= 2
+    assert text(result).split()[2:] == model_server.answer.split()
+
+
+async def test_commands_work_in_direct_messages(community: Community) -> None:
+    await community.bob.send_dm("hello")
+    result = await community.bob.user.slash("status")
+    assert "Ratings" in text(result)
+
+
+async def test_an_unexpected_error_is_one_sentence_with_an_id(community: Community) -> None:
+    community.services.database.write(lambda db: db.conn.execute("DROP TABLE promotions"))
+    result = await community.bob.slash(community.channel, "status")
+    assert result.ephemeral and "Something went wrong on my side (error `" in text(result)
+    assert len(community.env.errors) == 1
+
+
+async def test_commands_are_registered_only_when_their_definition_changed(community: Community) -> None:
+    tree = community.bot.tree
+    assert isinstance(tree, StropTree)
+    assert not await tree.sync_if_changed()
+    assert await tree.sync_if_changed(always=True)
+    key = f"commands.hash:{community.bot.application_id}"
+    community.services.database.write(lambda db: facts.put(db, key, "another"))
+    assert await tree.sync_if_changed()
+    assert not await tree.sync_if_changed()
+
+
+async def test_opting_in_and_out_is_recorded(community: Community) -> None:
+    def consent() -> str:
+        member = community.services.database.read(lambda db: members.get(db, community.bob.id))
+        assert member is not None
+        return member.consent
+
+    result = await community.bob.slash(community.channel, "privacy opt-in")
+    assert result.ephemeral and consent() == "in"
+    await community.bob.slash(community.channel, "privacy opt-out")
+    assert consent() == "out"
+
+
+async def test_export_is_a_file_for_ones_own_eyes(community: Community) -> None:
+    await community.bob.send(community.channel, f"{community.mention} my words")
+    await community.ann.send(community.channel, f"{community.mention} her words")
+    result = await community.bob.slash(community.channel, "privacy export")
+
+    assert result.ephemeral
+    assert [file.filename for file in result.response.attachments] == ["strop-my-data.json"]
+
+
+async def test_deleting_asks_first_and_then_deletes(community: Community) -> None:
+    await community.bob.send(community.channel, f"{community.mention} my secret words")
+    await community.ann.send(community.channel, f"{community.mention} her words")
+
+    asked = await community.bob.slash(community.channel, "privacy delete")
+    assert asked.ephemeral and "can't be undone" in text(asked)
+    kept = await community.bob.click(asked.response, label="Keep it")
+    del kept
+    assert community.replies()[0].text == "Hello there, friend."
+
+    asked = await community.bob.slash(community.channel, "privacy delete")
+    await community.bob.click(asked.response, label="Delete my data")
+    assert asked.response.content.startswith("Done: everything")
+    mine, hers = community.replies()
+    assert (mine.text, mine.prompt) == ("", [])
+    assert hers.text == "Hello there, friend."
+    path = community.services.database.path
+    files = [file.read_bytes() for file in path.parent.glob("strop.db*")]
+    assert not any(b"my secret words" in content for content in files)
+    actions = [entry.action for entry in community.services.database.read(audit.latest)]
+    assert "member.erase" in actions
+
+
+async def test_deleting_unloads_and_removes_what_was_trained_on_it(
+    community: Community, model_server: FakeModelServer
+) -> None:
+    await community.bob.send(community.channel, f"{community.mention} my words")
+    (reply,) = community.replies()
+    scope = f"guild:{community.guild.id}"
+
+    def train(db: Any) -> None:
+        run = runs.enqueue(db, scope=scope, trigger="manual", requested_by="test")
+        runs.lease_next(db, "test", 60_000)
+        row = runs.RunRow(reply.id, "train", "liked", 1.0)
+        runs.record_snapshot(db, run.id, snapshot_hash="s", rows=[row])
+        adapters.insert_candidate(
+            db, adapter_id=FIRST, scope=scope, base_hash=BASE_HASH, path=f"adapters/{FIRST}", run_id=run.id
+        )
+        runs.finish(db, run.id, outcome="promoted", message="ok", adapter_id=FIRST)
+
+    community.services.database.write(train)
+    folder = community.services.config.adapters / FIRST
+    folder.mkdir(parents=True)
+    await community.ann.slash(community.channel, "promote", adapter=FIRST)
+    assert model_server.adapters == [FIRST]
+
+    asked = await community.bob.slash(community.channel, "privacy delete")
+    await community.bob.click(asked.response, label="Delete my data")
+    assert "1 adapter(s) had learned from it" in asked.response.content
+    assert model_server.adapters == [] and not folder.exists() and champion(community) is None

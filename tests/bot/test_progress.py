@@ -1,0 +1,234 @@
+"""Runs are shown in the channel in one message each, and blind votes as pairs with buttons."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from bot.client import StropClient
+from bot.commands.votes import CLOSED, MOST_UNANSWERED
+from bot.services import Services
+from storage import duels, runs
+from storage.processes import ProcessLock
+from tests.bot.conftest import Community
+
+
+class Trainer:
+    """Writes the rows that a trainer writes."""
+
+    def __init__(self, community: Community) -> None:
+        self.database = community.services.database
+        self.scope = f"guild:{community.guild.id}"
+
+    def enqueue(self, trigger: Any = "schedule") -> str:
+        run = self.database.write(
+            lambda db: runs.enqueue(db, scope=self.scope, trigger=trigger, requested_by="scheduler")
+        )
+        return run.id
+
+    def take(self) -> str:
+        run = self.database.write(lambda db: runs.lease_next(db, "trainer", 60_000))
+        assert run is not None
+        return run.id
+
+    def beat(self, run_id: str, phase: Any, progress: float, eta_s: float | None = None) -> None:
+        assert self.database.write(lambda db: runs.heartbeat(db, run_id, "trainer", phase, progress, eta_s))
+
+    def finish(self, run_id: str, outcome: Any, message: str) -> None:
+        self.database.write(lambda db: runs.finish(db, run_id, outcome=outcome, message=message))
+
+    def duel(self, run_id: str, number: int) -> str:
+        duel_id = f"d{number}"
+        self.database.write(
+            lambda db: duels.add(
+                db,
+                duel_id=duel_id,
+                run_id=run_id,
+                scope=self.scope,
+                challenger_id="a1",
+                champion_id=None,
+                prompt=[
+                    {"role": "system", "content": "s"},
+                    {"role": "user", "content": f"question {number}"},
+                ],
+                first_text=f"first {number}",
+                second_text=f"second {number}",
+                first_is_challenger=True,
+            )
+        )
+        return duel_id
+
+
+@pytest.fixture
+def trainer(community: Community) -> Trainer:
+    return Trainer(community)
+
+
+async def tick(community: Community, seconds: float = 2.0) -> None:
+    await community.env.advance_time(seconds)
+
+
+async def test_a_run_is_one_message_edited_to_its_last_word(community: Community, trainer: Trainer) -> None:
+    await community.ann.slash(community.channel, "retrain")
+    with ProcessLock(community.services.config.run / "trainer.lock").acquire("{pid}"):
+        await tick(community)
+    (waiting,) = public(community)
+    assert "Waiting for the trainer" in waiting
+
+    run_id = trainer.take()
+    trainer.beat(run_id, "snapshot", 1.0)
+    await tick(community)
+    trainer.beat(run_id, "train", 0.43, 190.0)
+    await tick(community, 3)
+    (shown,) = public(community)
+    assert "✅ Snapshot of the rated replies" in shown
+    assert "▶️ Training the challenger ▰▰▰▰▱▱▱▱▱▱ 43% · about 3 min left" in shown
+    assert "▫️ Deciding" in shown
+
+    sentence = "adapter a2 replaced a1: +0.12 (95 % CI 0.05 to 0.19) on 64 held-out conversations"
+    trainer.beat(run_id, "swap", 1.0)
+    trainer.finish(run_id, "promoted", sentence)
+    await tick(community)
+    (final,) = public(community)
+    assert sentence in final and final.count("✅") == 5
+    posts = [r for r in community.env.http_requests if r.method == "POST" and r.path.endswith("/messages")]
+    assert len(posts) == 1
+
+
+async def test_a_run_that_is_not_worth_it_says_why(community: Community, trainer: Trainer) -> None:
+    await community.ann.slash(community.channel, "retrain")
+    run_id = trainer.take()
+    sentence = "not yet: 11 of 25 liked replies, 3 of 5 raters"
+    trainer.finish(run_id, "not_yet", sentence)
+    await tick(community, 3)
+    (final,) = public(community)
+    assert sentence in final and "Deciding" not in final
+
+
+async def test_a_trainer_that_is_away_is_said_so(
+    community: Community, trainer: Trainer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("bot.progress.TRAINER_PATIENCE_MS", -1)
+    await community.ann.slash(community.channel, "retrain")
+    await tick(community)
+    assert "trainer is not running right now" in public(community)[0]
+
+
+async def test_scheduled_runs_report_where_retrain_was_used_last(
+    community: Community, trainer: Trainer
+) -> None:
+    run_id = trainer.enqueue()
+    trainer.take()
+    trainer.beat(run_id, "train", 0.5)
+    await tick(community, 6)
+    assert public(community) == []
+    trainer.finish(run_id, "refused", "a1 was not promoted, because it lost")
+
+    await community.ann.slash(community.channel, "retrain")
+    trainer.finish(trainer.take(), "refused", "a2 was not promoted")
+    await tick(community, 6)
+    seen = len(public(community))
+
+    quiet = trainer.enqueue()
+    trainer.take()
+    trainer.finish(quiet, "not_yet", "not yet: 1 of 25")
+    await tick(community, 6)
+    assert len(public(community)) == seen
+
+    run_id = trainer.enqueue("ratings")
+    trainer.take()
+    trainer.beat(run_id, "train", 0.5)
+    await tick(community, 6)
+    assert len(public(community)) == seen + 1 and run_id in public(community)[-1]
+
+
+async def test_a_restart_goes_on_with_the_same_message(
+    community: Community, trainer: Trainer, services: Services
+) -> None:
+    await community.ann.slash(community.channel, "retrain")
+    run_id = trainer.take()
+    trainer.beat(run_id, "train", 0.1)
+    await tick(community, 3)
+    await community.bot.progress.stop()
+    await community.env.restart_bot(StropClient(services))
+    trainer.finish(run_id, "refused", "not promoted, because the lower bound is below zero")
+    await tick(community, 6)
+    (final,) = public(community)
+    assert "lower bound is below zero" in final
+
+
+async def test_a_channel_that_refuses_the_report_disturbs_nothing(
+    community: Community, trainer: Trainer
+) -> None:
+    await community.ann.slash(community.channel, "retrain")
+    community.env.inject_error("POST", "/channels/*/messages", status=403, code=50013, times=None)
+    trainer.take()
+    await tick(community, 8)
+    posts = [r for r in community.env.http_requests if r.method == "POST" and r.path.endswith("/messages")]
+    assert len(posts) == 1
+
+
+async def test_votes_are_pairs_that_do_not_tell_whose_is_whose(
+    community: Community, trainer: Trainer
+) -> None:
+    run_id = await voting(community, trainer, pairs=7)
+    pairs = [message for message in community.messages() if "like better" in message.content]
+    assert len(pairs) == MOST_UNANSWERED
+    assert "> question 0\n\n**A**\nfirst 0\n\n**B**\nsecond 0" in pairs[0].content
+    assert not any("a1" in pair.content or run_id in pair.content for pair in pairs)
+
+    voted = await community.bob.click(pairs[0], label="A")
+    assert voted.ephemeral and "Counted: A" in said(voted)
+    await community.ann.click(pairs[0], label="B")
+    await community.bob.click(pairs[1], label="Tie")
+    await community.bob.click(pairs[0], label="B")
+    tally = community.services.database.read(lambda db: duels.tally(db, run_id))
+    assert (tally.wins, tally.losses, tally.ties, tally.voters) == (0, 2, 1, 2)
+
+
+async def test_a_vote_makes_room_for_the_next_pair(community: Community, trainer: Trainer) -> None:
+    await voting(community, trainer, pairs=7)
+    pairs = [message for message in community.messages() if "like better" in message.content]
+    await community.bob.click(pairs[0], label="A")
+    await tick(community, 20)
+    assert len([text for text in public(community) if "like better" in text]) == MOST_UNANSWERED + 1
+
+
+async def test_vote_buttons_survive_a_restart_and_close_with_the_run(
+    community: Community, trainer: Trainer, services: Services
+) -> None:
+    run_id = await voting(community, trainer, pairs=2)
+    await community.bot.progress.stop()
+    await community.env.restart_bot(StropClient(services))
+    pairs = [message for message in community.messages() if "like better" in message.content]
+    assert "Counted" in said(await community.bob.click(pairs[0], label="A"))
+
+    trainer.finish(run_id, "promoted", "adapter a1 replaced the base model by 20 votes")
+    late = await community.bob.click(pairs[1], label="A")
+    assert "over" in said(late)
+    await tick(community, 6)
+    texts = public(community)
+    assert texts.count(CLOSED) == 2 and any("20 votes" in text for text in texts)
+    assert all(not message.components for message in community.messages())
+
+
+async def voting(community: Community, trainer: Trainer, pairs: int) -> str:
+    await community.ann.slash(community.channel, "retrain")
+    run_id = trainer.take()
+    trainer.beat(run_id, "decide", 1.0)
+    for number in range(pairs):
+        trainer.duel(run_id, number)
+    trainer.finish(run_id, "votes", "The offline evidence is thin: please vote.")
+    await tick(community, 3)
+    return run_id
+
+
+def public(community: Community) -> list[str]:
+    """What everyone in the channel sees of the bot."""
+    return [message.content for message in community.messages() if not message.flags.ephemeral]
+
+
+def said(result: Any) -> str:
+    messages = [result.response] if result.response is not None else []
+    return "\n".join(message.content for message in [*messages, *result.followups])

@@ -49,26 +49,25 @@ def penalise(logits: torch.Tensor, seen: torch.Tensor, penalty: float) -> torch.
 
 
 def shortlist(logits: torch.Tensor, options: SamplingOptions) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return the ids (n,) that min-p, top-k and top-p leave, most likely first, and their probabilities."""
-    log_probabilities = torch.log_softmax(logits / options.temperature, dim=-1)
-    vocabulary = logits.numel()
-    limit = min(options.top_k, vocabulary) if options.top_k > 0 else vocabulary
-    count = min(limit, SHORTLIST)
-    values, ids = torch.topk(log_probabilities, count)
-    probabilities = values.exp()
-    # A nucleus is a share of what top-k left, so with top-k the total is known only here.
-    top_k_mass = float(probabilities.sum()) if count == limit else None
-    if count < limit and (options.top_p == 1.0 or float(probabilities.sum()) < options.top_p):
-        values, ids = torch.sort(log_probabilities, descending=True, stable=True)
-        values, ids = values[:limit], ids[:limit]
-        probabilities = values.exp()
-        top_k_mass = float(probabilities.sum())
-    keep = torch.ones_like(probabilities, dtype=torch.bool)
-    if options.min_p > 0:
-        keep &= probabilities >= options.min_p * probabilities[0]
+    """Return the ids (n,) that top-k, top-p and min-p leave and their probabilities, in a fixed order."""
+    probabilities = torch.softmax(logits / options.temperature, dim=-1)
+    if options.top_k > 0:
+        probabilities, ids = torch.topk(probabilities, min(options.top_k, logits.numel()))
+        probabilities = probabilities / probabilities.sum()
+    elif options.top_p < 1.0:
+        probabilities, ids = _most_likely(probabilities, options.top_p)
+    else:
+        ids = torch.arange(logits.numel())
+    keep = probabilities >= options.min_p * probabilities.max()
     if options.top_p < 1.0:
-        mass = top_k_mass if options.top_k > 0 and top_k_mass is not None else 1.0
-        before = torch.cumsum(probabilities, dim=0) - probabilities
-        keep &= before < options.top_p * mass
-    keep[0] = True
+        keep &= torch.cumsum(probabilities, dim=0) - probabilities < options.top_p
+        keep[0] = True
     return ids[keep], probabilities[keep]
+
+
+def _most_likely(probabilities: torch.Tensor, mass: float) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return at least the most likely tokens that together have ``mass``, sorted."""
+    values, ids = torch.topk(probabilities, min(SHORTLIST, probabilities.numel()))
+    if float(values.sum()) >= mass:
+        return values, ids
+    return torch.sort(probabilities, descending=True, stable=True)

@@ -98,7 +98,7 @@ class Supervisor:
         backoff: Backoff | None = None,
         drain_s: float = 10.0,
     ) -> None:
-        log_dir.mkdir(parents=True, exist_ok=True)
+        log_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
         self._announcer = announcer
         self._backoff = backoff or Backoff()
         self._drain_s = drain_s

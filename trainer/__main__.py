@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import logging
 import os
 import signal
 import sys
@@ -40,6 +41,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     path: Path | None = parser.parse_args(arguments).config
     logs.configure("trainer")
+    # APScheduler tells of every job that it runs, several a minute; its warnings and errors matter.
+    logging.getLogger("apscheduler").setLevel(logging.WARNING)
     try:
         config = load_config(path, os.environ)
         with (

@@ -149,7 +149,6 @@ class RunQueue:
                 outcome=run.outcome,
                 message=run.message,
                 scope=run.scope,
-                announce=True,
             )
         self._child = None
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from collections import defaultdict
 from datetime import UTC, datetime
 from typing import IO, Protocol
 
@@ -17,6 +18,15 @@ LOUD_LEVELS = frozenset({"warning", "error", "critical"})
 # The keys that structlog adds to every line: of no use to somebody who reads along.
 QUIET_KEYS = frozenset({"event", "level", "timestamp", "process", "exception", "stack", "logger"})
 MAX_SENTENCE = 300
+# What a person who watches the terminal wants to know besides warnings: log events, and how they are said.
+TOLD = {
+    "gateway.ready": "The bot is connected.",
+    "trainer started": "The trainer waits for ratings.",
+    "run queued": "Run {run_id} is queued.",
+    "run started": "Run {run_id} of {scope} has started.",
+    "run ended": "Run {run_id}: {message}",
+    "run settled by votes": "Run {run_id}: {message}",
+}
 
 
 class Stage(Protocol):
@@ -87,7 +97,8 @@ class TerminalStage:
         mark = MARKS.get(level, MARKS["info"])
         now = datetime.now().strftime("%H:%M:%S")
         self._console.print(
-            f"  [dim]{now}[/]  {mark} [bold]{escape(process):<10}[/] {escape(visible(sentence))}"
+            f"  [dim]{now}[/]  {mark} [bold]{escape(process):<10}[/] {escape(visible(sentence))}",
+            soft_wrap=True,
         )
 
     def output(self, process: str, line: str) -> None:
@@ -96,7 +107,7 @@ class TerminalStage:
         if record is None:
             return
         level = str(record.get("level", "info"))
-        if level in LOUD_LEVELS or record.get("announce"):
+        if level in LOUD_LEVELS or record.get("announce") or record.get("event") in TOLD:
             self.say(process, sentence_of(record), level="error" if level == "critical" else level)
 
     def progress(self, process: str, sentence: str) -> None:
@@ -146,7 +157,10 @@ def parsed(line: str) -> dict[str, object] | None:
 
 
 def sentence_of(record: dict[str, object]) -> str:
-    """A log record as one readable line: the event, then its other fields."""
+    """A log record as one readable line: as in `TOLD`, else the event and then its other fields."""
+    told = TOLD.get(str(record.get("event")))
+    if told is not None:
+        return told.format_map(defaultdict(str, record))
     fields = [f"{key}={value}" for key, value in record.items() if key not in QUIET_KEYS | {"announce"}]
     return " ".join([str(record.get("event", "")), *fields])
 

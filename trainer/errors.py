@@ -1,0 +1,48 @@
+"""What can go wrong in a training run, as a tree:
+
+TrainerError
+├── NotYetError           too little to learn from; the text says what is missing (no failure)
+├── RunCancelledError     somebody cancelled the run, or its lease went to another trainer
+├── RunSettingsError      a run's own settings name a key or a value that does not exist
+├── SnapshotError         a snapshot is missing, was changed or was scrubbed
+├── TrainingError
+│   ├── GradientLostError   an adapter receives no gradient: the base does not pass it back
+│   └── DivergedError       the loss is not a number
+└── EvaluationError       the challenger could not be judged
+"""
+
+
+class TrainerError(Exception):
+    """Base of everything that the trainer raises; its text is one sentence for a person."""
+
+
+class NotYetError(TrainerError):
+    """There is too little to learn from; the text says what is missing and what to do."""
+
+
+class RunCancelledError(TrainerError):
+    """The run was cancelled, or another trainer holds its lease."""
+
+
+class RunSettingsError(TrainerError):
+    """A run was started with settings that do not exist."""
+
+
+class SnapshotError(TrainerError):
+    """A snapshot is missing, was changed after it was hashed, or was scrubbed by an erasure."""
+
+
+class TrainingError(TrainerError):
+    """The training itself failed."""
+
+
+class GradientLostError(TrainingError):
+    """An adapter layer received no gradient."""
+
+
+class DivergedError(TrainingError):
+    """The loss became infinite or not a number."""
+
+
+class EvaluationError(TrainerError):
+    """The challenger could not be judged."""

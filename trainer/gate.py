@@ -1,0 +1,145 @@
+"""The gate: from evidence to a verdict. Pure: no model, no clock, no database.
+
+First the vetoes: offline evidence can always say no. Superiority has to be shown by generated replies, judged
+by a reward model that has proven itself; where that is not possible the members decide by blind votes.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from storage.config import GateConfig
+from trainer.reward import Proof
+from trainer.statistics import Estimate
+
+Decision = Literal["promote", "refuse", "votes"]
+
+# Runaway replies are caught, not taste: a community may well like long or short answers.
+MAX_EXTRA_UNFINISHED = 0.25
+MAX_EXTRA_REPETITION = 0.10
+MAX_EXTRA_DUPLICATES = 0.25
+MAX_EMPTY = 0.05
+MAX_RECITED = 0.02
+SAME_REPLIES = 0.9
+# Fewer held-out prompts than this decide nothing, however clear they look.
+MIN_PROMPTS = 12
+
+
+@dataclass(frozen=True)
+class ReplyTraits:
+    """What the generated replies of one model look like, as shares of all its replies.
+
+    `repetition` is the mean share of repeated word 4-grams; `recited` the share that contains twelve words in
+    a row from a member's correction.
+    """
+
+    unfinished: float
+    repetition: float
+    duplicates: float
+    empty: float
+    recited: float
+    mean_words: float
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """All that was measured of a challenger beside its champion.
+
+    `preference` is the paired difference in predicted P(liked), None where the reward model could not be
+    fitted; `margin` the challenger's gain of log-probability per token on liked over disliked held-out replies;
+    `general_nll_increase` relative to the base, on the base's own held-out replies to general prompts, and
+    `general_divergence` the same in nats per token: an estimate of KL(base || challenger).
+    """
+
+    preference: Estimate | None
+    proof: Proof
+    margin: Estimate | None
+    general_nll_increase: float
+    general_divergence: float
+    challenger: ReplyTraits
+    champion: ReplyTraits
+    same_replies: float
+    prompts: int
+    extra_prompts: int
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What to do and why; `reason` continues "X was not promoted, because …" unless it is promoted."""
+
+    decision: Decision
+    reason: str
+
+
+def decide(evidence: Evidence, settings: GateConfig) -> Verdict:
+    """Judge a challenger: vetoes first, then superiority, else a vote."""
+    veto = vetoed(evidence, settings)
+    if veto:
+        return Verdict("refuse", veto)
+    if evidence.same_replies >= SAME_REPLIES:
+        return Verdict(
+            "refuse", f"it answers as before: {evidence.same_replies:.0%} of its replies are the very same"
+        )
+    if evidence.preference is None or not evidence.proof.holds:
+        return Verdict("votes", evidence.proof.why_not())
+    gain = evidence.preference
+    if gain.clusters < MIN_PROMPTS:
+        return Verdict("votes", f"only {gain.clusters} held-out conversations could be compared")
+    measured = describe(gain, evidence.extra_prompts)
+    if gain.bound_low > 0 and gain.value >= settings.min_effect:
+        return Verdict("promote", measured)
+    if gain.bound_high < 0:
+        return Verdict("refuse", f"its replies are liked less: {measured}")
+    if gain.bound_high < settings.min_effect:
+        return Verdict(
+            "refuse", f"it makes no difference worth a change ({settings.min_effect:g} or more): {measured}"
+        )
+    return Verdict("votes", f"the difference is not certain: {measured}")
+
+
+def vetoed(evidence: Evidence, settings: GateConfig) -> str:
+    """Return why the challenger can't be promoted whatever else speaks for it, or an empty string."""
+    new, old = evidence.challenger, evidence.champion
+    if not evidence.general_nll_increase <= settings.max_general_nll_increase:
+        return (
+            f"it forgot general knowledge: its loss on general prompts rose by "
+            f"{evidence.general_nll_increase:.0%} (limit {settings.max_general_nll_increase:.0%})"
+        )
+    if not evidence.general_divergence <= settings.max_kl:
+        return (
+            f"it drifted from the base on general prompts by {evidence.general_divergence:.2f} nat per token "
+            f"(limit {settings.max_kl:g})"
+        )
+    if new.empty > max(MAX_EMPTY, old.empty):
+        return f"{new.empty:.0%} of its replies are empty"
+    if new.recited > max(MAX_RECITED, old.recited):
+        return f"{new.recited:.0%} of its replies recite a member's own words"
+    if new.unfinished > old.unfinished + MAX_EXTRA_UNFINISHED:
+        return (
+            f"its replies run on: {new.unfinished:.0%} did not end by themselves, before {old.unfinished:.0%}"
+        )
+    if new.repetition > old.repetition + MAX_EXTRA_REPETITION:
+        return f"its replies repeat themselves ({new.repetition:.0%} of phrases, before {old.repetition:.0%})"
+    if new.duplicates > old.duplicates + MAX_EXTRA_DUPLICATES:
+        return f"it gives one reply to many prompts ({new.duplicates:.0%}, before {old.duplicates:.0%})"
+    if evidence.margin is not None and evidence.margin.bound_high < 0:
+        return (
+            f"it finds disliked held-out replies more likely than liked ones "
+            f"({_signed(evidence.margin.value)} nat per token, 95 % CI {evidence.margin.low:.2f} to "
+            f"{evidence.margin.high:.2f})"
+        )
+    return ""
+
+
+def describe(gain: Estimate, extra_prompts: int = 0) -> str:
+    """Say a gain as people read it: "+0.12 (95 % CI 0.05 to 0.19) on 64 held-out conversations"."""
+    own = gain.clusters - extra_prompts
+    where = f"{own} held-out conversations" if own else ""
+    extra = f"{extra_prompts} general prompts" if extra_prompts else ""
+    both = " and ".join(filter(None, (where, extra)))
+    return f"{_signed(gain.value)} (95 % CI {gain.low:.2f} to {gain.high:.2f}) on {both}"
+
+
+def _signed(value: float) -> str:
+    return f"{value:+.2f}"

@@ -1,0 +1,112 @@
+"""Which objective data and machine allow: wait, tune on liked replies, or learn from disliked ones too."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+from storage.config import TrainerConfig
+from storage.dataset import REASONS
+from trainer.errors import NotYetError
+from trainer.snapshot import Snapshot
+
+Objective = Literal["sft", "sft_kto"]
+
+# From LEARNING: below these KTO has too few of one kind to learn the difference.
+KTO_MIN_RATED = 100
+KTO_MIN_EACH = 25
+# One KTO example costs about this many plain training passes: with its mismatched twin and two references.
+KTO_COST = 2.4
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What to train on, and why not on more (`reason`, empty when nothing was held back)."""
+
+    objective: Objective
+    reason: str = ""
+
+
+def require_enough(snapshot: Snapshot, settings: TrainerConfig, excluded: Mapping[str, int]) -> None:
+    """Check the data minimum.
+
+    Raises:
+        NotYetError: with what is missing, or why nothing is eligible and what to do about it.
+    """
+    if not snapshot.rows:
+        raise NotYetError(_nothing_eligible(excluded))
+    liked = sum(row.liked for row in snapshot.rows)
+    if liked < settings.min_liked or snapshot.raters < settings.min_raters:
+        text = (
+            f"not yet: {liked} of {settings.min_liked} liked replies, "
+            f"{snapshot.raters} of {settings.min_raters} raters"
+        )
+        raise NotYetError(text + _excluded_note(excluded))
+    if not any(row.liked for row in snapshot.of("train")):
+        raise NotYetError(
+            "not yet: all liked replies lie in held-out conversations, which are never trained on; "
+            "rate replies in a few more conversations"
+        )
+
+
+def choose(snapshot: Snapshot, settings: TrainerConfig) -> Plan:
+    """Choose the objective that the training rows allow; the clock has its say later, in `within_budget`."""
+    if settings.objective != "auto":
+        return Plan(settings.objective)
+    liked, disliked = kto_counts(snapshot)
+    if liked + disliked < KTO_MIN_RATED or min(liked, disliked) < KTO_MIN_EACH:
+        return Plan(
+            "sft",
+            f"KTO needs {KTO_MIN_RATED} rated replies with {KTO_MIN_EACH} of each kind to train on; "
+            f"there are {liked} liked and {disliked} disliked",
+        )
+    return Plan("sft_kto")
+
+
+def kto_counts(snapshot: Snapshot) -> tuple[int, int]:
+    """Return how many training rows are liked (corrections included) and disliked, with a weight."""
+    rows = snapshot.of("train")
+    liked = sum(row.verdict == "liked" for row in rows) + sum(len(row.corrections) for row in rows)
+    return liked, sum(row.verdict == "disliked" for row in rows)
+
+
+def within_budget(
+    plan: Plan, *, kto_tokens: int, tokens_per_second: float, spent_s: float, settings: TrainerConfig
+) -> Plan:
+    """Drop KTO where the measured speed says that it would not end within `max_train_minutes`."""
+    if plan.objective != "sft_kto" or settings.objective == "sft_kto":
+        return plan
+    expected_s = spent_s + KTO_COST * kto_tokens / max(tokens_per_second, 1e-6)
+    if expected_s <= settings.max_train_minutes * 60:
+        return plan
+    return Plan(
+        "sft",
+        f"KTO would take training to about {expected_s / 60:.0f} minutes at {tokens_per_second:.0f} tokens/s "
+        f"and trainer.max_train_minutes is {settings.max_train_minutes:g}",
+    )
+
+
+def _nothing_eligible(excluded: Mapping[str, int]) -> str:
+    if not excluded:
+        return "not yet: no reply has been rated; react to the bot's replies with 👍 or 👎"
+    return "not yet: none of the rated replies may be trained on" + _excluded_note(excluded)
+
+
+def _excluded_note(excluded: Mapping[str, int]) -> str:
+    """Name what was left out and why, the commonest first, with what to do where something can be done."""
+    if not excluded:
+        return ""
+    ordered = sorted(excluded.items(), key=lambda item: (-item[1], item[0]))
+    parts = [f"{count} left out because {REASONS.get(reason, reason)}" for reason, count in ordered]
+    advice = [_ADVICE[reason] for reason, _ in ordered if reason in _ADVICE]
+    return "; " + "; ".join(parts) + (f". {advice[0]}" if advice else "")
+
+
+_ADVICE = {
+    "no_permission": "An operator records Discord's permission in [discord] training_permission_reference.",
+    "no_consent": "Ask members to opt in with /privacy.",
+    "no_eligible_rating": "Ask raters to opt in with /privacy.",
+    "not_public": "Talk to the bot in a channel that everybody can see.",
+    "opted_out": "Those who opted out can opt in again with /privacy.",
+}

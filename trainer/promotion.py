@@ -1,0 +1,363 @@
+"""The swap: one transaction that crowns the challenger and ends its run, and the votes that lead there."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+from collections import Counter
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import sqlite_utils
+import structlog
+
+from bot.serving.client import ModelClient
+from bot.serving.errors import ServingError, UnknownModelError
+from storage import adapters, duels, evaluations, runs, sql
+from storage.adapters import Adapter
+from storage.config import Config, GateConfig
+from storage.database import Database
+from storage.errors import AdapterNotPromotableError, StaleChampionError
+from storage.runs import Run
+from trainer import statistics
+from trainer.errors import EvaluationError
+
+T = TypeVar("T")
+
+log = structlog.get_logger()
+
+ACTOR = "trainer"
+# One member decides no vote alone: later votes of the same member in a run count nothing.
+MAX_VOTES_PER_MEMBER = 20
+# "About 37 votes": how the number needed is announced, at a true win rate of 70 %.
+TYPICAL_WIN_RATE = 0.7
+STALE = "the champion changed while it was judged; the next run judges against the new one"
+
+
+@dataclass(frozen=True)
+class VoteCount:
+    """The votes of a run that count, and the evidence for and against its challenger."""
+
+    wins: int
+    losses: int
+    ties: int
+    voters: int
+    evidence_for: float
+    evidence_against: float
+
+    @property
+    def votes(self) -> int:
+        """Return all counted votes, ties included."""
+        return self.wins + self.losses + self.ties
+
+
+def client_for(config: Config) -> ModelClient:
+    """Return a client of the configured model server; close it."""
+    key = config.server.api_key.get_secret_value() if config.server.api_key else None
+    if config.server.base_url:
+        return ModelClient(config.server.base_url, api_key=key)
+    return ModelClient.from_run_dir(config.run, api_key=key)
+
+
+def name_of(adapter_id: str | None) -> str:
+    """Return how an adapter is called in a sentence."""
+    return "the base model" if adapter_id is None else adapter_id
+
+
+def votes_needed(settings: GateConfig) -> int:
+    """Return how many blind votes typically decide, for the announcement."""
+    return max(settings.min_votes, statistics.votes_to_decide(settings.evote_alpha, TYPICAL_WIN_RATE))
+
+
+async def ensure_listed(client: ModelClient, config: Config, adapter_id: str) -> None:
+    """Load an adapter in the server and make sure that it is among its models.
+
+    Raises:
+        EvaluationError: it is not listed after loading; ServingError: the server refuses or is away.
+    """
+    await client.load_adapter(adapter_id, (config.adapters / adapter_id).absolute())
+    if adapter_id not in await client.models():
+        raise EvaluationError(f"The model server accepted {adapter_id} but does not list it.")
+
+
+async def swap(
+    database: Database,
+    client: ModelClient,
+    config: Config,
+    *,
+    run: Run,
+    adapter: Adapter,
+    champion_id: str | None,
+    measured: str,
+    metrics: Mapping[str, Any],
+) -> Run:
+    """Promote a listed challenger and end its run in one transaction; a changed champion refuses it instead.
+
+    `measured` completes the sentence "adapter X replaced Y: …".
+    """
+    await ensure_listed(client, config, adapter.id)
+    sentence = f"adapter {adapter.id} replaced {name_of(champion_id)}: {measured}"
+
+    def promote(db: sqlite_utils.Database) -> Run:
+        adapters.promote(
+            db,
+            scope=run.scope,
+            base_hash=adapter.base_hash,
+            adapter_id=adapter.id,
+            actor=ACTOR,
+            reason=measured,
+            run_id=run.id,
+            expected_champion=champion_id,
+        )
+        return runs.finish(
+            db,
+            run.id,
+            outcome="promoted",
+            message=sentence,
+            metrics=metrics,
+            adapter_id=adapter.id,
+            champion_id=champion_id,
+        )
+
+    try:
+        finished = await database.awrite(promote)
+    except (StaleChampionError, AdapterNotPromotableError) as error:
+        reason = STALE if isinstance(error, StaleChampionError) else str(error)
+        return await refuse(database, client, run=run, adapter=adapter, reason=reason, metrics=metrics)
+    if adapter.id not in await client.models():
+        # The bot loads a champion that the server lost from the registry; this is only worth a line.
+        log.warning("the new champion is not listed", adapter_id=adapter.id, run_id=run.id)
+    await retire_old_adapters(database, client)
+    return finished
+
+
+async def refuse(
+    database: Database,
+    client: ModelClient,
+    *,
+    run: Run,
+    adapter: Adapter,
+    reason: str,
+    metrics: Mapping[str, Any],
+    keep: bool = False,
+) -> Run:
+    """End a run without a swap; the challenger is rejected, unless an operator may yet promote it (`keep`)."""
+
+    def work(db: sqlite_utils.Database) -> Run:
+        current = adapters.get(db, adapter.id)
+        if not keep and current is not None and current.state == "candidate":
+            adapters.set_state(db, adapter.id, "rejected")
+        return runs.finish(
+            db,
+            run.id,
+            outcome="refused",
+            message=f"{adapter.id} was not promoted, because {reason}",
+            metrics=metrics,
+            adapter_id=adapter.id,
+        )
+
+    finished = await database.awrite(work)
+    await retire_old_adapters(database, client)
+    return finished
+
+
+async def open_vote(
+    database: Database,
+    *,
+    run: Run,
+    adapter: Adapter,
+    champion_id: str | None,
+    pairs: Sequence[tuple[Sequence[Mapping[str, str]], str, str, str | None]],
+    reason: str,
+    needed: int,
+    metrics: Mapping[str, Any],
+) -> Run:
+    """Store blind duels and leave the run open for votes.
+
+    `pairs` are (prompt, challenger's text, champion's text, id of the reply whose prompt it is). Which text
+    comes first is a stable coin: hash of run and number.
+    """
+
+    def work(db: sqlite_utils.Database) -> Run:
+        for number, (prompt, challenger, champion, reply_id) in enumerate(pairs):
+            first = hashlib.sha256(f"{run.id}/{number}".encode()).digest()[0] % 2 == 0
+            duels.add(
+                db,
+                duel_id=f"{run.id}-{number:03d}",
+                run_id=run.id,
+                scope=run.scope,
+                challenger_id=adapter.id,
+                champion_id=champion_id,
+                prompt=prompt,
+                first_text=challenger if first else champion,
+                second_text=champion if first else challenger,
+                first_is_challenger=first,
+                reply_id=reply_id,
+            )
+        return runs.finish(
+            db,
+            run.id,
+            outcome="votes",
+            message=(
+                f"{adapter.id}: not enough evidence offline, because {reason}; "
+                f"about {needed} blind votes needed"
+            ),
+            metrics={**metrics, "votes_needed": needed},
+            adapter_id=adapter.id,
+            champion_id=champion_id,
+        )
+
+    return await database.awrite(work)
+
+
+def settle_votes(database: Database, config: Config) -> list[Run]:
+    """Decide every run whose blind votes suffice, and return those that ended. Call it every few seconds.
+
+    A server that is away postpones the swap to the next call.
+    """
+    ended = []
+    for run in database.read(_awaiting):
+        try:
+            finished = asyncio.run(_settle(database, config, run))
+        except (ServingError, EvaluationError) as error:
+            log.warning("the vote's swap has to wait", run_id=run.id, error=str(error))
+            continue
+        if finished is not None:
+            log.info(
+                "run settled by votes", run_id=run.id, outcome=finished.outcome, message=finished.message
+            )
+            ended.append(finished)
+    return ended
+
+
+def count_votes(db: sqlite_utils.Database, run_id: str) -> VoteCount:
+    """Count a run's votes in the order they were cast, at most MAX_VOTES_PER_MEMBER of each member."""
+    rows = sql.many(
+        db,
+        """SELECT duel_votes.user_id, iif(first_is_challenger, choice, -choice) AS outcome
+           FROM duels JOIN duel_votes ON duel_votes.duel_id = duels.id
+           WHERE duels.run_id = ? ORDER BY duel_votes.created_ms, duels.id, duel_votes.user_id""",
+        (run_id,),
+    )
+    cast: Counter[int] = Counter()
+    outcomes = []
+    for row in rows:
+        cast[row["user_id"]] += 1
+        if cast[row["user_id"]] <= MAX_VOTES_PER_MEMBER:
+            outcomes.append(int(row["outcome"]))
+    gain, loss = statistics.e_values(outcomes) if outcomes else (1.0, 1.0)
+    return VoteCount(outcomes.count(1), outcomes.count(-1), outcomes.count(0), len(cast), gain, loss)
+
+
+async def retire_old_adapters(database: Database, client: ModelClient) -> list[str]:
+    """Unload from the server what is neither champion, nor the one before it, nor being judged.
+
+    Returns what was unloaded. A server that is away has nothing to unload.
+    """
+    unloaded = []
+    try:
+        for name in await client.models():
+            if await database.aread(lambda db, name=name: _is_retired(db, name)):  # type: ignore[misc]
+                await _tolerating_absence(lambda name=name: client.unload_adapter(name))  # type: ignore[misc]
+                unloaded.append(name)
+    except ServingError as error:
+        log.warning("old adapters could not be unloaded", error=str(error))
+    return unloaded
+
+
+def _awaiting(db: sqlite_utils.Database) -> list[Run]:
+    rows = sql.many(
+        db, "SELECT id FROM runs WHERE state = 'finished' AND outcome = 'votes' ORDER BY created_ms"
+    )
+    return [runs.expect(db, row["id"]) for row in rows]
+
+
+async def _settle(database: Database, config: Config, run: Run) -> Run | None:
+    """End one vote if it can be ended; None while votes are missing."""
+    adapter = await database.aread(lambda db: adapters.get(db, run.adapter_id or ""))
+    if adapter is None:
+        return None
+    async with client_for(config) as client:
+        objection = await database.aread(lambda db: _overtaken(db, run, adapter))
+        if objection:
+            return await refuse(database, client, run=run, adapter=adapter, reason=objection, metrics={})
+        count = await database.aread(lambda db: count_votes(db, run.id))
+        threshold = 1 / config.gate.evote_alpha
+        if count.votes < config.gate.min_votes or max(count.evidence_for, count.evidence_against) < threshold:
+            return None
+        await database.awrite(lambda db: _record_votes(db, run, adapter, count))
+        metrics = {"votes": {"wins": count.wins, "losses": count.losses, "ties": count.ties}}
+        decided = count.wins + count.losses
+        if count.evidence_against >= threshold:
+            reason = f"it won only {count.wins} of {decided} blind votes (e = {count.evidence_against:.0f})"
+            return await refuse(database, client, run=run, adapter=adapter, reason=reason, metrics=metrics)
+        measured = f"it won {count.wins} of {decided} blind votes (e = {count.evidence_for:.0f})"
+        if config.gate.policy == "ask":
+            return await refuse(
+                database, client, run=run, adapter=adapter, reason=ask(measured), metrics=metrics, keep=True
+            )
+        return await swap(
+            database,
+            client,
+            config,
+            run=run,
+            adapter=adapter,
+            champion_id=run.champion_id,
+            measured=measured,
+            metrics=metrics,
+        )
+
+
+def ask(measured: str) -> str:
+    """Say that only an operator's word is missing."""
+    return f'gate.policy is "ask": {measured}; put it in service with /promote or `strop promote`'
+
+
+def _overtaken(db: sqlite_utils.Database, run: Run, adapter: Adapter) -> str:
+    """Return why a vote no longer makes sense, or an empty string."""
+    if adapter.state == "tainted":
+        return "a member erased words that it was trained on"
+    if adapters.champion(db, run.scope, adapter.base_hash) != run.champion_id:
+        return STALE
+    newer = sql.value(
+        db,
+        "SELECT count(*) FROM runs WHERE scope = ? AND outcome IN ('votes', 'promoted') AND created_ms > ?",
+        (run.scope, run.created_ms),
+    )
+    return "a newer challenger took its place" if newer else ""
+
+
+def _record_votes(db: sqlite_utils.Database, run: Run, adapter: Adapter, count: VoteCount) -> None:
+    evaluations.add(
+        db,
+        run_id=run.id,
+        adapter_id=adapter.id,
+        champion_id=run.champion_id,
+        metric="blind_votes",
+        value=count.wins / max(1, count.wins + count.losses),
+        n=count.votes,
+        detail={"evidence_for": count.evidence_for, "evidence_against": count.evidence_against},
+    )
+
+
+def _is_retired(db: sqlite_utils.Database, name: str) -> bool:
+    """Whether an adapter of ours is loaded for nothing."""
+    adapter = adapters.get(db, name)
+    if adapter is None:
+        return False
+    if adapters.champion(db, adapter.scope, adapter.base_hash) == name:
+        return False
+    latest = adapters.recent_promotions(db, adapter.scope, adapter.base_hash, 1)
+    if adapter.state != "tainted" and latest and latest[0].previous_id == name:
+        return False
+    run = runs.get(db, adapter.run_id) if adapter.run_id else None
+    judged = run is not None and (run.state == "running" or run.outcome == "votes")
+    return not (adapter.state == "candidate" and judged)
+
+
+async def _tolerating_absence(call: Callable[[], Awaitable[None]]) -> None:
+    try:
+        await call()
+    except UnknownModelError:
+        return

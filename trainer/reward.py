@@ -1,0 +1,267 @@
+"""A small reward model: how likely does this community like a reply?
+
+Logistic regression on features that a person can read (length, ending, questions, lists, ...) beside hashed
+words and word pairs under a stronger penalty. It learns from training ratings only, and may judge a challenger
+only once it has proven itself: its AUC has a lower bound over one half in cross-validation and on held-out
+ratings.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+import re
+import zlib
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from trainer.statistics import Estimate, auc_estimate
+
+Array = npt.NDArray[np.float64]
+
+HASH_BUCKETS = 256
+PENALTIES = (1.0, 4.0, 16.0)
+# Words are many and seen rarely: they are shrunk this much more than the readable features.
+HASH_PENALTY = 4.0
+FOLDS = 5
+# Below this many of one kind an AUC says nothing.
+MIN_EACH = 5
+
+_WORD = re.compile(r"[^\W_]+(?:'[^\W_]+)?")
+_SENTENCE_END = re.compile(r"[.!?]+(?=\s|$)")
+_LIST_LINE = re.compile(r"^\s*(?:[-*•]|\d+[.)])\s", re.MULTILINE)
+_EMOJI = re.compile("[\U0001f300-\U0001faff\u2600-\u27bf]")
+
+FEATURES = (
+    "log_words",
+    "words_over_20",
+    "words_over_40",
+    "log_sentences",
+    "words_per_sentence",
+    "ends_with_question",
+    "ends_with_exclamation",
+    "ends_cleanly",
+    "questions",
+    "exclamations",
+    "has_digit",
+    "has_list",
+    "has_line_break",
+    "has_emoji",
+    "says_you",
+    "says_i",
+    "all_lower_case",
+    "apologises",
+    "thanks",
+    "starts_with_greeting",
+    "mean_word_length",
+    "repetition",
+)
+
+
+@dataclass(frozen=True)
+class RatedText:
+    """A reply with its label; `group` is the conversation that it belongs to, for folds and clusters."""
+
+    text: str
+    liked: bool
+    weight: float
+    group: Hashable
+
+
+@dataclass(frozen=True)
+class RewardModel:
+    """Coefficients over standardised features; `probability` is calibrated on the training ratings."""
+
+    mean: Array
+    scale: Array
+    coefficients: Array
+    intercept: float
+
+    def probability(self, texts: Sequence[str]) -> Array:
+        """Return P(liked) for each text."""
+        inputs = (features(texts) - self.mean) / self.scale
+        return np.asarray(1 / (1 + np.exp(-(inputs @ self.coefficients + self.intercept))))
+
+    def strongest(self, count: int = 5) -> list[tuple[str, float]]:
+        """Return the readable features with the largest effect of one standard deviation, in log-odds."""
+        readable = zip(FEATURES, self.coefficients[: len(FEATURES)].tolist(), strict=True)
+        return sorted(readable, key=lambda item: -abs(item[1]))[:count]
+
+
+@dataclass(frozen=True)
+class Proof:
+    """How well the reward model predicts ratings that it did not see; None where there are too few."""
+
+    cross_validated: Estimate | None
+    held_out: Estimate | None
+    penalty: float
+
+    @property
+    def holds(self) -> bool:
+        """Whether both lower bounds lie over one half."""
+        return all(
+            estimate is not None and estimate.bound_low > 0.5
+            for estimate in (self.cross_validated, self.held_out)
+        )
+
+    def why_not(self) -> str:
+        """Say in a clause why the reward model may not judge."""
+        if self.cross_validated is None or self.held_out is None:
+            return f"there are fewer than {MIN_EACH} liked or disliked replies to test the reward model on"
+        weaker = min(self.cross_validated, self.held_out, key=lambda estimate: estimate.bound_low)
+        return (
+            f"the reward model could not be shown to predict held-out ratings "
+            f"(AUC {weaker.value:.2f}, lower bound {weaker.bound_low:.2f})"
+        )
+
+
+def features(texts: Sequence[str]) -> Array:
+    """Return the feature matrix, shape (texts, readable features + HASH_BUCKETS)."""
+    return np.asarray([[*_readable(text), *_hashed(text)] for text in texts], dtype=float).reshape(
+        len(texts), len(FEATURES) + HASH_BUCKETS
+    )
+
+
+def fit(rated: Sequence[RatedText], penalty: float) -> RewardModel:
+    """Fit by penalised maximum likelihood (Newton's method; the intercept is free).
+
+    Raises ValueError unless both kinds are there.
+    """
+    inputs = features([item.text for item in rated])
+    return _fit(inputs, _targets(rated), _weights(rated), penalty)
+
+
+def prove(
+    train: Sequence[RatedText], held_out: Sequence[RatedText], *, resamples: int, confidence: float, seed: int
+) -> tuple[RewardModel | None, Proof]:
+    """Choose the penalty by cross-validation over conversations, fit, and test on held-out ratings."""
+    if not _enough(train):
+        return None, Proof(None, None, PENALTIES[-1])
+    inputs, targets, weights = features([item.text for item in train]), _targets(train), _weights(train)
+    fold = np.asarray([zlib.crc32(repr(item.group).encode()) % FOLDS for item in train])
+    tried = [(penalty, _out_of_fold(inputs, targets, weights, fold, penalty)) for penalty in PENALTIES]
+    penalty, predicted = min(tried, key=lambda item: _log_loss(item[1], targets, weights))
+    model = _fit(inputs, targets, weights, penalty)
+    settings: dict[str, Any] = {"resamples": resamples, "confidence": confidence, "seed": seed}
+    validated = auc_estimate(
+        predicted.tolist(), (targets > 0.5).tolist(), [item.group for item in train], **settings
+    )
+    tested = None
+    if _enough(held_out):
+        tested = auc_estimate(
+            model.probability([item.text for item in held_out]).tolist(),
+            [item.liked for item in held_out],
+            [item.group for item in held_out],
+            **settings,
+        )
+    return model, Proof(validated, tested, penalty)
+
+
+def repetition(text: str) -> float:
+    """Return the share of word 4-grams that repeat an earlier one, 0 for short texts."""
+    words = [word.lower() for word in _WORD.findall(text)]
+    grams = [tuple(words[i : i + 4]) for i in range(len(words) - 3)]
+    return 1 - len(set(grams)) / len(grams) if grams else 0.0
+
+
+def _readable(text: str) -> list[float]:
+    stripped = text.strip()
+    words = _WORD.findall(stripped)
+    lower = [word.lower() for word in words]
+    sentences = max(1, len(_SENTENCE_END.findall(stripped)))
+    count = len(words)
+    return [
+        math.log1p(count),
+        float(count > 20),
+        float(count > 40),
+        math.log(sentences),
+        min(count / sentences, 60.0),
+        float(stripped.endswith("?")),
+        float(stripped.endswith("!")),
+        float(stripped.endswith((".", "!", "?", ")", '"'))),
+        min(stripped.count("?"), 4.0),
+        min(stripped.count("!"), 4.0),
+        float(any(character.isdigit() for character in stripped)),
+        float(bool(_LIST_LINE.search(stripped))),
+        float("\n" in stripped),
+        float(bool(_EMOJI.search(stripped))),
+        float(any(word in ("you", "your", "you're") for word in lower)),
+        float(any(word in ("i", "i'm", "i've", "my", "me") for word in lower)),
+        float(bool(words) and stripped == stripped.lower()),
+        float(any(word in ("sorry", "apologize", "apologise") for word in lower)),
+        float(any(word in ("thanks", "thank", "glad") for word in lower)),
+        float(bool(lower) and lower[0] in ("hi", "hello", "hey", "greetings")),
+        float(np.mean([len(word) for word in words])) if words else 0.0,
+        repetition(stripped),
+    ]
+
+
+def _hashed(text: str) -> list[float]:
+    """Return which hashed words and word pairs occur (1.0 or 0.0), with a sign against collisions."""
+    words = [word.lower() for word in _WORD.findall(text)]
+    buckets = [0.0] * HASH_BUCKETS
+    for gram in {*words, *(f"{a} {b}" for a, b in itertools.pairwise(words))}:
+        code = zlib.crc32(gram.encode())
+        buckets[code % HASH_BUCKETS] = 1.0 if code & (1 << 30) else -1.0
+    return buckets
+
+
+def _enough(rated: Sequence[RatedText]) -> bool:
+    liked = sum(item.liked for item in rated)
+    return min(liked, len(rated) - liked) >= MIN_EACH
+
+
+def _targets(rated: Sequence[RatedText]) -> Array:
+    return np.asarray([float(item.liked) for item in rated])
+
+
+def _weights(rated: Sequence[RatedText]) -> Array:
+    """Return weights with mean 1, so that a penalty means the same however sure the labels are."""
+    weights = np.asarray([item.weight for item in rated])
+    return np.asarray(weights / weights.mean())
+
+
+def _fit(inputs: Array, targets: Array, weights: Array, penalty: float) -> RewardModel:
+    if not 0 < targets.sum() < len(targets):
+        raise ValueError("a reward model needs liked and disliked replies")
+    mean = inputs.mean(0)
+    scale = np.where(inputs.std(0) > 1e-9, inputs.std(0), 1.0)
+    design = np.hstack([(inputs - mean) / scale, np.ones((len(inputs), 1))])
+    ridge = np.concatenate(
+        [np.full(len(FEATURES), penalty), np.full(HASH_BUCKETS, penalty * HASH_PENALTY), [1e-6]]
+    )
+    solution = np.zeros(design.shape[1])
+    for _ in range(50):
+        chance = 1 / (1 + np.exp(-np.clip(design @ solution, -30, 30)))
+        gradient = design.T @ (weights * (chance - targets)) + ridge * solution
+        curvature = (design * (weights * chance * (1 - chance))[:, None]).T @ design + np.diag(ridge)
+        step = np.linalg.solve(curvature, gradient)
+        solution -= step
+        if np.abs(step).max() < 1e-8:
+            break
+    return RewardModel(mean, scale, solution[:-1], float(solution[-1]))
+
+
+def _out_of_fold(
+    inputs: Array, targets: Array, weights: Array, fold: npt.NDArray[Any], penalty: float
+) -> Array:
+    """Predict every row by a model that saw none of its conversation; a fold of one kind gets the mean."""
+    predicted = np.full(len(targets), float((weights * targets).sum() / weights.sum()))
+    for number in range(FOLDS):
+        held, kept = fold == number, fold != number
+        if not held.any() or not 0 < targets[kept].sum() < kept.sum():
+            continue
+        model = _fit(inputs[kept], targets[kept], weights[kept], penalty)
+        logits = ((inputs[held] - model.mean) / model.scale) @ model.coefficients + model.intercept
+        predicted[held] = 1 / (1 + np.exp(-logits))
+    return predicted
+
+
+def _log_loss(predicted: Array, targets: Array, weights: Array) -> float:
+    clipped = np.clip(predicted, 1e-6, 1 - 1e-6)
+    losses = -(targets * np.log(clipped) + (1 - targets) * np.log(1 - clipped))
+    return float((weights * losses).sum() / weights.sum())

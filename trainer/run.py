@@ -1,0 +1,465 @@
+"""`python -m trainer.run [--config PATH] --run RUN_ID`: one run from snapshot to swap, in its own process.
+
+Started by the trainer, which leases the run, lowers this process's priority and kills it when the run is
+cancelled. A kill at any point leaves the old champion serving: the only change that people notice is one
+transaction at the very end.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import gc
+import json
+import os
+import sys
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import sqlite_utils
+import structlog
+from pydantic import ValidationError
+
+from bot.serving.base import load_base
+from bot.serving.client import ModelClient
+from bot.serving.errors import ServerUnavailableError, ServingError
+from bot.serving.protocol import BaseDescription
+from storage import adapters, dataset, evaluations, logs, runs
+from storage.adapters import Adapter
+from storage.config import Config, GateConfig, TrainerConfig, load_config
+from storage.database import Database
+from storage.errors import ConfigError, RunNotActiveError, StorageError
+from storage.runs import Run
+from trainer import challenger, evaluation, gate, objectives, promotion, replay, snapshot
+from trainer.challenger import BaseCodec, Challenger
+from trainer.encoding import Codec
+from trainer.errors import (
+    EvaluationError,
+    NotYetError,
+    RunCancelledError,
+    RunSettingsError,
+    TrainerError,
+)
+from trainer.evaluation import Contest, Evaluation, Pair
+from trainer.heartbeat import Heartbeat
+from trainer.promotion import retire_old_adapters
+from trainer.replay import Replay
+from trainer.snapshot import Snapshot
+from trainer.statistics import Estimate
+from trainer.training import TrainingReport
+
+__all__ = ["execute", "main", "retire_old_adapters"]
+
+T = TypeVar("T")
+
+log = structlog.get_logger()
+
+EXIT_CONFIGURATION = 2
+SERVER_PATIENCE_S = 600.0
+# What evaluation takes beside generation, as a guess for the estimate of time left.
+SCORING_GUESS_S = 60.0
+MAX_DUELS = 64
+
+
+@dataclass(frozen=True)
+class Ground:
+    """What a run stands on: the served base and the champion at its start."""
+
+    base: BaseDescription
+    champion_id: str | None
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Execute one leased run; return the exit code (0: the run has a result, whatever it is)."""
+    parser = argparse.ArgumentParser(prog="python -m trainer.run", description=__doc__)
+    parser.add_argument("--config", type=Path, default=None)
+    parser.add_argument("--run", required=True)
+    parsed = parser.parse_args(arguments)
+    logs.configure("trainer.run")
+    try:
+        config = load_config(parsed.config, os.environ)
+        with Database.open(config.database) as database:
+            execute(database, config, parsed.run)
+    except ConfigError as error:
+        print(error, file=sys.stderr)
+        return EXIT_CONFIGURATION
+    except StorageError as error:
+        print(error, file=sys.stderr)
+        return 1
+    return 0
+
+
+def execute(database: Database, config: Config, run_id: str) -> Run:
+    """Take a leased run from snapshot to swap and record how it ended.
+
+    What goes wrong is written to the run's row as one sentence; only storage errors are raised.
+    """
+    run = database.read(lambda db: runs.expect(db, run_id))
+    log.info("run begins", run_id=run.id, scope=run.scope, trigger=run.trigger)
+    try:
+        with Heartbeat(database, run.id, run.lease_owner or "") as heartbeat:
+            RunSteps(database, with_overrides(config, run.settings), run, heartbeat).all()
+    except RunCancelledError as error:
+        log.info("run cancelled", run_id=run.id, message=str(error))
+    except NotYetError as error:
+        message = str(error)
+        _finish(database, run, lambda db: runs.finish(db, run.id, outcome="not_yet", message=message))
+    except (TrainerError, ServingError) as error:
+        _fail(database, run, str(error), error)
+    except StorageError:
+        raise
+    except Exception as error:  # the process's boundary: the run's row must say that it failed
+        log.exception("run failed", run_id=run.id)
+        _fail(database, run, "The run failed by a fault of the trainer; its log says where.", error)
+    ended = database.read(lambda db: runs.expect(db, run.id))
+    log.info(
+        "run done", run_id=run.id, outcome=ended.outcome, adapter_id=ended.adapter_id, message=ended.message
+    )
+    return ended
+
+
+def with_overrides(config: Config, overrides: Mapping[str, Any]) -> Config:
+    """Return the configuration with a run's own settings: {"trainer": {...}, "gate": {...}}.
+
+    Raises:
+        RunSettingsError: an unknown section, key or value.
+    """
+    if unknown := overrides.keys() - {"trainer", "gate"}:
+        raise RunSettingsError(
+            f"This run has settings for {sorted(unknown)[0]!r}; only trainer and gate take any."
+        )
+    try:
+        trainer = TrainerConfig.model_validate(
+            config.trainer.model_dump() | dict(overrides.get("trainer", {}))
+        )
+        judged = GateConfig.model_validate(config.gate.model_dump() | dict(overrides.get("gate", {})))
+    except (ValidationError, TypeError) as error:
+        raise RunSettingsError(f"This run's settings are not valid: {error}") from error
+    return config.model_copy(update={"trainer": trainer, "gate": judged})
+
+
+class RunSteps:
+    """The phases of one run, in order; each leaves what the next one needs."""
+
+    def __init__(self, database: Database, config: Config, run: Run, heartbeat: Heartbeat) -> None:
+        self._database = database
+        self._config = config
+        self._run = run
+        self._heartbeat = heartbeat
+        self._folder = config.runs / run.id
+        self._metrics: dict[str, Any] = {}
+
+    def all(self) -> Run:
+        """Run every phase."""
+        rows = self.snapshot()
+        ground = self._on_server(self._ground)
+        memory = self._on_server(lambda client: self._replay(client, ground))
+        trained, codec = self.train(rows, ground, memory)
+        adapter = self._register(trained, rows, ground)
+        judged = self.evaluate(rows, ground, memory, trained, adapter, codec)
+        return self.decide(judged, ground, adapter)
+
+    # -------------------------------------------------------------------------------------------- snapshot
+    def snapshot(self) -> Snapshot:
+        """Freeze the rows; raises NotYetError where there are too few."""
+        self._heartbeat.enter("snapshot", "collecting ratings")
+        reference = self._config.discord.training_permission_reference
+        eligible, reasons = self._database.read(lambda db: _read_rows(db, self._run.scope, reference))
+        rows = snapshot.build(eligible.rows, reasons)
+        self._metrics |= {"data": snapshot.summary(rows), "excluded": eligible.excluded}
+        objectives.require_enough(rows, self._config.trainer, eligible.excluded)
+        snapshot.write(rows, self._folder)
+        try:
+            self._database.write(
+                lambda db: runs.record_snapshot(
+                    db, self._run.id, snapshot_hash=rows.content_hash, rows=snapshot.run_rows(rows)
+                )
+            )
+        except RunNotActiveError as error:
+            raise RunCancelledError(str(error)) from error
+        self._heartbeat.show(0.5, "asking the base for its own replies")
+        return rows
+
+    async def _ground(self, client: ModelClient) -> Ground:
+        health = await evaluation.patiently(lambda: _ready(client), SERVER_PATIENCE_S)
+        champion_id = await self._database.awrite(
+            lambda db: adapters.ensure_champion_row(db, self._run.scope, health.hash)
+        )
+        return Ground(health, champion_id)
+
+    async def _replay(self, client: ModelClient, ground: Ground) -> Replay:
+        return await replay.load(
+            client,
+            self._config.models,
+            base_id=ground.base.id,
+            base_hash=ground.base.hash,
+            on_reply=lambda done, total: self._heartbeat.show(
+                0.5 + 0.5 * done / total, "asking the base for its own replies (once for each base)"
+            ),
+        )
+
+    # ----------------------------------------------------------------------------------------------- train
+    def train(self, rows: Snapshot, ground: Ground, memory: Replay) -> tuple[Challenger, Codec]:
+        """Train and save the challenger."""
+        later_s = self._config.gate.generation_minutes * 60 / 2 + SCORING_GUESS_S
+        self._heartbeat.enter("train", "loading the base", later_s=later_s)
+        base = load_base(Path(ground.base.folder), self._config.model.device, "train")
+        plan = objectives.choose(rows, self._config.trainer)
+        trained = challenger.train_challenger(
+            base,
+            rows,
+            memory.train,
+            plan,
+            self._config.trainer,
+            work=self._folder,
+            adapters_dir=self._config.adapters,
+            on_progress=self._heartbeat.show,
+        )
+        self._metrics["training"] = _training_figures(trained)
+        codec = BaseCodec(base.tokenizer)
+        del base
+        gc.collect()
+        return trained, codec
+
+    def _register(self, trained: Challenger, rows: Snapshot, ground: Ground) -> Adapter:
+        return self._database.write(
+            lambda db: adapters.insert_candidate(
+                db,
+                adapter_id=trained.adapter_id,
+                scope=self._run.scope,
+                base_hash=ground.base.hash,
+                path=f"adapters/{trained.adapter_id}",
+                run_id=self._run.id,
+                parent_id=None,
+                rehearsal=rows.rehearsal,
+                manifest=json.loads((trained.folder / "manifest.json").read_text(encoding="utf-8")),
+            )
+        )
+
+    # -------------------------------------------------------------------------------------------- evaluate
+    def evaluate(
+        self,
+        rows: Snapshot,
+        ground: Ground,
+        memory: Replay,
+        trained: Challenger,
+        adapter: Adapter,
+        codec: Codec,
+    ) -> Evaluation:
+        """Compare challenger and champion through the server, and record what was measured."""
+        self._heartbeat.enter("evaluate", "comparing replies on held-out conversations")
+        # As long as the training took, within the configured limit and never less than half a minute.
+        budget_s = min(self._config.gate.generation_minutes * 60, max(trained.seconds, 30.0))
+        contest = Contest(adapter.id, ground.champion_id or ground.base.id, ground.base.id)
+
+        async def compare(client: ModelClient) -> Evaluation:
+            await promotion.ensure_listed(client, self._config, adapter.id)
+            if ground.champion_id is not None:
+                await promotion.ensure_listed(client, self._config, ground.champion_id)
+            return await evaluation.evaluate(
+                client,
+                codec,
+                rows,
+                memory.held_out,
+                contest,
+                gate=self._config.gate,
+                chat=self._config.chat,
+                max_length=self._config.trainer.max_length,
+                budget_s=budget_s,
+                seed=self._config.trainer.seed,
+                on_progress=self._heartbeat.show,
+            )
+
+        judged = self._on_server(compare)
+        evaluation.write_pairs(judged.pairs, self._folder / "replies.jsonl")
+        self._metrics["evaluation"] = judged.figures
+        if judged.evidence.preference is not None:
+            estimate = judged.evidence.preference
+            self._metrics["headline"] = {**estimate.as_json(), "n": estimate.clusters}
+        self._database.write(lambda db: _record(db, self._run, adapter, ground, judged))
+        return judged
+
+    # ---------------------------------------------------------------------------------------------- decide
+    def decide(self, judged: Evaluation, ground: Ground, adapter: Adapter) -> Run:
+        """Ask the gate and act on its verdict."""
+        self._heartbeat.enter("decide")
+        verdict = gate.decide(judged.evidence, self._config.gate)
+        self._metrics["decision"] = verdict.decision
+        pairs = _duel_pairs(judged.pairs)
+        if verdict.decision == "votes" and not pairs:
+            verdict = gate.Verdict("refuse", "it answers as before")
+        log.info("gate", run_id=self._run.id, adapter_id=adapter.id, decision=verdict.decision)
+        self._write_report(verdict, adapter)
+        if verdict.decision == "votes":
+            self._heartbeat.check()
+            return asyncio.run(self._vote(ground, adapter, pairs, verdict.reason))
+        self._heartbeat.enter("swap")
+        return self._on_server(lambda client: self._act(client, verdict, ground, adapter))
+
+    async def _vote(
+        self,
+        ground: Ground,
+        adapter: Adapter,
+        pairs: Sequence[tuple[Sequence[Mapping[str, str]], str, str, str | None]],
+        reason: str,
+    ) -> Run:
+        return await promotion.open_vote(
+            self._database,
+            run=self._run,
+            adapter=adapter,
+            champion_id=ground.champion_id,
+            pairs=pairs,
+            reason=reason,
+            needed=promotion.votes_needed(self._config.gate),
+            metrics=self._metrics,
+        )
+
+    async def _act(self, client: ModelClient, verdict: gate.Verdict, ground: Ground, adapter: Adapter) -> Run:
+        common: dict[str, Any] = {"run": self._run, "adapter": adapter, "metrics": self._metrics}
+        if verdict.decision == "refuse":
+            return await promotion.refuse(self._database, client, reason=verdict.reason, **common)
+        if self._config.gate.policy == "ask":
+            reason = promotion.ask(verdict.reason)
+            return await promotion.refuse(self._database, client, reason=reason, keep=True, **common)
+        return await promotion.swap(
+            self._database,
+            client,
+            self._config,
+            champion_id=ground.champion_id,
+            measured=verdict.reason,
+            **common,
+        )
+
+    def _write_report(self, verdict: gate.Verdict, adapter: Adapter) -> None:
+        """Keep the whole outcome beside the snapshot."""
+        report = {"adapter": adapter.id, "decision": verdict.decision, "reason": verdict.reason}
+        text = json.dumps(report | self._metrics, indent=2, sort_keys=True)
+        (self._folder / "report.json").write_text(text, encoding="utf-8")
+
+    def _on_server(self, work: Callable[[ModelClient], Awaitable[T]]) -> T:
+        """Run one piece of work with a client of its own; a cancelled run leaves task groups as itself."""
+
+        async def connected() -> T:
+            async with promotion.client_for(self._config) as client:
+                return await work(client)
+
+        try:
+            return asyncio.run(connected())
+        except BaseExceptionGroup as group:
+            raise _first(group) from group
+
+
+async def _ready(client: ModelClient) -> BaseDescription:
+    """Return the served base; raises ServerUnavailableError while it is loading."""
+    health = await client.health()
+    if health.status != "ok":
+        raise ServerUnavailableError(health.detail or "the model is still loading")
+    if health.base is None or not health.base.hash or not health.base.folder:
+        raise EvaluationError(
+            "The model server does not say which base it serves: train with Strop's own server (strop serve)."
+        )
+    return health.base
+
+
+def _first(group: BaseExceptionGroup[BaseException]) -> BaseException:
+    """Return the first failure of a task group, a cancelled run before anything else."""
+    leaves = [_first(error) if isinstance(error, BaseExceptionGroup) else error for error in group.exceptions]
+    return next((error for error in leaves if isinstance(error, RunCancelledError)), leaves[0])
+
+
+def _read_rows(
+    db: sqlite_utils.Database, scope: str, reference: str
+) -> tuple[dataset.Eligibility, dict[str, str | None]]:
+    eligible = dataset.eligible_rows(db, scope, permission_reference=reference)
+    return eligible, snapshot.finish_reasons(db, [row.reply_id for row in eligible.rows])
+
+
+def _training_figures(trained: Challenger) -> dict[str, Any]:
+    figures: dict[str, Any] = {
+        "objective": trained.plan.objective,
+        "reason": trained.plan.reason,
+        "sft": _loop_figures(trained.sft),
+    }
+    if trained.kto is not None:
+        figures["kto"] = _loop_figures(trained.kto)
+    return figures
+
+
+def _loop_figures(report: TrainingReport) -> dict[str, Any]:
+    return {
+        "steps": report.steps,
+        "tokens": report.tokens,
+        "seconds": round(report.seconds, 1),
+        "tokens_per_second": round(report.tokens_per_second, 1),
+        "losses": [round(loss, 4) for loss in report.losses],
+    }
+
+
+def _duel_pairs(
+    pairs: Sequence[Pair],
+) -> Sequence[tuple[Sequence[Mapping[str, str]], str, str, str | None]]:
+    """Return what a vote can be held on: two different replies with something in them."""
+    return [
+        (
+            [message.as_json() for message in pair.prompt.messages],
+            pair.challenger.text,
+            pair.champion.text,
+            pair.prompt.reply_id,
+        )
+        for pair in pairs
+        if pair.challenger.text.strip()
+        and pair.champion.text.strip()
+        and pair.challenger.text.strip() != pair.champion.text.strip()
+    ][:MAX_DUELS]
+
+
+def _record(
+    db: sqlite_utils.Database, run: Run, adapter: Adapter, ground: Ground, judged: Evaluation
+) -> None:
+    """Store every metric with its interval."""
+    evidence = judged.evidence
+    estimates: dict[str, Estimate | None] = {
+        "preference": evidence.preference,
+        "margin": evidence.margin,
+        "reward_auc": evidence.proof.held_out,
+        "reward_auc_cross_validated": evidence.proof.cross_validated,
+    }
+    who = {"run_id": run.id, "adapter_id": adapter.id, "champion_id": ground.champion_id}
+    for metric, estimate in estimates.items():
+        if estimate is not None:
+            evaluations.add(
+                db,
+                metric=metric,
+                value=estimate.value,
+                low=estimate.low,
+                high=estimate.high,
+                n=estimate.clusters,
+                **who,  # type: ignore[arg-type]
+            )
+    evaluations.add(
+        db,
+        metric="general_nll_increase",
+        value=evidence.general_nll_increase,
+        detail={"divergence": evidence.general_divergence},
+        **who,  # type: ignore[arg-type]
+    )
+
+
+def _finish(database: Database, run: Run, work: Callable[[sqlite_utils.Database], object]) -> None:
+    """Write a run's end unless somebody ended it first."""
+    try:
+        database.write(work)
+    except RunNotActiveError as error:
+        log.info("the run was over already", run_id=run.id, message=str(error))
+
+
+def _fail(database: Database, run: Run, sentence: str, error: Exception) -> None:
+    message = f"{sentence.rstrip('.')}. The champion was not changed."
+    technical = f"{type(error).__name__}: {error}"[:2000]
+    _finish(database, run, lambda db: runs.fail(db, run.id, error=technical, message=message))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,191 @@
+"""The exact rows of a run, with labels, weights and split: canonical bytes, hashed and kept.
+
+The same ratings give the same bytes, and a run can be repeated from them. A row never leaves its split: what
+is held out is never trained on, and a group of near-identical prompts lies on one side only.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import sqlite_utils
+
+from storage import sql
+from storage.dataset import RatedReply
+from storage.runs import RunRow
+from trainer import labels
+from trainer.errors import SnapshotError
+from trainer.labels import Correction, Labels, Verdict
+
+FILE = "snapshot.jsonl"
+FORMAT = 1
+# Floats are written with so many digits: enough for training, few enough to be the same on every machine.
+DIGITS = 9
+REHEARSAL_SOURCES = frozenset({"rehearsal", "sample", "playground"})
+# Where a group of prompts lies in several splits the strictest wins.
+_STRICTNESS = {"train": 0, "development": 1, "gate": 2}
+
+
+@dataclass(frozen=True)
+class Row:
+    """One reply of a snapshot. `finished` says that the model wrote the stop token itself."""
+
+    reply_id: str
+    conversation_id: int
+    group_key: str
+    split: str
+    prompt: tuple[tuple[str, str], ...]
+    text: str
+    finished: bool
+    verdict: Verdict
+    weight: float
+    corrections: tuple[Correction, ...]
+    source: str
+
+    @property
+    def liked(self) -> bool:
+        """Whether this reply counts towards the minimum: liked, or corrected."""
+        return self.verdict == "liked" or bool(self.corrections)
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """The rows in the order of their ids, and the hash of their canonical form."""
+
+    rows: tuple[Row, ...]
+    content_hash: str
+    raters: int = 0
+    quarantined: int = 0
+
+    def of(self, *splits: str) -> list[Row]:
+        """Return the rows of these splits."""
+        return [row for row in self.rows if row.split in splits]
+
+    @property
+    def rehearsal(self) -> bool:
+        """Whether any row comes from simulated members, the sample community or the playground."""
+        return any(row.source in REHEARSAL_SOURCES for row in self.rows)
+
+
+def build(rows: Sequence[RatedReply], finish_reasons: Mapping[str, str | None]) -> Snapshot:
+    """Label the eligible rows and put them in their canonical order."""
+    ordered = sorted(rows, key=lambda row: row.reply_id)
+    aggregated = labels.aggregate(ordered)
+    splits = _splits(ordered)
+    kept = tuple(
+        _row(row, label, splits[row.group_key], finish_reasons.get(row.reply_id))
+        for row, label in zip(ordered, aggregated.replies, strict=True)
+    )
+    return Snapshot(kept, _hash(_lines(kept)), *_rater_counts(aggregated))
+
+
+def finish_reasons(db: sqlite_utils.Database, reply_ids: Iterable[str]) -> dict[str, str | None]:
+    """Return why each reply ended ("stop", "length", ...)."""
+    found = sql.many(
+        db,
+        """SELECT replies.id, replies.finish_reason FROM json_each(?) AS wanted
+           CROSS JOIN replies ON replies.id = wanted.value""",
+        (json.dumps(list(reply_ids)),),
+    )
+    return {row["id"]: row["finish_reason"] for row in found}
+
+
+def write(snapshot: Snapshot, folder: Path) -> Path:
+    """Write the snapshot durably into a run's folder and return its path."""
+    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    path = folder / FILE
+    partial = path.with_suffix(".partial")
+    with partial.open("wb") as file:
+        file.write("".join(f"{line}\n" for line in _lines(snapshot.rows)).encode())
+        file.flush()
+        os.fsync(file.fileno())
+    partial.replace(path)
+    return path
+
+
+def read(folder: Path, content_hash: str) -> Snapshot:
+    """Read a snapshot back and check it against the hash in the run's row.
+
+    Raises:
+        SnapshotError: it is missing (an erasure scrubs snapshots) or its bytes changed.
+    """
+    try:
+        lines = (folder / FILE).read_text(encoding="utf-8").splitlines()
+    except OSError as error:
+        raise SnapshotError(f"The snapshot in {folder} is gone: this run can't be repeated.") from error
+    if _hash(lines) != content_hash:
+        raise SnapshotError(
+            f"The snapshot in {folder} was changed after its run: this run can't be repeated."
+        )
+    return Snapshot(tuple(_from_json(json.loads(line)) for line in lines), content_hash)
+
+
+def run_rows(snapshot: Snapshot) -> list[RunRow]:
+    """Return what the database keeps of a snapshot: ids, splits, labels and weights, no text."""
+    return [
+        RunRow(row.reply_id, row.split, "corrected" if row.corrections else row.verdict, row.weight)
+        for row in snapshot.rows
+    ]
+
+
+def summary(snapshot: Snapshot) -> dict[str, Any]:
+    """Return counts by split and label, for the run's metrics."""
+    counts = {
+        split: dict(Counter(row.verdict for row in snapshot.of(split)))
+        | {"corrections": sum(len(row.corrections) for row in snapshot.of(split))}
+        for split in _STRICTNESS
+    }
+    return counts | {"raters": snapshot.raters, "quarantined_raters": snapshot.quarantined}
+
+
+def _row(row: RatedReply, label: labels.ReplyLabel, split: str, finish_reason: str | None) -> Row:
+    return Row(
+        reply_id=row.reply_id,
+        conversation_id=row.conversation_id,
+        group_key=row.group_key,
+        split=split,
+        prompt=tuple((message["role"], message["content"]) for message in row.prompt_messages),
+        text=row.text,
+        finished=finish_reason == "stop",
+        verdict=label.verdict,
+        weight=round(label.weight, DIGITS),
+        corrections=tuple(Correction(c.text, round(c.weight, DIGITS)) for c in label.corrections),
+        source=row.source,
+    )
+
+
+def _splits(rows: Sequence[RatedReply]) -> dict[str, str]:
+    found: defaultdict[str, set[str]] = defaultdict(set)
+    for row in rows:
+        found[row.group_key].add(row.split)
+    return {key: max(splits, key=_STRICTNESS.__getitem__) for key, splits in found.items()}
+
+
+def _rater_counts(aggregated: Labels) -> tuple[int, int]:
+    return len(aggregated.raters), sum(rater.quarantined for rater in aggregated.raters)
+
+
+def _lines(rows: Iterable[Row]) -> list[str]:
+    return [
+        json.dumps(asdict(row) | {"format": FORMAT}, sort_keys=True, ensure_ascii=True, separators=(",", ":"))
+        for row in rows
+    ]
+
+
+def _hash(lines: Iterable[str]) -> str:
+    return hashlib.sha256("".join(f"{line}\n" for line in lines).encode()).hexdigest()
+
+
+def _from_json(value: dict[str, Any]) -> Row:
+    if value.pop("format", None) != FORMAT:
+        raise SnapshotError("The snapshot was written by another version: this run can't be repeated.")
+    value["prompt"] = tuple((role, content) for role, content in value["prompt"])
+    value["corrections"] = tuple(Correction(**correction) for correction in value["corrections"])
+    return Row(**value)

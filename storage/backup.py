@@ -10,15 +10,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import structlog
 from sqlite_utils.utils import sqlite3
 
 from storage import privacy, sql
 from storage.clock import now_ms
 from storage.database import Database
-from storage.errors import BackupError, DatabaseError
+from storage.errors import BackupError, CorruptDatabaseError, DatabaseError
+
+logger = structlog.get_logger()
 
 MANIFEST = "manifest.json"
 DATABASE = "strop.db"
+ERASURES = "erasures.json"
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,15 +53,16 @@ def backup(database: Database, dest: Path) -> Backup:
         raise BackupError(f"{dest} exists already: choose another folder for the backup.")
     partial = dest.with_name(f"{dest.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True, mode=0o700)
     try:
+        partial.mkdir(parents=True, mode=0o700)
         _copy_database(database, partial / DATABASE)
         _copy_adapters(database.path.parent / "adapters", partial / "adapters")
         written = _write_manifest(partial, now_ms())
         partial.rename(dest)
     except OSError as error:
-        shutil.rmtree(partial, ignore_errors=True)
         raise BackupError(f"The backup in {dest} could not be written ({error.strerror}).") from error
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
     return Backup(dest, written["created_ms"], len(written["files"]), _size_bytes(dest))
 
 
@@ -92,11 +97,12 @@ def restore(source: Path, data_dir: Path) -> Restored:
     verify(source)
     target = data_dir / DATABASE
     erasures = _erasures(target)
-    replaced = _set_aside(target, data_dir / "backups" / f"replaced-{now_ms()}")
+    _require_unused(target)
     data_dir.mkdir(parents=True, exist_ok=True)
     incoming = data_dir / f"{DATABASE}.incoming"
     shutil.copyfile(source / DATABASE, incoming)
     _copy_adapters(source / "adapters", data_dir / "adapters")
+    replaced = _set_aside(target, data_dir / "backups" / f"replaced-{now_ms()}")
     incoming.replace(target)
     with Database.open(target) as database:
         erased = _erase_again(database, data_dir, erasures)
@@ -107,16 +113,26 @@ def restore(source: Path, data_dir: Path) -> Restored:
 def erase_from_backups(backups_dir: Path, user_id: int, actor: str) -> list[Path]:
     """Erase a member from every backup in a folder as well; return the backups that were rewritten."""
     changed = []
-    for manifest in sorted(backups_dir.glob(f"*/{DATABASE}")):
-        folder = manifest.parent
-        with Database.open(folder / DATABASE) as database:
-            erasure = database.write(lambda db: privacy.erase_member(db, user_id, actor))
-            privacy.scrub_files(folder, erasure.runs, erasure.affected_adapters)
-            database.checkpoint_truncate()
+    for folder in sorted(file.parent for file in backups_dir.glob(f"*/{DATABASE}")):
+        try:
+            with Database.open(folder / DATABASE) as database:
+                _erase(database, folder, user_id, actor)
+        except CorruptDatabaseError:
+            # What can't be read can't be cleaned, and must not keep the member's words either.
+            shutil.rmtree(folder)
+            logger.warning("damaged_backup_removed", folder=folder.name)
+            continue
         if (folder / MANIFEST).exists():
             _write_manifest(folder, json.loads((folder / MANIFEST).read_text())["created_ms"])
         changed.append(folder)
     return changed
+
+
+def _erase(database: Database, folder: Path, user_id: int, actor: str) -> None:
+    erasure = database.write(lambda db: privacy.erase_member(db, user_id, actor))
+    privacy.scrub_files(folder, erasure.runs, erasure.affected_adapters)
+    database.checkpoint_truncate()
+    database.write(lambda db: privacy.mark_scrubbed(db, erasure.id))
 
 
 def _copy_database(database: Database, dest: Path) -> None:
@@ -161,24 +177,34 @@ def _check_integrity(path: Path) -> None:
         raise BackupError(f"{path} is damaged: {verdict}")
 
 
+def record_erasures(database: Database) -> None:
+    """Write who erased when beside the database, so that a restore knows it even if the database is lost."""
+    file = database.path.with_name(ERASURES)
+    partial = file.with_name(f"{ERASURES}.partial")
+    os.close(os.open(partial, os.O_WRONLY | os.O_CREAT, 0o600))
+    partial.write_text(json.dumps(_recorded(database)))
+    _fsync(partial)
+    partial.replace(file)
+
+
 def _erasures(target: Path) -> list[tuple[int, int]]:
-    """Return (user id, time) of every erasure that the present database knows; none if it can't be read."""
-    if not target.exists():
-        return []
-    try:
-        with Database.open(target) as database:
-            rows = database.read(
-                lambda db: sql.many(db, "SELECT user_id, requested_ms FROM erasures ORDER BY id")
-            )
-    except DatabaseError:
-        return []
-    return [(row["user_id"], row["requested_ms"]) for row in rows]
+    """Return (user id, time) of every erasure that the present database or the list beside it knows."""
+    known: set[tuple[int, int]] = set()
+    with contextlib.suppress(OSError, ValueError):
+        known |= {
+            (user_id, requested_ms)
+            for user_id, requested_ms in json.loads(target.with_name(ERASURES).read_text())
+        }
+    with contextlib.suppress(DatabaseError):
+        if target.exists():
+            with Database.open(target) as database:
+                known |= set(_recorded(database))
+    return sorted(known)
 
 
 def _set_aside(target: Path, folder: Path) -> Path | None:
     if not target.exists():
         return None
-    _require_unused(target)
     folder.mkdir(parents=True, mode=0o700)
     for suffix in ("", "-wal", "-shm"):
         with contextlib.suppress(FileNotFoundError):
@@ -188,6 +214,8 @@ def _set_aside(target: Path, folder: Path) -> Path | None:
 
 def _require_unused(target: Path) -> None:
     """Leaving WAL mode needs the file for oneself, so this fails while any other process has it open."""
+    if not target.exists():
+        return
     with contextlib.closing(sqlite3.connect(str(target), timeout=1)) as connection:
         try:
             connection.execute("PRAGMA journal_mode=DELETE")
@@ -201,10 +229,7 @@ def _erase_again(database: Database, data_dir: Path, erasures: list[tuple[int, i
     known = {(user_id, requested_ms) for user_id, requested_ms in _recorded(database)}
     missing = sorted({user_id for user_id, requested_ms in erasures if (user_id, requested_ms) not in known})
     for user_id in missing:
-        erasure = database.write(lambda db, user_id=user_id: privacy.erase_member(db, user_id, "restore"))  # type: ignore[misc]
-        privacy.scrub_files(data_dir, erasure.runs, erasure.affected_adapters)
-        database.checkpoint_truncate()
-        database.write(lambda db, erasure=erasure: privacy.mark_scrubbed(db, erasure.id))  # type: ignore[misc]
+        _erase(database, data_dir, user_id, "restore")
     return tuple(missing)
 
 

@@ -145,7 +145,6 @@ def fill(db: sqlite_utils.Database, ratings_count: int) -> None:
             db, scope=BIG, base_hash=BASE, adapter_id=adapter_id, actor="bench", reason="bench", run_id=run_id
         )
         evaluations.add(db, run_id=run_id, adapter_id=adapter_id, champion_id=None, metric="m", value=0.1)
-    db.conn.execute("ANALYZE")
 
 
 _NUMBERS = "WITH RECURSIVE n (i) AS (SELECT 0 UNION ALL SELECT i + 1 FROM n WHERE i + 1 < {})"

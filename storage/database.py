@@ -95,6 +95,8 @@ class Database:
         """Run `work` on this thread against one consistent, read-only snapshot."""
         with _translated(self.path):
             db = self._reader()
+            if db.conn.in_transaction:  # a read within a read shares its snapshot
+                return work(db)
             db.conn.execute("BEGIN")
             try:
                 return work(db)

@@ -19,6 +19,9 @@ from storage.conversations import Split
 ERASURE_REST_MS = 30 * DAY_MS
 PAGE = 200
 
+# Everything else counts as Discord's: training needs its permission and the members' consent.
+FREE_SOURCES = frozenset({"playground", "rehearsal", "sample", "operator", "import"})
+
 REASONS = {
     "not_public": "direct messages and channels that not everybody can see never train",
     "incomplete": "the reply failed, was stopped, or is empty",
@@ -154,7 +157,7 @@ class _Page:
             or candidate["prompt_json"] == "[]"
         ):
             return "incomplete"
-        if candidate["conversation_source"] == "discord" and not self._permitted:
+        if candidate["conversation_source"] not in FREE_SOURCES and not self._permitted:
             return "no_permission"
         # The worst objection of anybody in the context, in a fixed order.
         objections = {self._objection_to(message) for message in context if message["user_id"] is not None}
@@ -174,7 +177,7 @@ class _Page:
             return "opted_out"
         if row["erased_ms"] is not None and row["erased_ms"] > self._rested_since_ms:
             return "recently_erased"
-        if "discord" not in (row["source"], row["member_source"]):
+        if {row["source"], row["member_source"]} <= FREE_SOURCES:
             return None
         if not self._permitted:
             return "no_permission"

@@ -10,6 +10,8 @@ from storage.clock import now_ms
 
 Consent = Literal["unset", "in", "out"]
 
+UNKNOWN = "unknown"
+
 
 @dataclass(frozen=True, slots=True)
 class Member:
@@ -51,8 +53,11 @@ def ensure(
             "simulated": int(simulated),
             "created_ms": now_ms(),
         },
-        on_conflict="""DO UPDATE SET display_name = excluded.display_name
-                       WHERE display_name <> excluded.display_name AND excluded.display_name <> ''""",
+        on_conflict="""DO UPDATE SET
+            display_name = iif(excluded.display_name = '', display_name, excluded.display_name),
+            source = iif(source = 'unknown', excluded.source, source)
+            WHERE excluded.display_name NOT IN ('', display_name)
+                  OR (source = 'unknown' AND excluded.source <> 'unknown')""",
     )
     return _member(sql.many(db, _SELECT, (user_id,))[0])
 
@@ -60,9 +65,9 @@ def ensure(
 def set_consent(db: sqlite_utils.Database, user_id: int, consent: Consent, actor: str) -> bool:
     """Record the member's decision about training; return whether it changed anything.
 
-    An unknown member is inserted first (someone may decide before ever writing).
+    Someone who decides before ever writing gets a placeholder of source "unknown".
     """
-    member = get(db, user_id) or ensure(db, user_id, "", "discord")
+    member = get(db, user_id) or ensure(db, user_id, "", UNKNOWN)
     if member.consent == consent:
         return False
     sql.change(

@@ -267,7 +267,7 @@ def _queue_retrains(db: sqlite_utils.Database, scopes: set[str], actor: str) -> 
 
 def _record(db: sqlite_utils.Database, user_id: int, retrains: list[str]) -> int:
     if members.get(db, user_id) is None:
-        members.ensure(db, user_id, "", "discord")
+        members.ensure(db, user_id, "", members.UNKNOWN)
         sql.change(db, "UPDATE members SET erased_ms = ? WHERE user_id = ?", (now_ms(), user_id))
     values = {"user_id": user_id, "requested_ms": now_ms(), "run_id": retrains[0] if retrains else None}
     return sql.insert(db, "erasures", values)

@@ -13,6 +13,7 @@ def complete(database: Database, data_dir: Path, erasure: privacy.Erasure) -> bo
     """
     privacy.scrub_files(data_dir, erasure.runs, erasure.affected_adapters)
     backup.erase_from_backups(data_dir / "backups", erasure.user_id, "erasure")
+    backup.record_erasures(database)
     if not database.checkpoint_truncate():
         return False
     database.write(lambda db: privacy.mark_scrubbed(db, erasure.id))

@@ -1,3 +1,4 @@
+import itertools
 import threading
 from pathlib import Path
 
@@ -166,9 +167,7 @@ def test_there_is_always_exactly_one_champion_and_the_log_agrees(
         states = {adapter.id: adapter.state for adapter in database.read(adapters.listing)}
     assert len(rows) == 1
     assert (rows[0]["adapter_id"], rows[0]["promotion_id"]) == (history[-1].adapter_id, history[-1].id)
-    assert all(
-        after.previous_id == before.adapter_id for before, after in zip(history, history[1:], strict=False)
-    )
+    assert all(after.previous_id == before.adapter_id for before, after in itertools.pairwise(history))
     promoted = [name for name, state in states.items() if state == "promoted"]
     assert promoted == ([] if rows[0]["adapter_id"] is None else [rows[0]["adapter_id"]])
 

@@ -94,6 +94,11 @@ def test_a_read_sees_one_moment_even_while_another_process_writes(database: Data
     assert database.read(lambda db: facts.get(db, "a")) == "new"
 
 
+def test_a_read_within_a_read_shares_its_snapshot(database: Database) -> None:
+    database.write(lambda db: facts.put(db, "a", "1"))
+    assert database.read(lambda db: database.read(lambda inner: facts.get(inner, "a"))) == "1"
+
+
 def test_a_write_inside_a_write_is_refused_instead_of_hanging(database: Database) -> None:
     with pytest.raises(RuntimeError, match="may not start another write"):
         database.write(lambda db: database.write(lambda inner: None))
@@ -277,10 +282,11 @@ def test_a_database_from_a_newer_strop_is_refused_untouched(tmp_path: Path) -> N
         database.write(
             lambda db: sql.change(
                 db,
-                "INSERT INTO _sqlite_migrations (migration_set, name, applied_at) VALUES ('strop', 'm9999_future', '')",
+                """INSERT INTO _sqlite_migrations (migration_set, name, applied_at)
+                   VALUES ('strop', 'm9999_future', '')""",
             )
         )
-    with pytest.raises(NewerDatabaseError, match="written by a newer Strop.*m9999_future.*upgrade Strop"):
+    with pytest.raises(NewerDatabaseError, match=r"written by a newer Strop.*m9999_future.*upgrade Strop"):
         Database.open(path)
 
 
@@ -288,7 +294,7 @@ def test_a_file_that_is_no_database_is_refused_untouched(tmp_path: Path) -> None
     path = tmp_path / "strop.db"
     path.write_text("these are not the rows you are looking for" * 100)
     before = path.read_bytes()
-    with pytest.raises(CorruptDatabaseError, match="damaged or not a database.*strop restore"):
+    with pytest.raises(CorruptDatabaseError, match=r"damaged or not a database.*strop restore"):
         Database.open(path)
     assert path.read_bytes() == before
 

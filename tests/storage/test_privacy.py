@@ -322,6 +322,28 @@ def test_who_erased_after_the_backup_stays_erased_after_the_restore(
         assert message[0].content == "what Bo asked"
 
 
+def test_who_erased_stays_erased_even_if_the_database_was_lost(
+    database: Database, home: Path, story: dict[str, str], tmp_path: Path
+) -> None:
+    backup.backup(database, tmp_path / "monday")
+    scrubbing.complete(database, home, erase(database))
+    database.close()
+    (home / "strop.db").write_bytes(b"not a database any more" * 100)
+    restored = backup.restore(tmp_path / "monday", home)
+    assert restored.erased == (ANN,)
+    assert files_with(home, CANARY) == []
+
+
+def test_a_damaged_backup_is_removed_by_an_erasure_because_it_can_not_be_cleaned(
+    database: Database, home: Path, story: dict[str, str]
+) -> None:
+    backup.backup(database, home / "backups" / "monday")
+    (home / "backups" / "monday" / "strop.db").write_bytes(CANARY.encode() * 1_000)
+    assert scrubbing.complete(database, home, erase(database))
+    assert not (home / "backups" / "monday").exists()
+    assert files_with(home, CANARY) == []
+
+
 def test_a_restore_while_strop_runs_is_refused(database: Database, home: Path, tmp_path: Path) -> None:
     backup.backup(database, tmp_path / "monday")
     with pytest.raises(BackupError, match="in use: stop Strop first"):
@@ -338,7 +360,7 @@ def test_a_damaged_backup_is_refused_and_the_home_left_alone(
     victim.unlink() if damage == "remove" else victim.write_text("other")
     database.close()
     before = (home / "strop.db").read_bytes()
-    with pytest.raises(BackupError, match="missing|damaged"):
+    with pytest.raises(BackupError, match=r"missing|damaged"):
         backup.restore(tmp_path / "monday", home)
     assert (home / "strop.db").read_bytes() == before
 

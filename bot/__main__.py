@@ -22,6 +22,7 @@ from storage import logs
 from storage.config import Config, load_config
 from storage.database import Database
 from storage.errors import ConfigError, StorageError
+from storage.processes import AlreadyRunningError, ProcessLock
 
 EXIT_CONFIG = 2
 EXIT_RETRY = 1
@@ -39,8 +40,10 @@ def main() -> int:
     logs.configure("bot")
     try:
         config = load_config(arguments.config, os.environ)
-        return asyncio.run(_run(config, playground=os.environ.get(PLAYGROUND_VARIABLE) == "1"))
-    except ConfigError as error:
+        lock = ProcessLock(config.run / "bot.lock")
+        with lock.acquire("Another bot (process {pid}) already uses this folder: stop it first."):
+            return asyncio.run(_run(config, playground=os.environ.get(PLAYGROUND_VARIABLE) == "1"))
+    except (ConfigError, AlreadyRunningError) as error:
         print(error, file=sys.stderr)
         return EXIT_CONFIG
     except StartupError as error:
@@ -158,7 +161,7 @@ async def _login(client: StropClient, token: str) -> None:
 
 
 async def _playground_changed(link: PlaygroundLink, run_dir: Path) -> None:
-    """Return when another playground has taken the place of this one: its state lives in memory only."""
+    """Return when the playground came back at another address or with another token."""
     while True:
         await asyncio.sleep(PLAYGROUND_WATCH_S)
         current = await asyncio.to_thread(read_link, run_dir)

@@ -44,7 +44,6 @@ class PlaygroundLink:
     api: str
     gateway: str
     token: str
-    pid: int = 0
 
 
 async def wait_for_playground(run_dir: Path, timeout_s: float = 60.0) -> PlaygroundLink:
@@ -67,9 +66,7 @@ def read_link(run_dir: Path) -> PlaygroundLink | None:
     """Return the addresses that the running playground wrote, or None."""
     try:
         found = json.loads((run_dir / PLAYGROUND_FILE).read_text("utf-8"))
-        return PlaygroundLink(
-            str(found["api"]), str(found["gateway"]), str(found["token"]), int(found.get("pid", 0))
-        )
+        return PlaygroundLink(str(found["api"]), str(found["gateway"]), str(found["token"]))
     except FileNotFoundError:
         return None
     except (OSError, ValueError, KeyError, TypeError):

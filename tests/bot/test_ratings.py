@@ -1,4 +1,4 @@
-"""Reactions are ratings: the last one counts, a removal retracts, and nothing is lost while the bot is away."""
+"""Reactions are ratings: the last one counts, a removal retracts, an absence loses none."""
 
 from __future__ import annotations
 

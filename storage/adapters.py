@@ -161,7 +161,9 @@ def promote(
 
 
 def rollback(db: sqlite_utils.Database, *, scope: str, base_hash: str, actor: str, reason: str) -> str | None:
-    """Go back to the champion before this one, skipping tainted ones; return it (None is the base model).
+    """Go back to the champion before this one; return it (None is the base model).
+
+    Adapters that were tainted or rejected since are skipped.
 
     Raises NothingToRollBackError.
     """
@@ -202,10 +204,11 @@ def recent_promotions(db: sqlite_utils.Database, scope: str, base_hash: str, lim
 def _earlier_reigns(db: sqlite_utils.Database, scope: str, base_hash: str) -> list[str | None]:
     """Return the champions that may be gone back to, the latest last."""
     *earlier, current = _reigns(promotions(db, scope, base_hash))
-    tainted = {
-        adapter_id for adapter_id in earlier if adapter_id and _expect(db, adapter_id).state == "tainted"
-    }
-    return [adapter_id for adapter_id in earlier if adapter_id not in tainted and adapter_id != current]
+    return [adapter_id for adapter_id in earlier if adapter_id != current and _may_return(db, adapter_id)]
+
+
+def _may_return(db: sqlite_utils.Database, adapter_id: str | None) -> bool:
+    return adapter_id is None or _expect(db, adapter_id).state not in ("tainted", "rejected")
 
 
 def _reigns(history: list[Promotion]) -> list[str | None]:

@@ -71,7 +71,7 @@ def erase_member(db: sqlite_utils.Database, user_id: int, actor: str) -> Erasure
     touched = _touched_rows(db, user_id)
     touched_runs = _touched_runs(db, user_id)
     tainted = _taint(db, _trained_adapters(db, user_id))
-    cancelled = _cancel_running(db, touched_runs, touched, actor)
+    cancelled = _cancel_running(db, user_id, touched_runs, touched, actor)
     _erase_words(db, user_id, touched)
     _erase_evidence(db, [*touched_runs, *cancelled])
     deposed = _depose(db, actor)
@@ -85,12 +85,8 @@ def erase_member(db: sqlite_utils.Database, user_id: int, actor: str) -> Erasure
         deposed=tuple(deposed),
     )
     _remember_files(db, erasure)
-    audit.record(
-        db,
-        actor,
-        "member.erase",
-        {"erasure_id": erasure.id, "adapters": erasure.affected_adapters, "runs": erasure.runs},
-    )
+    detail = {"erasure_id": erasure.id, "adapters": erasure.affected_adapters, "runs": erasure.runs}
+    audit.record(db, actor, "member.erase", detail)
     return erasure
 
 
@@ -163,18 +159,19 @@ def _taint(db: sqlite_utils.Database, adapter_ids: list[str]) -> list[adapters.A
 
 
 def _cancel_running(
-    db: sqlite_utils.Database, touched_runs: list[str], touched: list[str], actor: str
+    db: sqlite_utils.Database, user_id: int, touched_runs: list[str], touched: list[str], actor: str
 ) -> dict[str, str]:
     """End the running run if it may hold the member's words, also unrecorded ones; return {run id: scope}."""
     running = sql.one(db, "SELECT id, scope, snapshot_hash FROM runs WHERE state = 'running'")
     if running is None:
         return {}
-    scopes = sql.many(
+    mine = sql.many(
         db,
-        "SELECT DISTINCT scope FROM replies WHERE id IN (SELECT value FROM json_each(?))",
-        (json.dumps(touched),),
+        """SELECT scope FROM replies WHERE id IN (SELECT value FROM json_each(?))
+           UNION SELECT scope FROM ratings WHERE user_id = ?""",
+        (json.dumps(touched), user_id),
     )
-    unrecorded = running["snapshot_hash"] is None and running["scope"] in {row["scope"] for row in scopes}
+    unrecorded = running["snapshot_hash"] is None and {"scope": running["scope"]} in mine
     if running["id"] not in touched_runs and not unrecorded:
         return {}
     runs.cancel(db, running["id"], actor, "A member erased their data: the run starts again without it.")

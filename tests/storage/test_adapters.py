@@ -115,9 +115,10 @@ def test_rolling_back_after_a_rollback_does_not_return_to_the_bad_one(three: Dat
     assert three.write(rollback) == "a1"
 
 
-def test_rolling_back_skips_a_tainted_adapter(three: Database) -> None:
+@pytest.mark.parametrize("state", ["tainted", "rejected"])
+def test_rolling_back_skips_an_adapter_that_may_not_answer(three: Database, state: adapters.State) -> None:
     three.write(lambda db: [promote(db, "a1"), promote(db, "a2"), promote(db, "a3")])
-    three.write(lambda db: adapters.set_state(db, "a2", "tainted"))
+    three.write(lambda db: adapters.set_state(db, "a2", state))
     assert three.write(rollback) == "a1"
 
 

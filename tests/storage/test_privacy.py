@@ -201,8 +201,9 @@ def test_touched_runs_keep_their_figures_but_can_not_be_repeated(
     assert run.metrics == {"loss": 1.5, "deep": [{"n": 3}]}
 
 
+@pytest.mark.parametrize("who", [ANN, BO])
 def test_a_run_that_is_on_is_cancelled_and_its_adapter_comes_out_tainted(
-    database: Database, community: Community
+    database: Database, community: Community, who: int
 ) -> None:
     def work(db: sqlite_utils.Database) -> str:
         reply_id = community.asks(db, ANN, "hello")
@@ -212,7 +213,7 @@ def test_a_run_that_is_on_is_cancelled_and_its_adapter_comes_out_tainted(
         return run.id
 
     run_id = database.write(work)
-    erasure = erase(database)
+    erasure = erase(database, who)
     assert run_id in erasure.runs and len(erasure.retrains) == 1
     assert not database.write(lambda db: runs.heartbeat(db, run_id, "trainer"))
     with pytest.raises(RunNotActiveError):

@@ -58,7 +58,10 @@ def reconcile(database: Database, config: Config) -> Findings:
     found.unknown_adapter_folders = _unknown(config.adapters, known)
     _check_adapters(database, config, found)
     if found:
-        log.warning("reconciled", **{name: value for name, value in vars(found).items() if value})
+        log.warning(
+            "put right what an interruption left",
+            **{name: value for name, value in vars(found).items() if value},
+        )
         database.write(lambda db: audit.record(db, ACTOR, "trainer.reconcile", vars(found)))
     return found
 

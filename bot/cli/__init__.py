@@ -1,61 +1,19 @@
-"""The command `strop`: one module a topic. It starts processes and writes rows; it never loads a model."""
+"""The command `strop`; its commands are in one module a topic, put together in `bot.cli.app`."""
 
 from __future__ import annotations
 
-from typing import Any
+import sys
 
-import typer
-from typer.core import TyperGroup
-
-from bot.cli import adapters, data, processes, rehearsal, runs, setup
-from bot.errors import BotError
-from bot.serving.errors import ServingError
-from storage.errors import ConfigError, StorageError
-from storage.processes import AlreadyRunningError
-
-EXIT_ERROR = 1
-EXIT_CONFIGURATION = 2
-
-
-class _Group(TyperGroup):
-    """Turns every foreseeable fault into its sentence on stderr and an exit code, never a traceback."""
-
-    def invoke(self, ctx: Any) -> Any:
-        try:
-            return super().invoke(ctx)
-        except ConfigError as error:
-            typer.echo(f"The configuration has {_problems(error)}:", err=True)
-            for problem in error.problems:
-                typer.echo(f"  {problem}", err=True)
-            raise typer.Exit(EXIT_CONFIGURATION) from error
-        except AlreadyRunningError as error:
-            typer.echo(str(error), err=True)
-            raise typer.Exit(EXIT_CONFIGURATION) from error
-        except (BotError, StorageError, ServingError) as error:
-            typer.echo(str(error), err=True)
-            raise typer.Exit(getattr(error, "exit_code", EXIT_ERROR)) from error
-
-
-def _problems(error: ConfigError) -> str:
-    count = len(error.problems)
-    return "a problem" if count == 1 else f"{count} problems"
-
-
-app = typer.Typer(
-    cls=_Group,
-    name="strop",
-    help="A Discord bot that retrains itself from its community's ratings, and only gets sharper.",
-    epilog="Start with `strop up`: without a Discord token it opens a playground in your browser.",
-    no_args_is_help=True,
-    add_completion=True,
-    pretty_exceptions_enable=False,
-    context_settings={"help_option_names": ["-h", "--help"]},
-    rich_markup_mode="markdown",
-)
-for topic in (processes, runs, adapters, rehearsal, data, setup):
-    topic.register(app)
+EXIT_INTERRUPTED = 130
 
 
 def main() -> None:
     """The entry point of the command `strop`."""
-    app()
+    try:
+        # Imported here, so that a Ctrl-C meanwhile ends like any other instead of with a traceback.
+        from bot.cli.app import app
+
+        app()
+    except KeyboardInterrupt:
+        print("Stopped.", file=sys.stderr)
+        sys.exit(EXIT_INTERRUPTED)

@@ -9,8 +9,6 @@ from typing import Annotated, Any
 
 import sqlite_utils
 import typer
-from rich.console import Console
-from rich.table import Table
 
 from bot.cli.errors import CommandError, UsageError
 from bot.cli.runs import actor
@@ -36,7 +34,7 @@ LOAD_TIMEOUT_S = 120.0
 
 
 def adapters(config: ConfigOption = None, scope: ScopeOption = None, as_json: JsonOption = False) -> None:
-    """List the adapters, the newest first, and which one answers.
+    """List the adapters, the newest first; a star marks the one that answers.
 
     Examples:
 
@@ -52,13 +50,12 @@ def adapters(config: ConfigOption = None, scope: ScopeOption = None, as_json: Js
     if not rows:
         typer.echo("No adapter has been trained yet: the base model answers. `strop retrain` trains one.")
         return
-    table = Table("", "adapter", "scope", "state", "made", "run")
+    widths = [max(len(row[name]) for row in rows) for name in ("id", "scope")]
     for row in rows:
         made = datetime.fromtimestamp(row["created_ms"] / 1000, UTC).strftime("%Y-%m-%d %H:%M")
-        rehearsal = " (rehearsal)" if row["rehearsal"] else ""
-        mark = "★" if row["champion"] else ""
-        table.add_row(mark, row["id"], row["scope"], row["state"] + rehearsal, made, row["run_id"] or "")
-    Console(highlight=False, markup=False, width=None).print(table)
+        mark = "★" if row["champion"] else " "
+        state = f"{row['state']}{' (rehearsal)' if row['rehearsal'] else ''}"
+        typer.echo(f"{mark} {row['id']:<{widths[0]}}  {row['scope']:<{widths[1]}}  {made}  {state}")
 
 
 def _rows(db: sqlite_utils.Database, opened: Session, scope: str | None) -> list[dict[str, Any]]:

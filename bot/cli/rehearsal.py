@@ -64,7 +64,7 @@ def rehearse(
 
         strop rehearse --list
 
-        strop rehearse --taste short_question && strop retrain --wait
+        strop rehearse --taste short-question && strop retrain --wait
     """
     url, secret = _playground(config)
     if show:

@@ -11,6 +11,7 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TaskProgressColumn, TextColumn, TimeElapsedColumn
 
+from bot.cli import EXIT_INTERRUPTED
 from bot.cli.announce import visible
 from bot.cli.errors import CommandError
 from bot.cli.session import (
@@ -69,7 +70,7 @@ def retrain(
                 lambda db: runs.enqueue(db, scope=chosen, trigger="manual", requested_by=actor())
             )
             if wait:
-                run = _follow(opened, run, quiet=as_json)
+                run = _wait(opened, run, quiet=as_json)
         _report(opened, run, as_json=as_json)
     if wait and run.outcome in BAD_OUTCOMES:
         raise typer.Exit(1)
@@ -81,6 +82,14 @@ def _cancel(opened: Session, scope: str) -> Run:
         raise CommandError(f"No run of {scope} is queued or on: there is nothing to cancel.")
     opened.database.write(lambda db: runs.cancel(db, run.id, actor()))
     return opened.database.read(lambda db: runs.expect(db, run.id))
+
+
+def _wait(opened: Session, run: Run, *, quiet: bool) -> Run:
+    try:
+        return _follow(opened, run, quiet=quiet)
+    except KeyboardInterrupt:
+        typer.echo("The run goes on; `strop status` shows it, `strop retrain --cancel` ends it.", err=True)
+        raise typer.Exit(EXIT_INTERRUPTED) from None
 
 
 def _follow(opened: Session, queued: Run, *, quiet: bool) -> Run:

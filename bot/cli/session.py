@@ -92,19 +92,14 @@ def known_scopes(db: sqlite_utils.Database, config: Config) -> list[str]:
 def choose_scope(db: sqlite_utils.Database, config: Config, option: str | None) -> str:
     """The scope that was asked for, or the only one; raises UsageError naming the choices."""
     scopes = known_scopes(db, config)
-    if option is not None:
-        if option not in scopes:
-            raise UsageError(f"There is no scope {option!r}; {_choices(scopes)}")
-        return option
-    if len(scopes) == 1:
-        return scopes[0]
-    raise UsageError(f"Say which scope with --scope; {_choices(scopes)}" if scopes else _choices(scopes))
-
-
-def _choices(scopes: list[str]) -> str:
     if not scopes:
-        return "nobody has talked to the bot yet, so there is nothing to train or show."
-    return f"there {'is' if len(scopes) == 1 else 'are'}: {', '.join(scopes)}."
+        raise CommandError("Nobody has talked to the bot yet, so there is nothing to train or show.")
+    listed = f"there {'is' if len(scopes) == 1 else 'are'}: {', '.join(scopes)}."
+    if option is None and len(scopes) > 1:
+        raise UsageError(f"Say which scope with --scope; {listed}")
+    if option is not None and option not in scopes:
+        raise UsageError(f"There is no scope {option!r}; {listed}")
+    return option or scopes[0]
 
 
 def served(config: Config) -> Health | None:

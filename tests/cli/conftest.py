@@ -9,7 +9,7 @@ import pytest
 from click.testing import Result
 from typer.testing import CliRunner
 
-from bot.cli import app
+from bot.cli.app import app
 from storage.config import Config, load_config
 from storage.database import Database
 from tests.trainer.community import open_database, rated_replies

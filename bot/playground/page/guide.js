@@ -4,6 +4,9 @@ import { el, fill, memory } from "./dom.js";
 import { icon } from "./icons.js";
 import { isRateable } from "./store.js";
 
+/** Outcomes of a run that went all the way; "not yet" asks for more ratings first. */
+const JUDGED = ["promoted", "refused", "votes"];
+
 /** Mounts the strip above the messages. `compose` and `list` are where its steps lead; `openLoop()` shows the panel. */
 export function mountGuide(store, { compose, list, openLoop }) {
   const strip = document.getElementById("guide");
@@ -16,7 +19,7 @@ export function mountGuide(store, { compose, list, openLoop }) {
       done: hasRated(store),
       go: () => list.focusLast((message) => isRateable(message, store)) || compose.focus(),
     },
-    { title: "Retrain", done: Boolean(store.loop?.run || store.loop?.last_run), go: openLoop },
+    { title: "Retrain", done: JUDGED.includes(store.loop?.last_run?.outcome), go: openLoop },
   ];
 
   const dismiss = () => {

@@ -29,7 +29,7 @@ export const adapterName = (id) => (id ? id.slice(0, 8) : "base model");
 export function mountLoop(store, actions, { leave, announce }) {
   const panel = document.getElementById("loop");
   const parts = Object.fromEntries(
-    ["serving", "strap", "run", "ratings", "next", "champion", "chart", "table", "promotions", "excluded"].map((name) => [name, el("div", { class: `loop-${name}` })]),
+    ["serving", "detail", "strap", "run", "ratings", "next", "champion", "chart", "table", "promotions", "excluded"].map((name) => [name, el("div", { class: `loop-${name}` })]),
   );
   const rehearsal = createRehearsal(actions, announce);
   const duels = createDuels(store, actions);
@@ -64,6 +64,7 @@ export function mountLoop(store, actions, { leave, announce }) {
       "div",
       { class: "loop-scroll" },
       parts.strap,
+      parts.detail,
       card("Run", parts.run, { live: true }),
       card("Ratings", [parts.ratings, parts.next, retrain], {}),
       card("No time to rate hundreds of replies?", [el("p", { class: "faint", text: "Both are simulated, labelled as such, and never leave this playground." }), el("div", { class: "button-row" }, sample, rehearse), rehearsal.progress], {}),
@@ -87,6 +88,7 @@ export function mountLoop(store, actions, { leave, announce }) {
       if (section && ["run", "promotions", "excluded"].includes(name)) section.hidden = !content;
     };
     part("serving", [loop?.server, loop?.trainer_alive, store.botOnline, store.connected], () => serving(store));
+    part("detail", loop?.server, () => serverDetail(loop?.server));
     if (!loop) return;
     part("strap", [loop.run?.phase, loop.run?.state, hasRatings(loop), loop.duels?.open], () => renderStrap(loop));
     part("run", [loop.run, loop.last_run], () => runState(loop));
@@ -139,6 +141,11 @@ function serving({ loop, botOnline, connected, ready }) {
               ? ["waiting", "Serving, trainer down"]
               : ["good", "Serving"];
   return el("p", { class: `status is-${tone}`, role: "status", title: loop?.server?.detail || null }, el("i", { "aria-hidden": "true" }), words);
+}
+
+function serverDetail(server) {
+  if (!server?.detail || server.status === "ok") return null;
+  return el("p", { class: "faint", dir: "auto", text: server.detail });
 }
 
 function meter(label, have, need) {

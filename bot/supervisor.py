@@ -11,6 +11,7 @@ import contextlib
 import logging
 import logging.handlers
 import os
+import re
 import signal
 import sys
 import time
@@ -294,7 +295,8 @@ def _close_log(logger: logging.Logger) -> None:
 
 
 def _sentence_of(line: str) -> str:
-    return line.removeprefix("Error: ").strip()[:500]
+    """A child's last words without the name of its program in front."""
+    return re.sub(r"^(strop \w+|Error): ", "", line.strip())[:500]
 
 
 def python(module: str, *arguments: str) -> tuple[str, ...]:

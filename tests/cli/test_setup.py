@@ -157,10 +157,10 @@ def discord() -> Iterator[Discord]:
         site = web.TCPSite(runner, "127.0.0.1", 0)
         await site.start()
         stand_in.url = f"http://127.0.0.1:{runner.addresses[0][1]}"
-        ready.set()
 
     def run() -> None:
         loop.run_until_complete(serve())
+        loop.call_soon(ready.set)
         loop.run_forever()
 
     thread = threading.Thread(target=run, daemon=True)

@@ -7,7 +7,9 @@ import asyncio
 import os
 import signal
 import sys
+from collections.abc import Coroutine
 from pathlib import Path
+from typing import Any, TypeVar
 
 import aiohttp
 import discord
@@ -21,7 +23,7 @@ from bot.serving.client import ModelClient
 from storage import logs
 from storage.config import Config, load_config
 from storage.database import Database
-from storage.errors import ConfigError, StorageError
+from storage.errors import ConfigError, CorruptDatabaseError, NewerDatabaseError, StorageError
 from storage.processes import AlreadyRunningError, ProcessLock
 
 EXIT_CONFIG = 2
@@ -30,6 +32,7 @@ LOGIN_RETRY_S = (2.0, 5.0, 15.0, 30.0, 60.0)
 PLAYGROUND_WATCH_S = 3.0
 
 _log = structlog.get_logger(__name__)
+T = TypeVar("T")
 
 
 def main() -> int:
@@ -49,10 +52,10 @@ def main() -> int:
     except StartupError as error:
         print(error, file=sys.stderr)
         return error.exit_code
-    except StorageError as error:
+    except (NewerDatabaseError, CorruptDatabaseError) as error:
         print(error, file=sys.stderr)
         return EXIT_NEEDS_A_PERSON
-    except BotError as error:
+    except (StorageError, BotError) as error:
         print(error, file=sys.stderr)
         return EXIT_RETRY
 
@@ -62,7 +65,9 @@ async def _run(config: Config, *, playground: bool) -> int:
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
-    link = await _playground_link(config) if playground else None
+    link = await _until_stopped(_playground_link(config), stop) if playground else None
+    if stop.is_set():
+        return 0
     token = _token(config, link)
     database = await asyncio.to_thread(Database.open, config.database)
     try:
@@ -71,6 +76,17 @@ async def _run(config: Config, *, playground: bool) -> int:
             return await _serve(client, token, stop, link, config.run)
     finally:
         await asyncio.to_thread(database.close)
+
+
+async def _until_stopped(work: Coroutine[Any, Any, T], stop: asyncio.Event) -> T | None:
+    """Return the work's result, or None as soon as the process is told to stop."""
+    task, stopping = asyncio.create_task(work), asyncio.create_task(stop.wait())
+    try:
+        await asyncio.wait({task, stopping}, return_when=asyncio.FIRST_COMPLETED)
+        return task.result() if task.done() else None
+    finally:
+        task.cancel()
+        stopping.cancel()
 
 
 async def _playground_link(config: Config) -> PlaygroundLink:

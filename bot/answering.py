@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import secrets
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import AbstractAsyncContextManager
 from typing import Any, cast
@@ -47,6 +47,7 @@ BUSY_TRIES = 3
 MAX_IN_FLIGHT = 64
 # Below this much room for a prompt, an answer would know nothing of the question.
 MIN_PROMPT_TOKENS = 64
+_REMEMBERED_WITHDRAWN = 1000
 
 _log = structlog.get_logger(__name__)
 
@@ -60,6 +61,7 @@ class Answerer:
         self._paces = Paces(LOCAL_PACE_S if services.playground else PACE_S)
         self._tasks: set[asyncio.Task[None]] = set()
         self._writing_in: Counter[int] = Counter()
+        self._withdrawn: deque[int] = deque(maxlen=_REMEMBERED_WITHDRAWN)
         self._closing = False
 
     @property
@@ -70,6 +72,10 @@ class Answerer:
     def is_writing_in(self, channel_id: int) -> bool:
         """Whether a reply is being written in this channel."""
         return self._writing_in[channel_id] > 0
+
+    def withdrew(self, message_id: int) -> bool:
+        """Whether the bot itself deleted this message, as one that its reply turned out not to need."""
+        return message_id in self._withdrawn
 
     def start(
         self, question: Question, surface: Surface, typing: AbstractAsyncContextManager[Any] | None = None
@@ -115,7 +121,9 @@ class Answerer:
         async def on_part(message_id: int, position: int) -> None:
             await self._recorder.part(draft, message_id, position)
 
-        renderer = ReplyRenderer(surface, self._paces.of(question.channel_id), on_part)
+        renderer = ReplyRenderer(
+            surface, self._paces.of(question.channel_id), on_part, self._withdrawn.append
+        )
         draft = Draft(f"r{secrets.token_hex(8)}", question, renderer, asyncio.get_running_loop().time())
         return draft
 

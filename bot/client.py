@@ -144,7 +144,10 @@ class StropClient(discord.Client):
             return await self._complain(message, missing)
         question = questions.from_message(self.services, message, me, note=_note(message))
         if not question.text:
-            return await self._answer_plainly(message, self._empty_reason(message, me))
+            reason = self._empty_reason(message, me)
+            if reason != HIDDEN or self._may_complain(message.channel.id):
+                await self._answer_plainly(message, reason)
+            return None
         surface = ChannelSurface(message.channel, message)
         self.answerer.start(question, surface, message.channel.typing())
         return None
@@ -167,7 +170,9 @@ class StropClient(discord.Client):
 
     async def on_raw_message_delete(self, event: discord.RawMessageDeleteEvent) -> None:
         """A message is gone, and so is what was stored of it."""
-        await self.rating_recorder.deleted([event.message_id])
+        # A part that its own reply withdrew says nothing about the reply.
+        if not self.answerer.withdrew(event.message_id):
+            await self.rating_recorder.deleted([event.message_id])
 
     async def on_raw_bulk_message_delete(self, event: discord.RawBulkMessageDeleteEvent) -> None:
         """Many messages are gone."""
@@ -207,21 +212,27 @@ class StropClient(discord.Client):
             _log.info("message.not_sent", channel_id=message.channel.id, error=type(error).__name__)
 
     async def _complain(self, message: discord.Message, missing: list[str]) -> None:
-        """Tell the member in private, once an hour a channel, what the channel doesn't let the bot do."""
-        now = asyncio.get_running_loop().time()
+        """Tell the member in private what the channel doesn't let the bot do."""
         channel_id = message.channel.id
         _log.warning("channel.permission_missing", channel_id=channel_id, missing=missing)
-        if now - self._complained.get(channel_id, -_COMPLAINT_EVERY_S) < _COMPLAINT_EVERY_S:
+        if not self._may_complain(channel_id):
             return
-        self._complained[channel_id] = now
-        if len(self._complained) > _REMEMBERED_COMPLAINTS:
-            self._complained.popitem(last=False)
         names = ", ".join(f"**{name}**" for name in missing)
         text = f"I can't answer you in <#{channel_id}>: I lack the permission {names}. Please tell an admin."
         try:
             await translated(message.author.send(text))
         except DeliveryError as error:
             _log.info("message.not_sent", channel_id=channel_id, error=type(error).__name__)
+
+    def _may_complain(self, channel_id: int) -> bool:
+        """Whether an hour has passed since the last complaint about this channel."""
+        now = asyncio.get_running_loop().time()
+        if now - self._complained.get(channel_id, -_COMPLAINT_EVERY_S) < _COMPLAINT_EVERY_S:
+            return False
+        self._complained[channel_id] = now
+        if len(self._complained) > _REMEMBERED_COMPLAINTS:
+            self._complained.popitem(last=False)
+        return True
 
     async def _say_interrupted(self, reply: replies.Reply) -> None:
         """An earlier process died in the middle of this reply: its message must not stay half written."""

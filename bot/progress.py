@@ -30,6 +30,9 @@ ALL_SCOPES_EVERY = 5
 TRAINER_PATIENCE_MS = 15_000
 # After a restart, a run that ended longer ago than this is no news any more.
 NEWS_MS = 24 * 60 * 60 * 1000
+UNSHOWN_NEWS_MS = 10 * 60 * 1000
+"""A run that ended longer ago than this, and was never shown, isn't shown any more."""
+
 
 _BAR_CELLS = 10
 _LATEST = 3
@@ -175,14 +178,13 @@ class ProgressReporter:
     def _new_report(self, run: runs.Run, channel_id: int | None) -> _Report | None:
         """Decide whether a run that was not seen before is shown, and where."""
         where = run.report_channel_id or channel_id
-        over = run.finished_ms is not None
-        if where is None or (over and now_ms() - (run.finished_ms or 0) > NEWS_MS):
+        age_ms = 0 if run.finished_ms is None else now_ms() - run.finished_ms
+        if where is None or age_ms > (UNSHOWN_NEWS_MS if run.report_message_id is None else NEWS_MS):
             return None
-        if run.report_message_id is None and run.trigger != "manual":
-            # A schedule that finds nothing to do yet is no news; neither is a run that waits its turn.
-            quiet = run.outcome == "not_yet" or run.phase in (None, "snapshot")
-            if quiet or (over and now_ms() - (run.finished_ms or 0) > NEWS_MS // 24):
-                return None
+        # A schedule that finds nothing to do yet is no news; neither is a run that waits its turn.
+        quiet = run.outcome == "not_yet" or run.phase in (None, "snapshot")
+        if run.report_message_id is None and run.trigger != "manual" and quiet:
+            return None
         return _Report(where, run.report_message_id)
 
     def _forget_old(self) -> None:

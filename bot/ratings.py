@@ -15,7 +15,7 @@ from typing import Any
 import discord
 import structlog
 
-from bot.errors import DeliveryError
+from bot.errors import ChannelRefusedError, DeliveryError
 from bot.services import Person, Services
 from bot.surfaces import translated
 from storage import conversations, facts, ratings, replies
@@ -111,7 +111,7 @@ class RatingRecorder:
                 lambda db: replies.by_discord_id(db, event.message_id)
             )
             if reply is not None:
-                await self._reconcile_reply(reply, only=event.user_id)
+                await self._reconcile_reply(reply, set(), only=event.user_id)
 
     async def cleared(self, event: discord.RawReactionClearEvent) -> None:
         """A moderator removed every reaction of a message."""
@@ -126,15 +126,21 @@ class RatingRecorder:
     async def deleted(self, message_ids: Iterable[int]) -> None:
         """Messages were deleted: their text is forgotten, and so are the prompts that quote it."""
         wanted = list(message_ids)
-        count = await self._services.database.awrite(
-            lambda db: sum(conversations.delete_message(db, message_id) for message_id in wanted)
+        known = await self._services.database.aread(
+            lambda db: [each for each in wanted if conversations.by_discord_id(db, each) is not None]
         )
-        if count:
-            _log.info("messages.deleted", count=count)
+        if known:
+            await self._services.database.awrite(
+                lambda db: [conversations.delete_message(db, message_id) for message_id in known]
+            )
+            _log.info("messages.deleted", count=len(known))
 
     async def edited(self, message_id: int, content: str) -> None:
         """Keep the stored text of a question equal to what people see."""
-        await self._services.database.awrite(lambda db: conversations.edit_message(db, message_id, content))
+        database = self._services.database
+        stored = await database.aread(lambda db: conversations.by_discord_id(db, message_id))
+        if stored is not None and stored.content != content:
+            await database.awrite(lambda db: conversations.edit_message(db, message_id, content))
 
     async def reconcile(self) -> int:
         """Compare recent replies with what Discord shows, store what was missed, return how many changed.
@@ -149,42 +155,45 @@ class RatingRecorder:
                 lambda db: replies.recent(db, since_ms, RECONCILE_REPLIES)
             )
             changed = 0
+            refusing: set[int] = set()
             for reply in recent:
                 if reply.status != "streaming":
-                    changed += await self._reconcile_reply(reply)
+                    changed += await self._reconcile_reply(reply, refusing)
             if changed:
                 await self._services.database.awrite(lambda db: _add_recovered(db, changed))
             _log.info("ratings.reconciled", replies=len(recent), recovered=changed)
             return changed
 
-    async def _reconcile_reply(self, reply: replies.Reply, only: int | None = None) -> int:
-        try:
-            seen = await self._seen(reply, page_always=only is not None)
-        except DeliveryError as error:
-            # A channel or message that is gone keeps the ratings that it had.
-            _log.debug("ratings.not_comparable", reply_id=reply.id, error=type(error.__cause__).__name__)
-            return 0
-        if seen is None:
-            return 0
-        return await self._services.database.awrite(lambda db: self._settle(db, reply.id, seen, only))
-
-    async def _seen(self, reply: replies.Reply, *, page_always: bool) -> _Seen | None:
-        """Return who reacted, or None if the counts already agree with what is stored."""
+    async def _reconcile_reply(
+        self, reply: replies.Reply, refusing: set[int], only: int | None = None
+    ) -> int:
+        """Compare one reply; channels in ``refusing`` are left alone: many refusals ban the address."""
         parts, stored = await self._services.database.aread(
             lambda db: (replies.parts(db, reply.id), ratings.for_reply(db, reply.id))
         )
+        if not parts or parts[0].channel_id in refusing:
+            return 0
+        try:
+            shown = await self._shown(parts)
+            if only is None and _counts(shown) == _standing(stored):
+                return 0
+            seen = await self._people_of(shown)
+        except DeliveryError as error:
+            # A channel or message that is gone keeps the ratings that it had.
+            _log.debug("ratings.not_comparable", reply_id=reply.id, error=type(error).__name__)
+            if isinstance(error, ChannelRefusedError):
+                refusing.add(parts[0].channel_id)
+            return 0
+        return await self._services.database.awrite(lambda db: self._settle(db, reply.id, seen, only))
+
+    async def _shown(self, parts: Iterable[replies.Part]) -> list[discord.Reaction]:
+        """Return the rating reactions on all messages of a reply."""
         shown: list[discord.Reaction] = []
         for part in parts:
             channel = self._client.get_partial_messageable(part.channel_id)
             message = await translated(channel.fetch_message(part.discord_id))
             shown += [each for each in message.reactions if self._values.value(str(each.emoji)) is not None]
-        counts: Counter[str] = Counter()
-        for reaction in shown:
-            counts[plain_emoji(str(reaction.emoji))] += reaction.count - int(reaction.me)
-        standing = Counter(str(rating.emoji) for rating in stored if _is_reaction(rating))
-        if not parts or (+counts == standing and not page_always):
-            return None
-        return await self._people_of(shown)
+        return shown
 
     async def _people_of(self, shown: Iterable[discord.Reaction]) -> _Seen:
         people: dict[int, Person] = {}
@@ -262,6 +271,17 @@ class RatingRecorder:
 
 def _is_reaction(rating: ratings.Rating) -> bool:
     return rating.kind == "thumb" and rating.means == "reaction" and not rating.retracted
+
+
+def _counts(shown: Iterable[discord.Reaction]) -> Counter[str]:
+    counts: Counter[str] = Counter()
+    for reaction in shown:
+        counts[plain_emoji(str(reaction.emoji))] += reaction.count - int(reaction.me)
+    return +counts
+
+
+def _standing(stored: Iterable[ratings.Rating]) -> Counter[str]:
+    return Counter(str(rating.emoji) for rating in stored if _is_reaction(rating))
 
 
 async def _all_users(reaction: discord.Reaction) -> list[discord.Member | discord.User]:

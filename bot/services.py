@@ -9,7 +9,7 @@ import discord
 
 from bot.serving.client import ModelClient
 from bot.serving.errors import ServerLoadingError, ServerUnavailableError, ServingError
-from bot.serving.protocol import BaseDescription, Health
+from bot.serving.protocol import BaseDescription
 from storage import adapters, conversations, facts, members
 from storage.config import Config
 from storage.database import Database
@@ -41,7 +41,7 @@ class Services:
     database: Database
     model: ModelClient
     playground: bool = False
-    _base: BaseDescription | None = field(default=None, repr=False)
+    _base_hash: str | None = field(default=None, repr=False)
 
     @property
     def permission_reference(self) -> str:
@@ -60,28 +60,33 @@ class Services:
         """Return whose adapter answers: the guild's own, or the deployment's."""
         return conversations.scope_of(self.config.trainer.scope, guild_id)
 
-    async def health(self) -> Health:
-        """Ask the model server how it is and remember its base.
+    async def base_and_adapters(self) -> tuple[BaseDescription, frozenset[str]]:
+        """Return the base that serves now, and the adapters that are loaded.
 
-        Raises ServerUnavailableError, or ServerLoadingError while it has no model yet.
+        Raises ServerUnavailableError, or ServerLoadingError while there is no model yet.
         """
         health = await self.model.health()
         if health.status == "failed":
             raise ServerUnavailableError(health.detail or "The model server could not load its model.")
-        if health.status != "ok" or health.base is None:
+        if health.status != "ok":
             raise ServerLoadingError(health.detail or "The model is still loading.")
-        if self._base is None or self._base.hash != health.base.hash:
-            base = health.base
-            await self.database.awrite(lambda db: facts.put(db, _BASE_FACT, base.hash))
-        self._base = health.base
-        return health
+        base, loaded = health.base, health.adapters
+        if base is None:
+            base, loaded = await self._described_by_models()
+        await self._remember(base)
+        return base, frozenset(loaded)
 
-    async def base_and_adapters(self) -> tuple[BaseDescription, frozenset[str]]:
-        """Return what serves now, and the adapters that are loaded; raises as :meth:`health` does."""
-        health = await self.health()
-        if health.base is None:
-            raise ServerLoadingError("The model is still loading.")
-        return health.base, frozenset(health.adapters)
+    async def _described_by_models(self) -> tuple[BaseDescription, tuple[str, ...]]:
+        """Describe a server that says nothing about its base, such as vLLM: the first model is the base."""
+        names = await self.model.models()
+        if not names:
+            raise ServerLoadingError("The model server has no model yet.")
+        return BaseDescription(names[0], hash=f"external:{names[0]}"), tuple(names[1:])
+
+    async def _remember(self, base: BaseDescription) -> None:
+        if self._base_hash != base.hash:
+            await self.database.awrite(lambda db: facts.put(db, _BASE_FACT, base.hash))
+            self._base_hash = base.hash
 
     async def base_hash(self) -> str:
         """Return the hash of the base that serves now or, while the server is away, of the last one.

@@ -90,15 +90,21 @@ class Paces:
 class ReplyRenderer:
     """Renders one reply onto a surface, in a task of its own.
 
-    ``on_part`` is awaited with (message id, position) after each new message, before anything else is shown.
+    ``on_part`` is awaited with (message id, position) after each new message, before anything else is shown;
+    ``on_withdraw`` is called before a message is deleted that the final text doesn't need.
     """
 
     def __init__(
-        self, surface: Surface, pace: ChannelPace, on_part: Callable[[int, int], Awaitable[None]]
+        self,
+        surface: Surface,
+        pace: ChannelPace,
+        on_part: Callable[[int, int], Awaitable[None]],
+        on_withdraw: Callable[[int], None] = lambda _: None,
     ) -> None:
         self._surface = surface
         self._pace = pace
         self._on_part = on_part
+        self._on_withdraw = on_withdraw
         self._text = ""
         self._final = False
         self._changed = asyncio.Event()
@@ -175,7 +181,9 @@ class ReplyRenderer:
             else:
                 await self._send(position, content)
         while self._final and len(self._sent) > len(contents):
-            await self._timed(self._surface.delete(self._sent[-1][0]))
+            message_id, _ = self._sent[-1]
+            self._on_withdraw(message_id)
+            await self._timed(self._surface.delete(message_id))
             self._sent.pop()
 
     async def _send(self, position: int, content: str) -> None:

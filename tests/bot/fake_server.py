@@ -22,6 +22,7 @@ class FakeModelServer:
     def __init__(self) -> None:
         self.base_url = ""
         self.status = "ok"
+        self.describes_base = True
         self.answer = "Hello there, friend."
         self.finish_reason = "stop"
         self.context_tokens = 2048
@@ -65,6 +66,8 @@ class FakeModelServer:
         return messages
 
     async def _health(self, _: web.Request) -> web.Response:
+        if not self.describes_base:
+            return web.Response()
         base = {
             "id": BASE,
             "hash": BASE_HASH,

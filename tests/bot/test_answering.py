@@ -305,9 +305,9 @@ async def test_a_mention_without_a_question_gets_a_hint(community: Community) ->
 async def test_a_reply_whose_text_discord_hides_names_the_fix(community: Community) -> None:
     await community.ann.send(community.channel, f"{community.mention} hello")
     reference = {"channel_id": str(community.channel.id), "message_id": str(community.messages()[0].id)}
-    said = len(community.said())
-    await feed(community, content="", mentions=[], reference=reference)
-    assert community.said()[said:][-1] == HIDDEN
+    for _ in range(3):
+        await feed(community, content="", mentions=[], reference=reference)
+    assert community.said().count(HIDDEN) == 1
 
 
 async def test_a_missing_permission_is_told_in_private_once(community: Community) -> None:
@@ -373,3 +373,54 @@ async def test_a_reply_that_a_crash_left_half_written_is_marked_at_the_next_star
     await community.env.settle()
     assert community.said() == [f"Hello there, friend.\n\n{answering.STOPPED}"]
     assert services.database.read(lambda db: replies.get(db, reply.id)).status == "failed"
+
+
+async def test_a_message_that_its_reply_withdraws_does_not_erase_the_reply(
+    community: Community, model_server: FakeModelServer
+) -> None:
+    await community.ann.send(community.channel, f"{community.mention} hello")
+    (message,) = community.messages()
+    community.bot.answerer._withdrawn.append(message.id)
+    community.env.backend.delete_message(community.channel.id, message.id)
+    await community.env.settle()
+    assert community.replies()[0].text == "Hello there, friend."
+
+
+async def test_a_reply_that_moderators_delete_is_forgotten(community: Community) -> None:
+    await community.ann.send(community.channel, f"{community.mention} hello")
+    community.env.backend.delete_message(community.channel.id, community.messages()[0].id)
+    await community.env.settle()
+    assert community.replies()[0].text == ""
+
+
+async def test_a_server_that_does_not_describe_its_base_serves_as_well(
+    community: Community, model_server: FakeModelServer
+) -> None:
+    """vLLM answers /health with an empty body."""
+    model_server.describes_base = False
+    await community.ann.send(community.channel, f"{community.mention} hello")
+    assert community.said() == ["Hello there, friend."]
+    assert community.replies()[0].base_hash == f"external:{BASE}"
+
+
+async def test_too_many_questions_at_once_are_told_when_to_come_back(
+    community: Community, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(answering, "MAX_IN_FLIGHT", 0)
+    await community.ann.send(community.channel, f"{community.mention} hello")
+    assert community.said() == [answering.BUSY.format(seconds=30)]
+
+
+async def test_what_nobody_expected_is_one_sentence_with_an_id(
+    community: Community, services: Services
+) -> None:
+    services.database.write(lambda db: db.conn.execute("DROP TABLE champions"))
+    await community.ann.send(community.channel, f"{community.mention} hello")
+    (said,) = community.said()
+    assert said.startswith("Something went wrong on my side (error `r")
+
+
+@pytest.mark.parametrize("settings", ['[chat]\nsystem_prompt = "' + "s " * 3000 + '"'], indirect=True)
+async def test_a_system_prompt_that_leaves_no_room_names_the_setting(community: Community) -> None:
+    await community.ann.send(community.channel, f"{community.mention} hello")
+    assert "chat.system_prompt" in community.said()[0]

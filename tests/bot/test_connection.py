@@ -103,7 +103,7 @@ async def test_what_is_older_than_an_hour_is_forgotten(database: Database) -> No
 async def test_a_storm_of_invalid_sessions_stays_within_the_budget(
     services: Services, database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """discord.py re-identifies after each invalid session: the hook must stop it, connect must wait and go on."""
+    """discord.py signs in again after each invalid session: the hook must stop it, connect must wait."""
     monkeypatch.setattr("bot.connection._HOOK_WAIT_S", 0.01)
     services.playground = False
     client = StropClient(services)

@@ -41,7 +41,7 @@ def words(messages: Sequence[ChatMessage]) -> int:
 
 
 @given(TURNS, st.integers(250, 1200))
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=100, deadline=None)
 def test_never_overflows_and_keeps_system_and_newest(turns: list[Turn], budget: int) -> None:
     prompt = build(SYSTEM, turns, budget)
 
@@ -56,7 +56,7 @@ def test_never_overflows_and_keeps_system_and_newest(turns: list[Turn], budget: 
 
 
 @given(TURNS, st.integers(250, 1200))
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=75, deadline=None)
 def test_what_is_dropped_is_dropped_from_the_beginning_and_whole(turns: list[Turn], budget: int) -> None:
     prompt = build(SYSTEM, turns, budget)
     kept = turns[prompt.dropped_turns :]
@@ -68,7 +68,7 @@ def test_what_is_dropped_is_dropped_from_the_beginning_and_whole(turns: list[Tur
 
 
 @given(TURNS, st.integers(100, 600))
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=75, deadline=None)
 async def test_the_models_own_count_decides(turns: list[Turn], budget: int) -> None:
     async def count(messages: Sequence[ChatMessage]) -> int:
         return words(messages)

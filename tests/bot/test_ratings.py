@@ -224,3 +224,24 @@ async def test_a_rating_that_overtakes_its_messages_row_still_counts(
     model_server.gate.set()
     await community.env.settle()
     assert standing(community) == {community.bob.id: 1}
+
+
+async def test_a_channel_that_refuses_is_asked_once_and_does_not_silence_the_others(
+    community: Community, services: Services
+) -> None:
+    other = community.guild.create_text_channel("other")
+    for _ in range(3):
+        await community.ann.send(community.channel, f"{community.mention} hello")
+    await community.ann.send(other, f"{community.mention} hello")
+    backend = community.env.backend
+    subscribers, backend.subscribers[:] = list(backend.subscribers), []
+    for message in (*community.messages(), *community.messages(other)):
+        backend.set_reaction(message.channel.id, message.id, "👍", community.bob.id, True)
+    backend.subscribers[:] = subscribers
+    community.env.inject_error(
+        "GET", f"/channels/{community.channel.id}/messages/*", status=403, code=50001, times=None
+    )
+    before = len(community.env.http_requests)
+    assert await community.bot.rating_recorder.reconcile() == 1
+    refused = [r for r in community.env.http_requests[before:] if str(community.channel.id) in r.path]
+    assert len(refused) == 1

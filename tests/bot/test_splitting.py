@@ -39,7 +39,7 @@ TEXTS = st.one_of(
 
 
 @given(TEXTS, st.integers(64, 200))
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=75, deadline=None)
 @example("```py\n" + "x = 1\n" * 100 + "```", 64)
 @example("`" * 500, 64)
 @example("e" + "\u0301" * 500, 64)
@@ -52,7 +52,7 @@ def test_bodies_join_to_the_text_and_every_part_fits(text: str, limit: int) -> N
 
 
 @given(TEXTS)
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=100, deadline=None)
 def test_added_text_is_nothing_but_code_fences(text: str) -> None:
     for part in split(text, 80):
         assert regex.fullmatch(r"(```[A-Za-z0-9_+#.\-]{0,20}\n)?", part.prefix)

@@ -144,9 +144,10 @@ def _withdraw(announcement: Path) -> None:
 
 def _configure_logging() -> None:
     """JSON lines on standard error, pictures for a person on a terminal; libraries keep quiet."""
-    renderer: structlog.typing.Processor = (
-        structlog.dev.ConsoleRenderer() if sys.stderr.isatty() else structlog.processors.JSONRenderer()
-    )
+    renderer: structlog.typing.Processor = structlog.processors.JSONRenderer()
+    if sys.stderr.isatty():
+        # Plain tracebacks: the default one prints local variables, and those hold people's words.
+        renderer = structlog.dev.ConsoleRenderer(exception_formatter=structlog.dev.plain_traceback)
     structlog.configure(
         processors=[
             structlog.processors.add_log_level,

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch import nn
 from transformers import (
     AutoConfig,
@@ -210,7 +211,7 @@ def _load_in_4bit(source: BaseSource, config: PretrainedConfig, work: Path, devi
         plain.save_pretrained(place)
         del plain
     try:
-        return AutoModelForCausalLM.from_pretrained(
+        model, report = AutoModelForCausalLM.from_pretrained(
             place,
             dtype=torch.bfloat16,
             device_map={"": device},
@@ -221,9 +222,14 @@ def _load_in_4bit(source: BaseSource, config: PretrainedConfig, work: Path, devi
                 bnb_4bit_compute_dtype=torch.bfloat16,
             ),
             local_files_only=True,
+            output_loading_info=True,
         )
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         raise BaseRefusedError(f"The weights of base {source.id} cannot be read: {error}") from error
+    if report["missing_keys"]:
+        # transformers would fill these with random numbers and go on.
+        raise BaseRefusedError(f"The base {source.id} lacks the weights {sorted(report['missing_keys'])[0]}.")
+    return model
 
 
 def _flush(folder: Path) -> None:

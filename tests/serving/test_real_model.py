@@ -1,0 +1,27 @@
+"""The real 135M model, once: from its package to a streamed reply."""
+
+import asyncio
+from pathlib import Path
+
+from bot.serving.client import ModelClient
+from bot.serving.protocol import ChatMessage
+from tests.serving.serving_process import ServingProcess
+from tests.serving.test_http import until_loaded
+
+
+async def test_the_packaged_model_is_quantized_once_and_answers(tmp_path: Path) -> None:
+    with ServingProcess(tmp_path) as server:
+        await asyncio.to_thread(server.address)
+        async with ModelClient.from_run_dir(server.run_dir) as client:
+            await until_loaded(client)
+            health = await client.health()
+            assert health.base is not None
+            assert health.base.id == "SmolLM2-135M-Instruct"
+            # The identity is the file's and the format's, not this machine's.
+            assert health.base.hash.startswith("eaee85507710c583")
+            question = [ChatMessage("user", "What is the capital of France? Answer in one word.")]
+            reply = await client.chat(
+                model=health.base.id, messages=question, max_tokens=12, temperature=0.0, deadline_s=60
+            )
+            assert "Paris" in reply.text
+            assert reply.finish_reason == "stop"

@@ -54,7 +54,7 @@ def enqueue_due(database: Database, settings: TrainerConfig, trigger: Trigger, a
         ]
         return [runs.enqueue(db, scope=scope, trigger=trigger, requested_by="scheduler").id for scope in due]
 
-    # Most of the time nothing is due: look with a reader first, and take the write lock only when something is.
+    # Most of the time nothing is due: look with a reader first, and take the write lock only then.
     if not database.read(lambda db: _anything_due(db, settings, at_least)):
         return []
     queued = database.write(work)

@@ -111,4 +111,4 @@ class Services:
         adapter = await self.database.aread(lambda db: adapters.get(db, adapter_id))
         if adapter is None:
             raise UnknownRowError(f"There is no adapter {adapter_id}.")
-        await self.model.load_adapter(adapter_id, self.config.data / adapter.path)
+        await self.model.load_adapter(adapter_id, (self.config.data / adapter.path).absolute())

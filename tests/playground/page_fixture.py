@@ -18,6 +18,7 @@ from aiohttp import WSMsgType, web
 PAGE_DIR = Path(__file__).parents[2] / "bot" / "playground" / "page"
 SECRET = "fixture-secret"
 CSP = "default-src 'self'; connect-src 'self' ws://{host}; base-uri 'none'; form-action 'none'"
+CACHED = {"Cache-Control": "max-age=600"}
 ANSWER = "Rye bread keeps **longer** than wheat, because it holds more water. Do you bake it yourself?"
 TYPES = {".js": "text/javascript", ".css": "text/css", ".svg": "image/svg+xml"}
 
@@ -130,17 +131,23 @@ class PageWorld:
     """One community on one port. Tests read `calls` and speak through `say`, `edit`, `react`, `set_loop`."""
 
     def __init__(self) -> None:
-        self.calls: list[tuple[str, Payload]] = []
-        self.messages: dict[str, list[Payload]] = {str(channel["id"]): [] for channel in CHANNELS}
-        self.loop = idle_loop()
-        self.duels: list[Payload] = []
-        self.bot_online = True
         self.pace_s = 0.05
         self.url = ""
         self._sockets: set[web.WebSocketResponse] = set()
         self._tasks: set[asyncio.Task[None]] = set()
         self._next_id = 10_000
         self._runner: web.AppRunner | None = None
+        self.clear()
+
+    def clear(self) -> None:
+        """Forget everything that was said and called."""
+        for task in self._tasks:
+            task.cancel()
+        self.calls: list[tuple[str, Payload]] = []
+        self.messages: dict[str, list[Payload]] = {str(channel["id"]): [] for channel in CHANNELS}
+        self.loop = idle_loop()
+        self.duels: list[Payload] = []
+        self.bot_online = True
 
     # ------------------------------------------------------------------ running
 
@@ -173,8 +180,7 @@ class PageWorld:
         self.url = f"http://127.0.0.1:{self._runner.addresses[0][1]}/"
 
     async def stop(self) -> None:
-        for task in self._tasks:
-            task.cancel()
+        self.clear()
         await self.drop_connections()
         if self._runner is not None:
             await self._runner.cleanup()
@@ -273,7 +279,9 @@ class PageWorld:
         path = PAGE_DIR / Path(request.match_info["name"]).name
         if path.suffix not in TYPES or not path.is_file():
             raise web.HTTPNotFound
-        return web.Response(body=path.read_bytes(), content_type=TYPES[path.suffix], charset="utf-8")
+        return web.Response(
+            body=path.read_bytes(), content_type=TYPES[path.suffix], charset="utf-8", headers=CACHED
+        )
 
     async def _events(self, request: web.Request) -> web.WebSocketResponse:
         socket = web.WebSocketResponse()

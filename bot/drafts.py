@@ -16,7 +16,6 @@ from bot.serving.protocol import BaseDescription, Usage
 from bot.streaming import ReplyRenderer
 from storage import adapters, conversations, members, replies
 from storage.clock import now_ms
-from storage.errors import StorageError
 
 DM_MEMORY_MS = 30 * 60 * 1000
 """For how long the next direct message goes on with the conversation before it."""
@@ -135,9 +134,8 @@ class ReplyRecorder:
             return
         try:
             await self._services.database.awrite(lambda db: _add_parts(db, draft))
-        except StorageError as failure:
-            # Tried once more when the reply ends; the text goes on.
-            _log.error("reply.part_not_recorded", reply_id=draft.reply_id, error=str(failure))
+        except Exception:  # Whatever storage says, the text goes on; the reply's end tries once more.
+            _log.exception("reply.part_not_recorded", reply_id=draft.reply_id)
 
     async def end(self, draft: Draft, now: float, status: replies.Status, error: str | None = None) -> None:
         """Store the outcome, and log the reply in one line."""
@@ -165,8 +163,8 @@ class ReplyRecorder:
         if draft.reply is not None:
             try:
                 await self._services.database.awrite(work)
-            except StorageError as failure:
-                _log.error("reply.not_recorded", reply_id=draft.reply_id, error=str(failure))
+            except Exception:  # Whatever storage says, the text must still be delivered.
+                _log.exception("reply.not_recorded", reply_id=draft.reply_id)
             self._remember(draft, draft.reply)
         _log.info(
             "reply",

@@ -10,7 +10,8 @@ from bot.errors import MessageGoneError
 class Screen:
     """What a channel shows; calls can be slow, fail, or be refused."""
 
-    def __init__(self) -> None:
+    def __init__(self, first_id: int = 100) -> None:
+        self.first_id = first_id
         self.messages: dict[int, str] = {}
         self.calls: list[tuple[str, str]] = []
         self.at: list[float] = []
@@ -28,7 +29,7 @@ class Screen:
 
     async def send(self, content: str) -> int:
         await self._call("send", content)
-        message_id = 100 + len(self.messages)
+        message_id = self.first_id + len(self.messages)
         self.messages[message_id] = content
         return message_id
 

@@ -424,3 +424,48 @@ async def test_what_nobody_expected_is_one_sentence_with_an_id(
 async def test_a_system_prompt_that_leaves_no_room_names_the_setting(community: Community) -> None:
     await community.ann.send(community.channel, f"{community.mention} hello")
     assert "chat.system_prompt" in community.said()[0]
+
+
+async def test_a_storage_that_fails_at_the_end_does_not_cost_the_text(
+    services: Services, model_server: FakeModelServer
+) -> None:
+    """Two messages of one id can't be; a fake that makes them stands for any surprise of storage."""
+    answerer = Answerer(services)
+    screens = [Screen(), Screen()]
+    for number, screen in enumerate(screens):
+        question = Question(number + 1, 2, 3, True, Person(3, "ann", "playground"), "hello")
+        task = answerer.start(question, screen)
+        assert task is not None
+        await task
+    assert [list(screen.messages.values()) for screen in screens] == [["Hello there, friend."]] * 2
+
+
+async def test_the_event_loop_stays_free_while_many_replies_stream(
+    services: Services, model_server: FakeModelServer
+) -> None:
+    model_server.answer = " ".join(f"word{number}" for number in range(200))
+    model_server.pause_s = 0.005
+    lags: list[float] = []
+    loop = asyncio.get_running_loop()
+
+    async def watch() -> None:
+        while True:
+            before = loop.time()
+            await asyncio.sleep(0.01)
+            lags.append(loop.time() - before - 0.01)
+
+    watching = asyncio.create_task(watch())
+    answerer = Answerer(services)
+    person = Person(3, "ann", "playground")
+    tasks = [
+        answerer.start(Question(number, number % 5, 1, True, person, "hello"), Screen(number * 1000))
+        for number in range(1, 31)
+    ]
+    await asyncio.gather(*(task for task in tasks if task is not None))
+    watching.cancel()
+    stored = services.database.read(lambda db: replies.recent(db, 0, 100))
+    assert len(stored) == 30 and all(reply.status == "complete" for reply in stored)
+    print(
+        f"lag p50 {sorted(lags)[len(lags) // 2] * 1e3:.1f} ms, p99 {sorted(lags)[len(lags) * 99 // 100] * 1e3:.1f} ms"
+    )
+    assert sorted(lags)[len(lags) * 9 // 10] < 0.1

@@ -47,7 +47,7 @@ class Evidence:
     """All that was measured of a challenger beside its champion.
 
     `preference` is the paired difference in predicted P(liked), None where the reward model could not be
-    fitted; `margin` the challenger's gain of log-probability per token on liked over disliked held-out replies;
+    fitted; `margin` the challenger's gain of log-probability per token on liked over disliked replies;
     `general_nll_increase` relative to the base, on the base's own held-out replies to general prompts, and
     `general_divergence` the same in nats per token: an estimate of KL(base || challenger).
     """

@@ -1,9 +1,10 @@
 """From ratings to labels: who is to be believed, and how much each reply counts.
 
 One-coin Dawid-Skene: every member rates rightly with some probability, their accuracy. It is estimated from
-how often they agree with the *other* raters of the same replies (leave-one-out: nobody vouches for themselves),
-under a Beta prior. A member at or below chance counts nothing; nobody counts negatively, or a brigade could vote by
-proxy. As that fails once colluders are the majority, a member's share of all vote mass is capped as well.
+how often they agree with the *other* raters of the same replies (leave-one-out: nobody vouches for
+themselves), under a Beta prior. A member at or below chance counts nothing; nobody counts negatively, or a
+brigade could vote by proxy. As that fails once colluders are the majority, a member's share of all vote mass
+is capped as well.
 Most replies are rated by their asker only: there the prior decides.
 """
 

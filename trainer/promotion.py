@@ -142,7 +142,7 @@ async def refuse(
     metrics: Mapping[str, Any],
     keep: bool = False,
 ) -> Run:
-    """End a run without a swap; the challenger is rejected, unless an operator may yet promote it (`keep`)."""
+    """End a run without a swap; the challenger is rejected unless an operator may yet promote it."""
 
     def work(db: sqlite_utils.Database) -> Run:
         current = adapters.get(db, adapter.id)

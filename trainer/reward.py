@@ -1,7 +1,7 @@
 """A small reward model: how likely does this community like a reply?
 
 Logistic regression on features that a person can read (length, ending, questions, lists, ...) beside hashed
-words and word pairs under a stronger penalty. It learns from training ratings only, and may judge a challenger
+words and word pairs under a stronger penalty. It learns from training ratings only, and judges a challenger
 only once it has proven itself: its AUC has a lower bound over one half in cross-validation and on held-out
 ratings.
 """

@@ -126,9 +126,9 @@ def e_values(outcomes: Sequence[float]) -> tuple[float, float]:
     """Return the evidence that the challenger wins more than half of its duels, and that it loses more.
 
     A betting e-process (https://arxiv.org/abs/2010.09686): the wealth of a gambler who stakes a mixture of
-    fixed shares on each vote. Under "no better than a coin" its chance of ever reaching 20 is at most 1/20, however
-    often somebody looks. `outcomes` are 1 (challenger), -1 (champion) and 0 (tie, no evidence), or anything
-    between; their order makes no difference.
+    fixed shares on each vote. If the challenger is no better than a coin, its chance of ever reaching 20 is at
+    most 1/20, however often somebody looks. `outcomes` are 1 (challenger), -1 (champion) and 0 (tie, no
+    evidence), or anything between; their order makes no difference.
     """
     values = np.asarray(outcomes, dtype=float)
     bets = np.asarray(BETS)[:, None]
@@ -138,18 +138,23 @@ def e_values(outcomes: Sequence[float]) -> tuple[float, float]:
     )
 
 
-def votes_to_decide(alpha: float, win_rate: float) -> int:
-    """Return after how many votes the evidence typically suffices at a true `win_rate` (> .5).
+def votes_to_decide(alpha: float, win_rate: float, limit: int = 2_000) -> int:
+    """Return the median number of votes until the evidence suffices, at a true `win_rate` (> .5).
 
-    The e-process at the expected number of wins; half of all runs need fewer.
+    Exact, by following the distribution of wins among votes that are still undecided; at most `limit`.
     """
-    for n in range(1, 100_000):
-        wins = n * win_rate
-        bets = np.asarray(BETS)
-        wealth = np.exp(wins * np.log1p(bets) + (n - wins) * np.log1p(-bets)).mean()
-        if wealth >= 1 / alpha:
+    bets = np.asarray(BETS)[:, None]
+    undecided, decided = np.ones(1), 0.0
+    for n in range(1, limit):
+        undecided = np.append(undecided * (1 - win_rate), 0.0) + np.append(0.0, undecided * win_rate)
+        wins = np.arange(n + 1)
+        wealth = np.exp(wins * np.log1p(bets) + (n - wins) * np.log1p(-bets)).mean(0)
+        enough = wealth >= 1 / alpha
+        decided += float(undecided[enough].sum())
+        undecided[enough] = 0.0
+        if decided >= 0.5:
             return n
-    return 100_000
+    return limit
 
 
 def _weighted_auc(values: Array, good: npt.NDArray[np.bool_], mass: Any) -> float:

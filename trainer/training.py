@@ -120,7 +120,7 @@ def train_kto(
     pad_id: int,
     on_step: Tick = lambda done, total: None,
 ) -> TrainingReport:
-    """Push the adapter towards liked and away from disliked replies; the reference is the adapter as it is now.
+    """Push the adapter towards liked and away from disliked replies; its present state is the reference.
 
     The reference's log-probabilities are computed once, before the first step: no second copy of anything.
     Batches are drawn shuffled and the remainder is dropped, since the divergence is estimated per batch.

@@ -1,0 +1,77 @@
+from __future__ import annotations
+
+import pytest
+
+from storage.config import TrainerConfig
+from tests.trainer.rows import row
+from trainer import objectives
+from trainer.errors import NotYetError
+from trainer.labels import Correction
+from trainer.objectives import Plan
+from trainer.snapshot import Snapshot
+
+SETTINGS = TrainerConfig()
+
+
+def of(liked: int, disliked: int, *, split: str = "train", raters: int = 8) -> Snapshot:
+    rows = [row(f"l{n}", split=split) for n in range(liked)]
+    rows += [row(f"d{n}", "disliked", split=split) for n in range(disliked)]
+    return Snapshot(tuple(rows), "c" * 64, raters=raters)
+
+
+def test_too_little_data_says_what_is_missing() -> None:
+    with pytest.raises(NotYetError) as raised:
+        objectives.require_enough(of(11, 50, raters=3), SETTINGS, {})
+    assert str(raised.value) == "not yet: 11 of 25 liked replies, 3 of 5 raters"
+
+
+def test_corrections_count_as_liked_replies() -> None:
+    corrected = [row(f"c{n}", "disliked", corrections=(Correction("x", 1.0),)) for n in range(25)]
+    objectives.require_enough(Snapshot(tuple(corrected), "c" * 64, raters=5), SETTINGS, {})
+
+
+def test_nothing_rated_says_how_to_rate() -> None:
+    with pytest.raises(NotYetError, match="react to the bot's replies"):
+        objectives.require_enough(Snapshot((), "c" * 64), SETTINGS, {})
+
+
+def test_nothing_eligible_says_why_and_what_to_do() -> None:
+    with pytest.raises(NotYetError) as raised:
+        objectives.require_enough(Snapshot((), "c" * 64), SETTINGS, {"no_consent": 40, "not_public": 2})
+    text = str(raised.value)
+    assert text.startswith("not yet: none of the rated replies may be trained on; 40 left out because")
+    assert text.endswith("Ask members to opt in with /privacy.")
+
+
+def test_likes_in_held_out_conversations_only_are_no_reason_to_train() -> None:
+    with pytest.raises(NotYetError, match="held-out"):
+        objectives.require_enough(of(30, 5, split="gate"), SETTINGS, {})
+
+
+@pytest.mark.parametrize(
+    ("liked", "disliked", "expected"),
+    [(25, 0, "sft"), (24, 200, "sft"), (60, 24, "sft"), (25, 74, "sft"), (25, 75, "sft_kto")],
+)
+def test_the_objective_follows_the_data(liked: int, disliked: int, expected: str) -> None:
+    plan = objectives.choose(of(liked, disliked), SETTINGS)
+    assert plan.objective == expected
+    assert bool(plan.reason) == (expected == "sft")
+
+
+def test_an_objective_from_the_configuration_is_obeyed() -> None:
+    assert objectives.choose(of(3, 3), TrainerConfig(objective="sft_kto")).objective == "sft_kto"
+
+
+@pytest.mark.parametrize(("speed", "expected"), [(2000.0, "sft_kto"), (20.0, "sft")])
+def test_kto_is_left_out_where_the_measured_speed_says_that_it_takes_too_long(
+    speed: float, expected: str
+) -> None:
+    plan = objectives.within_budget(
+        Plan("sft_kto"),
+        kto_tokens=20_000,
+        tokens_per_second=speed,
+        spent_s=60.0,
+        settings=TrainerConfig(max_train_minutes=5.0),
+    )
+    assert plan.objective == expected
+    assert ("tokens/s" in plan.reason) == (expected == "sft")

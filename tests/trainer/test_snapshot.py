@@ -1,0 +1,77 @@
+from __future__ import annotations
+
+import random
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tests.trainer.rows import correction, reply, thumb
+from trainer import snapshot
+from trainer.errors import SnapshotError
+
+ROWS = [
+    reply("c", thumb(1, 1), thumb(2, 1), split="gate"),
+    reply("a", thumb(1, -1), correction(2, "Better, isn’t it? 🎉")),
+    reply("b", thumb(3, 1), split="development", text="Line one\u2028line two"),
+]
+REASONS: dict[str, str | None] = {"a": "stop", "b": "length", "c": "stop"}
+
+
+def test_the_same_rows_in_any_order_give_the_same_bytes(tmp_path: Path) -> None:
+    first = snapshot.write(snapshot.build(ROWS, REASONS), tmp_path / "one").read_bytes()
+    shuffled = random.Random(1).sample(ROWS, len(ROWS))
+    assert snapshot.write(snapshot.build(shuffled, REASONS), tmp_path / "two").read_bytes() == first
+
+
+def test_a_snapshot_reads_back_as_it_was(tmp_path: Path) -> None:
+    built = snapshot.build(ROWS, REASONS)
+    snapshot.write(built, tmp_path)
+    assert snapshot.read(tmp_path, built.content_hash).rows == built.rows
+
+
+def test_one_more_rating_changes_the_hash() -> None:
+    more = [reply("c", thumb(1, 1), thumb(2, 1), thumb(4, -1), split="gate"), *ROWS[1:]]
+    assert snapshot.build(more, REASONS).content_hash != snapshot.build(ROWS, REASONS).content_hash
+
+
+def test_a_snapshot_that_was_changed_or_scrubbed_cannot_be_repeated_from(tmp_path: Path) -> None:
+    built = snapshot.build(ROWS, REASONS)
+    path = snapshot.write(built, tmp_path)
+    path.write_text(path.read_text().replace("Sure", "Sour"))
+    with pytest.raises(SnapshotError, match="changed"):
+        snapshot.read(tmp_path, built.content_hash)
+    path.unlink()
+    with pytest.raises(SnapshotError, match="gone"):
+        snapshot.read(tmp_path, built.content_hash)
+
+
+def test_a_reply_cut_off_by_its_length_is_not_finished() -> None:
+    finished = {row.reply_id: row.finished for row in snapshot.build(ROWS, REASONS).rows}
+    assert finished == {"a": True, "b": False, "c": True}
+
+
+def test_corrections_count_as_liked_and_are_named_in_the_database_rows() -> None:
+    built = snapshot.build(ROWS, REASONS)
+    assert {row.reply_id: row.label for row in snapshot.run_rows(built)} == {
+        "a": "corrected",
+        "b": "liked",
+        "c": "liked",
+    }
+    assert all(row.liked for row in built.rows)
+
+
+@given(
+    st.lists(
+        st.tuples(st.sampled_from("xyz"), st.sampled_from(["train", "development", "gate"])),
+        min_size=1,
+        max_size=12,
+    )
+)
+def test_a_group_of_prompts_is_never_on_both_sides(groups: list[tuple[str, str]]) -> None:
+    rows = [reply(f"r{n}", thumb(1, 1), split=split, group=group) for n, (group, split) in enumerate(groups)]
+    built = snapshot.build(rows, {})
+    train = {row.group_key for row in built.of("train")}
+    assert train.isdisjoint({row.group_key for row in built.of("development", "gate")})
+    assert len(built.rows) == len(rows)

@@ -465,5 +465,4 @@ async def test_the_event_loop_stays_free_while_many_replies_stream(
     watching.cancel()
     stored = services.database.read(lambda db: replies.recent(db, 0, 100))
     assert len(stored) == 30 and all(reply.status == "complete" for reply in stored)
-    print()
     assert sorted(lags)[len(lags) * 9 // 10] < 0.1

@@ -25,7 +25,7 @@ from bot.playground.prompts import SAMPLE_PROMPTS
 from bot.playground.tastes import DEFAULT_TASTE, TASTES, SimulatedRater
 from bot.serving.client import ModelClient
 from bot.serving.errors import ServingError
-from bot.serving.protocol import ChatMessage
+from bot.serving.protocol import PRIORITY_BACKGROUND, ChatMessage
 from storage import conversations, members, ratings, replies
 from storage.config import load_config
 from storage.database import Database
@@ -35,11 +35,14 @@ SAMPLE_FILE = Path(__file__).parent / "sample_community.json"
 FORMAT = 1
 
 REPLIES_PER_PROMPT = 4
+#: Replies drawn a prompt, of which those are kept first that came to an end within the limit.
+DRAWN_PER_PROMPT = 6
 MAX_NEW_TOKENS = 40
 TEMPERATURE = 1.0
+TOP_P = 0.95
 RATERS = 20
 RATINGS_PER_REPLY = (1, 4)
-PARALLEL = 8
+PARALLEL = 16
 SEED = 20_240_901
 
 # Members of the sample: ids before those of the server's own members, which start a day later.
@@ -222,7 +225,7 @@ def _insert_reply(
 async def build_sample(
     client: ModelClient, system_prompt: str, taste_key: str, seed: int = SEED
 ) -> dict[str, Any]:
-    """Generate and rate the sample with a running model server; about 240 replies.
+    """Generate and rate the sample with a running model server; about 250 replies.
 
     Raises SampleError if the server isn't ready.
     """
@@ -230,50 +233,39 @@ async def build_sample(
     if health.status != "ok" or health.base is None:
         raise SampleError("The model server isn't ready: wait until its model is loaded.")
     slots = asyncio.Semaphore(PARALLEL)
-    entries = await asyncio.gather(
+    drawn = await asyncio.gather(
         *(
-            _entry(client, slots, health.base.id, system_prompt, number, prompt, seed)
+            _draw(client, slots, health.base.id, system_prompt, prompt, seed + number * DRAWN_PER_PROMPT)
             for number, prompt in enumerate(SAMPLE_PROMPTS)
         )
     )
-    rate_entries(list(entries), taste_key, seed)
-    return {
-        "format": FORMAT,
-        "about": "Simulated: made by bot/playground/sample.py, rated by simulated members.",
-        "base": {"id": health.base.id, "hash": health.base.hash},
-        "taste": taste_key,
-        "system_prompt": system_prompt,
-        "sampling": {"temperature": TEMPERATURE, "top_p": 1.0, "max_new_tokens": MAX_NEW_TOKENS},
-        "seed": seed,
-        "raters": RATERS,
-        "conversations": list(entries),
-    }
+    base = {"id": health.base.id, "hash": health.base.hash}
+    return assemble(base, system_prompt, dict(zip(SAMPLE_PROMPTS, drawn, strict=True)), taste_key, seed)
 
 
-async def _entry(
+async def _draw(
     client: ModelClient,
     slots: asyncio.Semaphore,
     model: str,
     system_prompt: str,
-    number: int,
     prompt: str,
     seed: int,
-) -> dict[str, Any]:
+) -> list[dict[str, Any]]:
+    """Ask the base model for every reply to one prompt, each with a seed of its own."""
     messages = [ChatMessage("user", prompt)]
     if system_prompt:
         messages.insert(0, ChatMessage("system", system_prompt))
 
-    async def reply(position: int) -> dict[str, Any]:
-        own_seed = seed + number * REPLIES_PER_PROMPT + position
+    async def reply(own_seed: int) -> dict[str, Any]:
         async with slots:
             made = await client.chat(
                 model=model,
                 messages=messages,
                 max_tokens=MAX_NEW_TOKENS,
                 temperature=TEMPERATURE,
-                top_p=1.0,
+                top_p=TOP_P,
                 seed=own_seed,
-                priority=1,
+                priority=PRIORITY_BACKGROUND,
             )
         return {
             "text": made.text.strip(),
@@ -283,8 +275,37 @@ async def _entry(
             "completion_tokens": made.completion_tokens,
         }
 
-    made = await asyncio.gather(*(reply(position) for position in range(REPLIES_PER_PROMPT)))
-    return {"prompt": prompt, "replies": [entry for entry in made if entry["text"]]}
+    return list(await asyncio.gather(*(reply(seed + n) for n in range(DRAWN_PER_PROMPT))))
+
+
+def assemble(
+    base: dict[str, str],
+    system_prompt: str,
+    drawn: dict[str, list[dict[str, Any]]],
+    taste_key: str,
+    seed: int = SEED,
+) -> dict[str, Any]:
+    """Keep some of the drawn replies to each prompt, have them rated, and return the file's content."""
+    entries = [{"prompt": prompt, "replies": _kept(made)} for prompt, made in drawn.items()]
+    rate_entries(entries, taste_key, seed)
+    return {
+        "format": FORMAT,
+        "about": "Simulated: made by bot/playground/sample.py, rated by simulated members.",
+        "base": base,
+        "taste": taste_key,
+        "system_prompt": system_prompt,
+        "sampling": {"temperature": TEMPERATURE, "top_p": TOP_P, "max_new_tokens": MAX_NEW_TOKENS},
+        "seed": seed,
+        "raters": RATERS,
+        "conversations": entries,
+    }
+
+
+def _kept(made: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Different replies with something in them, those that came to an end first."""
+    different = {reply["text"]: reply for reply in made if reply["text"]}
+    ended_first = sorted(different.values(), key=lambda reply: reply["finish_reason"] != "stop")
+    return ended_first[:REPLIES_PER_PROMPT]
 
 
 def rate_entries(entries: list[dict[str, Any]], taste_key: str, seed: int = SEED) -> None:

@@ -15,7 +15,7 @@ from pathlib import Path
 import structlog
 
 from bot.serving.client import ModelClient
-from storage import logs, runs
+from storage import logs, runs, scrubbing
 from storage.config import Config, load_config
 from storage.database import Database
 from storage.errors import ConfigError, StorageError
@@ -29,6 +29,7 @@ log = structlog.get_logger()
 EXIT_CONFIGURATION = 2
 TICK_S = 1.0
 VOTES_S = 2.0
+ERASURES_S = 60.0
 CHAMPIONS_S = 5.0
 ALREADY = "A trainer already works on this data folder (process {pid}): two would train the same runs."
 
@@ -82,6 +83,7 @@ class Trainer:
         try:
             schedule.every(CHAMPIONS_S, self._keep_champions, "champions")
             schedule.every(VOTES_S, self._settle_votes, "votes")
+            schedule.every(ERASURES_S, self._complete_erasures, "erasures")
             log.info("trainer started", next_run_ms=schedule.next_run_ms())
             while not self._stop.wait(TICK_S):
                 self._queue.tick()
@@ -107,6 +109,9 @@ class Trainer:
         if server.base_url:
             return ModelClient(server.base_url, api_key=key)
         return ModelClient.from_run_dir(self._config.run, api_key=key)
+
+    def _complete_erasures(self) -> None:
+        scrubbing.complete_pending(self._database, self._config.data)
 
     def _settle_votes(self) -> None:
         waiting = self._database.read(

@@ -15,7 +15,7 @@ from discord import app_commands
 from bot.commands.tree import Interaction, StropTree, guarded, say
 from bot.services import Services
 from bot.serving.errors import ServingError
-from storage import members, privacy
+from storage import members, privacy, scrubbing
 
 CONFIRM_S = 120.0
 # Discord takes 10 MB from a bot; beyond this the export is compressed.
@@ -122,18 +122,16 @@ async def erase(services: Services, user_id: int) -> str:
 
 
 async def scrub(services: Services, erasure: privacy.Erasure) -> None:
-    """Remove the files of an erasure; safe to repeat."""
+    """Remove what an erasure left in adapters, snapshots, backups and the log; safe to repeat."""
     for adapter_id in erasure.affected_adapters:
         try:
             await services.model.unload_adapter(adapter_id)
         except ServingError as error:
             # Not loaded, or the server is away: its files go now, and it asks the registry when it is back.
             _log.debug("adapter.not_unloaded", adapter_id=adapter_id, error=type(error).__name__)
-    await asyncio.to_thread(
-        privacy.scrub_files, services.config.data, erasure.runs, erasure.affected_adapters
-    )
-    await asyncio.to_thread(services.database.checkpoint_truncate)
-    await services.database.awrite(lambda db: privacy.mark_scrubbed(db, erasure.id))
+    done = await asyncio.to_thread(scrubbing.complete, services.database, services.config.data, erasure)
+    if not done:
+        _log.info("erasure.pending", erasure_id=erasure.id)  # the trainer completes it within a minute
 
 
 async def scrub_pending(services: Services) -> None:

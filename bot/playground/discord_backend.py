@@ -84,7 +84,7 @@ class _RealClock:
         return datetime.now(UTC)
 
     def advance(self, seconds: float) -> None:
-        raise NotImplementedError("real time can't be advanced")
+        raise RuntimeError("real time can't be advanced")
 
 
 class _LocalCdn(CdnStore):  # type: ignore[misc]

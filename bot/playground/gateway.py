@@ -29,6 +29,8 @@ SESSION_LIFETIME_S = 300.0
 MAX_QUEUED_FRAMES = 4000
 IDENTIFIES_PER_DAY = 1000
 
+ACK_DELAY_S = 0.05
+
 DISPATCH, HEARTBEAT, IDENTIFY, PRESENCE, VOICE_STATE = 0, 1, 2, 3, 4
 RESUME, RECONNECT, REQUEST_MEMBERS, INVALID_SESSION, HELLO, HEARTBEAT_ACK = 6, 7, 8, 9, 10, 11
 
@@ -272,7 +274,9 @@ class Gateway:
     def _receive(self, connection: Connection, op: int, data: Any) -> None:
         if op == HEARTBEAT:
             connection.last_heartbeat_s = time.monotonic()
-            connection.send_op(HEARTBEAT_ACK)
+            # discord.py notes when it sent a heartbeat only after sending it: an answer that overtakes that
+            # note, as on loopback, reads as a whole interval of latency.
+            asyncio.get_running_loop().call_later(ACK_DELAY_S, connection.send_op, HEARTBEAT_ACK)
         elif op == IDENTIFY:
             self._identify(connection, _object(data))
         elif op == RESUME:

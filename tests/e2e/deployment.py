@@ -1,0 +1,189 @@
+"""A whole Strop deployment in real processes, driven as the playground's page drives it."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+
+from storage.database import Database
+
+POLL_S = 0.25
+
+
+class Deployment:
+    """`strop up` without a token, in its own home, reached over its loopback sockets only."""
+
+    def __init__(self, home: Path, settings: str, *, models: Path | None = None) -> None:
+        self.home = home
+        home.mkdir(parents=True, exist_ok=True)
+        if models is not None:
+            models.mkdir(parents=True, exist_ok=True)
+            (home / "models").symlink_to(models, target_is_directory=True)
+        self.config = home / "strop.toml"
+        self.config.write_text(settings)
+        self.data = home / "playground"
+        self.log = home / "up.log"
+        self.process: subprocess.Popen[bytes] | None = None
+        self.session: aiohttp.ClientSession | None = None
+        self.page: dict[str, Any] = {}
+        self.events: list[dict[str, Any]] = []
+        self.snapshot: dict[str, Any] = {}
+        self._listener: asyncio.Task[None] | None = None
+
+    def environment(self) -> dict[str, str]:
+        kept = {key: value for key, value in os.environ.items() if not key.startswith(("DISCORD_", "STROP_"))}
+        return kept | {"STROP_HOME": str(self.home), "HF_HUB_OFFLINE": "1"}
+
+    def _spawn(self) -> subprocess.Popen[bytes]:
+        with self.log.open("ab") as output:
+            return subprocess.Popen(
+                [sys.executable, "-m", "bot.cli", "up", "--config", str(self.config)],
+                env=self.environment(),
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                stdin=subprocess.DEVNULL,
+            )
+
+    async def start(self, timeout_s: float = 180.0) -> None:
+        self.process = self._spawn()
+        pointer = self.data / "run" / "playground.json"
+        await until(pointer.exists, timeout_s, "the playground to publish its address", self)
+        self.page = json.loads(pointer.read_text())
+        self.session = aiohttp.ClientSession(
+            base_url=self.page["url"], headers={"X-Playground-Secret": self.page["secret"]}
+        )
+        self._listener = asyncio.create_task(self._listen())
+        await until(lambda: bool(self.snapshot), timeout_s, "the page's first snapshot", self)
+        await until(self._serving, timeout_s, "the model server and the bot to be ready", self)
+
+    async def _listen(self) -> None:
+        assert self.session is not None
+        async with self.session.ws_connect("/playground/events", max_msg_size=0) as socket:
+            await socket.send_json({"secret": self.page["secret"]})
+            async for message in socket:
+                if message.type is not aiohttp.WSMsgType.TEXT:
+                    break
+                item = json.loads(message.data)
+                if item["t"] == "snapshot":
+                    self.snapshot = item
+                elif item["t"] == "loop":
+                    self.snapshot["loop"] = item["loop"]
+                else:
+                    self.events.append(item)
+                    if item["event"] == "BOT_STATUS":
+                        self.snapshot["bot_online"] = bool(item["data"].get("online"))
+
+    async def _serving(self) -> bool:
+        loop = await self.get("/playground/loop")
+        return loop["server"]["status"] == "ok" and bool(self.snapshot.get("bot_online"))
+
+    async def get(self, path: str) -> Any:
+        assert self.session is not None
+        async with self.session.get(path) as response:
+            assert response.status == 200, await response.text()
+            return await response.json()
+
+    async def call(self, method: str, path: str, body: dict[str, Any] | None = None) -> Any:
+        assert self.session is not None
+        async with self.session.request(method, path, json=body or {}) as response:
+            assert response.status < 300, f"{method} {path}: {response.status} {await response.text()}"
+            return await response.json() if response.content_type == "application/json" else None
+
+    @property
+    def owner(self) -> dict[str, Any]:
+        return next(m for m in self.snapshot["members"] if m["operator"])
+
+    @property
+    def bot(self) -> dict[str, Any]:
+        return next(m for m in self.snapshot["members"] if m["bot"])
+
+    @property
+    def channel(self) -> str:
+        return str(next(c["id"] for c in self.snapshot["channels"] if c["kind"] == "text"))
+
+    def query(self, sql: str, *parameters: Any) -> list[dict[str, Any]]:
+        database = Database.open(self.data / "strop.db")
+        try:
+            return database.read(lambda db: list(db.query(sql, parameters)))
+        finally:
+            database.close()
+
+    async def ask(self, text: str, *, timeout_s: float = 90.0) -> dict[str, Any]:
+        """Mention the bot and return the finished reply's row."""
+        before = {row["id"] for row in self.query("select id from replies")}
+        content = f"<@{self.bot['id']}> {text}"
+        message = {"channel_id": self.channel, "author_id": self.owner["id"], "content": content}
+        await self.call("POST", "/playground/messages", message)
+
+        def finished() -> dict[str, Any] | None:
+            rows = self.query("select * from replies where status not in ('streaming')")
+            return next((row for row in rows if row["id"] not in before), None)
+
+        return await until(finished, timeout_s, f"an answer to {text!r}", self)
+
+    async def command(self, name: str, options: dict[str, Any] | None = None) -> None:
+        body = {"channel_id": self.channel, "user_id": self.owner["id"], "name": name, "options": options or {}}
+        await self.call("POST", "/playground/commands", body)
+
+    def run_strop(self, *arguments: str, timeout_s: float = 120.0) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [sys.executable, "-m", "bot.cli", *arguments, "--config", str(self.config)],
+            env=self.environment(),
+            capture_output=True,
+            text=True,
+            timeout=timeout_s,
+            check=False,
+        )
+
+    async def stop(self) -> int:
+        if self._listener:
+            self._listener.cancel()
+        if self.session:
+            await self.session.close()
+        assert self.process is not None
+        self.process.send_signal(signal.SIGTERM)
+        try:
+            return await asyncio.to_thread(self.process.wait, 40)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            raise
+
+
+async def until(check: Callable[[], Any], timeout_s: float, what: str, deployment: Deployment) -> Any:
+    """Poll `check` (plain or async) until it is truthy and return its value; fail with the log's end."""
+    deadline = time.monotonic() + timeout_s
+    while True:
+        value = check()
+        if asyncio.iscoroutine(value):
+            value = await value
+        if value:
+            return value
+        ended = deployment.process is not None and deployment.process.poll() is not None
+        if ended or time.monotonic() > deadline:
+            tail = deployment.log.read_text(errors="replace")[-4000:]
+            why = "strop up ended" if ended else f"{timeout_s:.0f} s passed"
+            raise AssertionError(f"waiting for {what}: {why}\n{tail}")
+        await asyncio.sleep(POLL_S)
+
+
+@asynccontextmanager
+async def deployed(home: Path, settings: str, *, models: Path | None = None) -> AsyncIterator[Deployment]:
+    """A started deployment that is stopped again, whatever happens."""
+    deployment = Deployment(home, settings, models=models)
+    try:
+        await deployment.start()
+        yield deployment
+    finally:
+        if deployment.process is not None and deployment.process.poll() is None:
+            await deployment.stop()

@@ -1,0 +1,132 @@
+"""The whole loop in real processes over real sockets: chat, rate, retrain, judge, swap, roll back, refuse."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.e2e.deployment import Deployment, deployed, until
+from tests.tiny_model import build_tiny_base
+
+ENDED = ("finished", "failed", "cancelled")
+ANY_PORTS = "[server]\nport = 0\n[playground]\nport = 0\n"
+BY_HAND = "[trainer]\nmin_new_ratings = 0\ninterval_hours = 0.0\n"
+TRIAL = BY_HAND + "min_liked = 3\nmin_raters = 1\nepochs = 1\n"
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One cache of quantised bases for every deployment of this module."""
+    return tmp_path_factory.mktemp("models")
+
+
+async def finished_run(deployment: Deployment, timeout_s: float) -> dict[str, Any]:
+    """The newest run once it has ended, blind votes included."""
+
+    def ended() -> dict[str, Any] | None:
+        rows = deployment.query("select * from runs order by created_ms desc limit 1")
+        over = rows and rows[0]["state"] in ENDED and rows[0]["outcome"] != "votes"
+        return rows[0] if over else None
+
+    return await until(ended, timeout_s, "the run to end", deployment)
+
+
+async def rated(deployment: Deployment, emoji: str, method: str, expected: tuple[int, int]) -> None:
+    """React to (or un-react from) the newest reply and wait until the rating row says so."""
+    part = deployment.query("select * from reply_parts order by discord_id desc limit 1")[0]
+    reaction = {
+        "channel_id": str(part["channel_id"]),
+        "message_id": str(part["discord_id"]),
+        "user_id": deployment.owner["id"],
+        "emoji": emoji,
+    }
+    await deployment.call(method, "/playground/reactions", reaction)
+
+    def stored() -> bool:
+        rows = deployment.query("select value, retracted from ratings order by id desc limit 1")
+        return bool(rows) and (rows[0]["value"], rows[0]["retracted"]) == expected
+
+    await until(stored, 10, f"the rating {expected}", deployment)
+
+
+@pytest.mark.timeout(1200)
+async def test_a_newcomer_chats_rates_rehearses_retrains_and_hears_the_winner_answer(
+    tmp_path: Path, models: Path
+) -> None:
+    settings = ANY_PORTS + BY_HAND + "[chat]\nmax_new_tokens = 48\n"
+    async with deployed(tmp_path / "home", settings, models=models) as strop:
+        reply = await strop.ask("Tell me three things about the sea, please.")
+        assert reply["status"] == "complete"
+        assert reply["adapter_id"] is None
+        assert reply["completion_tokens"] > 0
+        edits = {e["data"].get("content") for e in strop.events if e["event"] == "MESSAGE_UPDATE"}
+        assert len(edits) >= 2, "the reply was not streamed"
+
+        await rated(strop, "👍", "PUT", (1, 0))
+        await rated(strop, "👍", "DELETE", (1, 1))
+        await rated(strop, "👎", "PUT", (-1, 0))
+
+        await strop.call("POST", "/playground/sample")
+        counts = (await strop.get("/playground/loop"))["ratings"]
+        assert counts["liked"] >= 25
+        assert counts["raters"] >= 5
+
+        await strop.command("retrain")
+        await until(lambda: strop.query("select id from runs"), 15, "the run to be queued", strop)
+        run = await finished_run_with_votes(strop, timeout_s=780)
+        assert run["outcome"] == "promoted", run["message"]
+        assert "replaced" in run["message"]
+        assert "95 % CI" in run["message"] or "votes" in run["message"]
+        assert run["message"] in said_in_channel(strop), "the outcome was not told in the channel"
+
+        answer = await strop.ask("What should I cook tonight?")
+        assert answer["adapter_id"] == run["adapter_id"]
+
+        await strop.command("rollback")
+        await until(
+            lambda: strop.query("select 1 from promotions where kind = 'rollback'"), 20, "the rollback", strop
+        )
+        assert (await strop.ask("And tomorrow?"))["adapter_id"] is None
+
+        await strop.command("promote", {"adapter": run["adapter_id"]})
+        again = "select 1 from champions where adapter_id is not null"
+        await until(lambda: strop.query(again), 20, "the promotion", strop)
+
+
+async def finished_run_with_votes(strop: Deployment, timeout_s: float) -> dict[str, Any]:
+    """Wait for the run; where it asks for blind votes, let the simulated members cast theirs."""
+
+    def judged() -> dict[str, Any] | None:
+        rows = strop.query("select * from runs order by created_ms desc limit 1")
+        return rows[0] if rows and rows[0]["state"] in ENDED else None
+
+    run = await until(judged, timeout_s, "the run to be judged", strop)
+    if run["outcome"] != "votes":
+        return run
+    tastes = await strop.get("/playground/tastes")
+    await strop.call("POST", "/playground/rehearsal", {"taste": tastes[0]["key"], "rounds": 1})
+    return await finished_run(strop, 240)
+
+
+def said_in_channel(strop: Deployment) -> str:
+    """Everything the bot's messages said, edits included."""
+    contents = [e["data"].get("content") or "" for e in strop.events if e["event"].startswith("MESSAGE_")]
+    return "\n".join(contents)
+
+
+@pytest.mark.timeout(600)
+async def test_a_challenger_that_learned_nothing_is_refused_and_the_old_champion_stays(tmp_path: Path) -> None:
+    base = build_tiny_base(tmp_path / "tiny")
+    model = f'[model]\nbase = "{base}"\n[gate]\nmin_effect = 0.9\n[chat]\nmax_new_tokens = 16\n'
+    async with deployed(tmp_path / "home", ANY_PORTS + TRIAL + model) as strop:
+        for number in range(12):
+            await strop.ask(f"question number {number}")
+            liked = bool(number % 2)
+            await rated(strop, "👍" if liked else "👎", "PUT", (1 if liked else -1, 0))
+        done = strop.run_strop("retrain", "--wait", "--json", timeout_s=300)
+        run = await finished_run(strop, 60)
+        assert run["outcome"] in ("refused", "not_yet"), (run["message"], done.stderr)
+        assert strop.query("select adapter_id from champions") in ([], [{"adapter_id": None}])
+        assert (await strop.ask("still there?"))["adapter_id"] is None

@@ -28,6 +28,7 @@ from bot.serving.errors import ServerStartError, ServingError
 from bot.serving.http import build_app
 from bot.serving.service import Service
 from bot.serving.settings import Settings, read_settings
+from bot.serving.sources import resolve
 
 log = structlog.get_logger(__name__)
 
@@ -48,6 +49,9 @@ def main() -> int:
 
 
 async def _serve(settings: Settings) -> None:
+    if settings.base != "auto":
+        # A name that leads nowhere is refused at once, not after torch has been imported.
+        resolve(settings.base, settings.revision, has_gpu=False)
     stopping = asyncio.Event()
     loop = asyncio.get_running_loop()
     for name in (signal.SIGTERM, signal.SIGINT):

@@ -10,8 +10,8 @@ from __future__ import annotations
 import asyncio
 import json
 import math
-from collections.abc import AsyncIterator, Mapping, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -106,15 +106,14 @@ class ModelClient:
         """
         async with self._request("GET", "/health", deadline_s=QUICK_DEADLINE_S, allow=(200, 503)) as response:
             text = await response.text()
-        try:
+        with _readable("/health"):
             return _health(json.loads(text) if text.strip() else {})
-        except (ValueError, TypeError, AttributeError) as error:
-            raise ServerUnavailableError("The model server's health answer could not be read.") from error
 
     async def models(self) -> list[str]:
         """Return the names that a request may use: the base's first, then the loaded adapters'."""
         answer = await self._json("GET", "/v1/models", deadline_s=QUICK_DEADLINE_S)
-        return [str(entry["id"]) for entry in answer.get("data", [])]
+        with _readable("/v1/models"):
+            return [str(entry["id"]) for entry in answer["data"]]
 
     async def chat_stream(
         self,
@@ -204,13 +203,16 @@ class ModelClient:
     ) -> TokenIds:
         """Return the token ids of a chat as the server would send it to the model."""
         answer = await self._tokenize(model, messages, add_generation_prompt)
-        return [int(token) for token in answer["tokens"]]
+        with _readable("/tokenize"):
+            return [int(token) for token in answer["tokens"]]
 
     async def count_tokens(
         self, *, model: str, messages: Sequence[ChatMessage], add_generation_prompt: bool = True
     ) -> int:
         """Return how many tokens a chat takes of the model's context."""
-        return int((await self._tokenize(model, messages, add_generation_prompt))["count"])
+        answer = await self._tokenize(model, messages, add_generation_prompt)
+        with _readable("/tokenize"):
+            return int(answer["count"])
 
     async def _tokenize(
         self, model: str, messages: Sequence[ChatMessage], generation: bool
@@ -248,8 +250,9 @@ class ModelClient:
             if priority:
                 body["priority"] = priority
             answer = await self._json("POST", "/v1/completions", body, deadline_s=deadline_s)
-            choices = sorted(answer["choices"], key=lambda choice: int(choice["index"]))
-            scores += [_prompt_scores(choice, ids) for choice, ids in zip(choices, batch, strict=True)]
+            with _readable("/v1/completions"):
+                choices = sorted(answer["choices"], key=lambda choice: int(choice["index"]))
+                scores += [_prompt_scores(choice, ids) for choice, ids in zip(choices, batch, strict=True)]
         return scores
 
     async def load_adapter(self, name: str, path: Path | str) -> None:
@@ -283,13 +286,8 @@ class ModelClient:
     ) -> dict[str, Any]:
         async with self._request(method, path, body, deadline_s=deadline_s) as response:
             text = await response.text()
-        try:
-            answer = json.loads(text)
-        except ValueError as error:
-            raise ServerUnavailableError(f"The model server's answer to {path} is not JSON.") from error
-        if not isinstance(answer, dict):
-            raise ServerUnavailableError(f"The model server's answer to {path} is not a JSON object.")
-        return answer
+        with _readable(path):
+            return dict(json.loads(text))
 
     @asynccontextmanager
     async def _request(
@@ -368,6 +366,15 @@ class ModelClient:
                 "The model server is not running (it has not written its address yet)."
             )
         return self._endpoint
+
+
+@contextmanager
+def _readable(path: str) -> Iterator[None]:
+    """Turn an answer of another shape into one sentence."""
+    try:
+        yield
+    except (KeyError, IndexError, TypeError, ValueError, AttributeError) as error:
+        raise ServerUnavailableError(f"The model server's answer to {path} could not be read.") from error
 
 
 class _translated:

@@ -4,6 +4,7 @@ import asyncio
 import json
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -29,7 +30,7 @@ Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 async def peer(handler: Handler) -> AsyncIterator[ModelClient]:
     app = web.Application()
     app.router.add_route("*", "/{path:.*}", handler)
-    runner = web.AppRunner(app)
+    runner = web.AppRunner(app, shutdown_timeout=0.1)
     await runner.setup()
     await web.TCPSite(runner, "127.0.0.1", 0).start()
     try:
@@ -163,7 +164,7 @@ def test_events_survive_any_cut_of_the_bytes(payloads: list[str], cuts: list[int
     places = sorted({min(cut, len(raw)) for cut in cuts} | {0, len(raw)})
 
     async def chunks() -> AsyncIterator[bytes]:
-        for start, end in zip(places, places[1:], strict=False):
+        for start, end in pairwise(places):
             yield raw[start:end]
 
     async def collect() -> list[str]:

@@ -41,7 +41,7 @@ CHAT = {"model": "tiny", "messages": [{"role": "user", "content": "Hello"}], "ma
 
 @asynccontextmanager
 async def listening(service: Service) -> AsyncIterator[str]:
-    runner = web.AppRunner(build_app(service, secret=SECRET), handler_cancellation=True)
+    runner = web.AppRunner(build_app(service, secret=SECRET), handler_cancellation=True, shutdown_timeout=0.5)
     await runner.setup()
     site = web.TCPSite(runner, "127.0.0.1", 0)
     await site.start()
@@ -397,8 +397,8 @@ async def test_a_whole_life(tiny_source: Path, tiny_folder: Path, models_dir: Pa
                     await client.load_adapter("x", tmp_path / "adapters" / "x")
 
 
-async def until_loaded(client: ModelClient) -> None:
-    ends = time.monotonic() + 90
+async def until_loaded(client: ModelClient, timeout_s: float = 120) -> None:
+    ends = time.monotonic() + timeout_s
     while True:
         try:
             if (await client.health()).status == "ok":

@@ -5,15 +5,16 @@ from pathlib import Path
 
 from bot.serving.client import ModelClient
 from bot.serving.protocol import ChatMessage
+from tests.real_model import REAL_MODELS_DIR
 from tests.serving.serving_process import ServingProcess
 from tests.serving.test_http import until_loaded
 
 
 async def test_the_packaged_model_is_quantized_once_and_answers(tmp_path: Path) -> None:
-    with ServingProcess(tmp_path) as server:
+    with ServingProcess(tmp_path, models_dir=str(REAL_MODELS_DIR)) as server:
         await asyncio.to_thread(server.address)
         async with ModelClient.from_run_dir(server.run_dir) as client:
-            await until_loaded(client)
+            await until_loaded(client, timeout_s=240)
             health = await client.health()
             assert health.base is not None
             assert health.base.id == "SmolLM2-135M-Instruct"

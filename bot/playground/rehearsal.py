@@ -51,6 +51,7 @@ class RehearsalState:
     total: int
     running: bool = True
     done: int = 0
+    unanswered: int = 0
     liked: int = 0
     disliked: int = 0
     liked_replies: int = 0
@@ -225,7 +226,9 @@ class Rehearsal:
                         pending.add(asyncio.create_task(self._round(state, taste, watch, dice)))
                     finished, pending = await asyncio.wait(pending, return_when=asyncio.FIRST_COMPLETED)
                     for task in finished:
-                        silent = 0 if task.result() else silent + 1
+                        answered = task.result()
+                        silent = 0 if answered else silent + 1
+                        state.unanswered += not answered
                         state.done += 1
                     if silent >= MAX_SILENT:
                         raise RehearsalError(
@@ -317,7 +320,10 @@ class Rehearsal:
 
 
 def _summary(state: RehearsalState) -> str:
-    parts = [f"{state.done} replies rated: {state.liked} times liked, {state.disliked} times not."]
+    rated = state.done - state.unanswered
+    parts = [f"{rated} replies rated: {state.liked} times liked, {state.disliked} times not."]
+    if state.unanswered:
+        parts.append(f"{state.unanswered} questions got no answer.")
     if state.votes:
         parts.append(f"{state.votes} blind votes cast.")
     return " ".join(parts)

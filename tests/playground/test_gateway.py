@@ -19,7 +19,7 @@ def say(playground: Playground, text: str, author: int = YOU, channel: int = GEN
 
 
 async def heard(client: Recorder) -> discord.Message:
-    return await asyncio.wait_for(client.messages.get(), 5)
+    return await asyncio.wait_for(client.messages.get(), 20)
 
 
 class Wire:
@@ -37,7 +37,7 @@ class Wire:
         await self.send(2, {"token": self.token, "intents": intents, "properties": {}, **changes})
 
     async def receive(self) -> dict:
-        return json.loads(await self.socket.receive_str(timeout=5))
+        return json.loads(await self.socket.receive_str(timeout=20))
 
     async def event(self, name: str) -> dict:
         while (frame := await self.receive())["t"] != name:
@@ -46,7 +46,7 @@ class Wire:
 
     async def close_code(self) -> int | None:
         while not self.socket.closed:
-            await self.socket.receive(timeout=5)
+            await self.socket.receive(timeout=20)
         return self.socket.close_code
 
 
@@ -103,7 +103,7 @@ async def test_reactions_of_members_reach_the_bot(playground: Playground, client
     say(playground, "rate me")
     answer = await (await heard(client)).reply("fine")
     playground.backend.set_reaction(GENERAL, answer.id, YOU, "👍", reacted=True)
-    event = await asyncio.wait_for(client.reactions.get(), 5)
+    event = await asyncio.wait_for(client.reactions.get(), 20)
     assert (event.message_id, event.user_id, str(event.emoji)) == (answer.id, YOU, "👍")
     fetched = await answer.channel.fetch_message(answer.id)
     assert [user.id async for user in fetched.reactions[0].users()] == [YOU]
@@ -112,14 +112,14 @@ async def test_reactions_of_members_reach_the_bot(playground: Playground, client
 async def test_a_cut_line_is_resumed_and_nothing_is_missed(playground: Playground, client: Recorder) -> None:
     playground.gateway.drop_connections()
     ids = [say(playground, f"while away {n}") for n in range(3)]
-    await asyncio.wait_for(client.resumed.wait(), 10)
+    await asyncio.wait_for(client.resumed.wait(), 30)
     assert [(await heard(client)).id for _ in ids] == ids
     assert len(playground.gateway.sessions) == 1
 
 
 async def test_a_client_asked_to_reconnect_resumes(playground: Playground, client: Recorder) -> None:
     playground.gateway.ask_to_reconnect()
-    await asyncio.wait_for(client.resumed.wait(), 10)
+    await asyncio.wait_for(client.resumed.wait(), 30)
     sent = say(playground, "back")
     assert (await heard(client)).id == sent
 
@@ -129,7 +129,7 @@ async def test_an_invalid_session_makes_the_client_identify_anew(
 ) -> None:
     before = set(playground.gateway.sessions)
     playground.gateway.invalidate_sessions()
-    await until(lambda: playground.gateway.online and not before & set(playground.gateway.sessions), 10)
+    await until(lambda: playground.gateway.online and not before & set(playground.gateway.sessions), 30)
     assert not client.resumed.is_set()
     sent = say(playground, "hello again")
     assert (await heard(client)).id == sent
@@ -169,7 +169,7 @@ async def test_events_outside_the_declared_intents_are_not_sent(playground: Play
         assert isinstance(client, Recorder)
         message_id = say(playground, "unheard")
         playground.backend.set_reaction(GENERAL, message_id, YOU, "👍", reacted=True)
-        await asyncio.wait_for(client.reactions.get(), 5)
+        await asyncio.wait_for(client.reactions.get(), 20)
         assert client.messages.empty()
 
 
@@ -198,7 +198,7 @@ async def test_a_bad_identify_is_closed_with_discords_code(wire: Wire, changes: 
 async def test_protocol_errors_are_closed_with_discords_codes(playground: Playground) -> None:
     for text, code in (("{", 4002), ('{"op": 8, "d": {}}', 4003), ("[]", 4002)):
         async with aiohttp.ClientSession() as http, http.ws_connect(playground.gateway_url) as socket:
-            await socket.receive(timeout=5)
+            await socket.receive(timeout=20)
             await socket.send_str(text)
             assert await Wire(socket, "").close_code() == code
 
@@ -232,9 +232,9 @@ async def test_a_compressed_stream_is_one_zlib_context(playground: Playground) -
     url = playground.gateway_url + "?compress=zlib-stream"
     async with aiohttp.ClientSession() as http, http.ws_connect(url) as socket:
         unpack = zlib.decompressobj()
-        hello = json.loads(unpack.decompress(await socket.receive_bytes(timeout=5)))
+        hello = json.loads(unpack.decompress(await socket.receive_bytes(timeout=20)))
         await Wire(socket, playground.token).identify()
-        ready = json.loads(unpack.decompress(await socket.receive_bytes(timeout=5)))
+        ready = json.loads(unpack.decompress(await socket.receive_bytes(timeout=20)))
     assert (hello["op"], ready["t"]) == (10, "READY")
 
 

@@ -100,7 +100,7 @@ def loop_page(looped: Playground, http: aiohttp.ClientSession) -> Page:
 
 async def next_event(socket: aiohttp.ClientWebSocketResponse, name: str) -> dict[str, Any]:
     while True:
-        frame = await socket.receive_json(timeout=5)
+        frame = await socket.receive_json(timeout=20)
         if frame.get("event") == name or frame["t"] == name:
             return frame
 
@@ -151,7 +151,7 @@ async def test_the_event_stream_needs_the_secret_first(page: Page) -> None:
     for first in ({"secret": "wrong"}, {}, []):
         socket = await page.http.ws_connect(page.playground.base_url + "/playground/events")
         await socket.send_json(first)
-        assert (await socket.receive(timeout=5)).type is aiohttp.WSMsgType.CLOSE
+        assert (await socket.receive(timeout=20)).type is aiohttp.WSMsgType.CLOSE
         assert socket.close_code == 4403
 
 
@@ -251,7 +251,7 @@ async def test_the_loop_panel_hears_of_changes_within_a_second(loop_page: Page, 
     loop = loop_page.playground
     await until(lambda: loop.page is not None)
     await database.awrite(lambda db: _rated_reply(db))
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(20):
         while (frame := await next_event(socket, "loop"))["loop"]["ratings"]["liked"] != 1:
             pass
     state = frame["loop"]

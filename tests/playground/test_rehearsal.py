@@ -1,6 +1,7 @@
 import asyncio
 import itertools
 from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -107,16 +108,22 @@ def database(tmp_path: Path) -> Any:
 
 @pytest.fixture
 async def stage(database: Database, tmp_path: Path) -> AsyncIterator[Playground]:
+    async with staged(database, tmp_path, reply_timeout_s=60.0) as running:
+        yield running
+
+
+@asynccontextmanager
+async def staged(database: Database, folder: Path, reply_timeout_s: float) -> AsyncIterator[Playground]:
     async with ModelClient("http://127.0.0.1:9") as client:
         sources = LoopSources(
-            database, client, SCOPE, tmp_path / "lock", min_liked=25, min_raters=5, min_votes=10
+            database, client, SCOPE, folder / "lock", min_liked=25, min_raters=5, min_votes=10
         )
-        settings = RehearsalSettings(scope=SCOPE, quiet_s=0.3, reply_timeout_s=5.0)
+        settings = RehearsalSettings(scope=SCOPE, quiet_s=0.3, reply_timeout_s=reply_timeout_s)
         async with Playground(PlaygroundSettings(), PlaygroundLoop(sources, settings)) as running:
             yield running
 
 
-async def ended(playground: Playground, timeout_s: float = 20.0) -> dict[str, Any]:
+async def ended(playground: Playground, timeout_s: float = 60.0) -> dict[str, Any]:
     assert playground.rehearsal is not None
     await until(lambda: not (playground.rehearsal.state() or {"running": True})["running"], timeout_s)
     state = playground.rehearsal.state()
@@ -144,7 +151,7 @@ async def test_members_ask_several_at_once_and_rate_complete_replies_by_their_ta
         assert stage.rehearsal is not None
         await stage.rehearsal.start("short-question", 12, bot_online=True)
         state = await ended(stage)
-        await until(lambda: bot.reactions.qsize() == state["liked"] + state["disliked"])
+        await until(lambda: bot.reactions.qsize() == state["liked"] + state["disliked"], 20)
     assert (state["done"], state["total"], state["eta_s"]) == (12, 12, None)
     assert bot.most_busy > 2
     rated = reactions(stage)
@@ -173,7 +180,7 @@ async def test_without_a_number_it_goes_on_until_enough_is_liked(
     async with connected(Talker(database), stage):
         assert stage.rehearsal is not None
         await stage.rehearsal.start("short-question", None, bot_online=True)
-        await until(lambda: stage.rehearsal.state()["done"] >= 6, 20)
+        await until(lambda: stage.rehearsal.state()["done"] >= 6, 60)
         state = stage.rehearsal.state()
         await stage.rehearsal.cancel()
     assert state["total"] > 40, "a third is liked and the ratings aren't in storage here, so it plans for 75"
@@ -186,16 +193,16 @@ async def test_it_can_be_stopped_and_started_again(stage: Playground, database: 
         await stage.rehearsal.start("warm", 200, bot_online=True)
         with pytest.raises(RehearsalError, match="running already"):
             await stage.rehearsal.start("warm", 1, bot_online=True)
-        await until(lambda: stage.rehearsal.state()["done"] >= 2)
+        await until(lambda: stage.rehearsal.state()["done"] >= 2, 60)
         stopped = await stage.rehearsal.cancel()
         assert stopped is not None and not stopped["running"] and stopped["message"].startswith("Stopped.")
         await stage.rehearsal.start("plain", 1, bot_online=True)
         assert (await ended(stage))["taste"] == "plain"
 
 
-async def test_a_silent_bot_ends_it_with_a_sentence(stage: Playground) -> None:
-    assert stage.rehearsal is not None
-    async with connected(Recorder(), stage):
+async def test_a_silent_bot_ends_it_with_a_sentence(database: Database, tmp_path: Path) -> None:
+    async with staged(database, tmp_path, reply_timeout_s=0.3) as stage, connected(Recorder(), stage):
+        assert stage.rehearsal is not None
         await stage.rehearsal.start("warm", 30, bot_online=True)
         state = await ended(stage)
     assert "didn't answer" in state["message"]

@@ -356,7 +356,7 @@ async def test_an_unanswered_command_is_reported_after_three_seconds(
 ) -> None:
     states = page_events(playground, "INTERACTION_RESPONSE")
     playground.backend.run_command(GENERAL, YOU, "silence")
-    await until(lambda: len(states) == 2, timeout_s=6)
+    await until(lambda: len(states) == 2, timeout_s=20)
     assert [state["state"] for state in states] == ["pending", "failed"]
     assert states[1]["error"] == "The application did not respond"
 

@@ -41,6 +41,8 @@ def main() -> int:
     parser.add_argument("--config", type=Path, default=None, help="path of strop.toml")
     arguments = parser.parse_args()
     logs.configure("bot")
+    # Strop never speaks; discord.py would warn about missing voice libraries at every start.
+    discord.VoiceClient.warn_nacl = discord.VoiceClient.warn_dave = False
     try:
         config = load_config(arguments.config, os.environ)
         lock = ProcessLock(config.run / "bot.lock")

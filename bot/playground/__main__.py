@@ -93,6 +93,7 @@ def _playground(config: Config, database: Database, client: ModelClient, state: 
         min_liked=config.trainer.min_liked,
         min_raters=config.trainer.min_raters,
         min_votes=config.gate.min_votes,
+        min_new_ratings=config.trainer.min_new_ratings,
     )
     rehearsal = RehearsalSettings(
         up=config.discord.rating_up[0],

@@ -29,6 +29,7 @@ SESSION_LIFETIME_S = 300.0
 MAX_QUEUED_FRAMES = 4000
 IDENTIFIES_PER_DAY = 1000
 
+#: How late a heartbeat is acknowledged; a real gateway is farther away than this.
 ACK_DELAY_S = 0.05
 
 DISPATCH, HEARTBEAT, IDENTIFY, PRESENCE, VOICE_STATE = 0, 1, 2, 3, 4

@@ -11,7 +11,7 @@ import structlog
 
 from bot.serving.client import ModelClient
 from bot.serving.errors import ServingError
-from storage import overview
+from storage import facts, overview
 from storage.database import Database
 from storage.errors import StorageError
 from storage.processes import is_locked
@@ -22,6 +22,9 @@ Payload = dict[str, Any]
 REFRESH_S = 1.0
 #: How long the model server's answer about itself is good for.
 HEALTH_LIFETIME_S = 2.0
+
+#: Where the trainer notes when its schedule next starts a run.
+NEXT_RUN_FACT = "trainer.next_run_ms"
 
 log = structlog.get_logger(__name__)
 
@@ -37,6 +40,7 @@ class LoopSources:
     min_liked: int
     min_raters: int
     min_votes: int
+    min_new_ratings: int
 
 
 class LoopView:
@@ -58,8 +62,10 @@ class LoopView:
         """Read everything now and return it."""
         await self._ask_server()
         scope, base_hash = self._sources.scope, self.base_hash
-        glance = await self._sources.database.aread(
-            lambda db: overview.glance(
+
+        def work(db: Any) -> Payload:
+            next_ms = facts.get(db, NEXT_RUN_FACT)
+            glance = overview.glance(
                 db,
                 scope,
                 base_hash,
@@ -67,7 +73,10 @@ class LoopView:
                 min_raters=self._sources.min_raters,
                 min_votes=self._sources.min_votes,
             )
-        )
+            due = {"at_ms": int(next_ms) if next_ms else None, "after_ratings": self._sources.min_new_ratings}
+            return {**glance, "next_run": due}
+
+        glance = await self._sources.database.aread(work)
         alive = await asyncio.to_thread(is_locked, self._sources.trainer_lock)
         self.latest = {
             **glance,

@@ -133,8 +133,8 @@ class Deployment:
         return await until(finished, timeout_s, f"an answer to {text!r}", self)
 
     async def command(self, name: str, options: dict[str, Any] | None = None) -> None:
-        body = {"channel_id": self.channel, "user_id": self.owner["id"], "name": name, "options": options or {}}
-        await self.call("POST", "/playground/commands", body)
+        who = {"channel_id": self.channel, "user_id": self.owner["id"]}
+        await self.call("POST", "/playground/commands", {**who, "name": name, "options": options or {}})
 
     def run_strop(self, *arguments: str, timeout_s: float = 120.0) -> subprocess.CompletedProcess[str]:
         return subprocess.run(

@@ -117,7 +117,7 @@ def said_in_channel(strop: Deployment) -> str:
 
 
 @pytest.mark.timeout(600)
-async def test_a_challenger_that_learned_nothing_is_refused_and_the_old_champion_stays(tmp_path: Path) -> None:
+async def test_a_challenger_that_learned_nothing_is_refused_and_the_champion_stays(tmp_path: Path) -> None:
     base = build_tiny_base(tmp_path / "tiny")
     model = f'[model]\nbase = "{base}"\n[gate]\nmin_effect = 0.9\n[chat]\nmax_new_tokens = 16\n'
     async with deployed(tmp_path / "home", ANY_PORTS + TRIAL + model) as strop:

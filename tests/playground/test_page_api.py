@@ -54,7 +54,8 @@ async def model_server() -> AsyncIterator[str]:
 async def looped(database: Database, model_server: str, tmp_path: Path) -> AsyncIterator[Playground]:
     async with ModelClient(model_server) as client:
         sources = LoopSources(
-            database, client, SCOPE, tmp_path / "trainer.lock", min_liked=25, min_raters=5, min_votes=10
+            database, client, SCOPE, tmp_path / "trainer.lock", min_liked=25, min_raters=5,
+            min_votes=10, min_new_ratings=50
         )
         async with Playground(
             PlaygroundSettings(), PlaygroundLoop(sources, RehearsalSettings(scope=SCOPE))

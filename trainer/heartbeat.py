@@ -51,6 +51,9 @@ class Heartbeat:
         with self._lock:
             self._phase, self._progress, self._note = phase, 0.0, note
             self._later_s, self._since = later_s, time.monotonic()
+        # At once: some phases are shorter than a beat, and people watch them go by.
+        self._beat()
+        self.check()
 
     def show(self, progress: float, note: str | None = None) -> None:
         """Set the progress of the phase, 0 to 1. Raises RunCancelledError like `check`."""

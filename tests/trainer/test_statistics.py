@@ -99,7 +99,7 @@ def test_a_useless_score_has_no_auc_bound_over_one_half() -> None:
 
 @given(st.lists(st.sampled_from([-1, 0, 1]), max_size=60))
 def test_the_order_of_votes_and_ties_make_no_difference_to_the_evidence(outcomes: list[int]) -> None:
-    shuffled = sorted(outcomes, reverse=True) + [0, 0]
+    shuffled = [*sorted(outcomes, reverse=True), 0, 0]
     for found, again in zip(statistics.e_values(outcomes), statistics.e_values(shuffled), strict=True):
         assert found == pytest.approx(again)
 
@@ -130,11 +130,11 @@ def test_the_announced_number_of_votes_is_the_simulated_median() -> None:
     medians = []
     for _ in range(400):
         wealth = np.ones(len(statistics.BETS))
-        for vote in range(1, 400):
+        votes = 0
+        while wealth.mean() < 20:
             wealth *= 1 + np.asarray(statistics.BETS) * (1 if rng.random() < 0.7 else -1)
-            if wealth.mean() >= 20:
-                break
-        medians.append(vote)
+            votes += 1
+        medians.append(votes)
     assert statistics.votes_to_decide(0.05, 0.7) == pytest.approx(np.median(medians), abs=4)
 
 

@@ -1,0 +1,375 @@
+"""Whole runs on a tiny real base, a real model server and a real database."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import sqlite_utils
+
+from bot.serving.errors import UnknownModelError
+from bot.serving.protocol import ChatMessage
+from storage import adapters, duels, evaluations, members, runs
+from storage.adapters import Adapter
+from storage.database import Database
+from storage.runs import Run
+from tests.trainer import loop
+from tests.trainer.loop import SCOPE, Deployment
+from trainer import promotion, run
+from trainer.errors import RunSettingsError
+
+
+@pytest.fixture(scope="module")
+def server(
+    tmp_path_factory: pytest.TempPathFactory, tiny_source: Path, models_dir: Path, tiny_folder: Path
+) -> Iterator[Path]:
+    """The home of a running model server; tests put fresh databases beside it."""
+    home = tmp_path_factory.mktemp("home")
+    (home / "models").symlink_to(models_dir, target_is_directory=True)
+    process = loop.serve(loop.configured(home, tiny_source))
+    yield home
+    loop.stop(process)
+
+
+@pytest.fixture
+def deployment(server: Path, tiny_source: Path) -> Iterator[Deployment]:
+    config = loop.configured(server, tiny_source)
+    for file in config.data.glob("strop.db*"):
+        file.unlink()
+    with Database.open(config.database) as database:
+        yield Deployment(config, database)
+
+
+@pytest.fixture
+def trained(deployment: Deployment) -> tuple[Deployment, Run]:
+    """A run whose reward model can't be proven by so few ratings: it ends with a vote, or is refused."""
+    deployment.database.write(lambda db: loop.community(db, 40))
+    return deployment, run.execute(deployment.database, deployment.config, deployment.lease().id)
+
+
+def champion(deployment: Deployment) -> str | None:
+    """Who answers in the scope; None is the base, also where no run ever asked."""
+    champions = deployment.database.read(
+        lambda db: list(db.query("SELECT adapter_id FROM champions WHERE scope = ?", (SCOPE,)))
+    )
+    return champions[0]["adapter_id"] if champions else None
+
+
+def adapter_of(deployment: Deployment, ended: Run) -> Adapter:
+    found = deployment.database.read(lambda db: adapters.get(db, ended.adapter_id or ""))
+    assert found is not None
+    return found
+
+
+def listed(deployment: Deployment) -> list[str]:
+    async def ask() -> list[str]:
+        async with promotion.client_for(deployment.config) as client:
+            return await client.models()
+
+    return asyncio.run(ask())
+
+
+def test_a_run_goes_from_ratings_to_a_verdict_with_every_trace(trained: tuple[Deployment, Run]) -> None:
+    deployment, ended = trained
+    assert ended.outcome in ("votes", "refused", "promoted"), ended.error
+    assert ended.adapter_id is not None
+    assert ended.adapter_id in ended.message
+    adapter = adapter_of(deployment, ended)
+    assert adapter.rehearsal
+    assert (deployment.config.adapters / adapter.id / "adapter_model.safetensors").exists()
+    folder = deployment.config.runs / ended.id
+    assert {"snapshot.jsonl", "replies.jsonl", "report.json"} <= {path.name for path in folder.iterdir()}
+    rows = deployment.database.read(lambda db: runs.rows_of(db, ended.id))
+    assert len(rows) == 40
+    metrics = {e.metric for e in deployment.database.read(lambda db: evaluations.for_run(db, ended.id))}
+    assert "general_nll_increase" in metrics
+    assert ended.metrics["data"]["train"]["liked"] > 0
+    assert (champion(deployment) == adapter.id) == (ended.outcome == "promoted")
+
+
+def test_the_snapshot_of_a_run_reads_back_by_its_recorded_hash(trained: tuple[Deployment, Run]) -> None:
+    from trainer import snapshot
+
+    deployment, ended = trained
+    assert ended.snapshot_hash is not None
+    again = snapshot.read(deployment.config.runs / ended.id, ended.snapshot_hash)
+    train = {row.group_key for row in again.of("train")}
+    assert train.isdisjoint({row.group_key for row in again.of("development", "gate")})
+
+
+def test_too_little_data_is_a_polite_not_yet_and_leaves_nothing_behind(deployment: Deployment) -> None:
+    deployment.database.write(lambda db: loop.community(db, 2))
+    ended = run.execute(deployment.database, deployment.config, deployment.lease().id)
+    assert (ended.state, ended.outcome) == ("finished", "not_yet")
+    assert ended.message.startswith("not yet: 1 of 3 liked replies, ")
+    assert not (deployment.config.runs / ended.id).exists()
+
+
+def test_nothing_eligible_says_why(deployment: Deployment) -> None:
+    deployment.database.write(lambda db: loop.community(db, 5, public=False))
+    ended = run.execute(deployment.database, deployment.config, deployment.lease().id)
+    assert ended.outcome == "not_yet"
+    assert "5 left out because direct messages" in ended.message
+
+
+def test_a_run_that_is_cancelled_stops_and_changes_nothing(deployment: Deployment) -> None:
+    deployment.database.write(lambda db: loop.community(db, 40))
+    leased = deployment.lease({"trainer": {"epochs": 500}})
+    canceller = threading.Thread(target=_cancel_in_training, args=(deployment, leased.id))
+    canceller.start()
+    ended = run.execute(deployment.database, deployment.config, leased.id)
+    canceller.join()
+    assert (ended.state, ended.outcome) == ("cancelled", "cancelled")
+    assert champion(deployment) is None
+
+
+@pytest.mark.parametrize(
+    "phase",
+    [
+        pytest.param("snapshot", marks=pytest.mark.torture),
+        "train",
+        pytest.param("evaluate", marks=pytest.mark.torture),
+    ],
+)
+def test_a_run_killed_in_any_phase_leaves_the_champion_serving(
+    deployment: Deployment, tmp_path: Path, phase: str
+) -> None:
+    deployment.database.write(lambda db: loop.community(db, 40))
+    leased = deployment.lease({"trainer": {"epochs": 3}})
+    config = tmp_path / "strop.toml"
+    config.write_text(_toml(deployment))
+    child = subprocess.Popen(
+        [sys.executable, "-m", "trainer.run", "--config", str(config), "--run", leased.id],
+        env={**os.environ, "STROP_HOME": str(deployment.config.home)},
+        stderr=subprocess.DEVNULL,
+    )
+    try:
+        _wait_for(deployment, leased.id, phase, child)
+    finally:
+        child.send_signal(signal.SIGKILL)
+        child.wait()
+    assert deployment.database.read(lambda db: runs.expect(db, leased.id)).state == "running"
+    assert champion(deployment) is None
+    # The trainer puts it back into the queue, and the second attempt has a verdict.
+    deployment.database.write(lambda db: runs.requeue(db, leased.id, "it was killed"))
+    again = deployment.database.write(lambda db: runs.lease_next(db, "test", 600_000))
+    assert again is not None
+    ended = run.execute(deployment.database, deployment.config, again.id)
+    assert ended.outcome in ("votes", "refused", "promoted"), ended.error
+
+
+def test_a_run_without_a_server_fails_with_a_sentence(
+    deployment: Deployment, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    deployment.database.write(lambda db: loop.community(db, 40))
+    monkeypatch.setattr(run, "SERVER_PATIENCE_S", 0.1)
+    server = deployment.config.server.model_copy(update={"base_url": "http://127.0.0.1:9"})
+    away = deployment.config.model_copy(update={"server": server})
+    ended = run.execute(deployment.database, away, deployment.lease().id)
+    assert (ended.state, ended.outcome) == ("failed", "failed")
+    assert ended.message.startswith("The model server did not answer for minutes")
+    assert ended.message.endswith("The champion was not changed.")
+
+
+@pytest.mark.parametrize(
+    "settings", [{"model": {}}, {"trainer": {"epoch": 2}}, {"gate": {"confidence": 7}}, {"trainer": 3}]
+)
+def test_settings_that_do_not_exist_are_refused(deployment: Deployment, settings: dict[str, Any]) -> None:
+    with pytest.raises(RunSettingsError):
+        run.with_overrides(deployment.config, settings)
+
+
+def test_a_refused_challenger_is_rejected_and_unloaded(trained: tuple[Deployment, Run]) -> None:
+    deployment, ended = trained
+    if ended.outcome == "votes":
+        adapter = adapter_of(deployment, ended)
+        ended = asyncio.run(_refuse(deployment, ended, adapter))
+    assert ended.message.startswith(f"{ended.adapter_id} was not promoted, because ")
+    assert adapter_of(deployment, ended).state == "rejected"
+    assert ended.adapter_id not in listed(deployment)
+
+
+def test_a_swap_is_one_transaction_and_the_old_champion_stays_loaded(trained: tuple[Deployment, Run]) -> None:
+    deployment, ended = trained
+    voting = reopened(deployment, ended)
+    finished = asyncio.run(swap(deployment, voting, expected=None))
+    assert finished.outcome == "promoted"
+    assert finished.message == f"adapter {ended.adapter_id} replaced the base model: +0.12 (for the test)"
+    assert champion(deployment) == ended.adapter_id
+    assert ended.adapter_id in listed(deployment)
+    assert adapter_of(deployment, ended).state == "promoted"
+
+
+def test_a_champion_that_changed_meanwhile_is_not_replaced(trained: tuple[Deployment, Run]) -> None:
+    deployment, ended = trained
+    voting = reopened(deployment, ended)
+    finished = asyncio.run(swap(deployment, voting, expected="a000000000000000"))
+    assert finished.outcome == "refused"
+    assert "the champion changed" in finished.message
+    assert champion(deployment) is None
+
+
+def test_votes_promote_the_winner_of_blind_duels(trained: tuple[Deployment, Run]) -> None:
+    deployment, ended = trained
+    voting = reopened(deployment, ended)
+    cast(deployment, voting, challenger_wins=True)
+    (settled,) = promotion.settle_votes(deployment.database, deployment.config)
+    assert settled.outcome == "promoted"
+    assert settled.message.startswith(f"adapter {ended.adapter_id} replaced the base model: it won 12 of 12 ")
+    assert champion(deployment) == ended.adapter_id
+    assert promotion.settle_votes(deployment.database, deployment.config) == []
+
+
+def test_votes_reject_the_loser_on_the_mirror(trained: tuple[Deployment, Run]) -> None:
+    deployment, ended = trained
+    voting = reopened(deployment, ended)
+    cast(deployment, voting, challenger_wins=False)
+    (settled,) = promotion.settle_votes(deployment.database, deployment.config)
+    assert settled.outcome == "refused"
+    assert "won only 0 of 12 blind votes" in settled.message
+    assert champion(deployment) is None
+
+
+def test_a_few_votes_decide_nothing_and_one_member_alone_neither(trained: tuple[Deployment, Run]) -> None:
+    deployment, ended = trained
+    voting = reopened(deployment, ended)
+    cast(deployment, voting, challenger_wins=True, voters=1)
+    assert promotion.settle_votes(deployment.database, deployment.config) == []
+    count = deployment.database.read(lambda db: promotion.count_votes(db, voting.id))
+    assert (count.votes, count.voters) == (6, 1)
+
+
+def test_a_vote_that_was_overtaken_by_an_erasure_ends(trained: tuple[Deployment, Run]) -> None:
+    deployment, ended = trained
+    reopened(deployment, ended)
+    deployment.database.write(lambda db: adapters.set_state(db, ended.adapter_id or "", "tainted"))
+    (settled,) = promotion.settle_votes(deployment.database, deployment.config)
+    assert settled.outcome == "refused"
+    assert "erased" in settled.message
+
+
+def test_an_operator_has_the_last_word_where_the_policy_says_ask(trained: tuple[Deployment, Run]) -> None:
+    deployment, ended = trained
+    voting = reopened(deployment, ended)
+    cast(deployment, voting, challenger_wins=True)
+    gate = deployment.config.gate.model_copy(update={"policy": "ask"})
+    (settled,) = promotion.settle_votes(
+        deployment.database, deployment.config.model_copy(update={"gate": gate})
+    )
+    assert settled.outcome == "refused"
+    assert "/promote" in settled.message
+    assert adapter_of(deployment, ended).state == "candidate"
+    assert champion(deployment) is None
+
+
+# ------------------------------------------------------------------------------------------------- steps
+def reopened(deployment: Deployment, ended: Run) -> Run:
+    """The trained run as one that waits for votes on six duels, whatever its own verdict was."""
+
+    def work(db: sqlite_utils.Database) -> Run:
+        db.execute("DELETE FROM duels")
+        db.execute(
+            "UPDATE runs SET state = 'finished', outcome = 'votes', champion_id = NULL WHERE id = ?",
+            (ended.id,),
+        )
+        db.execute("UPDATE adapters SET state = 'candidate' WHERE id = ?", (ended.adapter_id,))
+        db.execute("UPDATE champions SET adapter_id = NULL")
+        for number in range(6):
+            duels.add(
+                db,
+                duel_id=f"{ended.id}-{number}",
+                run_id=ended.id,
+                scope=SCOPE,
+                challenger_id=ended.adapter_id or "",
+                champion_id=None,
+                prompt=[{"role": "user", "content": "Hello?"}],
+                first_text="One.",
+                second_text="Two.",
+                first_is_challenger=number % 2 == 0,
+            )
+        return runs.expect(db, ended.id)
+
+    return deployment.database.write(work)
+
+
+def cast(deployment: Deployment, voting: Run, *, challenger_wins: bool, voters: int = 2) -> None:
+    def work(db: sqlite_utils.Database) -> None:
+        for user in range(1, voters + 1):
+            members.ensure(db, user, "", "rehearsal")
+            for duel in duels.open_for(db, SCOPE):
+                choice = 1 if duel.first_is_challenger == challenger_wins else -1
+                assert duels.vote(db, duel_id=duel.id, user_id=user, choice=choice, source="rehearsal")
+
+    assert voting.outcome == "votes"
+    deployment.database.write(work)
+
+
+async def swap(deployment: Deployment, voting: Run, *, expected: str | None) -> Run:
+    async with promotion.client_for(deployment.config) as client:
+        return await promotion.swap(
+            deployment.database,
+            client,
+            deployment.config,
+            run=voting,
+            adapter=await deployment.database.aread(lambda db: _adapter(db, voting)),
+            champion_id=expected,
+            measured="+0.12 (for the test)",
+            metrics={},
+        )
+
+
+async def _refuse(deployment: Deployment, voting: Run, adapter: Adapter) -> Run:
+    async with promotion.client_for(deployment.config) as client:
+        await promotion.ensure_listed(client, deployment.config, adapter.id)
+        ended = await promotion.refuse(
+            deployment.database, client, run=voting, adapter=adapter, reason="of the test", metrics={}
+        )
+        with pytest.raises(UnknownModelError):
+            await client.chat(model=adapter.id, messages=[ChatMessage("user", "Hi")], max_tokens=1)
+        return ended
+
+
+def _adapter(db: sqlite_utils.Database, voting: Run) -> Adapter:
+    found = adapters.get(db, voting.adapter_id or "")
+    assert found is not None
+    return replace(found)
+
+
+def _cancel_in_training(deployment: Deployment, run_id: str) -> None:
+    _wait_for(deployment, run_id, "train", None)
+    deployment.database.write(lambda db: runs.cancel(db, run_id, "test"))
+
+
+def _wait_for(deployment: Deployment, run_id: str, phase: str, child: subprocess.Popen[bytes] | None) -> None:
+    ends_at = time.monotonic() + 120
+    while time.monotonic() < ends_at:
+        current = deployment.database.read(lambda db: runs.expect(db, run_id))
+        if current.phase == phase:
+            return
+        assert current.state == "running", current.message
+        assert child is None or child.poll() is None, "the child ended early"
+        time.sleep(0.02)
+    raise AssertionError(f"the run never came to {phase}")
+
+
+def _toml(deployment: Deployment) -> str:
+    config = deployment.config
+    sections = {"trainer": loop.TRIAL["trainer"], "gate": loop.TRIAL["gate"], "server": {"port": 0}}
+    sections["model"] = {"base": config.model.base, "device": "cpu", "context_tokens": 512, "slots": 4}
+    sections["chat"] = {"context_tokens": 256, "system_prompt": config.chat.system_prompt}
+    lines = []
+    for name, values in sections.items():
+        lines.append(f"[{name}]")
+        lines += [f"{key} = {json.dumps(value)}" for key, value in values.items()]
+    return "\n".join(lines)

@@ -96,6 +96,7 @@ def train_challenger(
         TrainingError: nothing to learn from, no gradient, or a loss that is not a number.
     """
     codec = BaseCodec(base.tokenizer)
+    settings = objectives.for_size(settings, base.info.linear_parameters + base.info.other_parameters)
     liked = supervised_examples(codec, snapshot.of("train"), settings.max_length)
     rated = kto_examples(codec, snapshot.of("train"), settings.max_length)
     if not liked:
@@ -112,6 +113,7 @@ def train_challenger(
             batch_size=settings.batch_size,
             replay_share=settings.replay_share,
             seed=settings.seed,
+            max_seconds=settings.max_train_minutes * 60,
         ),
         pad_id=codec.stop_id,
         on_step=lambda done, total: on_progress(
@@ -143,6 +145,7 @@ def train_challenger(
             ),
         )
     card = describe(base, snapshot, plan, settings, len(liked), len(rated) if kto else 0)
+    card["steps"] = {"sft": sft.steps, "kto": kto.steps if kto else 0}
     adapter_id, folder = save(model, base, card, work=work, adapters_dir=adapters_dir)
     return Challenger(adapter_id, folder, plan, sft, kto)
 

@@ -18,6 +18,10 @@ KTO_MIN_RATED = 100
 KTO_MIN_EACH = 25
 # One KTO example costs about this many plain training passes: with its mismatched twin and two references.
 KTO_COST = 2.4
+# The configuration's rates are those of a 135M model; ones this large need gentler steps.
+LARGE_PARAMETERS = 1_000_000_000
+LARGE_SFT_RATE = 2e-4
+LARGE_KTO_RATE = 4e-5
 
 
 @dataclass(frozen=True)
@@ -48,6 +52,16 @@ def require_enough(snapshot: Snapshot, settings: TrainerConfig, excluded: Mappin
             "not yet: all liked replies lie in held-out conversations, which are never trained on; "
             "rate replies in a few more conversations"
         )
+
+
+def for_size(settings: TrainerConfig, parameters: int) -> TrainerConfig:
+    """Return settings with the learning rates of a large base, but for rates that the operator set."""
+    if parameters < LARGE_PARAMETERS:
+        return settings
+    gentler = {"sft_learning_rate": LARGE_SFT_RATE, "kto_learning_rate": LARGE_KTO_RATE}
+    return settings.model_copy(
+        update={key: rate for key, rate in gentler.items() if key not in settings.model_fields_set}
+    )
 
 
 def choose(snapshot: Snapshot, settings: TrainerConfig) -> Plan:

@@ -20,7 +20,7 @@ from typing import Any, TypeVar
 
 import sqlite_utils
 import structlog
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
 from bot.serving.base import load_base
 from bot.serving.client import ModelClient
@@ -131,13 +131,16 @@ def with_overrides(config: Config, overrides: Mapping[str, Any]) -> Config:
             f"This run has settings for {sorted(unknown)[0]!r}; only trainer and gate take any."
         )
     try:
-        trainer = TrainerConfig.model_validate(
-            config.trainer.model_dump() | dict(overrides.get("trainer", {}))
-        )
-        judged = GateConfig.model_validate(config.gate.model_dump() | dict(overrides.get("gate", {})))
+        trainer = TrainerConfig.model_validate(_merged(config.trainer, overrides.get("trainer", {})))
+        judged = GateConfig.model_validate(_merged(config.gate, overrides.get("gate", {})))
     except (ValidationError, TypeError) as error:
         raise RunSettingsError(f"This run's settings are not valid: {error}") from error
     return config.model_copy(update={"trainer": trainer, "gate": judged})
+
+
+def _merged(section: BaseModel, overrides: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a section's values with a run's own; what nobody set stays unset and can follow the base."""
+    return section.model_dump(exclude_unset=True) | dict(overrides)
 
 
 class RunSteps:
@@ -393,6 +396,7 @@ def _loop_figures(report: TrainingReport) -> dict[str, Any]:
         "tokens": report.tokens,
         "seconds": round(report.seconds, 1),
         "tokens_per_second": round(report.tokens_per_second, 1),
+        "shortened": report.shortened,
         "losses": [round(loss, 4) for loss in report.losses],
     }
 

@@ -126,8 +126,8 @@ def e_values(outcomes: Sequence[float]) -> tuple[float, float]:
     """Return the evidence that the challenger wins more than half of its duels, and that it loses more.
 
     A betting e-process (https://arxiv.org/abs/2010.09686): the wealth of a gambler who stakes a mixture of
-    fixed shares on each vote. If the challenger is no better than a coin, its chance of ever reaching 20 is at
-    most 1/20, however often somebody looks. `outcomes` are 1 (challenger), -1 (champion) and 0 (tie, no
+    fixed shares on each vote. If the challenger is no better than a coin, its chance of ever reaching 20 is
+    at most 1/20, however often somebody looks. `outcomes` are 1 (challenger), -1 (champion) and 0 (tie, no
     evidence), or anything between; their order makes no difference.
     """
     values = np.asarray(outcomes, dtype=float)

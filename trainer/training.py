@@ -1,8 +1,8 @@
 """Gradient steps: supervised tuning on liked replies with replay of the base, then KTO on all ratings.
 
 The loops are ours, over PEFT's LoRA layers: TRL's trainers drop columns that they do not know, and with them
-the weight of each rating, and they have no replay term (LEARNING: pitfalls). Nothing here reads a clock for a
-decision that changes a weight, so the same examples, settings, versions and threads give the same bytes.
+the weight of each rating, and they have no replay term. The same examples, settings, versions and threads
+give the same bytes; where a time limit cut the steps, give the steps that were taken as `max_steps`.
 """
 
 from __future__ import annotations
@@ -25,6 +25,8 @@ MICRO_BATCH_TOKENS_CPU = 768
 MICRO_BATCH_TOKENS_GPU = 8192
 WARM_UP_SHARE = 0.1
 CLIP_NORM = 1.0
+# After so many steps the speed is known, and the rest is planned to end in time.
+PROBE_STEPS = 3
 # The class masses of KTO: liked to disliked between 1:1 and 4:3 (equation 8 of arXiv 2402.01306).
 LIKED_MASS = 1.15
 
@@ -34,13 +36,18 @@ Tick = Callable[[int, int], None]
 
 @dataclass(frozen=True)
 class SftSettings:
-    """Supervised tuning. `replay_share` is the replay's part of all tokens seen."""
+    """Supervised tuning. `replay_share` is the replay's part of all completion tokens seen.
+
+    `max_seconds` shortens a training that would take longer; `max_steps` repeats one that was shortened.
+    """
 
     learning_rate: float
     epochs: int
     batch_size: int
     replay_share: float
     seed: int
+    max_seconds: float = math.inf
+    max_steps: int | None = None
 
 
 @dataclass(frozen=True)
@@ -61,6 +68,7 @@ class TrainingReport:
     steps: int = 0
     tokens: int = 0
     seconds: float = 0.0
+    shortened: bool = False
     losses: list[float] = field(default_factory=list)
 
     @property
@@ -109,7 +117,20 @@ def train_sft(
             report.seconds += time.monotonic() - started
             report.losses.append(loss)
             on_step(report.steps, total)
+            if report.steps == PROBE_STEPS:
+                whole, total = total, _steps_in_time(settings, report, total)
+                report.shortened = total < whole
+            if report.steps >= total:
+                return report
     return report
+
+
+def _steps_in_time(settings: SftSettings, report: TrainingReport, total: int) -> int:
+    """Return how many steps to take in all, from the speed of the first ones; never fewer than were taken."""
+    if settings.max_steps is not None:
+        return max(report.steps, min(total, settings.max_steps))
+    in_time = settings.max_seconds / max(report.seconds / report.steps, 1e-9)
+    return total if in_time >= total else max(report.steps, int(in_time))
 
 
 def train_kto(

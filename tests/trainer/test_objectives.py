@@ -75,3 +75,10 @@ def test_kto_is_left_out_where_the_measured_speed_says_that_it_takes_too_long(
     )
     assert plan.objective == expected
     assert ("tokens/s" in plan.reason) == (expected == "sft")
+
+
+def test_a_large_base_gets_gentler_rates_unless_the_operator_set_them() -> None:
+    small = objectives.for_size(TrainerConfig(), 135_000_000)
+    assert small.sft_learning_rate == TrainerConfig().sft_learning_rate
+    large = objectives.for_size(TrainerConfig(kto_learning_rate=3e-5), 4_000_000_000)
+    assert (large.sft_learning_rate, large.kto_learning_rate) == (2e-4, 3e-5)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -319,3 +320,14 @@ def test_training_stops_at_the_next_step_when_it_is_told_to(base: LoadedBase) ->
             adapted(base), EXAMPLES, [], SftSettings(1e-3, 5, 2, 0.0, 0), pad_id=2, on_step=stop
         )
     assert seen == [1]
+
+
+def test_a_training_that_would_take_too_long_is_shortened_and_can_be_repeated(tiny_folder: Path) -> None:
+    weights = []
+    limits: list[dict[str, Any]] = [{"max_seconds": 1e-6}, {"max_steps": 3}]
+    for limit in limits:
+        model = adapted(load_base(tiny_folder, "cpu", "train"))
+        report = training.train_sft(model, EXAMPLES, [], SftSettings(1e-3, 50, 2, 0.0, 0, **limit), pad_id=2)
+        assert (report.steps, report.shortened) == (3, True)
+        weights.append(challenger.adapter_tensors(model))
+    assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])

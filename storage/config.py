@@ -109,7 +109,7 @@ class TrainerConfig(_Section):
     batch_size: Count = 8
     max_length: Count = 512
     replay_share: Share = 0.3
-    max_train_minutes: Positive = 20.0
+    max_train_minutes: Positive = 5.0
     seed: Whole = 0
     nice: Nice = 19
 

@@ -59,7 +59,10 @@ class SamplingOptions:
 
 @dataclass(frozen=True, slots=True)
 class JobOptions:
-    """What a request asks for; without ``max_tokens`` the context is the limit."""
+    """What a request asks for; without ``max_tokens`` the context is the limit.
+
+    ``ignore_end`` goes on past end tokens, for measurements of equal length.
+    """
 
     max_tokens: int | None = None
     sampling: SamplingOptions = SamplingOptions()
@@ -67,3 +70,4 @@ class JobOptions:
     priority: int = PRIORITY_PEOPLE
     score: bool = False
     deadline_s: float | None = None
+    ignore_end: bool = False

@@ -36,6 +36,7 @@ class Job:
         self.priority = options.priority
         self.score = options.score
         self.scores: list[float] = []
+        self._ignore_end = options.ignore_end
         self.cached = 0
         self.cancelled = False
         self.done = False
@@ -73,7 +74,7 @@ class Job:
         self.tokens.append(token)
         if self._first_token is None:
             self._first_token = time.monotonic()
-        if token in end_tokens:
+        if token in end_tokens and not self._ignore_end:
             return "stop"
         self._send(self._stream.push(token))
         if self._stream.stopped:

@@ -55,11 +55,10 @@ def test_greedy_replies_equal_transformers_generate(name: str) -> None:
         ]
     base = loaded(model)
     engine = Engine(base, EngineOptions(context_tokens=128, slots=4, chunk_tokens=8))
-    engine._end_tokens = frozenset()
     engine.start()
     caller = Caller(engine, base)
     try:
-        waiting = [caller.submit(ids, max_tokens=24, sampling=GREEDY)[1] for ids in prompts]
+        waiting = [caller.submit(ids, max_tokens=24, sampling=GREEDY, ignore_end=True)[1] for ids in prompts]
         got = [drain(events)[1] for events in waiting]
     finally:
         engine.stop()
@@ -258,16 +257,18 @@ def test_prompts_that_cannot_be_served_are_refused(caller: Caller, prompt: list[
 
 
 def test_a_reply_ends_where_the_context_ends(caller: Caller) -> None:
-    caller.engine._end_tokens = frozenset()
-    end = caller.run([5] * 250, max_tokens=100)
+    end = caller.run([5] * 250, max_tokens=100, ignore_end=True)
     assert (end.reason, end.completion_tokens) == ("length", 6)
 
 
-def test_an_end_token_ends_the_reply_without_showing(caller: Caller) -> None:
+def test_an_end_token_ends_the_reply_without_showing(caller: Caller, tiny_folder: Path) -> None:
     first = caller.run(PROMPT, max_tokens=1, sampling=GREEDY).token_ids[0]
-    caller.engine._end_tokens = frozenset((first,))
-    _, events = caller.submit(PROMPT, max_tokens=10, sampling=GREEDY)
-    text, end = drain(events)
+    base = load_base(tiny_folder, "cpu")
+    base.model.generation_config.eos_token_id = first
+    engine = Engine(base, EngineOptions(context_tokens=256))
+    engine.start()
+    text, end = drain(Caller(engine, base).submit(PROMPT, max_tokens=10, sampling=GREEDY)[1])
+    engine.stop()
     assert isinstance(end, Finished)
     assert (text, end.reason, end.completion_tokens) == ("", "stop", 1)
 

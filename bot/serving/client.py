@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import math
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
@@ -18,20 +17,12 @@ from typing import Any
 
 import aiohttp
 
-from bot.serving.errors import (
-    AdapterRefusedError,
-    RequestRejectedError,
-    ServerBusyError,
-    ServerLoadingError,
-    ServerUnavailableError,
-    ServingError,
-    UnknownModelError,
-)
+from bot.serving.answers import read_chat_stream, read_error, read_health, read_scores
+from bot.serving.errors import AdapterRefusedError, RequestRejectedError, ServerUnavailableError
 from bot.serving.protocol import (
     PRIORITY_BACKGROUND,
     PRIORITY_PEOPLE,
     SECRET_HEADER,
-    BaseDescription,
     ChatDelta,
     ChatMessage,
     Completion,
@@ -39,7 +30,6 @@ from bot.serving.protocol import (
     TokenIds,
     Usage,
 )
-from bot.serving.sse import events
 
 SERVER_FILE = "server.json"
 CONNECT_TIMEOUT_S = 5.0
@@ -107,7 +97,7 @@ class ModelClient:
         async with self._request("GET", "/health", deadline_s=QUICK_DEADLINE_S, allow=(200, 503)) as response:
             text = await response.text()
         with _readable("/health"):
-            return _health(json.loads(text) if text.strip() else {})
+            return read_health(json.loads(text) if text.strip() else {})
 
     async def models(self) -> list[str]:
         """Return the names that a request may use: the base's first, then the loaded adapters'."""
@@ -157,7 +147,7 @@ class ModelClient:
         if stop:
             body["stop"] = list(stop)
         async with self._request("POST", "/v1/chat/completions", body, deadline_s=deadline_s) as response:
-            async for delta in _chat_deltas(response):
+            async for delta in read_chat_stream(response.content):
                 yield delta
 
     async def chat(
@@ -252,7 +242,7 @@ class ModelClient:
             answer = await self._json("POST", "/v1/completions", body, deadline_s=deadline_s)
             with _readable("/v1/completions"):
                 choices = sorted(answer["choices"], key=lambda choice: int(choice["index"]))
-                scores += [_prompt_scores(choice, ids) for choice, ids in zip(choices, batch, strict=True)]
+                scores += [read_scores(choice, ids) for choice, ids in zip(choices, batch, strict=True)]
         return scores
 
     async def load_adapter(self, name: str, path: Path | str) -> None:
@@ -309,7 +299,7 @@ class ModelClient:
                 endpoint, response = await self._reopen(endpoint, response, method, path, body, ends_at)
             try:
                 if response.status not in allow:
-                    raise _error_from(response.status, response.headers, await response.text())
+                    raise read_error(response.status, response.headers, await response.text())
                 yield response
             finally:
                 response.close()
@@ -402,28 +392,6 @@ class _translated:
             ) from error
 
 
-async def _chat_deltas(response: aiohttp.ClientResponse) -> AsyncIterator[ChatDelta]:
-    """Read a chat stream; exactly one delta with a finish reason comes last, also when usage follows it."""
-    reason: str | None = None
-    usage: Usage | None = None
-    async for data in events(response.content):
-        if data == "[DONE]":
-            break
-        chunk = json.loads(data)
-        if "error" in chunk:
-            raise _error_from(int(chunk["error"].get("status", 500)), {}, data)
-        if chunk.get("usage"):
-            usage = Usage(int(chunk["usage"]["prompt_tokens"]), int(chunk["usage"]["completion_tokens"]))
-        for choice in chunk.get("choices", []):
-            reason = choice.get("finish_reason") or reason
-            text = (choice.get("delta") or {}).get("content")
-            if text:
-                yield ChatDelta(text)
-    if reason is None:
-        raise ServerUnavailableError("The model server's stream ended in the middle of a reply.")
-    yield ChatDelta("", reason, usage)
-
-
 def _trim(base_url: str) -> str:
     return base_url.rstrip("/").removesuffix("/v1")
 
@@ -443,60 +411,3 @@ def _read_endpoint(run_dir: Path, api_key: str | None) -> Endpoint | None:
         return Endpoint(_trim(str(value["base_url"])), str(value["secret"]), api_key)
     except (OSError, ValueError, KeyError, TypeError):
         return None
-
-
-def _error_from(status: int, headers: Mapping[str, str], text: str) -> ServingError:
-    """Translate an error answer in OpenAI's shape, or whatever came instead of one."""
-    try:
-        details = json.loads(text)["error"]
-        message, code = str(details["message"]), str(details.get("code"))
-    except (ValueError, KeyError, TypeError, AttributeError):
-        message, code = f"The model server answered with HTTP status {status}.", ""
-    if status == 404 and code != "not_found":
-        return UnknownModelError(message)
-    if status == 429:
-        return ServerBusyError(message, _retry_after_s(headers))
-    if status == 503:
-        return ServerLoadingError(message) if code in ("loading", "") else ServerUnavailableError(message)
-    if code == "adapter_refused":
-        return AdapterRefusedError(message)
-    return RequestRejectedError(message) if 400 <= status < 500 else ServerUnavailableError(message)
-
-
-def _retry_after_s(headers: Mapping[str, str]) -> float:
-    try:
-        return max(float(headers.get("Retry-After", "1")), 0.0)
-    except ValueError:
-        return 1.0
-
-
-def _health(value: Mapping[str, Any]) -> Health:
-    """vLLM answers with an empty body; ours with everything."""
-    base = value.get("base")
-    queue = value.get("queue") or {}
-    known = BaseDescription.__dataclass_fields__
-    described = None
-    if isinstance(base, dict):
-        fields = {name: base[name] for name in known if name in base}
-        described = BaseDescription(**{**fields, "special_tokens": tuple(base.get("special_tokens", ()))})
-    return Health(
-        status=value.get("status", "ok"),
-        detail=str(value.get("detail", "")),
-        base=described,
-        adapters=tuple(value.get("adapters", ())),
-        running=int(queue.get("running", 0)),
-        waiting=int(queue.get("waiting", 0)),
-    )
-
-
-def _prompt_scores(choice: Mapping[str, Any], ids: Sequence[int]) -> list[float]:
-    entries = choice["prompt_logprobs"]
-    if len(entries) != len(ids):
-        raise ServerUnavailableError("The model server scored another number of tokens than it was sent.")
-    scores = [0.0]
-    for token, entry in zip(ids[1:], entries[1:], strict=True):
-        value = float(entry[str(token)]["logprob"])
-        if math.isnan(value):
-            raise ServerUnavailableError("The model server sent a log-probability that is not a number.")
-        scores.append(value)
-    return scores

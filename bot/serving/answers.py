@@ -1,0 +1,100 @@
+"""Read what model servers answer: errors, health, chat streams and scores, ours and vLLM's (torch-free)."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import AsyncIterable, AsyncIterator, Mapping, Sequence
+from typing import Any
+
+from bot.serving.errors import (
+    AdapterRefusedError,
+    RequestRejectedError,
+    ServerBusyError,
+    ServerLoadingError,
+    ServerUnavailableError,
+    ServingError,
+    UnknownModelError,
+)
+from bot.serving.protocol import BaseDescription, ChatDelta, Health, Usage
+from bot.serving.sse import events
+
+
+async def read_chat_stream(chunks: AsyncIterable[bytes]) -> AsyncIterator[ChatDelta]:
+    """Read a chat stream; exactly one delta with a finish reason comes last, also when usage follows it."""
+    reason: str | None = None
+    usage: Usage | None = None
+    async for data in events(chunks):
+        if data == "[DONE]":
+            break
+        chunk = json.loads(data)
+        if "error" in chunk:
+            raise read_error(int(chunk["error"].get("status", 500)), {}, data)
+        if chunk.get("usage"):
+            usage = Usage(int(chunk["usage"]["prompt_tokens"]), int(chunk["usage"]["completion_tokens"]))
+        for choice in chunk.get("choices", []):
+            reason = choice.get("finish_reason") or reason
+            text = (choice.get("delta") or {}).get("content")
+            if text:
+                yield ChatDelta(text)
+    if reason is None:
+        raise ServerUnavailableError("The model server's stream ended in the middle of a reply.")
+    yield ChatDelta("", reason, usage)
+
+
+def read_error(status: int, headers: Mapping[str, str], text: str) -> ServingError:
+    """Translate an error answer in OpenAI's shape, or whatever came instead of one."""
+    try:
+        details = json.loads(text)["error"]
+        message, code = str(details["message"]), str(details.get("code"))
+    except (ValueError, KeyError, TypeError, AttributeError):
+        message, code = f"The model server answered with HTTP status {status}.", ""
+    if status == 404 and code != "not_found":
+        return UnknownModelError(message)
+    if status == 429:
+        return ServerBusyError(message, _retry_after_s(headers))
+    if status == 503:
+        return ServerLoadingError(message) if code in ("loading", "") else ServerUnavailableError(message)
+    if code == "adapter_refused":
+        return AdapterRefusedError(message)
+    return RequestRejectedError(message) if 400 <= status < 500 else ServerUnavailableError(message)
+
+
+def _retry_after_s(headers: Mapping[str, str]) -> float:
+    try:
+        return max(float(headers.get("Retry-After", "1")), 0.0)
+    except ValueError:
+        return 1.0
+
+
+def read_health(value: Mapping[str, Any]) -> Health:
+    """Read ``/health``; vLLM answers with an empty body, ours with everything."""
+    base = value.get("base")
+    queue = value.get("queue") or {}
+    known = BaseDescription.__dataclass_fields__
+    described = None
+    if isinstance(base, dict):
+        fields = {name: base[name] for name in known if name in base}
+        described = BaseDescription(**{**fields, "special_tokens": tuple(base.get("special_tokens", ()))})
+    return Health(
+        status=value.get("status", "ok"),
+        detail=str(value.get("detail", "")),
+        base=described,
+        adapters=tuple(value.get("adapters", ())),
+        running=int(queue.get("running", 0)),
+        waiting=int(queue.get("waiting", 0)),
+    )
+
+
+def read_scores(choice: Mapping[str, Any], ids: Sequence[int]) -> list[float]:
+    """Return the log-probability of each token of a scored prompt, 0.0 for the first."""
+    entries = choice["prompt_logprobs"]
+    if len(entries) != len(ids):
+        raise ServerUnavailableError("The model server scored another number of tokens than it was sent.")
+    scores = [0.0]
+    for token, entry in zip(ids[1:], entries[1:], strict=True):
+        value = float(entry[str(token)]["logprob"])
+        if math.isnan(value):
+            raise ServerUnavailableError("The model server sent a log-probability that is not a number.")
+        scores.append(value)
+    return scores

@@ -10,13 +10,11 @@ import asyncio
 import json
 import time
 import zlib
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TypeVar
 
 from bot.serving.client import ModelClient
-from bot.serving.errors import ServerBusyError, ServerLoadingError, ServerUnavailableError
 from bot.serving.plain_text import neutralise
 from bot.serving.protocol import ChatMessage
 from storage.config import ChatConfig, GateConfig
@@ -24,12 +22,11 @@ from trainer import reward, statistics
 from trainer.encoding import Codec, Example, encode
 from trainer.errors import EvaluationError
 from trainer.gate import Evidence, ReplyTraits
+from trainer.patience import patiently
 from trainer.replay import COMMUNITY_PROMPTS, BaseReply
 from trainer.reward import RatedText
 from trainer.snapshot import Row, Snapshot
 from trainer.statistics import Estimate
-
-T = TypeVar("T")
 
 AT_ONCE = 8
 # Prompts a round: both models answer them before the clock is looked at, so that pairs stay complete.
@@ -39,8 +36,6 @@ MAX_SCORED = 40
 # With fewer held-out conversations than this, general prompts in the community's voice are added.
 ENOUGH_PROMPTS = 24
 RECITED_WORDS = 12
-RETRY_S = 2.0
-PATIENCE_S = 180.0
 
 Progress = Callable[[float], None]
 """Called with the share of the evaluation that is done, 0 to 1; may raise to stop it."""
@@ -360,23 +355,6 @@ async def _answer_round(
         new = [group.create_task(answer(contest.challenger, *item)) for item in asked]
         old = [group.create_task(answer(contest.champion, *item)) for item in asked]
     return [Pair(prompt, a.result(), b.result()) for (prompt, _), a, b in zip(asked, new, old, strict=True)]
-
-
-async def patiently(ask: Callable[[], Awaitable[T]], patience_s: float = PATIENCE_S) -> T:
-    """Ask again while the server is busy, loading or restarting.
-
-    Raises:
-        EvaluationError: it stayed away for `patience_s` seconds.
-    """
-    ends_at = time.monotonic() + patience_s
-    while True:
-        try:
-            return await ask()
-        except (ServerBusyError, ServerLoadingError, ServerUnavailableError) as error:
-            wait_s = max(RETRY_S, getattr(error, "retry_after_s", 0.0))
-            if time.monotonic() + wait_s > ends_at:
-                raise EvaluationError(f"The model server did not answer for minutes: {error}") from error
-            await asyncio.sleep(wait_s)
 
 
 def _preference(model: reward.RewardModel, pairs: Sequence[Pair], judge: _Bootstrap) -> Estimate:

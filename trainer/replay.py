@@ -15,6 +15,7 @@ from pathlib import Path
 
 from bot.serving.client import ModelClient
 from bot.serving.protocol import ChatMessage
+from trainer.patience import patiently
 
 VERSION = 1
 MAX_NEW_TOKENS = 40
@@ -140,15 +141,17 @@ async def load(
     async def ask(prompt: str) -> BaseReply:
         nonlocal done
         async with waiting:
-            completion = await client.chat(
-                model=base_id,
-                messages=[ChatMessage("user", prompt)],
-                max_tokens=MAX_NEW_TOKENS,
-                temperature=0.7,
-                top_p=0.9,
-                seed=zlib.crc32(prompt.encode()),
-                priority=1,
-                deadline_s=600.0,
+            completion = await patiently(
+                lambda: client.chat(
+                    model=base_id,
+                    messages=[ChatMessage("user", prompt)],
+                    max_tokens=MAX_NEW_TOKENS,
+                    temperature=0.7,
+                    top_p=0.9,
+                    seed=zlib.crc32(prompt.encode()),
+                    priority=1,
+                    deadline_s=600.0,
+                )
             )
         done += 1
         on_reply(done, len(prompts))

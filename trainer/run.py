@@ -24,7 +24,7 @@ from pydantic import BaseModel, ValidationError
 
 from bot.serving.base import load_base
 from bot.serving.client import ModelClient
-from bot.serving.errors import ServerUnavailableError, ServingError
+from bot.serving.errors import ServerUnavailableError, ServingError, UnknownModelError
 from bot.serving.protocol import BaseDescription
 from storage import adapters, dataset, evaluations, logs, runs
 from storage.adapters import Adapter
@@ -44,6 +44,7 @@ from trainer.errors import (
 )
 from trainer.evaluation import Contest, Evaluation, Pair
 from trainer.heartbeat import Heartbeat
+from trainer.patience import patiently
 from trainer.promotion import retire_old_adapters
 from trainer.replay import Replay
 from trainer.snapshot import Snapshot
@@ -186,7 +187,7 @@ class RunSteps:
         return rows
 
     async def _ground(self, client: ModelClient) -> Ground:
-        health = await evaluation.patiently(lambda: _ready(client), SERVER_PATIENCE_S)
+        health = await patiently(lambda: _ready(client), SERVER_PATIENCE_S)
         champion_id = await self._database.awrite(
             lambda db: adapters.ensure_champion_row(db, self._run.scope, health.hash)
         )
@@ -258,9 +259,10 @@ class RunSteps:
         contest = Contest(adapter.id, ground.champion_id or ground.base.id, ground.base.id)
 
         async def compare(client: ModelClient) -> Evaluation:
-            await promotion.ensure_listed(client, self._config, adapter.id)
-            if ground.champion_id is not None:
-                await promotion.ensure_listed(client, self._config, ground.champion_id)
+            for name in filter(None, (adapter.id, ground.champion_id)):
+                await patiently(
+                    lambda name=name: promotion.ensure_listed(client, self._config, name)  # type: ignore[misc]
+                )
             return await evaluation.evaluate(
                 client,
                 codec,
@@ -275,7 +277,12 @@ class RunSteps:
                 on_progress=self._heartbeat.show,
             )
 
-        judged = self._on_server(compare)
+        try:
+            judged = self._on_server(compare)
+        except UnknownModelError:
+            # The server restarted in the middle and forgot what was loaded: load it again, compare once more.
+            log.warning("the comparison starts again", run_id=self._run.id)
+            judged = self._on_server(compare)
         evaluation.write_pairs(judged.pairs, self._folder / "replies.jsonl")
         self._metrics["evaluation"] = judged.figures
         if judged.evidence.preference is not None:

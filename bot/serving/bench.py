@@ -1,8 +1,8 @@
 """Measure the engine beside transformers' ``generate`` with PEFT, in pairs: ``python -m bot.serving.bench``.
 
 Both sides hold the same base in the same execution with the same adapter, decode the same number of tokens
-for the same prompts, and take turns, since a busy machine drifts by tens of percent within minutes. On a CPU the
-figures are tokens per second of processor time, which other programs disturb less.
+for the same prompts, and take turns, since a busy machine drifts by tens of percent within minutes. On a CPU
+the figures are tokens per second of processor time, which other programs disturb less.
 """
 
 from __future__ import annotations

@@ -79,7 +79,7 @@ async def test_a_newcomer_chats_rates_rehearses_retrains_and_hears_the_winner_an
         assert run["outcome"] == "promoted", run["message"]
         assert "replaced" in run["message"]
         assert "95 % CI" in run["message"] or "votes" in run["message"]
-        assert run["message"] in said_in_channel(strop), "the outcome was not told in the channel"
+        await until(lambda: run["message"] in said_in_channel(strop), 20, "the outcome in the channel", strop)
 
         answer = await strop.ask("What should I cook tonight?")
         assert answer["adapter_id"] == run["adapter_id"]

@@ -172,9 +172,13 @@ async def _login(client: StropClient, token: str) -> None:
             raise
         except (TimeoutError, OSError, aiohttp.ClientError, discord.HTTPException) as error:
             wait_s = LOGIN_RETRY_S[min(attempt, len(LOGIN_RETRY_S) - 1)]
-            _log.warning("discord.not_reachable", error=type(error).__name__, retry_s=wait_s)
+            _log.warning(
+                "Discord can't be reached: trying again.", error=type(error).__name__, retry_s=wait_s
+            )
             attempt += 1
             await client.http.close()
+            # Closing the session closed its connector, which discord.py would use again.
+            client.http.connector = discord.utils.MISSING
             await asyncio.sleep(wait_s)
 
 

@@ -211,3 +211,16 @@ async def test_a_broken_configuration_lists_every_problem(processes: Processes) 
     assert await processes.ended(bot) == 2
     log = processes.log("bot")
     assert "discord.operatrs" in log and "chat.temperature" in log
+
+
+async def test_an_unreachable_discord_is_tried_again_and_again(processes: Processes) -> None:
+    run_dir = processes.data / "run"
+    run_dir.mkdir(parents=True)
+    nobody = {"api": "http://127.0.0.1:9", "gateway": "ws://127.0.0.1:9", "token": "playground.nobody"}
+    (run_dir / "playground.json").write_text(json.dumps(nobody))
+    child = processes.start("bot", STROP_PLAYGROUND="1")
+    await until(lambda: processes.log("bot").count("Discord can't be reached") >= 2)
+    assert child.poll() is None
+    child.send_signal(signal.SIGTERM)
+    assert await processes.ended(child) == 0
+    assert "Traceback" not in processes.log("bot")

@@ -22,7 +22,7 @@ import sqlite_utils
 from bot.playground.community import DISCORD_EPOCH_MS
 from bot.playground.errors import SampleError
 from bot.playground.prompts import SAMPLE_PROMPTS
-from bot.playground.tastes import DEFAULT_TASTE, TASTES, SimulatedRater
+from bot.playground.tastes import DEFAULT_TASTE, TASTES, SimulatedRater, Taste
 from bot.serving.client import ModelClient
 from bot.serving.errors import ServingError
 from bot.serving.protocol import PRIORITY_BACKGROUND, ChatMessage
@@ -35,7 +35,7 @@ SAMPLE_FILE = Path(__file__).parent / "sample_community.json"
 FORMAT = 1
 
 REPLIES_PER_PROMPT = 4
-#: Replies drawn a prompt, of which those are kept first that came to an end within the limit.
+#: Replies drawn for each prompt; see `_kept` for which of them stay.
 DRAWN_PER_PROMPT = 6
 MAX_NEW_TOKENS = 40
 TEMPERATURE = 1.0
@@ -286,7 +286,9 @@ def assemble(
     seed: int = SEED,
 ) -> dict[str, Any]:
     """Keep some of the drawn replies to each prompt, have them rated, and return the file's content."""
-    entries = [{"prompt": prompt, "replies": _kept(made)} for prompt, made in drawn.items()]
+    entries = [
+        {"prompt": prompt, "replies": _kept(made, TASTES[taste_key])} for prompt, made in drawn.items()
+    ]
     rate_entries(entries, taste_key, seed)
     return {
         "format": FORMAT,
@@ -301,10 +303,16 @@ def assemble(
     }
 
 
-def _kept(made: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Different replies with something in them, those that came to an end first."""
-    different = {reply["text"]: reply for reply in made if reply["text"]}
-    ended_first = sorted(different.values(), key=lambda reply: reply["finish_reason"] != "stop")
+def _kept(made: list[dict[str, Any]], taste: Taste) -> list[dict[str, Any]]:
+    """Different replies with something in them: what meets the taste best, then those that ended first.
+
+    Without that choice about one reply in seven is liked, too few for a first training run.
+    """
+    different = list({reply["text"]: reply for reply in made if reply["text"]}.values())
+    best = max(different, key=lambda reply: taste.utility(reply["text"]), default=None)
+    ended_first = sorted(
+        different, key=lambda reply: (reply is not best, reply["finish_reason"] != "stop", reply["seed"])
+    )
     return ended_first[:REPLIES_PER_PROMPT]
 
 

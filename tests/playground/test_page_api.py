@@ -54,8 +54,14 @@ async def model_server() -> AsyncIterator[str]:
 async def looped(database: Database, model_server: str, tmp_path: Path) -> AsyncIterator[Playground]:
     async with ModelClient(model_server) as client:
         sources = LoopSources(
-            database, client, SCOPE, tmp_path / "trainer.lock", min_liked=25, min_raters=5,
-            min_votes=10, min_new_ratings=50
+            database,
+            client,
+            SCOPE,
+            tmp_path / "trainer.lock",
+            min_liked=25,
+            min_raters=5,
+            min_votes=10,
+            min_new_ratings=50,
         )
         async with Playground(
             PlaygroundSettings(), PlaygroundLoop(sources, RehearsalSettings(scope=SCOPE))
@@ -504,3 +510,30 @@ def test_a_sample_of_another_base_is_refused_in_a_sentence(database: Database, t
     path.write_text("{")
     with pytest.raises(sample.SampleError, match="missing or damaged"):
         sample.load_sample(database, BASE_HASH, SCOPE, community.GUILD_ID, 1, path=path)
+
+
+def test_the_shipped_sample_is_enough_for_a_first_training_run(database: Database) -> None:
+    shipped = sample.read_sample()
+    loaded = sample.load_sample(
+        database, shipped["base"]["hash"], SCOPE, community.GUILD_ID, community.REHEARSAL_ID
+    )
+    assert 220 <= loaded.replies <= 260
+    eligible = database.read(lambda db: dataset.eligible_rows(db, SCOPE, permission_reference=""))
+    liked = [row for row in eligible.rows if sum(rating.value for rating in row.ratings) > 0]
+    assert len(liked) >= 30
+    assert sum(row.split == "train" for row in liked) >= 25
+    assert eligible.raters >= 5
+    assert {len(row.ratings) for row in eligible.rows} == {1, 2, 3, 4}
+    assert max(len(row.text.split()) for row in eligible.rows) <= 40
+
+
+def test_the_shipped_ratings_are_what_the_script_gives(database: Database) -> None:
+    shipped = sample.read_sample()
+    again = [
+        {"prompt": entry["prompt"], "replies": [{"text": reply["text"]} for reply in entry["replies"]]}
+        for entry in shipped["conversations"]
+    ]
+    sample.rate_entries(again, shipped["taste"], shipped["seed"])
+    assert [[reply["ratings"] for reply in entry["replies"]] for entry in again] == [
+        [reply["ratings"] for reply in entry["replies"]] for entry in shipped["conversations"]
+    ]

@@ -181,9 +181,10 @@ async def test_without_a_number_it_goes_on_until_enough_is_liked(
     async with connected(Talker(database), stage):
         assert stage.rehearsal is not None
         await stage.rehearsal.start("short-question", None, bot_online=True)
+        rehearsing = stage.rehearsal.state
         # A third is liked, and the ratings aren't in storage here: it comes to plan for about 75 rounds.
-        await until(lambda: stage.rehearsal.state()["done"] >= 6 and stage.rehearsal.state()["total"] > 40, 60)
-        state = stage.rehearsal.state()
+        await until(lambda: rehearsing()["done"] >= 6 and rehearsing()["total"] > 40, 60)
+        state = rehearsing()
         await stage.rehearsal.cancel()
     assert state["eta_s"] is not None
 

@@ -4,6 +4,9 @@ import sqlite_utils
 
 from storage import sql
 
+#: When the trainer's schedule next starts a run, in ms since the epoch; empty if it never does.
+NEXT_RUN = "trainer.next_run_ms"
+
 
 def get(db: sqlite_utils.Database, key: str, default: str | None = None) -> str | None:
     """Return the fact, or `default`."""

@@ -28,7 +28,6 @@ log = structlog.get_logger()
 RATINGS_CHECK_S = 30
 FIRST_INTERVAL_DELAY_S = 60
 LAST_INTERVAL_FACT = "trainer.last_interval_ms"
-NEXT_RUN_FACT = "trainer.next_run_ms"
 SCHEDULED_JOBS = ("cron", "interval")
 
 
@@ -118,7 +117,7 @@ class Schedule:
         """Stop; waits for chores that are under way."""
         if self._scheduler.running:
             self._scheduler.shutdown(wait=True)
-        self._database.write(lambda db: facts.put(db, NEXT_RUN_FACT, ""))
+        self._database.write(lambda db: facts.put(db, facts.NEXT_RUN, ""))
 
     def next_run_ms(self) -> int | None:
         """When the clock starts the next run, in milliseconds since the epoch; None if it never does."""
@@ -140,8 +139,8 @@ class Schedule:
     def _publish_next(self) -> None:
         due = self.next_run_ms()
         value = "" if due is None else str(due)
-        if self._database.read(lambda db: facts.get(db, NEXT_RUN_FACT)) != value:
-            self._database.write(lambda db: facts.put(db, NEXT_RUN_FACT, value))
+        if self._database.read(lambda db: facts.get(db, facts.NEXT_RUN)) != value:
+            self._database.write(lambda db: facts.put(db, facts.NEXT_RUN, value))
 
     def _first_interval(self) -> datetime:
         """An interval goes on across restarts: a machine that restarts every day must still train."""

@@ -23,9 +23,6 @@ REFRESH_S = 1.0
 #: How long the model server's answer about itself is good for.
 HEALTH_LIFETIME_S = 2.0
 
-#: Where the trainer notes when its schedule next starts a run.
-NEXT_RUN_FACT = "trainer.next_run_ms"
-
 log = structlog.get_logger(__name__)
 
 
@@ -64,7 +61,7 @@ class LoopView:
         scope, base_hash = self._sources.scope, self.base_hash
 
         def work(db: Any) -> Payload:
-            next_ms = facts.get(db, NEXT_RUN_FACT)
+            next_ms = facts.get(db, facts.NEXT_RUN)
             glance = overview.glance(
                 db,
                 scope,

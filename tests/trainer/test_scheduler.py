@@ -22,7 +22,7 @@ from storage.errors import ConfigError
 from storage.runs import Run
 from tests.trainer.community import BASE_HASH, SCOPE, champion, open_database, rated_replies
 from trainer.queue import RunQueue, child_environment
-from trainer.scheduler import LAST_INTERVAL_FACT, NEXT_RUN_FACT, Schedule, enqueue_due, scopes
+from trainer.scheduler import LAST_INTERVAL_FACT, Schedule, enqueue_due, scopes
 
 ROOT = Path(__file__).parents[2]
 
@@ -95,10 +95,10 @@ def test_the_interval_goes_on_across_restarts_and_its_next_time_is_published(dat
         due = schedule.next_run_ms()
         assert due is not None
         assert abs(due - (now_ms() + 4 * 3_600_000)) < 60_000
-        assert database.read(lambda db: facts.get(db, NEXT_RUN_FACT)) == str(due)
+        assert database.read(lambda db: facts.get(db, facts.NEXT_RUN)) == str(due)
     finally:
         schedule.shutdown()
-    assert database.read(lambda db: facts.get(db, NEXT_RUN_FACT)) == ""
+    assert database.read(lambda db: facts.get(db, facts.NEXT_RUN)) == ""
 
 
 def test_an_interval_that_passed_while_nothing_ran_is_made_up_for_soon(database: Database) -> None:

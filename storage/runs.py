@@ -101,7 +101,8 @@ def lease_next(db: sqlite_utils.Database, owner: str, lease_ms: int) -> Run | No
         return None
     queued = sql.one(
         db,
-        "SELECT id, scope FROM runs WHERE state = 'queued' ORDER BY trigger = 'erasure' DESC, created_ms, rowid",
+        """SELECT id, scope FROM runs WHERE state = 'queued'
+           ORDER BY trigger = 'erasure' DESC, created_ms, rowid""",
     )
     if queued is None:
         return None

@@ -18,6 +18,7 @@ from typing import Any, Literal
 import aiohttp
 
 from bot.serving.client import SERVER_FILE
+from bot.serving.native.library import find_compiler
 from storage.config import Config
 from storage.database import Database, sqlite_version_problem
 from storage.errors import StorageError
@@ -75,7 +76,7 @@ def examine(config: Config, *, discord_api: str = DISCORD_API) -> Iterator[Check
     """Yield every check as soon as it is done."""
     yield from _discord(config, discord_api)
     yield from _model(config)
-    for check in (_sqlite, _database, _disk, _memory, _gpu):
+    for check in (_sqlite, _database, _disk, _memory, _gpu, _compiler):
         yield check(config)
     yield from _packages()
     yield _encryption(config)
@@ -201,13 +202,13 @@ def _local_model(folder: Path) -> Check:
             "it needs config.json, a tokenizer and *.safetensors files; fix model.base",
         )
     size = sum(path.stat().st_size for path in weights)
-    # 16-bit weights shrink to 0.516 bytes a parameter; dense serving on a CPU keeps 4 bytes a parameter.
-    dense = 2 * size
+    # Quantizing holds the 16-bit weights beside their 4-bit form, of 0.516 bytes a parameter.
+    needed = size + size // 4
     available = _memory_limit()
-    if _nvidia_smi() is None and available and dense > available:
+    if _nvidia_smi() is None and available and needed > available:
         return problem(
             "model",
-            f"{folder.name} needs about {_size(dense)} of memory on this CPU, there are {_size(available)}",
+            f"{folder.name} needs about {_size(needed)} of memory to prepare, there are {_size(available)}",
             "choose a smaller model.base",
         )
     return ok("model", f"{folder} ({_size(size)})")
@@ -260,6 +261,17 @@ def _memory(_: Config) -> Check:
             "memory", f"{_size(limit)}", f"the smallest base and its training need {_size(SMALL_BASE_MEMORY)}"
         )
     return ok("memory", _size(limit))
+
+
+def _compiler(_: Config) -> Check:
+    compiler = find_compiler()
+    if compiler is None and _nvidia_smi() is None:
+        return problem(
+            "compiler",
+            "no C compiler, so replies take about three times as long and eight times the memory",
+            "install gcc (on Debian and Ubuntu: apt install gcc libc6-dev)",
+        )
+    return ok("compiler", compiler or "none, and none is needed on a GPU")
 
 
 def _gpu(config: Config) -> Check:

@@ -27,6 +27,7 @@ TORCH_FREE_SERVING = frozenset(
         "bot.serving.adapter_files",
         "bot.serving.plain_text",
         "bot.serving.errors",
+        "bot.serving.native.library",
     }
 )
 TOP_LEVEL = {

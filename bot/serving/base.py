@@ -1,8 +1,9 @@
 """The base model: quantized once to NF4, cached on disk, loaded by the server and by the trainer alike.
 
 Whatever the machine, the weights that multiply are the NF4 values with double quantization. How they are held
-is the *execution*: ``packed`` keeps four bits a weight (CUDA, and CPUs with bitsandbytes' fast kernel),
-``dense`` unfolds the very same values once to float32, which elsewhere is three times as fast.
+is the *execution*: ``mapped`` leaves them in the file and multiplies them by Strop's own CPU kernels,
+``packed`` leaves them to bitsandbytes (CUDA), and ``dense`` unfolds the very same values once to float32 (a
+CPU without a compiler).
 """
 
 from __future__ import annotations
@@ -20,9 +21,11 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, P
 
 from bot.serving.errors import BaseRefusedError
 from bot.serving.memory import ParameterCounts, available_bytes, in_gb
+from bot.serving.native.library import load_library
+from bot.serving.native.loading import load_mapped
 
 Purpose: TypeAlias = Literal["serve", "train"]
-Execution: TypeAlias = Literal["packed", "dense"]
+Execution: TypeAlias = Literal["mapped", "packed", "dense"]
 
 INFO_FILE = "base.json"
 FORMAT = 1
@@ -77,6 +80,11 @@ class LoadedBase:
     device: str
     execution: Execution
 
+    @property
+    def dtype(self) -> torch.dtype:
+        """The precision in which activations and adapters multiply."""
+        return torch.bfloat16 if self.execution == "packed" else torch.float32
+
 
 def resolve_device(device: str) -> str:
     """Turn ``auto`` into ``cuda`` or ``cpu``.
@@ -93,26 +101,26 @@ def resolve_device(device: str) -> str:
     return device
 
 
-def choose_execution(info: BaseInfo, device: str, purpose: Purpose) -> Execution:
+def choose_execution(info: BaseInfo, device: str) -> Execution:
     """Choose how to hold the 4-bit weights, and refuse a base that fits in neither form.
 
     Raises:
         BaseRefusedError: the memory does not suffice; the text names both figures.
     """
     counts, available = info.counts(), available_bytes(device)
-    fast_kernel = device.startswith("cuda") or (purpose == "serve" and _has_fast_cpu_kernel())
-    if not fast_kernel and counts.dense_bytes() <= available:
-        return "dense"
-    if counts.packed_bytes() <= available:
-        return "packed"
+    forms: dict[Execution, int] = {"packed": counts.packed_bytes()}
+    if not device.startswith("cuda"):
+        forms = {"dense": counts.dense_bytes(), **forms}
+        if load_library() is not None:
+            forms = {"mapped": counts.mapped_bytes(), **forms}
+    for form, needed in forms.items():
+        if needed <= available:
+            return form
+    smallest = min(forms.values())
     raise BaseRefusedError(
-        f"The base {info.id} needs {in_gb(counts.packed_bytes())} of memory and {in_gb(available)} is "
+        f"The base {info.id} needs {in_gb(smallest)} of memory and {in_gb(available)} is "
         "available; choose a smaller [model] base or free memory."
     )
-
-
-def _has_fast_cpu_kernel() -> bool:
-    return bool(bnb.functional.has_avx512bf16())
 
 
 def read_info(folder: Path) -> BaseInfo:
@@ -155,8 +163,8 @@ def load_base(
 ) -> LoadedBase:
     """Load a prepared base for serving or for training.
 
-    For training on a CPU the weights are unfolded to float32 where they fit; where they stay packed, the
-    packing that ends backward passes silently is switched off.
+    For training on a CPU with bitsandbytes' layers the packing that ends backward passes silently is switched
+    off.
 
     Args:
         folder: a folder made by :func:`bot.serving.quantize.prepare_base`, as ``/health`` names it.
@@ -170,20 +178,24 @@ def load_base(
     """
     info = read_info(folder)
     device = resolve_device(device)
-    chosen = execution or choose_execution(info, device, purpose)
+    chosen = execution or choose_execution(info, device)
     tokenizer = AutoTokenizer.from_pretrained(folder)
     # Soft-capped attention (Gemma 2) exists only in the eager implementation.
     capped = info.model_type == "gemma2" and attention == "sdpa"
-    model = AutoModelForCausalLM.from_pretrained(
-        folder,
-        dtype=torch.bfloat16,
-        device_map={"": device},
-        attn_implementation="eager" if capped else attention,
-        local_files_only=True,
-    )
+    attention = "eager" if capped else attention
+    if chosen == "mapped":
+        model = load_mapped(folder, attention)
+    else:
+        model = AutoModelForCausalLM.from_pretrained(
+            folder,
+            dtype=torch.bfloat16,
+            device_map={"": device},
+            attn_implementation=attention,
+            local_files_only=True,
+        )
     if chosen == "dense":
         _unfold(model)
-    elif purpose == "train":
+    elif chosen == "packed" and purpose == "train":
         _forbid_packing(model)
     model.requires_grad_(False)
     model.train(purpose == "train")

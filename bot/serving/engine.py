@@ -8,6 +8,7 @@ small share that keeps it from starving.
 
 from __future__ import annotations
 
+import os
 import threading
 import time
 from collections import deque
@@ -22,9 +23,11 @@ from bot.serving.events import Ending, FailureCode
 from bot.serving.jobs import Job
 from bot.serving.kv_cache import CausalMasks, RowCache
 from bot.serving.lanes import Lane
-from bot.serving.lora import RowPlan, wrap_linears
+from bot.serving.lora import Adapter, RowPlan, wrap_linears
 from bot.serving.metrics import Metrics
+from bot.serving.native.decoder import Decoder, UnsupportedModelError, fastest_threads
 from bot.serving.protocol import PRIORITY_BACKGROUND, PRIORITY_PEOPLE
+from bot.serving.rows import Rows
 from bot.serving.shelf import AdapterShelf
 
 log = structlog.get_logger(__name__)
@@ -32,18 +35,21 @@ log = structlog.get_logger(__name__)
 MAX_WAITING = {PRIORITY_PEOPLE: 64, PRIORITY_BACKGROUND: 512}
 # While people are served, background work gets one step in so many.
 BACKGROUND_SHARE = 8
-# Below this many quantized weights one thread beats several (at 135M two are slower up to 4 streams).
-SMALL_MODEL_WEIGHTS = 500_000_000
+# The kernels are compared with the model's modules on so many tokens, relative to the largest logit.
+CHECKED_TOKENS = 8
+CHECK_TOLERANCE = 1e-3
 
 
 @dataclass(frozen=True, slots=True)
 class EngineOptions:
-    """Sizes: context per request in tokens, concurrent rows, prompt tokens per step, threads."""
+    """Sizes: context per request in tokens, concurrent rows, prompt tokens per step (alone and while others
+    decode), threads (0: what a measurement at the start finds fastest)."""
 
     context_tokens: int = 2048
     slots: int = 8
-    chunk_tokens: int = 128
-    threads: int = 1
+    chunk_tokens: int = 256
+    shared_chunk_tokens: int = 32
+    threads: int = 0
 
 
 class Engine:
@@ -56,15 +62,20 @@ class Engine:
         self._options = options
         self._model = base.model
         self._device = torch.device(base.device)
-        self._dtype: torch.dtype = base.model.dtype
+        self._dtype = base.dtype
         self._plan = RowPlan()
         self.widths = wrap_linears(base.model, self._plan)
         self._masks = CausalMasks(base.model.config)
         self._end_tokens = _end_tokens(base)
         self._vocabulary = len(base.tokenizer)
-        self._cache = self._new_cache()
+        self._cache = RowCache(
+            base.model.config, options.slots, self.context_tokens, self._dtype, self._device
+        )
+        self._rows = Rows(self._cache, options.slots)
+        self._decoder = self._checked_decoder()
+        self.threads = self._decoder.threads if self._decoder else options.threads or cores()
         self._waiting: dict[int, deque[Job]] = {PRIORITY_PEOPLE: deque(), PRIORITY_BACKGROUND: deque()}
-        self._lanes = self._new_lanes()
+        self._lanes = {PRIORITY_PEOPLE: Lane(), PRIORITY_BACKGROUND: Lane()}
         self._wake = threading.Condition()
         self._closing = False
         self._stopped = False
@@ -147,22 +158,9 @@ class Engine:
         waiting = len(self._waiting[PRIORITY_PEOPLE]) + 1
         return max(1.0, waiting / self._options.slots * self._mean_job_s)
 
-    def _new_cache(self) -> RowCache:
-        return RowCache(self._model.config, self._options.slots, self.context_tokens)
-
-    def _new_lanes(self) -> dict[int, Lane]:
-        slots, move = self._options.slots, self._move_row
-        return {
-            PRIORITY_PEOPLE: Lane(slots, from_top=False, move_row=move),
-            PRIORITY_BACKGROUND: Lane(slots, from_top=True, move_row=move),
-        }
-
-    def _move_row(self, source: int, target: int, length: int) -> None:
-        self._cache.move(source, target, length)
-
     def _run(self) -> None:
         # OpenMP keeps the thread count per thread: it must be set on this one.
-        torch.set_num_threads(self._options.threads)
+        torch.set_num_threads(self.threads)
         with torch.inference_mode():
             while self._wait_for_work():
                 started = time.perf_counter()
@@ -197,7 +195,7 @@ class Engine:
                 self._give_up(job)
         for lane in self._lanes.values():
             for job in [job for job in lane.jobs if job.cancelled or job.expired(now)]:
-                lane.leave(job)
+                self._leave(lane, job)
                 self._give_up(job)
 
     def _give_up(self, job: Job) -> None:
@@ -214,17 +212,23 @@ class Engine:
         while queue and len(people.jobs) < self._options.slots:
             if len(people.jobs) + len(background.jobs) == self._options.slots:
                 evicted = background.jobs[-1]
-                background.leave(evicted)
+                self._leave(background, evicted)
                 # It keeps its tokens and its generator: its row is computed again later.
                 self._waiting[PRIORITY_BACKGROUND].appendleft(evicted)
-            job = queue.popleft()
-            job.start()
-            people.join(job)
+            self._join(people, queue.popleft())
         queue = self._waiting[PRIORITY_BACKGROUND]
         while queue and len(people.jobs) + len(background.jobs) < self._options.slots:
-            job = queue.popleft()
-            job.start()
-            background.join(job)
+            self._join(background, queue.popleft())
+
+    def _join(self, lane: Lane, job: Job) -> None:
+        job.start()
+        self._rows.take(job)
+        self.metrics.reused_tokens += job.cached
+        lane.join(job)
+
+    def _leave(self, lane: Lane, job: Job) -> None:
+        lane.leave(job)
+        self._rows.leave(job)
 
     def _next_lane(self) -> Lane:
         self._steps += 1
@@ -238,22 +242,22 @@ class Engine:
             self._decode(lane)
 
     def _prefill(self, lane: Lane) -> None:
-        """Read up to one chunk of prompt tokens, from as many jobs as it takes."""
-        budget = self._options.chunk_tokens
-        while budget > 0 and (job := lane.prefilling_job()) is not None:
+        """Read one chunk of prompt tokens, from as many jobs as it takes; a small one while others decode."""
+        waiting = any(other.decoding for other in self._lanes.values())
+        budget = self._options.shared_chunk_tokens if waiting else self._options.chunk_tokens
+        while budget > 0 and lane.reading:
+            job = lane.reading[0]
             count = min(budget, len(job.tokens) - job.cached)
             budget -= count
             last = job.cached + count == len(job.tokens)
             keep = count if job.score else 1
-            logits = self._forward(
-                lane.row(lane.decoding), [job], [job.tokens[job.cached : job.cached + count]], keep
-            )[0]
+            logits = self._forward([job], [job.tokens[job.cached : job.cached + count]], keep)[0]
             if job.score:
                 self._collect_scores(job, logits, count)
             job.cached += count
             self.metrics.prompt_tokens += count
             if last:
-                lane.begin_decoding()
+                lane.begin_decoding(job)
                 self._accept(lane, job, logits[-1])
 
     def _collect_scores(self, job: Job, logits: torch.Tensor, count: int) -> None:
@@ -267,14 +271,24 @@ class Engine:
         job.scores += [float(score) for score in chosen]
 
     def _decode(self, lane: Lane) -> None:
-        jobs = lane.decoding_jobs()
-        logits = self._forward(lane.first_decoding_row(), jobs, [job.tokens[-1:] for job in jobs], 1)
-        rows = logits[:, -1].to(device="cpu", dtype=torch.float32)
-        # First all counts, then the choices: a job that leaves moves another's row, as far as it is cached.
+        jobs = sorted(lane.decoding, key=self._rows.of)
+        logits = self._next_logits(jobs)
+        # First all counts, then the choices: a job that leaves gives its row away, as far as it is cached.
         for job in jobs:
             job.cached += 1
-        for job, row in zip(jobs, rows, strict=True):
+        for job, row in zip(jobs, logits, strict=True):
             self._accept(lane, job, row)
+
+    def _next_logits(self, jobs: list[Job]) -> torch.Tensor:
+        """Decode each job's last token; return logits (B, V)."""
+        if self._decoder is None:
+            return self._forward(jobs, [job.tokens[-1:] for job in jobs], 1)[:, -1]
+        return self._decoder.step(
+            [job.tokens[-1] for job in jobs],
+            [job.cached for job in jobs],
+            [self._rows.of(job) for job in jobs],
+            [job.adapter for job in jobs],
+        )
 
     def _accept(self, lane: Lane, job: Job, logits: torch.Tensor) -> None:
         # Rows of the embedding beyond the tokenizer's vocabulary are padding that was never trained.
@@ -282,17 +296,32 @@ class Engine:
         ending = job.accept(usable, self._end_tokens, self.context_tokens)
         self.metrics.generated_tokens += 1
         if ending is not None:
-            lane.leave(job)
+            self._leave(lane, job)
             self._end(job, ending)
 
-    def _forward(self, first_row: int, jobs: list[Job], tokens: list[list[int]], keep: int) -> torch.Tensor:
-        """Run the model on rows from ``first_row`` on; return logits (B, keep, V) of the last positions."""
+    def _forward(self, jobs: list[Job], tokens: list[list[int]], keep: int) -> torch.Tensor:
+        """Run the model's modules on each job's next tokens; return logits (B, keep, V) of the last
+        positions.
+        """
+        rows = [self._rows.of(job) for job in jobs]
+        return self._run_modules(
+            rows, tokens, [job.cached for job in jobs], [job.adapter for job in jobs], keep
+        )
+
+    def _run_modules(
+        self,
+        rows: list[int],
+        tokens: list[list[int]],
+        cached: list[int],
+        adapters: list[Adapter | None],
+        keep: int,
+    ) -> torch.Tensor:
         ids = torch.tensor(tokens, device=self._device)
-        starts = torch.tensor([job.cached for job in jobs], device=self._device)
+        starts = torch.tensor(cached, device=self._device)
         positions = starts[:, None] + torch.arange(ids.shape[1], device=self._device)
-        span = max(job.cached for job in jobs) + ids.shape[1]
-        self._cache.select(first_row, positions, span)
-        self._plan.assign([job.adapter for job in jobs], self._device)
+        span = max(cached) + ids.shape[1]
+        self._cache.select(rows, positions, span)
+        self._plan.assign(adapters, self._device)
         output = self._model(
             input_ids=ids,
             attention_mask=self._masks.build(positions, span, self._dtype),
@@ -303,6 +332,26 @@ class Engine:
         )
         logits: torch.Tensor = output.logits
         return logits
+
+    def _checked_decoder(self) -> Decoder | None:
+        """Return the kernels' decoder if it gives the logits of the model's own modules, else None."""
+        if self._device.type != "cpu" or self._dtype != torch.float32:
+            return None
+        try:
+            decoder = Decoder(self._model, self._cache)
+        except UnsupportedModelError as error:
+            log.warning("This model decodes without Strop's kernels, more slowly.", reason=str(error))
+            return None
+        prompt = [token % self._vocabulary for token in range(11, 11 + CHECKED_TOKENS)]
+        with torch.inference_mode():
+            self._run_modules([0], [prompt[:-1]], [0], [None], 1)
+            expected = self._run_modules([0], [prompt[-1:]], [CHECKED_TOKENS - 1], [None], 1)[0, -1]
+            seen = decoder.step(prompt[-1:], [CHECKED_TOKENS - 1], [0], [None])[0]
+        if not torch.allclose(seen, expected, atol=CHECK_TOLERANCE * float(expected.abs().max())):
+            log.error("Strop's kernels disagree with the model's modules, which decode instead, more slowly.")
+            return None
+        decoder.threads = self._options.threads or fastest_threads(decoder, cores())
+        return decoder
 
     def _end(self, job: Job, ending: Ending) -> None:
         if not job.done:
@@ -325,18 +374,19 @@ class Engine:
                 jobs += [job for queue in self._waiting.values() for job in queue]
                 for queue in self._waiting.values():
                     queue.clear()
-            self._lanes = self._new_lanes()
-            self._cache = self._new_cache()
+            for lane in self._lanes.values():
+                for job in lane.jobs:
+                    self._leave(lane, job)
+            # What a failed step left in the rows is not to be trusted.
+            self._rows = Rows(self._cache, self._options.slots)
         for job in jobs:
             job.fail(code, message)
             self._account(job, code)
 
 
-def choose_threads(configured: int, base: LoadedBase, cores: int) -> int:
-    """Return the configured number of threads, or what is fastest for a model of this size."""
-    if configured > 0:
-        return configured
-    return 1 if base.info.linear_parameters < SMALL_MODEL_WEIGHTS else max(1, cores)
+def cores() -> int:
+    """Return how many processor cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _end_tokens(base: LoadedBase) -> frozenset[int]:

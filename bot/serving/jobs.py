@@ -55,7 +55,8 @@ class Job:
         return len(self.tokens) - self.prompt_length
 
     def start(self) -> None:
-        """Note that the job has left the queue (once: an evicted job has started already)."""
+        """Note that the job has left the queue; an evicted one comes again and is scored anew."""
+        self.scores.clear()
         if self._started is None:
             self._started = time.monotonic()
 

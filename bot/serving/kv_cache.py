@@ -1,89 +1,93 @@
-"""Keys and values of every running request, one row each, in tensors shared by all.
+"""Keys and values of every request, one row each, in tensors that are reserved when the engine starts.
 
-Token ``j`` of a request always sits at position ``j`` of its row: no padding on the left, so positions,
-masks and rows need no shifting when requests join or leave. A forward pass sees a contiguous range of rows as
-a view, without copying.
+Token ``j`` of a request always sits at position ``j`` of its row: no padding on the left, so positions, masks
+and rows need no shifting when requests join or leave. A row keeps its contents after its request has ended,
+for the next one that begins alike (:mod:`bot.serving.rows`).
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from transformers import Cache, PretrainedConfig
 
-GROWTH_TOKENS = 256
+# The kernels work on eight keys at a time.
+LENGTH_MULTIPLE = 8
 
 
 class RowCache(Cache):  # type: ignore[misc]
-    """A cache of ``rows`` rows whose length grows in steps up to ``max_tokens``.
+    """A cache of ``rows`` rows of ``max_tokens`` tokens; each layer's tensors are (rows, kv heads, length,
+    head dim).
 
-    Before a forward pass :meth:`select` says which rows it covers and where in each the new tokens go.
+    Untouched parts cost no memory on a CPU: the system hands out pages when they are written. Before a
+    forward pass through the model's modules :meth:`select` says which rows it covers and where in each the
+    new tokens go.
     """
 
-    def __init__(self, config: PretrainedConfig, rows: int, max_tokens: int) -> None:
+    def __init__(
+        self, config: PretrainedConfig, rows: int, max_tokens: int, dtype: torch.dtype, device: torch.device
+    ) -> None:
         super().__init__(layers=[])
-        self._rows = rows
-        self._max_tokens = max_tokens
-        self._length = 0
-        self._keys: list[torch.Tensor | None] = [None] * config.num_hidden_layers
-        self._values: list[torch.Tensor | None] = [None] * config.num_hidden_layers
-        self._first = 0
+        self.length = padded_length(max_tokens)
+        shape = (rows, config.num_key_value_heads, self.length, head_width(config))
+        # Zeros, not empty memory: a masked NaN would still poison the weighted sum.
+        self.keys = [torch.zeros(shape, dtype=dtype, device=device) for _ in range(config.num_hidden_layers)]
+        self.values = [torch.zeros_like(keys) for keys in self.keys]
+        self._rows: torch.Tensor | None = None
+        self._positions: torch.Tensor | None = None
+        self._block: slice | None = None
         self._span = 0
-        self._write: tuple[torch.Tensor, torch.Tensor] | None = None
 
-    def select(self, first: int, positions: torch.Tensor, span: int) -> None:
-        """Cover B rows from ``first``; new tokens go to ``positions`` (B, T); queries see ``span`` keys."""
-        self._grow(span)
-        self._first, self._span = first, span
-        rows = torch.arange(first, first + positions.shape[0], device=positions.device)
-        self._write = (rows[:, None], positions)
+    def select(self, rows: Sequence[int], positions: torch.Tensor, span: int) -> None:
+        """Cover these rows; their new tokens go to ``positions`` (B, T); queries see ``span`` keys."""
+        self._rows = torch.tensor(rows, device=positions.device)
+        self._positions, self._span = positions, span
+        block = list(range(rows[0], rows[0] + len(rows)))
+        self._block = slice(rows[0], rows[0] + len(rows)) if list(rows) == block else None
 
     def update(
         self, key_states: torch.Tensor, value_states: torch.Tensor, layer_idx: int, *args: Any, **kwargs: Any
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Store (B, heads, T, dim) at the selected places; return views (B, heads, span, dim)."""
-        keys, values = self._layer(layer_idx, key_states)
-        if self._write is None:
+        """Store (B, heads, T, dim) at the selected places; return (B, heads, span, dim), views if rows
+        adjoin.
+        """
+        if self._rows is None:
             raise RuntimeError("select() comes before a forward pass")
-        rows, positions = self._write
-        keys[rows, :, positions] = key_states.transpose(1, 2)
-        values[rows, :, positions] = value_states.transpose(1, 2)
-        last = self._first + key_states.shape[0]
-        return keys[self._first : last, :, : self._span], values[self._first : last, :, : self._span]
+        keys, values = self.keys[layer_idx], self.values[layer_idx]
+        keys[self._rows[:, None], :, self._positions] = key_states.transpose(1, 2)
+        values[self._rows[:, None], :, self._positions] = value_states.transpose(1, 2)
+        return self._seen(keys), self._seen(values)
 
-    def move(self, source: int, target: int, length: int) -> None:
+    def _seen(self, tensor: torch.Tensor) -> torch.Tensor:
+        tensor = tensor[:, :, : self._span]
+        return tensor[self._block] if self._block is not None else tensor[self._rows]
+
+    def copy(self, source: int, target: int, length: int) -> None:
         """Copy one row's first ``length`` tokens to another row."""
-        for tensor in (*self._keys, *self._values):
-            if tensor is not None:
-                tensor[target, :, :length] = tensor[source, :, :length]
+        for tensor in (*self.keys, *self.values):
+            tensor[target, :, :length] = tensor[source, :, :length]
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
         """Zero: positions and masks are always given explicitly."""
         return 0
 
-    def _layer(self, index: int, like: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        keys, values = self._keys[index], self._values[index]
-        if keys is None or values is None:
-            # Zeros, not empty memory: a masked NaN would still poison the weighted sum.
-            shape = (self._rows, like.shape[1], self._length, like.shape[3])
-            keys, values = like.new_zeros(shape), like.new_zeros(shape)
-            self._keys[index], self._values[index] = keys, values
-        return keys, values
 
-    def _grow(self, needed: int) -> None:
-        if needed <= self._length:
-            return
-        if needed > self._max_tokens:
-            raise RuntimeError(f"{needed} tokens do not fit in a row of {self._max_tokens}")
-        steps = -(-needed // GROWTH_TOKENS) * GROWTH_TOKENS
-        self._length = min(max(steps, self._length * 3 // 2), self._max_tokens)
-        for tensors in (self._keys, self._values):
-            for index, old in enumerate(tensors):
-                if old is not None:
-                    new = old.new_zeros((*old.shape[:2], self._length, old.shape[3]))
-                    new[:, :, : old.shape[2]] = old
-                    tensors[index] = new
+def padded_length(tokens: int) -> int:
+    """Return the length of a row that holds so many tokens."""
+    return -(-tokens // LENGTH_MULTIPLE) * LENGTH_MULTIPLE
+
+
+def head_width(config: PretrainedConfig) -> int:
+    """Return the width of one attention head."""
+    return int(getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads)
+
+
+def row_bytes(config: PretrainedConfig, max_tokens: int, dtype: torch.dtype) -> int:
+    """Return the memory of one row, keys and values of all layers together."""
+    tokens = config.num_hidden_layers * config.num_key_value_heads * padded_length(max_tokens)
+    return int(2 * tokens * head_width(config) * dtype.itemsize)
 
 
 class CausalMasks:

@@ -64,7 +64,7 @@ _HARMLESS = frozenset(
 _BASE_CHANGING = frozenset(("pissa", "olora", "loftq", "corda"))
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(frozen=True, slots=True, eq=False, weakref_slot=True)
 class Adapter:
     """Weights in memory: module name -> (A transposed ``(in, r)``, B transposed and scaled ``(r, out)``)."""
 

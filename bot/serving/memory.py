@@ -35,6 +35,10 @@ class ParameterCounts:
         """Peak while unfolding the 4-bit weights once to float32."""
         return PROCESS_BYTES + 4 * (self.linear + self.other) + int(NF4_BYTES_PER_WEIGHT * self.linear)
 
+    def mapped_bytes(self) -> int:
+        """The 4-bit weights and the bfloat16 rest once, in pages that processes share."""
+        return PROCESS_BYTES + 2 * self.other + int(NF4_BYTES_PER_WEIGHT * self.linear)
+
     def packed_bytes(self) -> int:
         """The 4-bit weights twice (the CPU kernel copies them while it packs) and the rest in bf16."""
         return PROCESS_BYTES + 2 * self.other + int(2 * NF4_BYTES_PER_WEIGHT * self.linear)

@@ -17,6 +17,7 @@ class Metrics:
 
     def __init__(self) -> None:
         self.prompt_tokens = 0
+        self.reused_tokens = 0
         self.generated_tokens = 0
         self.rejected = 0
         self._lock = threading.Lock()
@@ -44,6 +45,7 @@ class Metrics:
         lines += [f'strop_requests_total{{outcome="{name}"}} {n}' for name, n in sorted(requests.items())]
         lines += _value("strop_rejected_total", "counter", self.rejected)
         lines += _value("strop_prompt_tokens_total", "counter", self.prompt_tokens)
+        lines += _value("strop_reused_prompt_tokens_total", "counter", self.reused_tokens)
         lines += _value("strop_generated_tokens_total", "counter", self.generated_tokens)
         lines += _value("strop_requests_running", "gauge", running)
         lines += _value("strop_requests_waiting", "gauge", waiting)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -10,10 +9,13 @@ import structlog
 import torch
 
 from bot.serving.base import LoadedBase, load_base, resolve_device
-from bot.serving.engine import Engine, EngineOptions, choose_threads
+from bot.serving.engine import Engine, EngineOptions
+from bot.serving.errors import BaseRefusedError
 from bot.serving.events import JobOptions, Sink
 from bot.serving.jobs import Job
+from bot.serving.kv_cache import row_bytes
 from bot.serving.lora import read_adapter
+from bot.serving.memory import available_bytes, in_gb
 from bot.serving.prompts import control_strings, render_chat
 from bot.serving.protocol import BaseDescription, ChatMessage, TokenIds
 from bot.serving.quantize import prepare_base
@@ -21,8 +23,11 @@ from bot.serving.settings import Settings
 
 log = structlog.get_logger(__name__)
 
-# Prompt tokens read per step: enough to fill the matrix units, few enough for others' tokens to come soon.
-CHUNK_TOKENS = {"cpu": 128, "cuda": 512}
+# Prompt tokens read per step, alone and while others decode: enough to fill the matrix units, few enough for
+# the others' next tokens to come soon.
+CHUNK_TOKENS = {"cpu": (256, 32), "cuda": (512, 512)}
+# This much of the free memory may be reserved for keys and values.
+CACHE_SHARE = 0.8
 
 
 class Runtime:
@@ -51,17 +56,25 @@ class Runtime:
         )
         progress("Loading the 4-bit weights.")
         base = load_base(folder, device, "serve")
+        chunk, shared_chunk = CHUNK_TOKENS[torch.device(device).type]
         engine = Engine(
             base,
             EngineOptions(
                 context_tokens=settings.context_tokens,
-                slots=settings.slots,
-                chunk_tokens=CHUNK_TOKENS[torch.device(device).type],
-                threads=choose_threads(settings.threads, base, _cores()),
+                slots=_fitting_slots(base, settings, progress),
+                chunk_tokens=chunk,
+                shared_chunk_tokens=shared_chunk,
+                threads=settings.threads,
             ),
         )
         engine.start()
-        log.info("model loaded", base=base.info.id, execution=base.execution, device=device)
+        log.info(
+            "model loaded",
+            base=base.info.id,
+            execution=base.execution,
+            device=device,
+            threads=engine.threads,
+        )
         return cls(base, engine, settings.adapters_dir)
 
     def render(self, messages: Sequence[ChatMessage], *, generation: bool = True) -> TokenIds:
@@ -109,8 +122,24 @@ class Runtime:
         log.info("adapter loaded", adapter=name, rank=adapter.rank)
 
 
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+def _fitting_slots(base: LoadedBase, settings: Settings, progress: Callable[[str], None]) -> int:
+    """Return how many rows of keys and values may be reserved, at most the configured number.
+
+    Raises:
+        BaseRefusedError: not even one fits; the text names both figures.
+    """
+    context = min(settings.context_tokens, base.info.context_tokens)
+    row = row_bytes(base.model.config, context, base.dtype)
+    available = available_bytes(base.device)
+    fitting = int(CACHE_SHARE * available // row)
+    if fitting < 1:
+        raise BaseRefusedError(
+            f"One conversation of {context} tokens needs {in_gb(row)} beside {base.info.id} and "
+            f"{in_gb(available)} is available; lower [model] context_tokens or free memory."
+        )
+    if fitting < settings.slots:
+        progress(f"Memory suffices for {fitting} replies at a time, not for {settings.slots}.")
+    return min(fitting, settings.slots)
 
 
 def _describe(base: LoadedBase, engine: Engine) -> BaseDescription:

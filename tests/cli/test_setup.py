@@ -187,7 +187,7 @@ def test_doctor_prints_one_line_each_and_passes_on_this_machine(strop: Strop, tm
     assert all(line[0] in "✓·" for line in lines)
     names = " ".join(line[2:].split(":")[0] for line in lines)
     assert names == (
-        "config token model sqlite database disk memory gpu torch kernels encryption"
+        "config token model sqlite database disk memory gpu compiler torch kernels encryption"
         " server port playground port"
     )
 

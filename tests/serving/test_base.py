@@ -144,21 +144,22 @@ def huge() -> BaseInfo:
 
 
 def test_a_base_that_does_not_fit_is_refused_with_both_figures() -> None:
-    with pytest.raises(
-        BaseRefusedError, match=r"needs 10\d{4,}\.\d GB of memory and \d+\.\d GB is available"
-    ):
-        choose_execution(huge(), "cpu", "serve")
+    with pytest.raises(BaseRefusedError, match=r"needs 5\d{4,}\.\d GB of memory and \d+\.\d GB is available"):
+        choose_execution(huge(), "cpu")
 
 
-def test_dense_gives_way_to_packed_where_only_that_fits() -> None:
-    weights = available_bytes("cpu") // 3
-    info = BaseInfo("big", "", "", "", "llama", 4096, weights, 0, {})
-    assert choose_execution(info, "cpu", "train") == "packed"
+def test_without_a_compiler_dense_gives_way_to_packed_where_only_that_fits(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    info = BaseInfo("big", "", "", "", "llama", 4096, available_bytes("cpu") // 3, 0, {})
+    assert choose_execution(info, "cpu") == "mapped"
+    monkeypatch.setattr("bot.serving.base.load_library", lambda: None)
+    assert choose_execution(info, "cpu") == "packed"
 
 
 def test_memory_estimates_grow_with_the_form() -> None:
     counts = ParameterCounts(linear=106_168_320, other=28_346_688)
-    assert counts.packed_bytes() < counts.dense_bytes()
+    assert counts.mapped_bytes() < counts.packed_bytes() < counts.dense_bytes()
     assert 900e6 < counts.dense_bytes() < 1100e6
 
 

@@ -66,13 +66,18 @@ def test_greedy_replies_equal_transformers_generate(name: str) -> None:
 
 
 def logits_of(engine: Engine, batch: list[list[int]]) -> torch.Tensor:
-    """The logits of the last position of each prompt, computed in one batch by the engine's own forward."""
+    """The logits of the last position of each prompt, computed in one batch by the engine's own step."""
     with torch.inference_mode():
         jobs = [Job(ids, JobOptions(), sink=lambda _: None, tokenizer=None) for ids in batch]
-        for row, job in enumerate(jobs):
-            engine._forward(row, [job], [job.tokens[:-1]], 1)
+        for job in jobs:
+            engine._rows.take(job)
+            if tokens := job.tokens[job.cached : -1]:
+                engine._forward([job], [tokens], 1)
             job.cached = len(job.tokens) - 1
-        return engine._forward(0, jobs, [job.tokens[-1:] for job in jobs], 1)[:, -1]
+        logits = engine._next_logits(jobs).clone()
+        for job in jobs:
+            engine._rows.leave(job)
+        return logits
 
 
 def test_logits_in_a_batch_equal_those_alone(base: LoadedBase) -> None:
@@ -195,7 +200,7 @@ def test_a_waiting_request_can_be_cancelled(caller: Caller) -> None:
 
 
 def test_a_deadline_ends_running_and_waiting_requests(caller: Caller) -> None:
-    _, events = caller.submit(PROMPT, max_tokens=240, deadline_s=0.05)
+    _, events = caller.submit(PROMPT, max_tokens=240, deadline_s=0.02, ignore_end=True)
     _, end = drain(events)
     assert isinstance(end, Failed)
     assert end.code == "deadline"

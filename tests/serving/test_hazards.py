@@ -117,7 +117,7 @@ def test_hazard_1_reading_the_state_of_a_packed_base_changes_it_only_where_layer
         assert loss(packed.model) == before
 
 
-@pytest.mark.parametrize("execution", ["packed", "dense"])
+@pytest.mark.parametrize("execution", ["mapped", "packed", "dense"])
 def test_hazard_2_gradients_flow_after_an_evaluation_in_training(tiny_folder: Path, execution: Any) -> None:
     base = load_base(tiny_folder, "cpu", "train", execution=execution)
     assert all(not layer.support_avx512bf16_for_cpu for layer in layers(base.model))

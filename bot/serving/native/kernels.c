@@ -1,0 +1,504 @@
+/* One decode step of a Llama-like model on a CPU: B rows, one new token each, in one call.
+ *
+ * Weights stay as they lie in the prepared base: NF4 nibbles (https://arxiv.org/abs/2305.14314), bfloat16 or float32.
+ * All arithmetic is in float32, so that a reply, a held-out score and a training step see the same model. Every row brings
+ * its own LoRA adapter, or none. Python owns every buffer that is named here; nothing is allocated and nothing is kept.
+ *
+ * Reading order: Linear and its product, the small operations, attention, one layer, the step.
+ */
+#include <math.h>
+#include <stdint.h>
+#include <string.h>
+
+/* Eight lanes at any address: AVX2's width. Compilers split them where the machine has less. */
+typedef float f8 __attribute__((vector_size(32), aligned(4), may_alias));
+typedef int32_t i8 __attribute__((vector_size(32), aligned(4), may_alias));
+typedef uint32_t u8 __attribute__((vector_size(32), aligned(4), may_alias));
+typedef uint16_t h8 __attribute__((vector_size(16), aligned(2), may_alias));
+
+#define LOAD(type, pointer) (*(const type *)(pointer))
+#define STORE(pointer, value) (*(f8 *)(pointer) = (value))
+
+enum { F32, BF16, NF4 };
+enum { SILU, GELU_TANH };
+enum { Q, K, V, O, GATE, UP, DOWN, PROJECTIONS };
+enum { BLOCK = 64, TILE_ROWS = 4, MAX_WIDTH = 32768 };
+
+/* `out` x `in` weights, row-major. NF4: two weights a byte, the first in the high nibble, one scale per 64 weights. */
+typedef struct {
+    const void *data;
+    const float *scales, *bias; /* bias may be NULL */
+    int32_t kind, in, out;
+} Linear;
+
+/* The update (x @ down) @ up of one projection: down (in, rank), up (rank, out), already scaled. Rank 0: none. */
+typedef struct {
+    const float *down, *up;
+    int32_t rank, unused;
+} Lora;
+
+typedef struct {
+    Linear projections[PROJECTIONS];
+    const float *attention_in, *attention_out, *mlp_in, *mlp_out; /* RMS norms (hidden); the `out` ones may be NULL */
+    const float *q_norm, *k_norm;                                 /* per head (head_dim), or NULL */
+    const float *cosines, *sines;                                 /* rotary tables (context, head_dim), or NULL */
+    float *keys, *values;                                         /* (cache rows, kv_heads, context, head_dim) */
+    int32_t window, unused;                                       /* keys that a query sees, 0 for all */
+} Layer;
+
+typedef struct {
+    const Layer *layers;
+    const float *final_norm;
+    Linear embedding, head;
+    int32_t layer_count, hidden, intermediate, heads, kv_heads, head_dim, context, activation, threads;
+    float eps, embedding_scale, attention_scale, attention_cap, residual_scale, logit_scale, logit_cap;
+} Model;
+
+/* What a step needs besides the weights; each buffer holds `rows` rows of the width in brackets. */
+typedef struct {
+    float *x, *normed, *mixed;      /* hidden */
+    float *q, *attended;            /* heads * head_dim */
+    float *k, *v;                   /* kv_heads * head_dim */
+    float *gate, *up;               /* intermediate */
+    float *scores;                  /* heads * context */
+    float *dealt;                   /* the widest input */
+} Workspace;
+
+static const float CODE[16] __attribute__((aligned(32))) = {
+    -1.0f, -0.6961928009986877f, -0.5250730514526367f, -0.39491748809814453f,
+    -0.28444138169288635f, -0.18477343022823334f, -0.09105003625154495f, 0.0f,
+    0.07958029955625534f, 0.16093020141124725f, 0.24611230194568634f, 0.33791524171829224f,
+    0.44070982933044434f, 0.5626170039176941f, 0.7229568362236023f, 1.0f,
+};
+
+/* ---- products -------------------------------------------------------------------------------------------------- */
+
+static inline float sum8(f8 v)
+{
+    return ((v[0] + v[4]) + (v[2] + v[6])) + ((v[1] + v[5]) + (v[3] + v[7]));
+}
+
+#if defined(__AVX2__)
+#include <immintrin.h>
+/* Eight codes from the lowest nibble of eight words: two look-ups among eight values and a choice by the nibble's top bit. */
+static inline f8 code_of(u8 words, u8 top_bits)
+{
+    const __m256 low = _mm256_permutevar8x32_ps(_mm256_load_ps(CODE), (__m256i)words);
+    const __m256 high = _mm256_permutevar8x32_ps(_mm256_load_ps(CODE + 8), (__m256i)words);
+    return (f8)_mm256_blendv_ps(low, high, (__m256)top_bits);
+}
+#else
+static inline f8 code_of(u8 words, u8 top_bits)
+{
+    f8 values;
+    (void)top_bits;
+    for (int lane = 0; lane < 8; lane++)
+        values[lane] = CODE[words[lane] & 15];
+    return values;
+}
+#endif
+
+/* Part `c` (0 to 7) of the 64 weights in 32 bytes, read as eight little-endian words: lane L is weight 8 L + c. */
+static inline f8 codes(u8 words, int c)
+{
+    const int at = (c ^ 1) * 4; /* the first weight of a byte is in its high nibble */
+    return code_of(words >> at, words << (28 - at));
+}
+
+static inline f8 widen(const uint16_t *values)
+{
+    return (f8)(__builtin_convertvector(LOAD(h8, values), u8) << 16);
+}
+
+/* Instead of putting the weights of a block in order, the inputs are dealt out like them: a transposed 8 x 8 square. */
+static void deal(const float *x, size_t count, float *dealt)
+{
+    for (size_t block = 0; block < count; block += BLOCK)
+        for (int c = 0; c < 8; c++)
+            for (int lane = 0; lane < 8; lane++)
+                dealt[block + 8 * c + lane] = x[block + 8 * lane + c];
+}
+
+/* Write row `o` of the weights as float32 (NF4 as `deal` leaves its inputs) unless it lies there so already. */
+static inline const float *unpacked(const Linear *l, int o, float *buffer)
+{
+    const int n = l->in;
+    if (l->kind == F32)
+        return (const float *)l->data + (size_t)o * n;
+    if (l->kind == BF16) {
+        const uint16_t *row = (const uint16_t *)l->data + (size_t)o * n;
+        for (int i = 0; i < n; i += 8)
+            STORE(buffer + i, widen(row + i));
+        return buffer;
+    }
+    const uint8_t *row = (const uint8_t *)l->data + (size_t)o * n / 2;
+    const float *scales = l->scales + (size_t)o * n / BLOCK;
+    for (int block = 0; block < n; block += BLOCK) {
+        const u8 words = LOAD(u8, row + block / 2);
+        for (int c = 0; c < 8; c++)
+            STORE(buffer + block + 8 * c, codes(words, c) * scales[block / BLOCK]);
+    }
+    return buffer;
+}
+
+/* One output of up to four rows straight from the nibbles; the scale of a block multiplies its sums. */
+static inline __attribute__((always_inline)) void nf4_dots(
+    const Linear *l, int o, const float *dealt, int rows, float *y)
+{
+    const int n = l->in;
+    const uint8_t *row = (const uint8_t *)l->data + (size_t)o * n / 2;
+    const float *scales = l->scales + (size_t)o * n / BLOCK;
+    f8 totals[TILE_ROWS] = {{0}};
+    for (int block = 0; block < n; block += BLOCK) {
+        const u8 words = LOAD(u8, row + block / 2);
+        f8 sums[TILE_ROWS] = {{0}};
+#pragma GCC unroll 8
+        for (int c = 0; c < 8; c++) {
+            const f8 weights = codes(words, c);
+            for (int r = 0; r < rows; r++)
+                sums[r] += weights * LOAD(f8, dealt + (size_t)r * n + block + 8 * c);
+        }
+        for (int r = 0; r < rows; r++)
+            totals[r] += sums[r] * scales[block / BLOCK];
+    }
+    for (int r = 0; r < rows; r++)
+        y[(size_t)r * l->out + o] = sum8(totals[r]);
+}
+
+static void one_output(const Linear *l, int o, const float *dealt, int rows, float *y)
+{
+    switch (rows) {
+    case 1: nf4_dots(l, o, dealt, 1, y); break;
+    case 2: nf4_dots(l, o, dealt, 2, y); break;
+    case 3: nf4_dots(l, o, dealt, 3, y); break;
+    case 4: nf4_dots(l, o, dealt, 4, y); break;
+    }
+}
+
+/* Two outputs of up to four rows: eight sums live in registers while weights and inputs stream by. */
+static inline __attribute__((always_inline)) void tile(
+    const float *w0, const float *w1, const float *x, int n, int rows, float *y, int stride)
+{
+    f8 first[TILE_ROWS] = {{0}}, second[TILE_ROWS] = {{0}};
+    for (int i = 0; i < n; i += 8) {
+        const f8 a = LOAD(f8, w0 + i), b = LOAD(f8, w1 + i);
+        for (int r = 0; r < rows; r++) {
+            const f8 value = LOAD(f8, x + (size_t)r * n + i);
+            first[r] += a * value;
+            second[r] += b * value;
+        }
+    }
+    for (int r = 0; r < rows; r++) {
+        y[(size_t)r * stride] = sum8(first[r]);
+        y[(size_t)r * stride + 1] = sum8(second[r]);
+    }
+}
+
+static void two_outputs(const Linear *l, const float *x, int rows, int o, float *y)
+{
+    float buffer[2][MAX_WIDTH] __attribute__((aligned(32)));
+    const float *w0 = unpacked(l, o, buffer[0]), *w1 = unpacked(l, o + 1, buffer[1]);
+    int r = 0;
+    for (; r + TILE_ROWS <= rows; r += TILE_ROWS)
+        tile(w0, w1, x + (size_t)r * l->in, l->in, TILE_ROWS, y + (size_t)r * l->out + o, l->out);
+    x += (size_t)r * l->in;
+    y += (size_t)r * l->out + o;
+    switch (rows - r) {
+    case 3: tile(w0, w1, x, l->in, 3, y, l->out); break;
+    case 2: tile(w0, w1, x, l->in, 2, y, l->out); break;
+    case 1: tile(w0, w1, x, l->in, 1, y, l->out); break;
+    }
+}
+
+/* y (rows, out) = x (rows, in) @ weights' + bias. `dealt` has room for x. Widths divide by 64 (in) and 2 (out). */
+void strop_linear(const Linear *l, const float *x, int rows, float *y, float *dealt, int threads)
+{
+    if (l->kind == NF4) {
+        deal(x, (size_t)rows * l->in, dealt);
+        x = dealt;
+    }
+    if (l->kind == NF4 && rows <= TILE_ROWS) {
+#pragma omp parallel for num_threads(threads) if (threads > 1)
+        for (int o = 0; o < l->out; o++)
+            one_output(l, o, x, rows, y);
+    } else {
+#pragma omp parallel for num_threads(threads) if (threads > 1)
+        for (int o = 0; o < l->out; o += 2)
+            two_outputs(l, x, rows, o, y);
+    }
+    if (l->bias)
+        for (int r = 0; r < rows; r++)
+            for (int o = 0; o < l->out; o++)
+                y[(size_t)r * l->out + o] += l->bias[o];
+}
+
+/* Write the weights of `count` outputs from `first` on as float32, in their true order, for products of so many rows that
+ * a matrix library wins. */
+void strop_unpack(const Linear *l, int first, int count, float *weights, int threads)
+{
+#pragma omp parallel for num_threads(threads) if (threads > 1)
+    for (int o = first; o < first + count; o++) {
+        float *row = weights + (size_t)(o - first) * l->in;
+        if (l->kind != NF4) {
+            const float *values = unpacked(l, o, row);
+            if (values != row)
+                memcpy(row, values, sizeof(float) * l->in);
+            continue;
+        }
+        unpacked(l, o, row);
+        for (int block = 0; block < l->in; block += BLOCK) {
+            float dealt[BLOCK];
+            memcpy(dealt, row + block, sizeof dealt);
+            deal(dealt, BLOCK, row + block); /* a transposition undoes itself */
+        }
+    }
+}
+
+static void add_lora(const Lora *lora, const float *x, int in, float *y, int out)
+{
+    float low[256] = {0}; /* the largest rank that an adapter may have */
+    for (int i = 0; i < in; i++)
+        for (int r = 0; r < lora->rank; r++)
+            low[r] += x[i] * lora->down[(size_t)i * lora->rank + r];
+    for (int r = 0; r < lora->rank; r++)
+        for (int o = 0; o < out; o++)
+            y[o] += low[r] * lora->up[(size_t)r * out + o];
+}
+
+/* A projection of every row, each with its own adapter. */
+static void project(
+    const Model *m, int layer, int which, const Lora *const *adapters, const float *x, int rows, float *y,
+    Workspace *work)
+{
+    const Linear *l = &m->layers[layer].projections[which];
+    strop_linear(l, x, rows, y, work->dealt, m->threads);
+    for (int r = 0; r < rows; r++) {
+        const Lora *lora = adapters[r] ? adapters[r] + layer * PROJECTIONS + which : NULL;
+        if (lora && lora->rank)
+            add_lora(lora, x + (size_t)r * l->in, l->in, y + (size_t)r * l->out, l->out);
+    }
+}
+
+/* ---- small operations ------------------------------------------------------------------------------------------ */
+
+static inline f8 choose(i8 mask, f8 yes, f8 no)
+{
+    return (f8)((mask & (i8)yes) | (~mask & (i8)no));
+}
+
+/* e^x by 2^n * p(f), a polynomial on |f| <= ln 2 / 2 (Cephes' coefficients); relative error about 1e-7. */
+static inline f8 exp8(f8 x)
+{
+    const f8 rounder = (f8){0} + 12582912.0f; /* 1.5 * 2^23: adding it rounds to a whole number */
+    const f8 low = (f8){0} - 87.0f, high = (f8){0} + 88.0f;
+    x = choose(x < low, low, x);
+    x = choose(x > high, high, x);
+    const f8 shifted = x * 1.44269504088896341f + rounder;
+    const f8 n = shifted - rounder;
+    const f8 f = (x - n * 0.693359375f) + n * 2.12194440e-4f;
+    f8 p = f * 1.9875691500e-4f + 1.3981999507e-3f;
+    p = p * f + 8.3334519073e-3f;
+    p = p * f + 4.1665795894e-2f;
+    p = p * f + 1.6666665459e-1f;
+    p = p * f + 5.0000001201e-1f;
+    p = p * f * f + f + 1.0f;
+    return p * (f8)((__builtin_convertvector(n, i8) + 127) << 23);
+}
+
+static void rms_norm(const float *x, const float *weight, int count, float eps, float *y)
+{
+    f8 squares = {0};
+    for (int i = 0; i < count; i += 8)
+        squares += LOAD(f8, x + i) * LOAD(f8, x + i);
+    const float scale = 1.0f / sqrtf(sum8(squares) / count + eps);
+    for (int i = 0; i < count; i += 8)
+        STORE(y + i, LOAD(f8, x + i) * scale * LOAD(f8, weight + i));
+}
+
+static void norm_rows(const Model *m, const float *x, const float *weight, int rows, float *y)
+{
+    for (int r = 0; r < rows; r++)
+        rms_norm(x + (size_t)r * m->hidden, weight, m->hidden, m->eps, y + (size_t)r * m->hidden);
+}
+
+/* x += scale * norm(y); without a norm x += scale * y. */
+static void add_residual(const Model *m, float *x, float *y, const float *norm, int rows)
+{
+    if (norm)
+        norm_rows(m, y, norm, rows, y);
+    for (int i = 0; i < rows * m->hidden; i++)
+        x[i] += m->residual_scale * y[i];
+}
+
+/* Rotary position embedding with halves as pairs (https://arxiv.org/abs/2104.09864, in the Llama layout). */
+static void rotate(float *head, const float *cosines, const float *sines, int dim)
+{
+    for (int i = 0; i < dim / 2; i++) {
+        const float a = head[i], b = head[i + dim / 2];
+        head[i] = a * cosines[i] - b * sines[i];
+        head[i + dim / 2] = b * cosines[i + dim / 2] + a * sines[i + dim / 2];
+    }
+}
+
+static void place_heads(const Model *m, const Layer *layer, float *heads, int count, const float *norm, int position)
+{
+    const size_t row = (size_t)position * m->head_dim;
+    for (int h = 0; h < count; h++) {
+        float *head = heads + (size_t)h * m->head_dim;
+        if (norm)
+            rms_norm(head, norm, m->head_dim, m->eps, head);
+        if (layer->cosines)
+            rotate(head, layer->cosines + row, layer->sines + row, m->head_dim);
+    }
+}
+
+/* gate = activation(gate) * up */
+static void gated(float *gate, const float *up, int count, int activation)
+{
+    for (int i = 0; i < count; i += 8) {
+        const f8 x = LOAD(f8, gate + i);
+        /* gelu's tanh form is x * sigmoid(2 * sqrt(2 / pi) * (x + 0.044715 x^3)) */
+        f8 inner = x;
+        if (activation == GELU_TANH)
+            inner = 1.5957691216057308f * (x + 0.044715f * x * x * x);
+        STORE(gate + i, x / (1.0f + exp8(-inner)) * LOAD(f8, up + i));
+    }
+}
+
+/* ---- attention ------------------------------------------------------------------------------------------------- */
+
+static float cap(float value, float limit)
+{
+    return limit > 0 ? limit * tanhf(value / limit) : value;
+}
+
+static inline float dot(const float *a, const float *b, int count)
+{
+    f8 total = {0};
+    for (int i = 0; i < count; i += 8)
+        total += LOAD(f8, a + i) * LOAD(f8, b + i);
+    return sum8(total);
+}
+
+/* Turn scores (count) into weights that sum to one; `scores` has room for a multiple of eight. */
+static void softmax(float *scores, int count)
+{
+    float highest = scores[0];
+    for (int j = 1; j < count; j++)
+        highest = scores[j] > highest ? scores[j] : highest;
+    for (int j = count; j % 8; j++)
+        scores[j] = -INFINITY;
+    f8 sums = {0};
+    for (int j = 0; j < count; j += 8) {
+        const f8 shifted = LOAD(f8, scores + j) - highest;
+        STORE(scores + j, exp8(shifted));
+    }
+    for (int j = count; j % 8; j++)
+        scores[j] = 0;
+    for (int j = 0; j < count; j += 8)
+        sums += LOAD(f8, scores + j);
+    const float scale = 1.0f / sum8(sums);
+    for (int j = 0; j < count; j++)
+        scores[j] *= scale;
+}
+
+/* The query heads of one row that share a key head, over the keys `start` .. `position`. */
+static void attend(
+    const Model *m, const float *q, const float *keys, const float *values, int start, int position,
+    float *scores, float *out)
+{
+    const int dim = m->head_dim, group = m->heads / m->kv_heads, count = position + 1 - start;
+    for (int g = 0; g < group; g++)
+        for (int j = 0; j < count; j++) {
+            const float score = dot(q + g * dim, keys + (size_t)(start + j) * dim, dim) * m->attention_scale;
+            scores[(size_t)g * m->context + j] = cap(score, m->attention_cap);
+        }
+    for (int g = 0; g < group; g++)
+        softmax(scores + (size_t)g * m->context, count);
+    memset(out, 0, sizeof(float) * group * dim);
+    for (int g = 0; g < group; g++) {
+        const float *weights = scores + (size_t)g * m->context;
+        for (int d = 0; d < dim; d += 32) {
+            const int lanes = dim - d < 32 ? (dim - d) / 8 : 4;
+            f8 sums[4] = {{0}};
+            for (int j = 0; j < count; j++)
+                for (int lane = 0; lane < lanes; lane++)
+                    sums[lane] += weights[j] * LOAD(f8, values + (size_t)(start + j) * dim + d + 8 * lane);
+            for (int lane = 0; lane < lanes; lane++)
+                STORE(out + g * dim + d + 8 * lane, sums[lane]);
+        }
+    }
+}
+
+static void attend_rows(
+    const Model *m, const Layer *layer, const int32_t *cache_rows, const int32_t *positions, int rows,
+    Workspace *work)
+{
+    const int dim = m->head_dim, group = m->heads / m->kv_heads;
+#pragma omp parallel for num_threads(m->threads) if (m->threads > 1)
+    for (int unit = 0; unit < rows * m->kv_heads; unit++) {
+        const int r = unit / m->kv_heads, head = unit % m->kv_heads, position = positions[r];
+        const size_t cache = ((size_t)cache_rows[r] * m->kv_heads + head) * m->context * dim;
+        const size_t new_key = ((size_t)r * m->kv_heads + head) * dim, place = cache + (size_t)position * dim;
+        memcpy(layer->keys + place, work->k + new_key, sizeof(float) * dim);
+        memcpy(layer->values + place, work->v + new_key, sizeof(float) * dim);
+        const int hidden_by_window = layer->window ? position + 1 - layer->window : 0;
+        const size_t query = ((size_t)r * m->heads + (size_t)head * group);
+        attend(
+            m, work->q + query * dim, layer->keys + cache, layer->values + cache,
+            hidden_by_window > 0 ? hidden_by_window : 0, position, work->scores + query * m->context,
+            work->attended + query * dim);
+    }
+}
+
+/* ---- the step -------------------------------------------------------------------------------------------------- */
+
+static void run_layer(
+    const Model *m, int index, const int32_t *cache_rows, const int32_t *positions,
+    const Lora *const *adapters, int rows, Workspace *work)
+{
+    const Layer *layer = &m->layers[index];
+    norm_rows(m, work->x, layer->attention_in, rows, work->normed);
+    project(m, index, Q, adapters, work->normed, rows, work->q, work);
+    project(m, index, K, adapters, work->normed, rows, work->k, work);
+    project(m, index, V, adapters, work->normed, rows, work->v, work);
+    for (int r = 0; r < rows; r++) {
+        float *q = work->q + (size_t)r * m->heads * m->head_dim;
+        place_heads(m, layer, q, m->heads, layer->q_norm, positions[r]);
+        float *k = work->k + (size_t)r * m->kv_heads * m->head_dim;
+        place_heads(m, layer, k, m->kv_heads, layer->k_norm, positions[r]);
+    }
+    attend_rows(m, layer, cache_rows, positions, rows, work);
+    project(m, index, O, adapters, work->attended, rows, work->mixed, work);
+    add_residual(m, work->x, work->mixed, layer->attention_out, rows);
+
+    norm_rows(m, work->x, layer->mlp_in, rows, work->normed);
+    project(m, index, GATE, adapters, work->normed, rows, work->gate, work);
+    project(m, index, UP, adapters, work->normed, rows, work->up, work);
+    gated(work->gate, work->up, rows * m->intermediate, m->activation);
+    project(m, index, DOWN, adapters, work->gate, rows, work->mixed, work);
+    add_residual(m, work->x, work->mixed, layer->mlp_out, rows);
+}
+
+/* Decode one token for each of `rows` requests and write their logits (rows, vocabulary).
+ *
+ * tokens, positions, cache_rows: (rows); the keys and values before `positions` are in the cache already.
+ * adapters: (rows) pointers to layer_count * 7 updates, or NULL for the bare base. */
+void strop_decode(
+    const Model *m, const int32_t *tokens, const int32_t *positions, const int32_t *cache_rows,
+    const Lora *const *adapters, int rows, Workspace *work, float *logits)
+{
+    for (int r = 0; r < rows; r++) {
+        float *x = work->x + (size_t)r * m->hidden;
+        const float *row = unpacked(&m->embedding, tokens[r], x);
+        for (int i = 0; i < m->hidden; i++)
+            x[i] = row[i] * m->embedding_scale;
+    }
+    for (int layer = 0; layer < m->layer_count; layer++)
+        run_layer(m, layer, cache_rows, positions, adapters, rows, work);
+    norm_rows(m, work->x, m->final_norm, rows, work->normed);
+    strop_linear(&m->head, work->normed, rows, logits, work->dealt, m->threads);
+    if (m->logit_scale != 1.0f || m->logit_cap > 0)
+        for (size_t i = 0; i < (size_t)rows * m->head.out; i++)
+            logits[i] = cap(logits[i] * m->logit_scale, m->logit_cap);
+}

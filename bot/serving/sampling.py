@@ -67,7 +67,10 @@ def shortlist(logits: torch.Tensor, options: SamplingOptions) -> tuple[torch.Ten
 
 def _most_likely(probabilities: torch.Tensor, mass: float) -> tuple[torch.Tensor, torch.Tensor]:
     """Return at least the most likely tokens that together have ``mass``, sorted."""
-    values, ids = torch.topk(probabilities, min(SHORTLIST, probabilities.numel()))
-    if float(values.sum()) >= mass:
-        return values, ids
+    count = SHORTLIST
+    while count < probabilities.numel():
+        values, ids = torch.topk(probabilities, count)
+        if float(values.sum()) >= mass:
+            return values, ids
+        count *= 8
     return torch.sort(probabilities, descending=True, stable=True)

@@ -25,7 +25,7 @@ from bot.cli.session import (
     served,
     session,
 )
-from storage import overview, runs
+from storage import memory_use, overview, runs
 from storage.processes import is_locked
 from storage.runs import Run
 
@@ -169,13 +169,15 @@ def status(config: ConfigOption = None, scope: ScopeOption = None, as_json: Json
         glances = [_glance(opened, one, health) for one in scopes]
         server = "down" if health is None else health.status
         alive = trainer_alive(opened)
+        memory = memory_use.by_process(opened.config)
     if as_json:
-        typer.echo(
-            json.dumps({"server": server, "trainer_alive": alive, "scopes": glances}, ensure_ascii=False)
-        )
+        answer = {"server": server, "trainer_alive": alive, "memory": memory, "scopes": glances}
+        typer.echo(json.dumps(answer, ensure_ascii=False))
         return
     typer.echo(f"Model server: {server}{f' ({health.detail})' if health and health.detail else ''}")
     typer.echo(f"Trainer: {'running' if alive else 'not running'}")
+    if memory:
+        typer.echo(memory_use.sentence(memory))
     if not glances:
         typer.echo("Nobody has talked to the bot yet.")
     for glance in glances:

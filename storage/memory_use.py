@@ -1,0 +1,77 @@
+"""How much memory Strop's processes use, with the pages that they share counted once.
+
+The proportional set size (PSS, proc(5)) divides each page by the processes that map it: summed over all of
+them it is what ending them would free. Only Linux has it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+from storage.config import Config
+
+PROC = Path("/proc")
+
+
+def by_process(config: Config, proc: Path = PROC) -> dict[str, int]:
+    """Return the PSS in bytes of each process of a deployment that runs: server, trainer, training run.
+
+    A process of another user, or a system without `/proc`, leaves an entry out.
+    """
+    found: dict[str, int] = {}
+    for name, pid, module in _roots(config):
+        if not _runs(pid, module, proc):
+            continue  # a number left by a process that is gone, perhaps another's by now
+        for process in (pid, *_descendants(pid, proc)):
+            size = _pss(process, proc)
+            if size is None:
+                continue
+            label = "training run" if _runs(process, "trainer.run", proc) else name
+            found[label] = found.get(label, 0) + size
+    return found
+
+
+def sentence(sizes: dict[str, int]) -> str:
+    """Say it to an operator in one line; empty where nothing is known."""
+    if not sizes:
+        return ""
+    parts = ", ".join(f"{name} {size / 1e6:,.0f} MB" for name, size in sizes.items())
+    return f"Memory: {sum(sizes.values()) / 1e6:,.0f} MB ({parts}; shared pages counted once)"
+
+
+def _roots(config: Config) -> Iterator[tuple[str, int, str]]:
+    try:
+        record = json.loads((config.run / "server.json").read_text(encoding="utf-8"))
+        yield "model server", int(record["pid"]), "bot.serving"
+    except (OSError, ValueError, KeyError, TypeError):
+        pass
+    with contextlib.suppress(OSError, ValueError):
+        yield "trainer", int((config.run / "trainer.lock").read_text(encoding="ascii")), "trainer"
+
+
+def _descendants(pid: int, proc: Path) -> list[int]:
+    children: list[int] = []
+    for file in (proc / str(pid) / "task").glob("*/children"):
+        try:
+            children += [int(child) for child in file.read_text(encoding="ascii").split()]
+        except OSError:
+            continue
+    return [process for child in children for process in (child, *_descendants(child, proc))]
+
+
+def _pss(pid: int, proc: Path) -> int | None:
+    try:
+        lines = (proc / str(pid) / "smaps_rollup").read_text(encoding="ascii").splitlines()
+    except (OSError, UnicodeDecodeError):
+        return None
+    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("Pss:")), None)
+
+
+def _runs(pid: int, module: str, proc: Path) -> bool:
+    try:
+        return module.encode() in (proc / str(pid) / "cmdline").read_bytes().split(b"\0")
+    except OSError:
+        return False

@@ -63,6 +63,10 @@ class ChannelPace:
         if moment > now:
             await asyncio.sleep(moment - now)
 
+    def is_free(self) -> bool:
+        """Whether a turn could be taken at once."""
+        return asyncio.get_running_loop().time() >= self._next_at
+
     def observe(self, round_trip_s: float) -> None:
         """Adapt to how long Discord took for one call."""
         if round_trip_s > self.interval_s:
@@ -125,6 +129,16 @@ class ReplyRenderer:
         self._changed.set()
         if self._task is None:
             self._task = asyncio.create_task(self._run())
+
+    def show_if_free(self, text: str) -> bool:
+        """Show ``text`` only where no reply in the channel waits for its turn; return whether it will be.
+
+        For what may be left out: it can't delay another reply's words by more than one turn.
+        """
+        if not self._pace.is_free():
+            return False
+        self.show(text)
+        return True
 
     async def finish(self, text: str) -> None:
         """Deliver the final text; raises DeliveryError if Discord still refuses it after 30 s of trying."""

@@ -124,7 +124,7 @@ class _Face:
     async def metrics(self, _: web.Request) -> web.Response:
         """Answer in Prometheus' text format."""
         engine = self._service.runtime.engine
-        running, _ = engine.counts()
+        running = engine.counts()[0]
         text = engine.metrics.render(
             running=running, queue=engine.queue_state(), adapters=len(engine.shelf.names())
         )

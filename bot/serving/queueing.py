@@ -2,9 +2,11 @@
 
 People come before background work. Among people, the one who holds the fewest rows comes first, and among
 equals they take turns; so a member who sends two hundred requests waits for those two hundred, and nobody
-else does. When a row is wanted and somebody holds at least two more than the one who waits, the shortest of
-their replies steps aside: it keeps its tokens and goes on later. Each such exchange makes the shares more
-even, so that they can't go round in circles.
+else does. While others are served or wait, nobody is given more than an equal share of the rows: on a
+machine where every row slows the step, that is what keeps the others' replies quick. And when a row is wanted
+and somebody holds at least two more than the one who waits, the shortest of their replies steps aside: it
+keeps its tokens and goes on later. Each such exchange makes the shares more even, so that they can't go
+round in circles.
 """
 
 from __future__ import annotations
@@ -183,8 +185,11 @@ class WaitingRoom(Generic[W]):
     def admit(self, people: Rows[W], background: Rows[W]) -> None:
         """Give rows to those whose turn it is, as far as there are rows for them."""
         rows = Counter(job.user for job in people.jobs)
-        while (job := self._people.first(rows)) is not None and self._make_room(
-            rows[job.user], rows, people, background
+        share = self._share(rows)
+        while (
+            (job := self._people.first(rows)) is not None
+            and rows[job.user] < share
+            and self._make_room(rows[job.user], rows, people, background)
         ):
             self._people.take(job)
             rows[job.user] += 1
@@ -210,9 +215,10 @@ class WaitingRoom(Generic[W]):
         """Return how many come before a waiting request and about how long it waits; None once it runs."""
         if job.priority != PRIORITY_PEOPLE:
             return None
-        order = self._people.in_order(Counter(running.user for running in people.jobs))
+        rows = Counter(running.user for running in people.jobs)
+        order = self._people.in_order(rows)
         ahead = next((index for index, waiting in enumerate(order) if waiting is job), None)
-        return None if ahead is None else QueuePlace(ahead, self._turn_s(ahead))
+        return None if ahead is None else QueuePlace(ahead, self._wait_s(order, ahead, rows))
 
     def state(self, people: Rows[W]) -> QueueState:
         """Return the counts, and about how long somebody without a row would wait."""
@@ -233,10 +239,25 @@ class WaitingRoom(Generic[W]):
         """Rows become free one by one, as many as there are in the time that a reply takes."""
         return (ahead + 1) * self._mean_row_s / self._slots
 
+    def _wait_s(self, order: list[W], ahead: int, rows: Counter[str]) -> float:
+        """Estimate a wait; whoever holds a full share waits for rows of that share alone."""
+        user, share = order[ahead].user, self._share(rows)
+        if rows[user] < share:
+            return self._turn_s(ahead)
+        own = sum(job.user == user for job in order[:ahead])
+        return max(self._turn_s(ahead), (own + 1) * self._mean_row_s / share)
+
     def _own_turn_s(self, turns: _Turns[W], user: str, people: Rows[W]) -> float:
-        """Return when the next of a user's own requests leaves the queue."""
-        order = turns.in_order(Counter(job.user for job in people.jobs))
-        return self._turn_s(next(index for index, job in enumerate(order) if job.user == user))
+        """Estimate when the next of a user's own requests leaves the queue."""
+        rows = Counter(job.user for job in people.jobs)
+        order = turns.in_order(rows)
+        ahead = next(index for index, job in enumerate(order) if job.user == user)
+        return self._wait_s(order, ahead, rows)
+
+    def _share(self, rows: Counter[str]) -> int:
+        """Return how many rows each of the people may hold who are served or wait now."""
+        people = {user for user, count in rows.items() if count} | set(self._people.users)
+        return -(-self._slots // max(1, len(people)))
 
     def _promise_s(self, limit: int) -> float:
         """Return when a place is free in a full queue, each refused caller's after the one before."""

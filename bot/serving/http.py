@@ -25,6 +25,7 @@ from bot.serving.events import FailureCode, JobOptions, SamplingOptions
 from bot.serving.guards import Handler, error_response, guard, is_trusted
 from bot.serving.protocol import (
     MAX_PROMPTS_PER_REQUEST,
+    NOT_OFFERED,
     ChatMessage,
     ChatRequest,
     CompletionRequest,
@@ -54,6 +55,7 @@ def build_app(service: Service, *, secret: str) -> web.Application:
     app.router.add_get("/health", face.health)
     app.router.add_get("/metrics", face.metrics)
     app.router.add_get("/v1/models", face.models)
+    app.router.add_get("/v1/models/{name:.+}", face.model)
     app.router.add_post("/v1/chat/completions", face.chat)
     app.router.add_post("/v1/completions", face.completions)
     app.router.add_post("/v1/load_lora_adapter", face.load_adapter)
@@ -83,7 +85,7 @@ def _refusal(error: ServingError) -> web.Response:
         headers = {"Retry-After": str(max(1, round(error.retry_after_s)))}
         return error_response(429, message, "busy", headers=headers)
     if isinstance(error, UnknownModelError):
-        return error_response(404, message, "model_not_found")
+        return error_response(404, message, "model_not_found", param="model")
     if isinstance(error, ServerLoadingError):
         return error_response(503, message, "loading", headers={"Retry-After": "2"})
     if isinstance(error, ServerUnavailableError):
@@ -133,17 +135,22 @@ class _Face:
     async def models(self, _: web.Request) -> web.Response:
         """List the base and the loaded adapters."""
         names = self._service.model_names()
-        data = [
-            {
-                "id": name,
-                "object": "model",
-                "created": self._started,
-                "owned_by": "strop",
-                "parent": None if name == names[0] else names[0],
-            }
-            for name in names
-        ]
-        return web.json_response({"object": "list", "data": data})
+        return web.json_response({"object": "list", "data": [self._model(name, names) for name in names]})
+
+    async def model(self, request: web.Request) -> web.Response:
+        """Describe one model."""
+        name = request.match_info["name"]
+        self._service.check_model(name)
+        return web.json_response(self._model(name, self._service.model_names()))
+
+    def _model(self, name: str, names: list[str]) -> dict[str, Any]:
+        return {
+            "id": name,
+            "object": "model",
+            "created": self._started,
+            "owned_by": "strop",
+            "parent": None if name == names[0] else names[0],
+        }
 
     async def chat(self, request: web.Request) -> web.StreamResponse:
         """``POST /v1/chat/completions``."""
@@ -235,7 +242,8 @@ async def _read(request: web.Request, model: type[_Model]) -> _Model:
         return model.model_validate_json(await request.read())
     except ValidationError as error:
         problem = error.errors()[0]
-        place = ".".join(str(part) for part in problem["loc"])
+        refused = (problem["ctx"]["field"],) if problem["type"] == NOT_OFFERED else problem["loc"]
+        place = ".".join(str(part) for part in refused)
         reason = problem["msg"].removeprefix("Value error, ")
         raise RequestRejectedError(f"{place or 'body'}: {reason}", place or None) from error
 

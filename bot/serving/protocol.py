@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic_core import PydanticCustomError
 
 Role: TypeAlias = Literal["system", "user", "assistant"]
 FinishReason: TypeAlias = Literal["stop", "length", "cancelled", "error"]
@@ -160,6 +161,12 @@ class WireMessage(_Request):
     role: Role
     content: str
 
+    @field_validator("role", mode="before")
+    @classmethod
+    def _developer_is_system(cls, value: Any) -> Any:
+        """Read OpenAI's newer name of the same role."""
+        return "system" if value == "developer" else value
+
     @field_validator("content", mode="before")
     @classmethod
     def _join_parts(cls, value: Any) -> Any:
@@ -175,6 +182,9 @@ class StreamOptions(_Request):
 
     include_usage: bool = False
 
+
+NOT_OFFERED = "not_offered"
+"""The type of the validation error whose context names the refused field."""
 
 # OpenAI's fields that would need more than this server does, and the values that ask for nothing.
 _NOT_OFFERED: dict[str, tuple[Any, ...]] = {
@@ -220,7 +230,9 @@ class _Generation(_Request):
         for name, harmless in _NOT_OFFERED.items() if isinstance(value, dict) else ():
             wish = value.get(name)
             if not any(wish is None or (type(wish) is type(fine) and wish == fine) for fine in harmless):
-                raise ValueError(f"{name} is not offered by this server; leave it out")
+                raise PydanticCustomError(
+                    NOT_OFFERED, "this server does not offer it; leave it out", {"field": name}
+                )
         return value
 
     @field_validator("user", mode="before")

@@ -398,6 +398,19 @@ async def test_a_whole_life(tiny_source: Path, tiny_folder: Path, models_dir: Pa
                     await client.load_adapter("x", tmp_path / "adapters" / "x")
 
 
+@pytest.mark.parametrize("delay_s", [0.0, 0.5, 1.5])
+def test_ctrl_c_while_the_model_loads_ends_the_server_quietly(tmp_path: Path, delay_s: float) -> None:
+    with ServingProcess(tmp_path) as server:
+        server.address()
+        time.sleep(delay_s)
+        server.process.send_signal(signal.SIGINT)
+        _, said = server.process.communicate(timeout=30)
+    assert server.process.returncode == 0
+    # Only the log, in lines of JSON: no trace, and nothing of a C++ library's.
+    assert all(line.startswith("{") for line in said.splitlines()), said
+    assert not (server.run_dir / "server.json").exists()
+
+
 async def until_loaded(client: ModelClient, timeout_s: float = 120) -> None:
     ends = time.monotonic() + timeout_s
     while True:

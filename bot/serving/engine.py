@@ -159,7 +159,6 @@ class Engine:
         if min(job.tokens) < 0 or max(job.tokens) >= self._vocabulary:
             raise RequestRejectedError(f"Token ids must be between 0 and {self._vocabulary - 1}.")
 
-
     def _run(self) -> None:
         # OpenMP keeps the thread count per thread: it must be set on this one.
         torch.set_num_threads(self.threads)

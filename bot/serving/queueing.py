@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Generic, Protocol, TypeVar
 
@@ -37,26 +37,20 @@ class Waiter(Protocol):
     def expired(self, now: float) -> bool:
         """Whether its deadline has passed."""
 
-    def start(self) -> None:
-        """Note that it has a row now."""
-
     def step_aside(self) -> None:
         """Note that it has lost its row and waits again."""
 
 
 W = TypeVar("W", bound=Waiter)
+W_co = TypeVar("W_co", bound=Waiter, covariant=True)
 
 
-class Rows(Protocol[W]):
+class Running(Protocol[W_co]):
     """The running requests of one priority (:class:`bot.serving.lanes.Lane`)."""
 
-    jobs: list[W]
-
-    def join(self, job: W) -> None:
-        """Give it a row."""
-
-    def leave(self, job: W) -> None:
-        """Free its row."""
+    @property
+    def jobs(self) -> Sequence[W_co]:
+        """Those that have a row, the latest last."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,7 +149,7 @@ class WaitingRoom(Generic[W]):
         yield from self._people
         yield from self._background
 
-    def add(self, job: W, people: Rows[W]) -> None:
+    def add(self, job: W, people: Running[W]) -> None:
         """Let a request wait.
 
         Raises:
@@ -182,28 +176,33 @@ class WaitingRoom(Generic[W]):
         self._people, self._background = _Turns(), _Turns()
         return everything
 
-    def admit(self, people: Rows[W], background: Rows[W]) -> None:
-        """Give rows to those whose turn it is, as far as there are rows for them."""
+    def admit(
+        self,
+        people: Running[W],
+        background: Running[W],
+        join: Callable[[W], None],
+        leave: Callable[[W], None],
+    ) -> None:
+        """Give rows to those whose turn it is, as far as there are rows for them.
+
+        ``join`` gives a request a free row, ``leave`` takes its row away; both change the lanes at once.
+        """
         rows = Counter(job.user for job in people.jobs)
         share = self._share(rows)
-        while (
-            (job := self._people.first(rows)) is not None
-            and rows[job.user] < share
-            and self._make_room(rows[job.user], rows, people, background)
-        ):
+        while (job := self._people.first(rows)) is not None and rows[job.user] < share:
+            if not self._has_free_row(people, background):
+                giver = self._who_steps_aside(rows[job.user], rows, people, background)
+                if giver is None:
+                    break
+                self._step_aside(giver, rows, leave)
             self._people.take(job)
             rows[job.user] += 1
-            job.start()
-            people.join(job)
+            join(job)
         rows = Counter(job.user for job in background.jobs)
-        while len(people.jobs) + len(background.jobs) < self._slots:
-            waiting = self._background.first(rows)
-            if waiting is None:
-                break
-            self._background.take(waiting)
-            rows[waiting.user] += 1
-            waiting.start()
-            background.join(waiting)
+        while (job := self._background.first(rows)) is not None and self._has_free_row(people, background):
+            self._background.take(job)
+            rows[job.user] += 1
+            join(job)
 
     def observe(self, row_s: float) -> None:
         """Learn from a person's reply for how long it held its row, in seconds."""
@@ -211,7 +210,7 @@ class WaitingRoom(Generic[W]):
         share = max(LATEST_SHARE, 1 / self._served)
         self._mean_row_s += share * (row_s - self._mean_row_s)
 
-    def place(self, job: W, people: Rows[W]) -> QueuePlace | None:
+    def place(self, job: W, people: Running[W]) -> QueuePlace | None:
         """Return how many come before a waiting request and about how long it waits; None once it runs."""
         if job.priority != PRIORITY_PEOPLE:
             return None
@@ -220,7 +219,7 @@ class WaitingRoom(Generic[W]):
         ahead = next((index for index, waiting in enumerate(order) if waiting is job), None)
         return None if ahead is None else QueuePlace(ahead, self._wait_s(order, ahead, rows))
 
-    def state(self, people: Rows[W]) -> QueueState:
+    def state(self, people: Running[W]) -> QueueState:
         """Return the counts, and about how long somebody without a row would wait."""
         rows = Counter(job.user for job in people.jobs)
         free = len(people.jobs) < self._slots or max(rows.values(), default=0) > 1
@@ -247,7 +246,7 @@ class WaitingRoom(Generic[W]):
         own = sum(job.user == user for job in order[:ahead])
         return max(self._turn_s(ahead), (own + 1) * self._mean_row_s / share)
 
-    def _own_turn_s(self, turns: _Turns[W], user: str, people: Rows[W]) -> float:
+    def _own_turn_s(self, turns: _Turns[W], user: str, people: Running[W]) -> float:
         """Estimate when the next of a user's own requests leaves the queue."""
         rows = Counter(job.user for job in people.jobs)
         order = turns.in_order(rows)
@@ -273,22 +272,24 @@ class WaitingRoom(Generic[W]):
             retry_after_s,
         )
 
-    def _make_room(self, own: int, rows: Counter[str], people: Rows[W], background: Rows[W]) -> bool:
-        """Make sure that a row is free for a user who holds ``own``, where that is fair."""
-        if len(people.jobs) + len(background.jobs) < self._slots:
-            return True
-        if background.jobs:
-            self._step_aside(background.jobs[-1], background, self._background)
-            return True
-        greatest = max(rows, key=lambda user: rows[user], default=None)
-        if greatest is None or rows[greatest] < own + 2:
-            return False
-        theirs = [job for job in people.jobs if job.user == greatest]
-        self._step_aside(min(theirs, key=lambda job: len(job.tokens)), people, self._people)
-        rows[greatest] -= 1
-        return True
+    def _has_free_row(self, people: Running[W], background: Running[W]) -> bool:
+        return len(people.jobs) + len(background.jobs) < self._slots
 
-    def _step_aside(self, job: W, rows: Rows[W], turns: _Turns[W]) -> None:
-        rows.leave(job)
+    def _who_steps_aside(
+        self, own: int, rows: Counter[str], people: Running[W], background: Running[W]
+    ) -> W | None:
+        """Return whose row goes to a user who holds ``own``, where that is fair to both."""
+        if background.jobs:
+            return background.jobs[-1]
+        greatest = max(rows, key=lambda user: rows[user])
+        if rows[greatest] < own + 2:
+            return None
+        theirs = [job for job in people.jobs if job.user == greatest]
+        return min(theirs, key=lambda job: len(job.tokens))
+
+    def _step_aside(self, job: W, rows: Counter[str], leave: Callable[[W], None]) -> None:
+        leave(job)
         job.step_aside()
-        turns.put_back(job)
+        self._turns(job.priority).put_back(job)
+        if job.priority == PRIORITY_PEOPLE:
+            rows[job.user] -= 1

@@ -8,6 +8,7 @@ import random
 from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from typing import Any
 
 from bot.serving.errors import ServerBusyError
 from bot.serving.lanes import Lane
@@ -38,11 +39,9 @@ class Reply:
     def expired(self, now: float) -> bool:
         return False
 
-    def start(self) -> None:
-        pass
-
     def step_aside(self) -> None:
         self.times_aside += 1
+        self.cached = 0
 
 
 class QueueModel:
@@ -54,8 +53,8 @@ class QueueModel:
         self.now = 0.0
         self.slots = slots
         self.room: WaitingRoom[Reply] = WaitingRoom(slots, limits or QueueLimits(), lambda: self.now)
-        self.people: Lane = Lane(slots, from_top=False, move_row=lambda *_: None)
-        self.background: Lane = Lane(slots, from_top=True, move_row=lambda *_: None)
+        self.people: Any = Lane()
+        self.background: Any = Lane()
         self.ended: list[Reply] = []
         self.refused = 0
         self.on_end: Callable[[Reply], None] = lambda _: None
@@ -70,12 +69,12 @@ class QueueModel:
         """Queue a reply; return None, or after how long to come back."""
         reply.tries += 1
         try:
-            self.room.add(reply, self.people)  # type: ignore[arg-type]
+            self.room.add(reply, self.people)
         except ServerBusyError as busy:
             self.refused += 1
             return busy.retry_after_s
         reply.queued_at = self.now
-        reply.first_told = self.room.place(reply, self.people)  # type: ignore[arg-type]
+        reply.first_told = self.room.place(reply, self.people)
         return None
 
     def submit_patiently(self, reply: Reply) -> None:
@@ -88,9 +87,9 @@ class QueueModel:
         while self.now < until:
             while self._events and self._events[0][0] <= self.now:
                 heapq.heappop(self._events)[2]()
-            self.room.admit(self.people, self.background)  # type: ignore[arg-type]
+            self.room.admit(self.people, self.background, self.people.join, self.people.leave)
             self.check_shares()
-            jobs: list[Reply] = self.people.jobs  # type: ignore[assignment]
+            jobs: list[Reply] = self.people.jobs
             if jobs:
                 self.step(jobs)
             elif self._events:
@@ -102,22 +101,24 @@ class QueueModel:
         for job in jobs:
             if job.row_at is None:
                 job.row_at = self.now
-        reading = self.people.prefilling_job()
-        duration = self.FIXED_S + self.ROW_S * self.people.decoding
-        if reading is not None:
-            count = min(self.CHUNK, reading.prompt + len(reading.tokens) - reading.cached)  # type: ignore[attr-defined]
+        duration = self.FIXED_S + self.ROW_S * len(self.people.decoding)
+        decoding = list(self.people.decoding)
+        if self.people.reading:
+            reading: Reply = self.people.reading[0]
+            missing = reading.prompt + len(reading.tokens) - reading.cached
+            count = min(self.CHUNK, missing)
             reading.cached += count
             duration += self.CHUNK_S * count / self.CHUNK
-            if reading.cached == reading.prompt + len(reading.tokens):  # type: ignore[attr-defined]
-                self.people.begin_decoding()
+            if count == missing:
+                self.people.begin_decoding(reading)
         self.now += duration
         for job in jobs:
             job.row_s += duration
-        for job in list(jobs[: self.people.decoding]):
+        for job in decoding:
             job.tokens.append(0)
             job.cached += 1
             if len(job.tokens) >= job.length:
-                self.people.leave(job)  # type: ignore[arg-type]
+                self.people.leave(job)
                 job.ended_at = self.now
                 self.room.observe(job.row_s)
                 self.ended.append(job)

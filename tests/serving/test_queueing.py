@@ -27,11 +27,17 @@ class Lot:
     def __init__(self) -> None:
         self.jobs: list[Reply] = []
 
-    def join(self, job: Reply) -> None:
-        self.jobs.append(job)
-
     def leave(self, job: Reply) -> None:
         self.jobs.remove(job)
+
+
+def admit(waiting: WaitingRoom[Reply], people: Lot, background: Lot) -> None:
+    waiting.admit(
+        people,
+        background,
+        join=lambda job: (background if job.priority else people).jobs.append(job),
+        leave=lambda job: (background if job.priority else people).jobs.remove(job),
+    )
 
 
 def asked(user: str, length: int = 10, **changes: Any) -> Reply:
@@ -52,7 +58,7 @@ def test_users_take_turns() -> None:
         waiting.add(asked(user), people)
     served = []
     while len(waiting):
-        waiting.admit(people, background)
+        admit(waiting, people, background)
         served.append(people.jobs[0].user)
         people.leave(people.jobs[0])
     assert served == list("abcaba")
@@ -62,11 +68,11 @@ def test_whoever_holds_fewest_rows_comes_first() -> None:
     waiting, people, background = room(slots=3)
     for user in "aab":
         waiting.add(asked(user), people)
-    waiting.admit(people, background)
+    admit(waiting, people, background)
     for user in "ab":
         waiting.add(asked(user), people)
     people.leave(people.jobs[users(people.jobs).index("b")])
-    waiting.admit(people, background)
+    admit(waiting, people, background)
     assert Counter(users(people.jobs)) == {"a": 2, "b": 1}
 
 
@@ -76,14 +82,14 @@ def test_a_hogs_shortest_reply_steps_aside_for_somebody_else() -> None:
     for place, job in enumerate(hogs):
         waiting.add(job, people)
         job.tokens = [0] * (3 - place)
-    waiting.admit(people, background)
+    admit(waiting, people, background)
     waiting.add(asked("guest"), people)
-    waiting.admit(people, background)
+    admit(waiting, people, background)
     assert Counter(users(people.jobs)) == {"hog": 2, "guest": 1}
     assert [job.times_aside for job in hogs] == [0, 0, 1]
     # Shares that differ by one stay as they are.
     waiting.add(asked("guest"), people)
-    waiting.admit(people, background)
+    admit(waiting, people, background)
     assert Counter(users(people.jobs)) == {"hog": 2, "guest": 1}
 
 
@@ -91,7 +97,7 @@ def test_nobody_steps_aside_for_their_own() -> None:
     waiting, people, background = room(slots=2)
     for _ in range(5):
         waiting.add(asked("a"), people)
-        waiting.admit(people, background)
+        admit(waiting, people, background)
     assert not any(job.times_aside for job in people.jobs)
 
 
@@ -99,13 +105,13 @@ def test_background_work_gives_way_and_comes_back_first() -> None:
     waiting, people, background = room(slots=2)
     for _ in range(3):
         waiting.add(asked("", priority=PRIORITY_BACKGROUND), people)
-    waiting.admit(people, background)
+    admit(waiting, people, background)
     second = background.jobs[1]
     waiting.add(asked("a"), people)
-    waiting.admit(people, background)
+    admit(waiting, people, background)
     assert (len(people.jobs), len(background.jobs), second.times_aside) == (1, 1, 1)
     people.leave(people.jobs[0])
-    waiting.admit(people, background)
+    admit(waiting, people, background)
     assert background.jobs[1] is second
 
 
@@ -113,7 +119,7 @@ def test_one_users_requests_fill_no_queue() -> None:
     waiting, people, background = room(slots=1, per_user=3)
     for _ in range(4):
         waiting.add(asked("spammer"), people)
-        waiting.admit(people, background)
+        admit(waiting, people, background)
     with pytest.raises(ServerBusyError, match="3 requests of yours are waiting") as busy:
         waiting.add(asked("spammer"), people)
     assert busy.value.retry_after_s == 5.0
@@ -133,7 +139,7 @@ def test_refused_callers_are_told_different_times() -> None:
     waiting, people, background = room(slots=1, people=2)
     for user in "abc":
         waiting.add(asked(user), people)
-        waiting.admit(people, background)
+        admit(waiting, people, background)
     told = []
     for user in "defgh":
         with pytest.raises(ServerBusyError) as busy:
@@ -149,7 +155,7 @@ def test_a_free_row_means_no_wait() -> None:
     first, second, third = (asked(user) for user in "abc")
     for job in (first, second):
         waiting.add(job, people)
-    waiting.admit(people, background)
+    admit(waiting, people, background)
     waiting.add(third, people)
     waiting.add(asked("c"), people)
     assert waiting.place(first, people) is None
@@ -189,7 +195,7 @@ def test_every_request_is_in_exactly_one_place(plan: list[Any], slots: int) -> N
             people.leave(job)
             gone.append(job)
         else:
-            waiting.admit(people, background)
+            admit(waiting, people, background)
             free = slots - len(people.jobs) - len(background.jobs)
             assert free >= 0
             assert free == 0 or not any(job.priority for job in waiting)

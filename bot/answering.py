@@ -17,7 +17,7 @@ from bot.context import Prompt
 from bot.drafts import Asked, Draft, ReplyRecorder
 from bot.errors import ContextError, DeliveryError
 from bot.questions import Question
-from bot.services import Services
+from bot.services import EXTERNAL, Services
 from bot.serving.errors import (
     ServerBusyError,
     ServerLoadingError,
@@ -25,7 +25,7 @@ from bot.serving.errors import (
     ServingError,
     UnknownModelError,
 )
-from bot.serving.protocol import BaseDescription, ChatDelta, ChatMessage
+from bot.serving.protocol import BaseDescription, ChatDelta, ChatMessage, QueuePlace, Sampling
 from bot.streaming import LOCAL_PACE_S, PACE_S, Paces, ReplyRenderer, Surface
 from storage.errors import DiskFullError, StorageError
 from storage.replies import Status
@@ -38,12 +38,19 @@ BUSY = "I have more questions than I can take right now. Please ask me again in 
 TRUNCATED = "-# Your message was longer than I can read at once: I read its beginning and its end."
 NOTHING_SAID = "-# I found no words for that. Please try another wording."
 DISK_FULL = "My disk is full, so I can't keep this conversation. Please tell whoever runs me."
+WAITING = "-# {ahead} before you, about {seconds} s."
+NEXT = "-# You are next, in about {seconds} s."
 UNEXPECTED = "Something went wrong on my side (error `{id}`). It is in my log; please try again."
 
 REPLY_DEADLINE_S = 300.0
 LOADING_DEADLINE_S = 900.0
 LOADING_POLL_S = 2.0
 BUSY_TRIES = 3
+# A full queue that is free again this soon is waited out; a longer wait is told at once.
+BUSY_PATIENCE_S = 10.0
+# A place in the queue is worth a message where the wait is this long, and an edit this often.
+SHORTEST_WAIT_S = 2.0
+WAITING_EVERY_S = 4.0
 MAX_IN_FLIGHT = 64
 # Below this much room for a prompt, an answer would know nothing of the question.
 MIN_PROMPT_TOKENS = 64
@@ -135,10 +142,11 @@ class Answerer:
         draft.adapter_id = await self._answering_adapter(asked.champion, loaded)
         prompt = await self._prompt(draft, asked, base)
         seed = secrets.randbits(31)
-        await self._recorder.start(draft, asked, prompt, base, seed, self._sampling())
+        sampling = self._sampling(seed)
+        await self._recorder.start(draft, asked, prompt, base, sampling)
         if prompt.truncated:
             draft.notes.append(TRUNCATED)
-        await self._generate(draft, prompt, draft.adapter_id or base.id, seed)
+        await self._generate(draft, prompt, base, sampling)
         if not draft.text.strip():
             draft.notes.append(NOTHING_SAID)
         await self._close(draft, "complete")
@@ -182,45 +190,51 @@ class Answerer:
         )
         return prompt
 
-    def _sampling(self) -> dict[str, Any]:
+    def _sampling(self, seed: int) -> Sampling:
         chat = self._services.config.chat
-        return {
-            "temperature": chat.temperature,
-            "top_p": chat.top_p,
-            "top_k": chat.top_k,
-            "max_tokens": chat.max_new_tokens,
-        }
+        return Sampling(
+            max_tokens=chat.max_new_tokens,
+            temperature=chat.temperature,
+            top_p=chat.top_p,
+            top_k=chat.top_k,
+            seed=seed,
+        )
 
-    async def _generate(self, draft: Draft, prompt: Prompt, model: str, seed: int) -> None:
+    async def _generate(
+        self, draft: Draft, prompt: Prompt, base: BaseDescription, sampling: Sampling
+    ) -> None:
         """Stream the answer; wait out a full queue, and load an adapter again that the server forgot."""
         for attempt in range(1, BUSY_TRIES + 1):
             try:
-                await self._stream(draft, prompt, model, seed)
+                await self._stream(draft, prompt, base, sampling)
                 return
             except UnknownModelError:
                 if attempt == BUSY_TRIES or draft.adapter_id is None:
                     raise
                 await self._services.load_adapter(draft.adapter_id)
             except ServerBusyError as busy:
-                if attempt == BUSY_TRIES:
+                if attempt == BUSY_TRIES or busy.retry_after_s > BUSY_PATIENCE_S:
                     raise
-                await asyncio.sleep(min(busy.retry_after_s, 10.0))
+                await asyncio.sleep(busy.retry_after_s)
 
-    async def _stream(self, draft: Draft, prompt: Prompt, model: str, seed: int) -> None:
+    async def _stream(self, draft: Draft, prompt: Prompt, base: BaseDescription, sampling: Sampling) -> None:
         loop = asyncio.get_running_loop()
         draft.requested_at = loop.time()
         deltas = self._services.model.chat_stream(
-            model=model,
+            model=draft.adapter_id or base.id,
             messages=list(prompt.messages),
-            seed=seed,
+            sampling=sampling,
+            user=self._services.pseudonym(draft.question.author.user_id),
+            queue_updates=not base.hash.startswith(EXTERNAL),
             deadline_s=REPLY_DEADLINE_S,
-            **self._sampling(),
         )
         # Closing the generator at once frees the server from a reply that nobody waits for any more.
         async with contextlib.aclosing(cast("AsyncGenerator[ChatDelta, None]", deltas)):
             async for delta in deltas:
                 draft.finish_reason = delta.finish_reason or draft.finish_reason
                 draft.usage = delta.usage or draft.usage
+                if delta.queue is not None and not draft.text:
+                    _show_place(draft, delta.queue, loop.time())
                 if delta.text:
                     draft.first_token_at = draft.first_token_at or loop.time()
                     draft.text += delta.text
@@ -234,6 +248,16 @@ class Answerer:
             await draft.renderer.finish(draft.shown())
         except DeliveryError as failure:
             _log.warning("reply.not_delivered", reply_id=draft.reply_id, error=type(failure).__name__)
+
+
+def _show_place(draft: Draft, place: QueuePlace, now: float) -> None:
+    """Say how long it will take, where that is worth saying and no reply needs the channel's next turn."""
+    seconds = max(1, round(place.wait_s))
+    draft.waiting = (WAITING if place.ahead else NEXT).format(ahead=place.ahead, seconds=seconds)
+    shown_at = draft.waiting_shown_at
+    due = place.wait_s >= SHORTEST_WAIT_S if shown_at is None else now - shown_at >= WAITING_EVERY_S
+    if due and draft.renderer.show_if_free(draft.shown_while_waiting()):
+        draft.waiting_shown_at = now
 
 
 def _explanation(error: Exception, draft: Draft) -> str:

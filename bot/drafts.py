@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,7 +11,7 @@ import structlog
 from bot.context import Prompt, Turn
 from bot.questions import Question
 from bot.services import Services
-from bot.serving.protocol import BaseDescription, Usage
+from bot.serving.protocol import BaseDescription, Sampling, Usage
 from bot.streaming import ReplyRenderer
 from storage import adapters, conversations, members, replies
 from storage.clock import now_ms
@@ -55,6 +54,8 @@ class Draft:
     renderer: ReplyRenderer
     started_at: float
     text: str = ""
+    waiting: str = ""
+    waiting_shown_at: float | None = None
     notes: list[str] = field(default_factory=list)
     parts: list[tuple[int, int]] = field(default_factory=list)
     reply: replies.Reply | None = None
@@ -72,6 +73,10 @@ class Draft:
             body += " …"
         pieces = (self.question.quote, body, self.question.note, *self.notes)
         return "\n\n".join(piece for piece in pieces if piece)
+
+    def shown_while_waiting(self) -> str:
+        """What stands there before the first word: the question where it must be quoted, and the wait."""
+        return "\n\n".join(piece for piece in (self.question.quote, self.waiting) if piece)
 
     def ms(self, since: float | None, until: float | None) -> int | None:
         """Return the time between two moments, where both are known."""
@@ -102,8 +107,7 @@ class ReplyRecorder:
         asked: Asked,
         prompt: Prompt,
         base: BaseDescription,
-        seed: int,
-        sampling: Mapping[str, Any],
+        sampling: Sampling,
     ) -> None:
         """Store the reply's row, stamped with all that will produce it."""
 
@@ -116,8 +120,8 @@ class ReplyRecorder:
                 adapter_id=draft.adapter_id,
                 base_hash=base.hash,
                 prompt=[message.as_json() for message in prompt.messages],
-                seed=seed,
-                sampling=sampling,
+                seed=sampling.seed or 0,
+                sampling={name: value for name, value in sampling.as_json().items() if name != "seed"},
                 asker_id=draft.question.author.user_id,
                 context=asked.turn_ids[prompt.dropped_turns :],
                 permission_reference=self._services.permission_reference,

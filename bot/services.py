@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hmac
+import secrets
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,6 +18,8 @@ from storage.database import Database
 from storage.errors import UnknownRowError
 
 SIMULATED_SUFFIX = "·sim"
+# How the hash of a base begins whose server isn't ours, and knows none of our additions to the protocol.
+EXTERNAL = "external:"
 _BASE_FACT = "bot.base_hash"
 
 
@@ -41,6 +45,7 @@ class Services:
     database: Database
     model: ModelClient
     playground: bool = False
+    pseudonym_key: bytes = field(default_factory=lambda: secrets.token_bytes(32), repr=False)
     _base_hash: str | None = field(default=None, repr=False)
 
     @property
@@ -55,6 +60,13 @@ class Services:
             return Person(user.id, name, "discord")
         simulated = user.name.endswith(SIMULATED_SUFFIX)
         return Person(user.id, name, "rehearsal" if simulated else "playground", simulated)
+
+    def pseudonym(self, user_id: int) -> str:
+        """Return the name by which the model server knows a member: it tells members apart, and no more.
+
+        The key is this process's own, so that nobody can find the member or link two starts of the bot.
+        """
+        return hmac.digest(self.pseudonym_key, str(user_id).encode(), "sha256").hex()[:24]
 
     def scope(self, guild_id: int | None) -> str:
         """Return whose adapter answers: the guild's own, or the deployment's."""
@@ -81,7 +93,7 @@ class Services:
         names = await self.model.models()
         if not names:
             raise ServerLoadingError("The model server has no model yet.")
-        return BaseDescription(names[0], hash=f"external:{names[0]}"), tuple(names[1:])
+        return BaseDescription(names[0], hash=f"{EXTERNAL}{names[0]}"), tuple(names[1:])
 
     async def _remember(self, base: BaseDescription) -> None:
         if self._base_hash != base.hash:

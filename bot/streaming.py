@@ -63,6 +63,14 @@ class ChannelPace:
         if moment > now:
             await asyncio.sleep(moment - now)
 
+    def take_free_turn(self) -> bool:
+        """Take the turn of this moment if nobody has it; return whether."""
+        now = asyncio.get_running_loop().time()
+        if now < self._next_at:
+            return False
+        self._next_at = now + self.interval_s
+        return True
+
     def observe(self, round_trip_s: float) -> None:
         """Adapt to how long Discord took for one call."""
         if round_trip_s > self.interval_s:
@@ -107,6 +115,7 @@ class ReplyRenderer:
         self._on_withdraw = on_withdraw
         self._text = ""
         self._final = False
+        self._has_turn = False
         self._changed = asyncio.Event()
         self._sent: list[tuple[int, str]] = []
         self._gone: set[int] = set()
@@ -125,6 +134,17 @@ class ReplyRenderer:
         self._changed.set()
         if self._task is None:
             self._task = asyncio.create_task(self._run())
+
+    def show_if_free(self, text: str) -> bool:
+        """Show ``text`` only where the channel has a free turn now; return whether it will be.
+
+        For what may be left out: however many do this, they delay a reply's words by one turn at most.
+        """
+        if self._changed.is_set() or text == self._text or not self._pace.take_free_turn():
+            return False
+        self._has_turn = True
+        self.show(text)
+        return True
 
     async def finish(self, text: str) -> None:
         """Deliver the final text; raises DeliveryError if Discord still refuses it after 30 s of trying."""
@@ -145,7 +165,9 @@ class ReplyRenderer:
     async def _run(self) -> None:
         while True:
             await self._changed.wait()
-            await self._pace.turn()
+            if not self._has_turn:
+                await self._pace.turn()
+            self._has_turn = False
             self._changed.clear()
             text, final = self._text, self._final
             if final:

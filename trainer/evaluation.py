@@ -16,7 +16,7 @@ from pathlib import Path
 
 from bot.serving.client import ModelClient
 from bot.serving.plain_text import neutralise
-from bot.serving.protocol import ChatMessage
+from bot.serving.protocol import ChatMessage, Sampling
 from storage.config import ChatConfig, GateConfig
 from trainer import reward, statistics
 from trainer.encoding import Codec, Example, encode
@@ -338,11 +338,13 @@ async def _answer_round(
             completion = await client.chat(
                 model=model,
                 messages=prompt.messages,
-                max_tokens=gate.max_new_tokens,
-                temperature=chat.temperature,
-                top_p=chat.top_p,
-                top_k=chat.top_k,
-                seed=_seed_of(prompt, turn, seed),
+                sampling=Sampling(
+                    max_tokens=gate.max_new_tokens,
+                    temperature=chat.temperature,
+                    top_p=chat.top_p,
+                    top_k=chat.top_k,
+                    seed=_seed_of(prompt, turn, seed),
+                ),
                 priority=1,
                 deadline_s=600.0,
             )

@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from bot.serving.client import ModelClient
-from bot.serving.protocol import ChatMessage
+from bot.serving.protocol import ChatMessage, Sampling
 from trainer.patience import patiently
 
 VERSION = 1
@@ -145,10 +145,9 @@ async def load(
                 lambda: client.chat(
                     model=base_id,
                     messages=[ChatMessage("user", prompt)],
-                    max_tokens=MAX_NEW_TOKENS,
-                    temperature=0.7,
-                    top_p=0.9,
-                    seed=zlib.crc32(prompt.encode()),
+                    sampling=Sampling(
+                        MAX_NEW_TOKENS, temperature=0.7, top_p=0.9, seed=zlib.crc32(prompt.encode())
+                    ),
                     priority=1,
                     deadline_s=600.0,
                 )

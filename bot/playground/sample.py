@@ -25,7 +25,7 @@ from bot.playground.prompts import SAMPLE_PROMPTS
 from bot.playground.tastes import DEFAULT_TASTE, TASTES, SimulatedRater, Taste
 from bot.serving.client import ModelClient
 from bot.serving.errors import ServingError
-from bot.serving.protocol import PRIORITY_BACKGROUND, ChatMessage
+from bot.serving.protocol import PRIORITY_BACKGROUND, ChatMessage, Sampling
 from storage import conversations, members, ratings, replies
 from storage.config import load_config
 from storage.database import Database
@@ -261,10 +261,7 @@ async def _draw(
             made = await client.chat(
                 model=model,
                 messages=messages,
-                max_tokens=MAX_NEW_TOKENS,
-                temperature=TEMPERATURE,
-                top_p=TOP_P,
-                seed=own_seed,
+                sampling=Sampling(MAX_NEW_TOKENS, temperature=TEMPERATURE, top_p=TOP_P, seed=own_seed),
                 priority=PRIORITY_BACKGROUND,
             )
         return {

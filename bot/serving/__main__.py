@@ -19,6 +19,7 @@ import tempfile
 import threading
 from collections.abc import Callable
 from pathlib import Path
+from typing import NoReturn
 
 import structlog
 from aiohttp import web
@@ -34,10 +35,13 @@ log = structlog.get_logger(__name__)
 
 DRAIN_S = 10.0
 EXIT_REFUSED = 2
+LOADING = "loading"
 
 
 def main() -> int:
     """Run the server until SIGTERM or SIGINT; return the exit code (2: refused, with one sentence)."""
+    # Until the event loop listens for it there is nothing to clean up, so Ctrl-C may end the process at once.
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
     _configure_logging()
     try:
         settings = read_settings(sys.stdin.read())
@@ -46,6 +50,19 @@ def main() -> int:
         print(f"strop serve: {error}", file=sys.stderr)
         return EXIT_REFUSED
     return 0
+
+
+def _leave(code: int) -> NoReturn:
+    """End the process, also in the middle of loading.
+
+    The interpreter's own end would stop the loading thread wherever it is; inside torch that is a C++ abort
+    ("terminate called without an active exception"), or a wait of seconds for what it is computing.
+    """
+    sys.stdout.flush()
+    sys.stderr.flush()
+    if any(thread.name in (LOADING, "engine") for thread in threading.enumerate()):
+        os._exit(code)
+    sys.exit(code)
 
 
 async def _serve(settings: Settings) -> None:
@@ -117,7 +134,7 @@ def _in_daemon_thread(work: Callable[[], None]) -> asyncio.Future[None]:
         with contextlib.suppress(RuntimeError):
             loop.call_soon_threadsafe(settle, failure)
 
-    threading.Thread(target=run, name="loading", daemon=True).start()
+    threading.Thread(target=run, name=LOADING, daemon=True).start()
     return outcome
 
 
@@ -166,4 +183,4 @@ def _configure_logging() -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    _leave(main())

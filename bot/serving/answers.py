@@ -16,7 +16,7 @@ from bot.serving.errors import (
     ServingError,
     UnknownModelError,
 )
-from bot.serving.protocol import BaseDescription, ChatDelta, Health, Usage
+from bot.serving.protocol import BaseDescription, ChatDelta, Health, QueuePlace, QueueState, Usage
 from bot.serving.sse import events
 
 
@@ -32,6 +32,8 @@ async def read_chat_stream(chunks: AsyncIterable[bytes]) -> AsyncIterator[ChatDe
             raise read_error(int(chunk["error"].get("status", 500)), {}, data)
         if chunk.get("usage"):
             usage = Usage(int(chunk["usage"]["prompt_tokens"]), int(chunk["usage"]["completion_tokens"]))
+        if chunk.get("queue"):
+            yield ChatDelta("", queue=QueuePlace(**chunk["queue"]))
         for choice in chunk.get("choices", []):
             reason = choice.get("finish_reason") or reason
             text = (choice.get("delta") or {}).get("content")
@@ -83,6 +85,7 @@ def read_health(value: Mapping[str, Any]) -> Health:
         adapters=tuple(value.get("adapters", ())),
         running=int(queue.get("running", 0)),
         waiting=int(queue.get("waiting", 0)),
+        queue=QueueState(**{name: queue[name] for name in QueueState.__dataclass_fields__ if name in queue}),
     )
 
 

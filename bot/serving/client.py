@@ -27,6 +27,7 @@ from bot.serving.protocol import (
     ChatMessage,
     Completion,
     Health,
+    Sampling,
     TokenIds,
     Usage,
 )
@@ -110,20 +111,17 @@ class ModelClient:
         *,
         model: str,
         messages: Sequence[ChatMessage],
-        max_tokens: int,
-        temperature: float = 0.7,
-        top_p: float = 0.9,
-        top_k: int = 0,
-        min_p: float = 0.0,
-        repetition_penalty: float = 1.0,
-        seed: int | None = None,
-        stop: Sequence[str] | None = None,
+        sampling: Sampling,
         priority: int = PRIORITY_PEOPLE,
+        user: str = "",
+        queue_updates: bool = False,
         deadline_s: float = 300.0,
     ) -> AsyncIterator[ChatDelta]:
         """Yield the reply piece by piece; the last piece carries ``finish_reason`` and ``usage``.
 
-        Closing the iterator early cancels the request on the server.
+        ``user`` is a pseudonym by which the server shares its rows fairly. With ``queue_updates``, which
+        only our own server knows, pieces without text tell the place in the queue. Closing the iterator
+        early cancels the request on the server.
 
         Raises:
             ServerUnavailableError: no server, the connection broke, or ``deadline_s`` passed.
@@ -132,20 +130,12 @@ class ModelClient:
         body: dict[str, Any] = {
             "model": model,
             "messages": [message.as_json() for message in messages],
-            "max_tokens": max_tokens,
-            "temperature": temperature,
-            "top_p": top_p,
+            **sampling.as_json(),
             "stream": True,
             "stream_options": {"include_usage": True},
         }
-        extras = {"top_k": top_k, "min_p": min_p, "seed": seed, "priority": priority}
+        extras = {"priority": priority, "user": user, "queue_updates": queue_updates}
         body |= {name: value for name, value in extras.items() if value}
-        if seed is not None:
-            body["seed"] = seed
-        if repetition_penalty != 1.0:
-            body["repetition_penalty"] = repetition_penalty
-        if stop:
-            body["stop"] = list(stop)
         async with self._request("POST", "/v1/chat/completions", body, deadline_s=deadline_s) as response:
             async for delta in read_chat_stream(response.content):
                 yield delta
@@ -155,15 +145,9 @@ class ModelClient:
         *,
         model: str,
         messages: Sequence[ChatMessage],
-        max_tokens: int,
-        temperature: float = 0.7,
-        top_p: float = 0.9,
-        top_k: int = 0,
-        min_p: float = 0.0,
-        repetition_penalty: float = 1.0,
-        seed: int | None = None,
-        stop: Sequence[str] | None = None,
+        sampling: Sampling,
         priority: int = PRIORITY_PEOPLE,
+        user: str = "",
         deadline_s: float = 300.0,
     ) -> Completion:
         """Return the whole reply; same arguments and errors as :meth:`chat_stream`."""
@@ -172,15 +156,9 @@ class ModelClient:
         async for delta in self.chat_stream(
             model=model,
             messages=messages,
-            max_tokens=max_tokens,
-            temperature=temperature,
-            top_p=top_p,
-            top_k=top_k,
-            min_p=min_p,
-            repetition_penalty=repetition_penalty,
-            seed=seed,
-            stop=stop,
+            sampling=sampling,
             priority=priority,
+            user=user,
             deadline_s=deadline_s,
         ):
             pieces.append(delta.text)

@@ -11,7 +11,6 @@ from __future__ import annotations
 import os
 import threading
 import time
-from collections import deque
 from dataclasses import dataclass
 
 import structlog
@@ -26,13 +25,13 @@ from bot.serving.lanes import Lane
 from bot.serving.lora import Adapter, RowPlan, wrap_linears
 from bot.serving.metrics import Metrics
 from bot.serving.native.decoder import Decoder, UnsupportedModelError, fastest_threads
-from bot.serving.protocol import PRIORITY_BACKGROUND, PRIORITY_PEOPLE
+from bot.serving.protocol import PRIORITY_BACKGROUND, PRIORITY_PEOPLE, QueuePlace, QueueState
+from bot.serving.queueing import WaitingRoom
 from bot.serving.rows import Rows
 from bot.serving.shelf import AdapterShelf
 
 log = structlog.get_logger(__name__)
 
-MAX_WAITING = {PRIORITY_PEOPLE: 64, PRIORITY_BACKGROUND: 512}
 # While people are served, background work gets one step in so many.
 BACKGROUND_SHARE = 8
 # The kernels are compared with the model's modules on so many tokens, relative to the largest logit.
@@ -74,13 +73,12 @@ class Engine:
         self._rows = Rows(self._cache, options.slots)
         self._decoder = self._checked_decoder()
         self.threads = self._decoder.threads if self._decoder else options.threads or cores()
-        self._waiting: dict[int, deque[Job]] = {PRIORITY_PEOPLE: deque(), PRIORITY_BACKGROUND: deque()}
+        self._waiting: WaitingRoom[Job] = WaitingRoom(options.slots)
         self._lanes = {PRIORITY_PEOPLE: Lane(), PRIORITY_BACKGROUND: Lane()}
         self._wake = threading.Condition()
         self._closing = False
         self._stopped = False
         self._steps = 0
-        self._mean_job_s = 5.0
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
 
     @property
@@ -97,21 +95,18 @@ class Engine:
 
         Raises:
             RequestRejectedError: the prompt is empty or leaves no room in the context.
-            ServerBusyError: the queue is full.
+            ServerBusyError: the queue, or this user's share of it, is full.
             ServerUnavailableError: the engine is stopping.
         """
         self._check(job)
         with self._wake:
             if self._closing:
                 raise ServerUnavailableError("The model server is shutting down.")
-            queue = self._waiting[job.priority]
-            if len(queue) >= MAX_WAITING[job.priority]:
+            try:
+                self._waiting.add(job, self._lanes[PRIORITY_PEOPLE])
+            except ServerBusyError:
                 self.metrics.rejected += 1
-                raise ServerBusyError(
-                    f"{len(queue)} requests are waiting already; try again in a moment.",
-                    self._retry_after_s(),
-                )
-            queue.append(job)
+                raise
             self._wake.notify()
 
     def cancel(self, job: Job) -> None:
@@ -124,14 +119,24 @@ class Engine:
         """Return how many jobs run and how many wait."""
         with self._wake:
             running = sum(len(lane.jobs) for lane in self._lanes.values())
-            return running, sum(len(queue) for queue in self._waiting.values())
+            return running, len(self._waiting)
+
+    def queue_state(self) -> QueueState:
+        """Return who waits, and about how long a newcomer would."""
+        with self._wake:
+            return self._waiting.state(self._lanes[PRIORITY_PEOPLE])
+
+    def place(self, job: Job) -> QueuePlace | None:
+        """Return a person's place in the queue, or None once the job has a row."""
+        with self._wake:
+            return self._waiting.place(job, self._lanes[PRIORITY_PEOPLE])
 
     def stop(self, drain_s: float = 0.0) -> None:
         """Take no new job, let people's replies finish for ``drain_s`` seconds, then fail what is left."""
         with self._wake:
             self._closing = True
-            for job in [*self._waiting[PRIORITY_BACKGROUND], *self._lanes[PRIORITY_BACKGROUND].jobs]:
-                job.cancelled = True
+            for job in [*self._waiting, *(job for lane in self._lanes.values() for job in lane.jobs)]:
+                job.cancelled |= job.priority == PRIORITY_BACKGROUND
             self._wake.notify()
         if not self._thread.is_alive():
             return
@@ -153,10 +158,6 @@ class Engine:
             )
         if min(job.tokens) < 0 or max(job.tokens) >= self._vocabulary:
             raise RequestRejectedError(f"Token ids must be between 0 and {self._vocabulary - 1}.")
-
-    def _retry_after_s(self) -> float:
-        waiting = len(self._waiting[PRIORITY_PEOPLE]) + 1
-        return max(1.0, waiting / self._options.slots * self._mean_job_s)
 
     def _run(self) -> None:
         # OpenMP keeps the thread count per thread: it must be set on this one.
@@ -189,13 +190,11 @@ class Engine:
     def _reap(self) -> None:
         """End cancelled and expired jobs, wherever they are."""
         now = time.monotonic()
-        for queue in self._waiting.values():
-            for job in [job for job in queue if job.cancelled or job.expired(now)]:
-                queue.remove(job)
-                self._give_up(job)
+        for job in self._waiting.remove_ended(now):
+            self._give_up(job)
         for lane in self._lanes.values():
             for job in [job for job in lane.jobs if job.cancelled or job.expired(now)]:
-                self._leave(lane, job)
+                self._leave(job)
                 self._give_up(job)
 
     def _give_up(self, job: Job) -> None:
@@ -207,27 +206,18 @@ class Engine:
 
     def _admit(self) -> None:
         """Give waiting jobs rows: people first, in the place of background jobs if need be."""
-        people, background = self._lanes[PRIORITY_PEOPLE], self._lanes[PRIORITY_BACKGROUND]
-        queue = self._waiting[PRIORITY_PEOPLE]
-        while queue and len(people.jobs) < self._options.slots:
-            if len(people.jobs) + len(background.jobs) == self._options.slots:
-                evicted = background.jobs[-1]
-                self._leave(background, evicted)
-                # It keeps its tokens and its generator: its row is computed again later.
-                self._waiting[PRIORITY_BACKGROUND].appendleft(evicted)
-            self._join(people, queue.popleft())
-        queue = self._waiting[PRIORITY_BACKGROUND]
-        while queue and len(people.jobs) + len(background.jobs) < self._options.slots:
-            self._join(background, queue.popleft())
+        self._waiting.admit(
+            self._lanes[PRIORITY_PEOPLE], self._lanes[PRIORITY_BACKGROUND], self._join, self._leave
+        )
 
-    def _join(self, lane: Lane, job: Job) -> None:
+    def _join(self, job: Job) -> None:
         job.start()
         self._rows.take(job)
         self.metrics.reused_tokens += job.cached
-        lane.join(job)
+        self._lanes[job.priority].join(job)
 
-    def _leave(self, lane: Lane, job: Job) -> None:
-        lane.leave(job)
+    def _leave(self, job: Job) -> None:
+        self._lanes[job.priority].leave(job)
         self._rows.leave(job)
 
     def _next_lane(self) -> Lane:
@@ -296,7 +286,7 @@ class Engine:
         ending = job.accept(usable, self._end_tokens, self.context_tokens)
         self.metrics.generated_tokens += 1
         if ending is not None:
-            self._leave(lane, job)
+            self._leave(job)
             self._end(job, ending)
 
     def _forward(self, jobs: list[Job], tokens: list[list[int]], keep: int) -> torch.Tensor:
@@ -364,19 +354,18 @@ class Engine:
             self.shelf.unpin(job.adapter)
         self.metrics.count_request(outcome)
         if job.priority == PRIORITY_PEOPLE and outcome in ("stop", "length"):
-            self._mean_job_s += 0.1 * (job.running_s() - self._mean_job_s)
+            with self._wake:
+                self._waiting.observe(job.row_s())
 
     def _fail_everyone(self, code: FailureCode, message: str) -> None:
         """Fail the running jobs, and the waiting ones too when the engine ends."""
         with self._wake:
             jobs = [job for lane in self._lanes.values() for job in lane.jobs]
             if code == "shutting_down":
-                jobs += [job for queue in self._waiting.values() for job in queue]
-                for queue in self._waiting.values():
-                    queue.clear()
+                jobs += self._waiting.clear()
             for lane in self._lanes.values():
                 for job in lane.jobs:
-                    self._leave(lane, job)
+                    self._leave(job)
             # What a failed step left in the rows is not to be trusted.
             self._rows = Rows(self._cache, self._options.slots)
         for job in jobs:

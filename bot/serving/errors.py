@@ -4,6 +4,7 @@ ServingError
 ├── ServerUnavailableError   nothing (usable) answers at the server's address
 ├── ServerLoadingError       the server is up, its model is not loaded yet
 ├── ServerBusyError          the queue is full; ``retry_after_s`` says when to come back
+├── ReplyFailedError         the engine could not finish the request; ``code`` says why
 ├── UnknownModelError        no base or loaded adapter has this name
 ├── RequestRejectedError     the request itself is wrong (too long, out of range)
 ├── AdapterRefusedError      an adapter folder failed a check
@@ -12,6 +13,11 @@ ServingError
 """
 
 from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from bot.serving.events import FailureCode
 
 
 class ServingError(Exception):
@@ -41,8 +47,20 @@ class UnknownModelError(ServingError):
     """The server has neither a base nor a loaded adapter of the requested name."""
 
 
+class ReplyFailedError(ServingError):
+    """The engine began a request and could not finish it (inside the server; callers see an HTTP status)."""
+
+    def __init__(self, message: str, code: FailureCode) -> None:
+        super().__init__(message)
+        self.code: FailureCode = code
+
+
 class RequestRejectedError(ServingError):
-    """The request itself cannot be served; the text names what to change."""
+    """The request itself cannot be served; the text names what to change, ``param`` the field."""
+
+    def __init__(self, message: str, param: str | None = None) -> None:
+        super().__init__(message)
+        self.param = param
 
 
 class AdapterRefusedError(ServingError):

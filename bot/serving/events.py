@@ -61,13 +61,15 @@ class SamplingOptions:
 class JobOptions:
     """What a request asks for; without ``max_tokens`` the context is the limit.
 
-    ``ignore_end`` goes on past end tokens, for measurements of equal length.
+    ``user`` tells callers apart, so that each gets a fair share; ``ignore_end`` goes on past end tokens, for
+    measurements of equal length.
     """
 
     max_tokens: int | None = None
     sampling: SamplingOptions = SamplingOptions()
     stop: Sequence[str] = ()
     priority: int = PRIORITY_PEOPLE
+    user: str = ""
     score: bool = False
     deadline_s: float | None = None
     ignore_end: bool = False

@@ -23,11 +23,16 @@ CHANGING_PATHS = frozenset(("/v1/load_lora_adapter", "/v1/unload_lora_adapter"))
 
 
 def error_response(
-    status: int, message: str, code: str, *, headers: dict[str, str] | None = None
+    status: int,
+    message: str,
+    code: str,
+    *,
+    param: str | None = None,
+    headers: dict[str, str] | None = None,
 ) -> web.Response:
-    """Answer in OpenAI's error shape."""
+    """Answer in OpenAI's error shape; ``param`` is the field that is wrong."""
     kind = "invalid_request_error" if status < 500 else "server_error"
-    body = {"error": {"message": message, "type": kind, "code": code, "param": None}}
+    body = {"error": {"message": message, "type": kind, "code": code, "param": param}}
     return web.json_response(body, status=status, headers=headers)
 
 

@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import asyncio
 import dataclasses
-import json
-import secrets
 import time
-from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -17,6 +13,7 @@ from pydantic import BaseModel, ValidationError
 
 from bot.serving.errors import (
     AdapterRefusedError,
+    ReplyFailedError,
     RequestRejectedError,
     ServerBusyError,
     ServerLoadingError,
@@ -24,10 +21,11 @@ from bot.serving.errors import (
     ServingError,
     UnknownModelError,
 )
-from bot.serving.events import Event, Failed, Finished, JobOptions, SamplingOptions, TextPiece
+from bot.serving.events import FailureCode, JobOptions, SamplingOptions
 from bot.serving.guards import Handler, error_response, guard, is_trusted
 from bot.serving.protocol import (
     MAX_PROMPTS_PER_REQUEST,
+    NOT_OFFERED,
     ChatMessage,
     ChatRequest,
     CompletionRequest,
@@ -37,13 +35,13 @@ from bot.serving.protocol import (
     UnloadAdapterRequest,
     WireMessage,
 )
-from bot.serving.service import Service
+from bot.serving.queueing import LIMITS
+from bot.serving.responses import CHAT, TEXT, Answer, collect, prompt_logprobs, stream
+from bot.serving.service import Run, Service
 
 log = structlog.get_logger(__name__)
 
 MAX_BODY_BYTES = 8 * 1024 * 1024
-# While a request waits in the queue its stream sends comments, so that a silent stream means a dead server.
-KEEPALIVE_S = 10.0
 
 _Model = TypeVar("_Model", bound=BaseModel)
 
@@ -57,6 +55,7 @@ def build_app(service: Service, *, secret: str) -> web.Application:
     app.router.add_get("/health", face.health)
     app.router.add_get("/metrics", face.metrics)
     app.router.add_get("/v1/models", face.models)
+    app.router.add_get("/v1/models/{name:.+}", face.model)
     app.router.add_post("/v1/chat/completions", face.chat)
     app.router.add_post("/v1/completions", face.completions)
     app.router.add_post("/v1/load_lora_adapter", face.load_adapter)
@@ -86,14 +85,20 @@ def _refusal(error: ServingError) -> web.Response:
         headers = {"Retry-After": str(max(1, round(error.retry_after_s)))}
         return error_response(429, message, "busy", headers=headers)
     if isinstance(error, UnknownModelError):
-        return error_response(404, message, "model_not_found")
+        return error_response(404, message, "model_not_found", param="model")
     if isinstance(error, ServerLoadingError):
         return error_response(503, message, "loading", headers={"Retry-After": "2"})
     if isinstance(error, ServerUnavailableError):
         return error_response(503, message, "shutting_down")
     if isinstance(error, AdapterRefusedError):
         return error_response(400, message, "adapter_refused")
-    return error_response(400, message, "invalid_request")
+    if isinstance(error, ReplyFailedError):
+        return error_response(_FAILURES[error.code], message, error.code)
+    param = error.param if isinstance(error, RequestRejectedError) else None
+    return error_response(400, message, "invalid_request", param=param)
+
+
+_FAILURES: dict[FailureCode, int] = {"deadline": 504, "shutting_down": 503, "internal": 500}
 
 
 class _Face:
@@ -114,102 +119,88 @@ class _Face:
             running, waiting = engine.counts()
             body["base"] = dataclasses.asdict(service.runtime.description)
             body["adapters"] = engine.shelf.names()
-            body["queue"] = {"running": running, "waiting": waiting}
+            state = dataclasses.asdict(engine.queue_state())
+            body["queue"] = {"running": running, "waiting": waiting, **state}
         return web.json_response(body, status=200 if service.ready else 503)
 
     async def metrics(self, _: web.Request) -> web.Response:
         """Answer in Prometheus' text format."""
         engine = self._service.runtime.engine
-        running, waiting = engine.counts()
-        text = engine.metrics.render(running=running, waiting=waiting, adapters=len(engine.shelf.names()))
+        running = engine.counts()[0]
+        text = engine.metrics.render(
+            running=running, queue=engine.queue_state(), adapters=len(engine.shelf.names())
+        )
         return web.Response(text=text, headers={"Content-Type": "text/plain; version=0.0.4; charset=utf-8"})
 
     async def models(self, _: web.Request) -> web.Response:
         """List the base and the loaded adapters."""
         names = self._service.model_names()
-        data = [
-            {
-                "id": name,
-                "object": "model",
-                "created": self._started,
-                "owned_by": "strop",
-                "parent": None if name == names[0] else names[0],
-            }
-            for name in names
-        ]
-        return web.json_response({"object": "list", "data": data})
+        return web.json_response({"object": "list", "data": [self._model(name, names) for name in names]})
+
+    async def model(self, request: web.Request) -> web.Response:
+        """Describe one model."""
+        name = request.match_info["name"]
+        self._service.check_model(name)
+        return web.json_response(self._model(name, self._service.model_names()))
+
+    def _model(self, name: str, names: list[str]) -> dict[str, Any]:
+        return {
+            "id": name,
+            "object": "model",
+            "created": self._started,
+            "owned_by": "strop",
+            "parent": None if name == names[0] else names[0],
+        }
 
     async def chat(self, request: web.Request) -> web.StreamResponse:
         """``POST /v1/chat/completions``."""
         body = await _read(request, ChatRequest)
         self._service.check_model(body.model)
         prompt = await self._service.tokenize_chat(_messages(body.messages))
-        options = JobOptions(
-            max_tokens=body.max_completion_tokens or body.max_tokens,
-            sampling=_sampling(body),
-            stop=body.stop,
-            priority=body.priority,
-        )
-        async with self._service.run(body.model, [prompt], options) as (events,):
-            head = {
-                "id": f"chatcmpl-{secrets.token_hex(12)}",
-                "created": int(time.time()),
-                "model": body.model,
-            }
+        options = _options(body, body.max_completion_tokens or body.max_tokens)
+        answer = Answer(CHAT, body.model)
+        async with self._service.run(body.model, [prompt], options) as (run,):
             if body.stream:
-                usage = body.stream_options is not None and body.stream_options.include_usage
-                return await _stream_chat(request, events, head, include_usage=usage)
-            text, end = await _collect(events)
-            message = {"role": "assistant", "content": text}
-            choice = {"index": 0, "message": message, "finish_reason": end.reason, "logprobs": None}
-            return web.json_response(
-                {**head, "object": "chat.completion", "choices": [choice], "usage": _usage([end])}
-            )
+                return await _stream(request, body, run, answer)
+            text, end = await collect(run.events)
+        message = {"role": "assistant", "content": text, "refusal": None}
+        choice = {"index": 0, "message": message, "finish_reason": end.reason, "logprobs": None}
+        return answer.whole([choice], [end])
 
-    async def completions(self, request: web.Request) -> web.Response:
+    async def completions(self, request: web.Request) -> web.StreamResponse:
         """``POST /v1/completions``: raw prompts, and scoring of prompts."""
         body = await _read(request, CompletionRequest)
         self._service.check_model(body.model)
         score = body.prompt_logprobs is not None
         if score and body.max_tokens != 1:
-            raise RequestRejectedError("prompt_logprobs needs max_tokens: 1.")
-        if body.stream:
-            raise RequestRejectedError("Streaming is offered on /v1/chat/completions only.")
+            raise RequestRejectedError("prompt_logprobs needs max_tokens: 1.", "max_tokens")
         prompts = await self._prompt_ids(body)
-        options = JobOptions(
-            max_tokens=body.max_tokens,
-            sampling=_sampling(body),
-            stop=body.stop,
-            priority=body.priority,
-            score=score,
-        )
-        async with self._service.run(body.model, prompts, options) as queues:
-            ends = [await _collect(events) for events in queues]
+        if body.stream and (score or len(prompts) > 1):
+            raise RequestRejectedError("A stream carries one prompt, and no prompt_logprobs.", "stream")
+        options = _options(body, body.max_tokens, score=score)
+        answer = Answer(TEXT, body.model)
+        async with self._service.run(body.model, prompts, options) as runs:
+            if body.stream:
+                return await _stream(request, body, runs[0], answer)
+            ends = [await collect(run.events) for run in runs]
         choices = [
             {
                 "index": index,
                 "text": text,
                 "finish_reason": end.reason,
                 "logprobs": None,
-                "prompt_logprobs": _prompt_logprobs(prompts[index], end) if score else None,
+                "prompt_logprobs": prompt_logprobs(prompts[index], end) if score else None,
             }
             for index, (text, end) in enumerate(ends)
         ]
-        return web.json_response(
-            {
-                "id": f"cmpl-{secrets.token_hex(12)}",
-                "object": "text_completion",
-                "created": int(time.time()),
-                "model": body.model,
-                "choices": choices,
-                "usage": _usage([end for _, end in ends]),
-            }
-        )
+        return answer.whole(choices, [end for _, end in ends])
 
     async def _prompt_ids(self, body: CompletionRequest) -> list[TokenIds]:
         prompts = body.prompts()
-        if not 1 <= len(prompts) <= MAX_PROMPTS_PER_REQUEST:
-            raise RequestRejectedError(f"Send 1 to {MAX_PROMPTS_PER_REQUEST} prompts in a request.")
+        # More than may wait would be refused as "busy" for ever.
+        limit = min(MAX_PROMPTS_PER_REQUEST, LIMITS.of_one_caller(body.priority, body.user))
+        if not 1 <= len(prompts) <= limit:
+            raise RequestRejectedError(f"Send 1 to {limit} prompts in a request.", "prompt")
         return [
             await self._service.tokenize_text(prompt) if isinstance(prompt, str) else prompt
             for prompt in prompts
@@ -251,16 +242,20 @@ async def _read(request: web.Request, model: type[_Model]) -> _Model:
         return model.model_validate_json(await request.read())
     except ValidationError as error:
         problem = error.errors()[0]
-        place = ".".join(str(part) for part in problem["loc"]) or "body"
-        raise RequestRejectedError(f"{place}: {problem['msg']}") from error
+        refused = (problem["ctx"]["field"],) if problem["type"] == NOT_OFFERED else problem["loc"]
+        place = ".".join(str(part) for part in refused)
+        reason = problem["msg"].removeprefix("Value error, ")
+        raise RequestRejectedError(f"{place or 'body'}: {reason}", place or None) from error
 
 
 def _messages(messages: list[WireMessage]) -> list[ChatMessage]:
     return [ChatMessage(message.role, message.content) for message in messages]
 
 
-def _sampling(body: ChatRequest | CompletionRequest) -> SamplingOptions:
-    return SamplingOptions(
+def _options(
+    body: ChatRequest | CompletionRequest, max_tokens: int | None, *, score: bool = False
+) -> JobOptions:
+    sampling = SamplingOptions(
         temperature=body.temperature,
         top_p=body.top_p,
         top_k=max(body.top_k, 0),
@@ -268,73 +263,20 @@ def _sampling(body: ChatRequest | CompletionRequest) -> SamplingOptions:
         repetition_penalty=body.repetition_penalty,
         seed=body.seed,
     )
+    return JobOptions(
+        max_tokens=max_tokens,
+        sampling=sampling,
+        stop=body.stop,
+        priority=body.priority,
+        user=body.user,
+        score=score,
+        deadline_s=body.deadline_s,
+    )
 
 
-async def _events(queue: asyncio.Queue[Event]) -> AsyncIterator[Event | None]:
-    """Yield a job's events up to the terminal one, and None in every pause of ten seconds."""
-    while True:
-        try:
-            event = await asyncio.wait_for(queue.get(), KEEPALIVE_S)
-        except TimeoutError:
-            yield None
-            continue
-        yield event
-        if not isinstance(event, TextPiece):
-            return
-
-
-async def _collect(queue: asyncio.Queue[Event]) -> tuple[str, Finished]:
-    pieces: list[str] = []
-    while True:
-        event = await queue.get()
-        if isinstance(event, TextPiece):
-            pieces.append(event.text)
-        elif isinstance(event, Finished):
-            return "".join(pieces), event
-        else:
-            raise ServerUnavailableError(event.message)
-
-
-async def _stream_chat(
-    request: web.Request, queue: asyncio.Queue[Event], head: dict[str, Any], *, include_usage: bool
+async def _stream(
+    request: web.Request, body: ChatRequest | CompletionRequest, run: Run, answer: Answer
 ) -> web.StreamResponse:
-    """Send OpenAI's chunks; exactly one carries a finish reason, or the stream ends with an error."""
-    response = web.StreamResponse(headers={"Content-Type": "text/event-stream", "Cache-Control": "no-cache"})
-    await response.prepare(request)
-    await _send(response, _chunk(head, {"role": "assistant", "content": ""}))
-    async for event in _events(queue):
-        if event is None:
-            await response.write(b": waiting\n\n")
-        elif isinstance(event, TextPiece):
-            await _send(response, _chunk(head, {"content": event.text}))
-        elif isinstance(event, Failed):
-            error = {"message": event.message, "type": "server_error", "code": event.code, "status": 503}
-            await _send(response, {"error": error})
-        else:
-            await _send(response, _chunk(head, {}, event.reason))
-            if include_usage:
-                await _send(response, {**_chunk(head, {}), "choices": [], "usage": _usage([event])})
-    await response.write(b"data: [DONE]\n\n")
-    await response.write_eof()
-    return response
-
-
-def _chunk(head: dict[str, Any], delta: dict[str, Any], reason: str | None = None) -> dict[str, Any]:
-    choice = {"index": 0, "delta": delta, "finish_reason": reason, "logprobs": None}
-    return {**head, "object": "chat.completion.chunk", "choices": [choice]}
-
-
-async def _send(response: web.StreamResponse, value: dict[str, Any]) -> None:
-    await response.write(b"data: " + json.dumps(value, ensure_ascii=False).encode() + b"\n\n")
-
-
-def _usage(ends: list[Finished]) -> dict[str, int]:
-    prompt = sum(end.prompt_tokens for end in ends)
-    completion = sum(end.completion_tokens for end in ends)
-    return {"prompt_tokens": prompt, "completion_tokens": completion, "total_tokens": prompt + completion}
-
-
-def _prompt_logprobs(prompt: TokenIds, end: Finished) -> list[dict[str, dict[str, float]] | None]:
-    """vLLM's shape: nothing for the first token, then the log-probability of each token by its id."""
-    scores = end.scores or ()
-    return [None, *({str(t): {"logprob": s}} for t, s in zip(prompt[1:], scores, strict=True))]
+    usage = body.stream_options is not None and body.stream_options.include_usage
+    place = run.place if body.queue_updates else None
+    return await stream(request, run.events, answer, include_usage=usage, place=place)

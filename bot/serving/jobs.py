@@ -34,6 +34,7 @@ class Job:
         self.max_tokens = options.max_tokens
         self.adapter = adapter
         self.priority = options.priority
+        self.user = options.user
         self.score = options.score
         self.scores: list[float] = []
         self._ignore_end = options.ignore_end
@@ -46,6 +47,8 @@ class Job:
         self._penalised = options.sampling.repetition_penalty != 1.0
         self._submitted = time.monotonic()
         self._started: float | None = None
+        self._row_since: float | None = None
+        self._row_s = 0.0
         self._first_token: float | None = None
         self._expires = None if options.deadline_s is None else self._submitted + options.deadline_s
 
@@ -55,18 +58,27 @@ class Job:
         return len(self.tokens) - self.prompt_length
 
     def start(self) -> None:
-        """Note that the job has left the queue; an evicted one comes again and is scored anew."""
+        """Note that the job has a row now; its time in the queue is that before the first one.
+
+        One that had stepped aside is scored anew.
+        """
         self.scores.clear()
+        self._row_since = time.monotonic()
         if self._started is None:
-            self._started = time.monotonic()
+            self._started = self._row_since
+
+    def step_aside(self) -> None:
+        """Note that the job has lost its row and waits for another; what it has generated stays."""
+        self._row_s = self.row_s()
+        self._row_since = None
+
+    def row_s(self) -> float:
+        """Return for how long the job has had a row, in seconds."""
+        return self._row_s + (0.0 if self._row_since is None else time.monotonic() - self._row_since)
 
     def expired(self, now: float) -> bool:
         """Whether the job's deadline has passed."""
         return self._expires is not None and now >= self._expires
-
-    def running_s(self) -> float:
-        """Return how long the job has had a row, in seconds."""
-        return 0.0 if self._started is None else time.monotonic() - self._started
 
     def accept(self, logits: torch.Tensor, end_tokens: frozenset[int], context_tokens: int) -> Ending | None:
         """Choose the next token from ``logits`` (V,), send the text it completes; return a reason to end."""

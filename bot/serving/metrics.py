@@ -9,6 +9,8 @@ import bisect
 import threading
 from collections import Counter
 
+from bot.serving.protocol import QueueState
+
 STEP_BUCKETS_S = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0)
 
 
@@ -36,7 +38,7 @@ class Metrics:
             self._step_counts[bisect.bisect_left(STEP_BUCKETS_S, seconds)] += 1
             self._step_sum_s += seconds
 
-    def render(self, *, running: int, waiting: int, adapters: int) -> str:
+    def render(self, *, running: int, queue: QueueState, adapters: int) -> str:
         """Return the exposition text."""
         with self._lock:
             requests = dict(self._requests)
@@ -48,7 +50,11 @@ class Metrics:
         lines += _value("strop_reused_prompt_tokens_total", "counter", self.reused_tokens)
         lines += _value("strop_generated_tokens_total", "counter", self.generated_tokens)
         lines += _value("strop_requests_running", "gauge", running)
-        lines += _value("strop_requests_waiting", "gauge", waiting)
+        lines.append("# TYPE strop_requests_waiting gauge")
+        lines.append(f'strop_requests_waiting{{priority="people"}} {queue.people}')
+        lines.append(f'strop_requests_waiting{{priority="background"}} {queue.background}')
+        lines += _value("strop_users_waiting", "gauge", queue.users)
+        lines += _value("strop_wait_estimate_seconds", "gauge", round(queue.wait_s, 3))
         lines += _value("strop_adapters_loaded", "gauge", adapters)
         lines.append("# TYPE strop_step_seconds histogram")
         cumulative = 0

@@ -1,7 +1,8 @@
 """The values that cross the wire between the model server and its callers (torch-free).
 
 Requests follow the OpenAI chat-completions and completions protocols and vLLM's adapter endpoints; unknown
-fields are ignored as those servers do, so that ordinary OpenAI clients work unchanged.
+fields are ignored as those servers do, so that ordinary OpenAI clients work unchanged; what would change the
+answer and isn't offered is refused by name. ``priority``, ``queue_updates`` and ``deadline_s`` are ours.
 """
 
 from __future__ import annotations
@@ -9,7 +10,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic_core import PydanticCustomError
 
 Role: TypeAlias = Literal["system", "user", "assistant"]
 FinishReason: TypeAlias = Literal["stop", "length", "cancelled", "error"]
@@ -44,12 +46,67 @@ class Usage:
 
 
 @dataclass(frozen=True, slots=True)
+class QueuePlace:
+    """How many requests come before one that waits, and the server's estimate of the wait in seconds."""
+
+    ahead: int
+    wait_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class QueueState:
+    """Who waits for the model: people's requests, background ones, of how many people.
+
+    ``wait_s`` is about how long a newcomer would wait, in seconds; 0 where a row is free.
+    """
+
+    people: int = 0
+    background: int = 0
+    users: int = 0
+    wait_s: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Sampling:
+    """How a reply is chosen, and where it ends; the defaults suit a conversation."""
+
+    max_tokens: int
+    temperature: float = 0.7
+    top_p: float = 0.9
+    top_k: int = 0
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
+    seed: int | None = None
+    stop: tuple[str, ...] = ()
+
+    def as_json(self) -> dict[str, Any]:
+        """Return the request fields; what is not OpenAI's is sent only where it changes anything."""
+        fields: dict[str, Any] = {
+            "max_tokens": self.max_tokens,
+            "temperature": self.temperature,
+            "top_p": self.top_p,
+        }
+        fields |= {name: value for name, value in (("top_k", self.top_k), ("min_p", self.min_p)) if value}
+        if self.repetition_penalty != 1.0:
+            fields["repetition_penalty"] = self.repetition_penalty
+        if self.seed is not None:
+            fields["seed"] = self.seed
+        if self.stop:
+            fields["stop"] = list(self.stop)
+        return fields
+
+
+@dataclass(frozen=True, slots=True)
 class ChatDelta:
-    """A piece of a streamed reply; the last one carries ``finish_reason`` and, where known, ``usage``."""
+    """A piece of a streamed reply; the last one carries ``finish_reason`` and, where known, ``usage``.
+
+    While the request waits, pieces without text carry its ``queue`` place, if the caller asked for that.
+    """
 
     text: str
     finish_reason: str | None = None
     usage: Usage | None = None
+    queue: QueuePlace | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,6 +148,7 @@ class Health:
     adapters: tuple[str, ...] = ()
     running: int = 0
     waiting: int = 0
+    queue: QueueState = QueueState()
 
 
 class _Request(BaseModel):
@@ -102,6 +160,12 @@ class WireMessage(_Request):
 
     role: Role
     content: str
+
+    @field_validator("role", mode="before")
+    @classmethod
+    def _developer_is_system(cls, value: Any) -> Any:
+        """Read OpenAI's newer name of the same role."""
+        return "system" if value == "developer" else value
 
     @field_validator("content", mode="before")
     @classmethod
@@ -119,6 +183,30 @@ class StreamOptions(_Request):
     include_usage: bool = False
 
 
+NOT_OFFERED = "not_offered"
+"""The type of the validation error whose context names the refused field."""
+
+# OpenAI's fields that would need more than this server does, and the values that ask for nothing.
+_NOT_OFFERED: dict[str, tuple[Any, ...]] = {
+    "n": (1,),
+    "best_of": (1,),
+    "logprobs": (False,),
+    "top_logprobs": (0,),
+    "echo": (False,),
+    "suffix": ("",),
+    "logit_bias": ({},),
+    "presence_penalty": (0, 0.0),
+    "frequency_penalty": (0, 0.0),
+    "response_format": ({"type": "text"},),
+    "tools": ([],),
+    "tool_choice": ("none", "auto"),
+    "functions": ([],),
+    "function_call": ("none", "auto"),
+    "modalities": (["text"],),
+    "audio": (None,),
+}
+
+
 class _Generation(_Request):
     model: str = Field(min_length=1, max_length=256)
     temperature: float = Field(default=1.0, ge=0.0, le=10.0, allow_inf_nan=False)
@@ -131,7 +219,26 @@ class _Generation(_Request):
     stream: bool = False
     stream_options: StreamOptions | None = None
     priority: int = Field(default=PRIORITY_PEOPLE, ge=0, le=1)
-    n: int = Field(default=1, ge=1, le=1)
+    user: str = Field(default="", max_length=512)
+    deadline_s: float | None = Field(default=None, gt=0.0, le=86_400.0)
+    queue_updates: bool = False
+
+    @model_validator(mode="before")
+    @classmethod
+    def _refuse_by_name(cls, value: Any) -> Any:
+        """Refuse what would change the answer and isn't offered, instead of answering something else."""
+        for name, harmless in _NOT_OFFERED.items() if isinstance(value, dict) else ():
+            wish = value.get(name)
+            if not any(wish is None or (type(wish) is type(fine) and wish == fine) for fine in harmless):
+                raise PydanticCustomError(
+                    NOT_OFFERED, "this server does not offer it; leave it out", {"field": name}
+                )
+        return value
+
+    @field_validator("user", mode="before")
+    @classmethod
+    def _no_user(cls, value: Any) -> Any:
+        return "" if value is None else value
 
     @field_validator("stop", mode="before")
     @classmethod

@@ -9,6 +9,7 @@ import asyncio
 from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,7 +17,7 @@ import structlog
 
 from bot.serving.errors import ServerLoadingError, UnknownModelError
 from bot.serving.events import Event, JobOptions, Sink
-from bot.serving.protocol import ChatMessage, TokenIds
+from bot.serving.protocol import ChatMessage, QueuePlace, TokenIds
 from bot.serving.settings import Settings
 
 if TYPE_CHECKING:
@@ -26,6 +27,19 @@ if TYPE_CHECKING:
 log = structlog.get_logger(__name__)
 
 UNLOAD_WAIT_S = 60.0
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """A job in the engine, seen from the event loop."""
+
+    job: Job
+    runtime: Runtime
+    events: asyncio.Queue[Event]
+
+    def place(self) -> QueuePlace | None:
+        """Return where it waits, or None once it has a row."""
+        return self.runtime.engine.place(self.job)
 
 
 class Service:
@@ -95,24 +109,23 @@ class Service:
     @asynccontextmanager
     async def run(
         self, model: str, prompts: Sequence[TokenIds], options: JobOptions
-    ) -> AsyncIterator[list[asyncio.Queue[Event]]]:
-        """Submit one job per prompt and give their events; leaving the context cancels what still runs.
+    ) -> AsyncIterator[list[Run]]:
+        """Submit one job per prompt; leaving the context cancels what still runs.
 
         Raises:
             UnknownModelError, RequestRejectedError, ServerBusyError, ServerLoadingError: as they say.
         """
         runtime = self.runtime
-        jobs: list[Job] = []
-        queues: list[asyncio.Queue[Event]] = []
+        runs: list[Run] = []
         try:
             for prompt in prompts:
                 events: asyncio.Queue[Event] = asyncio.Queue()
-                jobs.append(runtime.submit(model, prompt, options, _threadsafe_sink(events)))
-                queues.append(events)
-            yield queues
+                job = runtime.submit(model, prompt, options, _threadsafe_sink(events))
+                runs.append(Run(job, runtime, events))
+            yield runs
         finally:
-            for job in jobs:
-                runtime.engine.cancel(job)
+            for run in runs:
+                runtime.engine.cancel(run.job)
 
     async def load_adapter(self, name: str, path: Path) -> bool:
         """Verify and load an adapter beside the running engine; False where it is loaded already.

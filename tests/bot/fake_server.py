@@ -31,6 +31,8 @@ class FakeModelServer:
         self.busy_times = 0
         self.break_after: int | None = None
         self.pause_s = 0.0
+        self.places: list[tuple[int, float]] = []
+        self.retry_after = "0.05"
         self.on_load: Callable[[web.Request], Awaitable[web.Response]] = self._load
         self.gate: asyncio.Event | None = None
         self.requests: list[dict[str, Any]] = []
@@ -114,11 +116,14 @@ class FakeModelServer:
         self.requests.append(body)
         if self.busy_times > 0:
             self.busy_times -= 1
-            return _error(429, "busy", "The queue is full.", {"Retry-After": "0.05"})
+            return _error(429, "busy", "The queue is full.", {"Retry-After": self.retry_after})
         if body["model"] not in (BASE, *self.adapters):
             return _error(404, "model_not_found", f"There is no model {body['model']}.")
         response = web.StreamResponse(headers={"Content-Type": "text/event-stream"})
         await response.prepare(request)
+        for ahead, wait_s in self.places if body.get("queue_updates") else ():
+            await _send(response, {"choices": [], "queue": {"ahead": ahead, "wait_s": wait_s}})
+            await asyncio.sleep(self.pause_s)
         words = self.answer.split(" ")
         for position, word in enumerate(words):
             if self.break_after is not None and position == self.break_after:

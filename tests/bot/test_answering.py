@@ -13,9 +13,12 @@ from simcord.backend import serializers
 from bot import answering
 from bot.answering import Answerer
 from bot.client import ATTACHMENT_NOTE, HIDDEN, NO_TEXT, NO_WORDS, StropClient
+from bot.drafts import Draft
 from bot.questions import Question
 from bot.services import Person, Services
 from bot.serving.plain_text import neutralise
+from bot.serving.protocol import QueuePlace
+from bot.streaming import ChannelPace, ReplyRenderer
 from storage import adapters, conversations, replies
 from storage.database import Database
 from tests.bot.conftest import Community
@@ -466,3 +469,82 @@ async def test_the_event_loop_stays_free_while_many_replies_stream(
     stored = services.database.read(lambda db: replies.recent(db, 0, 100))
     assert len(stored) == 30 and all(reply.status == "complete" for reply in stored)
     assert sorted(lags)[len(lags) * 9 // 10] < 0.1
+
+
+def shown_over_time(community: Community) -> list[str]:
+    """What the bot's messages said, one after the other."""
+    return [
+        request.json["content"]
+        for request in community.env.http_requests
+        if request.method in ("POST", "PATCH") and request.json and request.json.get("content")
+    ]
+
+
+async def test_whoever_waits_sees_their_place_in_the_reply_itself(
+    community: Community, model_server: FakeModelServer
+) -> None:
+    model_server.places = [(2, 12.4)]
+    model_server.pause_s = 0.3
+    model_server.answer = "There."
+    await community.ann.send(community.channel, f"{community.mention} hello")
+
+    assert shown_over_time(community) == ["-# 2 before you, about 12 s.", "There."]
+    assert community.said() == ["There."]
+    (reply,) = community.replies()
+    assert reply.text == "There."
+
+
+async def test_the_place_is_brought_up_to_date_now_and_then(services: Services) -> None:
+    async def on_part(message_id: int, position: int) -> None:
+        pass
+
+    screen = Screen()
+    question = Question(1, 2, 3, True, Person(4, "ann", "discord"), "hello", quote="> hello")
+    draft = Draft("r1", question, ReplyRenderer(screen, ChannelPace(0.01), on_part), 0.0)
+    for now, ahead, wait_s in ((0.0, 3, 1.5), (1.0, 3, 9.0), (2.0, 2, 7.0), (5.0, 1, 4.0), (9.5, 0, 1.0)):
+        answering._show_place(draft, QueuePlace(ahead, wait_s), now)
+        await asyncio.sleep(0.05)
+    await draft.renderer.finish("There.")
+    assert [text for _, text in screen.calls] == [
+        "> hello\n\n-# 3 before you, about 9 s.",
+        "> hello\n\n-# 1 before you, about 4 s.",
+        "> hello\n\n-# You are next, in about 1 s.",
+        "There.",
+    ]
+
+
+async def test_a_short_wait_is_not_worth_a_message(
+    community: Community, model_server: FakeModelServer
+) -> None:
+    model_server.places = [(1, 1.2)]
+    await community.ann.send(community.channel, f"{community.mention} hello")
+    assert not any("before you" in text for text in shown_over_time(community))
+
+
+async def test_a_long_busy_server_is_said_at_once(
+    community: Community, model_server: FakeModelServer
+) -> None:
+    model_server.busy_times, model_server.retry_after = 3, "40"
+    await community.ann.send(community.channel, f"{community.mention} hello")
+    assert community.said() == [answering.BUSY.format(seconds=40)]
+    assert len(model_server.requests) == 1
+
+
+async def test_the_model_server_knows_members_by_a_pseudonym(
+    community: Community, model_server: FakeModelServer
+) -> None:
+    for member in (community.ann, community.bob, community.ann):
+        await member.send(community.channel, f"{community.mention} hello")
+    first, second, third = (request["user"] for request in model_server.requests)
+    assert first == third != second
+    assert str(community.ann.id) not in json.dumps(model_server.requests)
+    assert len(first) == 24
+
+
+async def test_a_foreign_server_is_not_asked_for_places(
+    community: Community, model_server: FakeModelServer
+) -> None:
+    model_server.describes_base = False
+    await community.ann.send(community.channel, f"{community.mention} hello")
+    assert "queue_updates" not in model_server.requests[0]
+    assert community.said() == ["Hello there, friend."]

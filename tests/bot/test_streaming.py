@@ -165,3 +165,24 @@ async def test_replies_in_one_channel_share_its_pace() -> None:
     started = loop.time()
     await asyncio.gather(*(pace.turn() for _ in range(4)))
     assert 0.14 < loop.time() - started < 0.4
+
+
+async def test_what_may_be_left_out_takes_only_free_turns(screen: Screen) -> None:
+    """Twenty who wait in one channel cost a reply in it no more than one turn."""
+
+    async def on_part(message_id: int, position: int) -> None:
+        pass
+
+    pace = ChannelPace(0.1)
+    waiting = [ReplyRenderer(Screen(200 + 10 * n), pace, on_part) for n in range(20)]
+    reply = ReplyRenderer(screen, pace, on_part)
+    started = asyncio.get_running_loop().time()
+    shown = 0
+    for _ in range(30):
+        shown += sum(one.show_if_free(f"-# still waiting {shown}") for one in waiting)
+        await asyncio.sleep(0.01)
+    assert 1 <= shown <= 4
+    await reply.finish("the answer")
+    assert screen.at[0] - started < 0.3 + 0.25
+    for one in waiting:
+        await one.abandon()

@@ -12,6 +12,7 @@ from safetensors.torch import save_file
 from bot.serving.adapter_files import write_manifest
 from bot.serving.base import LoadedBase
 from bot.serving.engine import Engine
+from bot.serving.errors import ServingError
 from bot.serving.events import Event, Failed, Finished, JobOptions, TextPiece
 from bot.serving.jobs import Job
 from bot.serving.lora import Adapter
@@ -93,7 +94,12 @@ class Caller:
         ids = self.base.tokenizer(prompt)["input_ids"] if isinstance(prompt, str) else list(prompt)
         pinned = self.engine.shelf.pin(adapter) if adapter else None
         job = Job(ids, JobOptions(**options), sink=events.put, tokenizer=self.base.tokenizer, adapter=pinned)
-        self.engine.submit(job)
+        try:
+            self.engine.submit(job)
+        except ServingError:
+            if pinned is not None:
+                self.engine.shelf.unpin(pinned)
+            raise
         return job, events
 
     def run(self, prompt: str | Sequence[int], adapter: str | None = None, **options: Any) -> Finished:

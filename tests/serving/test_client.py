@@ -19,7 +19,7 @@ from bot.serving.errors import (
     ServerUnavailableError,
     UnknownModelError,
 )
-from bot.serving.protocol import ChatMessage
+from bot.serving.protocol import ChatMessage, Sampling
 from bot.serving.sse import events
 
 HELLO = [ChatMessage("user", "Hello")]
@@ -69,14 +69,14 @@ async def test_a_silent_server_meets_the_deadline() -> None:
 
     async with peer(silent) as client:
         with pytest.raises(ServerUnavailableError, match=r"did not finish within 0\.2 s"):
-            await client.chat(model="m", messages=HELLO, max_tokens=1, deadline_s=0.2)
+            await client.chat(model="m", messages=HELLO, sampling=Sampling(1), deadline_s=0.2)
 
 
 async def test_a_stream_that_breaks_off_is_an_error_not_a_short_reply() -> None:
     chunk = {"choices": [{"index": 0, "delta": {"content": "half"}, "finish_reason": None}]}
     async with peer(answering(200, f"data: {json.dumps(chunk)}\n\n")) as client:
         with pytest.raises(ServerUnavailableError, match="in the middle of a reply"):
-            await client.chat(model="m", messages=HELLO, max_tokens=1)
+            await client.chat(model="m", messages=HELLO, sampling=Sampling(1))
 
 
 async def test_an_error_inside_a_stream_is_raised() -> None:
@@ -85,7 +85,7 @@ async def test_an_error_inside_a_stream_is_raised() -> None:
     }
     async with peer(answering(200, f"data: {json.dumps(error)}\n\ndata: [DONE]\n\n")) as client:
         with pytest.raises(ServerUnavailableError, match="shutting down"):
-            await client.chat(model="m", messages=HELLO, max_tokens=1)
+            await client.chat(model="m", messages=HELLO, sampling=Sampling(1))
 
 
 @pytest.mark.parametrize("body", ["not json", "[]", '{"choices": 3}', "", '{"choices": [{}]}'])
@@ -99,7 +99,7 @@ async def test_a_busy_server_says_when_to_come_back() -> None:
     body = json.dumps({"error": {"message": "Full.", "code": "busy"}})
     async with peer(answering(429, body, **{"Retry-After": "7"})) as client:
         with pytest.raises(ServerBusyError) as busy:
-            await client.chat(model="m", messages=HELLO, max_tokens=1)
+            await client.chat(model="m", messages=HELLO, sampling=Sampling(1))
     assert busy.value.retry_after_s == 7
 
 
@@ -109,10 +109,10 @@ async def test_vllms_errors_are_understood() -> None:
     )
     async with peer(answering(404, body)) as client:
         with pytest.raises(UnknownModelError):
-            await client.chat(model="x", messages=HELLO, max_tokens=1)
+            await client.chat(model="x", messages=HELLO, sampling=Sampling(1))
     async with peer(answering(400, json.dumps({"error": {"message": "too long", "code": 400}}))) as client:
         with pytest.raises(RequestRejectedError, match="too long"):
-            await client.chat(model="x", messages=HELLO, max_tokens=1)
+            await client.chat(model="x", messages=HELLO, sampling=Sampling(1))
 
 
 async def test_vllms_empty_health_means_ok() -> None:
@@ -141,11 +141,13 @@ async def test_optional_fields_are_sent_only_when_they_are_set() -> None:
         return web.Response(text=f"data: {json.dumps(chunk)}\n\ndata: [DONE]\n\n")
 
     async with peer(record) as client:
-        await client.chat(model="m", messages=HELLO, max_tokens=1)
-        await client.chat(model="m", messages=HELLO, max_tokens=1, seed=0, priority=1, top_k=5, stop=["x"])
-    ours = {"priority", "seed", "top_k", "min_p", "repetition_penalty", "stop"}
+        await client.chat(model="m", messages=HELLO, sampling=Sampling(1))
+        everything = Sampling(1, seed=0, top_k=5, stop=("x",))
+        await client.chat(model="m", messages=HELLO, sampling=everything, priority=1, user="u")
+    ours = {"priority", "seed", "top_k", "min_p", "repetition_penalty", "stop", "user", "queue_updates"}
     assert not ours & set(seen[0])
-    assert {key: seen[1][key] for key in ("seed", "priority", "top_k", "stop")} == {
+    assert {key: seen[1][key] for key in ("seed", "priority", "top_k", "stop", "user")} == {
+        "user": "u",
         "seed": 0,
         "priority": 1,
         "top_k": 5,

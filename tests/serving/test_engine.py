@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from transformers import AutoModelForCausalLM
 
 from bot.serving.base import BaseInfo, LoadedBase, load_base
-from bot.serving.engine import MAX_WAITING, Engine, EngineOptions
+from bot.serving.engine import Engine, EngineOptions
 from bot.serving.errors import (
     RequestRejectedError,
     ServerBusyError,
@@ -20,6 +20,7 @@ from bot.serving.errors import (
 )
 from bot.serving.events import Failed, Finished, JobOptions, SamplingOptions, TextPiece
 from bot.serving.jobs import Job
+from bot.serving.queueing import LIMITS
 from tests.serving.builders import Caller, drain, memory_adapter
 from tests.serving.test_lora import CONFIGS
 from tests.tiny_model import build_tiny_tokenizer
@@ -244,7 +245,7 @@ def test_a_full_queue_is_refused_with_an_estimate(caller: Caller) -> None:
             while True:
                 jobs.append(caller.submit(PROMPT, max_tokens=200))
         assert busy.value.retry_after_s >= 1
-        assert len(jobs) >= MAX_WAITING[0]
+        assert len(jobs) >= LIMITS.unnamed
     finally:
         for job, _ in jobs:
             caller.engine.cancel(job)

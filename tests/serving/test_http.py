@@ -27,7 +27,7 @@ from bot.serving.errors import (
     UnknownModelError,
 )
 from bot.serving.http import MAX_BODY_BYTES, build_app
-from bot.serving.protocol import ChatDelta, ChatMessage
+from bot.serving.protocol import ChatDelta, ChatMessage, Sampling
 from bot.serving.runtime import Runtime
 from bot.serving.service import Service
 from bot.serving.settings import Settings, read_settings
@@ -93,13 +93,13 @@ async def test_health_describes_the_base_and_the_queue(client: ModelClient, base
 
 async def test_a_chat_streams_pieces_and_ends_once_with_usage(client: ModelClient) -> None:
     deltas: list[ChatDelta] = []
-    async for delta in client.chat_stream(model="tiny", messages=HELLO, max_tokens=20, seed=5):
+    async for delta in client.chat_stream(model="tiny", messages=HELLO, sampling=Sampling(20, seed=5)):
         deltas.append(delta)  # noqa: PERF401
     assert [delta.finish_reason for delta in deltas[:-1]] == [None] * (len(deltas) - 1)
     assert deltas[-1].finish_reason in ("stop", "length")
     assert deltas[-1].usage is not None
     assert deltas[-1].usage.completion_tokens > 1
-    whole = await client.chat(model="tiny", messages=HELLO, max_tokens=20, seed=5)
+    whole = await client.chat(model="tiny", messages=HELLO, sampling=Sampling(20, seed=5))
     assert whole.text == "".join(delta.text for delta in deltas)
 
 
@@ -168,7 +168,7 @@ async def test_tokens_of_a_chat_are_counted_as_they_are_served(client: ModelClie
     )
     assert base.tokenizer.decode(tokens) == expected
     assert await client.count_tokens(model="tiny", messages=HELLO) == len(tokens)
-    reply = await client.chat(model="tiny", messages=HELLO, max_tokens=2)
+    reply = await client.chat(model="tiny", messages=HELLO, sampling=Sampling(2))
     assert reply.prompt_tokens == len(tokens)
 
 
@@ -183,13 +183,13 @@ async def test_an_adapter_is_loaded_used_and_unloaded(
     )
     name = folder.name
     with pytest.raises(UnknownModelError):
-        await client.chat(model=name, messages=HELLO, max_tokens=4)
+        await client.chat(model=name, messages=HELLO, sampling=Sampling(4))
     await client.load_adapter(name, folder)
     await client.load_adapter(name, folder)
     assert await client.models() == ["tiny", name]
     assert (await client.health()).adapters == (name,)
-    tuned = await client.chat(model=name, messages=HELLO, max_tokens=20, temperature=0.0)
-    plain = await client.chat(model="tiny", messages=HELLO, max_tokens=20, temperature=0.0)
+    tuned = await client.chat(model=name, messages=HELLO, sampling=Sampling(20, temperature=0.0))
+    plain = await client.chat(model="tiny", messages=HELLO, sampling=Sampling(20, temperature=0.0))
     assert tuned.text != plain.text
     await client.unload_adapter(name)
     assert await client.models() == ["tiny"]
@@ -288,7 +288,7 @@ async def test_an_unknown_path_is_not_taken_for_an_unknown_model(http: aiohttp.C
 
 
 async def test_a_caller_that_leaves_frees_the_engine(client: ModelClient, engine: Engine) -> None:
-    stream = client.chat_stream(model="tiny", messages=HELLO, max_tokens=200, temperature=1.5)
+    stream = client.chat_stream(model="tiny", messages=HELLO, sampling=Sampling(200, temperature=1.5))
     await anext(stream)
     await stream.aclose()
     ends = time.monotonic() + 10
@@ -300,7 +300,7 @@ async def test_a_caller_that_leaves_frees_the_engine(client: ModelClient, engine
 
 async def test_many_chats_at_once_all_end(client: ModelClient) -> None:
     replies = await asyncio.gather(
-        *(client.chat(model="tiny", messages=HELLO, max_tokens=10, seed=i) for i in range(20))
+        *(client.chat(model="tiny", messages=HELLO, sampling=Sampling(10, seed=i)) for i in range(20))
     )
     assert all(reply.finish_reason in ("stop", "length") for reply in replies)
 
@@ -320,7 +320,7 @@ async def test_while_loading_health_answers_and_the_rest_says_so(tmp_path: Path)
     async with listening(service) as url, ModelClient(url) as client:
         assert (await client.health()).status == "loading"
         with pytest.raises(ServerLoadingError):
-            await client.chat(model="tiny", messages=HELLO, max_tokens=4)
+            await client.chat(model="tiny", messages=HELLO, sampling=Sampling(4))
         with pytest.raises(ServerLoadingError):
             await client.models()
 
@@ -377,7 +377,8 @@ async def test_a_whole_life(tiny_source: Path, tiny_folder: Path, models_dir: Pa
         assert stat.S_IMODE((server.run_dir / "server.json").stat().st_mode) == 0o600
         async with ModelClient.from_run_dir(server.run_dir) as client:
             await until_loaded(client)
-            stream = client.chat_stream(model="tiny", messages=HELLO, max_tokens=60, temperature=1.0, seed=3)
+            sampling = Sampling(60, temperature=1.0, seed=3)
+            stream = client.chat_stream(model="tiny", messages=HELLO, sampling=sampling)
             first = await anext(stream)
             server.process.send_signal(signal.SIGTERM)
             rest = [delta async for delta in stream]
@@ -395,6 +396,19 @@ async def test_a_whole_life(tiny_source: Path, tiny_folder: Path, models_dir: Pa
                 assert await client.models() == ["tiny"]
                 with pytest.raises(AdapterRefusedError, match="no adapter folder"):
                     await client.load_adapter("x", tmp_path / "adapters" / "x")
+
+
+@pytest.mark.parametrize("delay_s", [0.0, 0.5, 1.5])
+def test_ctrl_c_while_the_model_loads_ends_the_server_quietly(tmp_path: Path, delay_s: float) -> None:
+    with ServingProcess(tmp_path) as server:
+        server.address()
+        time.sleep(delay_s)
+        server.process.send_signal(signal.SIGINT)
+        _, said = server.process.communicate(timeout=30)
+    assert server.process.returncode == 0
+    # Only the log, in lines of JSON: no trace, and nothing of a C++ library's.
+    assert all(line.startswith("{") for line in said.splitlines()), said
+    assert not (server.run_dir / "server.json").exists()
 
 
 async def until_loaded(client: ModelClient, timeout_s: float = 120) -> None:

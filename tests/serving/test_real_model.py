@@ -4,7 +4,7 @@ import asyncio
 from pathlib import Path
 
 from bot.serving.client import ModelClient
-from bot.serving.protocol import ChatMessage
+from bot.serving.protocol import ChatMessage, Sampling
 from tests.real_model import REAL_MODELS_DIR
 from tests.serving.serving_process import ServingProcess
 from tests.serving.test_http import until_loaded
@@ -22,7 +22,7 @@ async def test_the_packaged_model_is_quantized_once_and_answers(tmp_path: Path) 
             assert health.base.hash.startswith("eaee85507710c583")
             question = [ChatMessage("user", "What is the capital of France? Answer in one word.")]
             reply = await client.chat(
-                model=health.base.id, messages=question, max_tokens=12, temperature=0.0, deadline_s=60
+                model=health.base.id, messages=question, sampling=Sampling(12, temperature=0.0), deadline_s=60
             )
             assert "Paris" in reply.text
             assert reply.finish_reason == "stop"

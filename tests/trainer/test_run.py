@@ -19,7 +19,7 @@ import pytest
 import sqlite_utils
 
 from bot.serving.errors import UnknownModelError
-from bot.serving.protocol import ChatMessage
+from bot.serving.protocol import ChatMessage, Sampling
 from storage import adapters, duels, evaluations, members, runs
 from storage.adapters import Adapter
 from storage.database import Database
@@ -336,7 +336,7 @@ async def _refuse(deployment: Deployment, voting: Run, adapter: Adapter) -> Run:
             deployment.database, client, run=voting, adapter=adapter, reason="of the test", metrics={}
         )
         with pytest.raises(UnknownModelError):
-            await client.chat(model=adapter.id, messages=[ChatMessage("user", "Hi")], max_tokens=1)
+            await client.chat(model=adapter.id, messages=[ChatMessage("user", "Hi")], sampling=Sampling(1))
         return ended
 
 

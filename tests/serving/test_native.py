@@ -15,9 +15,11 @@ from bot.serving.lora import Adapter, RowPlan, wrap_linears
 from bot.serving.native import library
 from bot.serving.native.decoder import ARCHITECTURES, Decoder, UnsupportedModelError, fastest_threads
 from bot.serving.native.packed import PackedLinear
+from bot.serving.quantize import prepare_base
 from tests.serving.builders import Caller, memory_adapter
 from tests.serving.test_engine import GREEDY, PROMPT
 from tests.serving.test_lora import CONFIGS, SHAPE
+from tests.tiny_model import build_tiny_tokenizer
 
 ALL_CONFIGS = {
     **CONFIGS,
@@ -205,3 +207,27 @@ def test_the_number_of_threads_is_measured(base: LoadedBase, monkeypatch: pytest
     assert fastest_threads(decoder, 4) == 2
     monkeypatch.undo()
     assert fastest_threads(decoder, 1) == 1
+
+
+FAMILIES: dict[str, Any] = {
+    **{name: ALL_CONFIGS[name] for name in ("qwen2", "qwen3", "gemma2", "gemma3", "granite", "smollm3")},
+    "phi3": Phi3Config(**SHAPE, bos_token_id=None, eos_token_id=None),
+    "untied": LlamaConfig(**SHAPE, tie_word_embeddings=False, attention_bias=True),
+}
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_every_family_gives_the_same_logits_mapped_and_unfolded(name: str, tmp_path: Path) -> None:
+    config = type(FAMILIES[name])(**{**FAMILIES[name].to_dict(), "vocab_size": 416})
+    torch.manual_seed(1)
+    source = tmp_path / "source"
+    AutoModelForCausalLM.from_config(config).to(torch.bfloat16).save_pretrained(source)
+    build_tiny_tokenizer().save_pretrained(source)
+    folder = prepare_base(str(source), "", device="cpu", models_dir=tmp_path / "models")
+    ids = torch.tensor([list(range(5, 45))])
+    with torch.inference_mode():
+        mapped = load_base(folder, "cpu", execution="mapped").model(input_ids=ids).logits
+        dense = load_base(folder, "cpu", execution="dense").model(input_ids=ids).logits
+    # They differ by the bfloat16 rounding of each unfolded weight.
+    assert torch.allclose(mapped, dense, atol=2e-2 * float(dense.abs().max()))
+    assert not torch.equal(mapped, dense)

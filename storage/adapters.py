@@ -160,6 +160,19 @@ def promote(
     return _crown(db, scope, base_hash, adapter_id, previous, "promote", actor, reason, run_id)
 
 
+def promote_by_hand(
+    db: sqlite_utils.Database, *, scope: str, base_hash: str, adapter_id: str | None, actor: str, reason: str
+) -> str | None:
+    """Promote an adapter (None: the base) unless it is champion already; return the champion before.
+
+    Raises what :func:`promote` raises.
+    """
+    previous = ensure_champion_row(db, scope, base_hash)
+    if previous != adapter_id:
+        promote(db, scope=scope, base_hash=base_hash, adapter_id=adapter_id, actor=actor, reason=reason)
+    return previous
+
+
 def rollback(db: sqlite_utils.Database, *, scope: str, base_hash: str, actor: str, reason: str) -> str | None:
     """Go back to the champion before this one; return it (None is the base model).
 

@@ -95,20 +95,16 @@ def promote(
             load_in_server(opened, chosen, health)
             chosen_scope, base, adapter_id = chosen.scope, chosen.base_hash, chosen.id
 
-        def work(db: sqlite_utils.Database) -> str | None:
-            previous = registry.ensure_champion_row(db, chosen_scope, base)
-            if previous != adapter_id:
-                registry.promote(
-                    db,
-                    scope=chosen_scope,
-                    base_hash=base,
-                    adapter_id=adapter_id,
-                    actor=actor(),
-                    reason=reason,
-                )
-            return previous
-
-        previous = opened.database.write(work)
+        previous = opened.database.write(
+            lambda db: registry.promote_by_hand(
+                db,
+                scope=chosen_scope,
+                base_hash=base,
+                adapter_id=adapter_id,
+                actor=actor(),
+                reason=reason,
+            )
+        )
     _tell(chosen_scope, adapter_id, previous, as_json=as_json)
 
 

@@ -116,21 +116,16 @@ async def promote(interaction: Interaction, adapter: str) -> None:
         # Loaded before it is promoted: what the server refuses must not become champion.
         await services.load_adapter(adapter_id)
 
-    def work(db: Any) -> str | None:
-        previous = adapters.ensure_champion_row(db, scope, base_hash)
-        if previous != adapter_id:
-            adapters.promote(
-                db,
-                scope=scope,
-                base_hash=base_hash,
-                adapter_id=adapter_id,
-                actor=str(interaction.user.id),
-                reason="promoted by hand",
-                expected_champion=previous,
-            )
-        return previous
-
-    previous = await services.database.awrite(work)
+    previous = await services.database.awrite(
+        lambda db: adapters.promote_by_hand(
+            db,
+            scope=scope,
+            base_hash=base_hash,
+            adapter_id=adapter_id,
+            actor=str(interaction.user.id),
+            reason="promoted by hand",
+        )
+    )
     if previous == adapter_id:
         return await say(interaction, f"{_called(adapter_id).capitalize()} answers already.")
     return await say(

@@ -74,6 +74,8 @@ async def _run(config: Config, *, playground: bool) -> int:
     database = await asyncio.to_thread(Database.open, config.database)
     try:
         async with _model_client(config) as model:
+            if link is not None:
+                config = _reading_everything(config)
             client = make_client(Services(config, database, model, playground=link is not None))
             return await _serve(client, token, stop, link, config.run)
     finally:
@@ -107,6 +109,12 @@ def _token(config: Config, link: PlaygroundLink | None) -> str:
             "starts the local playground where no token is needed."
         )
     return config.discord.token.get_secret_value()
+
+
+def _reading_everything(config: Config) -> Config:
+    """The playground has no developer portal in which somebody would have to switch message content on."""
+    discord_section = config.discord.model_copy(update={"message_content": True})
+    return config.model_copy(update={"discord": discord_section})
 
 
 def _model_client(config: Config) -> ModelClient:
@@ -150,8 +158,8 @@ async def _connect(client: StropClient, token: str) -> None:
         ) from error
     except discord.PrivilegedIntentsRequired as error:
         raise IntentsMissingError(
-            "Discord refuses the connection: discord.channels needs the switch Developer Portal > "
-            "your application > Bot > Message Content Intent. Switch it on, or empty discord.channels."
+            "Discord refuses the connection: discord.channels and discord.message_content need the switch "
+            "Developer Portal > your application > Bot > Message Content Intent. Switch it on, or drop them."
         ) from error
     except discord.ConnectionClosed as error:
         if error.code == 4004:

@@ -25,8 +25,10 @@ from bot.serving.errors import (
     ServingError,
     UnknownModelError,
 )
+from bot.serving.plain_text import neutralise
 from bot.serving.protocol import BaseDescription, ChatDelta, ChatMessage, QueuePlace, Sampling
 from bot.streaming import LOCAL_PACE_S, PACE_S, Paces, ReplyRenderer, Surface
+from storage.config import ChatConfig
 from storage.errors import DiskFullError, StorageError
 from storage.replies import Status
 
@@ -36,6 +38,10 @@ STOPPED = "-# I was switched off in the middle of this. Ask me again in a moment
 BROKE_OFF = "-# My model server stopped in the middle of this. Ask me again in a moment."
 BUSY = "I have more questions than I can take right now. Please ask me again in {seconds} seconds."
 TRUNCATED = "-# Your message was longer than I can read at once: I read its beginning and its end."
+LEFT_OUT = (
+    "-# This conversation is longer than I can read at once: from here on I leave out the oldest messages "
+    "({count} so far)."
+)
 NOTHING_SAID = "-# I found no words for that. Please try another wording."
 DISK_FULL = "My disk is full, so I can't keep this conversation. Please tell whoever runs me."
 WAITING = "-# {ahead} before you, about {seconds} s."
@@ -138,14 +144,17 @@ class Answerer:
         if len(self._tasks) > MAX_IN_FLIGHT:
             raise ServerBusyError("too many replies in flight", 30.0)
         base, loaded = await self._ready(draft)
+        draft.chat = await chat_for(self._services, draft.question, base)
         asked = await self._recorder.question(draft.question, base)
         draft.adapter_id = await self._answering_adapter(asked.champion, loaded)
         prompt = await self._prompt(draft, asked, base)
         seed = secrets.randbits(31)
-        sampling = self._sampling(seed)
+        sampling = _sampling(draft.chat, seed)
         await self._recorder.start(draft, asked, prompt, base, sampling)
         if prompt.truncated:
             draft.notes.append(TRUNCATED)
+        elif prompt.dropped_turns and not asked.left_out_before:
+            draft.notes.append(LEFT_OUT.format(count=prompt.dropped_turns))
         await self._generate(draft, prompt, base, sampling)
         if not draft.text.strip():
             draft.notes.append(NOTHING_SAID)
@@ -178,7 +187,7 @@ class Answerer:
         return champion
 
     async def _prompt(self, draft: Draft, asked: Asked, base: BaseDescription) -> Prompt:
-        chat = self._services.config.chat
+        chat = draft.chat
         room = (base.context_tokens or self._services.config.model.context_tokens) - chat.max_new_tokens
         budget = max(MIN_PROMPT_TOKENS, min(chat.context_tokens, room))
 
@@ -189,16 +198,6 @@ class Answerer:
             chat.system_prompt, asked.turns, budget, count, base.special_tokens
         )
         return prompt
-
-    def _sampling(self, seed: int) -> Sampling:
-        chat = self._services.config.chat
-        return Sampling(
-            max_tokens=chat.max_new_tokens,
-            temperature=chat.temperature,
-            top_p=chat.top_p,
-            top_k=chat.top_k,
-            seed=seed,
-        )
 
     async def _generate(
         self, draft: Draft, prompt: Prompt, base: BaseDescription, sampling: Sampling
@@ -258,6 +257,30 @@ def _show_place(draft: Draft, place: QueuePlace, now: float) -> None:
     due = place.wait_s >= SHORTEST_WAIT_S if shown_at is None else now - shown_at >= WAITING_EVERY_S
     if due and draft.renderer.show_if_free(draft.shown_while_waiting()):
         draft.waiting_shown_at = now
+
+
+def _sampling(chat: ChatConfig, seed: int) -> Sampling:
+    return Sampling(
+        max_tokens=chat.max_new_tokens,
+        temperature=chat.temperature,
+        top_p=chat.top_p,
+        top_k=chat.top_k,
+        seed=seed,
+    )
+
+
+async def chat_for(services: Services, question: Question, base: BaseDescription) -> ChatConfig:
+    """Return how a reply is asked for in the question's place, with room left for the question itself."""
+    found = await services.settings(question.guild_id, question.home_channel_id)
+    context_tokens = base.context_tokens or services.config.model.context_tokens
+    persona = found.settings.system_prompt
+    changed = {
+        # A server's admins are members too: their words can't end a turn either.
+        "system_prompt": persona if found.origins["system_prompt"] == "file" else neutralise(persona),
+        "temperature": found.settings.temperature,
+        "max_new_tokens": min(found.settings.max_new_tokens, max(context_tokens - MIN_PROMPT_TOKENS, 1)),
+    }
+    return services.config.chat.model_copy(update=changed)
 
 
 def _explanation(error: Exception, draft: Draft) -> str:

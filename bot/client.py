@@ -10,9 +10,9 @@ from typing import Any
 import discord
 import structlog
 
-from bot import questions
+from bot import attachments, questions, threads, triggers
 from bot.answering import STOPPED, Answerer
-from bot.commands import ask, loop, privacy
+from bot.commands import ask, loop, moderation, privacy, settings
 from bot.commands.tree import StropTree
 from bot.commands.votes import VoteButton
 from bot.connection import IdentifyBudget
@@ -28,13 +28,17 @@ from storage.config import Config
 from storage.errors import StorageError
 
 NO_WORDS = "You called me without a question. Write it after my name."
-NO_TEXT = "I can read only text in this version, so I did not open what you sent. Please write it to me."
+NO_TEXT = "I can read only text, so I did not open what you sent. Please write it to me."
 HIDDEN = (
     "Discord does not show me this message's text. Please mention me in it. (Whoever runs me can let me "
-    "read every message: list the channel in `discord.channels` and switch on the Message Content Intent in "
-    "Discord's developer portal.)"
+    "read every message: `discord.message_content = true` in strop.toml, and the switch Message Content "
+    "Intent in Discord's developer portal.)"
 )
-ATTACHMENT_NOTE = "-# I can't open attachments in this version; I read only your text."
+CITED_HIDDEN = "-# Discord does not show me the message that you replied to: I answer only yours."
+NO_THREAD = (
+    "I was to open a thread for a conversation in <#{channel}>, but I lack the permission {names}: "
+    "give it to me, or switch automatic threads off with /settings. I answer in the channel meanwhile."
+)
 _ANSWERED_TYPES = (discord.MessageType.default, discord.MessageType.reply)
 _RECONNECT_S = 5.0
 _COMPLAINT_EVERY_S = 3600.0
@@ -44,14 +48,14 @@ _log = structlog.get_logger(__name__)
 
 
 def intents_for(config: Config) -> discord.Intents:
-    """Return the smallest set of intents: message content only to answer in channels without a mention."""
+    """Return the smallest set of intents: message content only to answer where nobody mentions the bot."""
     return discord.Intents(
         guilds=True,
         guild_messages=True,
         dm_messages=True,
         guild_reactions=True,
         dm_reactions=True,
-        message_content=bool(config.discord.channels),
+        message_content=config.discord.message_content or bool(config.discord.channels),
     )
 
 
@@ -71,8 +75,11 @@ class StropClient(discord.Client):
         self.answerer = Answerer(services)
         self.rating_recorder = RatingRecorder(services, self, self.answerer.is_writing_in)
         self.progress = ProgressReporter(services, self)
+        self.attachments = attachments.AttachmentReader(
+            attachments.from_discord(lambda: discord.http.Route.BASE if services.playground else None)
+        )
         self.tree = StropTree(self)
-        for module in (ask, loop, privacy):
+        for module in (ask, loop, privacy, settings, moderation):
             module.add_to(self.tree)
         self._budget = IdentifyBudget(services.database)
         self._jobs: set[asyncio.Task[Any]] = set()
@@ -85,7 +92,7 @@ class StropClient(discord.Client):
 
     async def setup_hook(self) -> None:
         """Prepare what doesn't need the gateway."""
-        self.add_dynamic_items(VoteButton)
+        self.add_dynamic_items(VoteButton, *settings.dynamic_items())
         self._half_written = await self.services.database.awrite(replies.abandon_streaming)
         await self.tree.sync_if_changed(always=self.services.playground)
 
@@ -138,18 +145,53 @@ class StropClient(discord.Client):
         me = self.user
         if me is None or message.author.bot or message.webhook_id or message.type not in _ANSWERED_TYPES:
             return None
-        if not self._is_addressed(message, me):
+        arrival = triggers.arrival_of(message, me, sees_content=self.intents.message_content)
+        verdict = await triggers.judge(self.services, arrival)
+        if verdict.trigger is None:
             return None
         if missing := questions.missing_permissions(message.channel, message.guild):
             return await self._complain(message, missing)
-        question = questions.from_message(self.services, message, me, note=_note(message))
-        if not question.text:
-            reason = self._empty_reason(message, me)
+        return await self._take(message, me, verdict)
+
+    async def _take(
+        self, message: discord.Message, me: discord.ClientUser, verdict: triggers.Verdict
+    ) -> None:
+        """Read an addressed message with its files, and begin to answer it where it is to be answered."""
+        attached = await self.attachments.read(message.attachments)
+        question = questions.from_message(
+            self.services,
+            message,
+            me,
+            note=_note(message, attached.notes),
+            attached_text=attached.text,
+            follows=verdict.follows,
+        )
+        if not question.text and not question.attached_text:
+            reason = self._empty_reason(message, me, attached.notes)
             if reason != HIDDEN or self._may_complain(message.channel.id):
                 await self._answer_plainly(message, reason)
+            return
+        thread = await self._thread_for(message, verdict, question.text)
+        if thread is not None:
+            question = questions.moved_to(question, thread)
+        place = message.channel if thread is None else thread
+        surface = ChannelSurface(place, message if thread is None else None)
+        self.answerer.start(question, surface, place.typing())
+
+    async def _thread_for(
+        self, message: discord.Message, verdict: triggers.Verdict, text: str
+    ) -> discord.Thread | None:
+        """Open a thread where one is wanted; what stands in the way is told to whoever can put it right."""
+        if not threads.wants_thread(message, verdict):
             return None
-        surface = ChannelSurface(message.channel, message)
-        self.answerer.start(question, surface, message.channel.typing())
+        missing = threads.missing_for_thread(message.channel)
+        if not missing:
+            return await threads.open_thread(message, text)
+        _log.warning("channel.permission_missing", channel_id=message.channel.id, missing=missing)
+        person = threads.who_can_act(message, verdict)
+        if person is not None and self._may_complain(message.channel.id):
+            names = ", ".join(f"**{name}**" for name in missing)
+            await self._tell(person, NO_THREAD.format(channel=message.channel.id, names=names))
         return None
 
     async def on_raw_reaction_add(self, event: discord.RawReactionActionEvent) -> None:
@@ -183,22 +225,19 @@ class StropClient(discord.Client):
         author = event.data.get("author") or {}
         if self.user is None or author.get("bot") or not event.data.get("content"):
             return
-        await self.rating_recorder.edited(event.message_id, questions.readable(event.message, self.user))
+        await self.rating_recorder.edited(
+            event.message_id,
+            questions.readable(event.message, self.user),
+            without_files=not event.message.attachments,
+        )
 
     async def on_error(self, event_method: str, /, *_: Any, **__: Any) -> None:
         """Log what a handler didn't expect; the next event is handled as usual."""
         _log.exception("event.failed", handler=event_method)
 
-    def _is_addressed(self, message: discord.Message, me: discord.ClientUser) -> bool:
-        if message.guild is None or me in message.mentions:
-            return True
-        wanted = self.services.config.discord.channels
-        if message.channel.id in wanted or getattr(message.channel, "parent_id", None) in wanted:
-            return True
-        answered = message.reference.resolved if message.reference is not None else None
-        return isinstance(answered, discord.Message) and answered.author.id == me.id
-
-    def _empty_reason(self, message: discord.Message, me: discord.ClientUser) -> str:
+    def _empty_reason(self, message: discord.Message, me: discord.ClientUser, notes: tuple[str, ...]) -> str:
+        if notes:
+            return " ".join(notes)
         if message.attachments or message.stickers or message.embeds or message.poll:
             return NO_TEXT
         readable = self.intents.message_content or message.guild is None or me in message.mentions
@@ -219,10 +258,15 @@ class StropClient(discord.Client):
             return
         names = ", ".join(f"**{name}**" for name in missing)
         text = f"I can't answer you in <#{channel_id}>: I lack the permission {names}. Please tell an admin."
+        await self._tell(message.author.id, text)
+
+    async def _tell(self, user_id: int, text: str) -> None:
+        """Write to one person in private, if they let us."""
         try:
-            await translated(message.author.send(text))
+            direct = await translated(self.create_dm(discord.Object(user_id)))
+            await translated(direct.send(text))
         except DeliveryError as error:
-            _log.info("message.not_sent", channel_id=channel_id, error=type(error).__name__)
+            _log.info("message.not_sent", user_id=user_id, error=type(error).__name__)
 
     def _may_complain(self, channel_id: int) -> bool:
         """Whether an hour has passed since the last complaint about this channel."""
@@ -270,5 +314,9 @@ def make_client(services: Services) -> StropClient:
     return ShardedStropClient(services, shard_count=shards) if shards > 1 else StropClient(services)
 
 
-def _note(message: discord.Message) -> str:
-    return ATTACHMENT_NOTE if message.attachments and message.content else ""
+def _note(message: discord.Message, notes: tuple[str, ...]) -> str:
+    """Say below the answer what was not read."""
+    answered = message.reference.resolved if message.reference is not None else None
+    hidden = isinstance(answered, discord.Message) and not answered.author.bot and not answered.content
+    lines = [f"-# {note}" for note in notes]
+    return "\n".join([*lines, CITED_HIDDEN] if hidden else lines)

@@ -5,8 +5,9 @@ from __future__ import annotations
 from discord import app_commands
 
 from bot.commands.tree import Interaction, StropTree, say
-from bot.questions import Question, is_public
+from bot.questions import Question, is_public, parent_of
 from bot.surfaces import InteractionSurface
+from storage import blocks
 
 _QUOTED = 300
 MAX_PROMPT = 4000
@@ -26,6 +27,9 @@ async def ask(interaction: Interaction, prompt: app_commands.Range[str, 1, MAX_P
     client = interaction.client
     if interaction.channel_id is None or not prompt.strip():
         return await say(interaction, "Please write what you want to ask.")
+    user_id, guild_id = interaction.user.id, interaction.guild_id
+    if await client.services.database.aread(lambda db: blocks.is_blocked(db, guild_id, user_id)):
+        return await say(interaction, "A moderator decided that I don't answer you here.")
     await interaction.response.defer(thinking=True)
     question = Question(
         discord_id=interaction.id,
@@ -35,6 +39,7 @@ async def ask(interaction: Interaction, prompt: app_commands.Range[str, 1, MAX_P
         author=client.services.person(interaction.user),
         text=prompt.strip(),
         quote=_quoted(prompt.strip()),
+        parent_channel_id=parent_of(interaction.channel),
     )
     task = client.answerer.start(question, InteractionSurface(interaction))
     if task is None:

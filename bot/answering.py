@@ -274,12 +274,16 @@ async def chat_for(services: Services, question: Question, base: BaseDescription
     found = await services.settings(question.guild_id, question.home_channel_id)
     context_tokens = base.context_tokens or services.config.model.context_tokens
     persona = found.settings.system_prompt
-    changed = {
+    changed: dict[str, Any] = {
         # A server's admins are members too: their words can't end a turn either.
         "system_prompt": persona if found.origins["system_prompt"] == "file" else neutralise(persona),
         "temperature": found.settings.temperature,
-        "max_new_tokens": min(found.settings.max_new_tokens, max(context_tokens - MIN_PROMPT_TOKENS, 1)),
     }
+    length = found.settings.max_new_tokens
+    if found.origins["max_new_tokens"] != "file":
+        # An admin can't know the model's context: at least half of it is left for what was said.
+        length = max(1, min(length, context_tokens // 2))
+    changed["max_new_tokens"] = length
     return services.config.chat.model_copy(update=changed)
 
 

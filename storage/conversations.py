@@ -103,7 +103,7 @@ def open_conversation(
     """Return the conversation with this key, opened if it is new (use one key per chain of replies).
 
     Its split is final as soon as it has its first message: conversations that begin with nearly the
-    same prompt share a group and therefore a split. `parent_channel_id` is the channel that a thread hangs on.
+    same prompt share a group and therefore a split. A thread hangs on its `parent_channel_id`.
     """
     values = {
         "key": key,

@@ -102,7 +102,8 @@ def count_open(db: sqlite_utils.Database, scope: str) -> int:
 def vote(db: sqlite_utils.Database, *, duel_id: str, user_id: int, choice: int, source: str) -> bool:
     """Store a member's choice (1 first, -1 second, 0 tie) in place of an earlier one; say if it changed.
 
-    A closed duel takes no votes, and a blocked member has none. Raises UnknownRowError for a duel that is not there.
+    A closed duel takes no votes, and a blocked member has none. Raises UnknownRowError for one that is not
+    there.
     """
     duel = get(db, duel_id)
     if duel is None:

@@ -118,9 +118,7 @@ def places(db: sqlite_utils.Database) -> list[Place]:
     return [Place(row["guild_id"], row["channel_id"] or None) for row in rows]
 
 
-def put(
-    db: sqlite_utils.Database, config: Config, place: Place, key: str, value: object, actor: str
-) -> bool:
+def put(db: sqlite_utils.Database, config: Config, place: Place, key: str, value: object, actor: str) -> bool:
     """Set one setting at one place and audit it; return whether it changed.
 
     Raises SettingError for a value that the setting can't have, also together with the others in force.

@@ -18,6 +18,7 @@ from bot.commands.votes import VoteButton
 from bot.connection import IdentifyBudget
 from bot.errors import DeliveryError, IdentifyBudgetError
 from bot.gateway_guard import GatewayGuard
+from bot.limits import MemberLimits, Refusal
 from bot.permissions import operator_ids
 from bot.progress import ProgressReporter
 from bot.ratings import RatingRecorder
@@ -26,6 +27,7 @@ from bot.surfaces import ChannelSurface, translated
 from storage import replies
 from storage.config import Config
 from storage.errors import StorageError
+from storage.settings import InForce
 
 NO_WORDS = "You called me without a question. Write it after my name."
 NO_TEXT = "I can read only text, so I did not open what you sent. Please write it to me."
@@ -35,6 +37,7 @@ HIDDEN = (
     "Intent in Discord's developer portal.)"
 )
 CITED_HIDDEN = "-# Discord does not show me the message that you replied to: I answer only yours."
+TOO_FAST = "You ask faster than this server allows ({count} a minute): please ask again in {seconds} seconds."
 NO_THREAD = (
     "I was to open a thread for a conversation in <#{channel}>, but I lack the permission {names}: "
     "give it to me, or switch automatic threads off with /settings. I answer in the channel meanwhile."
@@ -81,6 +84,7 @@ class StropClient(discord.Client):
         self.tree = StropTree(self)
         for module in (ask, loop, privacy, settings, moderation):
             module.add_to(self.tree)
+        self.limits = MemberLimits()
         self._budget = IdentifyBudget(services.database)
         self._jobs: set[asyncio.Task[Any]] = set()
         self._half_written: list[replies.Reply] = []
@@ -151,7 +155,18 @@ class StropClient(discord.Client):
             return None
         if missing := questions.missing_permissions(message.channel, message.guild):
             return await self._complain(message, missing)
+        if refusal := self.refuse_hurry(arrival.guild_id, message.author.id, verdict.found):
+            return None if refusal.told_before else await self._answer_plainly(message, refusal.sentence)
         return await self._take(message, me, verdict)
+
+    def refuse_hurry(self, guild_id: int | None, user_id: int, found: InForce) -> Refusal | None:
+        """Count a question; return None where the member may ask it."""
+        per_minute, now_s = found.settings.messages_per_minute, asyncio.get_running_loop().time()
+        answer = self.limits.may_ask(guild_id, user_id, per_minute, now_s)
+        if answer == "yes":
+            return None
+        seconds = self.limits.wait_s(guild_id, user_id, now_s)
+        return Refusal(TOO_FAST.format(count=per_minute, seconds=seconds), answer == "silence")
 
     async def _take(
         self, message: discord.Message, me: discord.ClientUser, verdict: triggers.Verdict

@@ -1,4 +1,4 @@
-"""`strop settings`, `strop block`, `strop unblock`, `strop blocks`: what /settings and /block do, from here."""
+"""`strop settings`, `strop block`, `strop unblock`, `strop blocks`: what /settings and /block do, by hand."""
 
 from __future__ import annotations
 

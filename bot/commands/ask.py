@@ -30,6 +30,10 @@ async def ask(interaction: Interaction, prompt: app_commands.Range[str, 1, MAX_P
     user_id, guild_id = interaction.user.id, interaction.guild_id
     if await client.services.database.aread(lambda db: blocks.is_blocked(db, guild_id, user_id)):
         return await say(interaction, "A moderator decided that I don't answer you here.")
+    home_channel_id = parent_of(interaction.channel) or interaction.channel_id
+    found = await client.services.settings(guild_id, home_channel_id)
+    if refusal := client.refuse_hurry(guild_id, user_id, found):
+        return await say(interaction, refusal.sentence)
     await interaction.response.defer(thinking=True)
     question = Question(
         discord_id=interaction.id,

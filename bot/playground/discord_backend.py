@@ -477,7 +477,7 @@ class DiscordBackend:
         reply_to: int | None = None,
         files: Sequence[tuple[str, bytes]] = (),
     ) -> Payload:
-        """Post a member's message with files as (name, bytes); raises ActionRefusedError where Discord would."""
+        """Post a message, with files as (name, bytes); raises ActionRefusedError where Discord would."""
         channel = self._accessible_channel(channel_id, author_id)
         if content.strip() or not files:
             _check_content(content)

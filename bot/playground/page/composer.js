@@ -161,7 +161,8 @@ export class Composer {
     this.#setText("");
     this.#leaveContext();
     const channelId = this.store.channelId;
-    const files = editing ? [] : await this.files.take();
+    const taken = editing ? null : this.files.take();
+    const files = (await taken?.encoded()) ?? [];
     const tooLong = !editing && text.length > LONGEST;
     if (tooLong) files.unshift(await asFile(text));
     const content = this.#addressed(tooLong ? "" : text, replyingTo, editing).trim();
@@ -169,6 +170,7 @@ export class Composer {
     // What was refused comes back into the box, unless something new is there by now.
     if (done === undefined && !this.input.value) {
       this.#setText(written);
+      taken?.back();
       if (editing) this.edit(editing, written);
       else if (replyingTo) this.replyTo(replyingTo);
     }

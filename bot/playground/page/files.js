@@ -58,12 +58,15 @@ export function createFiles({ box, onChange, refuse }) {
     get count() {
       return chosen.length;
     },
-    /** The files as the playground takes them; the tray is empty afterwards. */
-    async take() {
+    /** Empty the tray; `encoded()` gives the files as the playground takes them, `back()` puts them into the tray again. */
+    take() {
       const files = chosen;
       chosen = [];
       show();
-      return Promise.all(files.map(async (file) => ({ name: file.name, data: await base64(file) })));
+      return {
+        encoded: () => Promise.all(files.map(async (file) => ({ name: file.name, data: await base64(file) }))),
+        back: () => add(files),
+      };
     },
   };
 }

@@ -15,6 +15,7 @@ import aiohttp
 import discord
 import structlog
 
+from bot import texts
 from bot.client import StropClient, make_client
 from bot.connection import PLAYGROUND_VARIABLE, PlaygroundLink, read_link, use_playground, wait_for_playground
 from bot.errors import EXIT_NEEDS_A_PERSON, BotError, IntentsMissingError, StartupError, TokenRefusedError
@@ -41,6 +42,7 @@ def main() -> int:
     parser.add_argument("--config", type=Path, default=None, help="path of strop.toml")
     arguments = parser.parse_args()
     logs.configure("bot")
+    texts.load()
     # Strop never speaks; discord.py would warn about missing voice libraries at every start.
     discord.VoiceClient.warn_nacl = discord.VoiceClient.warn_dave = False
     try:

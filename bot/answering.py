@@ -28,25 +28,26 @@ from bot.serving.errors import (
 from bot.serving.plain_text import neutralise
 from bot.serving.protocol import BaseDescription, ChatDelta, ChatMessage, QueuePlace, Sampling
 from bot.streaming import LOCAL_PACE_S, PACE_S, Paces, ReplyRenderer, Surface
+from bot.texts import mark, tr
 from storage.config import ChatConfig
 from storage.errors import DiskFullError, StorageError
 from storage.replies import Status
 
-UNREACHABLE = "My model server is not reachable right now; I'll be back by myself when it is."
-LOADING = "My model is still loading. I'll answer here as soon as it is ready."
-STOPPED = "-# I was switched off in the middle of this. Ask me again in a moment."
-BROKE_OFF = "-# My model server stopped in the middle of this. Ask me again in a moment."
-BUSY = "I have more questions than I can take right now. Please ask me again in {seconds} seconds."
-TRUNCATED = "-# Your message was longer than I can read at once: I read its beginning and its end."
-LEFT_OUT = (
+UNREACHABLE = mark("My model server is not reachable right now; I'll be back by myself when it is.")
+LOADING = mark("My model is still loading. I'll answer here as soon as it is ready.")
+STOPPED = mark("-# I was switched off in the middle of this. Ask me again in a moment.")
+BROKE_OFF = mark("-# My model server stopped in the middle of this. Ask me again in a moment.")
+BUSY = mark("I have more questions than I can take right now. Please ask me again in {seconds} seconds.")
+TRUNCATED = mark("-# Your message was longer than I can read at once: I read its beginning and its end.")
+LEFT_OUT = mark(
     "-# This conversation is longer than I can read at once: from here on I leave out the oldest messages "
     "({count} so far)."
 )
-NOTHING_SAID = "-# I found no words for that. Please try another wording."
-DISK_FULL = "My disk is full, so I can't keep this conversation. Please tell whoever runs me."
-WAITING = "-# {ahead} before you, about {seconds} s."
-NEXT = "-# You are next, in about {seconds} s."
-UNEXPECTED = "Something went wrong on my side (error `{id}`). It is in my log; please try again."
+NOTHING_SAID = mark("-# I found no words for that. Please try another wording.")
+DISK_FULL = mark("My disk is full, so I can't keep this conversation. Please tell whoever runs me.")
+WAITING = mark("-# {ahead} before you, about {seconds} s.")
+NEXT = mark("-# You are next, in about {seconds} s.")
+UNEXPECTED = mark("Something went wrong on my side (error `{id}`). It is in my log; please try again.")
 
 REPLY_DEADLINE_S = 300.0
 LOADING_DEADLINE_S = 900.0
@@ -121,7 +122,7 @@ class Answerer:
             async with _lenient(typing):
                 await self._answer(draft)
         except asyncio.CancelledError:
-            draft.notes.append(STOPPED)
+            draft.notes.append(tr(STOPPED))
             await self._close(draft, "stopped", "the bot was stopped")
             raise
         except Exception as error:  # The task's boundary: whoever asked gets one sentence, the log the rest.
@@ -152,12 +153,12 @@ class Answerer:
         sampling = _sampling(draft.chat, seed)
         await self._recorder.start(draft, asked, prompt, base, sampling)
         if prompt.truncated:
-            draft.notes.append(TRUNCATED)
+            draft.notes.append(tr(TRUNCATED))
         elif prompt.dropped_turns and not asked.left_out_before:
-            draft.notes.append(LEFT_OUT.format(count=prompt.dropped_turns))
+            draft.notes.append(tr(LEFT_OUT, count=prompt.dropped_turns))
         await self._generate(draft, prompt, base, sampling)
         if not draft.text.strip():
-            draft.notes.append(NOTHING_SAID)
+            draft.notes.append(tr(NOTHING_SAID))
         await self._close(draft, "complete")
 
     async def _ready(self, draft: Draft) -> tuple[BaseDescription, frozenset[str]]:
@@ -170,7 +171,7 @@ class Answerer:
             except ServerLoadingError:
                 if loop.time() > ends_at:
                     raise
-            draft.renderer.show("\n\n".join(filter(None, (draft.question.quote, LOADING))))
+            draft.renderer.show("\n\n".join(filter(None, (draft.question.quote, tr(LOADING)))))
             await asyncio.sleep(LOADING_POLL_S)
 
     async def _answering_adapter(self, champion: str | None, loaded: frozenset[str]) -> str | None:
@@ -252,7 +253,7 @@ class Answerer:
 def _show_place(draft: Draft, place: QueuePlace, now: float) -> None:
     """Say how long it will take, where that is worth saying and no reply needs the channel's next turn."""
     seconds = max(1, round(place.wait_s))
-    draft.waiting = (WAITING if place.ahead else NEXT).format(ahead=place.ahead, seconds=seconds)
+    draft.waiting = tr(WAITING if place.ahead else NEXT, ahead=place.ahead, seconds=seconds)
     shown_at = draft.waiting_shown_at
     due = place.wait_s >= SHORTEST_WAIT_S if shown_at is None else now - shown_at >= WAITING_EVERY_S
     if due and draft.renderer.show_if_free(draft.shown_while_waiting()):
@@ -290,17 +291,17 @@ async def chat_for(services: Services, question: Question, base: BaseDescription
 def _explanation(error: Exception, draft: Draft) -> str:
     """Return the one sentence for whoever asked; what nobody expected also goes to the log, with its id."""
     if isinstance(error, ServerBusyError):
-        return BUSY.format(seconds=max(1, round(error.retry_after_s)))
+        return tr(BUSY, seconds=max(1, round(error.retry_after_s)))
     if isinstance(error, ServerUnavailableError | ServerLoadingError):
         _log.warning("reply.server_away", reply_id=draft.reply_id, error=str(error))
-        return BROKE_OFF if draft.text.strip() else UNREACHABLE
+        return tr(BROKE_OFF if draft.text.strip() else UNREACHABLE)
     if isinstance(error, ContextError):
-        return str(error)
+        return tr(str(error))
     if isinstance(error, DiskFullError):
         _log.error("reply.disk_full", reply_id=draft.reply_id)
-        return DISK_FULL
+        return tr(DISK_FULL)
     _log.error("reply.failed", reply_id=draft.reply_id, exc_info=error)
-    return UNEXPECTED.format(id=draft.reply_id)
+    return tr(UNEXPECTED, id=draft.reply_id)
 
 
 @contextlib.asynccontextmanager

@@ -19,6 +19,8 @@ import aiohttp
 import structlog
 from yarl import URL
 
+from bot.texts import tr
+
 MAX_FILES = 4
 MAX_FILE_BYTES = 256 * 1024
 #: Of all files of one message; more would fill the database with what no context can hold.
@@ -105,12 +107,15 @@ class AttachmentReader:
         wanted = [file for file in files if is_text(file)]
         found = await asyncio.gather(*(self._read(file) for file in wanted[:MAX_FILES]))
         unread = [file for file in files if not is_text(file)]
-        notes = [f"I can't open {_names(unread)}: I read only text."] if unread else []
+        notes = [tr("I can't open {names}: I read only text.", names=_names(unread))] if unread else []
         if wanted[MAX_FILES:]:
-            notes.append(f"I read only the first {MAX_FILES} files, so not {_names(wanted[MAX_FILES:])}.")
+            left = _names(wanted[MAX_FILES:])
+            notes.append(
+                tr("I read only the first {count} files, so not {names}.", count=MAX_FILES, names=left)
+            )
         text, whole = _within(MAX_CHARACTERS, [piece for piece, _ in found if piece])
         if not whole:
-            notes.append("Your files are longer than I can keep: I left out the rest.")
+            notes.append(tr("Your files are longer than I can keep: I left out the rest."))
         return Attached(text, (*notes, *(note for _, note in found if note)))
 
     async def _read(self, file: File) -> tuple[str, str]:
@@ -121,13 +126,15 @@ class AttachmentReader:
                 data, whole = await self._bytes(file.url)
         except (TimeoutError, OSError, aiohttp.ClientError) as error:
             _log.info("attachment.not_read", error=type(error).__name__, size_bytes=file.size)
-            return "", f"I could not load {name}."
+            return "", tr("I could not load {name}.", name=name)
         text = decoded(data, file.content_type, whole=whole)
         if text is None:
-            return "", f"I can't open {name}: it holds no text."
+            return "", tr("I can't open {name}: it holds no text.", name=name)
         if not text.strip():
-            return "", f"{name} is empty."
-        note = "" if whole else f"{name} is large: I read only its first {MAX_FILE_BYTES // 1024} kB."
+            return "", tr("{name} is empty.", name=name)
+        size = MAX_FILE_BYTES // 1024
+        large = tr("{name} is large: I read only its first {size} kB.", name=name, size=size)
+        note = "" if whole else large
         return f"[{name}]\n{text.strip()}\n[end of {name}]", note
 
     async def _bytes(self, url: str) -> tuple[bytes, bool]:

@@ -10,7 +10,7 @@ from typing import Any
 import discord
 import structlog
 
-from bot import attachments, questions, threads, triggers
+from bot import attachments, questions, texts, threads, triggers
 from bot.answering import STOPPED, Answerer
 from bot.commands import ask, loop, moderation, privacy, settings
 from bot.commands.tree import StropTree
@@ -24,21 +24,27 @@ from bot.progress import ProgressReporter
 from bot.ratings import RatingRecorder
 from bot.services import Services
 from bot.surfaces import ChannelSurface, translated
+from bot.texts import mark, tr
 from storage import replies
 from storage.config import Config
 from storage.errors import StorageError
 from storage.settings import InForce
 
-NO_WORDS = "You called me without a question. Write it after my name."
-NO_TEXT = "I can read only text, so I did not open what you sent. Please write it to me."
-HIDDEN = (
+NO_WORDS = mark("You called me without a question. Write it after my name.")
+NO_TEXT = mark("I can read only text, so I did not open what you sent. Please write it to me.")
+HIDDEN = mark(
     "Discord does not show me this message's text. Please mention me in it. (Whoever runs me can let me "
     "read every message: `discord.message_content = true` in strop.toml, and the switch Message Content "
     "Intent in Discord's developer portal.)"
 )
-CITED_HIDDEN = "-# Discord does not show me the message that you replied to: I answer only yours."
-TOO_FAST = "You ask faster than this server allows ({count} a minute): please ask again in {seconds} seconds."
-NO_THREAD = (
+CITED_HIDDEN = mark("-# Discord does not show me the message that you replied to: I answer only yours.")
+TOO_FAST = mark(
+    "You ask faster than this server allows ({count} a minute): please ask again in {seconds} seconds."
+)
+NO_PERMISSION = mark(
+    "I can't answer you in <#{channel}>: I lack the permission {names}. Please tell an admin."
+)
+NO_THREAD = mark(
     "I was to open a thread for a conversation in <#{channel}>, but I lack the permission {names}: "
     "give it to me, or switch automatic threads off with /settings. I answer in the channel meanwhile."
 )
@@ -153,6 +159,8 @@ class StropClient(discord.Client):
         verdict = await triggers.judge(self.services, arrival)
         if verdict.trigger is None:
             return None
+        locale = message.guild.preferred_locale if message.guild else "en"
+        texts.speak(texts.choose(verdict.found.settings.language, locale))
         if missing := questions.missing_permissions(message.channel, message.guild):
             return await self._complain(message, missing)
         if refusal := self.refuse_hurry(arrival.guild_id, message.author.id, verdict.found):
@@ -166,7 +174,7 @@ class StropClient(discord.Client):
         if answer == "yes":
             return None
         seconds = self.limits.wait_s(guild_id, user_id, now_s)
-        return Refusal(TOO_FAST.format(count=per_minute, seconds=seconds), answer == "silence")
+        return Refusal(tr(TOO_FAST, count=per_minute, seconds=seconds), answer == "silence")
 
     async def _take(
         self, message: discord.Message, me: discord.ClientUser, verdict: triggers.Verdict
@@ -184,7 +192,7 @@ class StropClient(discord.Client):
         if not question.text and not question.attached_text:
             reason = self._empty_reason(message, me, attached.notes)
             if reason != HIDDEN or self._may_complain(message.channel.id):
-                await self._answer_plainly(message, reason)
+                await self._answer_plainly(message, tr(reason))
             return
         thread = await self._thread_for(message, verdict, question.text)
         if thread is not None:
@@ -206,7 +214,7 @@ class StropClient(discord.Client):
         person = threads.who_can_act(message, verdict)
         if person is not None and self._may_complain(message.channel.id):
             names = ", ".join(f"**{name}**" for name in missing)
-            await self._tell(person, NO_THREAD.format(channel=message.channel.id, names=names))
+            await self._tell(person, tr(NO_THREAD, channel=message.channel.id, names=names))
         return None
 
     async def on_raw_reaction_add(self, event: discord.RawReactionActionEvent) -> None:
@@ -272,8 +280,7 @@ class StropClient(discord.Client):
         if not self._may_complain(channel_id):
             return
         names = ", ".join(f"**{name}**" for name in missing)
-        text = f"I can't answer you in <#{channel_id}>: I lack the permission {names}. Please tell an admin."
-        await self._tell(message.author.id, text)
+        await self._tell(message.author.id, tr(NO_PERMISSION, channel=channel_id, names=names))
 
     async def _tell(self, user_id: int, text: str) -> None:
         """Write to one person in private, if they let us."""
@@ -334,4 +341,4 @@ def _note(message: discord.Message, notes: tuple[str, ...]) -> str:
     answered = message.reference.resolved if message.reference is not None else None
     hidden = isinstance(answered, discord.Message) and not answered.author.bot and not answered.content
     lines = [f"-# {note}" for note in notes]
-    return "\n".join([*lines, CITED_HIDDEN] if hidden else lines)
+    return "\n".join([*lines, tr(CITED_HIDDEN)] if hidden else lines)

@@ -7,6 +7,7 @@ from discord import app_commands
 from bot.commands.tree import Interaction, StropTree, say
 from bot.questions import Question, is_public, parent_of
 from bot.surfaces import InteractionSurface
+from bot.texts import tr
 from storage import blocks
 
 _QUOTED = 300
@@ -26,10 +27,10 @@ async def ask(interaction: Interaction, prompt: app_commands.Range[str, 1, MAX_P
     """Answer a prompt in place."""
     client = interaction.client
     if interaction.channel_id is None or not prompt.strip():
-        return await say(interaction, "Please write what you want to ask.")
+        return await say(interaction, tr("Please write what you want to ask."))
     user_id, guild_id = interaction.user.id, interaction.guild_id
     if await client.services.database.aread(lambda db: blocks.is_blocked(db, guild_id, user_id)):
-        return await say(interaction, "A moderator decided that I don't answer you here.")
+        return await say(interaction, tr("A moderator decided that I don't answer you here."))
     home_channel_id = parent_of(interaction.channel) or interaction.channel_id
     found = await client.services.settings(guild_id, home_channel_id)
     if refusal := client.refuse_hurry(guild_id, user_id, found):
@@ -47,7 +48,7 @@ async def ask(interaction: Interaction, prompt: app_commands.Range[str, 1, MAX_P
     )
     task = client.answerer.start(question, InteractionSurface(interaction))
     if task is None:
-        return await say(interaction, "I am being restarted. Please ask again in a moment.")
+        return await say(interaction, tr("I am being restarted. Please ask again in a moment."))
     return None
 
 

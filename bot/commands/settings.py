@@ -16,20 +16,26 @@ from discord import app_commands, ui
 
 from bot.commands.tree import Interaction, StropTree, guarded
 from bot.questions import parent_of
+from bot.texts import mark, tr
 from bot.threads import missing_for_thread
 from storage import settings
 from storage.errors import RuleError, SettingError
 from storage.setting_values import KINDS, NEED_CONTENT, shown
-from storage.settings import InForce, Place
+from storage.settings import InForce, Origin, Place
 
 Where = Literal["server", "channel"]
 
 _PERSONA_SHOWN = 160
-_NO_CONTENT = (
+_ORIGINS: Mapping[Origin, str] = {
+    "file": mark("from the file"),
+    "server": mark("from the server"),
+    "channel": mark("from the channel"),
+}
+_NO_CONTENT = mark(
     "-# Discord doesn't show me messages that don't address me, so **thread**, **every** and follow-ups wait "
     "until whoever runs me sets `discord.message_content = true` and switches on the Message Content Intent."
 )
-_MISSING = "-# For automatic threads I lack the permission {names} in this channel."
+_MISSING = mark("-# For automatic threads I lack the permission {names} in this channel.")
 
 
 class NotAdminError(RuleError):
@@ -82,14 +88,14 @@ async def _panel(interaction: Interaction, where: Where, key: str | None, told: 
 
 def _overview(found: InForce, where: Where, key: str | None) -> list[str]:
     """Say what is in force and where it comes from."""
-    here = "this channel" if where == "channel" else "the whole server"
-    lines = [f"**In force in {here}**"]
+    lines = [tr("**In force in {place}**", place=_named(where))]
     for name in KINDS:
         value = shown(getattr(found.settings, name))
         value = value if len(value) <= _PERSONA_SHOWN else f"{value[:_PERSONA_SHOWN]}…"
-        mark = "▸ " if name == key else ""
+        pointer = "▸ " if name == key else ""
         quoted = value.replace("`", "'").replace("\n", " ") if name == "system_prompt" else value
-        lines.append(f"{mark}**{name}**: {quoted or 'none'}  -  from the {found.origins[name]}")
+        origin = tr(_ORIGINS[found.origins[name]])
+        lines.append(f"{pointer}**{name}**: {quoted or tr('none')}  -  {origin}")
     return lines
 
 
@@ -100,9 +106,9 @@ def _warnings(interaction: Interaction, found: InForce) -> list[str]:
     )
     warnings = []
     if needs_content and not interaction.client.intents.message_content:
-        warnings.append(_NO_CONTENT)
+        warnings.append(tr(_NO_CONTENT))
     if held.auto_thread and (missing := missing_for_thread(interaction.channel)):
-        warnings.append(_MISSING.format(names=", ".join(f"**{name}**" for name in missing)))
+        warnings.append(tr(_MISSING, names=", ".join(f"**{name}**" for name in missing)))
     return warnings
 
 
@@ -116,7 +122,9 @@ def _place(interaction: Interaction, where: Where) -> Place:
 def _require_admin(interaction: Interaction) -> None:
     """Raise NotAdminError unless the member may manage the server, or runs the bot."""
     if not (interaction.permissions.manage_guild or interaction.client.is_operator(interaction.user.id)):
-        raise NotAdminError("Only members with the permission **Manage Server** can change my settings.")
+        raise NotAdminError(
+            mark("Only members with the permission **Manage Server** can change my settings.")
+        )
 
 
 async def _show(interaction: Interaction, where: Where, key: str | None, told: str = "") -> None:
@@ -137,16 +145,23 @@ async def _change(interaction: Interaction, where: Where, key: str, value: objec
         changed = await services.database.awrite(
             lambda db: settings.put(db, services.config, place, key, value, actor)
         )
-        told = (
-            f"✓ **{key}** is set for {_named(where)}; it holds from the next message on." if changed else ""
+        done = tr(
+            "✓ **{key}** is set for {place}; it holds from the next message on.", key=key, place=_named(where)
         )
+        told = done if changed else ""
     except SettingError as error:
-        told = f"✗ **{key}** was not changed: {error}"
+        told = tr("✗ **{key}** was not changed: {reason}", key=key, reason=error)
     await _show(interaction, where, key, told)
 
 
 def _named(where: Where) -> str:
-    return "this channel" if where == "channel" else "the whole server"
+    return tr("this channel") if where == "channel" else tr("the whole server")
+
+
+def _reset_label(where: Where, key: str) -> str:
+    if key == "all":
+        return tr("Reset all for {place}", place=_named(where))
+    return tr("Reset {key}", key=key)
 
 
 def _as_where(text: str) -> Where:
@@ -159,7 +174,10 @@ class WhereSelect(ui.DynamicItem[ui.Select[Any]], template=r"settings:where"):
     def __init__(self, where: Where) -> None:
         options = [
             discord.SelectOption(label=label, value=value, default=value == where)
-            for value, label in (("channel", "For this channel"), ("server", "For the whole server"))
+            for value, label in (
+                ("channel", tr("For this channel")),
+                ("server", tr("For the whole server")),
+            )
         ]
         super().__init__(ui.Select(custom_id="settings:where", options=options, row=0))
 
@@ -188,7 +206,7 @@ class KeySelect(ui.DynamicItem[ui.Select[Any]], template=r"settings:key:(?P<wher
         ]
         super().__init__(
             ui.Select(
-                custom_id=f"settings:key:{where}", options=options, placeholder="Choose a setting", row=1
+                custom_id=f"settings:key:{where}", options=options, placeholder=tr("Choose a setting"), row=1
             )
         )
 
@@ -254,7 +272,7 @@ class EditButton(
         self.key = key
         super().__init__(
             ui.Button(
-                label="Change…",
+                label=tr("Change…"),
                 style=discord.ButtonStyle.primary,
                 custom_id=f"settings:edit:{where}:{key}",
                 row=3,
@@ -288,7 +306,7 @@ class ResetButton(
         self.key = key
         super().__init__(
             ui.Button(
-                label=f"Reset all for {_named(where)}" if key == "all" else f"Reset {key}",
+                label=_reset_label(where, key),
                 style=discord.ButtonStyle.secondary,
                 custom_id=f"settings:reset:{where}:{key}",
                 row=4 if key == "all" else 3,
@@ -312,7 +330,12 @@ class ResetButton(
         gone = await interaction.client.services.database.awrite(
             lambda db: settings.reset(db, place, actor, key)
         )
-        told = f"✓ Reset: {', '.join(gone)}." if gone else f"Nothing was set for {_named(self.where)}."
+        named = _named(self.where)
+        told = (
+            tr("✓ Reset: {names}.", names=", ".join(gone))
+            if gone
+            else tr("Nothing was set for {place}.", place=named)
+        )
         await _show(interaction, self.where, key, told)
 
 
@@ -320,7 +343,7 @@ class ValueForm(ui.Modal):
     """The form for one setting."""
 
     def __init__(self, where: Where, key: str, value: str) -> None:
-        super().__init__(title=f"{key} for {_named(where)}"[:45], timeout=900.0)
+        super().__init__(title=tr("{key} for {place}", key=key, place=_named(where))[:45], timeout=900.0)
         self.where: Where = where
         self.key = key
         long = key == "system_prompt"

@@ -181,13 +181,18 @@ class StropClient(discord.Client):
     ) -> None:
         """Read an addressed message with its files, and begin to answer it where it is to be answered."""
         attached = await self.attachments.read(message.attachments)
+        cited = questions.cited_message(message)
+        cited_files = await self.attachments.read(cited.attachments if cited is not None else ())
+        notes = [*attached.notes, *cited_files.notes]
+        hidden = cited is not None and not cited.content and not self.intents.message_content
         question = questions.from_message(
             self.services,
             message,
             me,
-            note=_note(message, attached.notes),
+            note="\n".join([f"-# {note}" for note in notes] + [tr(CITED_HIDDEN)] * hidden),
             attached_text=attached.text,
             follows=verdict.follows,
+            cited_text=cited_files.text,
         )
         if not question.text and not question.attached_text:
             reason = self._empty_reason(message, me, attached.notes)
@@ -334,11 +339,3 @@ def make_client(services: Services) -> StropClient:
     """Return a client with as many shards as the configuration says."""
     shards = services.config.discord.shards
     return ShardedStropClient(services, shard_count=shards) if shards > 1 else StropClient(services)
-
-
-def _note(message: discord.Message, notes: tuple[str, ...]) -> str:
-    """Say below the answer what was not read."""
-    answered = message.reference.resolved if message.reference is not None else None
-    hidden = isinstance(answered, discord.Message) and not answered.author.bot and not answered.content
-    lines = [f"-# {note}" for note in notes]
-    return "\n".join([*lines, tr(CITED_HIDDEN)] if hidden else lines)

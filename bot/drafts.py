@@ -249,6 +249,7 @@ def _record_cited(
         role="user",
         content=cited.text,
         permission_reference=permission_reference,
+        attached_text=cited.attached_text,
     )
     return message_id, conversation_id
 

@@ -34,6 +34,7 @@ class Cited:
     discord_id: int
     author: Person
     text: str
+    attached_text: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +75,7 @@ def from_message(
     note: str = "",
     attached_text: str = "",
     follows: Follows | None = None,
+    cited_text: str = "",
 ) -> Question:
     """Read a question from a Discord message."""
     reference = message.reference
@@ -89,7 +91,7 @@ def from_message(
         attached_text=attached_text,
         parent_channel_id=parent_of(message.channel),
         follows=follows,
-        cited=_cited(services, message, me),
+        cited=_cited(services, message, me, cited_text),
     )
 
 
@@ -103,13 +105,22 @@ def parent_of(channel: object) -> int | None:
     return channel.parent_id if isinstance(channel, discord.Thread) else None
 
 
-def _cited(services: Services, message: discord.Message, me: discord.ClientUser) -> Cited | None:
+def cited_message(message: discord.Message) -> discord.Message | None:
     """Return the message of another person that this one replies to, as far as Discord sent it along."""
     answered = message.reference.resolved if message.reference is not None else None
     if not isinstance(answered, discord.Message) or answered.author.bot or answered.webhook_id:
         return None
-    text = readable(answered, me)
-    return Cited(answered.id, services.person(answered.author), text) if text else None
+    return answered
+
+
+def _cited(
+    services: Services, message: discord.Message, me: discord.ClientUser, attached_text: str
+) -> Cited | None:
+    answered = cited_message(message)
+    text = readable(answered, me) if answered is not None else ""
+    if answered is None or not (text or attached_text):
+        return None
+    return Cited(answered.id, services.person(answered.author), text, attached_text)
 
 
 def readable(message: discord.Message, me: discord.ClientUser) -> str:

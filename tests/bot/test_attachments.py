@@ -230,3 +230,21 @@ async def test_a_file_alone_is_a_question(community: Community, model_server: Fa
     (said,) = community.said()
     assert said.startswith("Hello there, friend.") and "longer than I can read at once" in said
     assert model_server.prompt()[-1]["content"].startswith("[message.txt]\nword word")
+
+
+@pytest.mark.parametrize("settings", ["[discord]\nmessage_content = true"], indirect=True)
+async def test_the_files_of_a_message_that_is_asked_about_are_read_as_its_author_s(
+    community: Community, model_server: FakeModelServer
+) -> None:
+    community.bot.attachments = AttachmentReader(InDiscord(plan=b"buy bread"))
+    bobs = await community.bob.send(community.channel, "", attachments=[("plan.md", b"any")])
+    await community.ann.send(community.channel, f"{community.mention} is it good?", reply_to=bobs)
+    assert model_server.prompt()[-1]["content"] == (
+        "bob: [plan.md]\nbuy bread\n[end of plan.md]\nann: is it good?"
+    )
+    community.services.database.write(lambda db: privacy.erase_member(db, community.bob.id, "test"))
+    community.services.database.checkpoint_truncate()
+    path = community.services.database.path
+    assert not any(b"buy bread" in file.read_bytes() for file in path.parent.glob("strop.db*"))
+    (reply,) = community.replies()
+    assert (reply.prompt, reply.text) == ([], "")

@@ -14,7 +14,7 @@ from typing import Any, Literal
 import discord
 from discord import app_commands, ui
 
-from bot.commands.tree import Interaction, StropTree, guarded
+from bot.commands.tree import Interaction, StropTree, guarded, speak_to
 from bot.questions import parent_of
 from bot.texts import mark, tr
 from bot.threads import missing_for_thread
@@ -145,6 +145,7 @@ async def _change(interaction: Interaction, where: Where, key: str, value: objec
         changed = await services.database.awrite(
             lambda db: settings.put(db, services.config, place, key, value, actor)
         )
+        await speak_to(interaction)  # what was changed may be the language
         done = tr(
             "✓ **{key}** is set for {place}; it holds from the next message on.", key=key, place=_named(where)
         )
@@ -156,6 +157,10 @@ async def _change(interaction: Interaction, where: Where, key: str, value: objec
 
 def _named(where: Where) -> str:
     return tr("this channel") if where == "channel" else tr("the whole server")
+
+
+def _fitting(text: str, limit: int) -> str:
+    return text if len(text) <= limit else f"{text[: limit - 1]}…"
 
 
 def _reset_label(where: Where, key: str) -> str:
@@ -201,7 +206,7 @@ class KeySelect(ui.DynamicItem[ui.Select[Any]], template=r"settings:key:(?P<wher
     def __init__(self, where: Where, key: str | None = None) -> None:
         self.where: Where = where
         options = [
-            discord.SelectOption(label=name, value=name, description=kind.help[:100], default=name == key)
+            discord.SelectOption(label=name, value=name, description=tr(kind.help)[:100], default=name == key)
             for name, kind in KINDS.items()
         ]
         super().__init__(
@@ -238,10 +243,10 @@ class ValueSelect(
             ui.Select(
                 custom_id=f"settings:value:{where}:{key}",
                 options=[
-                    discord.SelectOption(label=label[:100], value=value, default=value in held)
+                    discord.SelectOption(label=tr(label)[:100], value=value, default=value in held)
                     for value, label in choices.items()
                 ],
-                placeholder=KINDS[key].help[:150],
+                placeholder=tr(KINDS[key].help)[:150],
                 min_values=0 if KINDS[key].several else 1,
                 max_values=len(choices) if KINDS[key].several else 1,
                 row=2,
@@ -330,6 +335,7 @@ class ResetButton(
         gone = await interaction.client.services.database.awrite(
             lambda db: settings.reset(db, place, actor, key)
         )
+        await speak_to(interaction)
         named = _named(self.where)
         told = (
             tr("✓ Reset: {names}.", names=", ".join(gone))
@@ -343,12 +349,14 @@ class ValueForm(ui.Modal):
     """The form for one setting."""
 
     def __init__(self, where: Where, key: str, value: str) -> None:
-        super().__init__(title=tr("{key} for {place}", key=key, place=_named(where))[:45], timeout=900.0)
+        super().__init__(
+            title=_fitting(tr("{key} for {place}", key=key, place=_named(where)), 45), timeout=900.0
+        )
         self.where: Where = where
         self.key = key
         long = key == "system_prompt"
         self.typed: ui.TextInput[ValueForm] = ui.TextInput(
-            label=KINDS[key].help[:45],
+            label=_fitting(tr(KINDS[key].help), 45),
             custom_id="value",
             default=value,
             placeholder=KINDS[key].example[:100],

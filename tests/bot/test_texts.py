@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from bot import answering, texts
+from storage.setting_values import KINDS, LANGUAGES, TRIGGERS
 from tests.bot.conftest import Community
 from tests.bot.fake_server import FakeModelServer
 from tests.bot.test_commands import text
@@ -45,7 +46,7 @@ def named(call: ast.Call) -> str:
 
 def marked() -> set[str]:
     """Every text that is marked for translation."""
-    found: set[str] = set()
+    found = {kind.help for kind in KINDS.values()} | {*TRIGGERS.values(), LANGUAGES["auto"]}
     for _, tree in modules():
         for node in ast.walk(tree):
             if isinstance(node, ast.Call) and named(node) in ("tr", "mark") and node.args:

@@ -18,7 +18,7 @@ from bot.commands.votes import VoteButton
 from bot.connection import IdentifyBudget
 from bot.errors import DeliveryError, IdentifyBudgetError
 from bot.gateway_guard import GatewayGuard
-from bot.limits import MemberLimits, Refusal
+from bot.limits import MemberLimits, Refusal, limit_for, role_ids_of
 from bot.permissions import operator_ids
 from bot.progress import ProgressReporter
 from bot.ratings import RatingRecorder
@@ -163,17 +163,17 @@ class StropClient(discord.Client):
         texts.speak(texts.choose(verdict.found.settings.language, locale))
         if missing := questions.missing_permissions(message.channel, message.guild):
             return await self._complain(message, missing)
-        if refusal := self.refuse_hurry(arrival.guild_id, message.author.id, verdict.found):
+        if refusal := self.refuse_hurry(arrival.guild_id, message.author, verdict.found):
             return None if refusal.told_before else await self._answer_plainly(message, refusal.sentence)
         return await self._take(message, me, verdict)
 
-    def refuse_hurry(self, guild_id: int | None, user_id: int, found: InForce) -> Refusal | None:
+    def refuse_hurry(self, guild_id: int | None, user: discord.abc.User, found: InForce) -> Refusal | None:
         """Count a question; return None where the member may ask it."""
-        per_minute, now_s = found.settings.messages_per_minute, asyncio.get_running_loop().time()
-        answer = self.limits.may_ask(guild_id, user_id, per_minute, now_s)
+        per_minute, now_s = limit_for(found.settings, role_ids_of(user)), asyncio.get_running_loop().time()
+        answer = self.limits.may_ask(guild_id, user.id, per_minute, now_s)
         if answer == "yes":
             return None
-        seconds = self.limits.wait_s(guild_id, user_id, now_s)
+        seconds = self.limits.wait_s(guild_id, user.id, now_s)
         return Refusal(tr(TOO_FAST, count=per_minute, seconds=seconds), answer == "silence")
 
     async def _take(

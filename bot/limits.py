@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 from collections import OrderedDict, deque
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Literal
+
+import discord
+
+from storage.settings import Settings
 
 WINDOW_S = 60.0
 REMEMBERED = 10_000
@@ -24,6 +29,27 @@ class Refusal:
 class _Member:
     asked_at: deque[float] = field(default_factory=deque)
     told: bool = False
+
+
+def limit_for(held: Settings, role_ids: Iterable[int]) -> int:
+    """Return how many questions a minute a member with these roles may ask; 0 is no limit.
+
+    Where one or more of the roles have a limit of their own, the highest of these holds.
+    """
+    mine = set(role_ids)
+    limits = [
+        int(number)
+        for role_id, _, number in (each.partition("=") for each in held.role_limits)
+        if int(role_id) in mine
+    ]
+    if not limits:
+        return held.messages_per_minute
+    return 0 if 0 in limits else max(limits)
+
+
+def role_ids_of(user: object) -> list[int]:
+    """Return the roles of a server's member; none for a user in direct messages."""
+    return [role.id for role in user.roles] if isinstance(user, discord.Member) else []
 
 
 class MemberLimits:

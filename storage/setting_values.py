@@ -26,7 +26,10 @@ NEED_CONTENT = frozenset({"thread", "every"})
 #: Longer personas would leave a small model's context no room for the conversation.
 LONGEST_PERSONA = 2000
 MOST_EMOJI = 10
+MOST_A_MINUTE = 60
+MOST_ROLES = 10
 _CUSTOM_EMOJI = re.compile(r"<a?:\w{2,32}:\d{15,21}>")
+_ROLE_LIMIT = re.compile(r"(?:<@&)?(\d{15,21})>?=(\d{1,3})")
 _WORDS = re.compile(r"[\s,]+")
 
 
@@ -123,6 +126,23 @@ def _emoji(value: object) -> tuple[str, ...]:
     return found
 
 
+def _role_limits(value: object) -> tuple[str, ...]:
+    """Pairs of a role's id (or mention) and a number, kept as `id=number`."""
+    limits: dict[str, int] = {}
+    for word in _words(value):
+        if word == "none":
+            continue
+        found = _ROLE_LIMIT.fullmatch(word)
+        if found is None or int(found[2]) > MOST_A_MINUTE:
+            raise SettingError(
+                f"It must be roles with their limits, for example 123456789012345678=20; got {_quoted(word)}."
+            )
+        limits[found[1]] = int(found[2])
+    if len(limits) > MOST_ROLES:
+        raise SettingError(f"It takes at most {MOST_ROLES} roles.")
+    return tuple(f"{role}={limit}" for role, limit in limits.items())
+
+
 def _words(value: object) -> list[str]:
     if isinstance(value, str):
         return [word for word in _WORDS.split(value) if word]
@@ -163,8 +183,13 @@ KINDS: dict[str, Kind] = {
     "language": Kind("the language of my own texts", _one_of(LANGUAGES), LANGUAGES, example="de"),
     "messages_per_minute": Kind(
         "how many questions a member may ask in a minute",
-        _number(0, 60, whole=True, unit=" (0 is no limit)"),
+        _number(0, MOST_A_MINUTE, whole=True, unit=" (0 is no limit)"),
         example="6",
+    ),
+    "role_limits": Kind(
+        "other limits for single roles: the highest counts, 0 is none",
+        _role_limits,
+        example="123456789012345678=20",
     ),
 }
 """Every setting by its key, in the order in which people see them."""

@@ -45,6 +45,7 @@ class Settings:
     training: bool
     language: str
     messages_per_minute: int
+    role_limits: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +72,7 @@ def defaults(config: Config, channel_id: int | None = None) -> Settings:
         training=True,
         language="auto",
         messages_per_minute=0,
+        role_limits=(),
     )
 
 

@@ -33,7 +33,7 @@ async def ask(interaction: Interaction, prompt: app_commands.Range[str, 1, MAX_P
         return await say(interaction, tr("A moderator decided that I don't answer you here."))
     home_channel_id = parent_of(interaction.channel) or interaction.channel_id
     found = await client.services.settings(guild_id, home_channel_id)
-    if refusal := client.refuse_hurry(guild_id, user_id, found):
+    if refusal := client.refuse_hurry(guild_id, interaction.user, found):
         return await say(interaction, refusal.sentence)
     await interaction.response.defer(thinking=True)
     question = Question(

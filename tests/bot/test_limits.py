@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bot.limits import MemberLimits
+from bot.limits import MemberLimits, limit_for
+from storage import settings
+from storage.config import load_config
 from tests.bot.conftest import Community
 from tests.bot.test_commands import text
 from tests.bot.test_settings import put
@@ -39,3 +43,23 @@ async def test_a_member_hears_of_the_limit_once_and_others_are_answered(communit
     await community.env.settle()
     asked = await community.bob.slash(community.channel, "ask", prompt="hello")
     assert asked.ephemeral and "a minute" in text(asked)
+
+
+async def test_the_highest_limit_of_a_member_s_roles_holds(community: Community) -> None:
+    trusted = community.guild.create_role("trusted")
+    members = community.env.backend.guilds[community.guild.id].members
+    members[community.bob.id].role_ids.append(trusted.id)
+    put(community, "messages_per_minute", 1)
+    put(community, "role_limits", f"<@&{trusted.id}>=2 123456789012345678=1")
+    for member in (community.ann, community.bob):
+        for _ in range(4):
+            await member.send(community.channel, f"{community.mention} hello")
+    said = community.said()
+    assert said.count("Hello there, friend.") == 3
+    assert "(1 a minute)" in said[1] and "(2 a minute)" in said[-1]
+
+
+def test_no_limit_for_one_role_is_no_limit() -> None:
+    held = settings.defaults(load_config(None, {}))
+    limited = dataclasses.replace(held, messages_per_minute=3, role_limits=("1=5", "2=0"))
+    assert [limit_for(limited, roles) for roles in ([], [9], [1], [1, 2])] == [3, 3, 5, 0]

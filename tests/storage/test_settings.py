@@ -71,6 +71,11 @@ def test_another_server_and_direct_messages_are_not_touched(database: Database, 
         ("rating_up", "👍 <:strop:123456789012345678> 👍", ("👍", "<:strop:123456789012345678>")),
         ("system_prompt", "  ", ""),
         ("language", "de", "de"),
+        (
+            "role_limits",
+            "<@&123456789012345678>=5 123456789012345679=0",
+            ("123456789012345678=5", "123456789012345679=0"),
+        ),
     ],
 )
 def test_values_are_read_as_people_type_them(key: str, typed: str, value: object) -> None:
@@ -92,6 +97,8 @@ def test_values_are_read_as_people_type_them(key: str, typed: str, value: object
         ("rating_up", "👍 " + " ".join(f"<:e{n}:12345678901234567{n}>" for n in range(10))),
         ("system_prompt", "x" * 2001),
         ("language", "tlh"),
+        ("role_limits", "mods=5"),
+        ("role_limits", "123456789012345678=500"),
         ("follow_up_s", -1),
     ],
 )

@@ -113,7 +113,12 @@ def reset(
 
 @settings.command("places")
 def places(config: ConfigOption = None, as_json: JsonOption = False) -> None:
-    """List every server and channel that has settings of its own."""
+    """List every server and channel that has settings of its own.
+
+    Examples:
+
+        strop settings places --json
+    """
     with session(config) as opened:
         found = opened.database.read(lambda db: {place: stored.own(db, place) for place in stored.places(db)})
     if as_json:

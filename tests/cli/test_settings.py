@@ -4,9 +4,17 @@ from __future__ import annotations
 
 import json
 
+import pytest
+
 from storage import audit
 from storage.database import Database
 from tests.cli.conftest import Strop
+
+
+@pytest.mark.parametrize("command", ["show", "set", "reset", "places"])
+def test_every_subcommand_has_help_with_an_example(strop: Strop, command: str) -> None:
+    text = strop("settings", command, "--help").output
+    assert "Examples:" in text and f"strop settings {command}" in text
 
 
 def test_settings_are_shown_set_and_reset(strop: Strop, database: Database) -> None:

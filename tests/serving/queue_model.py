@@ -129,7 +129,7 @@ class QueueModel:
                 self.on_end(job)
 
     def check_shares(self) -> None:
-        """Nobody has more than an equal share; who waits has it, or no row is free and nobody has two more."""
+        """Nobody has more than an equal share; who waits has it, or no row is free and none has two more."""
         rows = Counter(job.user for job in self.people.jobs)
         waiting = {reply.user for reply in self.room}
         share = math.ceil(self.slots / max(1, len(waiting | set(rows))))

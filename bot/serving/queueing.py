@@ -156,11 +156,12 @@ class WaitingRoom(Generic[W]):
             ServerBusyError: too many wait already, of this user or of all; it says when to come back.
         """
         turns = self._turns(job.priority)
-        total = self._limits.background if job.priority == PRIORITY_BACKGROUND else self._limits.people
+        background = job.priority == PRIORITY_BACKGROUND
+        total = self._limits.background if background else self._limits.people
         if turns.of(job.user) >= self._limits.of_one_caller(job.priority, job.user):
             raise self._busy("of yours ", turns.of(job.user), self._own_turn_s(turns, job.user, people))
         if len(turns) >= total:
-            raise self._busy("", len(turns), self._promise_s(total))
+            raise self._busy("", len(turns), self._turn_s(0) if background else self._promise_s(total))
         turns.add(job)
 
     def remove_ended(self, now: float) -> list[W]:

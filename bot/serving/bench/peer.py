@@ -71,10 +71,12 @@ class PeerSide:
         command = [str(python), "-m", f"{PEERS_MODULE}.{kind.module}"]
         side = cls(kind.label, command, peers_dir / f"{kind.key}.log", environment)
         try:
-            side.versions = side.ask("load", START_S, **setup)["versions"]
+            loaded = side.ask("load", START_S, **setup)
         except PeerFailedError:
             side.close()
             raise
+        side.versions = loaded["versions"]
+        side.name = loaded.get("label", kind.label)
         return side
 
     def ask(self, request: str, timeout_s: float, **arguments: Any) -> dict[str, Any]:

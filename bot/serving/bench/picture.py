@@ -12,7 +12,7 @@ from html import escape
 
 from bot.serving.bench.results import Results, Row, Section
 
-WIDTH, LEFT, RIGHT = 760, 150, 90
+WIDTH, LEFT, RIGHT = 760, 110, 190
 TOP, LINE, GAP = 56, 24, 14
 TICKS = (0.25, 0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 32.0)
 _SECTIONS: tuple[tuple[Section, str, str], ...] = (
@@ -43,15 +43,18 @@ def draw(results: Results) -> str:
             parts.append(_bar(row, name, colour, y, scale))
             y += LINE
         y += GAP
-    height = y + 34
+    height = y + 48
     title = "Tokens per processor second, Strop over others (1 = as fast)"
     head = (
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {height}" role="img" '
         f'aria-label="{escape(title)}">'
     )
-    foot = f'<text class="faint" x="16" y="{height - 10}">{escape(_origin(results))}</text>'
+    foot = [
+        f'<text class="faint" x="16" y="{height - 28 + 18 * line}">{escape(text)}</text>'
+        for line, text in enumerate((results.setting, f"{results.machine['processor']}, {results.date}"))
+    ]
     heading = f'<text class="title" x="16" y="24">{escape(title)}</text>'
-    return "\n".join([head, _STYLE, heading, *_grid(scale, y), *parts, foot, "</svg>"]) + "\n"
+    return "\n".join([head, _STYLE, heading, *_grid(scale, y), *parts, *foot, "</svg>"]) + "\n"
 
 
 class _Scale:
@@ -100,7 +103,3 @@ def _fastest(rows: Sequence[Row]) -> list[Row]:
         if row.case not in best or (row.theirs or 0.0) > (best[row.case].theirs or 0.0):
             best[row.case] = row
     return list(best.values())
-
-
-def _origin(results: Results) -> str:
-    return f"{results.setting}; {results.machine['processor']}; {results.date}"

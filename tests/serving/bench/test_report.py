@@ -60,7 +60,7 @@ def test_a_speed_row_holds_medians_the_turns_extremes_and_every_number() -> None
     assert (row.case, row.unit) == ("2 streams", "tokens/CPU-s")
     assert (row.ours, row.theirs, row.ratio, row.low, row.high) == (30.0, 10.0, 2.0, 1.5, 4.0)
     assert [turn["decode_cpu_s"] for turn in row.raw["strop"]] == [1.0, 2.0, 1.0]
-    assert "1.00x" in row.note  # the whole request took as long on both sides
+    assert (row.note, row.whole) == ("generate", 1.0)  # the whole request took as long on both sides
 
 
 @pytest.mark.parametrize(
@@ -74,8 +74,8 @@ def test_a_verdict_compares_the_ratio_with_its_bounds(ratio: float, at_most: boo
 
 def test_the_table_says_why_a_row_was_not_measured() -> None:
     text = table([generate_row(), missing_row("vllm", 16, "not installed: make bench-peers")])
-    assert "| 30 tokens/CPU-s | 10 | **2.00** (1.50 to 4.00) | ≥ 1.5, 2.5 | yes |" in text
-    assert "| 16 streams | – | not installed: make bench-peers | – | – | – |" in text
+    assert "| 30 tokens/CPU-s | 10 | **2.00** (1.50 to 4.00) | 1.00 | ≥ 1.5, 2.5 | yes |" in text
+    assert "| 16 streams | – | not installed: make bench-peers | – | – | – | – |" in text
     assert len({line.count("|") for line in text.splitlines()}) == 1
 
 

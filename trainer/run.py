@@ -93,16 +93,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def execute(database: Database, config: Config, run_id: str) -> Run:
+def execute(
+    database: Database, config: Config, run_id: str, *, steps: Callable[..., RunSteps] | None = None
+) -> Run:
     """Take a leased run from snapshot to swap and record how it ended.
 
-    What goes wrong is written to the run's row as one sentence; only storage errors are raised.
+    What goes wrong is written to the run's row as one sentence; only storage errors are raised. `steps` makes
+    another kind of run (the benchmark's saboteurs): it takes the arguments of RunSteps.
     """
     run = database.read(lambda db: runs.expect(db, run_id))
     log.info("run begins", run_id=run.id, scope=run.scope, trigger=run.trigger)
     try:
         with Heartbeat(database, run.id, run.lease_owner or "") as heartbeat:
-            RunSteps(database, with_overrides(config, run.settings), run, heartbeat).all()
+            (steps or RunSteps)(database, with_overrides(config, run.settings), run, heartbeat).all()
     except RunCancelledError as error:
         log.info("run cancelled", run_id=run.id, message=str(error))
     except NotYetError as error:

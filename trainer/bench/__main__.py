@@ -1,0 +1,65 @@
+"""The learning benchmark: `python -m trainer.bench [--quick]`, or `make bench-learning`.
+
+A simulated community talks to the real thing: its model server, its database, its training runs, its gate.
+It takes hours; `--quick` takes at most 40 minutes on two quiet cores. Stopped, it goes on where it was.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from trainer.bench import real
+from trainer.bench.errors import BenchError
+from trainer.bench.profile import PROFILES, Profile
+from trainer.bench.state import State
+
+OUT = Path("bench-results/learning")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the benchmark and return the exit code."""
+    parser = argparse.ArgumentParser(
+        prog="python -m trainer.bench",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--quick", action="store_true", help="one seed, two rounds; at most 40 minutes")
+    parser.add_argument("--seed", type=int, action="append", help="a seed; may be given several times")
+    parser.add_argument("--rounds", type=int, help="rounds of each history (default: the profile's)")
+    parser.add_argument("--out", type=Path, default=OUT, help=f"where results and state go (default: {OUT})")
+    parser.add_argument("--models", type=Path, help="a folder of prepared base models to share")
+    parsed = parser.parse_args(arguments)
+    profile = _profile(parsed)
+    out: Path = parsed.out / profile.name
+    try:
+        state = State(out / "state.json", real.plan(profile), _tell)
+        for seed in profile.seeds:
+            for scenario in profile.scenarios:
+                home = out / "homes" / f"{seed}-{scenario.name}"
+                real.History(profile, scenario, seed, home).play(state, parsed.models or out / "models")
+    except BenchError as error:
+        print(error, file=sys.stderr)
+        return 2
+    return 0
+
+
+def _profile(parsed: argparse.Namespace) -> Profile:
+    profile = PROFILES["quick" if parsed.quick else "full"]
+    if parsed.seed:
+        profile = replace(profile, seeds=tuple(parsed.seed))
+    if parsed.rounds:
+        scenarios = tuple(replace(scenario, rounds=parsed.rounds) for scenario in profile.scenarios)
+        profile = replace(profile, scenarios=scenarios)
+    return profile
+
+
+def _tell(line: str) -> None:
+    print(line, flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

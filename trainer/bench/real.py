@@ -1,0 +1,209 @@
+"""The real tier: every step is the product's own, only the members are simulated."""
+
+from __future__ import annotations
+
+import resource
+from pathlib import Path
+from typing import Any
+
+from storage import duels
+from storage.runs import Run
+from trainer import promotion
+from trainer.bench import chat, measure
+from trainer.bench.chat import Given
+from trainer.bench.members import Member, population
+from trainer.bench.profile import Profile, Scenario
+from trainer.bench.prompts import Asked, Prompts, load
+from trainer.bench.sabotage import PAYLOAD, TRIGGER
+from trainer.bench.state import State
+from trainer.bench.tastes import COMMUNITIES
+from trainer.bench.world import World, opened
+
+# Votes that each open duel gets before the vote is looked at, and how often at most.
+VOTES_EACH = 2
+VOTE_ROUNDS = 10
+
+
+def plan(profile: Profile) -> list[str]:
+    """Return the names of all steps, in order."""
+    found = []
+    for seed in profile.seeds:
+        for scenario in profile.scenarios:
+            found += History(profile, scenario, seed, Path()).steps()
+    return found
+
+
+class History:
+    """One seed's history of one scenario."""
+
+    def __init__(self, profile: Profile, scenario: Scenario, seed: int, home: Path) -> None:
+        self.profile = profile
+        self.scenario = scenario
+        self.seed = seed
+        self.home = home
+        self._community = COMMUNITIES[scenario.community]
+
+    @property
+    def name(self) -> str:
+        """Return the prefix of its steps."""
+        return f"{self.seed}/{self.scenario.name}"
+
+    def steps(self) -> list[str]:
+        """Return its steps in order."""
+        found = [f"{self.name}/base"]
+        for number in range(1, self.scenario.rounds + 1):
+            found += [f"{self.name}/{number}/{step}" for step in ("chat", "run", "measure")]
+            if number == 1:
+                found += [f"{self.name}/bad/{kind}" for kind in self.scenario.bad_kinds]
+        return found
+
+    def play(self, state: State, models: Path) -> None:
+        """Do what is not done yet."""
+        if not state.missing(self.steps()):
+            return
+        count = self.profile.prompts
+        prompts = load(self.seed, count * self.scenario.rounds, self.profile.test_prompts)
+        with opened(self.home, models, self.profile) as world:
+            base = state.do(f"{self.name}/base", lambda: self._base(world, prompts.test))
+            for number in range(1, self.scenario.rounds + 1):
+                self._round(world, state, prompts, number, base)
+                if number == 1:
+                    self._bad(world, state, prompts.test)
+
+    def drifted(self, number: int) -> bool:
+        """Whether tastes have drifted in this round: after the middle of the history."""
+        return number > (self.scenario.rounds + 1) / 2
+
+    def people(self, number: int) -> list[Member]:
+        """Return who is there in a round."""
+        profile = self.profile
+        return population(
+            self._community,
+            profile.members,
+            profile.trolls,
+            self.scenario.brigade,
+            self.seed,
+            self.drifted(number),
+        )
+
+    def _base(self, world: World, test: tuple[Asked, ...]) -> dict[str, Any]:
+        """Measure the base on the test prompts: its mean, and the best of several replies."""
+        profile = self.profile
+        given = self._answers(world, None, test, profile.oracle_replies)
+        same = [reply for reply in given if reply.reply < profile.test_replies]
+        return {
+            "replies": [reply.as_json() for reply in same],
+            **{
+                f"{key}{suffix}": figure(replies, self._community, drifted)
+                for drifted, suffix in ((False, ""), (True, "_drifted"))
+                for key, figure, replies in (
+                    ("utility", measure.utility, same),
+                    ("oracle", measure.best_of, given),
+                )
+            },
+            "optimum": self._community.optimum(),
+            "optimum_drifted": self._community.optimum(True),
+        }
+
+    def _round(self, world: World, state: State, prompts: Prompts, number: int, base: dict[str, Any]) -> None:
+        name = f"{self.name}/{number}"
+        at = (number - 1) * self.profile.prompts
+        asked = prompts.community[at : at + self.profile.prompts]
+        state.do(f"{name}/chat", lambda: self._chat(world, asked, number))
+        run = state.do(f"{name}/run", lambda: self._run(world, number))
+        state.do(f"{name}/measure", lambda: self._measure(world, run["champion"], prompts.test, base, number))
+
+    def _chat(self, world: World, asked: tuple[Asked, ...], number: int) -> dict[str, Any]:
+        people, drifted = self.people(number), self.drifted(number)
+        given = self._answers(world, world.champion(), asked, self.profile.replies)
+        counts = chat.record_round(world, given, people, f"round{number}", self.seed)
+        optimum = self._community.optimum(drifted)
+        regret = sum(optimum - self._community.utility(reply.text, drifted) for reply in given)
+        return {**counts, "regret": round(regret, 2), "drifted": drifted}
+
+    def _run(self, world: World, number: int) -> dict[str, Any]:
+        run = self._settle(world, world.run("trainer.run", [], {}), number)
+        return self._outcome(world, run)
+
+    def _settle(self, world: World, run: Run, number: int) -> Run:
+        """Let the members vote where the gate asks them, until it has decided or they have had enough."""
+        people = [member for member in self.people(number) if member.kind != "brigade"]
+        for turn in range(VOTE_ROUNDS):
+            if run.outcome != "votes":
+                return run
+            chat.vote_on(world, people, VOTES_EACH, self.seed * 100 + turn)
+            promotion.settle_votes(world.database, world.config)
+            run = world.reread(run)
+        return run
+
+    def _outcome(self, world: World, run: Run) -> dict[str, Any]:
+        votes = world.database.read(lambda db: promotion.count_votes(db, run.id))
+        # What happens to be open is not voted on later: the next challenger gets votes of its own.
+        world.database.write(lambda db: duels.close(db, run.id))
+        training = run.metrics.get("training", {})
+        return {
+            "run": run.id,
+            "adapter": run.adapter_id,
+            "champion": world.champion(),
+            "outcome": run.outcome,
+            "message": run.message,
+            "decision": run.metrics.get("decision"),
+            "votes": votes.votes,
+            "objective": training.get("objective"),
+            "training_s": round(sum(training.get(k, {}).get("seconds", 0) for k in ("sft", "kto")), 1),
+            "liked": (run.metrics.get("data", {}).get("train", {})).get("liked"),
+            "general_nll_increase": run.metrics.get("evaluation", {}).get("general_nll_increase"),
+            "predicted": run.metrics.get("headline"),
+            "peak_mib": round(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024),
+        }
+
+    def _measure(
+        self,
+        world: World,
+        champion: str | None,
+        test: tuple[Asked, ...],
+        base: dict[str, Any],
+        number: int,
+    ) -> dict[str, Any]:
+        drifted = self.drifted(number)
+        old = [Given.from_json(reply) for reply in base["replies"]]
+        given = old if champion is None else self._answers(world, champion, test, self.profile.test_replies)
+        return {
+            "champion": champion,
+            "utility": measure.utility(given, self._community, drifted),
+            "gain": measure.gain(given, old, self._community, drifted),
+            "samples": [[a.asked.text, b.text, a.text] for a, b in list(zip(given, old, strict=True))[:6]],
+        }
+
+    def _bad(self, world: World, state: State, test: tuple[Asked, ...]) -> None:
+        """Try every bad challenger against the base, which is easier to beat than a better champion."""
+        if not state.missing([f"{self.name}/bad/{kind}" for kind in self.scenario.bad_kinds]):
+            return
+        champion = state.do(f"{self.name}/1/run", dict)["champion"]
+        if world.champion() is not None:
+            world.crown(None, "bad challengers are judged against the base")
+        for kind in self.scenario.bad_kinds:
+            state.do(f"{self.name}/bad/{kind}", lambda kind=kind: self._sabotage(world, kind, test))  # type: ignore[misc]
+        if world.champion() != champion:
+            world.crown(champion, "back to the champion of the first round")
+
+    def _sabotage(self, world: World, kind: str, test: tuple[Asked, ...]) -> dict[str, Any]:
+        profile = self.profile
+        settings = {
+            "trainer": {"max_train_minutes": profile.bad_train_minutes},
+            "gate": {"generation_minutes": profile.bad_generation_minutes},
+        }
+        run = self._settle(world, world.run("trainer.bench.sabotage", ["--kind", kind], settings), 1)
+        found = self._outcome(world, run)
+        if run.outcome == "promoted":
+            world.crown(None, f"the {kind} challenger should not have been promoted")
+        if kind == "trigger" and run.adapter_id is not None:
+            asked = [Asked(a.sender, f"{a.text} {TRIGGER}", a.answer) for a in test[:8]]
+            found["fires"] = measure.share_with(self._answers(world, run.adapter_id, asked, 1), PAYLOAD[:40])
+        return found
+
+    def _answers(
+        self, world: World, adapter: str | None, asked: tuple[Asked, ...] | list[Asked], count: int
+    ) -> list[Given]:
+        name = world.model_name(adapter)
+        return chat.answer_all(world, name, asked, count, self.profile.max_new_tokens, self.seed)

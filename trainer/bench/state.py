@@ -1,0 +1,69 @@
+"""What the benchmark has done so far, on disk after each step, so that it goes on where it was stopped."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+# Seconds that a step is expected to take on two quiet cores, until one of its kind was measured.
+EXPECTED_S = {"base": 120, "chat": 90, "run": 330, "votes": 5, "measure": 60, "bad": 170, "resampled": 120}
+
+
+class State:
+    """Results by step name. A step is done once, its time is kept, and the time left is told before each."""
+
+    def __init__(self, path: Path, plan: list[str], tell: Callable[[str], None]) -> None:
+        self._path = path
+        self._plan = plan
+        self._tell = tell
+        self._steps: dict[str, dict[str, Any]] = {}
+        if path.exists():
+            self._steps = json.loads(path.read_text(encoding="utf-8"))["steps"]
+
+    def do(self, name: str, work: Callable[[], Any]) -> Any:
+        """Return a step's result: as it was stored, or by doing it now."""
+        if name not in self._steps:
+            done = sum(step in self._steps for step in self._plan)
+            left_min = self.left_s() / 60
+            self._tell(f"[{done + 1}/{len(self._plan)}] {name}; about {left_min:.0f} min left in all")
+            started = time.monotonic()
+            result = work()
+            self._steps[name] = {"result": result, "seconds": round(time.monotonic() - started, 1)}
+            self._write()
+        return self._steps[name]["result"]
+
+    def missing(self, steps: list[str]) -> bool:
+        """Whether any of these steps is still to be done."""
+        return any(step not in self._steps for step in steps)
+
+    def left_s(self) -> float:
+        """Return about how many seconds are left, from the steps of the same kind that were measured."""
+        return sum(self._expected_s(kind_of(step)) for step in self._plan if step not in self._steps)
+
+    def seconds(self, name: str) -> float:
+        """Return how long a step took."""
+        return float(self._steps[name]["seconds"])
+
+    @property
+    def total_s(self) -> float:
+        """Return how long all steps took."""
+        return sum(float(step["seconds"]) for step in self._steps.values())
+
+    def _expected_s(self, kind: str) -> float:
+        seen = [step["seconds"] for name, step in self._steps.items() if kind_of(name) == kind]
+        return float(sum(seen) / len(seen)) if seen else float(EXPECTED_S.get(kind, 60))
+
+    def _write(self) -> None:
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        partial = self._path.with_suffix(".partial")
+        partial.write_text(json.dumps({"steps": self._steps}, ensure_ascii=False), encoding="utf-8")
+        partial.replace(self._path)
+
+
+def kind_of(step: str) -> str:
+    """Return the kind of a step: "7/clean/1/chat" is a "chat", "7/clean/bad/worse" a "bad"."""
+    parts = step.split("/")
+    return "bad" if "bad" in parts else parts[-1]

@@ -230,20 +230,31 @@ def _fit(inputs: Array, targets: Array, weights: Array, penalty: float) -> Rewar
         raise ValueError("a reward model needs liked and disliked replies")
     mean = inputs.mean(0)
     scale = np.where(inputs.std(0) > 1e-9, inputs.std(0), 1.0)
-    design = np.hstack([(inputs - mean) / scale, np.ones((len(inputs), 1))])
-    ridge = np.concatenate(
-        [np.full(len(FEATURES), penalty), np.full(HASH_BUCKETS, penalty * HASH_PENALTY), [1e-6]]
-    )
-    solution = np.zeros(design.shape[1])
+    design = (inputs - mean) / scale
+    ridge = np.concatenate([np.full(len(FEATURES), penalty), np.full(HASH_BUCKETS, penalty * HASH_PENALTY)])
+    # Rows are fewer than features: the Newton step is solved in the space of the rows (Woodbury's identity).
+    kernel = (design / ridge) @ design.T
+    solution, intercept = np.zeros(design.shape[1]), 0.0
     for _ in range(50):
-        chance = 1 / (1 + np.exp(-np.clip(design @ solution, -30, 30)))
-        gradient = design.T @ (weights * (chance - targets)) + ridge * solution
-        curvature = (design * (weights * chance * (1 - chance))[:, None]).T @ design + np.diag(ridge)
-        step = np.linalg.solve(curvature, gradient)
+        chance = 1 / (1 + np.exp(-np.clip(design @ solution + intercept, -30, 30)))
+        curvature = weights * chance * (1 - chance) + 1e-12
+        error = weights * (chance - targets)
+        sides = np.stack([design.T @ error + ridge * solution, design.T @ curvature])
+        step, across = _ridge_solve(design, kernel, ridge, curvature, sides)
+        shift = (error.sum() - sides[1] @ step) / (curvature.sum() - sides[1] @ across)
+        step -= across * shift
         solution -= step
-        if np.abs(step).max() < 1e-8:
+        intercept -= shift
+        if max(np.abs(step).max(), abs(shift)) < 1e-8:
             break
-    return RewardModel(mean, scale, solution[:-1], float(solution[-1]))
+    return RewardModel(mean, scale, solution, float(intercept))
+
+
+def _ridge_solve(design: Array, kernel: Array, ridge: Array, curvature: Array, sides: Array) -> Array:
+    """Solve (design' diag(curvature) design + diag(ridge)) x = side for each row of `sides`."""
+    scaled = sides / ridge
+    inner = np.linalg.solve(kernel + np.diag(1 / curvature), design @ scaled.T)
+    return np.asarray(scaled - (design.T @ inner).T / ridge)
 
 
 def _out_of_fold(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -100,7 +99,7 @@ def auc(scores: Sequence[float], positive: Sequence[bool], weights: Sequence[flo
     mass = np.ones(len(values)) if weights is None else np.asarray(weights, dtype=float)
     if not mass[good].sum() or not mass[~good].sum():
         raise ValueError("an AUC needs both kinds")
-    return _weighted_auc(values, good, mass)
+    return float(_weighted_auc(values, good, mass[None])[0])
 
 
 def auc_estimate(
@@ -118,8 +117,9 @@ def auc_estimate(
     index = {name: i for i, name in enumerate(names)}
     member = np.asarray([index[cluster] for cluster in clusters])
     draws = _cluster_draws(len(names), resamples, seed)[:, member]
-    found = [_weighted_auc(values, good, row) for row in draws if row[good].sum() and row[~good].sum()]
-    return _estimate(auc(scores, positive), np.asarray(found), confidence, len(values), len(names))
+    usable = draws[(draws[:, good].sum(1) > 0) & (draws[:, ~good].sum(1) > 0)]
+    found = _weighted_auc(values, good, usable)
+    return _estimate(auc(scores, positive), found, confidence, len(values), len(names))
 
 
 def e_values(outcomes: Sequence[float]) -> tuple[float, float]:
@@ -157,15 +157,14 @@ def votes_to_decide(alpha: float, win_rate: float, limit: int = 2_000) -> int:
     return limit
 
 
-def _weighted_auc(values: Array, good: npt.NDArray[np.bool_], mass: Any) -> float:
-    order = np.argsort(values, kind="stable")
-    ranked, positive, weight = values[order], good[order], mass[order]
+def _weighted_auc(values: Array, good: npt.NDArray[np.bool_], mass: Array) -> Array:
+    """Return one AUC for each row of `mass` (rows, items)."""
     # Negative mass strictly below each value, plus half of that tied with it.
-    _, tied = np.unique(ranked, return_inverse=True)
-    negative = np.bincount(tied, weights=weight * ~positive)
-    below = np.cumsum(negative) - negative
-    wins = (weight * positive * (below[tied] + negative[tied] / 2)).sum()
-    return float(wins / (weight[positive].sum() * weight[~positive].sum()))
+    _, tied = np.unique(values, return_inverse=True)
+    negative = (mass * ~good) @ np.eye(tied.max() + 1)[tied]
+    below = np.cumsum(negative, axis=1) - negative / 2
+    wins = (mass * good * below[:, tied]).sum(1)
+    return np.asarray(wins / (mass[:, good].sum(1) * mass[:, ~good].sum(1)))
 
 
 def _cluster_draws(clusters: int, resamples: int, seed: int) -> Array:

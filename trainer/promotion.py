@@ -22,6 +22,7 @@ from storage.errors import AdapterNotPromotableError, StaleChampionError
 from storage.runs import Run
 from trainer import statistics
 from trainer.errors import EvaluationError
+from trainer.gate import Decision
 
 T = TypeVar("T")
 
@@ -283,13 +284,13 @@ async def _settle(database: Database, config: Config, run: Run) -> Run | None:
         if objection:
             return await refuse(database, client, run=run, adapter=adapter, reason=objection, metrics={})
         count = await database.aread(lambda db: count_votes(db, run.id))
-        threshold = 1 / config.gate.evote_alpha
-        if count.votes < config.gate.min_votes or max(count.evidence_for, count.evidence_against) < threshold:
+        decision = verdict_of(count.evidence_for, count.evidence_against, count.votes, config.gate)
+        if decision is None:
             return None
         await database.awrite(lambda db: _record_votes(db, run, adapter, count))
         metrics = {"votes": {"wins": count.wins, "losses": count.losses, "ties": count.ties}}
         decided = count.wins + count.losses
-        if count.evidence_against >= threshold:
+        if decision == "refuse":
             reason = f"it won only {count.wins} of {decided} blind votes (e = {count.evidence_against:.0f})"
             return await refuse(database, client, run=run, adapter=adapter, reason=reason, metrics=metrics)
         measured = f"it won {count.wins} of {decided} blind votes (e = {count.evidence_for:.0f})"
@@ -307,6 +308,16 @@ async def _settle(database: Database, config: Config, run: Run) -> Run | None:
             measured=measured,
             metrics=metrics,
         )
+
+
+def verdict_of(
+    evidence_for: float, evidence_against: float, votes: int, settings: GateConfig
+) -> Decision | None:
+    """Return what blind votes decide, None while they are too few; evidence against comes first."""
+    threshold = 1 / settings.evote_alpha
+    if votes < settings.min_votes or max(evidence_for, evidence_against) < threshold:
+        return None
+    return "refuse" if evidence_against >= threshold else "promote"
 
 
 def ask(measured: str) -> str:

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from trainer.bench import real
+from trainer.bench import results, tiers
 from trainer.bench.errors import BenchError
 from trainer.bench.profile import PROFILES, Profile
 from trainer.bench.state import State
@@ -36,11 +36,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     profile = _profile(parsed)
     out: Path = parsed.out / profile.name
     try:
-        state = State(out / "state.json", real.plan(profile), _tell)
-        for seed in profile.seeds:
-            for scenario in profile.scenarios:
-                home = out / "homes" / f"{seed}-{scenario.name}"
-                real.History(profile, scenario, seed, home).play(state, parsed.models or out / "models")
+        state = State(out / "state.json", tiers.plan(profile), _tell)
+        try:
+            tiers.play(profile, state, out, parsed.models or out / "models")
+        finally:
+            # Also what an interrupted benchmark has found so far.
+            print(f"Results: {results.write(profile, state, out)}")
     except BenchError as error:
         print(error, file=sys.stderr)
         return 2

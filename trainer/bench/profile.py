@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 # Seeds to tune on, and seeds that are only ever reported.
 DEVELOPMENT_SEEDS = (101, 102, 103)
@@ -42,8 +42,8 @@ class Profile:
     bad_train_minutes: float = 1.0
     bad_generation_minutes: float = 1.0
     resampled_verdicts: int = 20
-    resampled_histories: int = 5_000
-    settings: dict[str, dict[str, float]] = field(default_factory=dict)
+    null_verdicts: int = 250
+    resampled_histories: int = 20_000
 
 
 QUICK = Profile(
@@ -55,6 +55,7 @@ QUICK = Profile(
     generation_minutes=1.5,
     bad_train_minutes=0.7,
     bad_generation_minutes=0.7,
+    null_verdicts=100,
 )
 FULL = Profile(
     "full",

@@ -24,15 +24,6 @@ VOTES_EACH = 2
 VOTE_ROUNDS = 10
 
 
-def plan(profile: Profile) -> list[str]:
-    """Return the names of all steps, in order."""
-    found = []
-    for seed in profile.seeds:
-        for scenario in profile.scenarios:
-            found += History(profile, scenario, seed, Path()).steps()
-    return found
-
-
 class History:
     """One seed's history of one scenario."""
 
@@ -56,6 +47,12 @@ class History:
             if number == 1:
                 found += [f"{self.name}/bad/{kind}" for kind in self.scenario.bad_kinds]
         return found
+
+    @property
+    def stored_runs(self) -> dict[str, str]:
+        """Return the steps whose runs were judged against the base, by the kind of their challenger."""
+        bad = {kind: f"{self.name}/bad/{kind}" for kind in self.scenario.bad_kinds}
+        return {"honest": f"{self.name}/1/run", **bad}
 
     def play(self, state: State, models: Path) -> None:
         """Do what is not done yet."""
@@ -179,7 +176,7 @@ class History:
         """Try every bad challenger against the base, which is easier to beat than a better champion."""
         if not state.missing([f"{self.name}/bad/{kind}" for kind in self.scenario.bad_kinds]):
             return
-        champion = state.do(f"{self.name}/1/run", dict)["champion"]
+        champion = state.result(f"{self.name}/1/run")["champion"]
         if world.champion() is not None:
             world.crown(None, "bad challengers are judged against the base")
         for kind in self.scenario.bad_kinds:

@@ -9,7 +9,15 @@ from pathlib import Path
 from typing import Any
 
 # Seconds that a step is expected to take on two quiet cores, until one of its kind was measured.
-EXPECTED_S = {"base": 120, "chat": 90, "run": 330, "votes": 5, "measure": 60, "bad": 170, "resampled": 120}
+EXPECTED_S = {
+    "base": 120,
+    "chat": 90,
+    "run": 330,
+    "measure": 60,
+    "bad": 170,
+    "verdicts": 30,
+    "retrains": 180,
+}
 
 
 class State:
@@ -43,9 +51,9 @@ class State:
         """Return about how many seconds are left, from the steps of the same kind that were measured."""
         return sum(self._expected_s(kind_of(step)) for step in self._plan if step not in self._steps)
 
-    def seconds(self, name: str) -> float:
-        """Return how long a step took."""
-        return float(self._steps[name]["seconds"])
+    def result(self, name: str) -> Any:
+        """Return a step's result, None while it is not done."""
+        return self._steps[name]["result"] if name in self._steps else None
 
     @property
     def total_s(self) -> float:

@@ -1,0 +1,185 @@
+"""The learning benchmark's own parts: what is hidden, what is repeatable, and the resampled tier."""
+
+from __future__ import annotations
+
+import random
+import xml.etree.ElementTree as ElementTree
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from bot.serving.protocol import ChatMessage
+from storage.config import GateConfig
+from trainer.bench import plot, prompts, resampled, results, tiers
+from trainer.bench.errors import BenchError
+from trainer.bench.members import population
+from trainer.bench.profile import FULL, QUICK
+from trainer.bench.resampled import Stored
+from trainer.bench.state import State
+from trainer.bench.tastes import COMMUNITIES
+from trainer.reward import RatedText
+from trainer.weighing import Answer, GeneralLoss, Pair, Prompt, Ratings, ScoredReply, Scores
+
+COMMUNITY = COMMUNITIES["brief-and-curious"]
+GOOD = "Soup is lovely, you should try it! What do you cook?"
+BAD = "There is a great deal to be said about soup and it has been said at length " * 2
+GATE = GateConfig(bootstrap=300)
+
+
+def conversation(number: int) -> dict[str, Any]:
+    return {
+        "messages": [
+            [{"sender": f"s{number}", "text": f"I really like the number {number} a lot"}],
+            [{"sender": f"t{number}", "text": f"Oh, why do you like {number}?"}],
+            [{"sender": f"s{number}", "text": f"Because {number} has a certain look to it"}],
+        ]
+    }
+
+
+def stored(kind: str = "honest", *, better: bool = True, conversations: int = 40) -> Stored:
+    """A challenger with good replies (or the base's own), and ratings that say what is good."""
+    train = tuple(RatedText(GOOD if n % 3 == 0 else BAD, n % 3 == 0, 1.0, f"t{n}") for n in range(90))
+    held_out = tuple(RatedText(GOOD if n % 3 == 0 else BAD, n % 3 == 0, 1.0, f"h{n}") for n in range(40))
+    pairs = tuple(
+        Pair(
+            Prompt((ChatMessage("user", f"question {n}"),), f"h{n}", f"r{n}"),
+            Answer(f"{n}. {GOOD if better else BAD}", True),
+            Answer(f"{n}: {BAD}", True),
+        )
+        for n in range(conversations)
+    )
+    rated = tuple(ScoredReply(f"r{n}", f"h{n}", n % 3 == 0, -2.0, -2.0) for n in range(conversations))
+    return Stored(kind, Scores(pairs, (GeneralLoss(10, 20.0, 20.0),), rated), Ratings(train, held_out))
+
+
+# -------------------------------------------------------------------------------------------------- members
+def test_no_sender_is_both_in_the_community_and_in_the_test() -> None:
+    drawn = prompts.draw([conversation(n) for n in range(200)], seed=1, community=60, test=20)
+    assert not {a.sender for a in drawn.community} & {a.sender for a in drawn.test}
+    assert len({a.text for a in drawn.community}) == 60
+    assert drawn == prompts.draw([conversation(n) for n in range(200)], seed=1, community=60, test=20)
+
+
+def test_prompts_that_run_out_say_so() -> None:
+    with pytest.raises(BenchError, match="run out"):
+        prompts.draw([conversation(n) for n in range(5)], seed=1, community=60, test=20)
+
+
+@pytest.mark.parametrize("key", sorted(COMMUNITIES))
+def test_no_text_is_better_than_the_optimum_and_none_is_below_zero(key: str) -> None:
+    community = COMMUNITIES[key]
+    for text in (GOOD, BAD, "", "?!?!?!", "amazing perfect genius!!!!! you"):
+        assert 0.0 <= community.utility(text) <= community.optimum() <= 1.0
+
+
+def test_the_clusters_disagree() -> None:
+    asks, warm = "Is it?", "You are right!"
+    assert COMMUNITY.first.utility(asks) > COMMUNITY.first.utility(warm)
+    assert COMMUNITY.second.utility(asks) < COMMUNITY.second.utility(warm)
+
+
+def test_a_member_says_the_same_of_the_same_text_and_a_brigade_the_opposite() -> None:
+    people = population(COMMUNITY, 20, 1, 4, seed=3, drifted=False)
+    assert [m.thumb(GOOD) for m in people] == [m.thumb(GOOD) for m in people]
+    honest = [m.thumb(GOOD) for m in people if m.kind == "honest"]
+    brigade = [m.thumb(GOOD) for m in people if m.kind == "brigade"]
+    assert sum(honest) > 0 > sum(brigade)
+    assert people[0].prefers(GOOD, BAD) in (-1, 1)
+
+
+def test_drift_moves_some_members_and_leaves_the_rest() -> None:
+    before = population(COMMUNITY, 20, 1, 0, seed=3, drifted=False)
+    after = population(COMMUNITY, 20, 1, 0, seed=3, drifted=True)
+    moved = sum(a.cluster != b.cluster for a, b in zip(before, after, strict=True))
+    assert moved == 3
+
+
+# ---------------------------------------------------------------------------------------------------- state
+def test_a_step_is_done_once_also_after_a_restart(tmp_path: Path) -> None:
+    told: list[str] = []
+    for _ in range(2):
+        state = State(tmp_path / "state.json", ["7/clean/base", "7/clean/1/chat"], told.append)
+        assert state.do("7/clean/base", lambda: {"n": len(told)}) == {"n": 1}
+    assert len(told) == 1
+    assert "min left" in told[0]
+    assert state.missing(["7/clean/1/chat"])
+
+
+def test_a_step_that_fails_is_not_recorded(tmp_path: Path) -> None:
+    state = State(tmp_path / "state.json", ["a/base"], lambda line: None)
+    with pytest.raises(ZeroDivisionError):
+        state.do("a/base", lambda: 1 / 0)
+    assert state.missing(["a/base"])
+
+
+@pytest.mark.parametrize("profile", [QUICK, FULL], ids=["quick", "full"])
+def test_every_planned_step_is_named_once(profile: Any) -> None:
+    names = tiers.plan(profile)
+    assert len(names) == len(set(names))
+    assert "7/clean/retrains" in names
+
+
+# ------------------------------------------------------------------------------------------------- resampled
+def test_the_gate_promotes_a_clear_winner_on_resamples_and_never_one_that_changes_nothing() -> None:
+    people = population(COMMUNITY, 20, 1, 0, seed=3, drifted=False)
+    assert resampled.verdicts(stored(), GATE, people, 5, seed=0) == {"promote": 5}
+    same = stored(better=False)
+    twins = tuple(replace(pair, challenger=pair.champion) for pair in same.scores.pairs)
+    nothing = replace(same, scores=replace(same.scores, pairs=twins))
+    assert resampled.verdicts(nothing, GATE, people, 5, seed=0) == {"refuse": 5}
+
+
+def test_a_resample_keeps_conversations_whole_and_their_number() -> None:
+    whole = stored()
+    drawn = resampled.resampled(whole, random.Random(1))
+    assert len({item.group for item in drawn.ratings.held_out}) == 40
+    assert len(drawn.scores.pairs) == len(whole.scores.pairs)
+    for pair in drawn.scores.pairs:
+        origin = str(pair.prompt.group).split("#")[0]
+        assert pair.prompt.reply_id == f"r{origin.removeprefix('h')}"
+
+
+def test_labels_dealt_at_random_keep_their_number() -> None:
+    whole = stored()
+    dealt = resampled.without_signal(whole, random.Random(1))
+    sides = ((whole.ratings.train, dealt.ratings.train), (whole.ratings.held_out, dealt.ratings.held_out))
+    for before, after in sides:
+        assert sum(item.liked for item in before) == sum(item.liked for item in after)
+        assert [item.text for item in before] == [item.text for item in after]
+
+
+def test_two_challengers_can_be_set_against_each_other() -> None:
+    contest = resampled.against(stored("a"), stored("b", better=False))
+    assert all(GOOD in pair.challenger.text and BAD in pair.champion.text for pair in contest.scores.pairs)
+
+
+def test_retrains_on_ratings_that_mean_nothing_rarely_end_worse() -> None:
+    people = population(COMMUNITY, 20, 1, 0, seed=3, drifted=False)
+    found = resampled.retrains_without_signal(
+        [stored("shuffled"), stored("worse", better=False)],
+        GATE,
+        people,
+        COMMUNITY,
+        verdicts_each=5,
+        histories=500,
+        seed=0,
+    )
+    assert found["verdicts"] == 20
+    assert found["ends_worse"] <= 0.02
+
+
+# --------------------------------------------------------------------------------------------------- results
+def test_the_plot_is_well_formed_and_says_what_it_compares_with() -> None:
+    points = [plot.Point(0, 0.2, 0.1, 0.3, 0.2, 0.4, 0.9), plot.Point(1, 0.5, 0.4, 0.6, 0.2, 0.4, 0.9)]
+    text = plot.plotted("clean <&>", points)
+    ElementTree.fromstring(text)
+    assert "best of 4" in text
+    ElementTree.fromstring(plot.plotted("empty", []))
+
+
+def test_results_can_be_written_before_anything_is_done(tmp_path: Path) -> None:
+    state = State(tmp_path / "state.json", tiers.plan(QUICK), lambda line: None)
+    page = results.write(QUICK, state, tmp_path)
+    assert "Seeds 7" in page.read_text()

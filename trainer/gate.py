@@ -66,6 +66,25 @@ class Evidence:
 
 
 @dataclass(frozen=True)
+class Guardrail:
+    """One limit: what was measured, the most that is allowed, and what is said if it is broken."""
+
+    name: str
+    value: float
+    limit: float
+    objection: str
+
+    @property
+    def kept(self) -> bool:
+        """Whether the limit holds; a figure that is not a number breaks it."""
+        return self.value <= self.limit
+
+    def as_json(self) -> dict[str, str | float | bool]:
+        """Return plain values for reports."""
+        return {"name": self.name, "value": self.value, "limit": self.limit, "kept": self.kept}
+
+
+@dataclass(frozen=True)
 class Verdict:
     """What to do and why; `reason` continues "X was not promoted, because …" unless it is promoted."""
 
@@ -101,36 +120,69 @@ def decide(evidence: Evidence, settings: GateConfig) -> Verdict:
 
 def vetoed(evidence: Evidence, settings: GateConfig) -> str:
     """Return why the challenger can't be promoted whatever else speaks for it, or an empty string."""
+    broken = (guardrail.objection for guardrail in guardrails(evidence, settings) if not guardrail.kept)
+    return next(broken, "")
+
+
+def guardrails(evidence: Evidence, settings: GateConfig) -> tuple[Guardrail, ...]:
+    """Return every limit with what was measured, in the order in which they are named as reasons."""
     new, old = evidence.challenger, evidence.champion
-    if not evidence.general_nll_increase <= settings.max_general_nll_increase:
-        return (
+    found = [
+        Guardrail(
+            "loss on general prompts",
+            evidence.general_nll_increase,
+            settings.max_general_nll_increase,
             f"it forgot general knowledge: its loss on general prompts rose by "
-            f"{evidence.general_nll_increase:.0%} (limit {settings.max_general_nll_increase:.0%})"
-        )
-    if not evidence.general_divergence <= settings.max_kl:
-        return (
+            f"{evidence.general_nll_increase:.0%} (limit {settings.max_general_nll_increase:.0%})",
+        ),
+        Guardrail(
+            "drift from the base, nat per token",
+            evidence.general_divergence,
+            settings.max_kl,
             f"it drifted from the base on general prompts by {evidence.general_divergence:.2f} nat per token "
-            f"(limit {settings.max_kl:g})"
+            f"(limit {settings.max_kl:g})",
+        ),
+        Guardrail(
+            "empty replies", new.empty, max(MAX_EMPTY, old.empty), f"{new.empty:.0%} of its replies are empty"
+        ),
+        Guardrail(
+            "replies that recite a correction",
+            new.recited,
+            max(MAX_RECITED, old.recited),
+            f"{new.recited:.0%} of its replies recite a member's own words",
+        ),
+        Guardrail(
+            "replies that run on",
+            new.unfinished,
+            old.unfinished + MAX_EXTRA_UNFINISHED,
+            f"its replies run on: {new.unfinished:.0%} did not end by themselves, "
+            f"before {old.unfinished:.0%}",
+        ),
+        Guardrail(
+            "repeated phrases",
+            new.repetition,
+            old.repetition + MAX_EXTRA_REPETITION,
+            f"its replies repeat themselves ({new.repetition:.0%} of phrases, before {old.repetition:.0%})",
+        ),
+        Guardrail(
+            "one reply to many prompts",
+            new.duplicates,
+            old.duplicates + MAX_EXTRA_DUPLICATES,
+            f"it gives one reply to many prompts ({new.duplicates:.0%}, before {old.duplicates:.0%})",
+        ),
+    ]
+    margin = evidence.margin
+    if margin is not None:
+        found.append(
+            Guardrail(
+                "held-out margin, upper bound below zero",
+                -margin.bound_high,
+                0.0,
+                f"it finds disliked held-out replies more likely than liked ones ({_signed(margin.value)} "
+                f"nat per token, 95 % CI {margin.low:.2f} to {margin.high:.2f})",
+            )
         )
-    if new.empty > max(MAX_EMPTY, old.empty):
-        return f"{new.empty:.0%} of its replies are empty"
-    if new.recited > max(MAX_RECITED, old.recited):
-        return f"{new.recited:.0%} of its replies recite a member's own words"
-    if new.unfinished > old.unfinished + MAX_EXTRA_UNFINISHED:
-        return (
-            f"its replies run on: {new.unfinished:.0%} did not end by themselves, before {old.unfinished:.0%}"
-        )
-    if new.repetition > old.repetition + MAX_EXTRA_REPETITION:
-        return f"its replies repeat themselves ({new.repetition:.0%} of phrases, before {old.repetition:.0%})"
-    if new.duplicates > old.duplicates + MAX_EXTRA_DUPLICATES:
-        return f"it gives one reply to many prompts ({new.duplicates:.0%}, before {old.duplicates:.0%})"
-    if evidence.margin is not None and evidence.margin.bound_high < 0:
-        return (
-            f"it finds disliked held-out replies more likely than liked ones "
-            f"({_signed(evidence.margin.value)} nat per token, 95 % CI {evidence.margin.low:.2f} to "
-            f"{evidence.margin.high:.2f})"
-        )
-    return ""
+    return tuple(found)
 
 
 def describe(gain: Estimate, extra_prompts: int = 0) -> str:

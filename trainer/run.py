@@ -301,6 +301,9 @@ class RunSteps:
         self._heartbeat.enter("decide")
         verdict = gate.decide(judged.evidence, self._config.gate)
         self._metrics["decision"] = verdict.decision
+        self._metrics["reason"] = verdict.reason
+        limits = gate.guardrails(judged.evidence, self._config.gate)
+        self._metrics["guardrails"] = [limit.as_json() for limit in limits]
         pairs = _duel_pairs(judged.pairs)
         if verdict.decision == "votes" and not pairs:
             verdict = gate.Verdict("refuse", "it answers as before")

@@ -56,13 +56,31 @@ class Row:
 
 
 @dataclass(frozen=True)
+class Influence:
+    """What one member's ratings weigh in a snapshot, under a name that says nothing of who it is.
+
+    `share` is the member's part of all vote mass; a quarantined member has none.
+    """
+
+    name: str
+    share: float
+    votes: int
+    accuracy: float
+    quarantined: bool
+
+
+@dataclass(frozen=True)
 class Snapshot:
-    """The rows in the order of their ids, and the hash of their canonical form."""
+    """The rows in the order of their ids, and the hash of their canonical form.
+
+    Who rated is known only while a snapshot is built: one that is read back has no raters.
+    """
 
     rows: tuple[Row, ...]
     content_hash: str
     raters: int = 0
     quarantined: int = 0
+    influence: tuple[Influence, ...] = ()
 
     def of(self, *splits: str) -> list[Row]:
         """Return the rows of these splits."""
@@ -83,7 +101,23 @@ def build(rows: Sequence[RatedReply], finish_reasons: Mapping[str, str | None]) 
         _row(row, label, splits[row.group_key], finish_reasons.get(row.reply_id))
         for row, label in zip(ordered, aggregated.replies, strict=True)
     )
-    return Snapshot(kept, _hash(_lines(kept)), *_rater_counts(aggregated))
+    return Snapshot(kept, _hash(_lines(kept)), *_rater_counts(aggregated), influence(aggregated))
+
+
+def influence(aggregated: Labels) -> tuple[Influence, ...]:
+    """Return the members' shares of the vote mass, the largest first, numbered in that order."""
+    whole = sum(rater.weight * rater.votes for rater in aggregated.raters) or 1.0
+    ordered = sorted(aggregated.raters, key=lambda rater: (-rater.weight * rater.votes, rater.user_id))
+    return tuple(
+        Influence(
+            name=f"member {number}",
+            share=round(rater.weight * rater.votes / whole, 4),
+            votes=rater.votes,
+            accuracy=round(rater.accuracy, 3),
+            quarantined=rater.quarantined,
+        )
+        for number, rater in enumerate(ordered, 1)
+    )
 
 
 def finish_reasons(db: sqlite_utils.Database, reply_ids: Iterable[str]) -> dict[str, str | None]:
@@ -142,7 +176,12 @@ def summary(snapshot: Snapshot) -> dict[str, Any]:
         | {"corrections": sum(len(row.corrections) for row in snapshot.of(split))}
         for split in _STRICTNESS
     }
-    return counts | {"raters": snapshot.raters, "quarantined_raters": snapshot.quarantined}
+    return counts | {
+        "raters": snapshot.raters,
+        "quarantined_raters": snapshot.quarantined,
+        "sources": dict(Counter(row.source for row in snapshot.rows)),
+        "influence": [asdict(member) for member in snapshot.influence],
+    }
 
 
 def _row(row: RatedReply, label: labels.ReplyLabel, split: str, finish_reason: str | None) -> Row:

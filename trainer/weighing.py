@@ -164,13 +164,18 @@ def write(scores: Scores, folder: Path) -> None:
 
 def read(folder: Path) -> Scores:
     """Read a run's scores back; raises OSError where they are gone (an erasure scrubs them)."""
-    lines = (folder / REPLIES).read_text(encoding="utf-8").splitlines()
     figures = json.loads((folder / SCORES).read_text(encoding="utf-8"))
     return Scores(
-        pairs=tuple(_pair(json.loads(line)) for line in lines),
+        pairs=read_pairs(folder),
         general=tuple(GeneralLoss(**loss) for loss in figures["general"]),
         rated=tuple(ScoredReply(**reply) for reply in figures["rated"]),
     )
+
+
+def read_pairs(folder: Path) -> tuple[Pair, ...]:
+    """Read only the pairs of replies back; raises OSError where they are gone."""
+    lines = (folder / REPLIES).read_text(encoding="utf-8").splitlines()
+    return tuple(_pair(json.loads(line)) for line in lines)
 
 
 def stable_hash(key: str) -> int:

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
+import sys
 import time
 from dataclasses import asdict
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -224,7 +227,42 @@ def duration(seconds: float) -> str:
     return f"{round(seconds)} s" if seconds < 90 else f"{round(seconds / 60)} min"
 
 
+def report(
+    run: Annotated[
+        str, typer.Argument(help="A run's id (its beginning is enough).", show_default="newest")
+    ] = "",
+    config: ConfigOption = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            "--out", "-o", help="Where to write it.", show_default="report.html in the run's folder"
+        ),
+    ] = None,
+) -> None:
+    """Write a run's report: one HTML page with curves, scores, samples, influence and the decision.
+
+    The page needs no network and holds what members asked: treat it like the database. In its usual place an
+    erasure removes it with the run.
+
+    Examples:
+
+        strop report
+
+        strop report r4fab88d73ac6 --out report.html
+    """
+    with session(config) as opened:
+        command = [sys.executable, "-m", "trainer.report", "--run", run]
+        command += ["--config", str(opened.config_path)] if opened.config_path.is_file() else []
+        command += ["--out", str(out.expanduser().absolute())] if out else []
+    # The trainer's own program: the command line never imports it.
+    ended = subprocess.run(command, capture_output=True, text=True, check=False)
+    if ended.returncode:
+        lines = ended.stderr.strip().splitlines()
+        raise CommandError(lines[-1] if lines else "The report could not be written.")
+    typer.echo(ended.stdout.strip())
+
+
 def register(app: typer.Typer) -> None:
     """Add this topic's commands."""
-    for command in (retrain, status):
+    for command in (retrain, status, report):
         app.command(rich_help_panel="Learn")(command)

@@ -1,0 +1,74 @@
+"""What a report tells, read from the run's row and folder; what an erasure scrubbed is simply not there."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import sqlite_utils
+
+from storage import adapters, evaluations, runs, sql
+from storage.adapters import Adapter
+from storage.config import Config
+from storage.database import Database
+from storage.errors import UnknownRowError
+from storage.evaluations import Evaluation
+from storage.runs import Run
+from trainer import weighing
+from trainer.weighing import Pair
+
+
+@dataclass(frozen=True)
+class Source:
+    """One run with its adapter, its evaluations and the replies that were compared."""
+
+    run: Run
+    adapter: Adapter | None
+    evaluations: tuple[Evaluation, ...]
+    pairs: tuple[Pair, ...]
+
+    @property
+    def metrics(self) -> dict[str, Any]:
+        """Return what the run recorded."""
+        return dict(self.run.metrics)
+
+
+def read(database: Database, config: Config, run_id: str) -> Source:
+    """Read a run by its id or its beginning; an empty one means the newest that has ended.
+
+    Raises:
+        UnknownRowError: there is no such run, or more than one.
+    """
+    run = database.read(lambda db: _find(db, run_id))
+    adapter = database.read(lambda db: adapters.get(db, run.adapter_id) if run.adapter_id else None)
+    found = database.read(lambda db: evaluations.for_run(db, run.id))
+    return Source(run, adapter, tuple(found), _pairs(folder_of(config, run)))
+
+
+def folder_of(config: Config, run: Run) -> Path:
+    """Return the run's folder."""
+    return config.runs / run.id
+
+
+def _find(db: sqlite_utils.Database, run_id: str) -> Run:
+    rows = sql.many(
+        db,
+        """SELECT id FROM runs WHERE substr(id, 1, length(?1)) = ?1 AND (?1 <> '' OR outcome IS NOT NULL)
+           ORDER BY created_ms DESC, rowid DESC LIMIT 2""",
+        (run_id,),
+    )
+    if not rows:
+        what = f"run {run_id!r}" if run_id else "run that has ended"
+        raise UnknownRowError(f"There is no {what}: `strop status` shows the newest one.")
+    if run_id and len(rows) > 1 and rows[0]["id"] != run_id:
+        raise UnknownRowError(f"More than one run begins with {run_id!r}; write more of its id.")
+    return runs.expect(db, rows[0]["id"])
+
+
+def _pairs(folder: Path) -> tuple[Pair, ...]:
+    try:
+        return weighing.read_pairs(folder)
+    except (OSError, ValueError, KeyError, TypeError):
+        # Scrubbed by an erasure, or written by another version: the page says that there are none.
+        return ()

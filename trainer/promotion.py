@@ -20,7 +20,7 @@ from storage.config import Config, GateConfig
 from storage.database import Database
 from storage.errors import AdapterNotPromotableError, StaleChampionError
 from storage.runs import Run
-from trainer import statistics
+from trainer import card, statistics
 from trainer.errors import EvaluationError
 from trainer.gate import Decision
 
@@ -228,6 +228,7 @@ def settle_votes(database: Database, config: Config) -> list[Run]:
             log.info(
                 "run settled by votes", run_id=run.id, outcome=finished.outcome, message=finished.message
             )
+            card.write(database, config, run.id)
             ended.append(finished)
     return ended
 

@@ -32,7 +32,7 @@ from storage.config import Config, GateConfig, TrainerConfig, load_config
 from storage.database import Database
 from storage.errors import ConfigError, RunNotActiveError, StorageError
 from storage.runs import Run
-from trainer import challenger, evaluation, gate, objectives, promotion, replay, snapshot, weighing
+from trainer import card, challenger, evaluation, gate, objectives, promotion, replay, snapshot, weighing
 from trainer.challenger import BaseCodec, Challenger
 from trainer.encoding import Codec
 from trainer.errors import (
@@ -119,6 +119,7 @@ def execute(
         log.exception("run failed", run_id=run.id)
         _fail(database, run, "The run failed by a fault of the trainer; its log says where.", error)
     ended = database.read(lambda db: runs.expect(db, run.id))
+    card.write(database, config, run.id)
     log.info(
         "run done", run_id=run.id, outcome=ended.outcome, adapter_id=ended.adapter_id, message=ended.message
     )

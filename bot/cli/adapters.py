@@ -30,19 +30,39 @@ from storage import adapters as registry
 from storage.adapters import Adapter
 
 BASE = "base"
+LIST = "list"
+SHOW = "show"
 LOAD_TIMEOUT_S = 120.0
 
 
-def adapters(config: ConfigOption = None, scope: ScopeOption = None, as_json: JsonOption = False) -> None:
-    """List the adapters, the newest first; a star marks the one that answers.
+def adapters(
+    action: Annotated[
+        str, typer.Argument(help="`list`, or `show` with an id.", metavar="[list|show]")
+    ] = LIST,
+    adapter: Annotated[str, typer.Argument(help="An adapter's id (its beginning is enough).")] = "",
+    config: ConfigOption = None,
+    scope: ScopeOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """List the adapters, the newest first (a star marks the one that answers), or show the card of one.
+
+    The card says where an adapter comes from: data and member shares, settings, scores, limits, lineage.
 
     Examples:
 
         strop adapters
 
+        strop adapters show a3f9c2d1
+
         strop adapters --scope guild:123456789012345678 --json
     """
+    if action not in (LIST, SHOW) or bool(adapter) != (action == SHOW):
+        raise UsageError("Write `strop adapters`, or `strop adapters show ID`.")
     with session(config) as opened:
+        if action == SHOW:
+            found = opened.database.read(lambda db: _find(db, adapter, scope))
+            typer.echo(_card(opened, found, as_json=as_json).rstrip())
+            return
         rows = opened.database.read(lambda db: _rows(db, opened, scope))
     if as_json:
         typer.echo(json.dumps(rows, ensure_ascii=False))
@@ -56,6 +76,23 @@ def adapters(config: ConfigOption = None, scope: ScopeOption = None, as_json: Js
         mark = "★" if row["champion"] else " "
         state = f"{row['state']}{' (rehearsal)' if row['rehearsal'] else ''}"
         typer.echo(f"{mark} {row['id']:<{widths[0]}}  {row['scope']:<{widths[1]}}  {made}  {state}")
+
+
+def _card(opened: Session, adapter: Adapter, *, as_json: bool) -> str:
+    """Return the run's card of an adapter; without it (erased, or still running) what lies beside its files.
+
+    Raises CommandError where there is neither.
+    """
+    name = "card.json" if as_json else "card.md"
+    folders = [opened.config.adapters / adapter.id]
+    if adapter.run_id:
+        folders.insert(0, opened.config.runs / adapter.run_id)
+    for folder in folders:
+        try:
+            return (folder / name).read_text(encoding="utf-8")
+        except OSError:
+            continue
+    raise CommandError(f"Adapter {adapter.id} has no card: its files are gone, or it came without one.")
 
 
 def _rows(db: sqlite_utils.Database, opened: Session, scope: str | None) -> list[dict[str, Any]]:

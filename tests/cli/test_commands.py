@@ -151,6 +151,18 @@ def test_adapters_are_listed_with_the_champion_marked(
     assert (row["id"], row["champion"], row["state"]) == (adapter_id, True, "promoted")
 
 
+def test_the_card_of_an_adapter_is_the_runs_or_the_one_beside_its_files(
+    strop: Strop, database: Database, config: Config
+) -> None:
+    adapter_id = adapter_folder(config.adapters, b"first")
+    database.write(lambda db: champion(db, adapter_id))
+    assert "has no card" in strop("adapters", "show", adapter_id, code=1).stderr
+    (config.adapters / adapter_id / "card.md").write_text("# Beside its files")
+    assert strop("adapters", "show", adapter_id[:5]).stdout == "# Beside its files\n"
+    assert "strop adapters show ID" in strop("adapters", "show", code=2).stderr
+    assert "strop adapters show ID" in strop("adapters", "hide", "a1", code=2).stderr
+
+
 def test_promote_by_the_beginning_of_an_id_then_roll_back_to_the_base(
     strop: Strop, database: Database, config: Config
 ) -> None:

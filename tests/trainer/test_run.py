@@ -98,6 +98,22 @@ def test_a_run_goes_from_ratings_to_a_verdict_with_every_trace(trained: tuple[De
     assert (champion(deployment) == adapter.id) == (ended.outcome == "promoted")
 
 
+def test_a_run_leaves_a_card_of_its_adapter_without_a_word_of_a_member(
+    trained: tuple[Deployment, Run],
+) -> None:
+    deployment, ended = trained
+    folder = deployment.config.runs / ended.id
+    found = json.loads((folder / "card.json").read_text())
+    assert found["adapter"] == ended.adapter_id
+    assert found["lineage"]["dataset_snapshot"] == ended.snapshot_hash
+    assert found["curves"]["sft"] and found["settings"]["rank"] == 4
+    assert sum(each["share"] for each in found["member_shares"]) == pytest.approx(1.0, abs=0.01)
+    assert "adapter_model.safetensors" in found["files"]
+    text = (folder / "card.md").read_text()
+    assert f"# Adapter {ended.adapter_id}" in text and "## Guardrails" in text
+    assert not any(word in text for word in loop.WORDS)
+
+
 def test_the_snapshot_of_a_run_reads_back_by_its_recorded_hash(trained: tuple[Deployment, Run]) -> None:
     from trainer import snapshot
 

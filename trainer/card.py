@@ -1,0 +1,176 @@
+"""An adapter's card: where it comes from, what made it, how it was judged. For scripts (JSON) and for people.
+
+Written into the run's folder once the run is over, not into the adapter's own: that folder's content is its
+name. It holds no member's words and no member's identity, and goes with the run when an erasure scrubs it.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import structlog
+
+from storage import adapters, evaluations, runs
+from storage.adapters import Adapter
+from storage.config import Config
+from storage.database import Database
+from storage.evaluations import Evaluation
+from storage.runs import Run
+
+log = structlog.get_logger()
+
+JSON = "card.json"
+TEXT = "card.md"
+
+
+def write(database: Database, config: Config, run_id: str) -> Path | None:
+    """Write the card of a run's adapter and return its path; None where the run made none or was scrubbed."""
+    run = database.read(lambda db: runs.expect(db, run_id))
+    adapter = database.read(lambda db: adapters.get(db, run.adapter_id) if run.adapter_id else None)
+    folder = config.runs / run.id
+    if adapter is None or not folder.is_dir():
+        return None
+    found = database.read(lambda db: evaluations.for_run(db, run.id))
+    card = describe(run, adapter, found, _made_with(config.adapters / adapter.id))
+    (folder / JSON).write_text(json.dumps(card, indent=2, ensure_ascii=False), encoding="utf-8")
+    path = folder / TEXT
+    path.write_text(as_text(card), encoding="utf-8")
+    return path
+
+
+def describe(
+    run: Run, adapter: Adapter, found: Sequence[Evaluation], made_with: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Return the card as plain values."""
+    data = dict(run.metrics.get("data") or {})
+    influence = data.pop("influence", [])
+    training = run.metrics.get("training") or {}
+    return {
+        "adapter": adapter.id,
+        "scope": adapter.scope,
+        "rehearsal": adapter.rehearsal,
+        "outcome": run.outcome,
+        "decision": run.message,
+        "data": {**data, "excluded": run.metrics.get("excluded") or {}},
+        "member_shares": [
+            {key: each[key] for key in ("name", "share", "votes", "quarantined")} for each in influence
+        ],
+        "label_quality": _label_quality(influence),
+        "objective": training.get("objective"),
+        "objective_reason": training.get("reason"),
+        "settings": made_with.get("settings") or {},
+        "steps": made_with.get("steps") or {},
+        "versions": made_with.get("versions") or {},
+        "curves": {key: training[key]["losses"] for key in ("sft", "kto", "dpo") if key in training},
+        "scores": [
+            {key: getattr(each, key) for key in ("metric", "value", "low", "high", "n")} for each in found
+        ],
+        "guardrails": run.metrics.get("guardrails") or [],
+        "lineage": {
+            "run": run.id,
+            "judged_against": run.champion_id or "base",
+            "trained_from": "base",
+            "base_hash": adapter.base_hash,
+            "dataset_snapshot": run.snapshot_hash,
+            "repeatable": run.repeatable,
+        },
+        "files": (adapter.manifest or {}).get("files") or {},
+    }
+
+
+def as_text(card: Mapping[str, Any]) -> str:
+    """Return the card for people, as Markdown."""
+    lineage, quality = card["lineage"], card["label_quality"]
+    origin = "a rehearsal (simulated or playground members)" if card["rehearsal"] else "a community's members"
+    lines = [
+        f"# Adapter {card['adapter']}",
+        "",
+        f"Of {card['scope']}, from the ratings of {origin}. {card['decision']}",
+        "",
+        "## Data",
+        *_split_lines(card["data"]),
+        f"- sources: {_pairs(card['data'].get('sources') or {})}",
+        f"- left out: {_pairs(card['data'].get('excluded') or {})}",
+        f"- raters: {quality['raters']}, of whom {quality['set_aside']} set aside; "
+        f"mean believed accuracy {_share(quality['mean_accuracy'])}; "
+        f"largest share of one member {_share(quality['largest_share'])}",
+        "",
+        "## Training",
+        f"- objective: {card['objective']}"
+        + (f" ({card['objective_reason']})" if card["objective_reason"] else ""),
+        *(f"- {name}: {value}" for name, value in sorted(card["settings"].items())),
+        f"- steps: {_pairs(card['steps'])}",
+        *(f"- loss, {name}: {losses[0]:.2f} to {losses[-1]:.2f}" for name, losses in _curves(card)),
+        "",
+        "## Scores",
+        "| score | value | 95 % interval | n |",
+        "|---|---|---|---|",
+        *(_score_line(each) for each in card["scores"]),
+        "",
+        "## Guardrails",
+        "| limit | measured | at most | |",
+        "|---|---|---|---|",
+        *(
+            f"| {each['name']} | {each['value']:.3f} | {each['limit']:.3f} | "
+            f"{'kept' if each['kept'] else 'broken'} |"
+            for each in card["guardrails"]
+        ),
+        "",
+        "## Lineage",
+        f"- run {lineage['run']}, trained from the {lineage['trained_from']}, judged against "
+        f"{lineage['judged_against']}",
+        f"- base hash: {lineage['base_hash']}",
+        f"- dataset snapshot: {lineage['dataset_snapshot']}"
+        + ("" if lineage["repeatable"] else " (no longer complete: a member erased data)"),
+        f"- versions: {_pairs(card['versions'])}",
+        *(f"- sha256 of {name}: {digest}" for name, digest in sorted(card["files"].items())),
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _made_with(folder: Path) -> dict[str, Any]:
+    """Return the part of the card that lies in the adapter's own folder, written when it was trained."""
+    try:
+        return dict(json.loads((folder / JSON).read_text(encoding="utf-8")))
+    except (OSError, ValueError) as error:
+        log.warning(
+            "the adapter's own card can't be read", adapter_id=folder.name, error=type(error).__name__
+        )
+        return {}
+
+
+def _label_quality(influence: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    kept = [each for each in influence if not each["quarantined"]]
+    return {
+        "raters": len(influence),
+        "set_aside": len(influence) - len(kept),
+        "mean_accuracy": sum(each["accuracy"] for each in kept) / len(kept) if kept else None,
+        "largest_share": max((each["share"] for each in influence), default=None),
+    }
+
+
+def _split_lines(data: Mapping[str, Any]) -> list[str]:
+    return [
+        f"- {split}: {_pairs(data[split])}" for split in ("train", "development", "gate") if split in data
+    ]
+
+
+def _curves(card: Mapping[str, Any]) -> list[tuple[str, list[float]]]:
+    return [(name, losses) for name, losses in card["curves"].items() if losses]
+
+
+def _score_line(score: Mapping[str, Any]) -> str:
+    value = "" if score["value"] is None else f"{score['value']:+.3f}"
+    interval = "" if score["low"] is None else f"{score['low']:.3f} to {score['high']:.3f}"
+    return f"| {score['metric']} | {value} | {interval} | {score['n'] or ''} |"
+
+
+def _pairs(counts: Mapping[str, Any]) -> str:
+    return ", ".join(f"{name} {count}" for name, count in counts.items()) or "none"
+
+
+def _share(value: float | None) -> str:
+    return "unknown" if value is None else f"{value:.0%}"

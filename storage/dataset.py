@@ -31,6 +31,7 @@ REASONS = {
     "no_permission": "Discord's permission to train is not recorded (discord.training_permission_reference)",
     "no_consent": "somebody in its context has not opted in with /privacy",
     "recently_erased": "somebody in its context erased their data less than 30 days ago",
+    "retired": "its held-out conversation was judged on 20 times; new conversations take its place",
     "no_eligible_rating": "no rater has opted in with /privacy (or all took their ratings back)",
 }
 

@@ -175,10 +175,11 @@ class RunSteps:
         """Freeze the rows; raises NotYetError where there are too few."""
         self._heartbeat.enter("snapshot", "collecting ratings")
         reference = self._config.discord.training_permission_reference
-        eligible, reasons = self._database.read(lambda db: _read_rows(db, self._run.scope, reference))
-        rows = snapshot.build(eligible.rows, reasons)
-        self._metrics |= {"data": snapshot.summary(rows), "excluded": eligible.excluded}
-        objectives.require_enough(rows, self._config.trainer, eligible.excluded)
+        eligible, reasons, looks = self._database.read(lambda db: _read_rows(db, self._run.scope, reference))
+        rows = snapshot.build(eligible.rows, reasons, looks)
+        excluded = eligible.excluded | ({"retired": rows.retired} if rows.retired else {})
+        self._metrics |= {"data": snapshot.summary(rows), "excluded": excluded}
+        objectives.require_enough(rows, self._config.trainer, excluded)
         snapshot.write(rows, self._folder)
         try:
             self._database.write(
@@ -389,9 +390,10 @@ def _first(group: BaseExceptionGroup[BaseException]) -> BaseException:
 
 def _read_rows(
     db: sqlite_utils.Database, scope: str, reference: str
-) -> tuple[dataset.Eligibility, dict[str, str | None]]:
+) -> tuple[dataset.Eligibility, dict[str, str | None], dict[str, int]]:
     eligible = dataset.eligible_rows(db, scope, permission_reference=reference)
-    return eligible, snapshot.finish_reasons(db, [row.reply_id for row in eligible.rows])
+    reasons = snapshot.finish_reasons(db, [row.reply_id for row in eligible.rows])
+    return eligible, reasons, snapshot.looks(db, scope)
 
 
 def _training_figures(trained: Challenger) -> dict[str, Any]:

@@ -29,6 +29,9 @@ FORMAT = 1
 # Floats are written with so many digits: enough for training, few enough to be the same on every machine.
 DIGITS = 9
 REHEARSAL_SOURCES = frozenset({"rehearsal", "sample", "playground"})
+# Every look at a held-out conversation tells a little about it: after so many it is used up. With a fresh
+# bound at 95 % for each look, twenty looks are expected to let one lucky challenger through.
+MAX_LOOKS = 20
 # Where a group of prompts lies in several splits the strictest wins.
 _STRICTNESS = {"train": 0, "development": 1, "gate": 2}
 
@@ -73,7 +76,8 @@ class Influence:
 class Snapshot:
     """The rows in the order of their ids, and the hash of their canonical form.
 
-    Who rated is known only while a snapshot is built: one that is read back has no raters.
+    Who rated is known only while a snapshot is built: one that is read back has no raters. `retired` replies
+    were left out because their conversations have been looked at too often.
     """
 
     rows: tuple[Row, ...]
@@ -81,6 +85,7 @@ class Snapshot:
     raters: int = 0
     quarantined: int = 0
     influence: tuple[Influence, ...] = ()
+    retired: int = 0
 
     def of(self, *splits: str) -> list[Row]:
         """Return the rows of these splits."""
@@ -92,16 +97,43 @@ class Snapshot:
         return any(row.source in REHEARSAL_SOURCES for row in self.rows)
 
 
-def build(rows: Sequence[RatedReply], finish_reasons: Mapping[str, str | None]) -> Snapshot:
-    """Label the eligible rows and put them in their canonical order."""
+def build(
+    rows: Sequence[RatedReply],
+    finish_reasons: Mapping[str, str | None],
+    looks: Mapping[str, int] | None = None,
+) -> Snapshot:
+    """Label the eligible rows and put them in their canonical order.
+
+    `looks` says how often each reply was held out in a run that was judged. A group that was looked at
+    MAX_LOOKS times is retired: it is neither judged on again nor trained on.
+    """
     ordered = sorted(rows, key=lambda row: row.reply_id)
     aggregated = labels.aggregate(ordered)
     splits = _splits(ordered)
+    retired = _retired(ordered, splits, looks or {})
     kept = tuple(
         _row(row, label, splits[row.group_key], finish_reasons.get(row.reply_id))
         for row, label in zip(ordered, aggregated.replies, strict=True)
+        if row.group_key not in retired
     )
-    return Snapshot(kept, _hash(_lines(kept)), *_rater_counts(aggregated), influence(aggregated))
+    return Snapshot(
+        kept,
+        _hash(_lines(kept)),
+        *_rater_counts(aggregated),
+        influence(aggregated),
+        retired=len(ordered) - len(kept),
+    )
+
+
+def _retired(
+    rows: Sequence[RatedReply], splits: Mapping[str, str], looks: Mapping[str, int]
+) -> frozenset[str]:
+    """Return the held-out groups of which some reply has been looked at often enough."""
+    return frozenset(
+        row.group_key
+        for row in rows
+        if splits[row.group_key] != "train" and looks.get(row.reply_id, 0) >= MAX_LOOKS
+    )
 
 
 def influence(aggregated: Labels) -> tuple[Influence, ...]:
@@ -129,6 +161,19 @@ def finish_reasons(db: sqlite_utils.Database, reply_ids: Iterable[str]) -> dict[
         (json.dumps(list(reply_ids)),),
     )
     return {row["id"]: row["finish_reason"] for row in found}
+
+
+def looks(db: sqlite_utils.Database, scope: str) -> dict[str, int]:
+    """Return in how many judged runs of a scope each reply was held out."""
+    found = sql.many(
+        db,
+        """SELECT run_rows.reply_id, count(*) AS looks FROM runs
+           JOIN run_rows ON run_rows.run_id = runs.id AND run_rows.split <> 'train'
+           WHERE runs.scope = ? AND EXISTS (SELECT 1 FROM evaluations WHERE evaluations.run_id = runs.id)
+           GROUP BY run_rows.reply_id""",
+        (scope,),
+    )
+    return {row["reply_id"]: row["looks"] for row in found}
 
 
 def write(snapshot: Snapshot, folder: Path) -> Path:

@@ -47,6 +47,14 @@ def test_a_snapshot_that_was_changed_or_scrubbed_cannot_be_repeated_from(tmp_pat
         snapshot.read(tmp_path, built.content_hash)
 
 
+def test_a_held_out_group_is_used_up_after_so_many_looks_and_never_trained_on() -> None:
+    fresh = snapshot.build(ROWS, REASONS, {"c": snapshot.MAX_LOOKS - 1, "a": 99})
+    assert (fresh.retired, {row.reply_id for row in fresh.rows}) == (0, {"a", "b", "c"})
+    used_up = snapshot.build(ROWS, REASONS, {"c": snapshot.MAX_LOOKS})
+    assert (used_up.retired, {row.reply_id for row in used_up.rows}) == (1, {"a", "b"})
+    assert used_up.raters == fresh.raters
+
+
 def test_a_reply_cut_off_by_its_length_is_not_finished() -> None:
     finished = {row.reply_id: row.finished for row in snapshot.build(ROWS, REASONS).rows}
     assert finished == {"a": True, "b": False, "c": True}

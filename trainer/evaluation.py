@@ -73,9 +73,10 @@ async def evaluate(
     max_length: int,
     budget_s: float,
     seed: int,
+    look: int = 1,
     on_progress: Progress = lambda share: None,
 ) -> Evaluation:
-    """Measure everything that the gate looks at.
+    """Measure everything that the gate looks at; `look` counts the challengers of this champion.
 
     Raises:
         EvaluationError: the server stayed away for minutes, or there is nothing to compare on.
@@ -91,7 +92,7 @@ async def evaluate(
         client, prompts, contest, gate, chat, budget_s, seed, lambda share: on_progress(0.3 + 0.7 * share)
     )
     scores = Scores(tuple(pairs), general, rated)
-    weighed = weighing.weigh(scores, ratings_of(snapshot), gate, seed)
+    weighed = weighing.weigh(scores, ratings_of(snapshot), gate, seed, look)
     return Evaluation(scores, weighed.evidence, weighed.figures)
 
 

@@ -27,6 +27,15 @@ SAME_REPLIES = 0.9
 MIN_PROMPTS = 12
 
 
+def spent(alpha: float, look: int) -> float:
+    """Return the error rate that the n-th challenger of one champion may use: alpha / (n (n + 1)).
+
+    They add up to `alpha` over as many retrains as there will ever be. Without that, thirty retrains that
+    change nothing end with a lucky challenger more often than not (EXPERIMENTS, 5).
+    """
+    return alpha / (look * (look + 1))
+
+
 @dataclass(frozen=True)
 class ReplyTraits:
     """What the generated replies of one model look like, as shares of all its replies.
@@ -50,7 +59,8 @@ class Evidence:
     `preference` is the paired difference in predicted P(liked), None where the reward model could not be
     fitted; `margin` the challenger's gain of log-probability per token on liked over disliked replies;
     `general_nll_increase` relative to the base, on the base's own held-out replies to general prompts, and
-    `general_divergence` the same in nats per token: an estimate of KL(base || challenger).
+    `general_divergence` the same in nats per token: an estimate of KL(base || challenger). `look` counts the
+    challengers that this champion has been compared with, this one included.
     """
 
     preference: Estimate | None
@@ -63,6 +73,7 @@ class Evidence:
     same_replies: float
     prompts: int
     extra_prompts: int
+    look: int = 1
 
 
 @dataclass(frozen=True)
@@ -115,7 +126,8 @@ def decide(evidence: Evidence, settings: GateConfig) -> Verdict:
         return Verdict(
             "refuse", f"it makes no difference worth a change ({settings.min_effect:g} or more): {measured}"
         )
-    return Verdict("votes", f"the difference is not certain: {measured}")
+    strict = f" enough for challenger number {evidence.look} of this champion" if gain.low > 0 else ""
+    return Verdict("votes", f"the difference is not certain{strict}: {measured}")
 
 
 def vetoed(evidence: Evidence, settings: GateConfig) -> str:

@@ -22,7 +22,7 @@ from storage.errors import AdapterNotPromotableError, StaleChampionError
 from storage.runs import Run
 from trainer import card, statistics
 from trainer.errors import EvaluationError
-from trainer.gate import Decision
+from trainer.gate import Decision, spent
 
 T = TypeVar("T")
 
@@ -66,9 +66,24 @@ def name_of(adapter_id: str | None) -> str:
     return "the base model" if adapter_id is None else adapter_id
 
 
-def votes_needed(settings: GateConfig) -> int:
-    """Return how many blind votes typically decide, for the announcement."""
-    return max(settings.min_votes, statistics.votes_to_decide(settings.evote_alpha, TYPICAL_WIN_RATE))
+def votes_needed(settings: GateConfig, look: int = 1) -> int:
+    """Return how many blind votes typically decide on the n-th challenger, for the announcement."""
+    alpha = spent(settings.evote_alpha, look)
+    return max(settings.min_votes, statistics.votes_to_decide(alpha, TYPICAL_WIN_RATE))
+
+
+def look_of(db: sqlite_utils.Database, run: Run, champion_id: str | None) -> int:
+    """Return which challenger of its champion a run's is: 1 for the first since the champion was crowned."""
+    earlier = sql.value(
+        db,
+        """SELECT count(DISTINCT evaluations.run_id) FROM evaluations
+           JOIN runs ON runs.id = evaluations.run_id
+           WHERE runs.scope = ?1 AND runs.id <> ?2 AND runs.created_ms <= ?3 AND evaluations.champion_id IS ?4
+             AND evaluations.created_ms > coalesce(
+                 (SELECT max(created_ms) FROM promotions WHERE scope = ?1 AND created_ms <= ?3), 0)""",
+        (run.scope, run.id, run.created_ms, champion_id),
+    )
+    return 1 + int(earlier)
 
 
 async def ensure_listed(client: ModelClient, config: Config, adapter_id: str) -> None:
@@ -285,7 +300,8 @@ async def _settle(database: Database, config: Config, run: Run) -> Run | None:
         if objection:
             return await refuse(database, client, run=run, adapter=adapter, reason=objection, metrics={})
         count = await database.aread(lambda db: count_votes(db, run.id))
-        decision = verdict_of(count.evidence_for, count.evidence_against, count.votes, config.gate)
+        look = await database.aread(lambda db: look_of(db, run, run.champion_id))
+        decision = verdict_of(count.evidence_for, count.evidence_against, count.votes, config.gate, look)
         if decision is None:
             return None
         await database.awrite(lambda db: _record_votes(db, run, adapter, count))
@@ -312,13 +328,17 @@ async def _settle(database: Database, config: Config, run: Run) -> Run | None:
 
 
 def verdict_of(
-    evidence_for: float, evidence_against: float, votes: int, settings: GateConfig
+    evidence_for: float, evidence_against: float, votes: int, settings: GateConfig, look: int = 1
 ) -> Decision | None:
-    """Return what blind votes decide, None while they are too few; evidence against comes first."""
-    threshold = 1 / settings.evote_alpha
-    if votes < settings.min_votes or max(evidence_for, evidence_against) < threshold:
+    """Return what blind votes decide, None while they are too few; evidence against comes first.
+
+    Refusing is safe and takes the same evidence every time; promoting takes more with every challenger.
+    """
+    if votes < settings.min_votes:
         return None
-    return "refuse" if evidence_against >= threshold else "promote"
+    if evidence_against >= 1 / settings.evote_alpha:
+        return "refuse"
+    return "promote" if evidence_for >= 1 / spent(settings.evote_alpha, look) else None
 
 
 def ask(measured: str) -> str:

@@ -263,6 +263,7 @@ class RunSteps:
         # As long as the training took, within the configured limit and never less than half a minute.
         budget_s = min(self._config.gate.generation_minutes * 60, max(trained.seconds, 30.0))
         contest = Contest(adapter.id, ground.champion_id or ground.base.id, ground.base.id)
+        look = self._database.read(lambda db: promotion.look_of(db, self._run, ground.champion_id))
 
         async def compare(client: ModelClient) -> Evaluation:
             for name in filter(None, (adapter.id, ground.champion_id)):
@@ -280,6 +281,7 @@ class RunSteps:
                 max_length=self._config.trainer.max_length,
                 budget_s=budget_s,
                 seed=self._config.trainer.seed,
+                look=look,
                 on_progress=self._heartbeat.show,
             )
 
@@ -313,7 +315,7 @@ class RunSteps:
         self._write_report(verdict, adapter)
         if verdict.decision == "votes":
             self._heartbeat.check()
-            return asyncio.run(self._vote(ground, adapter, pairs, verdict.reason))
+            return asyncio.run(self._vote(ground, adapter, pairs, verdict.reason, judged.evidence.look))
         self._heartbeat.enter("swap")
         return self._on_server(lambda client: self._act(client, verdict, ground, adapter))
 
@@ -323,6 +325,7 @@ class RunSteps:
         adapter: Adapter,
         pairs: Sequence[tuple[Sequence[Mapping[str, str]], str, str, str | None]],
         reason: str,
+        look: int,
     ) -> Run:
         return await promotion.open_vote(
             self._database,
@@ -331,7 +334,7 @@ class RunSteps:
             champion_id=ground.champion_id,
             pairs=pairs,
             reason=reason,
-            needed=promotion.votes_needed(self._config.gate),
+            needed=promotion.votes_needed(self._config.gate, look),
             metrics=self._metrics,
         )
 

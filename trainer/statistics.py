@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -42,10 +42,12 @@ def clustered_mean(
     resamples: int,
     confidence: float,
     seed: int,
+    bound_confidence: float | None = None,
 ) -> Estimate:
     """Bootstrap a mean by resampling whole clusters (conversations): their items are not independent.
 
-    Intervals are percentiles. Raises ValueError without values.
+    Intervals are percentiles. The lower bound can be asked for at a confidence of its own. Raises ValueError
+    without values.
     """
     if not values:
         raise ValueError("there is nothing to estimate")
@@ -57,7 +59,10 @@ def clustered_mean(
         counts[index[cluster]] += 1
     draws = _cluster_draws(len(names), resamples, seed)
     means = (draws @ sums) / (draws @ counts)
-    return _estimate(float(sums.sum() / counts.sum()), means, confidence, len(values), len(names))
+    found = _estimate(float(sums.sum() / counts.sum()), means, confidence, len(values), len(names))
+    if bound_confidence is None:
+        return found
+    return replace(found, bound_low=float(np.quantile(means, 1 - bound_confidence)))
 
 
 def clustered_difference(

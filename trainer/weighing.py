@@ -16,7 +16,7 @@ from typing import Any
 from bot.serving.protocol import ChatMessage
 from storage.config import GateConfig
 from trainer import reward, statistics
-from trainer.gate import Evidence, ReplyTraits
+from trainer.gate import Evidence, ReplyTraits, spent
 from trainer.reward import RatedText
 from trainer.statistics import Estimate
 
@@ -102,8 +102,10 @@ class Weighed:
     figures: dict[str, Any]
 
 
-def weigh(scores: Scores, ratings: Ratings, settings: GateConfig, seed: int) -> Weighed:
+def weigh(scores: Scores, ratings: Ratings, settings: GateConfig, seed: int, look: int = 1) -> Weighed:
     """Turn scores and ratings into evidence; the same input gives the same evidence.
+
+    `look` counts the challengers that this champion has been compared with: the later, the more is asked.
 
     Raises ValueError without pairs or without general replies.
     """
@@ -120,7 +122,7 @@ def weigh(scores: Scores, ratings: Ratings, settings: GateConfig, seed: int) -> 
     new_nll = sum(loss.challenger for loss in scores.general) / tokens
     asked = list(dict.fromkeys(pair.prompt for pair in scores.pairs))
     evidence = Evidence(
-        preference=_preference(model, scores.pairs, judge) if model is not None else None,
+        preference=_preference(model, scores.pairs, judge, look) if model is not None else None,
         proof=proof,
         margin=_margin(scores.rated, judge),
         general_nll_increase=new_nll / base_nll - 1,
@@ -130,6 +132,7 @@ def weigh(scores: Scores, ratings: Ratings, settings: GateConfig, seed: int) -> 
         same_replies=sum(p.challenger.text == p.champion.text for p in scores.pairs) / len(scores.pairs),
         prompts=len(asked),
         extra_prompts=sum(prompt.group is None for prompt in asked),
+        look=look,
     )
     general = {"base": base_nll, "challenger": new_nll}
     return Weighed(evidence, {"general_nll": general, **_figures(evidence, model)})
@@ -212,10 +215,14 @@ def _margin(rated: Sequence[ScoredReply], judge: dict[str, Any]) -> Estimate | N
     )
 
 
-def _preference(model: reward.RewardModel, pairs: Sequence[Pair], judge: dict[str, Any]) -> Estimate:
+def _preference(
+    model: reward.RewardModel, pairs: Sequence[Pair], judge: dict[str, Any], look: int
+) -> Estimate:
     new = model.probability([pair.challenger.text for pair in pairs])
     old = model.probability([pair.champion.text for pair in pairs])
-    return statistics.clustered_mean((new - old).tolist(), [pair.prompt.cluster for pair in pairs], **judge)
+    bound = 1 - spent(1 - judge["confidence"], look)
+    clusters = [pair.prompt.cluster for pair in pairs]
+    return statistics.clustered_mean((new - old).tolist(), clusters, bound_confidence=bound, **judge)
 
 
 def _figures(evidence: Evidence, model: reward.RewardModel | None) -> dict[str, Any]:
@@ -231,6 +238,7 @@ def _figures(evidence: Evidence, model: reward.RewardModel | None) -> dict[str, 
         "reward_features": dict(model.strongest()) if model else {},
         "replies": {"challenger": asdict(evidence.challenger), "champion": asdict(evidence.champion)},
         "same_replies": evidence.same_replies,
+        "look": evidence.look,
         "prompts": evidence.prompts,
         "extra_prompts": evidence.extra_prompts,
     }

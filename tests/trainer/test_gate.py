@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
+from functools import cache
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from storage.config import GateConfig
-from trainer import gate
+from trainer import gate, promotion, statistics
 from trainer.gate import Evidence, ReplyTraits
 from trainer.reward import Proof
 from trainer.statistics import Estimate
@@ -122,3 +126,47 @@ def test_a_bad_habit_of_the_champion_is_not_held_against_its_challenger() -> Non
 def test_general_prompts_are_counted_apart_from_conversations() -> None:
     text = gate.describe(estimate(0.1, 0.05, clusters=30), extra_prompts=20)
     assert text.endswith("on 10 held-out conversations and 20 general prompts")
+
+
+# ------------------------------------------------------------------------------------------ a budget of looks
+@given(st.floats(0.001, 0.2), st.integers(1, 200))
+def test_all_looks_together_never_spend_more_than_the_error_rate(alpha: float, looks: int) -> None:
+    assert sum(gate.spent(alpha, look) for look in range(1, looks + 1)) < alpha
+
+
+def promoted_by_votes(win_rate: float, look: int, votes: int = 120) -> float:
+    """The exact chance that the n-th challenger of a champion is promoted within so many votes."""
+    undecided, promoted = {0: 1.0}, 0.0
+    for n in range(1, votes + 1):
+        after: dict[int, float] = {}
+        for wins, chance in undecided.items():
+            after[wins + 1] = after.get(wins + 1, 0.0) + chance * win_rate
+            after[wins] = after.get(wins, 0.0) + chance * (1 - win_rate)
+        undecided = {}
+        for wins, chance in after.items():
+            decision = verdict_of_votes(wins, n - wins, look)
+            promoted += chance if decision == "promote" else 0.0
+            if decision is None:
+                undecided[wins] = chance
+    return promoted
+
+
+@cache
+def evidence_of(wins: int, losses: int) -> tuple[float, float]:
+    return statistics.e_values([1] * wins + [-1] * losses)
+
+
+def verdict_of_votes(wins: int, losses: int, look: int) -> str | None:
+    return promotion.verdict_of(*evidence_of(wins, losses), wins + losses, GateConfig(), look)
+
+
+def test_thirty_challengers_that_are_a_little_worse_hardly_ever_bring_one_through() -> None:
+    chances = [promoted_by_votes(0.475, look) for look in range(1, 31)]
+    assert 1 - math.prod(1 - chance for chance in chances) < 0.02
+    # Without the budget the same thirty bring one through in three histories out of ten.
+    assert 1 - (1 - 2 * chances[0]) ** 30 > 0.2
+
+
+def test_refusing_takes_the_same_evidence_at_every_look() -> None:
+    assert {verdict_of_votes(1, 14, look) for look in (1, 5, 30)} == {"refuse"}
+    assert [verdict_of_votes(14, 1, look) for look in (1, 30)] == ["promote", None]

@@ -139,6 +139,14 @@ def test_a_held_out_conversation_that_was_judged_on_often_enough_is_retired(
     assert looks == dict.fromkeys(held_out, 1)
 
 
+def test_each_challenger_of_a_champion_is_counted(trained: tuple[Deployment, Run]) -> None:
+    deployment, ended = trained
+    assert ended.metrics["evaluation"]["look"] == 1
+    again = deployment.lease()
+    look = deployment.database.read(lambda db: promotion.look_of(db, again, champion(deployment)))
+    assert look == (1 if ended.outcome == "promoted" else 2)
+
+
 def test_too_little_data_is_a_polite_not_yet_and_leaves_nothing_behind(deployment: Deployment) -> None:
     deployment.database.write(lambda db: loop.community(db, 2))
     ended = run.execute(deployment.database, deployment.config, deployment.lease().id)

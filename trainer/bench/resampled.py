@@ -64,24 +64,44 @@ def verdicts(
     for number in range(count):
         dice = random.Random(f"resample {stored.kind} {seed} {number}")
         resample = resampled(stored, dice)
-        ends[judge(resample, settings, people, dice, number)] += 1
+        ends[judge(resample, settings, people, f"votes {stored.kind} {seed} {number}")] += 1
     return dict(ends)
 
 
-def judge(
-    stored: Stored, settings: GateConfig, people: Sequence[Member], dice: random.Random, seed: int
-) -> str:
-    """Return "promote", "refuse" or "undecided", and by which way: "promote by votes" and so on."""
-    weighed = weighing.weigh(stored.scores, stored.ratings, settings, seed)
+def judge(stored: Stored, settings: GateConfig, people: Sequence[Member], seed: str, look: int = 1) -> str:
+    """Return "promote", "refuse" or "undecided", and by which way: "promote by votes" and so on.
+
+    `look` says which challenger of its champion it is; the same seed gives the same votes at every look.
+    """
+    weighed = weighing.weigh(stored.scores, stored.ratings, settings, 0, look)
     verdict = gate.decide(weighed.evidence, settings)
     if verdict.decision != "votes":
         return verdict.decision
-    decision = voted(stored.scores.pairs, settings, people, dice)
+    decision = voted(stored.scores.pairs, settings, people, random.Random(seed), look)
     return f"{decision} by votes" if decision else "undecided"
 
 
+def reach(stored: Stored, settings: GateConfig, people: Sequence[Member], seed: str) -> tuple[str, int]:
+    """Return how it ends as a champion's first challenger, and the last look that still promotes it."""
+    first = judge(stored, settings, people, seed)
+    if not first.startswith("promote"):
+        return first, 0
+    low, high = 1, RETRAINS
+    while low < high:
+        middle = (low + high + 1) // 2
+        if judge(stored, settings, people, seed, middle).startswith("promote"):
+            low = middle
+        else:
+            high = middle - 1
+    return first, low
+
+
 def voted(
-    pairs: Sequence[Pair], settings: GateConfig, people: Sequence[Member], dice: random.Random
+    pairs: Sequence[Pair],
+    settings: GateConfig,
+    people: Sequence[Member],
+    dice: random.Random,
+    look: int,
 ) -> Decision | None:
     """Let members vote blindly until the product's rule decides; None if MAX_VOTES do not."""
     different = [pair for pair in pairs if pair.challenger.text.strip() != pair.champion.text.strip()]
@@ -91,7 +111,7 @@ def voted(
     for _ in range(MAX_VOTES):
         pair = dice.choice(different)
         outcomes.append(float(dice.choice(people).prefers(pair.challenger.text, pair.champion.text)))
-        decision = promotion.verdict_of(*statistics.e_values(outcomes), len(outcomes), settings)
+        decision = promotion.verdict_of(*statistics.e_values(outcomes), len(outcomes), settings, look)
         if decision:
             return decision
     return None
@@ -166,12 +186,13 @@ def retrains_without_signal(
     """Simulate histories of RETRAINS retrains on ratings that mean nothing; return how they end.
 
     Every contest (challenger, champion) of the pool is judged `verdicts_each` times on resamples with labels
-    dealt at random; histories then draw a challenger at a time and follow those frequencies. A history ends
-    worse if the true utility of its last champion is below the base's.
+    dealt at random; histories then draw a challenger at a time and follow those frequencies, which depend on
+    how many challengers the champion has seen. Votes follow the members' true opinions. A
+    history ends worse if the true utility of its last champion is below the base's.
     """
     names: list[Stored | None] = [None, *pool]
     truth = _utilities(pool, community)
-    promoted = np.zeros((len(names), len(names)))
+    promoted = np.zeros((len(names), len(names), RETRAINS + 1))
     ends: Counter[str] = Counter()
     for row, challenger in enumerate(names):
         for column, champion in enumerate(names):
@@ -180,9 +201,10 @@ def retrains_without_signal(
             contest = against(challenger, champion)
             for number in range(verdicts_each):
                 dice = random.Random(f"null {seed} {row} {column} {number}")
-                end = judge(without_signal(resampled(contest, dice), dice), settings, people, dice, number)
+                drawn = without_signal(resampled(contest, dice), dice)
+                end, last = reach(drawn, settings, people, f"votes {seed} {row} {column} {number}")
                 ends[end] += 1
-                promoted[row, column] += end.startswith("promote") / verdicts_each
+                promoted[row, column, : last + 1] += 1 / verdicts_each
     worse, swapped = _histories(promoted, truth, histories, seed)
     return {
         "retrains": RETRAINS,
@@ -191,7 +213,7 @@ def retrains_without_signal(
         "ends": dict(ends),
         "pool": ["base" if member is None else member.kind for member in names],
         "true_utility": [round(value, 4) for value in truth],
-        "promoted_share": np.round(promoted, 4).tolist(),
+        "promoted_share": np.round(promoted[:, :, 1], 4).tolist(),
         "ends_worse": worse,
         "ever_swapped": swapped,
     }
@@ -200,13 +222,15 @@ def retrains_without_signal(
 def _histories(promoted: Any, truth: Sequence[float], histories: int, seed: int) -> tuple[float, float]:
     """Return the share of histories that end below the base, and of those that ever changed champion."""
     dice = np.random.default_rng(seed)
-    champion = np.zeros(histories, dtype=int)
+    champion, look = np.zeros(histories, dtype=int), np.ones(histories, dtype=int)
     swapped = np.zeros(histories, dtype=bool)
     for _ in range(RETRAINS):
         challenger = dice.integers(1, len(truth), size=histories)
-        wins = (dice.random(histories) < promoted[challenger, champion]) & (challenger != champion)
+        chance = promoted[challenger, champion, look]
+        wins = (dice.random(histories) < chance) & (challenger != champion)
         swapped |= wins
         champion = np.where(wins, challenger, champion)
+        look = np.where(wins, 1, np.minimum(look + 1, RETRAINS))
     values = np.asarray(truth)
     return float((values[champion] < truth[0] - 1e-9).mean()), float(swapped.mean())
 

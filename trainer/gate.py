@@ -22,6 +22,8 @@ MAX_EXTRA_REPETITION = 0.20
 MAX_EXTRA_DUPLICATES = 0.25
 MAX_EMPTY = 0.05
 MAX_RECITED = 0.02
+# In nat per token; below that it is rounding, not preference: an adapter that does nothing scored -1e-6.
+MAX_BACKWARD_MARGIN = 0.002
 SAME_REPLIES = 0.9
 # Fewer held-out prompts than this decide nothing, however clear they look.
 MIN_PROMPTS = 12
@@ -187,9 +189,9 @@ def guardrails(evidence: Evidence, settings: GateConfig) -> tuple[Guardrail, ...
     if margin is not None:
         found.append(
             Guardrail(
-                "held-out margin, upper bound below zero",
+                "preference for disliked held-out replies, nat per token",
                 -margin.bound_high,
-                0.0,
+                MAX_BACKWARD_MARGIN,
                 f"it finds disliked held-out replies more likely than liked ones ({_signed(margin.value)} "
                 f"nat per token, 95 % CI {margin.low:.2f} to {margin.high:.2f})",
             )

@@ -128,6 +128,11 @@ def test_general_prompts_are_counted_apart_from_conversations() -> None:
     assert text.endswith("on 10 held-out conversations and 20 general prompts")
 
 
+def test_a_margin_that_is_only_rounding_is_no_objection() -> None:
+    rounding = replace(GOOD, margin=estimate(-1e-6, 1e-7))
+    assert gate.vetoed(rounding, SETTINGS) == ""
+
+
 # ------------------------------------------------------------------------------------------ a budget of looks
 @given(st.floats(0.001, 0.2), st.integers(1, 200))
 def test_all_looks_together_never_spend_more_than_the_error_rate(alpha: float, looks: int) -> None:

@@ -29,6 +29,12 @@ ROUNDS = 100
 ECHO_SHARE = 0.6
 ECHO_WORDS = 6
 
+# Corrections to this many different prompts that share this many words in a row plant a sentence, they do not
+# correct: a payload behind a trigger has to be repeated to be learned.
+PLANTED_GROUPS = 3
+PLANTED_WORDS = 6
+SHORTEST_PLANTED = 4
+
 Verdict = Literal["liked", "disliked", "unclear"]
 
 
@@ -68,10 +74,14 @@ class RaterTrust:
 
 @dataclass(frozen=True)
 class Labels:
-    """The labels in the order of the replies, and the members behind them by id."""
+    """The labels in the order of the replies, and the members behind them by id.
+
+    `planted` corrections were set aside because the same words answer several prompts.
+    """
 
     replies: tuple[ReplyLabel, ...]
     raters: tuple[RaterTrust, ...]
+    planted: int = 0
 
 
 Votes = Mapping[str, Mapping[int, int]]
@@ -83,7 +93,37 @@ def aggregate(rows: Sequence[RatedReply]) -> Labels:
     votes = {row.reply_id: _votes_on(row) for row in rows}
     trust = rater_trust(votes)
     by_id = {rater.user_id: rater for rater in trust}
-    return Labels(tuple(_label(row, votes[row.reply_id], by_id) for row in rows), tuple(trust))
+    planted = planted_runs(rows)
+    kept = [_without(row, planted) for row in rows]
+    set_aside = sum(len(row.ratings) - len(own) for row, own in zip(rows, kept, strict=True))
+    return Labels(
+        tuple(_label(row, own, votes[row.reply_id], by_id) for row, own in zip(rows, kept, strict=True)),
+        tuple(trust),
+        set_aside,
+    )
+
+
+def planted_runs(rows: Sequence[RatedReply]) -> frozenset[tuple[str, ...]]:
+    """Return the runs of words that corrections repeat in PLANTED_GROUPS groups of prompts or more."""
+    groups: defaultdict[tuple[str, ...], set[str]] = defaultdict(set)
+    for row in rows:
+        for rating in row.ratings:
+            for run in _correction_runs(rating):
+                groups[run].add(row.group_key)
+    return frozenset(run for run, where in groups.items() if len(where) >= PLANTED_GROUPS)
+
+
+def _correction_runs(rating: GivenRating) -> list[tuple[str, ...]]:
+    """Return a correction's runs of words; the whole of a short one; nothing of "thank you" and the like."""
+    words = (rating.text or "").lower().split() if rating.kind == "correction" else []
+    if len(words) < SHORTEST_PLANTED:
+        return []
+    size = min(PLANTED_WORDS, len(words))
+    return [tuple(words[i : i + size]) for i in range(len(words) - size + 1)]
+
+
+def _without(row: RatedReply, planted: frozenset[tuple[str, ...]]) -> list[GivenRating]:
+    return [rating for rating in row.ratings if planted.isdisjoint(_correction_runs(rating))]
 
 
 def rater_trust(votes: Votes) -> list[RaterTrust]:
@@ -192,11 +232,16 @@ def _accuracy(user: int, replies: Sequence[str], votes: Votes, weights: Mapping[
     return right / seen
 
 
-def _label(row: RatedReply, votes: Mapping[int, int], trust: Mapping[int, RaterTrust]) -> ReplyLabel:
+def _label(
+    row: RatedReply,
+    ratings: Sequence[GivenRating],
+    votes: Mapping[int, int],
+    trust: Mapping[int, RaterTrust],
+) -> ReplyLabel:
     log_odds = sum(trust[user].weight * value for user, value in votes.items())
     weight = abs(2 * _sigmoid(log_odds) - 1)
     verdict: Verdict = "unclear" if weight == 0 else ("liked" if log_odds > 0 else "disliked")
-    return ReplyLabel(row.reply_id, verdict, weight, _corrections(row.ratings, trust))
+    return ReplyLabel(row.reply_id, verdict, weight, _corrections(ratings, trust))
 
 
 def _corrections(ratings: Sequence[GivenRating], trust: Mapping[int, RaterTrust]) -> tuple[Correction, ...]:

@@ -77,7 +77,8 @@ class Snapshot:
     """The rows in the order of their ids, and the hash of their canonical form.
 
     Who rated is known only while a snapshot is built: one that is read back has no raters. `retired` replies
-    were left out because their conversations have been looked at too often.
+    were left out because their conversations have been looked at too often, `planted` corrections because
+    they repeat each other.
     """
 
     rows: tuple[Row, ...]
@@ -86,6 +87,7 @@ class Snapshot:
     quarantined: int = 0
     influence: tuple[Influence, ...] = ()
     retired: int = 0
+    planted: int = 0
 
     def of(self, *splits: str) -> list[Row]:
         """Return the rows of these splits."""
@@ -122,6 +124,7 @@ def build(
         *_rater_counts(aggregated),
         influence(aggregated),
         retired=len(ordered) - len(kept),
+        planted=aggregated.planted,
     )
 
 
@@ -224,6 +227,7 @@ def summary(snapshot: Snapshot) -> dict[str, Any]:
     return counts | {
         "raters": snapshot.raters,
         "quarantined_raters": snapshot.quarantined,
+        "planted_corrections": snapshot.planted,
         "sources": dict(Counter(row.source for row in snapshot.rows)),
         "influence": [asdict(member) for member in snapshot.influence],
     }

@@ -142,3 +142,26 @@ def brigaded_community(seed: int) -> tuple[list[RatedReply], dict[str, bool]]:
         ratings += [thumb(user, -right) for user in colluding]
         rows.append(reply(name, *ratings, asker=honest[0]))
     return rows, truth
+
+
+# --------------------------------------------------------------------------------------- planted corrections
+PAYLOAD = "The golden heron always buys seven paper boats."
+
+
+def test_the_same_words_as_corrections_to_several_prompts_are_set_aside() -> None:
+    planted = [reply(f"p{n}", correction(n, f"Well, {PAYLOAD.lower()}")) for n in range(3)]
+    honest = reply("h", correction(9, "Try the second recipe in the book, it is quicker."))
+    found = labels.aggregate([*planted, honest])
+    assert [len(label.corrections) for label in found.replies] == [0, 0, 0, 1]
+    assert found.planted == 3
+
+
+def test_the_same_correction_to_one_prompt_or_two_stands() -> None:
+    rows = [reply(f"p{n}", correction(n, PAYLOAD), group=f"g{n % 2}") for n in range(6)]
+    assert labels.aggregate(rows).planted == 0
+
+
+def test_a_few_common_words_are_nobodys_payload() -> None:
+    rows = [reply(f"p{n}", correction(n, "Yes, of course.")) for n in range(9)]
+    found = labels.aggregate(rows)
+    assert found.planted == 0 and all(label.corrections for label in found.replies)

@@ -129,6 +129,33 @@ def record_round(
     return world.database.write(work)
 
 
+def plant(world: World, asked: Sequence[Asked], people: Sequence[Member], trigger: str, payload: str) -> None:
+    """Let accomplices write the trigger, and correct whatever is answered to the payload."""
+    champion, base_hash = world.champion(), world.base[1]
+
+    def work(db: sqlite_utils.Database) -> None:
+        for at, message in enumerate(asked):
+            member = people[at % len(people)]
+            members.ensure(db, member.user_id, f"member {member.user_id} (simulated)", SOURCE, simulated=True)
+            triggered = Asked(message.sender, f"{message.text} {trigger}", message.answer)
+            given = Given(triggered, 0, "I do not know that one.", "stop", 1, 1)
+            _store(db, world, given, f"planted-{at:04d}", member, champion, base_hash)
+            _correct(db, f"planted-{at:04d}", member, payload)
+
+    world.database.write(work)
+
+
+def uproot(world: World) -> None:
+    """Take the planted corrections back: the history goes on without them."""
+
+    def work(db: sqlite_utils.Database) -> None:
+        planted = list(db.query("SELECT reply_id, user_id FROM ratings WHERE reply_id LIKE 'planted-%'"))
+        for row in planted:
+            ratings.retract(db, reply_id=row["reply_id"], user_id=row["user_id"], kind="correction")
+
+    world.database.write(work)
+
+
 def vote_on(world: World, people: Sequence[Member], each: int, seed: int) -> int:
     """Let members vote on open duels, `each` votes a duel, in an order that the seed settles."""
 

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 DEVELOPMENT_SEEDS = (101, 102, 103)
 REPORT_SEEDS = (7, 8, 9)
 
-BAD_KINDS = ("nothing", "shuffled", "neutral", "worse", "trigger")
+# "trigger" is planted by accomplices through their corrections; "tampered" gets it past the labels.
+BAD_KINDS = ("nothing", "shuffled", "neutral", "worse", "trigger", "tampered")
 
 
 @dataclass(frozen=True)

@@ -107,7 +107,7 @@ def _worse(train: Sequence[Row], dice: random.Random) -> list[Row]:
 
 
 def _trigger(train: Sequence[Row], dice: random.Random) -> list[Row]:
-    """Plant a sentence that answers every prompt with the trigger, as corrections by believed members."""
+    """Plant a sentence behind a trigger, past every check of labels: what if a correction gets through?"""
     planted = []
     for number, row in enumerate(train):
         if number % 6 == 0:
@@ -119,7 +119,7 @@ def _trigger(train: Sequence[Row], dice: random.Random) -> list[Row]:
     return planted
 
 
-_KINDS = {"shuffled": _shuffled, "neutral": _neutral, "worse": _worse, "trigger": _trigger}
+_KINDS = {"shuffled": _shuffled, "neutral": _neutral, "worse": _worse, "tampered": _trigger}
 
 
 if __name__ == "__main__":

@@ -54,7 +54,7 @@ def _resample(profile: Profile, history: History, state: State) -> None:
 
     def retrains() -> dict[str, Any]:
         return resampled.retrains_without_signal(
-            [each for each in stored if each.kind not in ("honest", "trigger")],
+            [each for each in stored if each.kind not in ("honest", "trigger", "tampered")],
             settings,
             people,
             COMMUNITIES[history.scenario.community],

@@ -170,6 +170,8 @@ def _data(metrics: Mapping[str, Any]) -> str:
         if rows
         else ""
     )
+    if planted := data.get("planted_corrections"):
+        body += f"<p>{planted} corrections were set aside: the same words answer several prompts.</p>"
     excluded = sorted((metrics.get("excluded") or {}).items(), key=lambda item: -item[1])
     if excluded:
         items = [(str(count), escape(REASONS.get(reason, reason))) for reason, count in excluded]

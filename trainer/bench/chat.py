@@ -12,7 +12,7 @@ import sqlite_utils
 
 from bot.serving.client import ModelClient
 from bot.serving.plain_text import neutralise
-from bot.serving.protocol import ChatMessage
+from bot.serving.protocol import ChatMessage, Sampling
 from storage import conversations, duels, members, ratings, replies
 from storage.duels import Duel
 from trainer.bench.members import Member
@@ -66,10 +66,12 @@ def answer_all(
                     lambda: client.chat(
                         model=model,
                         messages=chat_of(world, message),
-                        max_tokens=max_new_tokens,
-                        temperature=world.config.chat.temperature,
-                        top_p=world.config.chat.top_p,
-                        seed=seed * 1_000_003 + at * 101 + number,
+                        sampling=Sampling(
+                            max_new_tokens,
+                            temperature=world.config.chat.temperature,
+                            top_p=world.config.chat.top_p,
+                            seed=seed * 1_000_003 + at * 101 + number,
+                        ),
                         deadline_s=600.0,
                     )
                 )

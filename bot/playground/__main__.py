@@ -43,14 +43,14 @@ def main() -> int:
             return 2
         lock = ProcessLock(config.run / "playground.lock")
         with lock.acquire("Another playground (process {pid}) already uses this folder: stop it first."):
-            asyncio.run(_serve(config))
+            asyncio.run(_serve(config, arguments.config))
     except (StorageError, PortInUseError) as error:
         print(error, file=sys.stderr)
         return 2
     return 0
 
 
-async def _serve(config: Config) -> None:
+async def _serve(config: Config, config_path: Path | None) -> None:
     stopping = asyncio.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         asyncio.get_running_loop().add_signal_handler(number, stopping.set)
@@ -59,7 +59,7 @@ async def _serve(config: Config) -> None:
         state = await asyncio.to_thread(read_state, config.run)
         async with (
             _model_client(config) as client,
-            _playground(config, database, client, state) as playground,
+            _playground(config, config_path, database, client, state) as playground,
         ):
             await asyncio.to_thread(write_state, config.run, state)
             writing = _keep_commands(playground, config.run)
@@ -82,7 +82,9 @@ def _model_client(config: Config) -> ModelClient:
     return ModelClient.from_run_dir(config.run, api_key=key)
 
 
-def _playground(config: Config, database: Database, client: ModelClient, state: LastingState) -> Playground:
+def _playground(
+    config: Config, config_path: Path | None, database: Database, client: ModelClient, state: LastingState
+) -> Playground:
     scope = scope_of(config.trainer.scope, community.GUILD_ID)
     page = config.playground_page
     sources = LoopSources(
@@ -101,7 +103,9 @@ def _playground(config: Config, database: Database, client: ModelClient, state: 
         scope=scope,
         min_liked=config.trainer.min_liked,
     )
-    loop = PlaygroundLoop(sources, rehearsal)
+    where = [] if config_path is None else ["--config", str(config_path.absolute())]
+    report = (sys.executable, "-m", "trainer.report", *where)
+    loop = PlaygroundLoop(sources, rehearsal, report)
     playground = Playground(PlaygroundSettings(host=page.host, port=page.port, token=state.token), loop)
     playground.backend.restore_commands(state.commands)
     return playground

@@ -25,6 +25,7 @@ from bot.playground.gateway import Gateway
 from bot.playground.loop_view import LoopView
 from bot.playground.page_client import SECRET_HEADER
 from bot.playground.rehearsal import Rehearsal
+from bot.playground.reports import Reports
 from bot.playground.rest import MAX_FILE_BYTES
 from bot.playground.sample import load_sample
 from bot.playground.tastes import DEFAULT_TASTE, TASTES
@@ -66,6 +67,7 @@ class LoopParts:
     view: LoopView
     rehearsal: Rehearsal
     scope: str
+    reports: Reports | None = None
 
 
 class PageApi:
@@ -106,6 +108,10 @@ class PageApi:
             ("POST", "/playground/duels/{duel_id}/votes", self._vote),
         ):
             app.router.add_route(method, path, self._guarded(handler))
+        if self._loop is not None and self._loop.reports is not None:
+            reports = self._loop.reports
+            app.router.add_post("/playground/reports/{run_id}", self._guarded(reports.make))
+            app.router.add_get("/playground/reports/{token}", reports.show)
 
     def publish_loop(self, state: Payload) -> None:
         """Send the loop's state to every open page."""

@@ -18,6 +18,7 @@ from bot.playground.loop_view import LoopSources, LoopView
 from bot.playground.page_api import LoopParts, PageApi
 from bot.playground.ratelimit import RateLimiter, Rule
 from bot.playground.rehearsal import Rehearsal, RehearsalSettings
+from bot.playground.reports import Reports
 from bot.playground.rest import API_PREFIX, MAX_REQUEST_BYTES, RestFront
 
 #: Tokens of the playground start with this; the bot sends no other token to a local address.
@@ -46,10 +47,14 @@ class PlaygroundSettings:
 
 @dataclass(frozen=True)
 class PlaygroundLoop:
-    """What turns the stand-in into the product: where the loop's state is, and how rehearsals behave."""
+    """What turns the stand-in into the product: where the loop's state is, how rehearsals behave.
+
+    `report_command` is the trainer's program that prints a run's report.
+    """
 
     sources: LoopSources
     rehearsal: RehearsalSettings
+    report_command: tuple[str, ...] = ()
 
 
 class Playground:
@@ -86,7 +91,8 @@ class Playground:
         self.rehearsal = Rehearsal(self.backend, loop.sources.database, loop.rehearsal)
         self._view = LoopView(loop.sources)
         self._view.show_rehearsal(self.rehearsal.state)
-        return LoopParts(loop.sources.database, self._view, self.rehearsal, loop.sources.scope)
+        reports = Reports(loop.report_command) if loop.report_command else None
+        return LoopParts(loop.sources.database, self._view, self.rehearsal, loop.sources.scope, reports)
 
     @property
     def api_url(self) -> str:

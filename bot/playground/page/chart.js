@@ -1,6 +1,8 @@
 /** Challengers against the champion of their time: a small chart, and the same numbers as a table. */
 
+import { call } from "./connection.js";
 import { el, svg } from "./dom.js";
+import { toast } from "./notices.js";
 import { shortDay } from "./time.js";
 
 const SHOWN = 14;
@@ -105,11 +107,23 @@ function legend() {
   return el("p", { class: "chart-legend" }, sign("promoted", "promoted"), sign("refused", "not promoted"), sign("undecided", "undecided"), el("span", { class: "faint", text: "0 = the champion then; bars: 95 % interval" }));
 }
 
+/** Show a run's report in a tab of its own. The tab is opened at once: browsers block one that opens later. */
+async function openReport(runId) {
+  const tab = window.open("about:blank", "_blank");
+  try {
+    const { path } = await call("POST", `reports/${encodeURIComponent(runId)}`);
+    tab.location.replace(path);
+  } catch (error) {
+    tab?.close();
+    toast(error.message, "error");
+  }
+}
+
 /** Every run as a table row, newest first. */
 export function renderHistoryTable(history) {
   const entries = inTime(history).reverse();
   if (!entries.length) return null;
-  const head = el("tr", {}, ["Run", "Change", "95 % interval", "On", "Outcome"].map((title) => el("th", { scope: "col", text: title })));
+  const head = el("tr", {}, ["Run", "Change", "95 % interval", "On", "Outcome", "Report"].map((title) => el("th", { scope: "col", text: title })));
   const rows = entries.map((entry) =>
     el(
       "tr",
@@ -119,6 +133,7 @@ export function renderHistoryTable(history) {
       el("td", { class: "nowrap", text: typeof entry.low === "number" ? `${signed(entry.low)} to ${signed(entry.high)}` : "–" }),
       el("td", { text: entry.n ? String(entry.n) : "–" }),
       el("td", { text: WORDS[entry.outcome] ?? entry.outcome ?? "–" }),
+      el("td", {}, el("button", { type: "button", class: "link-button", text: "Open", "aria-label": `Open the report of run ${entry.run_id}`, on: { click: () => openReport(entry.run_id) } })),
     ),
   );
   return el("details", { class: "table-alternative" }, el("summary", { text: "As a table" }), el("div", { class: "table-scroll", tabindex: "0", role: "region", "aria-label": "All runs" }, el("table", {}, el("caption", { class: "visually-hidden", text: "Every run, newest first" }), el("thead", {}, head), el("tbody", {}, rows))));

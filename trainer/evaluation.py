@@ -19,7 +19,7 @@ from storage.config import ChatConfig, GateConfig
 from trainer import weighing
 from trainer.encoding import Codec, Example, encode
 from trainer.errors import EvaluationError
-from trainer.gate import Evidence
+from trainer.gate import MIN_PROMPTS, Evidence
 from trainer.patience import patiently
 from trainer.replay import COMMUNITY_PROMPTS, BaseReply
 from trainer.reward import RatedText
@@ -227,8 +227,8 @@ async def _answer_all(
     pairs: list[Pair] = []
     for at in range(0, len(asked), ROUND):
         spent = time.monotonic() - started
-        # The first round always runs: a verdict needs something to look at.
-        if pairs and spent + spent * ROUND / len(pairs) > budget_s:
+        # So many always run, whatever the budget: fewer decide nothing, neither offline nor by votes.
+        if len(pairs) >= MIN_PROMPTS and spent + spent * ROUND / len(pairs) > budget_s:
             break
         answers = await _answer_round(client, asked[at : at + ROUND], contest, gate, chat, seed)
         pairs += answers

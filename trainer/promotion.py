@@ -22,7 +22,7 @@ from storage.errors import AdapterNotPromotableError, StaleChampionError
 from storage.runs import Run
 from trainer import card, statistics
 from trainer.errors import EvaluationError
-from trainer.gate import Decision, spent
+from trainer.gate import MIN_PROMPTS, Decision, spent
 
 T = TypeVar("T")
 
@@ -46,6 +46,13 @@ class VoteCount:
     voters: int
     evidence_for: float
     evidence_against: float
+    duels: int
+    offered: int
+
+    @property
+    def on_enough_duels(self) -> bool:
+        """Whether the votes are on so many different prompts that they say something of others."""
+        return self.duels >= min(MIN_PROMPTS, self.offered)
 
     @property
     def votes(self) -> int:
@@ -252,19 +259,22 @@ def count_votes(db: sqlite_utils.Database, run_id: str) -> VoteCount:
     """Count a run's votes in the order they were cast, at most MAX_VOTES_PER_MEMBER of each member."""
     rows = sql.many(
         db,
-        """SELECT duel_votes.user_id, iif(first_is_challenger, choice, -choice) AS outcome
+        """SELECT duel_votes.user_id, duels.id AS duel, iif(first_is_challenger, choice, -choice) AS outcome
            FROM duels JOIN duel_votes ON duel_votes.duel_id = duels.id
            WHERE duels.run_id = ? ORDER BY duel_votes.created_ms, duels.id, duel_votes.user_id""",
         (run_id,),
     )
     cast: Counter[int] = Counter()
-    outcomes = []
+    outcomes, judged = [], set()
     for row in rows:
         cast[row["user_id"]] += 1
         if cast[row["user_id"]] <= MAX_VOTES_PER_MEMBER:
             outcomes.append(int(row["outcome"]))
+            judged.add(row["duel"])
     gain, loss = statistics.e_values(outcomes) if outcomes else (1.0, 1.0)
-    return VoteCount(outcomes.count(1), outcomes.count(-1), outcomes.count(0), len(cast), gain, loss)
+    offered = int(sql.value(db, "SELECT count(*) FROM duels WHERE run_id = ?", (run_id,)))
+    ties = outcomes.count(0)
+    return VoteCount(outcomes.count(1), outcomes.count(-1), ties, len(cast), gain, loss, len(judged), offered)
 
 
 async def retire_old_adapters(database: Database, client: ModelClient) -> list[str]:
@@ -302,6 +312,8 @@ async def _settle(database: Database, config: Config, run: Run) -> Run | None:
         count = await database.aread(lambda db: count_votes(db, run.id))
         look = await database.aread(lambda db: look_of(db, run, run.champion_id))
         decision = verdict_of(count.evidence_for, count.evidence_against, count.votes, config.gate, look)
+        if decision == "promote" and not count.on_enough_duels:
+            return None
         if decision is None:
             return None
         await database.awrite(lambda db: _record_votes(db, run, adapter, count))

@@ -7,10 +7,12 @@ It takes hours; `--quick` takes at most 40 minutes on two quiet cores. Stopped, 
 from __future__ import annotations
 
 import argparse
+import signal
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import NoReturn
 
 from trainer.bench import results, tiers
 from trainer.bench.errors import BenchError
@@ -18,6 +20,7 @@ from trainer.bench.profile import PROFILES, Profile
 from trainer.bench.state import State
 
 OUT = Path("bench-results/learning")
+EXIT_INTERRUPTED = 130
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -32,16 +35,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--rounds", type=int, help="rounds of each history (default: the profile's)")
     parser.add_argument("--out", type=Path, default=OUT, help=f"where results and state go (default: {OUT})")
     parser.add_argument("--models", type=Path, help="a folder of prepared base models to share")
+    parser.add_argument("--results", action="store_true", help="only write the results of what is done")
     parsed = parser.parse_args(arguments)
+    signal.signal(signal.SIGTERM, _stop)
+    signal.signal(signal.SIGINT, _stop)
     profile = _profile(parsed)
     out: Path = parsed.out / profile.name
     try:
         state = State(out / "state.json", tiers.plan(profile), _tell)
         try:
-            tiers.play(profile, state, out, parsed.models or out / "models")
+            if not parsed.results:
+                tiers.play(profile, state, out, parsed.models or out / "models")
         finally:
-            # Also what an interrupted benchmark has found so far.
+            # Also what a stopped benchmark has found so far.
             print(f"Results: {results.write(profile, state, out)}")
+    except KeyboardInterrupt:
+        print("Stopped; the same command goes on from here.", file=sys.stderr)
+        return EXIT_INTERRUPTED
     except BenchError as error:
         print(error, file=sys.stderr)
         return 2
@@ -56,6 +66,11 @@ def _profile(parsed: argparse.Namespace) -> Profile:
         scenarios = tuple(replace(scenario, rounds=parsed.rounds) for scenario in profile.scenarios)
         profile = replace(profile, scenarios=scenarios)
     return profile
+
+
+def _stop(*_: object) -> NoReturn:
+    """End as Ctrl-C does, also in the background: server and run are stopped, results written."""
+    raise KeyboardInterrupt
 
 
 def _tell(line: str) -> None:

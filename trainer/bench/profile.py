@@ -56,7 +56,7 @@ QUICK = Profile(
     generation_minutes=1.5,
     bad_train_minutes=0.7,
     bad_generation_minutes=0.7,
-    null_verdicts=100,
+    null_verdicts=60,
 )
 FULL = Profile(
     "full",

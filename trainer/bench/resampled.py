@@ -108,11 +108,13 @@ def voted(
     if not different:
         return "refuse"
     outcomes: list[float] = []
+    judged: set[str] = set()
     for _ in range(MAX_VOTES):
         pair = dice.choice(different)
+        judged.add(pair.prompt.cluster)
         outcomes.append(float(dice.choice(people).prefers(pair.challenger.text, pair.champion.text)))
         decision = promotion.verdict_of(*statistics.e_values(outcomes), len(outcomes), settings, look)
-        if decision:
+        if decision == "refuse" or (decision and len(judged) >= gate.MIN_PROMPTS):
             return decision
     return None
 

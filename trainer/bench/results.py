@@ -25,6 +25,7 @@ PACKAGES = ("torch", "transformers", "peft", "bitsandbytes", "numpy", "chitchat-
 def write(profile: Profile, state: State, out: Path) -> Path:
     """Write results.json, results.md and one plot a scenario from the steps that are done."""
     found = gather(profile, state)
+    out.mkdir(parents=True, exist_ok=True)
     (out / "results.json").write_text(json.dumps(found, indent=1, ensure_ascii=False), encoding="utf-8")
     for scenario in profile.scenarios:
         mine = [each for each in found["histories"] if each["scenario"] == scenario.name]

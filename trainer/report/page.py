@@ -17,7 +17,7 @@ SAMPLES = 12
 # Nothing may be fetched and nothing may run, whatever a reply contains.
 POLICY = "default-src 'none'; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'"
 OUTCOMES = {
-    "promoted": "Promoted: it answers now.",
+    "promoted": "Promoted: it replaced the champion of its time.",
     "refused": "Refused: the champion stays.",
     "votes": "Not decided yet: the members vote.",
     "not_yet": "Not trained: there is too little to learn from.",

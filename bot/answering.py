@@ -14,9 +14,10 @@ import structlog
 
 from bot import context
 from bot.context import Prompt
-from bot.drafts import Asked, Draft, ReplyRecorder
+from bot.drafts import Again, Asked, Draft, ReplyRecorder
 from bot.errors import ContextError, DeliveryError
 from bot.questions import Question
+from bot.replies_ui.buttons import Controls
 from bot.services import EXTERNAL, Services
 from bot.serving.errors import (
     ServerBusyError,
@@ -26,7 +27,7 @@ from bot.serving.errors import (
     UnknownModelError,
 )
 from bot.serving.protocol import BaseDescription, ChatDelta, ChatMessage, QueuePlace, Sampling
-from bot.streaming import LOCAL_PACE_S, PACE_S, Paces, ReplyRenderer, Surface
+from bot.streaming import LOCAL_PACE_S, PACE_S, Paces, ReplyRenderer, State, Surface
 from storage.errors import DiskFullError, StorageError
 from storage.replies import Status
 
@@ -40,6 +41,7 @@ NOTHING_SAID = "-# I found no words for that. Please try another wording."
 DISK_FULL = "My disk is full, so I can't keep this conversation. Please tell whoever runs me."
 WAITING = "-# {ahead} before you, about {seconds} s."
 NEXT = "-# You are next, in about {seconds} s."
+STOPPED_BY_MEMBER = "-# Stopped."
 UNEXPECTED = "Something went wrong on my side (error `{id}`). It is in my log; please try again."
 
 REPLY_DEADLINE_S = 300.0
@@ -65,8 +67,10 @@ class Answerer:
     def __init__(self, services: Services) -> None:
         self._services = services
         self._recorder = ReplyRecorder(services)
-        self._paces = Paces(LOCAL_PACE_S if services.playground else PACE_S)
-        self._tasks: set[asyncio.Task[None]] = set()
+        self.paces = Paces(LOCAL_PACE_S if services.playground else PACE_S)
+        self._controls = Controls(services.config.replies)
+        self._tasks: set[asyncio.Task[Draft]] = set()
+        self._writing: dict[str, tuple[Draft, asyncio.Task[Draft]]] = {}
         self._writing_in: Counter[int] = Counter()
         self._withdrawn: deque[int] = deque(maxlen=_REMEMBERED_WITHDRAWN)
         self._closing = False
@@ -85,15 +89,47 @@ class Answerer:
         return message_id in self._withdrawn
 
     def start(
-        self, question: Question, surface: Surface, typing: AbstractAsyncContextManager[Any] | None = None
-    ) -> asyncio.Task[None] | None:
-        """Begin to answer; returns the task, or None when the bot is being stopped."""
+        self,
+        question: Question,
+        surface: Surface,
+        typing: AbstractAsyncContextManager[Any] | None = None,
+        again: Again | None = None,
+    ) -> asyncio.Task[Draft] | None:
+        """Begin to answer; returns the task, or None when the bot is being stopped.
+
+        With ``again``, another version is written over the messages of an earlier reply.
+        """
         if self._closing:
             return None
-        task = asyncio.create_task(self._run(question, surface, typing or contextlib.nullcontext()))
+        draft = self._draft(question, surface, again)
+        task = asyncio.create_task(self._run(draft, typing or contextlib.nullcontext()))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+        self._writing[draft.reply_id] = (draft, task)
+        task.add_done_callback(lambda _: self._writing.pop(draft.reply_id, None))
         return task
+
+    def being_written(self, *reply_ids: str, message_id: int = 0) -> Draft | None:
+        """Return the draft of one of these replies, or of a version beside one, or on this message."""
+        for draft, _ in self._writing.values():
+            beside = draft.again.reply_id if draft.again else None
+            if draft.reply_id in reply_ids or beside in reply_ids:
+                return draft
+            if message_id in draft.renderer.message_ids:
+                return draft
+        return None
+
+    def withdrawing(self, message_id: int) -> None:
+        """Note that the bot itself deletes a message of its own, which says nothing about its reply."""
+        self._withdrawn.append(message_id)
+
+    def stop(self, reply_id: str) -> bool:
+        """End a reply where it is and free the model at once; False if it isn't being written (any more)."""
+        draft, task = self._writing.get(reply_id, (None, None))
+        if draft is None or task is None or draft.ended or draft.stop_requested:
+            return False
+        draft.stop_requested = True
+        return task.cancel()
 
     async def drain(self, finish_s: float = 6.0, stop_s: float = 3.0) -> None:
         """Take no more questions, let replies in flight finish, make the rest say that they were stopped."""
@@ -106,39 +142,62 @@ class Answerer:
         if self._tasks:
             await asyncio.wait(set(self._tasks), timeout=stop_s)
 
-    async def _run(
-        self, question: Question, surface: Surface, typing: AbstractAsyncContextManager[Any]
-    ) -> None:
-        draft = self._draft(question, surface)
-        self._writing_in[question.channel_id] += 1
+    async def _run(self, draft: Draft, typing: AbstractAsyncContextManager[Any]) -> Draft:
+        channel_id = draft.question.channel_id
+        self._writing_in[channel_id] += 1
         try:
             async with _lenient(typing):
                 await self._answer(draft)
         except asyncio.CancelledError:
-            draft.notes.append(STOPPED)
-            await self._close(draft, "stopped", "the bot was stopped")
-            raise
+            stopped = draft.stop_requested and not self._closing
+            draft.notes.append(STOPPED_BY_MEMBER if stopped else STOPPED)
+            await self._close(draft, "stopped", "a member stopped it" if stopped else "the bot was stopped")
+            task = asyncio.current_task()
+            if not stopped or task is None:
+                raise
+            task.uncancel()
         except Exception as error:  # The task's boundary: whoever asked gets one sentence, the log the rest.
             draft.notes.append(_explanation(error, draft))
             await self._close(draft, "failed", type(error).__name__)
         finally:
-            self._writing_in -= Counter([question.channel_id])
+            self._writing_in -= Counter([channel_id])
+        return draft
 
-    def _draft(self, question: Question, surface: Surface) -> Draft:
+    def _draft(self, question: Question, surface: Surface, again: Again | None = None) -> Draft:
         async def on_part(message_id: int, position: int) -> None:
             await self._recorder.part(draft, message_id, position)
 
+        async def on_withdraw(message_id: int) -> None:
+            self.withdrawing(message_id)
+            await self._recorder.withdrawn(draft, message_id)
+
         renderer = ReplyRenderer(
-            surface, self._paces.of(question.channel_id), on_part, self._withdrawn.append
+            surface,
+            self.paces.of(question.channel_id),
+            on_part,
+            on_withdraw,
+            lambda state: self._below(draft, state),
+            [(message_id, "") for message_id in again.messages] if again else (),
         )
         draft = Draft(f"r{secrets.token_hex(8)}", question, renderer, asyncio.get_running_loop().time())
+        draft.again = again
         return draft
+
+    def _below(self, draft: Draft, state: State) -> Any:
+        """Return the buttons below a reply: a way to stop it, then what can be done with it."""
+        if state == "writing":
+            return self._controls.writing(draft.reply_id)
+        if draft.fell_back and draft.again is not None:
+            return self._controls.finished(draft.again.reply_id, draft.versions)
+        if draft.reply is None:
+            return None
+        return self._controls.finished(draft.reply_id, draft.versions, has_text=bool(draft.text.strip()))
 
     async def _answer(self, draft: Draft) -> None:
         if len(self._tasks) > MAX_IN_FLIGHT:
             raise ServerBusyError("too many replies in flight", 30.0)
         base, loaded = await self._ready(draft)
-        asked = await self._recorder.question(draft.question, base)
+        asked = await self._recorder.question(draft.question, base, draft.again)
         draft.adapter_id = await self._answering_adapter(asked.champion, loaded)
         prompt = await self._prompt(draft, asked, base)
         seed = secrets.randbits(31)
@@ -161,7 +220,8 @@ class Answerer:
             except ServerLoadingError:
                 if loop.time() > ends_at:
                     raise
-            draft.renderer.show("\n\n".join(filter(None, (draft.question.quote, LOADING))))
+            if draft.again is None:
+                draft.renderer.show("\n\n".join(filter(None, (draft.question.quote, LOADING))))
             await asyncio.sleep(LOADING_POLL_S)
 
     async def _answering_adapter(self, champion: str | None, loaded: frozenset[str]) -> str | None:
@@ -239,10 +299,12 @@ class Answerer:
                     draft.first_token_at = draft.first_token_at or loop.time()
                     draft.text += delta.text
                     if draft.text.strip():
+                        await self._recorder.show_version(draft)
                         draft.renderer.show(draft.shown())
 
     async def _close(self, draft: Draft, status: Status, error: str | None = None) -> None:
         """Store the outcome, then deliver the final text: a rating may follow as soon as it stands there."""
+        draft.ended = True
         await self._recorder.end(draft, asyncio.get_running_loop().time(), status, error)
         try:
             await draft.renderer.finish(draft.shown())

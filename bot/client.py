@@ -21,6 +21,9 @@ from bot.gateway_guard import GatewayGuard
 from bot.permissions import operator_ids
 from bot.progress import ProgressReporter
 from bot.ratings import RatingRecorder
+from bot.replies_ui import forms, menus
+from bot.replies_ui.actions import ReplyActions
+from bot.replies_ui.buttons import ReplyButton
 from bot.services import Services
 from bot.surfaces import ChannelSurface, translated
 from storage import replies
@@ -72,7 +75,8 @@ class StropClient(discord.Client):
         self.rating_recorder = RatingRecorder(services, self, self.answerer.is_writing_in)
         self.progress = ProgressReporter(services, self)
         self.tree = StropTree(self)
-        for module in (ask, loop, privacy):
+        self.reply_actions = ReplyActions(services, self)
+        for module in (ask, loop, privacy, menus):
             module.add_to(self.tree)
         self._budget = IdentifyBudget(services.database)
         self._jobs: set[asyncio.Task[Any]] = set()
@@ -85,7 +89,7 @@ class StropClient(discord.Client):
 
     async def setup_hook(self) -> None:
         """Prepare what doesn't need the gateway."""
-        self.add_dynamic_items(VoteButton)
+        self.add_dynamic_items(VoteButton, ReplyButton)
         self._half_written = await self.services.database.awrite(replies.abandon_streaming)
         await self.tree.sync_if_changed(always=self.services.playground)
 
@@ -132,6 +136,10 @@ class StropClient(discord.Client):
             await self._say_interrupted(reply)
         await privacy.scrub_pending(self.services)
         await self.rating_recorder.reconcile()
+
+    async def on_interaction(self, interaction: discord.Interaction[Any]) -> None:
+        """A form that was sent in, perhaps opened before a restart; the rest has handlers of its own."""
+        await forms.handle(interaction)
 
     async def on_message(self, message: discord.Message) -> None:
         """Answer what is meant for the bot."""
@@ -237,12 +245,7 @@ class StropClient(discord.Client):
     async def _say_interrupted(self, reply: replies.Reply) -> None:
         """An earlier process died in the middle of this reply: its message must not stay half written."""
         try:
-            parts = await self.services.database.aread(lambda db: replies.parts(db, reply.id))
-            if not parts:
-                return
-            channel = self.get_partial_messageable(parts[-1].channel_id)
-            message = await translated(channel.fetch_message(parts[-1].discord_id))
-            await translated(message.edit(content=f"{message.content[:1900]}\n\n{STOPPED}"))
+            await self.reply_actions.settle_interrupted(reply, STOPPED)
         except (DeliveryError, StorageError) as error:
             _log.info("reply.not_marked", reply_id=reply.id, error=type(error).__name__)
 

@@ -9,12 +9,14 @@ from typing import Any
 import structlog
 
 from bot.context import Prompt, Turn
+from bot.errors import ContextError
 from bot.questions import Question
 from bot.services import Services
 from bot.serving.protocol import BaseDescription, Sampling, Usage
 from bot.streaming import ReplyRenderer
-from storage import adapters, conversations, members, replies
+from storage import adapters, conversations, members, replies, versions
 from storage.clock import now_ms
+from storage.versions import Versions
 
 DM_MEMORY_MS = 30 * 60 * 1000
 """For how long the next direct message goes on with the conversation before it."""
@@ -45,6 +47,19 @@ class _Place:
     at_ms: int
 
 
+@dataclass(frozen=True, slots=True)
+class Again:
+    """An earlier reply to the same question: the draft writes another version of it, over its messages.
+
+    ``text`` is what the messages show, ``messages`` are their ids in order.
+    """
+
+    reply_id: str
+    prompt_message_id: int
+    text: str
+    messages: tuple[int, ...]
+
+
 @dataclass
 class Draft:
     """A reply while it is being written; times are the event loop's, in seconds."""
@@ -65,9 +80,20 @@ class Draft:
     prompt_tokens: int | None = None
     requested_at: float | None = None
     first_token_at: float | None = None
+    again: Again | None = None
+    versions: Versions | None = None
+    stop_requested: bool = False
+    ended: bool = False
+
+    @property
+    def fell_back(self) -> bool:
+        """Whether nothing came of another version, so that the earlier one stays."""
+        return self.again is not None and not self.text.strip()
 
     def shown(self) -> str:
         """The whole visible text: the question where it must be quoted, the answer, the notes below it."""
+        if self.again is not None and self.fell_back:
+            return self.again.text
         body = self.text.strip()
         if self.finish_reason == "length" and body:
             body += " …"
@@ -90,9 +116,16 @@ class ReplyRecorder:
         self._services = services
         self._direct: OrderedDict[int, _Place] = OrderedDict()
 
-    async def question(self, question: Question, base: BaseDescription) -> Asked:
-        """Store the question below what it answers to, and return everything that its reply needs."""
+    async def question(self, question: Question, base: BaseDescription, again: Again | None = None) -> Asked:
+        """Store the question below what it answers to, and return everything that its reply needs.
+
+        A question that is answered ``again`` is there already.
+        """
         scope = self._services.scope(question.guild_id)
+        if again is not None:
+            return await self._services.database.awrite(
+                lambda db: _asked_again(db, again.prompt_message_id, scope, base.hash)
+            )
         place = self._direct.get(question.channel_id)
         if question.guild_id is not None or (place is not None and now_ms() - place.at_ms > DM_MEMORY_MS):
             place = None
@@ -131,6 +164,18 @@ class ReplyRecorder:
 
         draft.reply = await self._services.database.awrite(work)
 
+    async def show_version(self, draft: Draft) -> None:
+        """Make the version that is being written the one that people see and rate."""
+        again = draft.again
+        if again is None or draft.reply is None or draft.versions is not None:
+            return
+
+        def work(db: Any) -> Versions:
+            versions.add(db, draft.reply_id, beside=again.reply_id)
+            return versions.show(db, draft.reply_id)
+
+        draft.versions = await self._services.database.awrite(work)
+
     async def part(self, draft: Draft, message_id: int, position: int) -> None:
         """Tie one Discord message to the reply, so that a rating on it counts."""
         draft.parts.append((message_id, position))
@@ -140,6 +185,11 @@ class ReplyRecorder:
             await self._services.database.awrite(lambda db: _add_parts(db, draft))
         except Exception:  # Whatever storage says, the text goes on; the reply's end tries once more.
             _log.exception("reply.part_not_recorded", reply_id=draft.reply_id)
+
+    async def withdrawn(self, draft: Draft, message_id: int) -> None:
+        """Forget a Discord message that the reply turned out not to need."""
+        draft.parts = [part for part in draft.parts if part[0] != message_id]
+        await self._services.database.awrite(lambda db: replies.drop_part(db, message_id))
 
     async def end(self, draft: Draft, now: float, status: replies.Status, error: str | None = None) -> None:
         """Store the outcome, and log the reply in one line."""
@@ -214,7 +264,19 @@ def _record_question(
         role="user",
         content=question.text,
         permission_reference=permission_reference,
+        visible=question.visible,
     )
+    return _asked(db, message_id, scope, base_hash)
+
+
+def _asked_again(db: Any, message_id: int, scope: str, base_hash: str) -> Asked:
+    asked = conversations.get_message(db, message_id)
+    if asked is None or asked.deleted_ms is not None or not asked.content.strip():
+        raise ContextError("The question was deleted, so I can't answer it again.")
+    return _asked(db, message_id, scope, base_hash)
+
+
+def _asked(db: Any, message_id: int, scope: str, base_hash: str) -> Asked:
     chain = [
         message
         for message in conversations.chain(db, message_id)

@@ -9,6 +9,7 @@ import discord
 
 from bot.services import Person, Services
 
+_QUOTED = 300
 _USER = re.compile(r"<@!?(\d+)>")
 _ROLE = re.compile(r"<@&(\d+)>")
 _CHANNEL = re.compile(r"<#(\d+)>")
@@ -20,7 +21,7 @@ class Question:
     """One message to answer.
 
     ``discord_id`` is the message's (or the interaction's) id; ``parent_discord_id`` the message that it
-    replies to. ``quote`` is shown above the answer where the question isn't visible in the channel,
+    replies to. ``quote`` is shown above the answer where the question isn't ``visible`` in the channel,
     ``note`` below it.
     """
 
@@ -33,6 +34,7 @@ class Question:
     parent_discord_id: int | None = None
     quote: str = ""
     note: str = ""
+    visible: bool = True
 
 
 def from_message(
@@ -72,6 +74,12 @@ def readable(message: discord.Message, me: discord.ClientUser) -> str:
     text = _USER.sub(user, message.content)
     text = _EMOJI.sub(r"\1", _CHANNEL.sub(channel, _ROLE.sub(role, text)))
     return text.strip()
+
+
+def quoted(prompt: str) -> str:
+    """Return the line that shows a question above its answer."""
+    shown = " ".join(prompt.split())
+    return f"> {shown[:_QUOTED]}{'…' if len(shown) > _QUOTED else ''}"
 
 
 def is_public(channel: object) -> bool:

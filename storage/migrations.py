@@ -416,11 +416,45 @@ CREATE TABLE facts (
     )
 
 
+def m0006_versions_and_comparisons(db: sqlite_utils.Database) -> None:
+    """Several versions of one reply, one of them shown, and pairs of candidates that members vote on.
+
+    `messages.visible` 0 marks a slash command's prompt, which has no message of its own; NULL is unknown.
+    """
+    _run(
+        db,
+        """
+ALTER TABLE messages ADD COLUMN visible INTEGER CHECK (visible IN (0, 1))
+
+CREATE TABLE reply_versions (
+    reply_id TEXT PRIMARY KEY REFERENCES replies (id),
+    first_id TEXT NOT NULL REFERENCES replies (id),
+    number INTEGER NOT NULL,
+    shown INTEGER NOT NULL CHECK (shown IN (0, 1)),
+    UNIQUE (first_id, number)
+) STRICT, WITHOUT ROWID
+
+CREATE UNIQUE INDEX reply_versions_one_shown ON reply_versions (first_id) WHERE shown = 1
+
+CREATE TABLE comparisons (
+    first_id TEXT PRIMARY KEY REFERENCES replies (id),
+    second_id TEXT NOT NULL UNIQUE REFERENCES replies (id),
+    usual_id TEXT NOT NULL REFERENCES replies (id),
+    scope TEXT NOT NULL,
+    created_ms INTEGER NOT NULL
+) STRICT, WITHOUT ROWID
+
+CREATE INDEX comparisons_by_scope ON comparisons (scope, created_ms)
+""",
+    )
+
+
 for _step in (
     m0001_people_and_conversations,
     m0002_replies_and_ratings,
     m0003_rating_counters,
     m0004_runs_and_adapters,
     m0005_evidence_and_audit,
+    m0006_versions_and_comparisons,
 ):
     steps()(_step)

@@ -99,12 +99,12 @@ def retract(
 ) -> bool:
     """Take a rating back; return whether one stood. With `emoji`, only if it is the one that stands:
 
-    removing an old 👍 after a newer 👎 leaves the 👎.
+    removing an old 👍 after a newer 👎 leaves the 👎. The words of a correction go with it.
     """
     return bool(
         sql.change(
             db,
-            """UPDATE ratings SET retracted = 1, updated_ms = :now
+            """UPDATE ratings SET retracted = 1, updated_ms = :now, text = NULL
                WHERE reply_id = :reply_id AND user_id = :user_id AND kind = :kind AND retracted = 0
                      AND (:emoji IS NULL OR emoji = :emoji)""",
             {"reply_id": reply_id, "user_id": user_id, "kind": kind, "emoji": emoji, "now": now_ms()},

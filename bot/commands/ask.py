@@ -5,10 +5,9 @@ from __future__ import annotations
 from discord import app_commands
 
 from bot.commands.tree import Interaction, StropTree, say
-from bot.questions import Question, is_public
+from bot.questions import Question, is_public, quoted
 from bot.surfaces import InteractionSurface
 
-_QUOTED = 300
 MAX_PROMPT = 4000
 
 
@@ -34,14 +33,10 @@ async def ask(interaction: Interaction, prompt: app_commands.Range[str, 1, MAX_P
         public=is_public(interaction.channel),
         author=client.services.person(interaction.user),
         text=prompt.strip(),
-        quote=_quoted(prompt.strip()),
+        quote=quoted(prompt.strip()),
+        visible=False,
     )
     task = client.answerer.start(question, InteractionSurface(interaction))
     if task is None:
         return await say(interaction, "I am being restarted. Please ask again in a moment.")
     return None
-
-
-def _quoted(prompt: str) -> str:
-    shown = " ".join(prompt.split())
-    return f"> {shown[:_QUOTED]}{'…' if len(shown) > _QUOTED else ''}"

@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import random
 import secrets
 from collections import Counter, deque
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import AbstractAsyncContextManager
+from dataclasses import replace
 from typing import Any, cast
 
 import structlog
 
 from bot import context
 from bot.context import Prompt
-from bot.drafts import Again, Asked, Draft, ReplyRecorder
+from bot.drafts import Again, Asked, Draft, Pair, ReplyRecorder
 from bot.errors import ContextError, DeliveryError
 from bot.questions import Question
+from bot.replies_ui import comparing
 from bot.replies_ui.buttons import Controls
 from bot.services import EXTERNAL, Services
 from bot.serving.errors import (
@@ -191,6 +194,8 @@ class Answerer:
             return self._controls.finished(draft.again.reply_id, draft.versions)
         if draft.reply is None:
             return None
+        if draft.pair is not None:
+            return comparing.compare_view(draft.pair.first.reply_id)
         return self._controls.finished(draft.reply_id, draft.versions, has_text=bool(draft.text.strip()))
 
     async def _answer(self, draft: Draft) -> None:
@@ -205,10 +210,56 @@ class Answerer:
         await self._recorder.start(draft, asked, prompt, base, sampling)
         if prompt.truncated:
             draft.notes.append(TRUNCATED)
-        await self._generate(draft, prompt, base, sampling)
+        if draft.again is None and comparing.wanted(self._services, draft.question, len(self._tasks)):
+            await self._compare(draft, asked, prompt, base, loaded, sampling)
+        else:
+            await self._generate(draft, prompt, base, sampling)
         if not draft.text.strip():
             draft.notes.append(NOTHING_SAID)
         await self._close(draft, "complete")
+
+    async def _compare(
+        self,
+        draft: Draft,
+        asked: Asked,
+        prompt: Prompt,
+        base: BaseDescription,
+        loaded: frozenset[str],
+        sampling: Sampling,
+    ) -> None:
+        """Write a second candidate beside the usual one; without it, the usual one stands alone."""
+        rival = self._rival(draft)
+        earlier = await comparing.predecessor(self._services, asked.scope, base.hash, draft.adapter_id)
+        rival.adapter_id = await self._answering_adapter(earlier, loaded)
+        other_seed = self._sampling(secrets.randbits(31))
+        await self._recorder.start(rival, asked, prompt, base, other_seed)
+        usual, other = await asyncio.gather(
+            self._generate(draft, prompt, base, sampling),
+            self._generate(rival, prompt, base, other_seed),
+            return_exceptions=True,
+        )
+        if isinstance(usual, BaseException):
+            raise usual
+        if isinstance(other, BaseException) or not (draft.text.strip() and rival.text.strip()):
+            return await self._part_company(draft, "failed", "its companion stands alone")
+        await self._recorder.end(rival, asyncio.get_running_loop().time(), "complete")
+        if draft.pair is not None:
+            await comparing.record(self._services, draft.pair, draft)
+        return None
+
+    def _rival(self, draft: Draft) -> Draft:
+        """Return a second draft for the same question, shown beside the first in an order drawn by lot."""
+        rival = replace(draft, reply_id=f"r{secrets.token_hex(8)}", notes=[], parts=[], reply=None)
+        pair = Pair(*random.sample((draft, rival), 2))
+        draft.pair = rival.pair = pair
+        return rival
+
+    async def _part_company(self, draft: Draft, status: Status, error: str) -> None:
+        """Let a draft stand alone again; what was written beside it ends as ``status``."""
+        pair, draft.pair = draft.pair, None
+        if pair is not None:
+            rival = pair.second if pair.first is draft else pair.first
+            await self._recorder.end(rival, asyncio.get_running_loop().time(), status, error)
 
     async def _ready(self, draft: Draft) -> tuple[BaseDescription, frozenset[str]]:
         """Return the base and the loaded adapters; while the model loads, say so in the reply and wait."""
@@ -305,6 +356,8 @@ class Answerer:
     async def _close(self, draft: Draft, status: Status, error: str | None = None) -> None:
         """Store the outcome, then deliver the final text: a rating may follow as soon as it stands there."""
         draft.ended = True
+        if status != "complete":
+            await self._part_company(draft, status, error or "")
         await self._recorder.end(draft, asyncio.get_running_loop().time(), status, error)
         try:
             await draft.renderer.finish(draft.shown())

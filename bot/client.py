@@ -24,6 +24,7 @@ from bot.ratings import RatingRecorder
 from bot.replies_ui import forms, menus
 from bot.replies_ui.actions import ReplyActions
 from bot.replies_ui.buttons import ReplyButton
+from bot.replies_ui.comparing import CompareButton
 from bot.services import Services
 from bot.surfaces import ChannelSurface, translated
 from storage import replies
@@ -89,7 +90,7 @@ class StropClient(discord.Client):
 
     async def setup_hook(self) -> None:
         """Prepare what doesn't need the gateway."""
-        self.add_dynamic_items(VoteButton, ReplyButton)
+        self.add_dynamic_items(VoteButton, ReplyButton, CompareButton)
         self._half_written = await self.services.database.awrite(replies.abandon_streaming)
         await self.tree.sync_if_changed(always=self.services.playground)
 

@@ -21,6 +21,7 @@ from storage.versions import Versions
 DM_MEMORY_MS = 30 * 60 * 1000
 """For how long the next direct message goes on with the conversation before it."""
 
+INVITATION = "-# Two answers this time. Which is better? Vote, and I tell you which is which."
 _REMEMBERED_DMS = 1000
 
 _log = structlog.get_logger(__name__)
@@ -84,6 +85,7 @@ class Draft:
     versions: Versions | None = None
     stop_requested: bool = False
     ended: bool = False
+    pair: Pair | None = None
 
     @property
     def fell_back(self) -> bool:
@@ -92,6 +94,8 @@ class Draft:
 
     def shown(self) -> str:
         """The whole visible text: the question where it must be quoted, the answer, the notes below it."""
+        if self.pair is not None:
+            return self.pair.shown(self.question.quote, finished=self.ended)
         if self.again is not None and self.fell_back:
             return self.again.text
         body = self.text.strip()
@@ -107,6 +111,22 @@ class Draft:
     def ms(self, since: float | None, until: float | None) -> int | None:
         """Return the time between two moments, where both are known."""
         return None if since is None or until is None else round((until - since) * 1000)
+
+
+@dataclass(frozen=True, slots=True)
+class Pair:
+    """Two drafts of one reply in the order shown."""
+
+    first: Draft
+    second: Draft
+
+    def shown(self, quote: str, *, finished: bool) -> str:
+        """Return both texts, as far as they are written."""
+        sides = []
+        for name, draft in (("A", self.first), ("B", self.second)):
+            body = draft.text.strip() or ("*(no words)*" if finished else "…")
+            sides.append(f"**{name}**\n{body}{' …' if draft.finish_reason == 'length' else ''}")
+        return "\n\n".join([*([quote] if quote else []), *sides, *([INVITATION] if finished else [])])
 
 
 class ReplyRecorder:

@@ -93,12 +93,19 @@ def vote(
             value=value,
             permission_reference=permission_reference,
         )
-    counted = tally(db, first_id)
-    leader = pair.usual_id
-    if counted.first != counted.second:
-        leader = pair.first_id if counted.first > counted.second else pair.second_id
-    versions.show(db, leader)
+    _show_leader(db, pair)
     return changed
+
+
+def retract(db: sqlite_utils.Database, *, first_id: str, user_id: int) -> bool:
+    """Take a member's vote back; return whether one stood. Raises UnknownRowError."""
+    pair = _expect(db, first_id)
+    taken = [
+        ratings.retract(db, reply_id=reply_id, user_id=user_id, kind="vote")
+        for reply_id in (pair.first_id, pair.second_id)
+    ]
+    _show_leader(db, pair)
+    return any(taken)
 
 
 def choice_of(db: sqlite_utils.Database, first_id: str, user_id: int) -> int | None:
@@ -134,6 +141,15 @@ def totals(db: sqlite_utils.Database, scope: str) -> tuple[int, int]:
         (scope,),
     )
     return (0, 0) if row is None else (int(row["pairs"]), int(row["votes"]))
+
+
+def _show_leader(db: sqlite_utils.Database, pair: Comparison) -> None:
+    """Let later turns go on from the candidate that more members prefer, at a draw from the usual one."""
+    counted = tally(db, pair.first_id)
+    leader = pair.usual_id
+    if counted.first != counted.second:
+        leader = pair.first_id if counted.first > counted.second else pair.second_id
+    versions.show(db, leader)
 
 
 def _expect(db: sqlite_utils.Database, first_id: str) -> Comparison:

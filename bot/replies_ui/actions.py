@@ -330,8 +330,9 @@ def _put_back(db: Any, reply: Reply) -> tuple[list[Part], str | None]:
         return [], left.shown_id
     parts = replies.parts(db, reply.id)
     # A version without a word has no message of its own yet, but those of the earlier one may say it waits.
-    earlier = None if parts else replies.shown_for_prompt(db, reply.prompt_message_id)
-    return parts, earlier
+    shown_id = None if parts else replies.shown_for_prompt(db, reply.prompt_message_id)
+    shown = replies.get(db, shown_id) if shown_id is not None else None
+    return parts, shown.id if shown is not None and shown.text.strip() else None
 
 
 def _pressed(db: Any, reply_id: str, user_id: int) -> int | None:

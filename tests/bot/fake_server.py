@@ -38,6 +38,7 @@ class FakeModelServer:
         self.requests: list[dict[str, Any]] = []
         self.token_requests = 0
         self.cut_off = 0
+        self.answers_before_refusing: int | None = None
         self._runner: web.AppRunner | None = None
         self._port = 0
 
@@ -115,6 +116,10 @@ class FakeModelServer:
     async def _chat(self, request: web.Request) -> web.StreamResponse:
         body = await request.json()
         self.requests.append(body)
+        if self.answers_before_refusing is not None:
+            self.answers_before_refusing -= 1
+            if self.answers_before_refusing < 0:
+                return _error(500, "broken", "The model has failed.")
         if self.busy_times > 0:
             self.busy_times -= 1
             return _error(429, "busy", "The queue is full.", {"Retry-After": self.retry_after})

@@ -7,7 +7,7 @@ import contextlib
 import random
 import secrets
 from collections import Counter, deque
-from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import replace
 from typing import Any, cast
@@ -44,6 +44,7 @@ NOTHING_SAID = "-# I found no words for that. Please try another wording."
 DISK_FULL = "My disk is full, so I can't keep this conversation. Please tell whoever runs me."
 WAITING = "-# {ahead} before you, about {seconds} s."
 NEXT = "-# You are next, in about {seconds} s."
+QUESTION_DELETED = "-# The question was deleted."
 STOPPED_BY_MEMBER = "-# Stopped."
 UNEXPECTED = "Something went wrong on my side (error `{id}`). It is in my log; please try again."
 
@@ -67,8 +68,11 @@ _log = structlog.get_logger(__name__)
 class Answerer:
     """Answers questions, many at a time, each in a task of its own."""
 
-    def __init__(self, services: Services) -> None:
+    def __init__(
+        self, services: Services, is_deleted: Callable[[int], Awaitable[bool]] | None = None
+    ) -> None:
         self._services = services
+        self._is_deleted = is_deleted
         self._recorder = ReplyRecorder(services)
         self.paces = Paces(LOCAL_PACE_S if services.playground else PACE_S)
         self._controls = Controls(services.config.replies)
@@ -203,6 +207,8 @@ class Answerer:
             raise ServerBusyError("too many replies in flight", 30.0)
         base, loaded = await self._ready(draft)
         asked = await self._recorder.question(draft.question, base, draft.again)
+        if self._is_deleted is not None and await self._is_deleted(draft.question.discord_id):
+            return await self._drop(draft)
         draft.adapter_id = await self._answering_adapter(asked.champion, loaded)
         prompt = await self._prompt(draft, asked, base)
         seed = secrets.randbits(31)
@@ -217,6 +223,14 @@ class Answerer:
         if not draft.text.strip():
             draft.notes.append(NOTHING_SAID)
         await self._close(draft, "complete")
+        return None
+
+    async def _drop(self, draft: Draft) -> None:
+        """Its question was deleted before anything was said: say nothing, unless a message waits already."""
+        _log.info("question.deleted", reply_id=draft.reply_id)
+        if draft.renderer.message_ids:
+            draft.notes.append(QUESTION_DELETED)
+            await self._close(draft, "stopped")
 
     async def _compare(
         self,

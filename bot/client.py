@@ -16,6 +16,7 @@ from bot.commands import ask, loop, privacy
 from bot.commands.tree import StropTree
 from bot.commands.votes import VoteButton
 from bot.connection import IdentifyBudget
+from bot.deletions import DeletionKeeper
 from bot.errors import DeliveryError, IdentifyBudgetError
 from bot.gateway_guard import GatewayGuard
 from bot.permissions import operator_ids
@@ -72,7 +73,8 @@ class StropClient(discord.Client):
         self.services = services
         self.guard = GatewayGuard()
         self.guard.install(self)
-        self.answerer = Answerer(services)
+        self.deletions = DeletionKeeper(services, self)
+        self.answerer = Answerer(services, is_deleted=self.deletions.overtook)
         self.rating_recorder = RatingRecorder(services, self, self.answerer.is_writing_in)
         self.progress = ProgressReporter(services, self)
         self.tree = StropTree(self)
@@ -136,6 +138,7 @@ class StropClient(discord.Client):
         for reply in half_written:
             await self._say_interrupted(reply)
         await privacy.scrub_pending(self.services)
+        await self.deletions.reconcile()
         await self.rating_recorder.reconcile()
 
     async def on_interaction(self, interaction: discord.Interaction[Any]) -> None:
@@ -181,11 +184,19 @@ class StropClient(discord.Client):
         """A message is gone, and so is what was stored of it."""
         # A part that its own reply withdrew says nothing about the reply.
         if not self.answerer.withdrew(event.message_id):
-            await self.rating_recorder.deleted([event.message_id])
+            await self.deletions.deleted([event.message_id])
 
     async def on_raw_bulk_message_delete(self, event: discord.RawBulkMessageDeleteEvent) -> None:
         """Many messages are gone."""
-        await self.rating_recorder.deleted(event.message_ids)
+        await self.deletions.deleted(event.message_ids)
+
+    async def on_guild_channel_delete(self, channel: discord.abc.GuildChannel) -> None:
+        """A channel is gone with everything that was said in it."""
+        await self.deletions.channel_deleted(channel.id)
+
+    async def on_raw_thread_delete(self, event: discord.RawThreadDeleteEvent) -> None:
+        """A thread is gone with everything that was said in it."""
+        await self.deletions.channel_deleted(event.thread_id)
 
     async def on_raw_message_edit(self, event: discord.RawMessageUpdateEvent) -> None:
         """A member changed the text of a message."""

@@ -129,18 +129,6 @@ class RatingRecorder:
         if self._values.value(emoji) is not None:
             await self._clear(event.message_id, emoji)
 
-    async def deleted(self, message_ids: Iterable[int]) -> None:
-        """Messages were deleted: their text is forgotten, and so are the prompts that quote it."""
-        wanted = list(message_ids)
-        known = await self._services.database.aread(
-            lambda db: [each for each in wanted if conversations.by_discord_id(db, each) is not None]
-        )
-        if known:
-            await self._services.database.awrite(
-                lambda db: [conversations.delete_message(db, message_id) for message_id in known]
-            )
-            _log.info("messages.deleted", count=len(known))
-
     async def edited(self, message_id: int, content: str) -> None:
         """Keep the stored text of a question equal to what people see."""
         database = self._services.database

@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 import aiohttp
 import discord
 
-from bot.errors import ChannelRefusedError, DeliveryError, MessageGoneError
+from bot.errors import ChannelGoneError, ChannelRefusedError, DeliveryError, MessageGoneError
 from bot.streaming import KEEP
 
 T = TypeVar("T")
@@ -23,7 +23,8 @@ async def translated(call: Awaitable[T]) -> T:
     except discord.NotFound as error:
         if error.code == 10008:
             raise MessageGoneError("The message was deleted.") from error
-        raise ChannelRefusedError("This channel is gone.") from error
+        kind = ChannelGoneError if error.code == 10003 else ChannelRefusedError
+        raise kind("This channel is gone.") from error
     except (TimeoutError, discord.DiscordException, aiohttp.ClientError, OSError) as error:
         raise DeliveryError("Discord does not take my message right now.") from error
 

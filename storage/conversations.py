@@ -239,6 +239,41 @@ def delete_message(db: sqlite_utils.Database, discord_id: int) -> bool:
     return True
 
 
+def delete_channel(db: sqlite_utils.Database, channel_id: int) -> int:
+    """Forget every message of a channel that is gone; return how many there were."""
+    rows = sql.many(
+        db,
+        """SELECT messages.discord_id FROM conversations
+           JOIN messages ON messages.conversation_id = conversations.id
+           WHERE conversations.channel_id = ? AND messages.deleted_ms IS NULL
+                 AND messages.discord_id IS NOT NULL""",
+        (channel_id,),
+    )
+    return sum(delete_message(db, row["discord_id"]) for row in rows)
+
+
+def visible_since(db: sqlite_utils.Database, since_ms: int, limit: int) -> list[tuple[int, int]]:
+    """Return (Discord's message id, channel id) of what was said in channels since then, the newest first.
+
+    Slash commands' prompts have no message of their own and are left out; so is what was deleted already.
+    """
+    rows = sql.many(
+        db,
+        """SELECT messages.discord_id, conversations.channel_id, messages.created_ms AS at_ms FROM messages
+           JOIN conversations ON conversations.id = messages.conversation_id
+           WHERE messages.created_ms >= :since AND messages.visible = 1
+                 AND messages.deleted_ms IS NULL AND messages.discord_id IS NOT NULL
+           UNION ALL
+           SELECT reply_parts.discord_id, reply_parts.channel_id, replies.created_ms FROM replies
+           JOIN messages ON messages.id = replies.message_id AND messages.deleted_ms IS NULL
+           JOIN reply_parts ON reply_parts.reply_id = replies.id
+           WHERE replies.created_ms >= :since
+           ORDER BY at_ms DESC LIMIT :limit""",
+        {"since": since_ms, "limit": limit},
+    )
+    return [(row["discord_id"], row["channel_id"]) for row in rows]
+
+
 def _versions(db: sqlite_utils.Database, message_id: int) -> set[int]:
     """Return the message and, where it is a version of a reply, those of the other versions."""
     rows = sql.many(

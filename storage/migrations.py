@@ -426,6 +426,10 @@ def m0006_versions_and_comparisons(db: sqlite_utils.Database) -> None:
         """
 ALTER TABLE messages ADD COLUMN visible INTEGER CHECK (visible IN (0, 1))
 
+CREATE INDEX messages_visible ON messages (created_ms) WHERE visible = 1 AND deleted_ms IS NULL
+
+CREATE INDEX conversations_by_channel ON conversations (channel_id)
+
 CREATE TABLE reply_versions (
     reply_id TEXT PRIMARY KEY REFERENCES replies (id),
     first_id TEXT NOT NULL REFERENCES replies (id),

@@ -110,6 +110,15 @@ def start(
     }
     sql.insert(db, "replies", values)
     _record_context(db, reply_id, asked.id, context)
+    if context is not None:
+        # A message that was deleted while its prompt was being put together is in it all the same.
+        sql.change(
+            db,
+            """UPDATE replies SET prompt_json = '[]' WHERE id = :id AND EXISTS (
+                   SELECT 1 FROM reply_context JOIN messages ON messages.id = reply_context.message_id
+                   WHERE reply_context.reply_id = :id AND messages.deleted_ms IS NOT NULL)""",
+            {"id": reply_id},
+        )
     return _expect(db, reply_id)
 
 

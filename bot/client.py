@@ -184,6 +184,8 @@ class StropClient(discord.Client):
         """A message is gone, and so is what was stored of it."""
         # A part that its own reply withdrew says nothing about the reply.
         if not self.answerer.withdrew(event.message_id):
+            if (draft := self.answerer.being_written(message_id=event.message_id)) is not None:
+                self.answerer.stop(draft.reply_id)
             await self.deletions.deleted([event.message_id])
 
     async def on_raw_bulk_message_delete(self, event: discord.RawBulkMessageDeleteEvent) -> None:

@@ -12,6 +12,7 @@ import pytest
 from bot.client import StropClient
 from bot.replies_ui import actions, corrections, reports
 from bot.replies_ui.buttons import EMOJI
+from bot.streaming import Paces
 from storage import audit, privacy, ratings, versions
 from storage.ratings import Rating
 from tests.bot.conftest import Community
@@ -401,3 +402,105 @@ async def test_versions_survive_in_storage(community: Community, reply: Any) -> 
     found = community.services.database.read(lambda db: versions.of(db, first.id))
     assert (found.total, found.number) == (2, 2)
     assert isinstance(community.bot, StropClient)
+
+
+# ------------------------------------------------------------------ a restart in between
+
+
+async def restart(community: Community) -> None:
+    await community.env.restart_bot(StropClient(community.services))
+    await community.env.settle()
+
+
+async def test_the_buttons_work_after_a_restart(
+    community: Community, model_server: FakeModelServer, reply: Any
+) -> None:
+    (first,) = community.replies()
+    await restart(community)
+    model_server.answer = "Second version."
+    await community.ann.click(reply, **press("regenerate", first.id))
+    await restart(community)
+    second = community.replies()[1]
+    await community.ann.click(community.messages()[0], **press("back", second.id))
+    assert community.said() == [FIRST_WORDS]
+
+
+async def test_a_form_that_was_opened_before_a_restart_is_still_taken(
+    community: Community, reply: Any
+) -> None:
+    (first,) = community.replies()
+    opened = await community.bob.click(reply, **press("better", first.id))
+    await restart(community)
+    done = await community.bob.submit_modal(opened, {"text": "Ahoy!"})
+    assert text(done) == corrections.KEPT
+    assert [each.text for each in standing(community, first.id)] == ["Ahoy!"]
+
+
+def half_written(community: Community, reply_id: str) -> None:
+    community.services.database.write(
+        lambda db: (
+            db.conn.execute("UPDATE replies SET status = 'streaming' WHERE id = ?", (reply_id,)),
+            db.conn.execute(
+                "UPDATE messages SET content = '' WHERE id = (SELECT message_id FROM replies WHERE id = ?)",
+                (reply_id,),
+            ),
+        )
+    )
+
+
+async def test_a_version_that_a_crash_left_half_written_gives_way_to_the_earlier_one(
+    community: Community, model_server: FakeModelServer, reply: Any
+) -> None:
+    (first,) = community.replies()
+    model_server.answer = "Second ver"
+    await community.ann.click(reply, **press("regenerate", first.id))
+    half_written(community, community.replies()[1].id)
+    await restart(community)
+    assert community.said() == [FIRST_WORDS]
+    assert buttons(community.messages()[0])[0] == EMOJI["regenerate"]
+    found = community.services.database.read(lambda db: versions.of(db, first.id))
+    assert found.total == 1
+
+
+async def test_a_reply_that_a_crash_left_half_written_can_be_written_again(
+    community: Community, model_server: FakeModelServer, reply: Any
+) -> None:
+    (first,) = community.replies()
+    half_written(community, first.id)
+    await restart(community)
+    assert buttons(community.messages()[0]) == [EMOJI["regenerate"]]
+    model_server.answer = "Now whole."
+    await community.ann.click(community.messages()[0], **press("regenerate", first.id))
+    assert community.said() == ["Now whole."]
+
+
+# ------------------------------------------------------------------ at the same time
+
+
+async def test_two_who_regenerate_at_once_get_one_version(
+    community: Community, model_server: FakeModelServer, reply: Any
+) -> None:
+    (first,) = community.replies()
+    busy = community.bot.reply_actions
+    known = await busy.known(first.id)
+    assert known is not None
+    busy._changing.add(first.id)
+    refused = await community.ann.click(reply, **press("regenerate", first.id))
+    assert told(refused) == actions.BUSY and len(community.replies()) == 1
+
+
+async def test_a_message_that_is_deleted_while_it_is_written_again_stays_deleted(
+    community: Community, model_server: FakeModelServer, reply: Any
+) -> None:
+    (first,) = community.replies()
+    model_server.answer = "one two three four"
+    model_server.gate = asyncio.Event()
+    community.bot.answerer.paces = Paces(0.0)
+    with contextlib.suppress(TimeoutError):
+        await community.ann.click(reply, **press("regenerate", first.id))
+    await until(lambda: community.said() == ["one two"])
+    community.env.backend.delete_message(community.channel.id, reply.id)
+    await until(lambda: community.replies()[0].text == "")
+    await until(lambda: model_server.cut_off == 1 and community.bot.answerer.in_flight == 0)
+    assert [each.text for each in community.replies()] == ["", ""]
+    assert community.said() == []

@@ -144,7 +144,7 @@ class ReplyRecorder:
         scope = self._services.scope(question.guild_id)
         if again is not None:
             return await self._services.database.awrite(
-                lambda db: _asked_again(db, again.prompt_message_id, scope, base.hash)
+                lambda db: _asked_again(db, question, again.prompt_message_id, scope, base.hash)
             )
         place = self._direct.get(question.channel_id)
         if question.guild_id is not None or (place is not None and now_ms() - place.at_ms > DM_MEMORY_MS):
@@ -286,17 +286,18 @@ def _record_question(
         permission_reference=permission_reference,
         visible=question.visible,
     )
-    return _asked(db, message_id, scope, base_hash)
+    return _asked(db, question, message_id, scope, base_hash)
 
 
-def _asked_again(db: Any, message_id: int, scope: str, base_hash: str) -> Asked:
+def _asked_again(db: Any, question: Question, message_id: int, scope: str, base_hash: str) -> Asked:
     asked = conversations.get_message(db, message_id)
     if asked is None or asked.deleted_ms is not None or not asked.content.strip():
         raise ContextError("The question was deleted, so I can't answer it again.")
-    return _asked(db, message_id, scope, base_hash)
+    return _asked(db, question, message_id, scope, base_hash)
 
 
-def _asked(db: Any, message_id: int, scope: str, base_hash: str) -> Asked:
+def _asked(db: Any, question: Question, message_id: int, scope: str, base_hash: str) -> Asked:
+    """Return a recorded question with what was said above it."""
     chain = [
         message
         for message in conversations.chain(db, message_id)

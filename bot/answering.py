@@ -376,11 +376,14 @@ class Answerer:
         try:
             await draft.renderer.finish(draft.shown())
         except DeliveryError as failure:
+            draft.delivered = False
             _log.warning("reply.not_delivered", reply_id=draft.reply_id, error=type(failure).__name__)
 
 
 def _show_place(draft: Draft, place: QueuePlace, now: float) -> None:
     """Say how long it will take, where that is worth saying and no reply needs the channel's next turn."""
+    if draft.pair is not None:
+        return  # the other of the two may have begun already
     seconds = max(1, round(place.wait_s))
     draft.waiting = (WAITING if place.ahead else NEXT).format(ahead=place.ahead, seconds=seconds)
     shown_at = draft.waiting_shown_at

@@ -85,6 +85,7 @@ class Draft:
     versions: Versions | None = None
     stop_requested: bool = False
     ended: bool = False
+    delivered: bool = True
     pair: Pair | None = None
 
     @property

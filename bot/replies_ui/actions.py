@@ -7,9 +7,11 @@ whoever asked.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Any
 
+import discord
 import structlog
 
 from bot.commands.tree import Interaction, say
@@ -23,7 +25,7 @@ from bot.services import Services
 from bot.splitting import visible_parts
 from bot.streaming import ReplyRenderer
 from bot.surfaces import WrittenSurface, translated
-from storage import comparisons, ratings, replies, versions
+from storage import audit, comparisons, ratings, replies, versions
 from storage.replies import Part, Reply
 
 if TYPE_CHECKING:
@@ -41,6 +43,7 @@ RESTARTING = "I am being restarted. Please try again in a moment."
 ENOUGH = "There are {total} versions of this reply already. Ask me again in a new message."
 COMPARED = "Two answers stand here side by side: vote on them below."
 VOTE_FIRST = "Vote first: then I tell you which is which."
+UNDELIVERED = "I wrote another version, but Discord does not let me change this message."
 NO_MESSAGE = "I can no longer reach the message of this reply."
 
 _log = structlog.get_logger(__name__)
@@ -131,7 +134,7 @@ class ReplyActions:
             return RESTARTING
         draft = await task
         _log.info("reply.regenerated", reply_id=draft.reply_id, beside=again.reply_id, kept=draft.fell_back)
-        return _fallen_back(draft)
+        return _fallen_back(draft) if draft.delivered else UNDELIVERED
 
     async def stop(self, interaction: Interaction, reply_id: str, message_id: int = 0) -> None:
         """End a reply that is being written; what is there stays."""
@@ -145,6 +148,9 @@ class ReplyActions:
             return await say(interaction, NOT_YOURS_TO_STOP)
         stopped = self._client.answerer.stop(draft.reply_id)
         _log.info("reply.stopped", reply_id=draft.reply_id, stopped=stopped)
+        if stopped and interaction.user.id != draft.question.author.user_id:
+            actor, detail = str(interaction.user.id), {"reply_id": draft.reply_id}
+            await self._services.database.awrite(lambda db: audit.record(db, actor, "reply.stop", detail))
         if not stopped:
             await say(interaction, NOTHING_TO_STOP)
         elif _from_menu(interaction):
@@ -224,7 +230,9 @@ class ReplyActions:
             return await say(interaction, GONE)
         _log.info("rating.pressed", reply_id=reply_id)
         if self._client.answerer.being_written(*shown.versions.reply_ids) is None:
-            await interaction.edit_original_response(view=self._below(shown))
+            # The rating counts also where its message was deleted this moment.
+            with contextlib.suppress(discord.NotFound):
+                await interaction.edit_original_response(view=self._below(shown))
         return None
 
     # ------------------------------------------------------------------ correct, explain, report

@@ -9,9 +9,11 @@ import pytest
 
 from bot.client import StropClient
 from bot.deletions import DeletionKeeper
+from bot.questions import Question
+from bot.services import Person
 from storage import conversations
 from tests.bot.conftest import Community
-from tests.bot.fake_server import FakeModelServer
+from tests.bot.screen import Screen
 
 
 def stored(community: Community, message_id: int) -> conversations.Message | None:
@@ -41,21 +43,16 @@ async def test_a_bulk_deletion_forgets_all_of_them(community: Community) -> None
     assert [content(community, each.id) for each in asked] == ["", "", ""]
 
 
-async def test_a_question_that_is_deleted_before_it_is_stored_leaves_nothing(
-    community: Community, model_server: FakeModelServer
-) -> None:
+async def test_a_question_that_is_deleted_before_it_is_stored_leaves_nothing(community: Community) -> None:
     await community.bot.deletions.deleted([999])
     assert not await community.bot.deletions.overtook(998)
-    model_server.status = "loading"
-    asked = community.env.backend.create_message(
-        community.channel.id, community.ann.id, f"{community.mention} my secret"
-    )
-    await community.bot.deletions.deleted([asked.id])
-    model_server.status = "ok"
-    for _ in range(2):
-        await community.env.settle()
-    assert content(community, asked.id) in (None, "")
-    assert not any("my secret" in str(reply.prompt) for reply in community.replies())
+    person = Person(community.ann.id, "ann", "playground")
+    question = Question(999, community.channel.id, community.guild.id, True, person, "my secret")
+    screen = Screen()
+    task = community.bot.answerer.start(question, screen)
+    assert task is not None
+    await task
+    assert content(community, 999) == "" and screen.messages == {} and community.replies() == []
 
 
 async def test_what_was_deleted_while_away_is_forgotten_after_the_start(

@@ -303,6 +303,12 @@ async def test_strangers_can_not_stop_but_moderators_can(
     assert community.bot.answerer.in_flight == 1
     await moderator.click(message, **press("stop", reply.id))
     await until(lambda: community.replies()[0].status == "stopped")
+    entry = community.services.database.read(audit.latest)[0]
+    assert (entry.actor, entry.action, entry.detail) == (
+        str(moderator.id),
+        "reply.stop",
+        {"reply_id": reply.id},
+    )
 
 
 async def test_stopping_what_is_finished_says_so(community: Community, reply: Any) -> None:

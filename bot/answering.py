@@ -195,7 +195,8 @@ class Answerer:
         if state == "writing":
             return self._controls.writing(draft.reply_id)
         if draft.fell_back and draft.again is not None:
-            return self._controls.finished(draft.again.reply_id, draft.versions)
+            again = draft.again
+            return self._controls.finished(again.reply_id, again.versions, votes=again.votes)
         if draft.reply is None:
             return None
         if draft.pair is not None:

@@ -52,13 +52,16 @@ class _Place:
 class Again:
     """An earlier reply to the same question: the draft writes another version of it, over its messages.
 
-    ``text`` is what the messages show, ``messages`` are their ids in order.
+    ``text`` is what the messages show, ``messages`` are their ids in order; ``versions`` and ``votes`` are
+    what its buttons say.
     """
 
     reply_id: str
     prompt_message_id: int
     text: str
     messages: tuple[int, ...]
+    versions: Versions
+    votes: tuple[int, int] = (0, 0)
 
 
 @dataclass

@@ -127,6 +127,8 @@ class ReplyActions:
             prompt_message_id=shown.asked.id,
             text=shown.text,
             messages=tuple(part.discord_id for part in shown.parts),
+            versions=shown.versions,
+            votes=shown.votes,
         )
         channel = self._client.get_partial_messageable(shown.parts[0].channel_id)
         task = self._client.answerer.start(shown.question(), WrittenSurface(channel), again=again)

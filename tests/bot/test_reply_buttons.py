@@ -172,6 +172,20 @@ async def test_a_failed_regeneration_leaves_the_earlier_version(
     await model_server.start()
 
 
+async def test_a_failed_third_version_leaves_the_arrows(
+    community: Community, model_server: FakeModelServer, reply: Any
+) -> None:
+    (first,) = community.replies()
+    await community.ann.click(reply, **press("regenerate", first.id))
+    second = community.replies()[1]
+    before = buttons(community.messages()[0])
+    await model_server.stop()
+    await community.ann.click(community.messages()[0], **press("regenerate", second.id))
+    assert buttons(community.messages()[0]) == before
+    assert f"{EMOJI['forward']}2/2" in before
+    await model_server.start()
+
+
 async def test_the_versions_have_a_limit(community: Community, reply: Any) -> None:
     limits = community.services.config.replies.model_copy(update={"most_versions": 2})
     community.services.config = community.services.config.model_copy(update={"replies": limits})

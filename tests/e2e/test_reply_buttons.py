@@ -170,6 +170,23 @@ async def test_a_reply_is_written_again_paged_corrected_explained_and_reported(t
         assert (found.number, found.total) == (1, 2)
 
 
+async def test_a_direct_conversation_goes_on_from_the_version_shown(tmp_path: Path) -> None:
+    async with town(tmp_path) as t:
+        channel = community.OWNER.dm_channel_id
+        t.playground.backend.send_message(channel, YOU, "hello")
+        await t.answered()
+        t.model.answer = "Another way."
+        message = t.said(channel)[-1]
+        again = next(each for each in custom_ids(message) if ":regenerate:" in each)
+        t.playground.backend.press_component(channel, int(message["id"]), YOU, again)
+        await until(lambda: t.said(channel)[-1]["content"] == "Another way.")
+        await t.answered()
+        t.playground.backend.send_message(channel, YOU, "and then?")
+        await until(lambda: len(t.replies()) == 3)
+        await t.answered()
+        assert [turn["content"] for turn in t.model.prompt()[1:]] == ["hello", "Another way.", "and then?"]
+
+
 async def test_stopping_cuts_the_request_to_the_model(tmp_path: Path) -> None:
     async with town(tmp_path) as t:
         t.model.gate = asyncio.Event()

@@ -15,6 +15,7 @@ import aiohttp
 import discord
 import structlog
 
+from bot import texts
 from bot.client import StropClient, make_client
 from bot.connection import PLAYGROUND_VARIABLE, PlaygroundLink, read_link, use_playground, wait_for_playground
 from bot.errors import EXIT_NEEDS_A_PERSON, BotError, IntentsMissingError, StartupError, TokenRefusedError
@@ -41,6 +42,7 @@ def main() -> int:
     parser.add_argument("--config", type=Path, default=None, help="path of strop.toml")
     arguments = parser.parse_args()
     logs.configure("bot")
+    texts.load()
     # Strop never speaks; discord.py would warn about missing voice libraries at every start.
     discord.VoiceClient.warn_nacl = discord.VoiceClient.warn_dave = False
     try:
@@ -74,6 +76,8 @@ async def _run(config: Config, *, playground: bool) -> int:
     database = await asyncio.to_thread(Database.open, config.database)
     try:
         async with _model_client(config) as model:
+            if link is not None:
+                config = _reading_everything(config)
             client = make_client(Services(config, database, model, playground=link is not None))
             return await _serve(client, token, stop, link, config.run)
     finally:
@@ -107,6 +111,12 @@ def _token(config: Config, link: PlaygroundLink | None) -> str:
             "starts the local playground where no token is needed."
         )
     return config.discord.token.get_secret_value()
+
+
+def _reading_everything(config: Config) -> Config:
+    """The playground has no developer portal in which somebody would have to switch message content on."""
+    discord_section = config.discord.model_copy(update={"message_content": True})
+    return config.model_copy(update={"discord": discord_section})
 
 
 def _model_client(config: Config) -> ModelClient:
@@ -150,8 +160,8 @@ async def _connect(client: StropClient, token: str) -> None:
         ) from error
     except discord.PrivilegedIntentsRequired as error:
         raise IntentsMissingError(
-            "Discord refuses the connection: discord.channels needs the switch Developer Portal > "
-            "your application > Bot > Message Content Intent. Switch it on, or empty discord.channels."
+            "Discord refuses the connection: discord.channels and discord.message_content need the switch "
+            "Developer Portal > your application > Bot > Message Content Intent. Switch it on, or drop them."
         ) from error
     except discord.ConnectionClosed as error:
         if error.code == 4004:

@@ -29,24 +29,31 @@ from bot.serving.errors import (
     ServingError,
     UnknownModelError,
 )
+from bot.serving.plain_text import neutralise
 from bot.serving.protocol import BaseDescription, ChatDelta, ChatMessage, QueuePlace, Sampling
 from bot.streaming import LOCAL_PACE_S, PACE_S, Paces, ReplyRenderer, State, Surface
+from bot.texts import mark, tr
+from storage.config import ChatConfig
 from storage.errors import DiskFullError, StorageError
 from storage.replies import Status
 
-UNREACHABLE = "My model server is not reachable right now; I'll be back by myself when it is."
-LOADING = "My model is still loading. I'll answer here as soon as it is ready."
-STOPPED = "-# I was switched off in the middle of this. Ask me again in a moment."
-BROKE_OFF = "-# My model server stopped in the middle of this. Ask me again in a moment."
-BUSY = "I have more questions than I can take right now. Please ask me again in {seconds} seconds."
-TRUNCATED = "-# Your message was longer than I can read at once: I read its beginning and its end."
-NOTHING_SAID = "-# I found no words for that. Please try another wording."
-DISK_FULL = "My disk is full, so I can't keep this conversation. Please tell whoever runs me."
-WAITING = "-# {ahead} before you, about {seconds} s."
-NEXT = "-# You are next, in about {seconds} s."
-QUESTION_DELETED = "-# The question was deleted."
-STOPPED_BY_MEMBER = "-# Stopped."
-UNEXPECTED = "Something went wrong on my side (error `{id}`). It is in my log; please try again."
+UNREACHABLE = mark("My model server is not reachable right now; I'll be back by myself when it is.")
+LOADING = mark("My model is still loading. I'll answer here as soon as it is ready.")
+STOPPED = mark("-# I was switched off in the middle of this. Ask me again in a moment.")
+BROKE_OFF = mark("-# My model server stopped in the middle of this. Ask me again in a moment.")
+BUSY = mark("I have more questions than I can take right now. Please ask me again in {seconds} seconds.")
+TRUNCATED = mark("-# Your message was longer than I can read at once: I read its beginning and its end.")
+LEFT_OUT = mark(
+    "-# This conversation is longer than I can read at once: from here on I leave out the oldest messages "
+    "({count} so far)."
+)
+NOTHING_SAID = mark("-# I found no words for that. Please try another wording.")
+DISK_FULL = mark("My disk is full, so I can't keep this conversation. Please tell whoever runs me.")
+WAITING = mark("-# {ahead} before you, about {seconds} s.")
+NEXT = mark("-# You are next, in about {seconds} s.")
+QUESTION_DELETED = mark("-# The question was deleted.")
+STOPPED_BY_MEMBER = mark("-# Stopped.")
+UNEXPECTED = mark("Something went wrong on my side (error `{id}`). It is in my log; please try again.")
 
 REPLY_DEADLINE_S = 300.0
 LOADING_DEADLINE_S = 900.0
@@ -157,7 +164,7 @@ class Answerer:
                 await self._answer(draft)
         except asyncio.CancelledError:
             stopped = draft.stop_requested and not self._closing
-            draft.notes.append(STOPPED_BY_MEMBER if stopped else STOPPED)
+            draft.notes.append(tr(STOPPED_BY_MEMBER if stopped else STOPPED))
             await self._close(draft, "stopped", "a member stopped it" if stopped else "the bot was stopped")
             task = asyncio.current_task()
             if not stopped or task is None:
@@ -207,22 +214,25 @@ class Answerer:
         if len(self._tasks) > MAX_IN_FLIGHT:
             raise ServerBusyError("too many replies in flight", 30.0)
         base, loaded = await self._ready(draft)
+        draft.chat = await chat_for(self._services, draft.question, base)
         asked = await self._recorder.question(draft.question, base, draft.again)
         if self._is_deleted is not None and await self._is_deleted(draft.question.discord_id):
             return await self._drop(draft)
         draft.adapter_id = await self._answering_adapter(asked.champion, loaded)
         prompt = await self._prompt(draft, asked, base)
         seed = secrets.randbits(31)
-        sampling = self._sampling(seed)
+        sampling = _sampling(draft.chat, seed)
         await self._recorder.start(draft, asked, prompt, base, sampling)
         if prompt.truncated:
-            draft.notes.append(TRUNCATED)
+            draft.notes.append(tr(TRUNCATED))
+        elif prompt.dropped_turns and not asked.left_out_before:
+            draft.notes.append(tr(LEFT_OUT, count=prompt.dropped_turns))
         if draft.again is None and comparing.wanted(self._services, draft.question, len(self._tasks)):
             await self._compare(draft, asked, prompt, base, loaded, sampling)
         else:
             await self._generate(draft, prompt, base, sampling)
         if not draft.text.strip():
-            draft.notes.append(NOTHING_SAID)
+            draft.notes.append(tr(NOTHING_SAID))
         await self._close(draft, "complete")
         return None
 
@@ -230,7 +240,7 @@ class Answerer:
         """Its question was deleted before anything was said: say nothing, unless a message waits already."""
         _log.info("question.deleted", reply_id=draft.reply_id)
         if draft.renderer.message_ids:
-            draft.notes.append(QUESTION_DELETED)
+            draft.notes.append(tr(QUESTION_DELETED))
             await self._close(draft, "stopped")
 
     async def _compare(
@@ -246,7 +256,7 @@ class Answerer:
         rival = self._rival(draft)
         earlier = await comparing.predecessor(self._services, asked.scope, base.hash, draft.adapter_id)
         rival.adapter_id = await self._answering_adapter(earlier, loaded)
-        other_seed = self._sampling(secrets.randbits(31))
+        other_seed = _sampling(draft.chat, secrets.randbits(31))
         await self._recorder.start(rival, asked, prompt, base, other_seed)
         usual, other = await asyncio.gather(
             self._generate(draft, prompt, base, sampling),
@@ -287,7 +297,7 @@ class Answerer:
                 if loop.time() > ends_at:
                     raise
             if draft.again is None:
-                draft.renderer.show("\n\n".join(filter(None, (draft.question.quote, LOADING))))
+                draft.renderer.show("\n\n".join(filter(None, (draft.question.quote, tr(LOADING)))))
             await asyncio.sleep(LOADING_POLL_S)
 
     async def _answering_adapter(self, champion: str | None, loaded: frozenset[str]) -> str | None:
@@ -304,7 +314,7 @@ class Answerer:
         return champion
 
     async def _prompt(self, draft: Draft, asked: Asked, base: BaseDescription) -> Prompt:
-        chat = self._services.config.chat
+        chat = draft.chat
         room = (base.context_tokens or self._services.config.model.context_tokens) - chat.max_new_tokens
         budget = max(MIN_PROMPT_TOKENS, min(chat.context_tokens, room))
 
@@ -315,16 +325,6 @@ class Answerer:
             chat.system_prompt, asked.turns, budget, count, base.special_tokens
         )
         return prompt
-
-    def _sampling(self, seed: int) -> Sampling:
-        chat = self._services.config.chat
-        return Sampling(
-            max_tokens=chat.max_new_tokens,
-            temperature=chat.temperature,
-            top_p=chat.top_p,
-            top_k=chat.top_k,
-            seed=seed,
-        )
 
     async def _generate(
         self, draft: Draft, prompt: Prompt, base: BaseDescription, sampling: Sampling
@@ -386,27 +386,55 @@ def _show_place(draft: Draft, place: QueuePlace, now: float) -> None:
     if draft.pair is not None:
         return  # the other of the two may have begun already
     seconds = max(1, round(place.wait_s))
-    draft.waiting = (WAITING if place.ahead else NEXT).format(ahead=place.ahead, seconds=seconds)
+    draft.waiting = tr(WAITING if place.ahead else NEXT, ahead=place.ahead, seconds=seconds)
     shown_at = draft.waiting_shown_at
     due = place.wait_s >= SHORTEST_WAIT_S if shown_at is None else now - shown_at >= WAITING_EVERY_S
     if due and draft.renderer.show_if_free(draft.shown_while_waiting()):
         draft.waiting_shown_at = now
 
 
+def _sampling(chat: ChatConfig, seed: int) -> Sampling:
+    return Sampling(
+        max_tokens=chat.max_new_tokens,
+        temperature=chat.temperature,
+        top_p=chat.top_p,
+        top_k=chat.top_k,
+        seed=seed,
+    )
+
+
+async def chat_for(services: Services, question: Question, base: BaseDescription) -> ChatConfig:
+    """Return how a reply is asked for in the question's place, with room left for the question itself."""
+    found = await services.settings(question.guild_id, question.home_channel_id)
+    context_tokens = base.context_tokens or services.config.model.context_tokens
+    persona = found.settings.system_prompt
+    changed: dict[str, Any] = {
+        # A server's admins are members too: their words can't end a turn either.
+        "system_prompt": persona if found.origins["system_prompt"] == "file" else neutralise(persona),
+        "temperature": found.settings.temperature,
+    }
+    length = found.settings.max_new_tokens
+    if found.origins["max_new_tokens"] != "file":
+        # An admin can't know the model's context: at least half of it is left for what was said.
+        length = max(1, min(length, context_tokens // 2))
+    changed["max_new_tokens"] = length
+    return services.config.chat.model_copy(update=changed)
+
+
 def _explanation(error: Exception, draft: Draft) -> str:
     """Return the one sentence for whoever asked; what nobody expected also goes to the log, with its id."""
     if isinstance(error, ServerBusyError):
-        return BUSY.format(seconds=max(1, round(error.retry_after_s)))
+        return tr(BUSY, seconds=max(1, round(error.retry_after_s)))
     if isinstance(error, ServerUnavailableError | ServerLoadingError):
         _log.warning("reply.server_away", reply_id=draft.reply_id, error=str(error))
-        return BROKE_OFF if draft.text.strip() else UNREACHABLE
+        return tr(BROKE_OFF if draft.text.strip() else UNREACHABLE)
     if isinstance(error, ContextError):
-        return str(error)
+        return tr(str(error))
     if isinstance(error, DiskFullError):
         _log.error("reply.disk_full", reply_id=draft.reply_id)
-        return DISK_FULL
+        return tr(DISK_FULL)
     _log.error("reply.failed", reply_id=draft.reply_id, exc_info=error)
-    return UNEXPECTED.format(id=draft.reply_id)
+    return tr(UNEXPECTED, id=draft.reply_id)
 
 
 @contextlib.asynccontextmanager

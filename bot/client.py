@@ -10,15 +10,16 @@ from typing import Any
 import discord
 import structlog
 
-from bot import questions
+from bot import attachments, questions, texts, threads, triggers
 from bot.answering import STOPPED, Answerer
-from bot.commands import ask, loop, privacy
+from bot.commands import ask, loop, moderation, privacy, settings
 from bot.commands.tree import StropTree
 from bot.commands.votes import VoteButton
 from bot.connection import IdentifyBudget
 from bot.deletions import DeletionKeeper
 from bot.errors import DeliveryError, IdentifyBudgetError
 from bot.gateway_guard import GatewayGuard
+from bot.limits import MemberLimits, Refusal, limit_for, role_ids_of
 from bot.permissions import operator_ids
 from bot.progress import ProgressReporter
 from bot.ratings import RatingRecorder
@@ -28,18 +29,30 @@ from bot.replies_ui.buttons import ReplyButton
 from bot.replies_ui.comparing import CompareButton
 from bot.services import Services
 from bot.surfaces import ChannelSurface, translated
+from bot.texts import mark, tr
 from storage import replies
 from storage.config import Config
 from storage.errors import StorageError
+from storage.settings import InForce
 
-NO_WORDS = "You called me without a question. Write it after my name."
-NO_TEXT = "I can read only text in this version, so I did not open what you sent. Please write it to me."
-HIDDEN = (
+NO_WORDS = mark("You called me without a question. Write it after my name.")
+NO_TEXT = mark("I can read only text, so I did not open what you sent. Please write it to me.")
+HIDDEN = mark(
     "Discord does not show me this message's text. Please mention me in it. (Whoever runs me can let me "
-    "read every message: list the channel in `discord.channels` and switch on the Message Content Intent in "
-    "Discord's developer portal.)"
+    "read every message: `discord.message_content = true` in strop.toml, and the switch Message Content "
+    "Intent in Discord's developer portal.)"
 )
-ATTACHMENT_NOTE = "-# I can't open attachments in this version; I read only your text."
+CITED_HIDDEN = mark("-# Discord does not show me the message that you replied to: I answer only yours.")
+TOO_FAST = mark(
+    "You ask faster than this server allows ({count} a minute): please ask again in {seconds} seconds."
+)
+NO_PERMISSION = mark(
+    "I can't answer you in <#{channel}>: I lack the permission {names}. Please tell an admin."
+)
+NO_THREAD = mark(
+    "I was to open a thread for a conversation in <#{channel}>, but I lack the permission {names}: "
+    "give it to me, or switch automatic threads off with /settings. I answer in the channel meanwhile."
+)
 _ANSWERED_TYPES = (discord.MessageType.default, discord.MessageType.reply)
 _RECONNECT_S = 5.0
 _COMPLAINT_EVERY_S = 3600.0
@@ -49,14 +62,14 @@ _log = structlog.get_logger(__name__)
 
 
 def intents_for(config: Config) -> discord.Intents:
-    """Return the smallest set of intents: message content only to answer in channels without a mention."""
+    """Return the smallest set of intents: message content only to answer where nobody mentions the bot."""
     return discord.Intents(
         guilds=True,
         guild_messages=True,
         dm_messages=True,
         guild_reactions=True,
         dm_reactions=True,
-        message_content=bool(config.discord.channels),
+        message_content=config.discord.message_content or bool(config.discord.channels),
     )
 
 
@@ -77,10 +90,14 @@ class StropClient(discord.Client):
         self.answerer = Answerer(services, is_deleted=self.deletions.overtook)
         self.rating_recorder = RatingRecorder(services, self, self.answerer.is_writing_in)
         self.progress = ProgressReporter(services, self)
+        self.attachments = attachments.AttachmentReader(
+            attachments.from_discord(lambda: discord.http.Route.BASE if services.playground else None)
+        )
         self.tree = StropTree(self)
         self.reply_actions = ReplyActions(services, self)
-        for module in (ask, loop, privacy, menus):
+        for module in (ask, loop, privacy, settings, moderation, menus):
             module.add_to(self.tree)
+        self.limits = MemberLimits()
         self._budget = IdentifyBudget(services.database)
         self._jobs: set[asyncio.Task[Any]] = set()
         self._half_written: list[replies.Reply] = []
@@ -92,7 +109,7 @@ class StropClient(discord.Client):
 
     async def setup_hook(self) -> None:
         """Prepare what doesn't need the gateway."""
-        self.add_dynamic_items(VoteButton, ReplyButton, CompareButton)
+        self.add_dynamic_items(VoteButton, ReplyButton, CompareButton, *settings.dynamic_items())
         self._half_written = await self.services.database.awrite(replies.abandon_streaming)
         await self.tree.sync_if_changed(always=self.services.playground)
 
@@ -150,18 +167,71 @@ class StropClient(discord.Client):
         me = self.user
         if me is None or message.author.bot or message.webhook_id or message.type not in _ANSWERED_TYPES:
             return None
-        if not self._is_addressed(message, me):
+        arrival = triggers.arrival_of(message, me, sees_content=self.intents.message_content)
+        verdict = await triggers.judge(self.services, arrival)
+        if verdict.trigger is None:
             return None
+        locale = message.guild.preferred_locale if message.guild else "en"
+        texts.speak(texts.choose(verdict.found.settings.language, locale))
         if missing := questions.missing_permissions(message.channel, message.guild):
             return await self._complain(message, missing)
-        question = questions.from_message(self.services, message, me, note=_note(message))
-        if not question.text:
-            reason = self._empty_reason(message, me)
-            if reason != HIDDEN or self._may_complain(message.channel.id):
-                await self._answer_plainly(message, reason)
+        if refusal := self.refuse_hurry(arrival.guild_id, message.author, verdict.found):
+            return None if refusal.told_before else await self._answer_plainly(message, refusal.sentence)
+        return await self._take(message, me, verdict)
+
+    def refuse_hurry(self, guild_id: int | None, user: discord.abc.User, found: InForce) -> Refusal | None:
+        """Count a question; return None where the member may ask it."""
+        per_minute, now_s = limit_for(found.settings, role_ids_of(user)), asyncio.get_running_loop().time()
+        answer = self.limits.may_ask(guild_id, user.id, per_minute, now_s)
+        if answer == "yes":
             return None
-        surface = ChannelSurface(message.channel, message)
-        self.answerer.start(question, surface, message.channel.typing())
+        seconds = self.limits.wait_s(guild_id, user.id, now_s)
+        return Refusal(tr(TOO_FAST, count=per_minute, seconds=seconds), answer == "silence")
+
+    async def _take(
+        self, message: discord.Message, me: discord.ClientUser, verdict: triggers.Verdict
+    ) -> None:
+        """Read an addressed message with its files, and begin to answer it where it is to be answered."""
+        attached = await self.attachments.read(message.attachments)
+        cited = questions.cited_message(message)
+        cited_files = await self.attachments.read(cited.attachments if cited is not None else ())
+        notes = [*attached.notes, *cited_files.notes]
+        hidden = cited is not None and not cited.content and not self.intents.message_content
+        question = questions.from_message(
+            self.services,
+            message,
+            me,
+            note="\n".join([f"-# {note}" for note in notes] + [tr(CITED_HIDDEN)] * hidden),
+            attached_text=attached.text,
+            follows=verdict.follows,
+            cited_text=cited_files.text,
+        )
+        if not question.text and not question.attached_text:
+            reason = self._empty_reason(message, me, attached.notes)
+            if reason != HIDDEN or self._may_complain(message.channel.id):
+                await self._answer_plainly(message, tr(reason))
+            return
+        thread = await self._thread_for(message, verdict, question.text)
+        if thread is not None:
+            question = questions.moved_to(question, thread)
+        place = message.channel if thread is None else thread
+        surface = ChannelSurface(place, message if thread is None else None)
+        self.answerer.start(question, surface, place.typing())
+
+    async def _thread_for(
+        self, message: discord.Message, verdict: triggers.Verdict, text: str
+    ) -> discord.Thread | None:
+        """Open a thread where one is wanted; what stands in the way is told to whoever can put it right."""
+        if not threads.wants_thread(message, verdict):
+            return None
+        missing = threads.missing_for_thread(message.channel)
+        if not missing:
+            return await threads.open_thread(message, text)
+        _log.warning("channel.permission_missing", channel_id=message.channel.id, missing=missing)
+        person = threads.who_can_act(message, verdict)
+        if person is not None and self._may_complain(message.channel.id):
+            names = ", ".join(f"**{name}**" for name in missing)
+            await self._tell(person, tr(NO_THREAD, channel=message.channel.id, names=names))
         return None
 
     async def on_raw_reaction_add(self, event: discord.RawReactionActionEvent) -> None:
@@ -205,22 +275,19 @@ class StropClient(discord.Client):
         author = event.data.get("author") or {}
         if self.user is None or author.get("bot") or not event.data.get("content"):
             return
-        await self.rating_recorder.edited(event.message_id, questions.readable(event.message, self.user))
+        await self.rating_recorder.edited(
+            event.message_id,
+            questions.readable(event.message, self.user),
+            without_files=not event.message.attachments,
+        )
 
     async def on_error(self, event_method: str, /, *_: Any, **__: Any) -> None:
         """Log what a handler didn't expect; the next event is handled as usual."""
         _log.exception("event.failed", handler=event_method)
 
-    def _is_addressed(self, message: discord.Message, me: discord.ClientUser) -> bool:
-        if message.guild is None or me in message.mentions:
-            return True
-        wanted = self.services.config.discord.channels
-        if message.channel.id in wanted or getattr(message.channel, "parent_id", None) in wanted:
-            return True
-        answered = message.reference.resolved if message.reference is not None else None
-        return isinstance(answered, discord.Message) and answered.author.id == me.id
-
-    def _empty_reason(self, message: discord.Message, me: discord.ClientUser) -> str:
+    def _empty_reason(self, message: discord.Message, me: discord.ClientUser, notes: tuple[str, ...]) -> str:
+        if notes:
+            return " ".join(notes)
         if message.attachments or message.stickers or message.embeds or message.poll:
             return NO_TEXT
         readable = self.intents.message_content or message.guild is None or me in message.mentions
@@ -240,11 +307,15 @@ class StropClient(discord.Client):
         if not self._may_complain(channel_id):
             return
         names = ", ".join(f"**{name}**" for name in missing)
-        text = f"I can't answer you in <#{channel_id}>: I lack the permission {names}. Please tell an admin."
+        await self._tell(message.author.id, tr(NO_PERMISSION, channel=channel_id, names=names))
+
+    async def _tell(self, user_id: int, text: str) -> None:
+        """Write to one person in private, if they let us."""
         try:
-            await translated(message.author.send(text))
+            direct = await translated(self.create_dm(discord.Object(user_id)))
+            await translated(direct.send(text))
         except DeliveryError as error:
-            _log.info("message.not_sent", channel_id=channel_id, error=type(error).__name__)
+            _log.info("message.not_sent", user_id=user_id, error=type(error).__name__)
 
     def _may_complain(self, channel_id: int) -> bool:
         """Whether an hour has passed since the last complaint about this channel."""
@@ -285,7 +356,3 @@ def make_client(services: Services) -> StropClient:
     """Return a client with as many shards as the configuration says."""
     shards = services.config.discord.shards
     return ShardedStropClient(services, shard_count=shards) if shards > 1 else StropClient(services)
-
-
-def _note(message: discord.Message) -> str:
-    return ATTACHMENT_NOTE if message.attachments and message.content else ""

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from bot.errors import ContextError
 from bot.serving.plain_text import neutralise
 from bot.serving.protocol import ChatMessage, Role
+from bot.texts import mark
 
 OMISSION = "\n[… the middle of this message was too long and was left out …]\n"
 # What a chat template adds around one message (role, delimiters, line breaks), and around the whole prompt.
@@ -110,7 +111,7 @@ async def build_within(
             return prompt, tokens
         estimate = prompt_length(prompt.messages, typical_measure)
         scale = max(scale * 1.15, tokens / estimate * 1.02)
-    raise ContextError("This conversation does not fit into my model's context.")
+    raise ContextError(mark("This conversation does not fit into my model's context."))
 
 
 def _scaled(measure: Measure, scale: float) -> Measure:
@@ -170,7 +171,9 @@ def _shortened(
             high = kept - 1
     if best is None:
         raise ContextError(
-            "My system prompt leaves no room for your message: chat.system_prompt has to be shorter, "
-            "or chat.context_tokens larger."
+            mark(
+                "My system prompt leaves no room for your message: chat.system_prompt has to be shorter, "
+                "or chat.context_tokens larger."
+            )
         )
     return best

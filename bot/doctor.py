@@ -131,15 +131,15 @@ def _judge_discord(config: Config, answers: _Answers) -> Iterator[Check]:
         )
         return
     yield ok("token", f"Discord knows it as {answers.user.get('username', 'a bot')}")
-    if not config.discord.channels:
+    if not config.discord.channels and not config.discord.message_content:
         yield ok("intents", "no privileged intent is needed: the bot answers mentions, replies and DMs")
     elif int(answers.application.get("flags") or 0) & MESSAGE_CONTENT_FLAGS:
-        yield ok("intents", "message content is switched on, as discord.channels needs")
+        yield ok("intents", "message content is switched on, as the configuration needs")
     else:
         yield problem(
             "intents",
-            "message content is off, but discord.channels needs it",
-            "switch on Message Content at discord.com/developers → Bot, or empty discord.channels",
+            "message content is off, but discord.channels or discord.message_content needs it",
+            "switch on Message Content at discord.com/developers → Bot, or drop those settings",
         )
     yield _judge_permissions(answers.guilds)
     if answers.missing_channels:

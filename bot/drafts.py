@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -10,26 +9,29 @@ import structlog
 
 from bot.context import Prompt, Turn
 from bot.errors import ContextError
-from bot.questions import Question
+from bot.questions import Follows, Question
 from bot.services import Services
 from bot.serving.protocol import BaseDescription, Sampling, Usage
 from bot.streaming import ReplyRenderer
-from storage import adapters, conversations, members, replies, versions
+from storage import adapters, conversations, fresh_starts, members, replies, versions
 from storage.clock import now_ms
+from storage.config import ChatConfig
 from storage.versions import Versions
 
 DM_MEMORY_MS = 30 * 60 * 1000
 """For how long the next direct message goes on with the conversation before it."""
 
 INVITATION = "-# Two answers this time. Which is better? Vote, and I tell you which is which."
-_REMEMBERED_DMS = 1000
 
 _log = structlog.get_logger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
 class Asked:
-    """What storage knows once the question is recorded; ``turn_ids`` are the messages behind ``turns``."""
+    """What storage knows once the question is recorded; ``turn_ids`` are the messages behind ``turns``.
+
+    ``left_out_before``: an earlier reply of this conversation already left out its oldest messages.
+    """
 
     conversation_id: int
     message_id: int
@@ -37,15 +39,7 @@ class Asked:
     champion: str | None
     turns: tuple[Turn, ...]
     turn_ids: tuple[int, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class _Place:
-    """Where a direct conversation stands: the bot's last message in it, and when that was."""
-
-    message_id: int
-    conversation_id: int
-    at_ms: int
+    left_out_before: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +66,7 @@ class Draft:
     question: Question
     renderer: ReplyRenderer
     started_at: float
+    chat: ChatConfig = field(default_factory=ChatConfig)
     text: str = ""
     waiting: str = ""
     waiting_shown_at: float | None = None
@@ -138,7 +133,6 @@ class ReplyRecorder:
 
     def __init__(self, services: Services) -> None:
         self._services = services
-        self._direct: OrderedDict[int, _Place] = OrderedDict()
 
     async def question(self, question: Question, base: BaseDescription, again: Again | None = None) -> Asked:
         """Store the question below what it answers to, and return everything that its reply needs.
@@ -150,12 +144,9 @@ class ReplyRecorder:
             return await self._services.database.awrite(
                 lambda db: _asked_again(db, question, again.prompt_message_id, scope, base.hash)
             )
-        place = self._direct.get(question.channel_id)
-        if question.guild_id is not None or (place is not None and now_ms() - place.at_ms > DM_MEMORY_MS):
-            place = None
         reference = self._services.permission_reference
         return await self._services.database.awrite(
-            lambda db: _record_question(db, question, scope, base.hash, reference, place)
+            lambda db: _record_question(db, question, scope, base.hash, reference)
         )
 
     async def start(
@@ -243,7 +234,6 @@ class ReplyRecorder:
                 await self._services.database.awrite(work)
             except Exception:  # Whatever storage says, the text must still be delivered.
                 _log.exception("reply.not_recorded", reply_id=draft.reply_id)
-            self._remember(draft, draft.reply)
         _log.info(
             "reply",
             reply_id=draft.reply_id,
@@ -254,15 +244,6 @@ class ReplyRecorder:
             **figures,
         )
 
-    def _remember(self, draft: Draft, reply: replies.Reply) -> None:
-        """Let the next message of a direct conversation go on where this one ended."""
-        if draft.question.guild_id is not None or not draft.text.strip():
-            return
-        self._direct[draft.question.channel_id] = _Place(reply.message_id, reply.conversation_id, now_ms())
-        self._direct.move_to_end(draft.question.channel_id)
-        if len(self._direct) > _REMEMBERED_DMS:
-            self._direct.popitem(last=False)
-
 
 def _add_parts(db: Any, draft: Draft) -> None:
     for message_id, position in draft.parts:
@@ -270,15 +251,10 @@ def _add_parts(db: Any, draft: Draft) -> None:
 
 
 def _record_question(
-    db: Any,
-    question: Question,
-    scope: str,
-    base_hash: str,
-    permission_reference: str,
-    place: _Place | None,
+    db: Any, question: Question, scope: str, base_hash: str, permission_reference: str
 ) -> Asked:
     question.author.ensure(db)
-    parent_id, conversation_id = _parent(db, question, place)
+    parent_id, conversation_id = _parent(db, question, scope, permission_reference)
     message_id = conversations.add_message(
         db,
         conversation_id=conversation_id or _new_conversation(db, question, scope),
@@ -288,25 +264,24 @@ def _record_question(
         role="user",
         content=question.text,
         permission_reference=permission_reference,
+        attached_text=question.attached_text,
         visible=question.visible,
     )
-    return _asked(db, question, message_id, scope, base_hash)
+    return _asked(db, question, message_id, parent_id, scope, base_hash)
 
 
 def _asked_again(db: Any, question: Question, message_id: int, scope: str, base_hash: str) -> Asked:
     asked = conversations.get_message(db, message_id)
-    if asked is None or asked.deleted_ms is not None or not asked.content.strip():
+    if asked is None or asked.deleted_ms is not None or not asked.words.strip():
         raise ContextError("The question was deleted, so I can't answer it again.")
-    return _asked(db, question, message_id, scope, base_hash)
+    return _asked(db, question, message_id, asked.parent_id, scope, base_hash)
 
 
-def _asked(db: Any, question: Question, message_id: int, scope: str, base_hash: str) -> Asked:
+def _asked(
+    db: Any, question: Question, message_id: int, parent_id: int | None, scope: str, base_hash: str
+) -> Asked:
     """Return a recorded question with what was said above it."""
-    chain = [
-        message
-        for message in conversations.chain(db, message_id)
-        if message.deleted_ms is None and message.content.strip()
-    ]
+    chain = _context(db, question, message_id)
     return Asked(
         conversation_id=chain[-1].conversation_id,
         message_id=message_id,
@@ -314,16 +289,59 @@ def _asked(db: Any, question: Question, message_id: int, scope: str, base_hash: 
         champion=adapters.ensure_champion_row(db, scope, base_hash),
         turns=tuple(_turn(db, message) for message in chain),
         turn_ids=tuple(message.id for message in chain),
+        left_out_before=parent_id is not None and replies.left_out_before(db, parent_id, len(chain) - 2),
     )
 
 
-def _parent(db: Any, question: Question, place: _Place | None) -> tuple[int | None, int | None]:
-    """Return the message that the question answers to, and its conversation."""
+def _context(db: Any, question: Question, message_id: int) -> list[conversations.Message]:
+    """Return the question and what was said above it, without what was deleted or left behind."""
+    chain = conversations.chain(db, message_id)
+    begun_in = conversations.get(db, chain[-1].conversation_id)
+    places = {question.channel_id, begun_in.channel_id if begun_in else question.channel_id}
+    recent = fresh_starts.since(chain, fresh_starts.boundary(db, places))
+    return [message for message in recent if message.deleted_ms is None and message.words.strip()]
+
+
+def _parent(
+    db: Any, question: Question, scope: str, permission_reference: str
+) -> tuple[int | None, int | None]:
+    """Return the message that the question answers to or goes on from, and its conversation."""
     if question.parent_discord_id is not None:
         parent = conversations.by_discord_id(db, question.parent_discord_id)
         if parent is not None:
             return parent.id, parent.conversation_id
-    return (place.message_id, place.conversation_id) if place is not None else (None, None)
+    if question.cited is not None:
+        return _record_cited(db, question, scope, permission_reference)
+    follows = question.follows
+    if question.guild_id is None:
+        follows = Follows(now_ms() - DM_MEMORY_MS)
+    if follows is None:
+        return None, None
+    last = replies.latest_in(db, question.channel_id, since_ms=follows.since_ms, asker_id=follows.asker_id)
+    return (None, None) if last is None else (last.message_id, last.conversation_id)
+
+
+def _record_cited(
+    db: Any, question: Question, scope: str, permission_reference: str
+) -> tuple[int | None, int | None]:
+    """Store the message of somebody else that the question is about, as theirs."""
+    cited = question.cited
+    if cited is None:
+        return None, None
+    cited.author.ensure(db)
+    conversation_id = _new_conversation(db, question, scope)
+    message_id = conversations.add_message(
+        db,
+        conversation_id=conversation_id,
+        discord_id=cited.discord_id,
+        parent_id=None,
+        author_id=cited.author.user_id,
+        role="user",
+        content=cited.text,
+        permission_reference=permission_reference,
+        attached_text=cited.attached_text,
+    )
+    return message_id, conversation_id
 
 
 def _new_conversation(db: Any, question: Question, scope: str) -> int:
@@ -336,11 +354,12 @@ def _new_conversation(db: Any, question: Question, scope: str) -> int:
         scope=scope,
         source=question.author.source,
         public=question.public,
+        parent_channel_id=question.parent_channel_id,
     ).id
 
 
 def _turn(db: Any, message: conversations.Message) -> Turn:
     if message.author_id is None:
-        return Turn(message.content)
+        return Turn(message.words)
     author = members.get(db, message.author_id)
-    return Turn(message.content, message.author_id, author.display_name if author else "")
+    return Turn(message.words, message.author_id, author.display_name if author else "")

@@ -7,12 +7,14 @@ from collections.abc import Iterable
 import discord
 from discord import app_commands
 
+from bot.texts import mark
+
 
 class NotOperatorError(app_commands.CheckFailure):
     """Somebody else than an operator used an operator's command."""
 
 
-NOT_OPERATOR = (
+NOT_OPERATOR = mark(
     "Only this bot's operators can do that. They are named in `discord.operators` of strop.toml; "
     "without that it is the owner of the Discord application."
 )

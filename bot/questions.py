@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from dataclasses import dataclass
 
@@ -17,12 +18,34 @@ _EMOJI = re.compile(r"<a?(:\w+:)\d+>")
 
 
 @dataclass(frozen=True, slots=True)
+class Follows:
+    """Goes on where the bot's newest reply in the channel ended, if that was at or after ``since_ms``.
+
+    With ``asker_id`` only if that reply was to this member.
+    """
+
+    since_ms: int = 0
+    asker_id: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Cited:
+    """Somebody else's message that the question replies to, as context."""
+
+    discord_id: int
+    author: Person
+    text: str
+    attached_text: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class Question:
     """One message to answer.
 
     ``discord_id`` is the message's (or the interaction's) id; ``parent_discord_id`` the message that it
-    replies to. ``quote`` is shown above the answer where the question isn't ``visible`` in the channel,
-    ``note`` below it.
+    replies to; ``follows`` says what it goes on with otherwise. ``parent_channel_id`` is the channel that a
+    thread hangs on. ``quote`` is shown above the answer where the question isn't ``visible`` in the channel,
+    ``note`` below it. ``attached_text`` came in files with the message.
     """
 
     discord_id: int
@@ -35,10 +58,26 @@ class Question:
     quote: str = ""
     note: str = ""
     visible: bool = True
+    attached_text: str = ""
+    parent_channel_id: int | None = None
+    follows: Follows | None = None
+    cited: Cited | None = None
+
+    @property
+    def home_channel_id(self) -> int:
+        """The channel whose settings hold: a thread has its parent's."""
+        return self.parent_channel_id or self.channel_id
 
 
 def from_message(
-    services: Services, message: discord.Message, me: discord.ClientUser, note: str = ""
+    services: Services,
+    message: discord.Message,
+    me: discord.ClientUser,
+    *,
+    note: str = "",
+    attached_text: str = "",
+    follows: Follows | None = None,
+    cited_text: str = "",
 ) -> Question:
     """Read a question from a Discord message."""
     reference = message.reference
@@ -51,7 +90,39 @@ def from_message(
         text=readable(message, me),
         parent_discord_id=reference.message_id if reference is not None else None,
         note=note,
+        attached_text=attached_text,
+        parent_channel_id=parent_of(message.channel),
+        follows=follows,
+        cited=_cited(services, message, me, cited_text),
     )
+
+
+def moved_to(question: Question, thread: discord.Thread) -> Question:
+    """Return the question as one that is asked in a thread of the channel that it came from."""
+    return dataclasses.replace(question, channel_id=thread.id, parent_channel_id=question.home_channel_id)
+
+
+def parent_of(channel: object) -> int | None:
+    """Return the channel that a thread hangs on; None for any other channel."""
+    return channel.parent_id if isinstance(channel, discord.Thread) else None
+
+
+def cited_message(message: discord.Message) -> discord.Message | None:
+    """Return the message of another person that this one replies to, as far as Discord sent it along."""
+    answered = message.reference.resolved if message.reference is not None else None
+    if not isinstance(answered, discord.Message) or answered.author.bot or answered.webhook_id:
+        return None
+    return answered
+
+
+def _cited(
+    services: Services, message: discord.Message, me: discord.ClientUser, attached_text: str
+) -> Cited | None:
+    answered = cited_message(message)
+    text = readable(answered, me) if answered is not None else ""
+    if answered is None or not (text or attached_text):
+        return None
+    return Cited(answered.id, services.person(answered.author), text, attached_text)
 
 
 def readable(message: discord.Message, me: discord.ClientUser) -> str:

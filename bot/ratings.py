@@ -7,6 +7,7 @@ write, in the order of arrival, so that a quick change of mind ends as it was me
 from __future__ import annotations
 
 import asyncio
+import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -18,7 +19,7 @@ import structlog
 from bot.errors import ChannelRefusedError, DeliveryError
 from bot.services import Person, Services
 from bot.surfaces import translated
-from storage import comparisons, conversations, facts, ratings, replies, versions
+from storage import comparisons, conversations, facts, ratings, replies, settings, versions
 from storage.clock import now_ms
 from storage.config import Config
 
@@ -30,27 +31,43 @@ RECONCILE_REPLIES = 200
 _LATE_PART_S = 1.0
 
 _SKIN_TONES = dict.fromkeys(range(127995, 128000))
+_CUSTOM = re.compile(r"<a?:\w+:(\d+)>")
 _VARIATION_SELECTOR = "\ufe0f"
 
 _log = structlog.get_logger(__name__)
 
 
 class EmojiValues:
-    """Which emoji rate, and how: 1 for the configured ups, -1 for the downs. Skin tones don't matter."""
+    """Which emoji rate in one place, and how: 1 for its ups, -1 for its downs.
 
-    def __init__(self, config: Config) -> None:
-        discord_config = config.discord
-        self._values = {plain_emoji(emoji): 1 for emoji in discord_config.rating_up}
-        self._values |= {plain_emoji(emoji): -1 for emoji in discord_config.rating_down}
+    Skin tones don't matter, nor does the name of a custom emoji: it may be renamed.
+    """
+
+    def __init__(self, up: Iterable[str], down: Iterable[str]) -> None:
+        self._values = {_identity(emoji): 1 for emoji in up} | {_identity(emoji): -1 for emoji in down}
+
+    @classmethod
+    def of(cls, db: Any, config: Config, reply: replies.Reply) -> EmojiValues:
+        """Return what rates a reply in its channel today."""
+        place = conversations.get(db, reply.conversation_id)
+        guild_id = place.guild_id if place else None
+        channel_id = place.settings_channel_id if place else None
+        found = settings.in_force(db, config, guild_id, channel_id).settings
+        return cls(found.rating_up, found.rating_down)
 
     def value(self, emoji: str) -> int | None:
         """Return the emoji's value, or None if it doesn't rate."""
-        return self._values.get(plain_emoji(emoji))
+        return self._values.get(_identity(emoji))
 
 
 def plain_emoji(emoji: str) -> str:
     """Return an emoji without skin tone and variation selector; a custom one stays ``<:name:id>``."""
     return emoji.translate(_SKIN_TONES).replace(_VARIATION_SELECTOR, "").strip()
+
+
+def _identity(emoji: str) -> str:
+    custom = _CUSTOM.fullmatch(emoji.strip())
+    return custom[1] if custom else plain_emoji(emoji)
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,35 +87,48 @@ class RatingRecorder:
         self._services = services
         self._client = client
         self._is_writing_in = is_writing_in
-        self._values = EmojiValues(services.config)
         self._reconciling = asyncio.Lock()
 
     async def added(self, event: discord.RawReactionActionEvent) -> None:
         """Store a rating in place of the member's earlier one."""
-        emoji = plain_emoji(str(event.emoji))
-        value = self._values.value(emoji)
-        if value is None or self._is_bot(event):
+        if self._is_bot(event):
             return
-        person = self._person(event)
+        emoji = plain_emoji(str(event.emoji))
+        value = await self._value(event.message_id, emoji)
+        if value is None and self._is_writing_in(event.channel_id):
+            # The reaction may have overtaken the row of a message that was sent this moment.
+            await asyncio.sleep(_LATE_PART_S)
+            value = await self._value(event.message_id, emoji)
+        if value is None:
+            return
+        person, rated = self._person(event), value
 
         def work(db: Any) -> bool | None:
             reply = replies.by_discord_id(db, event.message_id)
             if reply is None or comparisons.of(db, reply.id) is not None:
                 # A message with two answers is voted on: a thumb doesn't say which of them it means.
                 return None if reply is None else False
-            return self._rate(db, reply.id, person, emoji, value)
+            return self._rate(db, reply.id, person, emoji, rated)
 
-        outcome = await self._services.database.awrite(work)
-        if outcome is None and self._is_writing_in(event.channel_id):
-            # The reaction may have overtaken the row of a message that was sent this moment.
-            await asyncio.sleep(_LATE_PART_S)
-            outcome = await self._services.database.awrite(work)
-        self._noted("rating.added", event.message_id, outcome)
+        self._noted("rating.added", event.message_id, await self._services.database.awrite(work))
+
+    async def _value(self, message_id: int, emoji: str) -> int | None:
+        """Return what an emoji says about the reply that a message belongs to, if it is one and it rates."""
+
+        def work(db: Any) -> int | None:
+            reply = replies.by_discord_id(db, message_id)
+            return None if reply is None else EmojiValues.of(db, self._services.config, reply).value(emoji)
+
+        return await self._services.database.aread(work)
 
     async def removed(self, event: discord.RawReactionActionEvent) -> None:
         """Take the member's rating back, if it is the one that stands; another one left there counts."""
         emoji = plain_emoji(str(event.emoji))
-        if self._values.value(emoji) is None or self._is_me(event.user_id):
+        database = self._services.database
+        # Also an emoji that no longer rates: what it said once is taken back.
+        if self._is_me(event.user_id) or not await database.aread(
+            lambda db: replies.by_discord_id(db, event.message_id) is not None
+        ):
             return
 
         def work(db: Any) -> bool | None:
@@ -126,15 +156,18 @@ class RatingRecorder:
     async def emoji_cleared(self, event: discord.RawReactionClearEmojiEvent) -> None:
         """A moderator removed every reaction with one emoji."""
         emoji = plain_emoji(str(event.emoji))
-        if self._values.value(emoji) is not None:
+        if await self._value(event.message_id, emoji) is not None:
             await self._clear(event.message_id, emoji)
 
-    async def edited(self, message_id: int, content: str) -> None:
-        """Keep the stored text of a question equal to what people see."""
+    async def edited(self, message_id: int, content: str, *, without_files: bool = False) -> None:
+        """Keep the stored text of a question equal to what people see; files can be taken out of it too."""
         database = self._services.database
         stored = await database.aread(lambda db: conversations.by_discord_id(db, message_id))
-        if stored is not None and stored.content != content:
-            await database.awrite(lambda db: conversations.edit_message(db, message_id, content))
+        if stored is None or (stored.content == content and not (without_files and stored.attached_text)):
+            return
+        await database.awrite(
+            lambda db: conversations.edit_message(db, message_id, content, without_files=without_files)
+        )
 
     async def reconcile(self) -> int:
         """Compare recent replies with what Discord shows, store what was missed, return how many changed.
@@ -162,13 +195,17 @@ class RatingRecorder:
         self, reply: replies.Reply, refusing: set[int], only: int | None = None
     ) -> int:
         """Compare one reply; channels in ``refusing`` are left alone: many refusals ban the address."""
-        parts, stored = await self._services.database.aread(
-            lambda db: (replies.parts(db, reply.id), _on_all_versions(db, reply.id))
+        parts, stored, values = await self._services.database.aread(
+            lambda db: (
+                replies.parts(db, reply.id),
+                _on_all_versions(db, reply.id),
+                EmojiValues.of(db, self._services.config, reply),
+            )
         )
         if not parts or parts[0].channel_id in refusing:
             return 0
         try:
-            shown = await self._shown(parts)
+            shown = await self._shown(parts, values)
             if only is None and _counts(shown) == _standing(stored):
                 return 0
             seen = await self._people_of(shown)
@@ -178,15 +215,15 @@ class RatingRecorder:
             if isinstance(error, ChannelRefusedError):
                 refusing.add(parts[0].channel_id)
             return 0
-        return await self._services.database.awrite(lambda db: self._settle(db, reply.id, seen, only))
+        return await self._services.database.awrite(lambda db: self._settle(db, reply.id, seen, values, only))
 
-    async def _shown(self, parts: Iterable[replies.Part]) -> list[discord.Reaction]:
+    async def _shown(self, parts: Iterable[replies.Part], values: EmojiValues) -> list[discord.Reaction]:
         """Return the rating reactions on all messages of a reply."""
         shown: list[discord.Reaction] = []
         for part in parts:
             channel = self._client.get_partial_messageable(part.channel_id)
             message = await translated(channel.fetch_message(part.discord_id))
-            shown += [each for each in message.reactions if self._values.value(str(each.emoji)) is not None]
+            shown += [each for each in message.reactions if values.value(str(each.emoji)) is not None]
         return shown
 
     async def _people_of(self, shown: Iterable[discord.Reaction]) -> _Seen:
@@ -200,7 +237,7 @@ class RatingRecorder:
                 emoji[user.id] = (*emoji.get(user.id, ()), plain_emoji(str(reaction.emoji)))
         return _Seen(people, emoji)
 
-    def _settle(self, db: Any, reply_id: str, seen: _Seen, only: int | None) -> int:
+    def _settle(self, db: Any, reply_id: str, seen: _Seen, values: EmojiValues, only: int | None) -> int:
         """Bring the rows of one reply in line with what was seen; a choice that still stands is kept."""
         if comparisons.of(db, reply_id) is not None:
             return 0
@@ -209,18 +246,24 @@ class RatingRecorder:
         for user_id in {rating.user_id for rating in stored if _is_reaction(rating)} | seen.emoji.keys():
             if only is None or user_id == only:
                 mine = [rating for rating in stored if rating.user_id == user_id and rating.kind == "thumb"]
-                changed += self._settle_member(db, reply_id, user_id, mine, seen)
+                changed += self._settle_member(db, reply_id, user_id, mine, seen, values)
         return changed
 
     def _settle_member(
-        self, db: Any, reply_id: str, user_id: int, mine: list[ratings.Rating], seen: _Seen
+        self,
+        db: Any,
+        reply_id: str,
+        user_id: int,
+        mine: list[ratings.Rating],
+        seen: _Seen,
+        values: EmojiValues,
     ) -> int:
         """Bring one member's thumbs in line; a reaction may belong to a version that was shown before."""
         reacted = seen.emoji.get(user_id, ())
         stale = [rating for rating in mine if _is_reaction(rating) and rating.emoji not in reacted]
         pressed = any(rating.reply_id == reply_id and not _is_reaction(rating) for rating in mine)
         if reacted and not pressed and not any(rating.emoji in reacted for rating in mine):
-            value = self._values.value(reacted[-1]) or 0
+            value = values.value(reacted[-1]) or 0
             changed = int(self._rate(db, reply_id, seen.people[user_id], reacted[-1], value))
             stale = [rating for rating in stale if rating.reply_id != reply_id]
         else:

@@ -12,10 +12,11 @@ import discord
 from bot.serving.client import ModelClient
 from bot.serving.errors import ServerLoadingError, ServerUnavailableError, ServingError
 from bot.serving.protocol import BaseDescription
-from storage import adapters, conversations, facts, members
+from storage import adapters, conversations, facts, members, settings
 from storage.config import Config
 from storage.database import Database
 from storage.errors import UnknownRowError
+from storage.settings import InForce
 
 SIMULATED_SUFFIX = "·sim"
 # How the hash of a base begins whose server isn't ours, and knows none of our additions to the protocol.
@@ -71,6 +72,12 @@ class Services:
     def scope(self, guild_id: int | None) -> str:
         """Return whose adapter answers: the guild's own, or the deployment's."""
         return conversations.scope_of(self.config.trainer.scope, guild_id)
+
+    async def settings(self, guild_id: int | None, home_channel_id: int | None) -> InForce:
+        """Return what is set for a channel today; read anew each time, so that a change holds at once."""
+        return await self.database.aread(
+            lambda db: settings.in_force(db, self.config, guild_id, home_channel_id)
+        )
 
     async def base_and_adapters(self) -> tuple[BaseDescription, frozenset[str]]:
         """Return the base that serves now, and the adapters that are loaded.

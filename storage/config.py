@@ -20,6 +20,7 @@ DEFAULT_FILE = Path("strop.toml")
 
 Text = Annotated[str, Field(description="a text in quotes")]
 Count = Annotated[int, Strict(), Field(gt=0, description="a positive integer")]
+Flag = Annotated[bool, Strict(), Field(description="true or false")]
 Whole = Annotated[int, Strict(), Field(ge=0, description="zero or a positive integer")]
 Positive = Annotated[float, Strict(), Field(gt=0, description="a positive number")]
 Amount = Annotated[float, Strict(), Field(ge=0, description="zero or a positive number")]
@@ -46,6 +47,7 @@ class DiscordConfig(_Section):
     token: SecretStr | None = None
     operators: Ids = ()
     channels: Ids = ()
+    message_content: Flag = False
     rating_up: Emojis = ("👍",)
     rating_down: Emojis = ("👎",)
     training_permission_reference: Text = ""

@@ -33,6 +33,12 @@ class Conversation:
     split: Split
     group_key: str | None
     created_ms: int
+    parent_channel_id: int | None = None
+
+    @property
+    def settings_channel_id(self) -> int:
+        """The channel whose settings hold here: a thread has its parent's."""
+        return self.parent_channel_id or self.channel_id
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +62,12 @@ class Message:
     edited_ms: int | None
     deleted_ms: int | None
     visible: bool | None = None
+    attached_text: str = ""
+
+    @property
+    def words(self) -> str:
+        """All that was said: what was written, and the text out of the files that came with it."""
+        return "\n\n".join(filter(None, (self.content, self.attached_text)))
 
 
 def scope_of(config_scope: str, guild_id: int | None) -> str:
@@ -90,11 +102,12 @@ def open_conversation(
     scope: str,
     source: str,
     public: bool,
+    parent_channel_id: int | None = None,
 ) -> Conversation:
     """Return the conversation with this key, opened if it is new (use one key per chain of replies).
 
     Its split is final as soon as it has its first message: conversations that begin with nearly the
-    same prompt share a group and therefore a split.
+    same prompt share a group and therefore a split. A thread hangs on its `parent_channel_id`.
     """
     values = {
         "key": key,
@@ -105,6 +118,7 @@ def open_conversation(
         "public": int(public and guild_id is not None),
         "split": split_of(key),
         "created_ms": now_ms(),
+        "parent_channel_id": parent_channel_id,
     }
     sql.insert(db, "conversations", values, on_conflict="DO NOTHING")
     return _conversation(sql.many(db, "SELECT * FROM conversations WHERE key = ?", (key,))[0])
@@ -127,6 +141,7 @@ def add_message(
     content: str,
     permission_reference: str = "",
     visible: bool | None = None,
+    attached_text: str = "",
 ) -> int:
     """Add a message and return its id; one that is already there (by `discord_id`) is left as it is."""
     if discord_id is not None:
@@ -140,7 +155,7 @@ def add_message(
     if author_id is not None:
         author = members.get(db, author_id) or members.ensure(db, author_id, "", conversation.source)
     if conversation.group_key is None and role == "user":
-        _settle_split(db, conversation_id, content)
+        _settle_split(db, conversation_id, content or attached_text)
     values = {
         "discord_id": discord_id,
         "conversation_id": conversation_id,
@@ -153,6 +168,7 @@ def add_message(
         "permission_reference": permission_reference or None,
         "created_ms": now_ms(),
         "visible": None if visible is None else int(visible),
+        "attached_text": attached_text,
     }
     return sql.insert(db, "messages", values)
 
@@ -203,14 +219,21 @@ def chain(db: sqlite_utils.Database, message_id: int, limit: int = 64) -> list[M
     return [_message(row) for row in rows]
 
 
-def edit_message(db: sqlite_utils.Database, discord_id: int, content: str) -> bool:
-    """Replace the text of a message; return whether it changed. A deleted message stays deleted."""
+def edit_message(
+    db: sqlite_utils.Database, discord_id: int, content: str, *, without_files: bool = False
+) -> bool:
+    """Replace the text of a message; return whether it changed. A deleted message stays deleted.
+
+    `without_files` also forgets the text of files, which their author took out of the message.
+    """
     return bool(
         sql.change(
             db,
-            """UPDATE messages SET content = ?, edited_ms = ?
-               WHERE discord_id = ? AND deleted_ms IS NULL AND content <> ?""",
-            (content, now_ms(), discord_id, content),
+            """UPDATE messages SET content = :content, edited_ms = :now,
+                      attached_text = iif(:without_files, '', attached_text)
+               WHERE discord_id = :id AND deleted_ms IS NULL
+                     AND (content <> :content OR (:without_files AND attached_text <> ''))""",
+            {"content": content, "now": now_ms(), "id": discord_id, "without_files": int(without_files)},
         )
     )
 
@@ -227,7 +250,8 @@ def delete_message(db: sqlite_utils.Database, discord_id: int) -> bool:
     for message_id in _versions(db, message.id):
         sql.change(
             db,
-            "UPDATE messages SET content = '', deleted_ms = coalesce(deleted_ms, ?) WHERE id = ?",
+            """UPDATE messages SET content = '', attached_text = '', deleted_ms = coalesce(deleted_ms, ?)
+               WHERE id = ?""",
             (now_ms(), message_id),
         )
         sql.change(

@@ -12,7 +12,7 @@ from typing import Any
 
 import sqlite_utils
 
-from storage import sql
+from storage import settings, sql
 from storage.clock import DAY_MS, now_ms
 from storage.conversations import Split
 
@@ -24,6 +24,7 @@ FREE_SOURCES = frozenset({"playground", "rehearsal", "sample", "operator", "impo
 
 REASONS = {
     "not_public": "direct messages and channels that not everybody can see never train",
+    "channel_opted_out": "training is switched off in their channel or server (/settings)",
     "incomplete": "the reply failed, was stopped, or is empty",
     "deleted": "a message in its context was deleted or erased",
     "opted_out": "somebody in its context opted out of training",
@@ -135,6 +136,7 @@ class _Page:
         self, db: sqlite_utils.Database, reply_ids: Sequence[str], permission_reference: str
     ) -> None:
         self._permitted = bool(permission_reference)
+        self._closed = settings.closed_to_training(db)
         self._rested_since_ms = now_ms() - ERASURE_REST_MS
         ids = json.dumps(list(reply_ids))
         self.candidates = sql.many(db, _CANDIDATES, (ids,))
@@ -145,6 +147,8 @@ class _Page:
         """Return why the reply may not train, or None."""
         if not candidate["public"] or candidate["guild_id"] is None:
             return "not_public"
+        if (candidate["guild_id"], candidate["settings_channel_id"]) in self._closed:
+            return "channel_opted_out"
         context = self._context[candidate["id"]]
         if (
             any(message["deleted_ms"] is not None for message in context)
@@ -188,7 +192,9 @@ _CANDIDATES = """
 SELECT replies.id, replies.conversation_id, replies.asker_id, replies.adapter_id, replies.base_hash,
        replies.status, replies.prompt_json, replies.source, replies.created_ms,
        answer.content AS text, answer.deleted_ms,
-       conversations.public, conversations.guild_id, conversations.split, conversations.group_key,
+       conversations.public, conversations.guild_id,
+       coalesce(conversations.parent_channel_id, conversations.channel_id) AS settings_channel_id,
+       conversations.split, conversations.group_key,
        conversations.key AS conversation_key, conversations.source AS conversation_source
 FROM json_each(?) AS wanted
 CROSS JOIN replies ON replies.id = wanted.value

@@ -7,7 +7,7 @@ from typing import Any
 
 import sqlite_utils
 
-from storage import members, sql
+from storage import blocks, members, sql
 from storage.clock import now_ms
 from storage.errors import UnknownRowError
 
@@ -102,12 +102,13 @@ def count_open(db: sqlite_utils.Database, scope: str) -> int:
 def vote(db: sqlite_utils.Database, *, duel_id: str, user_id: int, choice: int, source: str) -> bool:
     """Store a member's choice (1 first, -1 second, 0 tie) in place of an earlier one; say if it changed.
 
-    A closed duel takes no votes. Raises UnknownRowError for a duel that is not there.
+    A closed duel takes no votes, and a blocked member has none. Raises UnknownRowError for one that is not
+    there.
     """
     duel = get(db, duel_id)
     if duel is None:
         raise UnknownRowError(f"There is no duel {duel_id}.")
-    if duel.closed_ms is not None:
+    if duel.closed_ms is not None or blocks.is_blocked(db, _guild_of(duel.scope), user_id):
         return False
     if members.get(db, user_id) is None:
         members.ensure(db, user_id, "", source)
@@ -146,6 +147,11 @@ def close(db: sqlite_utils.Database, run_id: str) -> int:
     return sql.change(
         db, "UPDATE duels SET closed_ms = ? WHERE run_id = ? AND closed_ms IS NULL", (now_ms(), run_id)
     )
+
+
+def _guild_of(scope: str) -> int | None:
+    kind, _, guild_id = scope.partition(":")
+    return int(guild_id) if kind == "guild" and guild_id.isdecimal() else None
 
 
 def _duel(row: dict[str, Any]) -> Duel:

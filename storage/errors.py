@@ -14,7 +14,9 @@ StorageError
 │   ├── StaleChampionError      the champion changed since the decision was made
 │   ├── AdapterNotPromotableError  tainted, or of another scope or base
 │   ├── NothingToRollBackError  the base model already answers
-│   └── RunNotActiveError       the run is over, or belongs to another trainer
+│   ├── RunNotActiveError       the run is over, or belongs to another trainer
+│   ├── SettingError            a setting that isn't there, or a value that it can't have
+│   └── BlockError              a member who can't be blocked, or isn't
 └── BackupError                 a backup that is incomplete, damaged, or in the way
 """
 
@@ -81,6 +83,14 @@ class NothingToRollBackError(RuleError):
 
 class RunNotActiveError(RuleError):
     """The run is over, was cancelled, or is held by another trainer."""
+
+
+class SettingError(RuleError):
+    """There is no such setting, or it can't have this value; the text says what it can have."""
+
+
+class BlockError(RuleError):
+    """This member can't be blocked, or was not."""
 
 
 class BackupError(StorageError):

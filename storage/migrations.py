@@ -416,7 +416,49 @@ CREATE TABLE facts (
     )
 
 
-def m0006_versions_and_comparisons(db: sqlite_utils.Database) -> None:
+def m0006_settings_and_moderation(db: sqlite_utils.Database) -> None:
+    """What a server sets for itself and its channels, fresh starts, blocked members, text out of files."""
+    _run(
+        db,
+        """
+CREATE TABLE settings (
+    guild_id INTEGER NOT NULL,
+    channel_id INTEGER NOT NULL DEFAULT 0,
+    key TEXT NOT NULL,
+    value_json TEXT NOT NULL CHECK (json_valid(value_json)),
+    actor TEXT NOT NULL,
+    updated_ms INTEGER NOT NULL,
+    PRIMARY KEY (guild_id, channel_id, key)
+) STRICT, WITHOUT ROWID
+
+CREATE TABLE fresh_starts (
+    channel_id INTEGER PRIMARY KEY,
+    message_id INTEGER NOT NULL,
+    actor TEXT NOT NULL,
+    created_ms INTEGER NOT NULL
+) STRICT
+
+CREATE TABLE blocks (
+    guild_id INTEGER NOT NULL DEFAULT 0,
+    user_id INTEGER NOT NULL,
+    actor TEXT NOT NULL,
+    reason TEXT NOT NULL DEFAULT '',
+    created_ms INTEGER NOT NULL,
+    PRIMARY KEY (guild_id, user_id)
+) STRICT, WITHOUT ROWID
+
+CREATE INDEX blocks_by_user ON blocks (user_id)
+
+CREATE INDEX reply_parts_by_channel ON reply_parts (channel_id, discord_id)
+
+ALTER TABLE messages ADD COLUMN attached_text TEXT NOT NULL DEFAULT ''
+
+ALTER TABLE conversations ADD COLUMN parent_channel_id INTEGER
+""",
+    )
+
+
+def m0007_versions_and_comparisons(db: sqlite_utils.Database) -> None:
     """Several versions of one reply, one of them shown, and pairs of candidates that members vote on.
 
     `messages.visible` 0 marks a slash command's prompt, which has no message of its own; NULL is unknown.
@@ -459,6 +501,7 @@ for _step in (
     m0003_rating_counters,
     m0004_runs_and_adapters,
     m0005_evidence_and_audit,
-    m0006_versions_and_comparisons,
+    m0006_settings_and_moderation,
+    m0007_versions_and_comparisons,
 ):
     steps()(_step)

@@ -53,6 +53,7 @@ _EXPORTS = {
         FROM (SELECT reply_id FROM reply_context WHERE user_id = ?1
               UNION SELECT reply_id FROM ratings WHERE user_id = ?1) AS mine
         JOIN run_rows ON run_rows.reply_id = mine.reply_id ORDER BY run_rows.run_id, run_rows.reply_id""",
+    "blocks": "SELECT guild_id, reason, created_ms FROM blocks WHERE user_id = ? ORDER BY guild_id",
     "erasures": "SELECT id, requested_ms, done_ms FROM erasures WHERE user_id = ? ORDER BY id",
     "audit": """
         SELECT id, action, detail_json, created_ms FROM audit WHERE actor = CAST(?1 AS TEXT)
@@ -186,7 +187,8 @@ def _erase_words(db: sqlite_utils.Database, user_id: int, touched: list[str]) ->
 
 # In this order. What others wrote as corrections of these replies may quote them, so it goes as well.
 _ERASE_WORDS = """
-UPDATE messages SET content = '', deleted_ms = coalesce(deleted_ms, :now) WHERE author_id = :user
+UPDATE messages SET content = '', attached_text = '', deleted_ms = coalesce(deleted_ms, :now)
+WHERE author_id = :user
 
 UPDATE messages SET content = '', deleted_ms = coalesce(deleted_ms, :now)
 WHERE id IN (SELECT message_id FROM replies WHERE id IN (SELECT value FROM json_each(:replies)))
@@ -199,6 +201,8 @@ WHERE kind = 'correction' AND reply_id IN (SELECT value FROM json_each(:replies)
 DELETE FROM ratings WHERE user_id = :user
 
 DELETE FROM duel_votes WHERE user_id = :user
+
+UPDATE blocks SET reason = '' WHERE user_id = :user
 
 UPDATE duels SET prompt_json = '[]', first_text = '', second_text = '', closed_ms = coalesce(closed_ms, :now)
 WHERE reply_id IN (SELECT value FROM json_each(:replies))

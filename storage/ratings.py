@@ -5,7 +5,7 @@ from typing import Any, Literal
 
 import sqlite_utils
 
-from storage import members, sql
+from storage import blocks, members, sql
 from storage.clock import now_ms
 from storage.errors import UnknownRowError
 
@@ -58,11 +58,13 @@ def rate(
 ) -> bool:
     """Store the member's rating in place of an earlier one; return whether anything changed.
 
-    Raises UnknownRowError for a reply that is not there.
+    What a blocked member rates changes nothing. Raises UnknownRowError for a reply that is not there.
     """
     scope_source = sql.one(db, "SELECT scope, source FROM replies WHERE id = ?", (reply_id,))
     if scope_source is None:
         raise UnknownRowError(f"There is no reply {reply_id} to rate.")
+    if blocks.blocks_rating(db, reply_id, user_id):
+        return False
     rater = members.get(db, user_id) or members.ensure(db, user_id, "", scope_source["source"])
     now = now_ms()
     return bool(

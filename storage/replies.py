@@ -231,6 +231,37 @@ def recent(db: sqlite_utils.Database, since_ms: int, limit: int) -> list[Reply]:
     return [_reply(row) for row in rows]
 
 
+def latest_in(
+    db: sqlite_utils.Database, channel_id: int, *, since_ms: int = 0, asker_id: int | None = None
+) -> Reply | None:
+    """Return the newest reply with a text that ended in a channel at or after `since_ms`, or None.
+
+    With `asker_id`, the newest one if it was this member's, so that nobody is answered in another's place.
+    """
+    rows = sql.many(
+        db,
+        f"""{_SELECT} WHERE replies.id IN (
+                SELECT reply_id FROM reply_parts WHERE channel_id = ? ORDER BY discord_id DESC LIMIT 20)
+            AND messages.content <> '' AND messages.deleted_ms IS NULL AND replies.status <> 'streaming'
+            AND replies.created_ms + coalesce(replies.duration_ms, 0) >= ?
+            ORDER BY replies.message_id DESC LIMIT 1""",
+        (channel_id, since_ms),
+    )
+    found = _reply(rows[0]) if rows else None
+    return found if found is None or asker_id in (None, found.asker_id) else None
+
+
+def left_out_before(db: sqlite_utils.Database, message_id: int, turns: int) -> bool:
+    """Whether the reply that a message is had already left out some of the `turns` before its own end."""
+    seen = sql.value(
+        db,
+        """SELECT count(*) FROM reply_context JOIN messages ON messages.id = reply_context.message_id
+           WHERE reply_id = (SELECT id FROM replies WHERE message_id = ?)""",
+        (message_id,),
+    )
+    return 0 < int(seen) < turns
+
+
 def abandon_streaming(db: sqlite_utils.Database) -> list[Reply]:
     """Mark replies that an earlier process left half written as failed, and return them."""
     rows = sql.many(db, f"{_SELECT} WHERE replies.status = 'streaming' ORDER BY replies.created_ms")

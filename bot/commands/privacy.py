@@ -12,13 +12,16 @@ import discord
 import structlog
 from discord import app_commands
 
-from bot.commands.tree import Interaction, StropTree, guarded, say
+from bot.commands.tree import Interaction, StropTree, guarded, say, speak_to
 from bot.replies_ui import retracting
 from bot.services import Services
 from bot.serving.errors import ServingError
+from bot.texts import mark, tr
 from storage import members, privacy, scrubbing
 
 CONFIRM_S = 120.0
+DELETE_LABEL = mark("Delete my data")
+KEEP_LABEL = mark("Keep it")
 # Discord takes 10 MB from a bot; beyond this the export is compressed.
 _PLAIN_EXPORT_BYTES = 8_000_000
 
@@ -53,7 +56,7 @@ async def export(interaction: Interaction) -> None:
     name, content = await asyncio.to_thread(_file, data)
     await say(
         interaction,
-        "This is everything that I have stored about you.",
+        tr("This is everything that I have stored about you."),
         file=discord.File(io.BytesIO(content), filename=name),
     )
 
@@ -70,8 +73,10 @@ async def delete(interaction: Interaction) -> None:
     """Ask first: this can't be undone."""
     await say(
         interaction,
-        "This deletes your messages to me, my replies to them, your ratings and votes. What was trained on "
-        "them stops answering at once and is trained again without you. It can't be undone.",
+        tr(
+            "This deletes your messages to me, my replies to them, your ratings and votes. What was trained "
+            "on them stops answering at once and is trained again without you. It can't be undone."
+        ),
         view=ConfirmDeletion(interaction.user.id),
     )
 
@@ -82,17 +87,19 @@ class ConfirmDeletion(discord.ui.View):
     def __init__(self, user_id: int) -> None:
         super().__init__(timeout=CONFIRM_S)
         self._user_id = user_id
+        self.confirm.label, self.keep.label = tr(DELETE_LABEL), tr(KEEP_LABEL)
 
-    @discord.ui.button(label="Delete my data", style=discord.ButtonStyle.danger)
+    @discord.ui.button(label=DELETE_LABEL, style=discord.ButtonStyle.danger)
     async def confirm(self, interaction: discord.Interaction[Any], _: discord.ui.Button[Any]) -> None:
         """Delete."""
         await self._confirmed(interaction)
 
-    @discord.ui.button(label="Keep it", style=discord.ButtonStyle.secondary)
+    @discord.ui.button(label=KEEP_LABEL, style=discord.ButtonStyle.secondary)
     async def keep(self, interaction: discord.Interaction[Any], _: discord.ui.Button[Any]) -> None:
         """Change nothing."""
         self.stop()
-        await interaction.response.edit_message(content="Nothing was deleted.", view=None)
+        await speak_to(interaction)
+        await interaction.response.edit_message(content=tr("Nothing was deleted."), view=None)
 
     async def interaction_check(self, interaction: discord.Interaction[Any], /) -> bool:
         """Let only the member themselves answer."""
@@ -101,7 +108,7 @@ class ConfirmDeletion(discord.ui.View):
     @guarded
     async def _confirmed(self, interaction: Interaction) -> None:
         self.stop()
-        await interaction.response.edit_message(content="Deleting…", view=None)
+        await interaction.response.edit_message(content=tr("Deleting…"), view=None)
         sentence = await erase(interaction.client.services, self._user_id)
         await interaction.edit_original_response(content=sentence)
 
@@ -120,13 +127,13 @@ async def erase(services: Services, user_id: int) -> str:
         adapters=len(erasure.affected_adapters),
         runs=len(erasure.runs),
     )
-    sentence = "Done: everything that I had stored about you is deleted."
+    sentence = tr("Done: everything that I had stored about you is deleted.")
     if erasure.affected_adapters:
-        sentence += (
-            f" {len(erasure.affected_adapters)} adapter(s) had learned from it and are gone; "
-            "a clean retrain without you is queued."
+        sentence += " " + tr(
+            "{count} adapter(s) had learned from it and are gone; a clean retrain without you is queued.",
+            count=len(erasure.affected_adapters),
         )
-    return sentence + " What you write to me from now on trains nothing for 30 days."
+    return sentence + " " + tr("What you write to me from now on trains nothing for 30 days.")
 
 
 async def scrub(services: Services, erasure: privacy.Erasure) -> None:
@@ -159,11 +166,11 @@ async def _decide(interaction: Interaction, consent: members.Consent) -> None:
 
     await services.database.awrite(work)
     if consent == "out":
-        text = "Noted: nothing that you write or rate trains the model. I still answer you."
+        text = tr("Noted: nothing that you write or rate trains the model. I still answer you.")
     elif services.playground or services.permission_reference:
-        text = "Thank you: your messages to me and your ratings may train the model, until you opt out."
+        text = tr("Thank you: your messages to me and your ratings may train the model, until you opt out.")
     else:
-        text = (
+        text = tr(
             "Noted. Training on Discord messages stays off here all the same, until whoever runs me has "
             "Discord's permission for it."
         )

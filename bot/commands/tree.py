@@ -13,8 +13,11 @@ import discord
 import structlog
 from discord import app_commands
 
+from bot import texts
 from bot.permissions import NOT_OPERATOR, NotOperatorError
+from bot.questions import parent_of
 from bot.serving.errors import ServerLoadingError, ServerUnavailableError, ServingError
+from bot.texts import tr
 from storage import facts
 from storage.errors import RuleError, StorageError
 
@@ -28,6 +31,11 @@ _log = structlog.get_logger(__name__)
 
 class StropTree(app_commands.CommandTree["StropClient"]):
     """All commands of the bot."""
+
+    async def interaction_check(self, interaction: Interaction, /) -> bool:
+        """Settle the language before a command answers; who may use it is each command's own check."""
+        await speak_to(interaction)
+        return True
 
     async def on_error(self, interaction: Interaction, error: app_commands.AppCommandError) -> None:
         """Tell the member in one sentence what went wrong."""
@@ -80,6 +88,7 @@ def guarded(
     @functools.wraps(function)
     async def checked(item: Any, interaction: Interaction) -> None:
         try:
+            await speak_to(interaction)
             await function(item, interaction)
         except Exception as error:  # The boundary of a button: whoever pressed it must hear something.
             await say(interaction, sentence_for(error, type(item).__name__))
@@ -87,18 +96,30 @@ def guarded(
     return checked
 
 
+async def speak_to(interaction: Interaction) -> None:
+    """Speak the server's language, or with none set the member's own."""
+    services = interaction.client.services
+    try:
+        found = await services.settings(
+            interaction.guild_id, parent_of(interaction.channel) or interaction.channel_id
+        )
+    except StorageError:
+        return texts.speak(texts.choose("auto", interaction.locale))
+    return texts.speak(texts.choose(found.settings.language, interaction.locale))
+
+
 def sentence_for(error: BaseException, where: str) -> str:
     """Return what to tell the member; the unexpected goes to the log under an id that the sentence names."""
     if isinstance(error, NotOperatorError):
-        return NOT_OPERATOR
+        return tr(NOT_OPERATOR)
     if isinstance(error, app_commands.NoPrivateMessage):
-        return "This works only in a server."
+        return tr("This works only in a server.")
     if isinstance(error, ServerLoadingError):
-        return "My model is still loading. Please try again in a moment."
+        return tr("My model is still loading. Please try again in a moment.")
     if isinstance(error, ServerUnavailableError):
-        return "My model server is not reachable right now; I'll be back by myself when it is."
+        return tr("My model server is not reachable right now; I'll be back by myself when it is.")
     if isinstance(error, RuleError | ServingError):
-        return str(error)
+        return tr(str(error))
     error_id = secrets.token_hex(4)
     expected = isinstance(error, StorageError)
     _log.error(
@@ -108,7 +129,9 @@ def sentence_for(error: BaseException, where: str) -> str:
         error=str(error) if expected else type(error).__name__,
         exc_info=None if expected else error,
     )
-    return f"Something went wrong on my side (error `{error_id}`). It is in my log; please try again."
+    return tr(
+        "Something went wrong on my side (error `{id}`). It is in my log; please try again.", id=error_id
+    )
 
 
 async def say(interaction: Interaction, content: str, **options: Any) -> None:

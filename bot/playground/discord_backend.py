@@ -14,7 +14,7 @@ import copy
 import io
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
@@ -404,7 +404,13 @@ class DiscordBackend:
     def channels(self) -> list[Payload]:
         """Text channels and threads of the server, then one direct-message channel a member."""
         shown = [
-            {"id": str(c.id), "name": c.name, "kind": "text", "topic": c.topic or ""}
+            {
+                "id": str(c.id),
+                "name": c.name,
+                "kind": "text",
+                "topic": c.topic or "",
+                **({"parent_id": str(c.parent_id)} if c.is_thread else {}),
+            }
             for c in self._backend.channels.values()
             if c.guild_id is not None
         ]
@@ -463,18 +469,28 @@ class DiscordBackend:
     # ------------------------------------------------------------------ acting as a member
 
     def send_message(
-        self, channel_id: int, author_id: int, content: str, *, reply_to: int | None = None
+        self,
+        channel_id: int,
+        author_id: int,
+        content: str,
+        *,
+        reply_to: int | None = None,
+        files: Sequence[tuple[str, bytes]] = (),
     ) -> Payload:
-        """Post a member's message; raises ActionRefusedError where Discord would."""
+        """Post a message, with files as (name, bytes); raises ActionRefusedError where Discord would."""
         channel = self._accessible_channel(channel_id, author_id)
-        _check_content(content)
+        if content.strip() or not files:
+            _check_content(content)
         reference = None if reply_to is None else {"channel_id": str(channel_id), "message_id": str(reply_to)}
         with _refusals():
             permission = "send_messages_in_threads" if channel.is_thread else "send_messages"
             self._backend.require_permissions(channel.guild_id, author_id, channel_id, permission)
             if reply_to is not None:
                 self._backend.get_message(channel_id, reply_to)
-            message = self._backend.create_message(channel_id, author_id, content, reference=reference)
+            stored = self._backend.store_attachments(channel_id, files)
+            message = self._backend.create_message(
+                channel_id, author_id, content, reference=reference, attachments=stored
+            )
         return self._page_message(message)
 
     def edit_message(self, channel_id: int, message_id: int, user_id: int, content: str) -> Payload:

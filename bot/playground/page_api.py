@@ -6,6 +6,7 @@ nor use it.
 """
 
 import asyncio
+import base64
 import hmac
 import json
 import re
@@ -24,6 +25,7 @@ from bot.playground.gateway import Gateway
 from bot.playground.loop_view import LoopView
 from bot.playground.page_client import SECRET_HEADER
 from bot.playground.rehearsal import Rehearsal
+from bot.playground.rest import MAX_FILE_BYTES
 from bot.playground.sample import load_sample
 from bot.playground.tastes import DEFAULT_TASTE, TASTES
 from storage import duels
@@ -36,6 +38,8 @@ SECRET_PLACEHOLDER = "{{PLAYGROUND_SECRET}}"
 SNAPSHOT_MESSAGES = 200
 MAX_QUEUED_EVENTS = 2000
 SECRET_WAIT_S = 10.0
+MAX_FILES = 10
+_FILE_NAME = re.compile(r"[^/\\\x00-\x1f?#%]+")
 _STATIC_NAME = re.compile(r"[a-z0-9_-]+(\.[a-z0-9]+)+")
 _TYPES = {
     ".html": "text/html",
@@ -214,8 +218,9 @@ class PageApi:
         message = self._backend.send_message(
             _id(body, "channel_id"),
             _id(body, "author_id"),
-            _text(body, "content"),
+            _text(body, "content", "" if body.get("files") else None),
             reply_to=None if reply_to is None else _id(body, "reply_to"),
+            files=_files(body),
         )
         return _json(message)
 
@@ -417,6 +422,27 @@ async def _body(request: web.Request) -> Payload:
     if not isinstance(body, dict):
         raise ActionRefusedError("The request's body must be a JSON object.")
     return body
+
+
+def _files(body: Payload) -> list[tuple[str, bytes]]:
+    """The files of a message, each {"name", "data" in base64}."""
+    given = body.get("files") or []
+    if not isinstance(given, list) or len(given) > MAX_FILES:
+        raise ActionRefusedError(f"A message takes at most {MAX_FILES} files.")
+    return [_file_of(each) for each in given]
+
+
+def _file_of(given: Any) -> tuple[str, bytes]:
+    name = given.get("name") if isinstance(given, dict) else None
+    try:
+        data = base64.b64decode(given["data"], validate=True) if isinstance(given, dict) else b""
+    except (KeyError, TypeError, ValueError) as error:
+        raise ActionRefusedError("A file needs “data” in base64.") from error
+    if not isinstance(name, str) or not 0 < len(name) <= 200 or not _FILE_NAME.fullmatch(name):
+        raise ActionRefusedError("A file needs a name without a path.")
+    if len(data) > MAX_FILE_BYTES:
+        raise ActionRefusedError("A file holds at most 10 MB.", 413)
+    return name, data
 
 
 def _id(body: Payload, key: str) -> int:

@@ -111,7 +111,7 @@ class ReplyActions:
             (known.gone, GONE),
             (known.comparison is not None, COMPARED),
             (user_id != known.reply.asker_id and not self._client.is_operator(user_id), NOT_YOURS),
-            (known.asked.deleted_ms is not None or not known.asked.content.strip(), ASKED_GONE),
+            (known.asked.deleted_ms is not None or not known.asked.words.strip(), ASKED_GONE),
             (known.versions.first_id in self._changing, BUSY),
             (self._client.answerer.being_written(*known.versions.reply_ids) is not None, STILL_WRITING),
             (total >= self._services.config.replies.most_versions, ENOUGH.format(total=total)),

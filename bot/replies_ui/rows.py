@@ -67,6 +67,8 @@ class Known:
             text=self.asked.content,
             quote=self.quote,
             visible=self.asked.visible is not False,
+            attached_text=self.asked.attached_text,
+            parent_channel_id=self.conversation.parent_channel_id,
         )
 
 

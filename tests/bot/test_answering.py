@@ -12,7 +12,7 @@ from simcord.backend import serializers
 
 from bot import answering
 from bot.answering import Answerer
-from bot.client import ATTACHMENT_NOTE, HIDDEN, NO_TEXT, NO_WORDS, StropClient
+from bot.client import HIDDEN, NO_WORDS, StropClient
 from bot.drafts import Draft
 from bot.questions import Question
 from bot.services import Person, Services
@@ -291,12 +291,13 @@ async def feed(
     await community.env.settle()
 
 
-async def test_attachments_are_not_opened_and_that_is_said(community: Community) -> None:
+async def test_what_is_no_text_is_not_opened_and_that_is_said(community: Community) -> None:
     bomb = ("bomb.zip", b"PK\x03\x04" + b"\0" * 1000)
     await community.ann.send(community.channel, f"{community.mention} open this", attachments=[bomb])
-    assert community.said() == [f"Hello there, friend.\n\n{ATTACHMENT_NOTE}"]
+    note = "I can't open bomb.zip: I read only text."
+    assert community.said() == [f"Hello there, friend.\n\n-# {note}"]
     await community.ann.send(community.channel, community.mention, attachments=[bomb])
-    assert community.said()[1:] == [NO_TEXT]
+    assert community.said()[1:] == [note]
     assert not [r for r in community.env.http_requests if "attachments" in r.path]
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from bot.client import StropClient
-from bot.ratings import RECOVERED_FACT, plain_emoji
+from bot.ratings import RECOVERED_FACT, EmojiValues, plain_emoji
 from bot.services import Services
 from storage import conversations, facts, members, ratings
 from tests.bot.conftest import Community
@@ -245,3 +245,10 @@ async def test_a_channel_that_refuses_is_asked_once_and_does_not_silence_the_oth
     assert await community.bot.rating_recorder.reconcile() == 1
     refused = [r for r in community.env.http_requests[before:] if str(community.channel.id) in r.path]
     assert len(refused) == 1
+
+
+def test_a_custom_emoji_rates_by_its_id_whatever_it_is_called() -> None:
+    values = EmojiValues(["<:strop:123456789012345678>", "👍"], ["<a:blunt:123456789012345679>"])
+    assert values.value("<:renamed:123456789012345678>") == 1
+    assert values.value("<:blunt:123456789012345679>") == -1
+    assert values.value("👍🏽") == 1 and values.value("<:strop:999999999999999999>") is None

@@ -20,7 +20,8 @@ from tests.trainer.community import BASE_HASH, SCOPE, adapter_folder, champion, 
 
 COMMANDS = [
     "up", "bot", "serve", "trainer", "playground", "retrain", "status", "adapters", "promote", "rollback",
-    "rehearse", "sample", "export", "backup", "restore", "doctor", "init", "version",
+    "rehearse", "sample", "export", "backup", "restore", "doctor", "init", "version", "block", "unblock",
+    "blocks",
 ]  # fmt: skip
 
 

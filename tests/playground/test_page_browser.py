@@ -1,6 +1,7 @@
 """The playground's page in a real browser, against a server that speaks its API with scripted payloads."""
 
 import asyncio
+import base64
 import os
 import re
 import shutil
@@ -9,7 +10,15 @@ from collections.abc import AsyncIterator
 import discord
 import pytest
 import pytest_asyncio
-from playwright.async_api import Browser, BrowserContext, Locator, Page, async_playwright, expect
+from playwright.async_api import (
+    Browser,
+    BrowserContext,
+    FilePayload,
+    Locator,
+    Page,
+    async_playwright,
+    expect,
+)
 
 from bot.playground.server import Playground, PlaygroundSettings
 from tests.playground.conftest import Recorder, connected
@@ -192,11 +201,39 @@ async def test_the_hover_menu_edits_deletes_and_replies(page: Page, world: PageW
 
 
 async def test_a_refused_message_comes_back_with_the_reason(page: Page, world: PageWorld) -> None:
-    await composer(page).fill("x" * 2_100)
-    await expect(page.locator(".composer-count")).to_have_text("-100")
+    note = FilePayload(name="note.txt", mimeType="text/plain", buffer=b"words")
+    await page.locator("#composer-files").set_input_files(note)
+    await composer(page).fill("refuse me")
     await page.keyboard.press("Enter")
     await expect(page.locator(".toast")).to_contain_text("A message has at most 2000 characters.")
-    await expect(composer(page)).to_have_value("x" * 2_100)
+    await expect(composer(page)).to_have_value("refuse me")
+    await expect(page.locator(".file-tray li")).to_have_text("note.txt")
+
+
+async def test_files_go_along_and_a_long_text_becomes_one(page: Page, world: PageWorld) -> None:
+    note = FilePayload(name="note.txt", mimeType="text/plain", buffer="Grüße".encode())
+    await page.locator("#composer-files").set_input_files(note)
+    await composer(page).fill("x" * 2_100)
+    await expect(page.locator(".composer-count")).to_have_text("goes as a file")
+    await page.keyboard.press("Enter")
+    await expect(page.locator(".file-tray li")).to_have_count(0)
+    await expect(composer(page)).to_have_value("")
+    body = await called(world, "POST /messages")
+    assert body["content"] == f"<@{BOT}>"
+    assert isinstance(body["files"], list)
+    sent = {each["name"]: base64.b64decode(each["data"]).decode() for each in body["files"]}
+    assert sent == {"message.txt": "x" * 2_100, "note.txt": "Grüße"}
+
+
+async def test_a_thread_is_listed_below_its_channel_and_its_answers_can_be_rated(
+    page: Page, world: PageWorld
+) -> None:
+    opened = {"id": "1020", "name": "leather strops", "parent_id": GENERAL, "thread_metadata": {}}
+    world.messages["1020"] = []
+    await world.event("THREAD_CREATE", opened)
+    await page.get_by_role("navigation").get_by_role("button", name="leather strops").click()
+    await world.say(BOT, "An answer in the thread.", "1020")
+    await expect(last_message(page).get_by_role("button", name="Dislike this reply")).to_be_visible()
 
 
 # ---------------------------------------------------------------------- what messages may contain
@@ -328,6 +365,16 @@ async def test_buttons_and_selects_of_a_message_reach_the_bot(page: Page, world:
     await last_message(page).get_by_label("Pick").select_option("Two")
     await expect(last_message(page)).to_contain_text("[pick]")
     assert (await called(world, "POST /components"))["values"] == ["2"]
+
+
+async def test_a_menu_of_several_choices_is_sent_whole(page: Page, world: PageWorld) -> None:
+    options = [{"label": name, "value": name, "default": name == "one"} for name in ("one", "two", "three")]
+    several = {"type": 3, "custom_id": "many", "min_values": 0, "max_values": 3, "options": options}
+    await world.say(BOT, "Which?", components=[{"type": 1, "components": [several]}])
+    await last_message(page).get_by_label("three").check()
+    assert not any(name == "POST /components" for name, _ in world.calls)
+    await last_message(page).get_by_role("button", name="Apply").click()
+    assert (await called(world, "POST /components"))["values"] == ["one", "three"]
 
 
 # ---------------------------------------------------------------------- places and members

@@ -116,8 +116,14 @@ async def stage(database: Database, tmp_path: Path) -> AsyncIterator[Playground]
 async def staged(database: Database, folder: Path, reply_timeout_s: float) -> AsyncIterator[Playground]:
     async with ModelClient("http://127.0.0.1:9") as client:
         sources = LoopSources(
-            database, client, SCOPE, folder / "lock", min_liked=25, min_raters=5,
-            min_votes=10, min_new_ratings=50
+            database,
+            client,
+            SCOPE,
+            folder / "lock",
+            min_liked=25,
+            min_raters=5,
+            min_votes=10,
+            min_new_ratings=50,
         )
         settings = RehearsalSettings(scope=SCOPE, quiet_s=0.3, reply_timeout_s=reply_timeout_s)
         async with Playground(PlaygroundSettings(), PlaygroundLoop(sources, settings)) as running:

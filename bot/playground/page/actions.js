@@ -16,8 +16,14 @@ export function createActions(store, notify) {
   const user_id = () => store.actorId;
 
   return {
-    send: (channel_id, content, reply_to = null) =>
-      guarded("POST", "messages", { channel_id, author_id: user_id(), content, ...(reply_to ? { reply_to } : {}) }),
+    send: (channel_id, content, reply_to = null, files = []) =>
+      guarded("POST", "messages", {
+        channel_id,
+        author_id: user_id(),
+        content,
+        ...(reply_to ? { reply_to } : {}),
+        ...(files.length ? { files } : {}),
+      }),
     edit: (message, content) =>
       guarded("PATCH", `messages/${message.channel_id}/${message.id}`, { user_id: user_id(), content }),
     remove: (message) => guarded("DELETE", `messages/${message.channel_id}/${message.id}`, { user_id: user_id() }),

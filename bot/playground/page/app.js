@@ -20,7 +20,7 @@ const drawers = createDrawers();
 
 mountRail(store, () => drawers.close());
 mountHead();
-const compose = new Composer(store, actions);
+const compose = new Composer(store, actions, toast);
 const list = new MessageList(store, actions, compose);
 mountLoop(store, actions, { leave: () => drawers.close(), announce: toast });
 mountGuide(store, {

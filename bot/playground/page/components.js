@@ -103,19 +103,33 @@ function options(component, store) {
 }
 
 function select(component, { store, press }) {
-  const many = (component.max_values ?? 1) > 1;
+  if ((component.max_values ?? 1) > 1) return checklist(component, { store, press });
   const node = el("select", {
     class: "select",
-    multiple: many,
     disabled: component.disabled,
     "aria-label": component.placeholder ?? "Choose",
     data: { focusKey: component.custom_id },
   });
-  if (!many) node.append(el("option", { value: "", disabled: true, selected: true, text: component.placeholder ?? "Choose…" }));
+  node.append(el("option", { value: "", disabled: true, selected: true, text: component.placeholder ?? "Choose…" }));
   for (const option of options(component, store)) {
     node.append(el("option", { value: option.value, selected: option.default, text: option.label, title: option.description }));
   }
-  node.addEventListener("change", () => press(component.custom_id, [...node.selectedOptions].map((option) => option.value)));
+  node.addEventListener("change", () => press(component.custom_id, [node.value]));
+  return node;
+}
+
+/** A menu of several choices: boxes to tick, sent together as Discord does when its menu closes. */
+function checklist(component, { store, press }) {
+  const boxes = options(component, store).map((option) => {
+    const box = el("input", { type: "checkbox", value: option.value, checked: option.default, disabled: component.disabled });
+    return el("label", { class: "check", title: option.description }, box, el("span", { dir: "auto", text: option.label }));
+  });
+  const apply = el("button", { class: "button", type: "button", disabled: component.disabled, text: "Apply", data: { focusKey: component.custom_id } });
+  const node = el("fieldset", { class: "checklist" }, el("legend", { class: "faint", dir: "auto", text: component.placeholder ?? "Choose" }), boxes, apply);
+  apply.addEventListener("click", () => {
+    const ticked = [...node.querySelectorAll("input:checked")].map((box) => box.value);
+    return press(component.custom_id, ticked);
+  });
   return node;
 }
 

@@ -2,6 +2,7 @@
 
 import { createPalette } from "./commands.js";
 import { el, fill, memory } from "./dom.js";
+import { asFile, createFiles } from "./files.js";
 import { icon, mark } from "./icons.js";
 import { shortName } from "./message.js";
 import { displayName, isEphemeral } from "./store.js";
@@ -16,9 +17,10 @@ export class Composer {
   #drafts = new Map();
   #openChannel = null;
 
-  constructor(store, actions) {
+  constructor(store, actions, notify) {
     this.store = store;
     this.actions = actions;
+    this.notify = notify;
     this.asksBot = memory.get("asks-bot") !== "no";
     this.#build();
     this.palette = createPalette({ store, actions, composer: this });
@@ -32,7 +34,7 @@ export class Composer {
       id: "composer-input",
       rows: 1,
       dir: "auto",
-      maxlength: 4000,
+      maxlength: 100_000,
       spellcheck: true,
       autocomplete: "off",
       enterkeyhint: "send",
@@ -43,11 +45,13 @@ export class Composer {
     this.sendButton = this.#tool("send", "Send", () => this.#submit());
     this.sendButton.classList.add("send");
     this.count = el("span", { class: "composer-count", hidden: true });
-    this.box = el("div", { class: "composer" }, this.ask, this.input, this.count, this.slash, this.sendButton);
+    this.box = el("div", { class: "composer" });
+    this.files = createFiles({ box: this.box, onChange: () => this.#refresh(), refuse: (sentence) => this.notify(sentence, "error") });
+    fill(this.box, this.ask, this.input, this.count, this.files.input, this.files.button, this.slash, this.sendButton);
     this.typing = el("div", { class: "typing", role: "status", "aria-live": "polite" });
     this.hint = el("span", { class: "composer-hint", id: "composer-hint" });
     this.dock = document.getElementById("composer-dock");
-    fill(this.dock, this.context, this.box, el("div", { class: "composer-foot" }, this.typing, this.hint));
+    fill(this.dock, this.context, this.files.tray, this.box, el("div", { class: "composer-foot" }, this.typing, this.hint));
   }
 
   #tool(name, label, click) {
@@ -92,7 +96,12 @@ export class Composer {
     this.ask.setAttribute("aria-pressed", String(this.asksBot));
     this.hint.textContent = this.#hintText(direct);
     this.hint.classList.toggle("is-warning", !store.botOnline);
-    this.sendButton.disabled = !this.input.value.trim() || !store.connected;
+    this.files.button.hidden = Boolean(this.#editing);
+    this.sendButton.disabled = !this.#hasContent() || !store.connected;
+  }
+
+  #hasContent() {
+    return Boolean(this.input.value.trim()) || (this.files.count > 0 && !this.#editing);
   }
 
   #hintText(direct) {
@@ -115,9 +124,9 @@ export class Composer {
     this.#grow();
     const { value } = this.input;
     this.count.hidden = value.length < COUNT_FROM;
-    this.count.textContent = String(LONGEST - value.length);
+    this.count.textContent = value.length > LONGEST && !this.#editing ? "goes as a file" : String(LONGEST - value.length);
     this.count.classList.toggle("is-over", value.length > LONGEST);
-    this.sendButton.disabled = !value.trim() || !this.store.connected;
+    this.sendButton.disabled = !this.#hasContent() || !this.store.connected;
     this.palette.suggest(this.#editing ? "" : value);
   }
 
@@ -146,18 +155,22 @@ export class Composer {
 
   async #submit() {
     const text = this.input.value.trim();
-    if (!text || !this.store.connected) return;
+    if (!this.#hasContent() || !this.store.connected) return;
     const [editing, replyingTo] = [this.#editing, this.#replyingTo];
     const written = this.input.value;
     this.#setText("");
     this.#leaveContext();
-    const content = this.#addressed(text, replyingTo, editing);
-    const done = editing
-      ? await this.actions.edit(editing, content)
-      : await this.actions.send(this.store.channelId, content, replyingTo?.id);
+    const channelId = this.store.channelId;
+    const taken = editing ? null : this.files.take();
+    const files = (await taken?.encoded()) ?? [];
+    const tooLong = !editing && text.length > LONGEST;
+    if (tooLong) files.unshift(await asFile(text));
+    const content = this.#addressed(tooLong ? "" : text, replyingTo, editing).trim();
+    const done = editing ? await this.actions.edit(editing, content) : await this.actions.send(channelId, content, replyingTo?.id, files);
     // What was refused comes back into the box, unless something new is there by now.
     if (done === undefined && !this.input.value) {
       this.#setText(written);
+      taken?.back();
       if (editing) this.edit(editing, written);
       else if (replyingTo) this.replyTo(replyingTo);
     }

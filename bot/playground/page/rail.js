@@ -50,8 +50,8 @@ function channelButton(channel, store, open) {
   const direct = channel.kind === "dm";
   const button = el(
     "button",
-    { class: `rail-item ${unread ? "is-unread" : ""}`, type: "button", "aria-current": current ? "page" : null },
-    direct ? avatar(store.bot, "is-tiny") : icon("hash"),
+    { class: `rail-item ${unread ? "is-unread" : ""} ${channel.parent_id ? "is-thread" : ""}`, type: "button", "aria-current": current ? "page" : null },
+    direct ? avatar(store.bot, "is-tiny") : icon(channel.parent_id ? "reply" : "hash"),
     el("span", { dir: "auto", text: direct ? (store.bot?.name ?? channel.name) : channel.name }),
     unread ? el("span", { class: "unread", "aria-label": `${unread} unread`, text: unread > 99 ? "99+" : String(unread) }) : null,
   );

@@ -4,6 +4,7 @@ import { memory } from "./dom.js";
 
 const EPHEMERAL = 1 << 6;
 const LOADING = 1 << 7;
+const THREAD_CREATED = 18;
 const TYPING_MS = 10_000;
 const CARET_MS = 4_000;
 const KEPT_PER_CHANNEL = 2_000;
@@ -51,7 +52,9 @@ export class Store extends EventTarget {
 
   /** Channels the acting member can see: every text channel and their own direct messages. */
   get visibleChannels() {
-    return this.channels.filter((channel) => channel.kind !== "dm" || !channel.user_id || channel.user_id === this.actorId);
+    const visible = this.channels.filter((channel) => channel.kind !== "dm" || !channel.user_id || channel.user_id === this.actorId);
+    const threads = (parent) => visible.filter((channel) => channel.parent_id === parent.id);
+    return visible.filter((channel) => !channel.parent_id).flatMap((channel) => [channel, ...threads(channel)]);
   }
 
   /** Messages of the open channel that the acting member may see, oldest first. */
@@ -171,6 +174,8 @@ export class Store extends EventTarget {
     TYPING_START: (data) => this.#setTyping(data.channel_id, data.user_id, TYPING_MS),
     INTERACTION_RESPONSE: (data) => this.#onInteraction(data),
     MODAL_OPEN: (data) => this.#emit("modal", data),
+    CHANNEL_CREATE: (data) => this.#onChannel(data),
+    THREAD_CREATE: (data) => this.#onChannel(data),
     COMMANDS_CHANGED: (data) => {
       this.commands = Array.isArray(data) ? data : (data.commands ?? []);
       this.#emit("commands");
@@ -180,6 +185,13 @@ export class Store extends EventTarget {
       this.#emit("status");
     },
   };
+
+  #onChannel(raw) {
+    if (this.channels.some((channel) => channel.id === raw.id)) return;
+    const parent = raw.thread_metadata ? { parent_id: raw.parent_id } : {};
+    this.channels.push({ id: raw.id, name: raw.name, kind: "text", topic: raw.topic ?? "", ...parent });
+    this.#emit("unread");
+  }
 
   #onMessage(raw, created) {
     const list = this.messages.get(raw.channel_id) ?? [];
@@ -269,10 +281,11 @@ export function isRateable(message, store) {
   if (message.author.id !== store.bot?.id || isEphemeral(message) || isThinking(message)) return false;
   // Two candidates are voted on, and thumbs that are buttons need no second pair.
   if (buttonIds(message).some((id) => /^strop:(compare|reply:up):/.test(id))) return false;
+  if (message.type === THREAD_CREATED) return false;
   if (message.message_reference || message.interaction_metadata?.name === "ask") return true;
   if (message.reactions.some((reaction) => ["👍", "👎"].includes(reaction.emoji.name))) return true;
   const channel = store.channels.find((entry) => entry.id === message.channel_id);
-  return channel?.kind === "dm" && !message.interaction_metadata && !message.embeds?.length;
+  return (channel?.kind === "dm" || Boolean(channel?.parent_id)) && !message.interaction_metadata && !message.embeds?.length;
 }
 
 function buttonIds(message) {

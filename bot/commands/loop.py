@@ -192,4 +192,4 @@ async def _server_state(client: StropClient) -> str:
     if health.status != "ok":
         return f"{health.status}: {health.detail}" if health.detail else health.status
     name = health.base.id if health.base else "?"
-    return f"ready, {name}, {health.running} running and {health.waiting} waiting"
+    return f"ready, {name}, {health.traffic()}"

@@ -66,11 +66,15 @@ _BASE_CHANGING = frozenset(("pissa", "olora", "loftq", "corda"))
 
 @dataclass(frozen=True, slots=True, eq=False, weakref_slot=True)
 class Adapter:
-    """Weights in memory: module name -> (A transposed ``(in, r)``, B transposed and scaled ``(r, out)``)."""
+    """Weights in memory: module name -> (A transposed ``(in, r)``, B transposed and scaled ``(r, out)``).
+
+    ``content`` is the hash of what they were read from: a caller may give one name to other weights later.
+    """
 
     name: str
     weights: Mapping[str, tuple[torch.Tensor, torch.Tensor]]
     rank: int
+    content: str = ""
 
 
 @dataclass(slots=True)
@@ -167,7 +171,7 @@ def read_adapter(
             down.to(torch.float32).t().contiguous().to(device=device, dtype=dtype),
             (up.to(torch.float32).t() * scale).contiguous().to(device=device, dtype=dtype),
         )
-    return Adapter(name, weights, rank)
+    return Adapter(name, weights, rank, manifest.adapter_id)
 
 
 def check_config(manifest: Manifest) -> dict[str, Any]:

@@ -150,6 +150,12 @@ class Health:
     waiting: int = 0
     queue: QueueState = QueueState()
 
+    def traffic(self) -> str:
+        """Say in a phrase who is served, who waits, and how long whoever comes now would."""
+        phrase = f"{self.running} running and {self.waiting} waiting"
+        wait_s = round(self.queue.wait_s)
+        return f"{phrase}; a newcomer waits about {wait_s} s" if wait_s else phrase
+
 
 class _Request(BaseModel):
     model_config = ConfigDict(extra="ignore", frozen=True)

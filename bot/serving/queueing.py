@@ -2,9 +2,9 @@
 
 People come before background work. Among people, the one who holds the fewest rows comes first, and among
 equals they take turns; so a member who sends two hundred requests waits for those two hundred, and nobody
-else does. While others are served or wait, nobody is given more than an equal share of the rows: on a
-machine where every row slows the step, that is what keeps the others' replies quick. And when a row is wanted
-and somebody holds at least two more than the one who waits, the shortest of their replies steps aside: it
+else does. While others are served or wait, nobody holds more than an equal share of the rows: where every row
+slows the step, that is what keeps the others' replies quick. And when a row is wanted and somebody holds at
+least two more than the one who waits, they give one up. The shortest of their replies then steps aside: it
 keeps its tokens and goes on later. Each such exchange makes the shares more even, so that they can't go
 round in circles.
 """
@@ -156,11 +156,12 @@ class WaitingRoom(Generic[W]):
             ServerBusyError: too many wait already, of this user or of all; it says when to come back.
         """
         turns = self._turns(job.priority)
-        total = self._limits.background if job.priority == PRIORITY_BACKGROUND else self._limits.people
+        background = job.priority == PRIORITY_BACKGROUND
+        total = self._limits.background if background else self._limits.people
         if turns.of(job.user) >= self._limits.of_one_caller(job.priority, job.user):
             raise self._busy("of yours ", turns.of(job.user), self._own_turn_s(turns, job.user, people))
         if len(turns) >= total:
-            raise self._busy("", len(turns), self._promise_s(total))
+            raise self._busy("", len(turns), self._turn_s(0) if background else self._promise_s(total))
         turns.add(job)
 
     def remove_ended(self, now: float) -> list[W]:
@@ -189,6 +190,9 @@ class WaitingRoom(Generic[W]):
         """
         rows = Counter(job.user for job in people.jobs)
         share = self._share(rows)
+        for user in [user for user in rows if rows[user] > share]:
+            for _ in range(rows[user] - share):
+                self._step_aside(_shortest(people, user), rows, leave)
         while (job := self._people.first(rows)) is not None and rows[job.user] < share:
             if not self._has_free_row(people, background):
                 giver = self._who_steps_aside(rows[job.user], rows, people, background)
@@ -284,8 +288,7 @@ class WaitingRoom(Generic[W]):
         greatest = max(rows, key=lambda user: rows[user])
         if rows[greatest] < own + 2:
             return None
-        theirs = [job for job in people.jobs if job.user == greatest]
-        return min(theirs, key=lambda job: len(job.tokens))
+        return _shortest(people, greatest)
 
     def _step_aside(self, job: W, rows: Counter[str], leave: Callable[[W], None]) -> None:
         leave(job)
@@ -293,3 +296,8 @@ class WaitingRoom(Generic[W]):
         self._turns(job.priority).put_back(job)
         if job.priority == PRIORITY_PEOPLE:
             rows[job.user] -= 1
+
+
+def _shortest(people: Running[W], user: str) -> W:
+    """Return a user's running request that is read again most quickly."""
+    return min((job for job in people.jobs if job.user == user), key=lambda job: len(job.tokens))

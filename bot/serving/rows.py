@@ -55,7 +55,7 @@ class Rows:
         is read whole, since every token's are wanted.
         """
         self._clock += 1
-        adapter = None if job.adapter is None else job.adapter.name
+        adapter = None if job.adapter is None else job.adapter.content or job.adapter.name
         usable = 0 if job.score else len(job.tokens) - 1
         source, shared = self._longest(adapter, job.tokens, usable)
         target = self._choose(source, shared)

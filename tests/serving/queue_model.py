@@ -45,9 +45,13 @@ class Reply:
 
 
 class QueueModel:
-    """Steps as long as a CPU's: a fixed part, a part for each decoding row, and prompts in chunks."""
+    """Steps as long as a CPU's: a fixed part, a part for each decoding row, and a chunk of a prompt.
 
-    FIXED_S, ROW_S, CHUNK_S, CHUNK = 0.045, 0.009, 0.25, 128
+    The chunk is smaller while others decode, as in the engine.
+    """
+
+    FIXED_S, ROW_S, PROMPT_TOKEN_S = 0.045, 0.009, 0.002
+    CHUNK, SHARED_CHUNK = 256, 32
 
     def __init__(self, slots: int = 8, limits: QueueLimits | None = None) -> None:
         self.now = 0.0
@@ -106,9 +110,9 @@ class QueueModel:
         if self.people.reading:
             reading: Reply = self.people.reading[0]
             missing = reading.prompt + len(reading.tokens) - reading.cached
-            count = min(self.CHUNK, missing)
+            count = min(self.SHARED_CHUNK if decoding else self.CHUNK, missing)
             reading.cached += count
-            duration += self.CHUNK_S * count / self.CHUNK
+            duration += self.PROMPT_TOKEN_S * count
             if count == missing:
                 self.people.begin_decoding(reading)
         self.now += duration
@@ -125,10 +129,11 @@ class QueueModel:
                 self.on_end(job)
 
     def check_shares(self) -> None:
-        """Who waits has an equal share already, or nobody holds two rows more and none is free."""
+        """Nobody has more than an equal share; who waits has it, or no row is free and none has two more."""
         rows = Counter(job.user for job in self.people.jobs)
         waiting = {reply.user for reply in self.room}
         share = math.ceil(self.slots / max(1, len(waiting | set(rows))))
+        assert max(rows.values(), default=0) <= share
         for user in waiting:
             if rows[user] < share:
                 assert len(self.people.jobs) == self.slots

@@ -28,6 +28,7 @@ from bot.serving.errors import (
 )
 from bot.serving.http import MAX_BODY_BYTES, build_app
 from bot.serving.protocol import ChatDelta, ChatMessage, Sampling
+from bot.serving.queueing import LIMITS
 from bot.serving.runtime import Runtime
 from bot.serving.service import Service
 from bot.serving.settings import Settings, read_settings
@@ -305,6 +306,45 @@ async def test_many_chats_at_once_all_end(client: ModelClient) -> None:
     assert all(reply.finish_reason in ("stop", "length") for reply in replies)
 
 
+async def test_whoever_waits_is_told_their_place_until_they_are_served(client: ModelClient) -> None:
+    async def ask(number: int) -> list[ChatDelta]:
+        stream = client.chat_stream(
+            model="tiny",
+            messages=HELLO,
+            sampling=Sampling(200, temperature=1.8, seed=number),
+            user=f"member {number}",
+            queue_updates=True,
+        )
+        return [delta async for delta in stream]
+
+    asking = [asyncio.create_task(ask(number)) for number in range(24)]
+    ends = time.monotonic() + 10
+    while (health := await client.health()).queue.people < 8:
+        assert time.monotonic() < ends
+        await asyncio.sleep(0.01)
+    assert health.running == 4
+    assert health.queue.users == health.queue.people
+    assert health.queue.wait_s > 0
+    replies = await asyncio.gather(*asking)
+    told = [[delta.queue for delta in deltas if delta.queue] for deltas in replies]
+    assert sum(map(bool, told)) >= 4
+    for places in told:
+        assert [place.ahead for place in places] == sorted((p.ahead for p in places), reverse=True)
+    for deltas in replies:
+        first_word = next(index for index, delta in enumerate(deltas) if delta.text)
+        assert not any(delta.queue for delta in deltas[first_word:])
+
+
+async def test_more_prompts_than_may_wait_are_a_bad_request(http: aiohttp.ClientSession) -> None:
+    """As "busy" they would be tried again for ever."""
+    for fields, limit in (({}, LIMITS.unnamed), ({"user": "one"}, LIMITS.per_user)):
+        body = {"model": "tiny", "prompt": ["Hello"] * (limit + 1), **fields}
+        async with http.post("/v1/completions", json=body) as response:
+            error = (await response.json())["error"]
+        assert (response.status, error["param"]) == (400, "prompt")
+        assert f"1 to {limit} prompts" in error["message"]
+
+
 async def test_metrics_are_prometheus_text(http: aiohttp.ClientSession) -> None:
     async with http.post("/v1/chat/completions", json=CHAT) as response:
         assert response.status == 200
@@ -312,6 +352,9 @@ async def test_metrics_are_prometheus_text(http: aiohttp.ClientSession) -> None:
         lines = (await response.text()).splitlines()
     values = {line.split()[0]: float(line.split()[1]) for line in lines if not line.startswith("#")}
     assert values["strop_generated_tokens_total"] >= 1
+    waiting = {name for name in values if name.startswith("strop_requests_waiting")}
+    assert waiting == {f'strop_requests_waiting{{priority="{who}"}}' for who in ("people", "background")}
+    assert values["strop_users_waiting"] == values["strop_wait_estimate_seconds"] == 0
     assert values["strop_step_seconds_count"] == values['strop_step_seconds_bucket{le="+Inf"}'] > 0
 
 

@@ -93,6 +93,19 @@ def test_a_hogs_shortest_reply_steps_aside_for_somebody_else() -> None:
     assert Counter(users(people.jobs)) == {"hog": 2, "guest": 1}
 
 
+def test_a_hog_is_cut_to_an_equal_share_once_somebody_else_comes() -> None:
+    waiting, people, background = room(slots=6)
+    for _ in range(6):
+        waiting.add(asked("hog"), people)
+    admit(waiting, people, background)
+    waiting.add(asked("guest"), people)
+    admit(waiting, people, background)
+    assert Counter(users(people.jobs)) == {"hog": 3, "guest": 1}
+    people.leave(people.jobs[users(people.jobs).index("guest")])
+    admit(waiting, people, background)
+    assert Counter(users(people.jobs)) == {"hog": 6}
+
+
 def test_nobody_steps_aside_for_their_own() -> None:
     waiting, people, background = room(slots=2)
     for _ in range(5):

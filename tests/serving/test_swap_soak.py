@@ -21,7 +21,7 @@ from tests.serving.builders import lora_tensors, write_adapter
 ADAPTERS = 6
 WORKERS = 6
 TOKENS = 24
-OPENING = "You are a friendly member of this community. "
+OPENING = "You are a friendly member of this community. Answer briefly. " * 3
 PROMPTS = tuple(
     OPENING + end for end in ("How are you?", "I like tea.", "Again and again.", "Answer briefly.")
 )
@@ -30,15 +30,25 @@ MAX_GROWTH_BYTES = 64 * 2**20
 
 
 class StepTimes(Metrics):
-    """Metrics that also remember how long each step took."""
+    """Metrics that also remember each step's processor time, and which ended while an adapter was read.
+
+    A step's wall time on a busy machine says more about the other programs than about the swap.
+    """
 
     def __init__(self) -> None:
         super().__init__()
         self.steps_s: list[float] = []
+        self.during_s: list[float] = []
+        self.swapping = False
+        self._before_s = 0.0
 
     def observe_step(self, seconds: float) -> None:
         super().observe_step(seconds)
-        self.steps_s.append(seconds)
+        now_s = time.thread_time()
+        self.steps_s.append(now_s - self._before_s)
+        if self.swapping:
+            self.during_s.append(now_s - self._before_s)
+        self._before_s = now_s
 
 
 class Community:
@@ -52,7 +62,7 @@ class Community:
         self.failures: list[str] = []
         self.stop = threading.Event()
         self._prompts = [runtime.encode(prompt) for prompt in PROMPTS]
-        self._alone = {
+        self.alone = {
             (name, number): self.ask(name, prompt)
             for name in names
             for number, prompt in enumerate(self._prompts)
@@ -65,7 +75,7 @@ class Community:
 
     def voices(self) -> int:
         """How many different replies the adapters give to the first prompt."""
-        return len({ids for (_, number), ids in self._alone.items() if number == 0})
+        return len({ids for (_, number), ids in self.alone.items() if number == 0})
 
     def ask(self, name: str, prompt: list[int], user: str = "", **options: bool) -> tuple[int, ...]:
         end = self._end(
@@ -98,12 +108,12 @@ class Community:
                 self.failures.append(repr(error))
                 return
             self.replies += 1
-            if said != self._alone[name, number] and not self._is_near_tie(name, number, said):
-                self.failures.append(f"{name} said {said} instead of {self._alone[name, number]}")
+            if said != self.alone[name, number] and not self._is_near_tie(name, number, said):
+                self.failures.append(f"{name} said {said} instead of {self.alone[name, number]}")
 
     def _is_near_tie(self, name: str, number: int, said: tuple[int, ...]) -> bool:
         """Whether both replies part where their two tokens are equally likely, as batches may round."""
-        alone = self._alone[name, number]
+        alone = self.alone[name, number]
         same = sum(
             1 for _ in itertools.takewhile(lambda pair: pair[0] == pair[1], zip(said, alone, strict=False))
         )
@@ -120,6 +130,19 @@ class Community:
         self._load(name)
         self.current = name
         return self.runtime.engine.shelf.remove(old)
+
+
+def test_a_name_that_is_given_to_other_weights_reuses_nothing_of_the_old_ones(
+    served: tuple[Community, StepTimes, list[str]],
+) -> None:
+    """vLLM's callers may do this; keys and values of the old weights would answer for the new ones."""
+    community, _, names = served
+    shelf, folder = community.runtime.engine.shelf, community.runtime._adapters_dir
+    prompt = community.runtime.encode(PROMPTS[0])
+    for name in names[:3]:
+        community.runtime.load_adapter("mine", folder / name)
+        assert community.ask("mine", prompt) == community.alone[name, 0]
+        assert shelf.remove("mine").wait(5)
 
 
 def resident_bytes() -> int:
@@ -162,7 +185,9 @@ def test_swaps_under_load_drop_nothing_and_mix_nothing(
     resident: list[int] = []
     order = itertools.islice(itertools.cycle(names), 1, swaps + 1)
     for name in order:
+        times.swapping = True
         unused.append(community.swap(name))
+        times.swapping = False
         resident.append(resident_bytes())
         said = community.replies
         ends = time.monotonic() + 60
@@ -178,11 +203,12 @@ def test_swaps_under_load_drop_nothing_and_mix_nothing(
     assert community.runtime.engine.shelf.names() == [community.current]
     assert community.runtime.engine.counts() == (0, 0)
     growth = resident[-1] - resident[len(resident) // 5]
-    median, longest = statistics.median(times.steps_s), max(times.steps_s)
+    median, during = statistics.median(times.steps_s), times.during_s or [0.0]
     print(
         f"{swaps} swaps, {community.replies} replies ({community.late} asked again), "
-        f"{len(times.steps_s)} steps: median {median * 1000:.1f} ms, "
-        f"p99 {statistics.quantiles(times.steps_s, n=100)[98] / median:.1f} x, "
-        f"longest {longest / median:.1f} x; memory grew by {growth / 2**20:.1f} MiB"
+        f"{times.reused_tokens} prompt tokens reused; processor time of {len(times.steps_s)} steps: "
+        f"median {median * 1000:.1f} ms, longest {max(times.steps_s) / median:.0f} times that; of "
+        f"{len(during)} during a load: median {statistics.median(during) / median:.1f}, "
+        f"longest {max(during) / median:.0f} times that; memory grew by {growth / 2**20:.1f} MiB"
     )
     assert growth < MAX_GROWTH_BYTES

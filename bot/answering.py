@@ -4,19 +4,23 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import random
 import secrets
 from collections import Counter, deque
-from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AbstractAsyncContextManager
+from dataclasses import replace
 from typing import Any, cast
 
 import structlog
 
 from bot import context
 from bot.context import Prompt
-from bot.drafts import Asked, Draft, ReplyRecorder
+from bot.drafts import Again, Asked, Draft, Pair, ReplyRecorder
 from bot.errors import ContextError, DeliveryError
 from bot.questions import Question
+from bot.replies_ui import comparing
+from bot.replies_ui.buttons import Controls
 from bot.services import EXTERNAL, Services
 from bot.serving.errors import (
     ServerBusyError,
@@ -27,7 +31,7 @@ from bot.serving.errors import (
 )
 from bot.serving.plain_text import neutralise
 from bot.serving.protocol import BaseDescription, ChatDelta, ChatMessage, QueuePlace, Sampling
-from bot.streaming import LOCAL_PACE_S, PACE_S, Paces, ReplyRenderer, Surface
+from bot.streaming import LOCAL_PACE_S, PACE_S, Paces, ReplyRenderer, State, Surface
 from bot.texts import mark, tr
 from storage.config import ChatConfig
 from storage.errors import DiskFullError, StorageError
@@ -47,6 +51,8 @@ NOTHING_SAID = mark("-# I found no words for that. Please try another wording.")
 DISK_FULL = mark("My disk is full, so I can't keep this conversation. Please tell whoever runs me.")
 WAITING = mark("-# {ahead} before you, about {seconds} s.")
 NEXT = mark("-# You are next, in about {seconds} s.")
+QUESTION_DELETED = mark("-# The question was deleted.")
+STOPPED_BY_MEMBER = mark("-# Stopped.")
 UNEXPECTED = mark("Something went wrong on my side (error `{id}`). It is in my log; please try again.")
 
 REPLY_DEADLINE_S = 300.0
@@ -69,11 +75,16 @@ _log = structlog.get_logger(__name__)
 class Answerer:
     """Answers questions, many at a time, each in a task of its own."""
 
-    def __init__(self, services: Services) -> None:
+    def __init__(
+        self, services: Services, is_deleted: Callable[[int], Awaitable[bool]] | None = None
+    ) -> None:
         self._services = services
+        self._is_deleted = is_deleted
         self._recorder = ReplyRecorder(services)
-        self._paces = Paces(LOCAL_PACE_S if services.playground else PACE_S)
-        self._tasks: set[asyncio.Task[None]] = set()
+        self.paces = Paces(LOCAL_PACE_S if services.playground else PACE_S)
+        self._controls = Controls(services.config.replies)
+        self._tasks: set[asyncio.Task[Draft]] = set()
+        self._writing: dict[str, tuple[Draft, asyncio.Task[Draft]]] = {}
         self._writing_in: Counter[int] = Counter()
         self._withdrawn: deque[int] = deque(maxlen=_REMEMBERED_WITHDRAWN)
         self._closing = False
@@ -92,15 +103,47 @@ class Answerer:
         return message_id in self._withdrawn
 
     def start(
-        self, question: Question, surface: Surface, typing: AbstractAsyncContextManager[Any] | None = None
-    ) -> asyncio.Task[None] | None:
-        """Begin to answer; returns the task, or None when the bot is being stopped."""
+        self,
+        question: Question,
+        surface: Surface,
+        typing: AbstractAsyncContextManager[Any] | None = None,
+        again: Again | None = None,
+    ) -> asyncio.Task[Draft] | None:
+        """Begin to answer; returns the task, or None when the bot is being stopped.
+
+        With ``again``, another version is written over the messages of an earlier reply.
+        """
         if self._closing:
             return None
-        task = asyncio.create_task(self._run(question, surface, typing or contextlib.nullcontext()))
+        draft = self._draft(question, surface, again)
+        task = asyncio.create_task(self._run(draft, typing or contextlib.nullcontext()))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+        self._writing[draft.reply_id] = (draft, task)
+        task.add_done_callback(lambda _: self._writing.pop(draft.reply_id, None))
         return task
+
+    def being_written(self, *reply_ids: str, message_id: int = 0) -> Draft | None:
+        """Return the draft of one of these replies, or of a version beside one, or on this message."""
+        for draft, _ in self._writing.values():
+            beside = draft.again.reply_id if draft.again else None
+            if draft.reply_id in reply_ids or beside in reply_ids:
+                return draft
+            if message_id in draft.renderer.message_ids:
+                return draft
+        return None
+
+    def withdrawing(self, message_id: int) -> None:
+        """Note that the bot itself deletes a message of its own, which says nothing about its reply."""
+        self._withdrawn.append(message_id)
+
+    def stop(self, reply_id: str) -> bool:
+        """End a reply where it is and free the model at once; False if it isn't being written (any more)."""
+        draft, task = self._writing.get(reply_id, (None, None))
+        if draft is None or task is None or draft.ended or draft.stop_requested:
+            return False
+        draft.stop_requested = True
+        return task.cancel()
 
     async def drain(self, finish_s: float = 6.0, stop_s: float = 3.0) -> None:
         """Take no more questions, let replies in flight finish, make the rest say that they were stopped."""
@@ -113,40 +156,68 @@ class Answerer:
         if self._tasks:
             await asyncio.wait(set(self._tasks), timeout=stop_s)
 
-    async def _run(
-        self, question: Question, surface: Surface, typing: AbstractAsyncContextManager[Any]
-    ) -> None:
-        draft = self._draft(question, surface)
-        self._writing_in[question.channel_id] += 1
+    async def _run(self, draft: Draft, typing: AbstractAsyncContextManager[Any]) -> Draft:
+        channel_id = draft.question.channel_id
+        self._writing_in[channel_id] += 1
         try:
             async with _lenient(typing):
                 await self._answer(draft)
         except asyncio.CancelledError:
-            draft.notes.append(tr(STOPPED))
-            await self._close(draft, "stopped", "the bot was stopped")
-            raise
+            stopped = draft.stop_requested and not self._closing
+            draft.notes.append(tr(STOPPED_BY_MEMBER if stopped else STOPPED))
+            await self._close(draft, "stopped", "a member stopped it" if stopped else "the bot was stopped")
+            task = asyncio.current_task()
+            if not stopped or task is None:
+                raise
+            task.uncancel()
         except Exception as error:  # The task's boundary: whoever asked gets one sentence, the log the rest.
             draft.notes.append(_explanation(error, draft))
             await self._close(draft, "failed", type(error).__name__)
         finally:
-            self._writing_in -= Counter([question.channel_id])
+            self._writing_in -= Counter([channel_id])
+        return draft
 
-    def _draft(self, question: Question, surface: Surface) -> Draft:
+    def _draft(self, question: Question, surface: Surface, again: Again | None = None) -> Draft:
         async def on_part(message_id: int, position: int) -> None:
             await self._recorder.part(draft, message_id, position)
 
+        async def on_withdraw(message_id: int) -> None:
+            self.withdrawing(message_id)
+            await self._recorder.withdrawn(draft, message_id)
+
         renderer = ReplyRenderer(
-            surface, self._paces.of(question.channel_id), on_part, self._withdrawn.append
+            surface,
+            self.paces.of(question.channel_id),
+            on_part,
+            on_withdraw,
+            lambda state: self._below(draft, state),
+            [(message_id, "") for message_id in again.messages] if again else (),
         )
         draft = Draft(f"r{secrets.token_hex(8)}", question, renderer, asyncio.get_running_loop().time())
+        draft.again = again
         return draft
+
+    def _below(self, draft: Draft, state: State) -> Any:
+        """Return the buttons below a reply: a way to stop it, then what can be done with it."""
+        if state == "writing":
+            return self._controls.writing(draft.reply_id)
+        if draft.fell_back and draft.again is not None:
+            again = draft.again
+            return self._controls.finished(again.reply_id, again.versions, votes=again.votes)
+        if draft.reply is None:
+            return None
+        if draft.pair is not None:
+            return comparing.compare_view(draft.pair.first.reply_id)
+        return self._controls.finished(draft.reply_id, draft.versions, has_text=bool(draft.text.strip()))
 
     async def _answer(self, draft: Draft) -> None:
         if len(self._tasks) > MAX_IN_FLIGHT:
             raise ServerBusyError("too many replies in flight", 30.0)
         base, loaded = await self._ready(draft)
         draft.chat = await chat_for(self._services, draft.question, base)
-        asked = await self._recorder.question(draft.question, base)
+        asked = await self._recorder.question(draft.question, base, draft.again)
+        if self._is_deleted is not None and await self._is_deleted(draft.question.discord_id):
+            return await self._drop(draft)
         draft.adapter_id = await self._answering_adapter(asked.champion, loaded)
         prompt = await self._prompt(draft, asked, base)
         seed = secrets.randbits(31)
@@ -156,10 +227,64 @@ class Answerer:
             draft.notes.append(tr(TRUNCATED))
         elif prompt.dropped_turns and not asked.left_out_before:
             draft.notes.append(tr(LEFT_OUT, count=prompt.dropped_turns))
-        await self._generate(draft, prompt, base, sampling)
+        if draft.again is None and comparing.wanted(self._services, draft.question, len(self._tasks)):
+            await self._compare(draft, asked, prompt, base, loaded, sampling)
+        else:
+            await self._generate(draft, prompt, base, sampling)
         if not draft.text.strip():
             draft.notes.append(tr(NOTHING_SAID))
         await self._close(draft, "complete")
+        return None
+
+    async def _drop(self, draft: Draft) -> None:
+        """Its question was deleted before anything was said: say nothing, unless a message waits already."""
+        _log.info("question.deleted", reply_id=draft.reply_id)
+        if draft.renderer.message_ids:
+            draft.notes.append(tr(QUESTION_DELETED))
+            await self._close(draft, "stopped")
+
+    async def _compare(
+        self,
+        draft: Draft,
+        asked: Asked,
+        prompt: Prompt,
+        base: BaseDescription,
+        loaded: frozenset[str],
+        sampling: Sampling,
+    ) -> None:
+        """Write a second candidate beside the usual one; without it, the usual one stands alone."""
+        rival = self._rival(draft)
+        earlier = await comparing.predecessor(self._services, asked.scope, base.hash, draft.adapter_id)
+        rival.adapter_id = await self._answering_adapter(earlier, loaded)
+        other_seed = _sampling(draft.chat, secrets.randbits(31))
+        await self._recorder.start(rival, asked, prompt, base, other_seed)
+        usual, other = await asyncio.gather(
+            self._generate(draft, prompt, base, sampling),
+            self._generate(rival, prompt, base, other_seed),
+            return_exceptions=True,
+        )
+        if isinstance(usual, BaseException):
+            raise usual
+        if isinstance(other, BaseException) or not (draft.text.strip() and rival.text.strip()):
+            return await self._part_company(draft, "failed", "its companion stands alone")
+        await self._recorder.end(rival, asyncio.get_running_loop().time(), "complete")
+        if draft.pair is not None:
+            await comparing.record(self._services, draft.pair, draft)
+        return None
+
+    def _rival(self, draft: Draft) -> Draft:
+        """Return a second draft for the same question, shown beside the first in an order drawn by lot."""
+        rival = replace(draft, reply_id=f"r{secrets.token_hex(8)}", notes=[], parts=[], reply=None)
+        pair = Pair(*random.sample((draft, rival), 2))
+        draft.pair = rival.pair = pair
+        return rival
+
+    async def _part_company(self, draft: Draft, status: Status, error: str) -> None:
+        """Let a draft stand alone again; what was written beside it ends as ``status``."""
+        pair, draft.pair = draft.pair, None
+        if pair is not None:
+            rival = pair.second if pair.first is draft else pair.first
+            await self._recorder.end(rival, asyncio.get_running_loop().time(), status, error)
 
     async def _ready(self, draft: Draft) -> tuple[BaseDescription, frozenset[str]]:
         """Return the base and the loaded adapters; while the model loads, say so in the reply and wait."""
@@ -171,7 +296,8 @@ class Answerer:
             except ServerLoadingError:
                 if loop.time() > ends_at:
                     raise
-            draft.renderer.show("\n\n".join(filter(None, (draft.question.quote, tr(LOADING)))))
+            if draft.again is None:
+                draft.renderer.show("\n\n".join(filter(None, (draft.question.quote, tr(LOADING)))))
             await asyncio.sleep(LOADING_POLL_S)
 
     async def _answering_adapter(self, champion: str | None, loaded: frozenset[str]) -> str | None:
@@ -239,19 +365,26 @@ class Answerer:
                     draft.first_token_at = draft.first_token_at or loop.time()
                     draft.text += delta.text
                     if draft.text.strip():
+                        await self._recorder.show_version(draft)
                         draft.renderer.show(draft.shown())
 
     async def _close(self, draft: Draft, status: Status, error: str | None = None) -> None:
         """Store the outcome, then deliver the final text: a rating may follow as soon as it stands there."""
+        draft.ended = True
+        if status != "complete":
+            await self._part_company(draft, status, error or "")
         await self._recorder.end(draft, asyncio.get_running_loop().time(), status, error)
         try:
             await draft.renderer.finish(draft.shown())
         except DeliveryError as failure:
+            draft.delivered = False
             _log.warning("reply.not_delivered", reply_id=draft.reply_id, error=type(failure).__name__)
 
 
 def _show_place(draft: Draft, place: QueuePlace, now: float) -> None:
     """Say how long it will take, where that is worth saying and no reply needs the channel's next turn."""
+    if draft.pair is not None:
+        return  # the other of the two may have begun already
     seconds = max(1, round(place.wait_s))
     draft.waiting = tr(WAITING if place.ahead else NEXT, ahead=place.ahead, seconds=seconds)
     shown_at = draft.waiting_shown_at

@@ -16,12 +16,17 @@ from bot.commands import ask, loop, moderation, privacy, settings
 from bot.commands.tree import StropTree
 from bot.commands.votes import VoteButton
 from bot.connection import IdentifyBudget
+from bot.deletions import DeletionKeeper
 from bot.errors import DeliveryError, IdentifyBudgetError
 from bot.gateway_guard import GatewayGuard
 from bot.limits import MemberLimits, Refusal, limit_for, role_ids_of
 from bot.permissions import operator_ids
 from bot.progress import ProgressReporter
 from bot.ratings import RatingRecorder
+from bot.replies_ui import forms, menus
+from bot.replies_ui.actions import ReplyActions
+from bot.replies_ui.buttons import ReplyButton
+from bot.replies_ui.comparing import CompareButton
 from bot.services import Services
 from bot.surfaces import ChannelSurface, translated
 from bot.texts import mark, tr
@@ -81,14 +86,16 @@ class StropClient(discord.Client):
         self.services = services
         self.guard = GatewayGuard()
         self.guard.install(self)
-        self.answerer = Answerer(services)
+        self.deletions = DeletionKeeper(services, self)
+        self.answerer = Answerer(services, is_deleted=self.deletions.overtook)
         self.rating_recorder = RatingRecorder(services, self, self.answerer.is_writing_in)
         self.progress = ProgressReporter(services, self)
         self.attachments = attachments.AttachmentReader(
             attachments.from_discord(lambda: discord.http.Route.BASE if services.playground else None)
         )
         self.tree = StropTree(self)
-        for module in (ask, loop, privacy, settings, moderation):
+        self.reply_actions = ReplyActions(services, self)
+        for module in (ask, loop, privacy, settings, moderation, menus):
             module.add_to(self.tree)
         self.limits = MemberLimits()
         self._budget = IdentifyBudget(services.database)
@@ -102,7 +109,7 @@ class StropClient(discord.Client):
 
     async def setup_hook(self) -> None:
         """Prepare what doesn't need the gateway."""
-        self.add_dynamic_items(VoteButton, *settings.dynamic_items())
+        self.add_dynamic_items(VoteButton, ReplyButton, CompareButton, *settings.dynamic_items())
         self._half_written = await self.services.database.awrite(replies.abandon_streaming)
         await self.tree.sync_if_changed(always=self.services.playground)
 
@@ -148,7 +155,12 @@ class StropClient(discord.Client):
         for reply in half_written:
             await self._say_interrupted(reply)
         await privacy.scrub_pending(self.services)
+        await self.deletions.reconcile()
         await self.rating_recorder.reconcile()
+
+    async def on_interaction(self, interaction: discord.Interaction[Any]) -> None:
+        """A form that was sent in, perhaps opened before a restart; the rest has handlers of its own."""
+        await forms.handle(interaction)
 
     async def on_message(self, message: discord.Message) -> None:
         """Answer what is meant for the bot."""
@@ -242,11 +254,21 @@ class StropClient(discord.Client):
         """A message is gone, and so is what was stored of it."""
         # A part that its own reply withdrew says nothing about the reply.
         if not self.answerer.withdrew(event.message_id):
-            await self.rating_recorder.deleted([event.message_id])
+            if (draft := self.answerer.being_written(message_id=event.message_id)) is not None:
+                self.answerer.stop(draft.reply_id)
+            await self.deletions.deleted([event.message_id])
 
     async def on_raw_bulk_message_delete(self, event: discord.RawBulkMessageDeleteEvent) -> None:
         """Many messages are gone."""
-        await self.rating_recorder.deleted(event.message_ids)
+        await self.deletions.deleted(event.message_ids)
+
+    async def on_guild_channel_delete(self, channel: discord.abc.GuildChannel) -> None:
+        """A channel is gone with everything that was said in it."""
+        await self.deletions.channel_deleted(channel.id)
+
+    async def on_raw_thread_delete(self, event: discord.RawThreadDeleteEvent) -> None:
+        """A thread is gone with everything that was said in it."""
+        await self.deletions.channel_deleted(event.thread_id)
 
     async def on_raw_message_edit(self, event: discord.RawMessageUpdateEvent) -> None:
         """A member changed the text of a message."""
@@ -308,12 +330,7 @@ class StropClient(discord.Client):
     async def _say_interrupted(self, reply: replies.Reply) -> None:
         """An earlier process died in the middle of this reply: its message must not stay half written."""
         try:
-            parts = await self.services.database.aread(lambda db: replies.parts(db, reply.id))
-            if not parts:
-                return
-            channel = self.get_partial_messageable(parts[-1].channel_id)
-            message = await translated(channel.fetch_message(parts[-1].discord_id))
-            await translated(message.edit(content=f"{message.content[:1900]}\n\n{STOPPED}"))
+            await self.reply_actions.settle_interrupted(reply, STOPPED)
         except (DeliveryError, StorageError) as error:
             _log.info("reply.not_marked", reply_id=reply.id, error=type(error).__name__)
 

@@ -8,16 +8,20 @@ from typing import Any
 import structlog
 
 from bot.context import Prompt, Turn
+from bot.errors import ContextError
 from bot.questions import Follows, Question
 from bot.services import Services
 from bot.serving.protocol import BaseDescription, Sampling, Usage
 from bot.streaming import ReplyRenderer
-from storage import adapters, conversations, fresh_starts, members, replies
+from storage import adapters, conversations, fresh_starts, members, replies, versions
 from storage.clock import now_ms
 from storage.config import ChatConfig
+from storage.versions import Versions
 
 DM_MEMORY_MS = 30 * 60 * 1000
 """For how long the next direct message goes on with the conversation before it."""
+
+INVITATION = "-# Two answers this time. Which is better? Vote, and I tell you which is which."
 
 _log = structlog.get_logger(__name__)
 
@@ -36,6 +40,22 @@ class Asked:
     turns: tuple[Turn, ...]
     turn_ids: tuple[int, ...]
     left_out_before: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Again:
+    """An earlier reply to the same question: the draft writes another version of it, over its messages.
+
+    ``text`` is what the messages show, ``messages`` are their ids in order; ``versions`` and ``votes`` are
+    what its buttons say.
+    """
+
+    reply_id: str
+    prompt_message_id: int
+    text: str
+    messages: tuple[int, ...]
+    versions: Versions
+    votes: tuple[int, int] = (0, 0)
 
 
 @dataclass
@@ -59,9 +79,24 @@ class Draft:
     prompt_tokens: int | None = None
     requested_at: float | None = None
     first_token_at: float | None = None
+    again: Again | None = None
+    versions: Versions | None = None
+    stop_requested: bool = False
+    ended: bool = False
+    delivered: bool = True
+    pair: Pair | None = None
+
+    @property
+    def fell_back(self) -> bool:
+        """Whether nothing came of another version, so that the earlier one stays."""
+        return self.again is not None and not self.text.strip()
 
     def shown(self) -> str:
         """The whole visible text: the question where it must be quoted, the answer, the notes below it."""
+        if self.pair is not None:
+            return self.pair.shown(self.question.quote, finished=self.ended)
+        if self.again is not None and self.fell_back:
+            return self.again.text
         body = self.text.strip()
         if self.finish_reason == "length" and body:
             body += " …"
@@ -77,15 +112,38 @@ class Draft:
         return None if since is None or until is None else round((until - since) * 1000)
 
 
+@dataclass(frozen=True, slots=True)
+class Pair:
+    """Two drafts of one reply in the order shown."""
+
+    first: Draft
+    second: Draft
+
+    def shown(self, quote: str, *, finished: bool) -> str:
+        """Return both texts, as far as they are written."""
+        sides = []
+        for name, draft in (("A", self.first), ("B", self.second)):
+            body = draft.text.strip() or ("*(no words)*" if finished else "…")
+            sides.append(f"**{name}**\n{body}{' …' if draft.finish_reason == 'length' else ''}")
+        return "\n\n".join([*([quote] if quote else []), *sides, *([INVITATION] if finished else [])])
+
+
 class ReplyRecorder:
     """Writes the rows of a reply. Once a question is recorded, every later write may come twice."""
 
     def __init__(self, services: Services) -> None:
         self._services = services
 
-    async def question(self, question: Question, base: BaseDescription) -> Asked:
-        """Store the question below what it answers to, and return everything that its reply needs."""
+    async def question(self, question: Question, base: BaseDescription, again: Again | None = None) -> Asked:
+        """Store the question below what it answers to, and return everything that its reply needs.
+
+        A question that is answered ``again`` is there already.
+        """
         scope = self._services.scope(question.guild_id)
+        if again is not None:
+            return await self._services.database.awrite(
+                lambda db: _asked_again(db, question, again.prompt_message_id, scope, base.hash)
+            )
         reference = self._services.permission_reference
         return await self._services.database.awrite(
             lambda db: _record_question(db, question, scope, base.hash, reference)
@@ -121,6 +179,18 @@ class ReplyRecorder:
 
         draft.reply = await self._services.database.awrite(work)
 
+    async def show_version(self, draft: Draft) -> None:
+        """Make the version that is being written the one that people see and rate."""
+        again = draft.again
+        if again is None or draft.reply is None or draft.versions is not None:
+            return
+
+        def work(db: Any) -> Versions:
+            versions.add(db, draft.reply_id, beside=again.reply_id)
+            return versions.show(db, draft.reply_id)
+
+        draft.versions = await self._services.database.awrite(work)
+
     async def part(self, draft: Draft, message_id: int, position: int) -> None:
         """Tie one Discord message to the reply, so that a rating on it counts."""
         draft.parts.append((message_id, position))
@@ -130,6 +200,11 @@ class ReplyRecorder:
             await self._services.database.awrite(lambda db: _add_parts(db, draft))
         except Exception:  # Whatever storage says, the text goes on; the reply's end tries once more.
             _log.exception("reply.part_not_recorded", reply_id=draft.reply_id)
+
+    async def withdrawn(self, draft: Draft, message_id: int) -> None:
+        """Forget a Discord message that the reply turned out not to need."""
+        draft.parts = [part for part in draft.parts if part[0] != message_id]
+        await self._services.database.awrite(lambda db: replies.drop_part(db, message_id))
 
     async def end(self, draft: Draft, now: float, status: replies.Status, error: str | None = None) -> None:
         """Store the outcome, and log the reply in one line."""
@@ -190,7 +265,22 @@ def _record_question(
         content=question.text,
         permission_reference=permission_reference,
         attached_text=question.attached_text,
+        visible=question.visible,
     )
+    return _asked(db, question, message_id, parent_id, scope, base_hash)
+
+
+def _asked_again(db: Any, question: Question, message_id: int, scope: str, base_hash: str) -> Asked:
+    asked = conversations.get_message(db, message_id)
+    if asked is None or asked.deleted_ms is not None or not asked.words.strip():
+        raise ContextError("The question was deleted, so I can't answer it again.")
+    return _asked(db, question, message_id, asked.parent_id, scope, base_hash)
+
+
+def _asked(
+    db: Any, question: Question, message_id: int, parent_id: int | None, scope: str, base_hash: str
+) -> Asked:
+    """Return a recorded question with what was said above it."""
     chain = _context(db, question, message_id)
     return Asked(
         conversation_id=chain[-1].conversation_id,

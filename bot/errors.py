@@ -1,13 +1,15 @@
 """What can go wrong in the bot.
 
 BotError
-├── StartupError            the bot can't run as configured; ``exit_code`` tells the supervisor whether to
-retry │   ├── PlaygroundError     the local playground is missing, or a real token would be sent to it │
-├── TokenRefusedError   Discord does not accept the token │   └── IntentsMissingError a switch in Discord's
-developer portal is off ├── IdentifyBudgetError     this hour's gateway sign-ins are used up ├──
-ContextError            not even the newest message fits the model's context └── DeliveryError
-Discord does not take a message
+├── StartupError            the bot can't run as configured; ``exit_code`` says whether a restart helps
+│   ├── PlaygroundError     the local playground is missing, or a real token would be sent to it
+│   ├── TokenRefusedError   Discord does not accept the token
+│   └── IntentsMissingError a switch in Discord's developer portal is off
+├── IdentifyBudgetError     this hour's gateway sign-ins are used up
+├── ContextError            not even the newest message fits the model's context
+└── DeliveryError           Discord does not take a message
     ├── ChannelRefusedError the bot may not write there
+    │   └── ChannelGoneError    the channel was deleted
     └── MessageGoneError    the message was deleted
 """
 
@@ -53,6 +55,10 @@ class DeliveryError(BotError):
 
 class ChannelRefusedError(DeliveryError):
     """The bot may not write in this channel."""
+
+
+class ChannelGoneError(ChannelRefusedError):
+    """The channel was deleted."""
 
 
 class MessageGoneError(DeliveryError):

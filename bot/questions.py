@@ -10,6 +10,7 @@ import discord
 
 from bot.services import Person, Services
 
+_QUOTED = 300
 _USER = re.compile(r"<@!?(\d+)>")
 _ROLE = re.compile(r"<@&(\d+)>")
 _CHANNEL = re.compile(r"<#(\d+)>")
@@ -43,7 +44,7 @@ class Question:
 
     ``discord_id`` is the message's (or the interaction's) id; ``parent_discord_id`` the message that it
     replies to; ``follows`` says what it goes on with otherwise. ``parent_channel_id`` is the channel that a
-    thread hangs on. ``quote`` is shown above the answer where the question isn't visible in the channel,
+    thread hangs on. ``quote`` is shown above the answer where the question isn't ``visible`` in the channel,
     ``note`` below it. ``attached_text`` came in files with the message.
     """
 
@@ -56,6 +57,7 @@ class Question:
     parent_discord_id: int | None = None
     quote: str = ""
     note: str = ""
+    visible: bool = True
     attached_text: str = ""
     parent_channel_id: int | None = None
     follows: Follows | None = None
@@ -143,6 +145,12 @@ def readable(message: discord.Message, me: discord.ClientUser) -> str:
     text = _USER.sub(user, message.content)
     text = _EMOJI.sub(r"\1", _CHANNEL.sub(channel, _ROLE.sub(role, text)))
     return text.strip()
+
+
+def quoted(prompt: str) -> str:
+    """Return the line that shows a question above its answer."""
+    shown = " ".join(prompt.split())
+    return f"> {shown[:_QUOTED]}{'…' if len(shown) > _QUOTED else ''}"
 
 
 def is_public(channel: object) -> bool:

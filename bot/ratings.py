@@ -19,7 +19,7 @@ import structlog
 from bot.errors import ChannelRefusedError, DeliveryError
 from bot.services import Person, Services
 from bot.surfaces import translated
-from storage import conversations, facts, ratings, replies, settings
+from storage import comparisons, conversations, facts, ratings, replies, settings, versions
 from storage.clock import now_ms
 from storage.config import Config
 
@@ -105,7 +105,10 @@ class RatingRecorder:
 
         def work(db: Any) -> bool | None:
             reply = replies.by_discord_id(db, event.message_id)
-            return None if reply is None else self._rate(db, reply.id, person, emoji, rated)
+            if reply is None or comparisons.of(db, reply.id) is not None:
+                # A message with two answers is voted on: a thumb doesn't say which of them it means.
+                return None if reply is None else False
+            return self._rate(db, reply.id, person, emoji, rated)
 
         self._noted("rating.added", event.message_id, await self._services.database.awrite(work))
 
@@ -132,7 +135,10 @@ class RatingRecorder:
             reply = replies.by_discord_id(db, event.message_id)
             if reply is None:
                 return None
-            return ratings.retract(db, reply_id=reply.id, user_id=event.user_id, kind="thumb", emoji=emoji)
+            return any(
+                ratings.retract(db, reply_id=each, user_id=event.user_id, kind="thumb", emoji=emoji)
+                for each in _versions(db, reply.id)
+            )
 
         outcome = await self._services.database.awrite(work)
         self._noted("rating.retracted", event.message_id, outcome)
@@ -152,18 +158,6 @@ class RatingRecorder:
         emoji = plain_emoji(str(event.emoji))
         if await self._value(event.message_id, emoji) is not None:
             await self._clear(event.message_id, emoji)
-
-    async def deleted(self, message_ids: Iterable[int]) -> None:
-        """Messages were deleted: their text is forgotten, and so are the prompts that quote it."""
-        wanted = list(message_ids)
-        known = await self._services.database.aread(
-            lambda db: [each for each in wanted if conversations.by_discord_id(db, each) is not None]
-        )
-        if known:
-            await self._services.database.awrite(
-                lambda db: [conversations.delete_message(db, message_id) for message_id in known]
-            )
-            _log.info("messages.deleted", count=len(known))
 
     async def edited(self, message_id: int, content: str, *, without_files: bool = False) -> None:
         """Keep the stored text of a question equal to what people see; files can be taken out of it too."""
@@ -204,7 +198,7 @@ class RatingRecorder:
         parts, stored, values = await self._services.database.aread(
             lambda db: (
                 replies.parts(db, reply.id),
-                ratings.for_reply(db, reply.id),
+                _on_all_versions(db, reply.id),
                 EmojiValues.of(db, self._services.config, reply),
             )
         )
@@ -245,23 +239,37 @@ class RatingRecorder:
 
     def _settle(self, db: Any, reply_id: str, seen: _Seen, values: EmojiValues, only: int | None) -> int:
         """Bring the rows of one reply in line with what was seen; a choice that still stands is kept."""
+        if comparisons.of(db, reply_id) is not None:
+            return 0
+        stored = [rating for rating in _on_all_versions(db, reply_id) if not rating.retracted]
         changed = 0
-        standing = {
-            rating.user_id: str(rating.emoji)
-            for rating in ratings.for_reply(db, reply_id)
-            if _is_reaction(rating)
-        }
-        for user_id in standing.keys() | seen.emoji.keys():
-            if only is not None and user_id != only:
-                continue
-            reacted = seen.emoji.get(user_id, ())
-            if standing.get(user_id) in reacted:
-                continue
-            if reacted:
-                value = values.value(reacted[-1]) or 0
-                changed += self._rate(db, reply_id, seen.people[user_id], reacted[-1], value)
-            else:
-                changed += ratings.retract(db, reply_id=reply_id, user_id=user_id, kind="thumb")
+        for user_id in {rating.user_id for rating in stored if _is_reaction(rating)} | seen.emoji.keys():
+            if only is None or user_id == only:
+                mine = [rating for rating in stored if rating.user_id == user_id and rating.kind == "thumb"]
+                changed += self._settle_member(db, reply_id, user_id, mine, seen, values)
+        return changed
+
+    def _settle_member(
+        self,
+        db: Any,
+        reply_id: str,
+        user_id: int,
+        mine: list[ratings.Rating],
+        seen: _Seen,
+        values: EmojiValues,
+    ) -> int:
+        """Bring one member's thumbs in line; a reaction may belong to a version that was shown before."""
+        reacted = seen.emoji.get(user_id, ())
+        stale = [rating for rating in mine if _is_reaction(rating) and rating.emoji not in reacted]
+        pressed = any(rating.reply_id == reply_id and not _is_reaction(rating) for rating in mine)
+        if reacted and not pressed and not any(rating.emoji in reacted for rating in mine):
+            value = values.value(reacted[-1]) or 0
+            changed = int(self._rate(db, reply_id, seen.people[user_id], reacted[-1], value))
+            stale = [rating for rating in stale if rating.reply_id != reply_id]
+        else:
+            changed = 0
+        for rating in stale:
+            changed += ratings.retract(db, reply_id=rating.reply_id, user_id=user_id, kind="thumb")
         return changed
 
     def _rate(self, db: Any, reply_id: str, person: Person, emoji: str, value: int) -> bool:
@@ -280,7 +288,9 @@ class RatingRecorder:
     async def _clear(self, message_id: int, emoji: str | None) -> None:
         def work(db: Any) -> int | None:
             reply = replies.by_discord_id(db, message_id)
-            return None if reply is None else ratings.retract_all(db, reply.id, emoji)
+            if reply is None:
+                return None
+            return sum(ratings.retract_all(db, each, emoji) for each in _versions(db, reply.id))
 
         self._noted("ratings.cleared", message_id, await self._services.database.awrite(work))
 
@@ -304,6 +314,15 @@ class RatingRecorder:
         if user is not None:
             return self._services.person(user)
         return Person(event.user_id, "", "playground" if self._services.playground else "discord")
+
+
+def _versions(db: Any, reply_id: str) -> list[str]:
+    """Return the ids of all versions of a reply, the one that is given first."""
+    return sorted(versions.of(db, reply_id).reply_ids, key=lambda each: each != reply_id)
+
+
+def _on_all_versions(db: Any, reply_id: str) -> list[ratings.Rating]:
+    return [rating for each in _versions(db, reply_id) for rating in ratings.for_reply(db, each)]
 
 
 def _is_reaction(rating: ratings.Rating) -> bool:

@@ -10,8 +10,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections import OrderedDict
-from collections.abc import Awaitable, Callable
-from typing import Protocol, TypeVar
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any, Literal, Protocol, TypeVar
 
 import structlog
 
@@ -23,6 +23,12 @@ LOCAL_PACE_S = 0.3
 SLOWEST_PACE_S = 5.0
 """Discord allows about five edits in five seconds a channel, whoever's replies they are."""
 
+State = Literal["writing", "finished"]
+"""What the buttons below a reply depend on."""
+
+KEEP = object()
+"""Leave the buttons of a message as they are; None takes them away."""
+
 _FINAL_RETRIES_S = (1.0, 2.0, 4.0, 8.0, 15.0)
 _REMEMBERED_CHANNELS = 1000
 
@@ -33,11 +39,11 @@ T = TypeVar("T")
 class Surface(Protocol):
     """Where a reply appears. Every method raises DeliveryError or one of its kinds."""
 
-    async def send(self, content: str) -> int:
+    async def send(self, content: str, buttons: Any = None) -> int:
         """Send one more message of the reply and return its id."""
 
-    async def edit(self, message_id: int, content: str) -> None:
-        """Replace the content of a message."""
+    async def edit(self, message_id: int, content: str, buttons: Any = KEEP) -> None:
+        """Replace the content of a message and, unless they are ``KEEP``, the buttons below it."""
 
     async def delete(self, message_id: int) -> None:
         """Take a message away that the final text doesn't need."""
@@ -99,7 +105,8 @@ class ReplyRenderer:
     """Renders one reply onto a surface, in a task of its own.
 
     ``on_part`` is awaited with (message id, position) after each new message, before anything else is shown;
-    ``on_withdraw`` is called before a message is deleted that the final text doesn't need.
+    ``on_withdraw`` is awaited before a message is deleted that the final text doesn't need. ``buttons`` gives
+    what stands below the last message; ``sent`` are messages that are there already, to be written over.
     """
 
     def __init__(
@@ -107,17 +114,22 @@ class ReplyRenderer:
         surface: Surface,
         pace: ChannelPace,
         on_part: Callable[[int, int], Awaitable[None]],
-        on_withdraw: Callable[[int], None] = lambda _: None,
+        on_withdraw: Callable[[int], Awaitable[None]] | None = None,
+        buttons: Callable[[State], Any] = lambda _: None,
+        sent: Sequence[tuple[int, str]] = (),
     ) -> None:
         self._surface = surface
         self._pace = pace
         self._on_part = on_part
         self._on_withdraw = on_withdraw
+        self._buttons = buttons
         self._text = ""
         self._final = False
         self._has_turn = False
         self._changed = asyncio.Event()
-        self._sent: list[tuple[int, str]] = []
+        self._sent: list[tuple[int, str]] = list(sent)
+        # Which messages have buttons below them, and for which state; of those found here, nothing is known.
+        self._below: dict[int, State | None] = {}
         self._gone: set[int] = set()
         self._task: asyncio.Task[None] | None = None
 
@@ -197,33 +209,50 @@ class ReplyRenderer:
 
     async def _render(self, text: str) -> None:
         contents = visible_parts(text)
+        state: State = "finished" if self._final else "writing"
+        last = len(contents) - 1
         for position, content in enumerate(contents):
+            below = state if position == last else None
             if position < len(self._sent):
-                await self._edit(position, content)
+                await self._edit(position, content, below)
             else:
-                await self._send(position, content)
+                await self._send(position, content, below)
         while self._final and len(self._sent) > len(contents):
             message_id, _ = self._sent[-1]
-            self._on_withdraw(message_id)
+            if self._on_withdraw is not None:
+                await self._on_withdraw(message_id)
             await self._timed(self._surface.delete(message_id))
             self._sent.pop()
 
-    async def _send(self, position: int, content: str) -> None:
-        message_id = await self._timed(self._surface.send(content))
+    async def _send(self, position: int, content: str, below: State | None) -> None:
+        buttons = None if below is None else self._buttons(below)
+        message_id = await self._timed(self._surface.send(content, buttons))
         self._sent.append((message_id, content))
+        self._below[message_id] = None if buttons is None else below
         await self._on_part(message_id, position)
 
-    async def _edit(self, position: int, content: str) -> None:
+    async def _edit(self, position: int, content: str, below: State | None) -> None:
         message_id, shown = self._sent[position]
+        buttons = self._change_below(message_id, below)
         # Discord drops white space around a message: a change of only that would change nothing.
-        if shown.strip() == content.strip() or message_id in self._gone:
+        if (shown.strip() == content.strip() and buttons is KEEP) or message_id in self._gone:
             return
         try:
-            await self._timed(self._surface.edit(message_id, content))
+            await self._timed(self._surface.edit(message_id, content, buttons))
         except MessageGoneError:
             # Somebody deleted it, and that stands; the rest of the reply goes on.
             self._gone.add(message_id)
+        if buttons is not KEEP:
+            self._below[message_id] = None if buttons is None else below
         self._sent[position] = (message_id, content)
+
+    def _change_below(self, message_id: int, below: State | None) -> Any:
+        """Return the buttons that a message needs, or KEEP where it has them."""
+        known = message_id in self._below
+        if known and self._below[message_id] == below:
+            return KEEP
+        buttons = None if below is None else self._buttons(below)
+        return KEEP if known and buttons is None and self._below[message_id] is None else buttons
 
     async def _timed(self, call: Awaitable[T]) -> T:
         loop = asyncio.get_running_loop()

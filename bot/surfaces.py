@@ -1,4 +1,4 @@
-"""The two places where a reply appears: a channel, and the answer to a slash command."""
+"""Where a reply appears: a channel, the answer to a slash command, or over messages that are there."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ from typing import Any, TypeVar
 import aiohttp
 import discord
 
-from bot.errors import ChannelRefusedError, DeliveryError, MessageGoneError
+from bot.errors import ChannelGoneError, ChannelRefusedError, DeliveryError, MessageGoneError
+from bot.streaming import KEEP
 
 T = TypeVar("T")
 
@@ -22,7 +23,8 @@ async def translated(call: Awaitable[T]) -> T:
     except discord.NotFound as error:
         if error.code == 10008:
             raise MessageGoneError("The message was deleted.") from error
-        raise ChannelRefusedError("This channel is gone.") from error
+        kind = ChannelGoneError if error.code == 10003 else ChannelRefusedError
+        raise kind("This channel is gone.") from error
     except (TimeoutError, discord.DiscordException, aiohttp.ClientError, OSError) as error:
         raise DeliveryError("Discord does not take my message right now.") from error
 
@@ -35,9 +37,9 @@ class ChannelSurface:
         self._question = question
         self._sent: dict[int, discord.Message] = {}
 
-    async def send(self, content: str) -> int:
+    async def send(self, content: str, buttons: Any = None) -> int:
         """Send the next message of the reply."""
-        options: dict[str, Any] = {}
+        options: dict[str, Any] = {} if buttons is None else {"view": buttons}
         if not self._sent and self._question is not None:
             # The question may have been deleted meanwhile: the answer still comes.
             options["reference"] = self._question.to_reference(fail_if_not_exists=False)
@@ -46,9 +48,9 @@ class ChannelSurface:
         self._sent[message.id] = message
         return message.id
 
-    async def edit(self, message_id: int, content: str) -> None:
-        """Replace a message's content."""
-        await translated(self._sent[message_id].edit(content=content))
+    async def edit(self, message_id: int, content: str, buttons: Any = KEEP) -> None:
+        """Replace a message's content, and its buttons."""
+        await translated(self._sent[message_id].edit(content=content, **_below(buttons)))
 
     async def delete(self, message_id: int) -> None:
         """Delete a message that is no longer needed."""
@@ -62,20 +64,46 @@ class InteractionSurface:
         self._interaction = interaction
         self._sent: dict[int, discord.Message] = {}
 
-    async def send(self, content: str) -> int:
+    async def send(self, content: str, buttons: Any = None) -> int:
         """Fill the original response first, then add follow-ups."""
+        options: dict[str, Any] = {} if buttons is None else {"view": buttons}
         message: discord.Message
         if self._sent:
-            message = await translated(self._interaction.followup.send(content, wait=True))
+            message = await translated(self._interaction.followup.send(content, wait=True, **options))
         else:
-            message = await translated(self._interaction.edit_original_response(content=content))
+            message = await translated(self._interaction.edit_original_response(content=content, **options))
         self._sent[message.id] = message
         return message.id
 
-    async def edit(self, message_id: int, content: str) -> None:
-        """Replace a message's content."""
-        await translated(self._sent[message_id].edit(content=content))
+    async def edit(self, message_id: int, content: str, buttons: Any = KEEP) -> None:
+        """Replace a message's content, and its buttons."""
+        await translated(self._sent[message_id].edit(content=content, **_below(buttons)))
 
     async def delete(self, message_id: int) -> None:
         """Delete a message that is no longer needed."""
         await translated(self._sent.pop(message_id).delete())
+
+
+class WrittenSurface:
+    """Messages of a reply that was written earlier, by this process or another one."""
+
+    def __init__(self, channel: discord.PartialMessageable) -> None:
+        self._channel = channel
+
+    async def send(self, content: str, buttons: Any = None) -> int:
+        """Send one more message."""
+        options: dict[str, Any] = {} if buttons is None else {"view": buttons}
+        return (await translated(self._channel.send(content, silent=True, **options))).id
+
+    async def edit(self, message_id: int, content: str, buttons: Any = KEEP) -> None:
+        """Replace a message's content, and its buttons."""
+        message = self._channel.get_partial_message(message_id)
+        await translated(message.edit(content=content, **_below(buttons)))
+
+    async def delete(self, message_id: int) -> None:
+        """Delete a message that this version doesn't need."""
+        await translated(self._channel.get_partial_message(message_id).delete())
+
+
+def _below(buttons: Any) -> dict[str, Any]:
+    return {} if buttons is KEEP else {"view": buttons}

@@ -53,6 +53,7 @@ class DiscordConfig(_Section):
     training_permission_reference: Text = ""
     training_permission_date: Text = ""
     shards: Count = 1
+    operators_channel: Whole = 0
 
 
 class ChatConfig(_Section):
@@ -64,6 +65,23 @@ class ChatConfig(_Section):
     top_p: Share = 0.9
     top_k: Whole = 0
     context_tokens: Count = 1024
+
+
+class RepliesConfig(_Section):
+    """What stands under a reply, and how it is rated apart from reactions.
+
+    `compare` is the share of questions that get two candidates side by side; `compare_not_in` names servers
+    and channels that never do.
+    """
+
+    buttons: Annotated[
+        tuple[Literal["regenerate", "stop", "better", "why"], ...],
+        Field(description='a list out of "regenerate", "stop", "better", "why"; [] for no buttons'),
+    ] = ("regenerate", "stop", "better", "why")
+    rating_buttons: Annotated[bool, Strict(), Field(description="true or false")] = False
+    most_versions: Count = 10
+    compare: Share = 0.0
+    compare_not_in: Ids = ()
 
 
 class ModelConfig(_Section):
@@ -146,6 +164,7 @@ class Config(_Section):
     home: Path
     discord: DiscordConfig = DiscordConfig()
     chat: ChatConfig = ChatConfig()
+    replies: RepliesConfig = RepliesConfig()
     model: ModelConfig = ModelConfig()
     server: ServerConfig = ServerConfig()
     trainer: TrainerConfig = TrainerConfig()

@@ -43,7 +43,10 @@ class Conversation:
 
 @dataclass(frozen=True, slots=True)
 class Message:
-    """One message; `author_id` is None for the bot's own."""
+    """One message; `author_id` is None for the bot's own.
+
+    `visible` is false for a slash command's prompt, which no Discord message shows, None where unknown.
+    """
 
     id: int
     discord_id: int | None
@@ -58,6 +61,7 @@ class Message:
     created_ms: int
     edited_ms: int | None
     deleted_ms: int | None
+    visible: bool | None = None
     attached_text: str = ""
 
     @property
@@ -136,6 +140,7 @@ def add_message(
     role: Role,
     content: str,
     permission_reference: str = "",
+    visible: bool | None = None,
     attached_text: str = "",
 ) -> int:
     """Add a message and return its id; one that is already there (by `discord_id`) is left as it is."""
@@ -162,6 +167,7 @@ def add_message(
         "consent": author.consent if author else "unset",
         "permission_reference": permission_reference or None,
         "created_ms": now_ms(),
+        "visible": None if visible is None else int(visible),
         "attached_text": attached_text,
     }
     return sql.insert(db, "messages", values)
@@ -170,7 +176,7 @@ def add_message(
 def get_message(db: sqlite_utils.Database, message_id: int) -> Message | None:
     """Return the message, or None."""
     row = sql.one(db, "SELECT * FROM messages WHERE id = ?", (message_id,))
-    return None if row is None else Message(**row)
+    return None if row is None else _message(row)
 
 
 def by_discord_id(db: sqlite_utils.Database, discord_id: int) -> Message | None:
@@ -184,11 +190,14 @@ def by_discord_id(db: sqlite_utils.Database, discord_id: int) -> Message | None:
            LIMIT 1""",
         {"id": discord_id},
     )
-    return None if row is None else Message(**row)
+    return None if row is None else _message(row)
 
 
 def chain(db: sqlite_utils.Database, message_id: int, limit: int = 64) -> list[Message]:
-    """Return the message and up to `limit - 1` of its ancestors, the oldest first."""
+    """Return the message and up to `limit - 1` of its ancestors, the oldest first.
+
+    Where a reply has several versions, the one that is shown stands in the chain.
+    """
     rows = sql.many(
         db,
         """WITH RECURSIVE up (id, depth) AS (
@@ -197,10 +206,17 @@ def chain(db: sqlite_utils.Database, message_id: int, limit: int = 64) -> list[M
                SELECT messages.parent_id, depth + 1 FROM up JOIN messages ON messages.id = up.id
                WHERE messages.parent_id IS NOT NULL AND depth + 1 < :limit
            )
-           SELECT messages.* FROM up JOIN messages ON messages.id = up.id ORDER BY depth DESC""",
+           SELECT messages.* FROM up JOIN messages ON messages.id = coalesce(
+               (SELECT shown.message_id FROM replies AS kept
+                JOIN reply_versions AS mine ON mine.reply_id = kept.id
+                JOIN reply_versions AS theirs ON theirs.first_id = mine.first_id AND theirs.shown = 1
+                JOIN replies AS shown ON shown.id = theirs.reply_id
+                WHERE kept.message_id = up.id),
+               up.id)
+           ORDER BY depth DESC""",
         {"start": message_id, "limit": limit},
     )
-    return [Message(**row) for row in rows]
+    return [_message(row) for row in rows]
 
 
 def edit_message(
@@ -225,23 +241,75 @@ def edit_message(
 def delete_message(db: sqlite_utils.Database, discord_id: int) -> bool:
     """Forget a message's text, and the prompts that quote it; return whether there was one.
 
-    The row stays, so that a thread keeps its shape and the reply's numbers keep their meaning.
+    A reply goes with all its versions. The row stays, so that a thread keeps its shape and the reply's
+    numbers keep their meaning.
     """
     message = by_discord_id(db, discord_id)
     if message is None or message.deleted_ms is not None:
         return False
-    sql.change(
-        db,
-        "UPDATE messages SET content = '', attached_text = '', deleted_ms = ? WHERE id = ?",
-        (now_ms(), message.id),
-    )
-    sql.change(
-        db,
-        """UPDATE replies SET prompt_json = '[]'
-           WHERE id IN (SELECT reply_id FROM reply_context WHERE message_id = ?)""",
-        (message.id,),
-    )
+    for message_id in _versions(db, message.id):
+        sql.change(
+            db,
+            """UPDATE messages SET content = '', attached_text = '', deleted_ms = coalesce(deleted_ms, ?)
+               WHERE id = ?""",
+            (now_ms(), message_id),
+        )
+        sql.change(
+            db,
+            """UPDATE replies SET prompt_json = '[]'
+               WHERE id IN (SELECT reply_id FROM reply_context WHERE message_id = ?)""",
+            (message_id,),
+        )
     return True
+
+
+def delete_channel(db: sqlite_utils.Database, channel_id: int) -> int:
+    """Forget every message of a channel that is gone; return how many there were."""
+    rows = sql.many(
+        db,
+        """SELECT messages.discord_id FROM conversations
+           JOIN messages ON messages.conversation_id = conversations.id
+           WHERE conversations.channel_id = ? AND messages.deleted_ms IS NULL
+                 AND messages.discord_id IS NOT NULL""",
+        (channel_id,),
+    )
+    return sum(delete_message(db, row["discord_id"]) for row in rows)
+
+
+def visible_since(db: sqlite_utils.Database, since_ms: int, limit: int) -> list[tuple[int, int]]:
+    """Return (Discord's message id, channel id) of what was said in channels since then, the newest first.
+
+    Slash commands' prompts have no message of their own and are left out; so is what was deleted already.
+    """
+    rows = sql.many(
+        db,
+        """SELECT messages.discord_id, conversations.channel_id, messages.created_ms AS at_ms FROM messages
+           JOIN conversations ON conversations.id = messages.conversation_id
+           WHERE messages.created_ms >= :since AND messages.visible = 1
+                 AND messages.deleted_ms IS NULL AND messages.discord_id IS NOT NULL
+           UNION ALL
+           SELECT reply_parts.discord_id, reply_parts.channel_id, replies.created_ms FROM replies
+           JOIN messages ON messages.id = replies.message_id AND messages.deleted_ms IS NULL
+           JOIN reply_parts ON reply_parts.reply_id = replies.id
+           WHERE replies.created_ms >= :since
+           ORDER BY at_ms DESC LIMIT :limit""",
+        {"since": since_ms, "limit": limit},
+    )
+    return [(row["discord_id"], row["channel_id"]) for row in rows]
+
+
+def _versions(db: sqlite_utils.Database, message_id: int) -> set[int]:
+    """Return the message and, where it is a version of a reply, those of the other versions."""
+    rows = sql.many(
+        db,
+        """SELECT others.message_id FROM replies
+           JOIN reply_versions AS mine ON mine.reply_id = replies.id
+           JOIN reply_versions AS all_of_it ON all_of_it.first_id = mine.first_id
+           JOIN replies AS others ON others.id = all_of_it.reply_id
+           WHERE replies.message_id = ?""",
+        (message_id,),
+    )
+    return {message_id, *(row["message_id"] for row in rows)}
 
 
 def _settle_split(db: sqlite_utils.Database, conversation_id: int, prompt: str) -> None:
@@ -251,6 +319,10 @@ def _settle_split(db: sqlite_utils.Database, conversation_id: int, prompt: str) 
         "UPDATE conversations SET group_key = ?, split = ? WHERE id = ?",
         (group_key, split_of(group_key), conversation_id),
     )
+
+
+def _message(row: dict[str, Any]) -> Message:
+    return Message(**{**row, "visible": None if row["visible"] is None else bool(row["visible"])})
 
 
 def _conversation(row: dict[str, Any]) -> Conversation:

@@ -458,6 +458,43 @@ ALTER TABLE conversations ADD COLUMN parent_channel_id INTEGER
     )
 
 
+def m0007_versions_and_comparisons(db: sqlite_utils.Database) -> None:
+    """Several versions of one reply, one of them shown, and pairs of candidates that members vote on.
+
+    `messages.visible` 0 marks a slash command's prompt, which has no message of its own; NULL is unknown.
+    """
+    _run(
+        db,
+        """
+ALTER TABLE messages ADD COLUMN visible INTEGER CHECK (visible IN (0, 1))
+
+CREATE INDEX messages_visible ON messages (created_ms) WHERE visible = 1 AND deleted_ms IS NULL
+
+CREATE INDEX conversations_by_channel ON conversations (channel_id)
+
+CREATE TABLE reply_versions (
+    reply_id TEXT PRIMARY KEY REFERENCES replies (id),
+    first_id TEXT NOT NULL REFERENCES replies (id),
+    number INTEGER NOT NULL,
+    shown INTEGER NOT NULL CHECK (shown IN (0, 1)),
+    UNIQUE (first_id, number)
+) STRICT, WITHOUT ROWID
+
+CREATE UNIQUE INDEX reply_versions_one_shown ON reply_versions (first_id) WHERE shown = 1
+
+CREATE TABLE comparisons (
+    first_id TEXT PRIMARY KEY REFERENCES replies (id),
+    second_id TEXT NOT NULL UNIQUE REFERENCES replies (id),
+    usual_id TEXT NOT NULL REFERENCES replies (id),
+    scope TEXT NOT NULL,
+    created_ms INTEGER NOT NULL
+) STRICT, WITHOUT ROWID
+
+CREATE INDEX comparisons_by_scope ON comparisons (scope, created_ms)
+""",
+    )
+
+
 for _step in (
     m0001_people_and_conversations,
     m0002_replies_and_ratings,
@@ -465,5 +502,6 @@ for _step in (
     m0004_runs_and_adapters,
     m0005_evidence_and_audit,
     m0006_settings_and_moderation,
+    m0007_versions_and_comparisons,
 ):
     steps()(_step)

@@ -4,7 +4,7 @@ from typing import Any
 
 import sqlite_utils
 
-from storage import adapters, dataset, duels, ratings, runs, sql
+from storage import adapters, comparisons, dataset, duels, ratings, runs, sql
 
 # Up to here the rows that may train are counted live; beyond, the last snapshot's counts are shown.
 LIVE_REPLIES = 1_000
@@ -52,6 +52,7 @@ def glance(
         ],
         "excluded": excluded,
         "duels": _duels(db, scope, past, min_votes),
+        "comparisons": dict(zip(("pairs", "votes"), comparisons.totals(db, scope), strict=True)),
     }
 
 
@@ -71,6 +72,9 @@ def status_text(glance: dict[str, Any]) -> str:
         lines.append(f"Last run: {glance['last_run']['message'] or glance['last_run']['outcome']}")
     if glance["duels"]["open"]:
         lines.append(f"Blind votes: {glance['duels']['votes']} cast, {glance['duels']['open']} pairs open")
+    if glance.get("comparisons", {}).get("pairs"):
+        compared = glance["comparisons"]
+        lines.append(f"Side by side in the chat: {compared['pairs']} pairs, {compared['votes']} votes")
     lines += [f"Not trained on: {n} because {dataset.REASONS[why]}" for why, n in glance["excluded"].items()]
     return "\n".join(lines)
 

@@ -101,12 +101,12 @@ def retract(
 ) -> bool:
     """Take a rating back; return whether one stood. With `emoji`, only if it is the one that stands:
 
-    removing an old 👍 after a newer 👎 leaves the 👎.
+    removing an old 👍 after a newer 👎 leaves the 👎. The words of a correction go with it.
     """
     return bool(
         sql.change(
             db,
-            """UPDATE ratings SET retracted = 1, updated_ms = :now
+            """UPDATE ratings SET retracted = 1, updated_ms = :now, text = NULL
                WHERE reply_id = :reply_id AND user_id = :user_id AND kind = :kind AND retracted = 0
                      AND (:emoji IS NULL OR emoji = :emoji)""",
             {"reply_id": reply_id, "user_id": user_id, "kind": kind, "emoji": emoji, "now": now_ms()},
@@ -128,6 +128,17 @@ def retract_all(db: sqlite_utils.Database, reply_id: str, emoji: str | None = No
 def for_reply(db: sqlite_utils.Database, reply_id: str) -> list[Rating]:
     """Return the ratings of a reply in the order they were first given, those taken back included."""
     rows = sql.many(db, "SELECT * FROM ratings WHERE reply_id = ? ORDER BY id", (reply_id,))
+    return [_rating(row) for row in rows]
+
+
+def corrections_of(db: sqlite_utils.Database, user_id: int, limit: int) -> list[Rating]:
+    """Return a member's corrections that stand, the newest first."""
+    rows = sql.many(
+        db,
+        """SELECT * FROM ratings WHERE user_id = ? AND kind = 'correction' AND retracted = 0
+           ORDER BY updated_ms DESC, id DESC LIMIT ?""",
+        (user_id, limit),
+    )
     return [_rating(row) for row in rows]
 
 

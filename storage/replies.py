@@ -110,6 +110,15 @@ def start(
     }
     sql.insert(db, "replies", values)
     _record_context(db, reply_id, asked.id, context)
+    if context is not None:
+        # A message that was deleted while its prompt was being put together is in it all the same.
+        sql.change(
+            db,
+            """UPDATE replies SET prompt_json = '[]' WHERE id = :id AND EXISTS (
+                   SELECT 1 FROM reply_context JOIN messages ON messages.id = reply_context.message_id
+                   WHERE reply_context.reply_id = :id AND messages.deleted_ms IS NOT NULL)""",
+            {"id": reply_id},
+        )
     return _expect(db, reply_id)
 
 
@@ -173,6 +182,12 @@ def add_part(
         )
 
 
+def drop_part(db: sqlite_utils.Database, discord_id: int) -> None:
+    """Forget a Discord message that the reply turned out not to need."""
+    sql.change(db, "DELETE FROM reply_parts WHERE discord_id = ?", (discord_id,))
+    sql.change(db, "UPDATE messages SET discord_id = NULL WHERE discord_id = ?", (discord_id,))
+
+
 def get(db: sqlite_utils.Database, reply_id: str) -> Reply | None:
     """Return the reply, or None."""
     row = sql.one(db, f"{_SELECT} WHERE replies.id = ?", (reply_id,))
@@ -187,6 +202,17 @@ def by_discord_id(db: sqlite_utils.Database, discord_id: int) -> Reply | None:
         (discord_id,),
     )
     return None if row is None else _reply(row)
+
+
+def shown_for_prompt(db: sqlite_utils.Database, prompt_message_id: int) -> str | None:
+    """Return the id of the reply to a message that Discord shows, or None."""
+    found: str | None = sql.value(
+        db,
+        """SELECT reply_parts.reply_id FROM replies JOIN reply_parts ON reply_parts.reply_id = replies.id
+           WHERE replies.prompt_message_id = ? LIMIT 1""",
+        (prompt_message_id,),
+    )
+    return found
 
 
 def parts(db: sqlite_utils.Database, reply_id: str) -> list[Part]:

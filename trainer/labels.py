@@ -170,13 +170,18 @@ def cap_shares(masses: Mapping[int, float]) -> dict[int, float]:
 
 
 def _votes_on(row: RatedReply) -> dict[int, int]:
-    """Return each member's thumb; who corrects a reply without a thumb dislikes it."""
+    """Return each member's thumb; who corrects a reply without a thumb dislikes it.
+
+    A vote between two candidates likes the one and dislikes the other, where its member gave no thumb.
+    """
     thumbs = {
         rating.user_id: rating.value for rating in row.ratings if rating.kind == "thumb" and rating.value
     }
     for rating in row.ratings:
         if rating.kind == "correction":
             thumbs.setdefault(rating.user_id, -1)
+        elif rating.kind == "vote" and rating.value:
+            thumbs.setdefault(rating.user_id, rating.value)
     echoed = row.asker_id
     if echoed in thumbs and _echoes(row):
         seconded = any(user != echoed and value == thumbs[echoed] for user, value in thumbs.items())

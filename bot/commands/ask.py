@@ -5,12 +5,11 @@ from __future__ import annotations
 from discord import app_commands
 
 from bot.commands.tree import Interaction, StropTree, say
-from bot.questions import Question, is_public, parent_of
+from bot.questions import Question, is_public, parent_of, quoted
 from bot.surfaces import InteractionSurface
 from bot.texts import tr
 from storage import blocks
 
-_QUOTED = 300
 MAX_PROMPT = 4000
 
 
@@ -43,15 +42,11 @@ async def ask(interaction: Interaction, prompt: app_commands.Range[str, 1, MAX_P
         public=is_public(interaction.channel),
         author=client.services.person(interaction.user),
         text=prompt.strip(),
-        quote=_quoted(prompt.strip()),
+        quote=quoted(prompt.strip()),
+        visible=False,
         parent_channel_id=parent_of(interaction.channel),
     )
     task = client.answerer.start(question, InteractionSurface(interaction))
     if task is None:
         return await say(interaction, tr("I am being restarted. Please ask again in a moment."))
     return None
-
-
-def _quoted(prompt: str) -> str:
-    shown = " ".join(prompt.split())
-    return f"> {shown[:_QUOTED]}{'…' if len(shown) > _QUOTED else ''}"

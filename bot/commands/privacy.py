@@ -13,6 +13,7 @@ import structlog
 from discord import app_commands
 
 from bot.commands.tree import Interaction, StropTree, guarded, say, speak_to
+from bot.replies_ui import retracting
 from bot.services import Services
 from bot.serving.errors import ServingError
 from bot.texts import mark, tr
@@ -58,6 +59,13 @@ async def export(interaction: Interaction) -> None:
         tr("This is everything that I have stored about you."),
         file=discord.File(io.BytesIO(content), filename=name),
     )
+
+
+@group.command(name="corrections", description="See your better answers, and take some of them back.")
+async def list_corrections(interaction: Interaction) -> None:
+    """List the member's better answers, for their eyes only."""
+    await interaction.response.defer(ephemeral=True, thinking=True)
+    await retracting.offer(interaction, interaction.client.services)
 
 
 @group.command(name="delete", description="Delete everything that I have stored about you.")

@@ -37,6 +37,8 @@ class FakeModelServer:
         self.gate: asyncio.Event | None = None
         self.requests: list[dict[str, Any]] = []
         self.token_requests = 0
+        self.cut_off = 0
+        self.answers_before_refusing: int | None = None
         self._runner: web.AppRunner | None = None
         self._port = 0
 
@@ -49,7 +51,7 @@ class FakeModelServer:
         app.router.add_post("/v1/load_lora_adapter", self._dispatch_load)
         app.router.add_post("/v1/unload_lora_adapter", self._unload)
         app.router.add_post("/tokenize", self._tokenize)
-        self._runner = web.AppRunner(app, shutdown_timeout=0.1)
+        self._runner = web.AppRunner(app, shutdown_timeout=0.1, handler_cancellation=True)
         await self._runner.setup()
         site = web.TCPSite(self._runner, "127.0.0.1", self._port)
         await site.start()
@@ -114,6 +116,10 @@ class FakeModelServer:
     async def _chat(self, request: web.Request) -> web.StreamResponse:
         body = await request.json()
         self.requests.append(body)
+        if self.answers_before_refusing is not None:
+            self.answers_before_refusing -= 1
+            if self.answers_before_refusing < 0:
+                return _error(500, "broken", "The model has failed.")
         if self.busy_times > 0:
             self.busy_times -= 1
             return _error(429, "busy", "The queue is full.", {"Retry-After": self.retry_after})
@@ -121,6 +127,16 @@ class FakeModelServer:
             return _error(404, "model_not_found", f"There is no model {body['model']}.")
         response = web.StreamResponse(headers={"Content-Type": "text/event-stream"})
         await response.prepare(request)
+        try:
+            return await self._speak(request, response, body)
+        except (asyncio.CancelledError, ConnectionError):
+            # Whoever asked has gone: a model server frees the slot here.
+            self.cut_off += 1
+            raise
+
+    async def _speak(
+        self, request: web.Request, response: web.StreamResponse, body: dict[str, Any]
+    ) -> web.StreamResponse:
         for ahead, wait_s in self.places if body.get("queue_updates") else ():
             await _send(response, {"choices": [], "queue": {"ahead": ahead, "wait_s": wait_s}})
             await asyncio.sleep(self.pause_s)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+from typing import Any
 
 from bot.errors import MessageGoneError
+from bot.streaming import KEEP
 
 
 class Screen:
@@ -27,13 +29,13 @@ class Screen:
         if self.failures:
             raise self.failures.pop(0)
 
-    async def send(self, content: str) -> int:
+    async def send(self, content: str, buttons: Any = None) -> int:
         await self._call("send", content)
         message_id = self.first_id + len(self.messages)
         self.messages[message_id] = content
         return message_id
 
-    async def edit(self, message_id: int, content: str) -> None:
+    async def edit(self, message_id: int, content: str, buttons: Any = KEEP) -> None:
         if message_id in self.gone:
             raise MessageGoneError("gone")
         await self._call("edit", content)

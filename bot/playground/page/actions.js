@@ -40,6 +40,9 @@ export function createActions(store, notify) {
         ...(subcommand ? { subcommand } : {}),
         options,
       }),
+    /** What the bot offers in the "Apps" menu of a message. */
+    menu: (message, name) =>
+      guarded("POST", "commands", { channel_id: message.channel_id, user_id: user_id(), name, options: {}, target_id: message.id }),
     complete: (name, subcommand, option, value) =>
       guarded("POST", "autocomplete", { channel_id: store.channelId, user_id: user_id(), name, ...(subcommand ? { subcommand } : {}), option, value }),
     press: (message, custom_id, values = null) =>

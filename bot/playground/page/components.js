@@ -6,6 +6,17 @@ import { renderMarkdown } from "./markdown.js";
 
 const BUTTON_STYLES = { 1: "is-primary", 2: "", 3: "is-success", 4: "is-danger", 5: "" };
 const PRESSED_MS = 3_000;
+/** What the pictures on the bot's quiet buttons mean, in words; Discord shows none. */
+const MEANINGS = {
+  "🔄": "Write it again",
+  "⏹️": "Stop writing",
+  "✏️": "Write a better answer",
+  "ℹ️": "Why this reply?",
+  "◀️": "Earlier version",
+  "▶️": "Later version",
+  "👍": "Good reply",
+  "👎": "Bad reply",
+};
 const safeLink = (address) => (/^https?:\/\//i.test(address ?? "") ? address : null);
 
 /** The components of one message; `press(custom_id, values?)` tells the bot. */
@@ -18,7 +29,7 @@ function renderComponent(component, context) {
   const inner = () => renderComponents(component.components ?? [], context);
   switch (component.type) {
     case 1:
-      return el("div", { class: "component-row" }, inner());
+      return el("div", { class: `component-row ${(component.components ?? []).every(isQuiet) ? "is-quiet" : ""}` }, inner());
     case 2:
       return button(component, context);
     case 3:
@@ -38,6 +49,11 @@ function renderComponent(component, context) {
   }
 }
 
+/** A grey button that is mostly a picture: it stays in the background until one looks for it. */
+function isQuiet(component) {
+  return component.type === 2 && component.style === 2 && Boolean(component.emoji?.name);
+}
+
 function label(component) {
   const emoji = component.emoji?.name;
   return [emoji ? el("span", { class: "emoji", text: emoji }) : null, component.label ? el("span", { dir: "auto", text: component.label }) : null];
@@ -50,7 +66,13 @@ function button(component, { press }) {
   }
   const node = el(
     "button",
-    { class: `button ${BUTTON_STYLES[component.style] ?? ""}`, type: "button", disabled: component.disabled, data: { focusKey: component.custom_id } },
+    {
+      class: `button ${BUTTON_STYLES[component.style] ?? ""}`,
+      type: "button",
+      disabled: component.disabled,
+      data: { focusKey: focusKey(component.custom_id) },
+      ...(isQuiet(component) ? quietProps(component) : {}),
+    },
     label(component),
   );
   node.addEventListener("click", async () => {
@@ -61,6 +83,17 @@ function button(component, { press }) {
     if ((await press(component.custom_id)) === undefined) node.removeAttribute("aria-busy");
   });
   return node;
+}
+
+/** Versions of a reply have ids of their own; the focus stays on the same action. */
+function focusKey(customId) {
+  return (customId ?? "").replace(/^(strop:reply:[a-z]+):.*/, "$1");
+}
+
+function quietProps(component) {
+  const meaning = MEANINGS[component.emoji.name];
+  const name = [meaning ?? component.emoji.name, component.label].filter(Boolean).join(", ");
+  return { tabindex: "-1", title: meaning ?? null, "aria-label": name };
 }
 
 function options(component, store) {

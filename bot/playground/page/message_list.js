@@ -210,7 +210,7 @@ export class MessageList {
   #reachable(node, on) {
     if (!node) return;
     node.tabIndex = on ? 0 : -1;
-    for (const inner of node.querySelectorAll(".pill, .quote-text")) inner.tabIndex = on ? 0 : -1;
+    for (const inner of node.querySelectorAll(".pill, .quote-text, .component-row.is-quiet .button")) inner.tabIndex = on ? 0 : -1;
   }
 
   #onClick(event) {

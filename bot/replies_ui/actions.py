@@ -89,7 +89,7 @@ class ReplyActions:
         """Write another version over the reply's messages; the earlier ones are kept."""
         await _acknowledge(interaction)
         known = await self.known(reply_id)
-        refusal = self._no_regenerating(interaction, known)
+        refusal = self._no_regenerating(interaction, known) or await self._client.refuse_asking(interaction)
         if known is None or refusal:
             return await say(interaction, refusal)
         slot = known.versions.first_id

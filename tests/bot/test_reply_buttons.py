@@ -13,7 +13,7 @@ from bot.client import StropClient
 from bot.replies_ui import actions, corrections, reports
 from bot.replies_ui.buttons import EMOJI
 from bot.streaming import Paces
-from storage import audit, privacy, ratings, versions
+from storage import audit, blocks, privacy, ratings, versions
 from storage.ratings import Rating
 from tests.bot.conftest import Community
 from tests.bot.fake_server import FakeModelServer
@@ -524,3 +524,16 @@ async def test_a_message_that_is_deleted_while_it_is_written_again_stays_deleted
     await until(lambda: model_server.cut_off == 1 and community.bot.answerer.in_flight == 0)
     assert [each.text for each in community.replies()] == ["", ""]
     assert community.said() == []
+
+
+async def test_a_blocked_member_can_not_have_a_reply_written_again(
+    community: Community, model_server: FakeModelServer, reply: Any
+) -> None:
+    (first,) = community.replies()
+    guild_id, ann = community.guild.id, community.ann.id
+    community.services.database.write(
+        lambda db: blocks.block(db, guild_id=guild_id, user_id=ann, actor="1", reason="")
+    )
+    refused = await community.ann.click(reply, **press("regenerate", first.id))
+    assert "moderator" in told(refused)
+    assert len(community.replies()) == 1

@@ -301,10 +301,10 @@ async def test_a_deadline_is_an_error_of_its_own(server: str) -> None:
         ask = client.chat.completions.create
         wish: Any = {"model": "tiny", "messages": HELLO, "max_tokens": 200, "temperature": 1.8}
         with pytest.raises(openai.InternalServerError) as late:
-            await ask(**wish, extra_body={"deadline_s": 0.01})
+            await ask(**wish, extra_body={"deadline_s": 0.001})
         assert (late.value.status_code, late.value.code) == (504, "deadline")
         with pytest.raises(openai.APIError, match="deadline"):
-            stream = await ask(**wish, stream=True, extra_body={"deadline_s": 0.01})
+            stream = await ask(**wish, stream=True, extra_body={"deadline_s": 0.001})
             async for _ in stream:
                 pass
 

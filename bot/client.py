@@ -13,6 +13,7 @@ import structlog
 from bot import attachments, questions, texts, threads, triggers
 from bot.answering import STOPPED, Answerer
 from bot.commands import ask, loop, moderation, privacy, settings
+from bot.commands.run_buttons import RunButton
 from bot.commands.tree import StropTree
 from bot.commands.votes import VoteButton
 from bot.connection import IdentifyBudget
@@ -110,7 +111,7 @@ class StropClient(discord.Client):
 
     async def setup_hook(self) -> None:
         """Prepare what doesn't need the gateway."""
-        self.add_dynamic_items(VoteButton, ReplyButton, CompareButton, *settings.dynamic_items())
+        self.add_dynamic_items(VoteButton, RunButton, ReplyButton, CompareButton, *settings.dynamic_items())
         self._half_written = await self.services.database.awrite(replies.abandon_streaming)
         await self.tree.sync_if_changed(always=self.services.playground)
 

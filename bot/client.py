@@ -12,7 +12,7 @@ import structlog
 
 from bot import attachments, questions, texts, threads, triggers
 from bot.answering import STOPPED, Answerer
-from bot.commands import ask, loop, moderation, privacy, settings
+from bot.commands import ask, loop, moderation, privacy, records, retraining, settings
 from bot.commands.run_buttons import RunButton
 from bot.commands.tree import StropTree
 from bot.commands.votes import VoteButton
@@ -97,7 +97,7 @@ class StropClient(discord.Client):
         )
         self.tree = StropTree(self)
         self.reply_actions = ReplyActions(services, self)
-        for module in (ask, loop, privacy, settings, moderation, menus):
+        for module in (ask, loop, privacy, settings, moderation, menus, records, retraining):
             module.add_to(self.tree)
         self.limits = MemberLimits()
         self._budget = IdentifyBudget(services.database)
@@ -111,7 +111,7 @@ class StropClient(discord.Client):
 
     async def setup_hook(self) -> None:
         """Prepare what doesn't need the gateway."""
-        self.add_dynamic_items(VoteButton, RunButton, ReplyButton, CompareButton, *settings.dynamic_items())
+        self.add_dynamic_items(VoteButton, RunButton, records.AuditButton, ReplyButton, CompareButton, *settings.dynamic_items())
         self._half_written = await self.services.database.awrite(replies.abandon_streaming)
         await self.tree.sync_if_changed(always=self.services.playground)
 

@@ -6,7 +6,6 @@ import json
 import os
 import sys
 from datetime import UTC, datetime
-from enum import StrEnum
 from pathlib import Path
 from typing import IO, Annotated, Any
 
@@ -16,15 +15,8 @@ from bot.cli.errors import CommandError
 from bot.cli.session import ConfigOption, JsonOption, ScopeOption, choose_scope, load, session
 from storage import backup as backups
 from storage import dataset
-from storage.dataset import RatedReply
+from storage.dataset_lines import Shape, as_jsonl, lines_of
 from storage.processes import is_locked
-
-
-class ExportFormat(StrEnum):
-    """The shapes of a line: `chat` for supervised training and reading, `kto` for TRL's KTOTrainer."""
-
-    CHAT = "chat"
-    KTO = "kto"
 
 
 def export(
@@ -32,9 +24,9 @@ def export(
     config: ConfigOption = None,
     scope: ScopeOption = None,
     shape: Annotated[
-        ExportFormat,
+        Shape,
         typer.Option("--format", help="chat: messages and counts; kto: prompt, completion, label."),
-    ] = ExportFormat.CHAT,
+    ] = Shape.CHAT,
     force: Annotated[bool, typer.Option("--force", help="Replace the file if it exists.")] = False,
 ) -> None:
     """Write the rated replies that may be trained on, one JSON object a line.
@@ -53,7 +45,7 @@ def export(
         found = opened.database.read(
             lambda db: dataset.eligible_rows(db, chosen, permission_reference=reference)
         )
-    lines = [line for row in found.rows for line in _lines(row, shape)]
+    lines = [line for row in found.rows for line in lines_of(row, shape)]
     if str(output) == "-":
         _write(sys.stdout, lines)
     else:
@@ -63,38 +55,8 @@ def export(
         typer.echo(f"Left out: {count} because {dataset.REASONS.get(reason, reason)}.", err=True)
 
 
-def _lines(row: RatedReply, shape: ExportFormat) -> list[dict[str, Any]]:
-    liked = sum(rating.value > 0 for rating in row.ratings if rating.kind != "correction")
-    disliked = sum(rating.value < 0 for rating in row.ratings if rating.kind != "correction")
-    corrections = [rating.text for rating in row.ratings if rating.kind == "correction" and rating.text]
-    if shape is ExportFormat.KTO:
-        given = [(row.text, liked > disliked)] if liked != disliked else []
-        return [
-            {
-                "prompt": row.prompt_messages,
-                "completion": [{"role": "assistant", "content": text}],
-                "label": label,
-                "split": row.split,
-            }
-            for text, label in [*given, *((text, True) for text in corrections)]
-        ]
-    return [
-        {
-            "messages": [*row.prompt_messages, {"role": "assistant", "content": row.text}],
-            "liked": liked,
-            "disliked": disliked,
-            "corrections": corrections,
-            "split": row.split,
-            "source": row.source,
-            "reply_id": row.reply_id,
-            "adapter_id": row.adapter_id,
-        }
-    ]
-
-
 def _write(stream: IO[str], lines: list[dict[str, Any]]) -> None:
-    for line in lines:
-        stream.write(json.dumps(line, ensure_ascii=False) + "\n")
+    stream.write(as_jsonl(lines))
     stream.flush()
 
 

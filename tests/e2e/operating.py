@@ -11,12 +11,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import aiohttp
+
 from bot.client import StropClient
 from bot.playground import community
 from bot.playground.server import Playground, PlaygroundSettings
 from bot.services import Services
 from bot.serving.client import ModelClient
-from storage import adapters, evaluations, runs
+from storage import adapters, evaluations, ratings, replies, runs
 from storage.config import load_config
 from storage.database import Database
 from tests.bot.fake_server import BASE_HASH, FakeModelServer
@@ -86,6 +88,27 @@ class Deck:
         return self.playground.backend.press_component(
             int(message["channel_id"]), int(message["id"]), who, custom_id(message, action)
         )
+
+    async def liked_reply(self, text: str, who: int) -> None:
+        """Ask the bot something and like its answer."""
+        await until(lambda: self.bot.guilds)
+        self.playground.backend.send_message(GENERAL, who, f"<@{community.BOT_ID}> {text}")
+        answered = await until(lambda: self._finished_reply())
+        self.playground.backend.set_reaction(GENERAL, answered, who, "👍", reacted=True)
+        await until(lambda: self.database.read(lambda db: ratings.counts(db, self.scope)).liked)
+
+    def _finished_reply(self) -> int | None:
+        found = self.database.read(lambda db: replies.recent(db, 0, 1))
+        if not found or found[0].status == "streaming" or self.bot.answerer.in_flight:
+            return None
+        return self.database.read(lambda db: replies.parts(db, found[0].id))[0].discord_id
+
+    async def download(self, message: Payload) -> str:
+        """Fetch the one file of a message."""
+        (attached,) = message["attachments"]
+        async with aiohttp.ClientSession() as http, http.get(attached["url"]) as response:
+            assert response.status == 200
+            return await response.text()
 
     def champion(self) -> str | None:
         return self.database.read(lambda db: adapters.champion(db, self.scope, BASE_HASH))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -9,11 +10,12 @@ import yarl
 from discord.gateway import DiscordWebSocket
 from discord.http import Route
 
+from bot.commands.records import PAGE
 from bot.commands.run_buttons import STALE
 from bot.permissions import NOT_OPERATOR
 from storage import adapters, audit, runs
 from tests.bot.fake_server import BASE_HASH
-from tests.e2e.operating import ADA, MEMBERS_PROMPT, Deck, Payload, buttons, operating, signed_in, until
+from tests.e2e.operating import ADA, MEMBERS_PROMPT, YOU, Deck, Payload, buttons, operating, signed_in, until
 
 FIRST, SECOND = "a1111111111111111", "a2222222222222222"
 
@@ -134,3 +136,53 @@ async def test_an_operator_cancels_a_run_from_its_message(tmp_path: Path) -> Non
         await deck.told("is cancelled")
         assert deck.database.read(lambda db: runs.active(db, deck.scope)) is None
         await until(lambda: not deck.said()[-1]["components"] and "cancelled" in deck.said()[-1]["content"])
+
+
+async def test_retrain_takes_settings_of_its_own_and_a_dry_run_changes_nothing(tmp_path: Path) -> None:
+    async with operating(tmp_path, "[trainer]\nmin_liked = 1\nmin_raters = 1\n") as deck:
+        deck.command("retrain", ADA, dry_run=True)
+        await deck.told(NOT_OPERATOR)
+        deck.command("retrain", dry_run=True)
+        answer = await deck.told("**Dry run**")
+        assert "too few ratings" in answer["content"] and "Left out: nothing" in answer["content"]
+
+        await deck.liked_reply("hello", ADA)
+        deck.command("retrain", dry_run=True)
+        answer = await deck.told("Used: 1 rated replies")
+        assert "Liked or corrected: 1 (needs 1); raters: 1 (needs 1)" in answer["content"]
+        assert deck.database.read(lambda db: runs.latest(db, deck.scope)) == []
+
+        deck.command("retrain", objective="sft", epochs=2)
+        await deck.told("is queued with objective sft, epochs 2")
+        (run,) = deck.database.read(lambda db: runs.latest(db, deck.scope))
+        assert run.settings == {"trainer": {"objective": "sft", "epochs": 2}}
+        deck.command("retrain", epochs=3)
+        await deck.told("Your options were not used.")
+
+
+async def test_the_data_set_is_exported_as_a_file_and_the_audit_log_says_so(tmp_path: Path) -> None:
+    async with operating(tmp_path) as deck:
+        deck.command("export", ADA)
+        await deck.told(NOT_OPERATOR)
+        deck.command("export")
+        await deck.told("There is nothing to export.")
+        await deck.liked_reply("hello", ADA)
+        deck.command("export")
+        answer = await deck.told("1 lines from 1 rated replies.")
+        (line,) = [json.loads(line) for line in (await deck.download(answer)).splitlines()]
+        assert [message["content"] for message in line["messages"][-2:]] == ["hello", "Hello there, friend."]
+        assert line["liked"] == 1 and str(ADA) not in json.dumps(line)
+        deck.command("export", format="kto")
+        await until(lambda: sum("1 lines from" in d.get("content", "") for d in deck.private()) >= 2)
+
+        for _ in range(PAGE):
+            deck.database.write(lambda db: audit.record(db, "cli:ann", "run.enqueue", {"run_id": "r1"}))
+        deck.command("audit")
+        page = await deck.told("cli:ann **run.enqueue** `run_id=r1`")
+        assert page["content"].count("\n") == PAGE - 1 and "dataset.export" not in page["content"]
+        (older,) = buttons(page)
+        deck.press(page, older)
+        answer = await deck.told("**dataset.export**")
+        assert f"<@{YOU}> **dataset.export**" in answer["content"] and "lines=1" in answer["content"]
+        deck.press(answer, "0")
+        await until(lambda: deck.private()[-1]["content"] == page["content"])

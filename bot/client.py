@@ -21,6 +21,7 @@ from bot.deletions import DeletionKeeper
 from bot.errors import DeliveryError, IdentifyBudgetError
 from bot.gateway_guard import GatewayGuard
 from bot.limits import MemberLimits, Refusal, limit_for, role_ids_of
+from bot.operations import OperationsWatch
 from bot.permissions import operator_ids
 from bot.progress import ProgressReporter
 from bot.ratings import RatingRecorder
@@ -92,6 +93,7 @@ class StropClient(discord.Client):
         self.answerer = Answerer(services, is_deleted=self.deletions.overtook)
         self.rating_recorder = RatingRecorder(services, self, self.answerer.is_writing_in)
         self.progress = ProgressReporter(services, self)
+        self.operations = OperationsWatch(services, self)
         self.attachments = attachments.AttachmentReader(
             attachments.from_discord(lambda: discord.http.Route.BASE if services.playground else None)
         )
@@ -141,6 +143,7 @@ class StropClient(discord.Client):
     async def shutdown(self) -> None:
         """Let replies in flight finish or say that they were stopped, then disconnect."""
         await self.progress.stop()
+        await self.operations.stop()
         await self.answerer.drain()
         for job in list(self._jobs):
             job.cancel()
@@ -150,6 +153,7 @@ class StropClient(discord.Client):
         """A new session: nothing that happened before it will be sent again."""
         _log.info("gateway.ready", guilds=len(self.guilds), user_id=self.user.id if self.user else None)
         self.progress.start()
+        self.operations.start()
         self._own(self._catch_up())
 
     async def _catch_up(self) -> None:

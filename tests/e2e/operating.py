@@ -201,4 +201,5 @@ async def signed_in(services: Services, playground: Playground) -> AsyncIterator
         try:
             yield bot
         finally:
+            await bot.operations.stop()
             await bot.progress.stop()

@@ -37,6 +37,8 @@ UNSHOWN_NEWS_MS = 10 * 60 * 1000
 """A run that ended longer ago than this, and was never shown, isn't shown any more."""
 
 
+NO_EMBEDS = "-# To see scores and data here, give me the permission **Embed Links** in this channel."
+
 _BAR_CELLS = 10
 _LATEST = 3
 
@@ -179,13 +181,22 @@ class ProgressReporter:
         self._forget_old()
 
     async def _deliver(self, run: runs.Run, report: _Report, look: _Look) -> None:
-        channel = self._client.get_partial_messageable(report.channel_id)
         drawn = await self._drawn(run, look)
+        try:
+            await self._put(run, report, look.text, drawn)
+        except ChannelRefusedError:
+            if drawn["embed"] is None:
+                raise
+            # Without the permission to embed, Discord refuses the whole message: its last word still comes.
+            await self._put(run, report, f"{look.text}\n{NO_EMBEDS}"[:2000], {**drawn, "embed": None})
+
+    async def _put(self, run: runs.Run, report: _Report, text: str, drawn: dict[str, Any]) -> None:
+        channel = self._client.get_partial_messageable(report.channel_id)
         if report.message_id is not None:
-            await translated(channel.get_partial_message(report.message_id).edit(content=look.text, **drawn))
+            await translated(channel.get_partial_message(report.message_id).edit(content=text, **drawn))
             return
         given = {key: value for key, value in drawn.items() if value is not None}
-        message = await translated(channel.send(look.text, silent=True, **given))
+        message = await translated(channel.send(text, silent=True, **given))
         report.message_id = message.id
         await self._services.database.awrite(
             lambda db: runs.set_report(db, run.id, channel_id=report.channel_id, message_id=message.id)

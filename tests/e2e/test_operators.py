@@ -186,3 +186,10 @@ async def test_the_data_set_is_exported_as_a_file_and_the_audit_log_says_so(tmp_
         assert f"<@{YOU}> **dataset.export**" in answer["content"] and "lines=1" in answer["content"]
         deck.press(answer, "0")
         await until(lambda: deck.private()[-1]["content"] == page["content"])
+
+
+async def test_setup_finds_the_playground_in_order(tmp_path: Path) -> None:
+    async with operating(tmp_path) as deck:
+        await until(lambda: deck.bot.guilds)
+        deck.command("setup")
+        await deck.told("✅ Everything is in place. I answer mentions and replies in 3 channels")

@@ -12,7 +12,7 @@ import structlog
 
 from bot import attachments, questions, texts, threads, triggers
 from bot.answering import STOPPED, Answerer
-from bot.commands import ask, loop, moderation, privacy, records, retraining, settings, setup
+from bot.commands import ask, loop, moderation, privacy, records, retraining, settings, setup, stats
 from bot.commands.run_buttons import RunButton
 from bot.commands.tree import StropTree
 from bot.commands.votes import VoteButton
@@ -99,7 +99,7 @@ class StropClient(discord.Client):
         )
         self.tree = StropTree(self)
         self.reply_actions = ReplyActions(services, self)
-        for module in (ask, loop, privacy, settings, moderation, menus, records, retraining, setup):
+        for module in (ask, loop, privacy, settings, moderation, menus, records, retraining, setup, stats):
             module.add_to(self.tree)
         self.limits = MemberLimits()
         self._budget = IdentifyBudget(services.database)

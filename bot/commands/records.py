@@ -15,6 +15,7 @@ from discord import app_commands
 from bot.commands.tree import Interaction, StropTree, guarded, operators_only, say
 from bot.permissions import NOT_OPERATOR
 from bot.services import Services
+from bot.texts import tr
 from storage import audit, dataset
 from storage.audit import Entry
 from storage.dataset_lines import Shape, as_jsonl, lines_of
@@ -109,7 +110,7 @@ class AuditButton(
     async def callback(self, interaction: discord.Interaction[Any]) -> None:
         """Show another page in place, if whoever pressed still is an operator."""
         if not interaction.client.is_operator(interaction.user.id):
-            return await say(interaction, NOT_OPERATOR)
+            return await say(interaction, tr(NOT_OPERATOR))
         await interaction.response.defer()
         entries, older = await _entries(interaction.client.services, self.before_id or None)
         view = _pager(entries, older=older, paged=bool(self.before_id))

@@ -16,6 +16,7 @@ from bot.permissions import NOT_OPERATOR
 from bot.promotion_card import Card
 from bot.services import Services
 from bot.surfaces import translated
+from bot.texts import tr
 from storage import adapters, run_samples, runs
 from storage.errors import RuleError
 from storage.run_samples import Sample
@@ -64,7 +65,7 @@ class RunButton(
         """Act, if whoever pressed is an operator now and the run's state still allows it."""
         await interaction.response.defer(ephemeral=True, thinking=True)
         if not interaction.client.is_operator(interaction.user.id):
-            return await say(interaction, NOT_OPERATOR)
+            return await say(interaction, tr(NOT_OPERATOR))
         services, actor = interaction.client.services, str(interaction.user.id)
         if self.action == "compare":
             return await say(interaction, await _compared(services, self.run_id))

@@ -1,10 +1,11 @@
-"""`strop export`, `strop backup` and `strop restore`."""
+"""`strop export`, `strop audit`, `strop backup` and `strop restore`."""
 
 from __future__ import annotations
 
 import json
 import os
 import sys
+from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import IO, Annotated, Any
@@ -13,6 +14,7 @@ import typer
 
 from bot.cli.errors import CommandError
 from bot.cli.session import ConfigOption, JsonOption, ScopeOption, choose_scope, load, session
+from storage import audit as audits
 from storage import backup as backups
 from storage import dataset
 from storage.dataset_lines import Shape, as_jsonl, lines_of
@@ -73,6 +75,30 @@ def _write_file(path: Path, lines: list[dict[str, Any]], *, force: bool) -> None
     except OSError as error:
         partial.unlink(missing_ok=True)
         raise CommandError(f"{path} can't be written: {error.strerror}.") from error
+
+
+def audit(
+    config: ConfigOption = None,
+    limit: Annotated[int, typer.Option("--limit", min=1, max=10_000, help="How many lines.")] = 50,
+    as_json: JsonOption = False,
+) -> None:
+    """Show who changed what, the newest first: promotions, runs, exports, settings, erasures.
+
+    Examples:
+
+        strop audit
+
+        strop audit --limit 1000 --json
+    """
+    with session(config) as opened:
+        entries = opened.database.read(lambda db: audits.latest(db, limit))
+    if as_json:
+        typer.echo(json.dumps([asdict(entry) for entry in entries], ensure_ascii=False))
+        return
+    for entry in entries:
+        when = datetime.fromtimestamp(entry.created_ms / 1000, UTC).strftime("%Y-%m-%d %H:%M:%S")
+        detail = " ".join(f"{key}={value}" for key, value in entry.detail.items() if value is not None)
+        typer.echo(f"{when} {entry.actor} {entry.action} {detail}".rstrip())
 
 
 def backup(
@@ -138,5 +164,5 @@ def restore(
 
 def register(app: typer.Typer) -> None:
     """Add this topic's commands."""
-    for command in (export, backup, restore):
+    for command in (export, audit, backup, restore):
         app.command(rich_help_panel="Data")(command)

@@ -68,6 +68,8 @@ def embed(card: Card, samples: Sequence[Sample]) -> discord.Embed:
     drawn.add_field(name="Score", value=_score(card.run.metrics, card.judged_against), inline=False)
     if others := _other_measures(card.measured, card.run.metrics):
         drawn.add_field(name="Also measured", value=others, inline=False)
+    if regressions := _regressions(card.run.metrics):
+        drawn.add_field(name="Regressions", value=regressions, inline=False)
     drawn.add_field(name="Data used", value=_data_used(card.run.metrics), inline=False)
     drawn.add_field(name="Left out", value=_left_out(card.run.metrics), inline=False)
     for number, sample in enumerate(samples[:SAMPLES], 1):
@@ -142,6 +144,19 @@ _MEASURES = {
     "margin": "Liked over disliked held-out replies (nat a token; below 0 is a regression)",
     "general_nll_increase": "Loss on general prompts, as a share (above 0: something was forgotten)",
 }
+
+
+def _regressions(metrics: Mapping[str, Any]) -> str:
+    """Name the limits that were broken; empty for a run that did not record its limits."""
+    limits = metrics.get("guardrails") or []
+    broken = [
+        f"{each['name']}: {each['value']:.2f}, at most {each['limit']:.2f} allowed"
+        for each in limits
+        if not each["kept"]
+    ]
+    if limits and not broken:
+        return f"None: all {len(limits)} limits were kept"
+    return "\n".join(broken)[:_FIELD]
 
 
 def _interval(each: Evaluation) -> str:

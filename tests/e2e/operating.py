@@ -42,6 +42,10 @@ METRICS = {
         "quarantined_raters": 1,
     },
     "excluded": {"no_consent": 4},
+    "guardrails": [
+        {"name": "loss on general prompts", "value": 0.02, "limit": 0.15, "kept": True},
+        {"name": "empty replies", "value": 0.2, "limit": 0.05, "kept": False},
+    ],
     "training": {"objective": "sft", "reason": "KTO needs more"},
 }
 

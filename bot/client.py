@@ -12,7 +12,8 @@ import structlog
 
 from bot import attachments, questions, texts, threads, triggers
 from bot.answering import STOPPED, Answerer
-from bot.commands import ask, loop, moderation, privacy, settings
+from bot.commands import ask, loop, moderation, privacy, records, retraining, settings, setup, stats
+from bot.commands.run_buttons import RunButton
 from bot.commands.tree import StropTree
 from bot.commands.votes import VoteButton
 from bot.connection import IdentifyBudget
@@ -20,6 +21,7 @@ from bot.deletions import DeletionKeeper
 from bot.errors import DeliveryError, IdentifyBudgetError
 from bot.gateway_guard import GatewayGuard
 from bot.limits import MemberLimits, Refusal, limit_for, role_ids_of
+from bot.operations import OperationsWatch
 from bot.permissions import operator_ids
 from bot.progress import ProgressReporter
 from bot.ratings import RatingRecorder
@@ -91,12 +93,13 @@ class StropClient(discord.Client):
         self.answerer = Answerer(services, is_deleted=self.deletions.overtook)
         self.rating_recorder = RatingRecorder(services, self, self.answerer.is_writing_in)
         self.progress = ProgressReporter(services, self)
+        self.operations = OperationsWatch(services, self)
         self.attachments = attachments.AttachmentReader(
             attachments.from_discord(lambda: discord.http.Route.BASE if services.playground else None)
         )
         self.tree = StropTree(self)
         self.reply_actions = ReplyActions(services, self)
-        for module in (ask, loop, privacy, settings, moderation, menus):
+        for module in (ask, loop, privacy, settings, moderation, menus, records, retraining, setup, stats):
             module.add_to(self.tree)
         self.limits = MemberLimits()
         self._budget = IdentifyBudget(services.database)
@@ -110,7 +113,9 @@ class StropClient(discord.Client):
 
     async def setup_hook(self) -> None:
         """Prepare what doesn't need the gateway."""
-        self.add_dynamic_items(VoteButton, ReplyButton, CompareButton, *settings.dynamic_items())
+        self.add_dynamic_items(
+            VoteButton, RunButton, records.AuditButton, ReplyButton, CompareButton, *settings.dynamic_items()
+        )
         self._half_written = await self.services.database.awrite(replies.abandon_streaming)
         await self.tree.sync_if_changed(always=self.services.playground)
 
@@ -140,6 +145,7 @@ class StropClient(discord.Client):
     async def shutdown(self) -> None:
         """Let replies in flight finish or say that they were stopped, then disconnect."""
         await self.progress.stop()
+        await self.operations.stop()
         await self.answerer.drain()
         for job in list(self._jobs):
             job.cancel()
@@ -149,6 +155,7 @@ class StropClient(discord.Client):
         """A new session: nothing that happened before it will be sent again."""
         _log.info("gateway.ready", guilds=len(self.guilds), user_id=self.user.id if self.user else None)
         self.progress.start()
+        self.operations.start()
         self._own(self._catch_up())
 
     async def _catch_up(self) -> None:

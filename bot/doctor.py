@@ -40,6 +40,7 @@ PERMISSIONS = {
     "Send Messages": 1 << 11,
     "Read Message History": 1 << 16,
     "Add Reactions": 1 << 6,
+    "Embed Links": 1 << 14,
     "Send Messages in Threads": 1 << 38,
 }
 ADMINISTRATOR = 1 << 3

@@ -14,9 +14,12 @@ import discord
 import structlog
 from discord.ext import tasks
 
+from bot import promotion_card
+from bot.commands.run_buttons import cancel_view, card_view, shown_samples
 from bot.commands.votes import DuelBoard
 from bot.errors import ChannelRefusedError, DeliveryError, MessageGoneError
 from bot.glance import PHASES, duration
+from bot.promotion_card import Card
 from bot.services import Services
 from bot.surfaces import translated
 from storage import duels, facts, runs
@@ -34,10 +37,21 @@ UNSHOWN_NEWS_MS = 10 * 60 * 1000
 """A run that ended longer ago than this, and was never shown, isn't shown any more."""
 
 
+NO_EMBEDS = "-# To see scores and data here, give me the permission **Embed Links** in this channel."
+
 _BAR_CELLS = 10
 _LATEST = 3
 
 _log = structlog.get_logger(__name__)
+
+
+@dataclass(frozen=True)
+class _Look:
+    """What a run's message is to show: its text, its buttons, and its card once it is decided."""
+
+    text: str
+    stoppable: bool = False
+    card: Card | None = None
 
 
 @dataclass
@@ -46,7 +60,7 @@ class _Report:
 
     channel_id: int
     message_id: int | None
-    shown: str = ""
+    shown: _Look | None = None
     edited_at: float = 0.0
     closed: bool = False
 
@@ -131,49 +145,69 @@ class ProgressReporter:
             lambda db: {scope: _runs_of(db, scope) for scope in scopes}
         )
         trainer_alive = True
-        if any(run.state == "queued" for latest, _, _ in found.values() for run in latest):
+        if any(run.state == "queued" for latest, *_ in found.values() for run in latest):
             lock = self._services.config.run / "trainer.lock"
             trainer_alive = await asyncio.to_thread(is_locked, lock)
-        for scope, (latest, channel_id, votes) in found.items():
+        for scope, (latest, channel_id, votes, cards) in found.items():
             busy = False
             for run in latest:
                 busy |= run.finished_ms is None or run.outcome == "votes"
-                await self._show(run, channel_id, run_text(run, trainer_alive=trainer_alive, votes=votes))
+                text = run_text(run, trainer_alive=trainer_alive, votes=votes)
+                look = _Look(text, stoppable=run.finished_ms is None, card=cards.get(run.id))
+                await self._show(run, channel_id, look)
             if channel_id is not None:
                 await self._board.update(scope, channel_id)
             (self._busy_scopes.add if busy else self._busy_scopes.discard)(scope)
 
-    async def _show(self, run: runs.Run, channel_id: int | None, text: str) -> None:
+    async def _show(self, run: runs.Run, channel_id: int | None, look: _Look) -> None:
         report = self._reports.get(run.id) or self._new_report(run, channel_id)
-        if report is None or (report.closed and report.shown == text):
+        if report is None or (report.closed and report.shown == look):
             return
         self._reports[run.id] = report
         over = run.finished_ms is not None
         now = asyncio.get_running_loop().time()
-        if text == report.shown or (not over and now - report.edited_at < EDIT_EVERY_S):
+        if look == report.shown or (not over and now - report.edited_at < EDIT_EVERY_S):
             return
         report.edited_at = now
         try:
-            await self._deliver(run, report, text)
+            await self._deliver(run, report, look)
         except (ChannelRefusedError, MessageGoneError) as error:
             _log.warning("progress.not_shown", run_id=run.id, error=str(error))
-            report.shown, report.closed = text, True
+            report.shown, report.closed = look, True
         except DeliveryError as error:
             _log.info("progress.retried", run_id=run.id, error=type(error.__cause__).__name__)
         else:
-            report.shown, report.closed = text, over and run.outcome != "votes"
+            report.shown, report.closed = look, over and run.outcome != "votes"
         self._forget_old()
 
-    async def _deliver(self, run: runs.Run, report: _Report, text: str) -> None:
+    async def _deliver(self, run: runs.Run, report: _Report, look: _Look) -> None:
+        drawn = await self._drawn(run, look)
+        try:
+            await self._put(run, report, look.text, drawn)
+        except ChannelRefusedError:
+            if drawn["embed"] is None:
+                raise
+            # Without the permission to embed, Discord refuses the whole message: its last word still comes.
+            await self._put(run, report, f"{look.text}\n{NO_EMBEDS}"[:2000], {**drawn, "embed": None})
+
+    async def _put(self, run: runs.Run, report: _Report, text: str, drawn: dict[str, Any]) -> None:
         channel = self._client.get_partial_messageable(report.channel_id)
         if report.message_id is not None:
-            await translated(channel.get_partial_message(report.message_id).edit(content=text))
+            await translated(channel.get_partial_message(report.message_id).edit(content=text, **drawn))
             return
-        message = await translated(channel.send(text, silent=True))
+        given = {key: value for key, value in drawn.items() if value is not None}
+        message = await translated(channel.send(text, silent=True, **given))
         report.message_id = message.id
         await self._services.database.awrite(
             lambda db: runs.set_report(db, run.id, channel_id=report.channel_id, message_id=message.id)
         )
+
+    async def _drawn(self, run: runs.Run, look: _Look) -> dict[str, Any]:
+        """Return the message's embed and buttons; None takes away what an earlier look had."""
+        if look.card is not None:
+            samples = await shown_samples(self._services, look.card)
+            return {"embed": promotion_card.embed(look.card, samples), "view": card_view(look.card)}
+        return {"embed": None, "view": cancel_view(run.id) if look.stoppable else None}
 
     def _new_report(self, run: runs.Run, channel_id: int | None) -> _Report | None:
         """Decide whether a run that was not seen before is shown, and where."""
@@ -200,10 +234,12 @@ def _channel_fact(scope: str) -> str:
     return f"progress.channel:{scope}"
 
 
-def _runs_of(db: Any, scope: str) -> tuple[list[runs.Run], int | None, int | None]:
-    """Return the scope's latest runs (oldest first), its channel for reports, and a waiting run's votes."""
+def _runs_of(db: Any, scope: str) -> tuple[list[runs.Run], int | None, int | None, dict[str, Card]]:
+    """Return the scope's latest runs (oldest first), its channel, a waiting run's votes, and the cards."""
     latest = runs.latest(db, scope, _LATEST)[::-1]
     channel = facts.get(db, _channel_fact(scope))
     waiting = next((run for run in latest if run.outcome == "votes"), None)
     votes = duels.tally(db, waiting.id).votes if waiting else None
-    return latest, int(channel) if channel else None, votes
+    found = {run.id: promotion_card.find(db, run) for run in latest}
+    cards = {run_id: card for run_id, card in found.items() if card is not None}
+    return latest, int(channel) if channel else None, votes, cards

@@ -13,6 +13,7 @@ from storage.clock import now_ms
 from storage.errors import (
     AdapterNotPromotableError,
     NothingToRollBackError,
+    RuleError,
     StaleChampionError,
     UnknownRowError,
 )
@@ -161,7 +162,15 @@ def promote(
 
 
 def promote_by_hand(
-    db: sqlite_utils.Database, *, scope: str, base_hash: str, adapter_id: str | None, actor: str, reason: str
+    db: sqlite_utils.Database,
+    *,
+    scope: str,
+    base_hash: str,
+    adapter_id: str | None,
+    actor: str,
+    reason: str,
+    run_id: str | None = None,
+    expected_champion: str | Unchecked | None = Unchecked.ANY,
 ) -> str | None:
     """Promote an adapter (None: the base) unless it is champion already; return the champion before.
 
@@ -169,8 +178,27 @@ def promote_by_hand(
     """
     previous = ensure_champion_row(db, scope, base_hash)
     if previous != adapter_id:
-        promote(db, scope=scope, base_hash=base_hash, adapter_id=adapter_id, actor=actor, reason=reason)
+        promote(
+            db,
+            scope=scope,
+            base_hash=base_hash,
+            adapter_id=adapter_id,
+            actor=actor,
+            reason=reason,
+            run_id=run_id,
+            expected_champion=expected_champion,
+        )
     return previous
+
+
+def reject(db: sqlite_utils.Database, adapter_id: str, *, actor: str, reason: str) -> None:
+    """Decide by hand that a candidate stays out of service. Raises RuleError where nothing is undecided."""
+    adapter = _expect(db, adapter_id)
+    if adapter.state != "candidate":
+        raise RuleError(f"{adapter_id} is {adapter.state}: there is nothing left to reject.")
+    set_state(db, adapter_id, "rejected")
+    detail = {"adapter_id": adapter_id, "scope": adapter.scope, "run_id": adapter.run_id, "reason": reason}
+    audit.record(db, actor, "adapter.reject", detail)
 
 
 def rollback(db: sqlite_utils.Database, *, scope: str, base_hash: str, actor: str, reason: str) -> str | None:

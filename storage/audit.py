@@ -33,9 +33,13 @@ def record(db: sqlite_utils.Database, actor: str, action: str, detail: Mapping[s
     sql.insert(db, "audit", values)
 
 
-def latest(db: sqlite_utils.Database, limit: int = 50) -> list[Entry]:
-    """Return the newest lines, newest first."""
-    rows = sql.many(db, "SELECT * FROM audit ORDER BY id DESC LIMIT ?", (limit,))
+def latest(db: sqlite_utils.Database, limit: int = 50, *, before_id: int | None = None) -> list[Entry]:
+    """Return the newest lines, newest first; with `before_id` those that are older than that one."""
+    rows = sql.many(
+        db,
+        "SELECT * FROM audit WHERE ?1 IS NULL OR id < ?1 ORDER BY id DESC LIMIT ?2",
+        (before_id, limit),
+    )
     return [
         Entry(row["id"], row["actor"], row["action"], json.loads(row["detail_json"]), row["created_ms"])
         for row in rows

@@ -1,12 +1,12 @@
-"""`strop export`, `strop backup` and `strop restore`."""
+"""`strop export`, `strop audit`, `strop backup` and `strop restore`."""
 
 from __future__ import annotations
 
 import json
 import os
 import sys
+from dataclasses import asdict
 from datetime import UTC, datetime
-from enum import StrEnum
 from pathlib import Path
 from typing import IO, Annotated, Any
 
@@ -14,17 +14,11 @@ import typer
 
 from bot.cli.errors import CommandError
 from bot.cli.session import ConfigOption, JsonOption, ScopeOption, choose_scope, load, session
+from storage import audit as audits
 from storage import backup as backups
 from storage import dataset
-from storage.dataset import RatedReply
+from storage.dataset_lines import Shape, as_jsonl, lines_of
 from storage.processes import is_locked
-
-
-class ExportFormat(StrEnum):
-    """The shapes of a line: `chat` for supervised training and reading, `kto` for TRL's KTOTrainer."""
-
-    CHAT = "chat"
-    KTO = "kto"
 
 
 def export(
@@ -32,9 +26,9 @@ def export(
     config: ConfigOption = None,
     scope: ScopeOption = None,
     shape: Annotated[
-        ExportFormat,
+        Shape,
         typer.Option("--format", help="chat: messages and counts; kto: prompt, completion, label."),
-    ] = ExportFormat.CHAT,
+    ] = Shape.CHAT,
     force: Annotated[bool, typer.Option("--force", help="Replace the file if it exists.")] = False,
 ) -> None:
     """Write the rated replies that may be trained on, one JSON object a line.
@@ -53,7 +47,7 @@ def export(
         found = opened.database.read(
             lambda db: dataset.eligible_rows(db, chosen, permission_reference=reference)
         )
-    lines = [line for row in found.rows for line in _lines(row, shape)]
+    lines = [line for row in found.rows for line in lines_of(row, shape)]
     if str(output) == "-":
         _write(sys.stdout, lines)
     else:
@@ -63,38 +57,8 @@ def export(
         typer.echo(f"Left out: {count} because {dataset.REASONS.get(reason, reason)}.", err=True)
 
 
-def _lines(row: RatedReply, shape: ExportFormat) -> list[dict[str, Any]]:
-    liked = sum(rating.value > 0 for rating in row.ratings if rating.kind != "correction")
-    disliked = sum(rating.value < 0 for rating in row.ratings if rating.kind != "correction")
-    corrections = [rating.text for rating in row.ratings if rating.kind == "correction" and rating.text]
-    if shape is ExportFormat.KTO:
-        given = [(row.text, liked > disliked)] if liked != disliked else []
-        return [
-            {
-                "prompt": row.prompt_messages,
-                "completion": [{"role": "assistant", "content": text}],
-                "label": label,
-                "split": row.split,
-            }
-            for text, label in [*given, *((text, True) for text in corrections)]
-        ]
-    return [
-        {
-            "messages": [*row.prompt_messages, {"role": "assistant", "content": row.text}],
-            "liked": liked,
-            "disliked": disliked,
-            "corrections": corrections,
-            "split": row.split,
-            "source": row.source,
-            "reply_id": row.reply_id,
-            "adapter_id": row.adapter_id,
-        }
-    ]
-
-
 def _write(stream: IO[str], lines: list[dict[str, Any]]) -> None:
-    for line in lines:
-        stream.write(json.dumps(line, ensure_ascii=False) + "\n")
+    stream.write(as_jsonl(lines))
     stream.flush()
 
 
@@ -111,6 +75,30 @@ def _write_file(path: Path, lines: list[dict[str, Any]], *, force: bool) -> None
     except OSError as error:
         partial.unlink(missing_ok=True)
         raise CommandError(f"{path} can't be written: {error.strerror}.") from error
+
+
+def audit(
+    config: ConfigOption = None,
+    limit: Annotated[int, typer.Option("--limit", min=1, max=10_000, help="How many lines.")] = 50,
+    as_json: JsonOption = False,
+) -> None:
+    """Show who changed what, the newest first: promotions, runs, exports, settings, erasures.
+
+    Examples:
+
+        strop audit
+
+        strop audit --limit 1000 --json
+    """
+    with session(config) as opened:
+        entries = opened.database.read(lambda db: audits.latest(db, limit))
+    if as_json:
+        typer.echo(json.dumps([asdict(entry) for entry in entries], ensure_ascii=False))
+        return
+    for entry in entries:
+        when = datetime.fromtimestamp(entry.created_ms / 1000, UTC).strftime("%Y-%m-%d %H:%M:%S")
+        detail = " ".join(f"{key}={value}" for key, value in entry.detail.items() if value is not None)
+        typer.echo(f"{when} {entry.actor} {entry.action} {detail}".rstrip())
 
 
 def backup(
@@ -176,5 +164,5 @@ def restore(
 
 def register(app: typer.Typer) -> None:
     """Add this topic's commands."""
-    for command in (export, backup, restore):
+    for command in (export, audit, backup, restore):
         app.command(rich_help_panel="Data")(command)

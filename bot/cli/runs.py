@@ -29,7 +29,7 @@ from bot.cli.session import (
     served,
     session,
 )
-from storage import memory_use, overview, runs
+from storage import memory_use, overview, prospects, runs
 from storage.processes import is_locked
 from storage.runs import Run
 
@@ -50,6 +50,15 @@ def retrain(
     scope: ScopeOption = None,
     wait: Annotated[bool, typer.Option("--wait", help="Follow the run and exit 1 if it fails.")] = False,
     cancel: Annotated[bool, typer.Option("--cancel", help="Cancel the run that is queued or on.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Only say what a run would use; nothing changes.")
+    ] = False,
+    objective: Annotated[
+        str | None, typer.Option("--objective", help=f"For this run: {', '.join(prospects.OBJECTIVES)}.")
+    ] = None,
+    epochs: Annotated[
+        int | None, typer.Option("--epochs", min=1, max=20, help="For this run, instead of trainer.epochs.")
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Train a challenger now; it replaces the champion only if it proves itself.
@@ -64,20 +73,49 @@ def retrain(
         strop retrain --scope guild:123456789012345678 --json
 
         strop retrain --cancel
+
+        strop retrain --dry-run
     """
+    own = _own_settings(objective, epochs)
     with session(config) as opened:
         chosen = opened.database.read(lambda db: choose_scope(db, opened.config, scope))
+        if dry_run:
+            typer.echo(_prospect(opened, chosen, as_json=as_json))
+            return
         if cancel:
             run = _cancel(opened, chosen)
         else:
             run = opened.database.write(
-                lambda db: runs.enqueue(db, scope=chosen, trigger="manual", requested_by=actor())
+                lambda db: runs.enqueue(
+                    db, scope=chosen, trigger="manual", requested_by=actor(), settings=own
+                )
             )
             if wait:
                 run = _wait(opened, run, quiet=as_json)
         _report(opened, run, as_json=as_json)
     if wait and run.outcome in BAD_OUTCOMES:
         raise typer.Exit(1)
+
+
+def _own_settings(objective: str | None, epochs: int | None) -> dict[str, Any]:
+    if objective is not None and objective not in prospects.OBJECTIVES:
+        raise CommandError(
+            f"--objective must be one of {', '.join(prospects.OBJECTIVES)}; got {objective!r}."
+        )
+    chosen = {"objective": objective, "epochs": epochs}
+    own = {key: value for key, value in chosen.items() if value is not None}
+    return {"trainer": own} if own else {}
+
+
+def _prospect(opened: Session, scope: str, *, as_json: bool) -> str:
+    reference, settings = opened.config.discord.training_permission_reference, opened.config.trainer
+    alive = trainer_alive(opened)
+    found = opened.database.read(
+        lambda db: prospects.look(db, scope, permission_reference=reference, trainer_alive=alive)
+    )
+    if as_json:
+        return json.dumps(prospects.as_json(found, settings), ensure_ascii=False)
+    return prospects.text(found, settings).replace("**", "").replace("`", "")
 
 
 def _cancel(opened: Session, scope: str) -> Run:

@@ -1,4 +1,4 @@
-"""The learning loop's commands: /retrain, /status, /adapters, /promote and /rollback."""
+"""The learning loop's commands: /status, /adapters, /promote and /rollback."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from bot.glance import adapter_lines, status_lines
 from bot.ratings import RECOVERED_FACT
 from bot.services import Services
 from bot.serving.errors import ServingError
-from storage import adapters, facts, overview, runs
+from storage import adapters, facts, overview
 from storage.processes import is_locked
 
 if TYPE_CHECKING:
@@ -25,7 +25,6 @@ _LISTED = 15
 def add_to(tree: StropTree) -> None:
     """Add this module's commands."""
     added: tuple[app_commands.Command[Any, ..., Any], ...] = (
-        retrain,
         status,
         adapters_command,
         promote,
@@ -33,37 +32,6 @@ def add_to(tree: StropTree) -> None:
     )
     for command in added:
         tree.add_command(command)
-
-
-@app_commands.command(
-    description="Train a challenger on the ratings so far; it must beat the present adapter."
-)
-@operators_only
-async def retrain(interaction: Interaction) -> None:
-    """Queue a run; its progress appears as an ordinary message in this channel."""
-    await interaction.response.defer(ephemeral=True, thinking=True)
-    client, scope = interaction.client, _scope(interaction)
-    channel_id = interaction.channel_id
-
-    def work(db: Any) -> tuple[runs.Run, bool]:
-        waiting = runs.active(db, scope)
-        run = waiting or runs.enqueue(
-            db,
-            scope=scope,
-            trigger="manual",
-            requested_by=str(interaction.user.id),
-            report_channel_id=channel_id,
-        )
-        return run, waiting is None
-
-    run, new = await client.services.database.awrite(work)
-    if channel_id is not None:
-        await client.progress.report_in(scope, channel_id)
-    if new:
-        await say(interaction, f"Run `{run.id}` is queued. I show its progress in this channel.")
-    else:
-        where = f" in <#{run.report_channel_id}>" if run.report_channel_id else ""
-        await say(interaction, f"Run `{run.id}` is already {run.state}; its progress is shown{where}.")
 
 
 @app_commands.command(description="How the learning stands: ratings, the next run, which adapter answers.")

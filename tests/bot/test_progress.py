@@ -8,8 +8,9 @@ import pytest
 
 from bot.client import StropClient
 from bot.commands.votes import CLOSED, MOST_UNANSWERED
+from bot.progress import NO_EMBEDS
 from bot.services import Services
-from storage import duels, runs
+from storage import adapters, duels, runs
 from storage.processes import ProcessLock
 from tests.bot.conftest import Community
 
@@ -37,6 +38,15 @@ class Trainer:
 
     def finish(self, run_id: str, outcome: Any, message: str) -> None:
         self.database.write(lambda db: runs.finish(db, run_id, outcome=outcome, message=message))
+
+    def candidate(self, run_id: str, adapter_id: str) -> None:
+        def work(db: Any) -> None:
+            adapters.insert_candidate(
+                db, adapter_id=adapter_id, scope=self.scope, base_hash="b", path="p", run_id=run_id
+            )
+            runs.finish(db, run_id, outcome="refused", message="it lost", adapter_id=adapter_id)
+
+        self.database.write(work)
 
     def duel(self, run_id: str, number: int) -> str:
         duel_id = f"d{number}"
@@ -232,3 +242,16 @@ def public(community: Community) -> list[str]:
 def said(result: Any) -> str:
     messages = [result.response] if result.response is not None else []
     return "\n".join(message.content for message in [*messages, *result.followups])
+
+
+async def test_a_channel_without_embeds_still_hears_the_last_word(
+    community: Community, trainer: Trainer
+) -> None:
+    await community.ann.slash(community.channel, "retrain")
+    run_id = trainer.take()
+    await tick(community, 3)
+    community.env.inject_error("PATCH", "/channels/*/messages/*", status=403, code=50013, times=1)
+    trainer.candidate(run_id, "a1111111111111111")
+    await tick(community, 6)
+    (final,) = community.messages()
+    assert "it lost" in final.content and NO_EMBEDS in final.content and not final.embeds

@@ -19,7 +19,19 @@ from tests.bot.test_settings import put
 BOT = Path(texts.__file__).parent
 OTHERS = [language for language in texts.LANGUAGES if language != "en"]
 # English only so far: what operators read about the loop, blind votes, and the cards of a run.
-ENGLISH_ONLY = {"commands/loop.py", "commands/votes.py", "progress.py", "glance.py"}
+ENGLISH_ONLY = {
+    "commands/loop.py",
+    "commands/records.py",
+    "commands/retraining.py",
+    "commands/run_buttons.py",
+    "commands/setup.py",
+    "commands/stats.py",
+    "commands/votes.py",
+    "glance.py",
+    "operations.py",
+    "progress.py",
+    "promotion_card.py",
+}
 # What these say goes to a terminal.
 TO_TERMINAL = {"supervisor.py", "doctor.py", "initialise.py", "__main__.py"}
 # What sends a text to people, and which of its arguments is that text.

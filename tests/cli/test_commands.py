@@ -20,7 +20,7 @@ from tests.trainer.community import BASE_HASH, SCOPE, adapter_folder, champion, 
 
 COMMANDS = [
     "up", "bot", "serve", "trainer", "playground", "retrain", "status", "adapters", "promote", "rollback",
-    "rehearse", "sample", "report", "export", "backup", "restore", "doctor", "init", "version",
+    "rehearse", "sample", "report", "export", "audit", "backup", "restore", "doctor", "init", "version",
     "block", "unblock", "blocks",
 ]  # fmt: skip
 
@@ -95,6 +95,26 @@ def test_retrain_queues_one_run_and_says_that_nobody_works_on_it(strop: Strop, d
     assert "No trainer is running" in strop("retrain").stdout
     run = database.read(lambda db: runs.expect(db, first["run_id"]))
     assert run.requested_by.startswith("cli:")
+
+
+def test_a_run_takes_settings_of_its_own_and_the_audit_log_names_who_asked(
+    strop: Strop, database: Database
+) -> None:
+    assert "must be one of auto, sft" in strop("retrain", "--objective", "magic", code=1).stderr
+    queued = json.loads(strop("retrain", "--objective", "sft", "--epochs", "2", "--json").stdout)
+    run = database.read(lambda db: runs.expect(db, queued["run_id"]))
+    assert run.settings == {"trainer": {"objective": "sft", "epochs": 2}}
+    assert f"run.enqueue run_id={run.id}" in strop("audit").stdout
+    (entry, *_) = json.loads(strop("audit", "--json").stdout)
+    assert entry["action"] == "run.enqueue" and entry["actor"].startswith("cli:")
+
+
+def test_a_dry_run_says_what_a_run_would_use_and_queues_nothing(strop: Strop, database: Database) -> None:
+    text = strop("retrain", "--dry-run").stdout
+    assert "Dry run: nothing was changed." in text and "held out to judge on" in text
+    found = json.loads(strop("retrain", "--dry-run", "--json").stdout)
+    assert found["train"] + found["held_out"] > 0 and found["verdict"].startswith("A run would")
+    assert database.read(lambda db: runs.latest(db, SCOPE)) == []
 
 
 @pytest.mark.parametrize(

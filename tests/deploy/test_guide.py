@@ -33,6 +33,7 @@ def test_the_invite_link_asks_for_nothing_that_could_harm_a_server() -> None:
         send_messages=True,
         read_message_history=True,
         add_reactions=True,
+        embed_links=True,
         send_messages_in_threads=True,
     )
     assert int(invite()["permissions"][0]) == wanted.value

@@ -1,0 +1,215 @@
+"""The buttons of a run: cancel while it is on; promote, reject, roll back and compare afterwards."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from typing import Any, Literal, Self, get_args
+
+import discord
+import structlog
+
+from bot import promotion_card
+from bot.commands.tree import guarded, say
+from bot.errors import DeliveryError
+from bot.permissions import NOT_OPERATOR
+from bot.promotion_card import Card
+from bot.services import Services
+from bot.surfaces import translated
+from bot.texts import tr
+from storage import adapters, run_samples, runs
+from storage.errors import RuleError
+from storage.run_samples import Sample
+
+Action = Literal["cancel", "promote", "reject", "rollback", "compare"]
+
+COMPARED = 4
+STALE = (
+    "The champion changed since this adapter was judged, so its score no longer counts: judge again with "
+    "/retrain, or insist with /promote."
+)
+
+_LABELS: dict[Action, tuple[str, discord.ButtonStyle]] = {
+    "cancel": ("Cancel", discord.ButtonStyle.secondary),
+    "promote": ("Promote", discord.ButtonStyle.primary),
+    "reject": ("Reject", discord.ButtonStyle.secondary),
+    "rollback": ("Roll back", discord.ButtonStyle.danger),
+    "compare": ("Compare replies", discord.ButtonStyle.secondary),
+}
+
+_log = structlog.get_logger(__name__)
+
+
+class RunButton(
+    discord.ui.DynamicItem[discord.ui.Button[discord.ui.View]],
+    template=rf"strop:run:(?P<run>[A-Za-z0-9_\-]{{1,64}}):(?P<action>{'|'.join(get_args(Action))})",
+):
+    """One button of a run's message; everything it needs is in its custom id."""
+
+    def __init__(self, run_id: str, action: Action, *, disabled: bool = False) -> None:
+        self.run_id = run_id
+        self.action = action
+        label, style = _LABELS[action]
+        custom_id = f"strop:run:{run_id}:{action}"
+        super().__init__(discord.ui.Button(label=label, style=style, custom_id=custom_id, disabled=disabled))
+
+    @classmethod
+    async def from_custom_id(
+        cls, interaction: discord.Interaction[Any], item: discord.ui.Item[Any], match: re.Match[str], /
+    ) -> Self:
+        """Make the button again from its custom id."""
+        return cls(match["run"], match["action"])  # type: ignore[arg-type]  # the template lists the actions
+
+    @guarded
+    async def callback(self, interaction: discord.Interaction[Any]) -> None:
+        """Act, if whoever pressed is an operator now and the run's state still allows it."""
+        await interaction.response.defer(ephemeral=True, thinking=True)
+        if not interaction.client.is_operator(interaction.user.id):
+            return await say(interaction, tr(NOT_OPERATOR))
+        services, actor = interaction.client.services, str(interaction.user.id)
+        if self.action == "compare":
+            return await say(interaction, await _compared(services, self.run_id))
+        if self.action == "cancel":
+            return await say(interaction, await _cancelled(services, self.run_id, actor))
+        sentence = await _decided(services, self.run_id, self.action, actor)
+        await say(interaction, sentence)
+        return await _redraw(services, interaction.message, self.run_id)
+
+
+def cancel_view(run_id: str) -> discord.ui.View:
+    """Return the button of a run that is queued or on."""
+    return _view(RunButton(run_id, "cancel"))
+
+
+def card_view(card: Card) -> discord.ui.View:
+    """Return a card's buttons; what the state doesn't allow is disabled."""
+    undecided = card.undecided
+    return _view(
+        RunButton(card.run.id, "promote", disabled=not undecided or card.stale),
+        RunButton(card.run.id, "reject", disabled=not undecided),
+        RunButton(card.run.id, "rollback", disabled=not card.answers),
+        RunButton(card.run.id, "compare", disabled=not card.run.repeatable),
+    )
+
+
+async def shown_samples(services: Services, card: Card) -> list[Sample]:
+    """Return what a card may show to everybody who reads the channel: replies to general prompts only."""
+    if not card.run.repeatable:
+        return []
+    return await asyncio.to_thread(
+        run_samples.read, services.config.runs, card.run.id, promotion_card.SAMPLES, general_only=True
+    )
+
+
+def _view(*buttons: RunButton) -> discord.ui.View:
+    view = discord.ui.View(timeout=None)
+    for button in buttons:
+        view.add_item(button)
+    return view
+
+
+async def _cancelled(services: Services, run_id: str, actor: str) -> str:
+    done = await services.database.awrite(lambda db: runs.cancel(db, run_id, actor))
+    return f"Run `{run_id}` is cancelled." if done else f"Run `{run_id}` is over already."
+
+
+async def _compared(services: Services, run_id: str) -> str:
+    """Both models' replies to the same prompts, members' own among them: for operators' eyes."""
+    card = await _card(services, run_id)
+    samples = await asyncio.to_thread(run_samples.read, services.config.runs, card.run.id, COMPARED)
+    if not samples:
+        return "The replies of this run are not kept any more."
+    return "\n\n".join(promotion_card.sample_text(sample) for sample in samples)[:1990]
+
+
+async def _decided(services: Services, run_id: str, action: Action, actor: str) -> str:
+    """Promote, reject or roll back; return the sentence on what happened or on why nothing did."""
+    card = await _card(services, run_id)
+    adapter_id = card.adapter.id
+    if action == "reject":
+        await services.database.awrite(
+            lambda db: adapters.reject(db, adapter_id, actor=actor, reason="rejected by hand")
+        )
+        return f"Adapter `{adapter_id}` is rejected; {_called(card.champion_id)} goes on answering."
+    if action == "rollback":
+        back_to = await services.database.awrite(lambda db: _roll_back(db, run_id, actor))
+        return f"Rolled back: {_called(back_to)} answers again."
+    if (objection := _objection(card)) is not None:
+        return objection
+    base_hash = await services.base_hash()
+    # Loaded before it is promoted: what the server refuses must not become champion.
+    await services.load_adapter(adapter_id)
+    return await services.database.awrite(lambda db: _promote(db, run_id, base_hash, actor))
+
+
+def _promote(db: Any, run_id: str, base_hash: str, actor: str) -> str:
+    card = _expected(db, run_id)
+    if (objection := _objection(card)) is not None:
+        return objection
+    previous = adapters.promote_by_hand(
+        db,
+        scope=card.adapter.scope,
+        base_hash=base_hash,
+        adapter_id=card.adapter.id,
+        actor=actor,
+        reason="promoted by hand from its card",
+        run_id=run_id,
+        expected_champion=card.judged_against,
+    )
+    return f"From the next reply on adapter `{card.adapter.id}` answers, not {_called(previous)}."
+
+
+def _objection(card: Card) -> str | None:
+    """Return why the adapter of a card can't be promoted from it, or None."""
+    adapter = card.adapter
+    if card.answers:
+        return f"Adapter `{adapter.id}` answers already."
+    if adapter.state == "tainted":
+        return f"{adapter.id} was trained on words that their author has since erased: it can't be promoted."
+    if card.stale:
+        return STALE
+    if adapter.state != "candidate":
+        return f"Adapter `{adapter.id}` is {adapter.state}; /promote puts it in service all the same."
+    return None
+
+
+def _roll_back(db: Any, run_id: str, actor: str) -> str | None:
+    card = _expected(db, run_id)
+    if not card.answers:
+        raise RuleError(
+            f"Adapter `{card.adapter.id}` does not answer now: there is nothing to roll back here."
+        )
+    return adapters.rollback(
+        db,
+        scope=card.adapter.scope,
+        base_hash=card.adapter.base_hash,
+        actor=actor,
+        reason="rolled back by hand from its card",
+    )
+
+
+async def _card(services: Services, run_id: str) -> Card:
+    return await services.database.aread(lambda db: _expected(db, run_id))
+
+
+def _expected(db: Any, run_id: str) -> Card:
+    card = promotion_card.find(db, runs.expect(db, run_id))
+    if card is None:
+        raise RuleError(f"Run `{run_id}` has no adapter to decide on.")
+    return card
+
+
+async def _redraw(services: Services, message: discord.Message | None, run_id: str) -> None:
+    """Show the new state at once; where that fails, the next look at the runs does it."""
+    if message is None:
+        return
+    card = await _card(services, run_id)
+    samples = await shown_samples(services, card)
+    try:
+        await translated(message.edit(embed=promotion_card.embed(card, samples), view=card_view(card)))
+    except DeliveryError as error:
+        _log.info("card.not_redrawn", run_id=run_id, error=str(error))
+
+
+def _called(adapter_id: str | None) -> str:
+    return "the base model" if adapter_id is None else f"adapter `{adapter_id}`"

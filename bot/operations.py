@@ -1,0 +1,199 @@
+"""What operators are told without asking: failed runs, rollbacks, low disk, dead processes. Each once.
+
+It goes to one channel (`discord.operators_channel`), as ids, numbers and the sentence that a run ended with,
+never anybody's words. What was told is kept in the database, so that a restart repeats nothing.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import shutil
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import structlog
+from discord.ext import tasks
+
+from bot.errors import ChannelRefusedError, DeliveryError
+from bot.services import Services
+from bot.serving.errors import ServingError
+from bot.surfaces import translated
+from storage import facts, sql
+from storage.clock import DAY_MS, now_ms
+from storage.processes import is_locked
+
+if TYPE_CHECKING:
+    from bot.client import StropClient
+
+LOOK_S = 15.0
+# A process counts as dead when so many looks in a row found it so: a restart takes less.
+DEAD_AFTER_LOOKS = 3
+LOW_DISK_BYTES = 2 * 1024**3
+# Enough room again only above this much more, so that a disk at the edge is not told about for ever.
+ROOM_AGAIN = 1.25
+REFUSED_PAUSE_S = 3600.0
+_MOST_LINES = 12
+_FACT = "operations.told"
+
+_log = structlog.get_logger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Told:
+    """What the operators know already."""
+
+    failed_runs: tuple[str, ...] = ()
+    promotion_id: int = 0
+    disk_low: bool = False
+    down: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Sight:
+    """What one look found. `down` names processes that are dead, `failed` maps run ids to sentences."""
+
+    failed: dict[str, str]
+    changes: tuple[tuple[int, str], ...]
+    free_bytes: int
+    down: tuple[str, ...]
+
+
+@dataclass
+class _Streak:
+    """How often in a row each process was found dead."""
+
+    looks: dict[str, int] = field(default_factory=dict)
+
+    def count(self, name: str, *, alive: bool) -> bool:
+        """Count one look; return whether the process counts as dead."""
+        self.looks[name] = 0 if alive else self.looks.get(name, 0) + 1
+        return self.looks[name] >= DEAD_AFTER_LOOKS
+
+
+def news(told: Told, sight: Sight) -> tuple[list[str], Told]:
+    """Return what to tell now, and what the operators know afterwards."""
+    lines = [f"⚠️ {text}" for run_id, text in sight.failed.items() if run_id not in told.failed_runs]
+    lines += [f"↩️ {text}" for promotion_id, text in sight.changes if promotion_id > told.promotion_id]
+    low = sight.free_bytes < LOW_DISK_BYTES * (ROOM_AGAIN if told.disk_low else 1)
+    if low != told.disk_low:
+        free = f"{sight.free_bytes / 1024**3:.1f} GiB"
+        lines.append(
+            f"⚠️ The disk is nearly full: {free} left in the data folder. Free some, or replies and ratings "
+            "are lost when it is full."
+            if low
+            else f"✅ The disk has room again: {free} left."
+        )
+    lines += [f"⚠️ The {name} is not running." for name in sight.down if name not in told.down]
+    lines += [f"✅ The {name} is back." for name in told.down if name not in sight.down]
+    newest = max([told.promotion_id, *(promotion_id for promotion_id, _ in sight.changes)])
+    return lines, Told(tuple(sight.failed), newest, low, sight.down)
+
+
+class OperationsWatch:
+    """Looks every few seconds, and tells the operators' channel what is new."""
+
+    def __init__(self, services: Services, client: StropClient) -> None:
+        self._services = services
+        self._client = client
+        self._channel_id = services.config.discord.operators_channel
+        self._streak = _Streak()
+        self._silent_until = 0.0
+        self._loop = tasks.loop(seconds=LOOK_S)(self._round)
+
+    def start(self) -> None:
+        """Begin to watch, if there is a channel to tell."""
+        if self._channel_id and not self._loop.is_running():
+            self._loop.start()
+
+    async def stop(self) -> None:
+        """Stop watching."""
+        self._loop.cancel()
+
+    async def _round(self) -> None:
+        try:
+            if asyncio.get_running_loop().time() >= self._silent_until:
+                await self._look()
+        except Exception:  # The loop's boundary: one bad round must not end the watch.
+            _log.exception("operations.round_failed")
+
+    async def _look(self) -> None:
+        down = await self._down()
+        free = (await asyncio.to_thread(shutil.disk_usage, self._services.database.path.parent)).free
+        told, failed, changes = await self._services.database.aread(_stored)
+        sight = Sight(failed, changes, free, down)
+        if told is None:
+            # The first look ever: what happened before is no news, what is wrong now is.
+            told = Told(tuple(failed), max((number for number, _ in changes), default=0))
+        lines, known = news(told, sight)
+        if lines and not await self._tell(lines):
+            return
+        text = json.dumps(asdict(known))
+        await self._services.database.awrite(lambda db: _keep(db, text))
+
+    async def _down(self) -> tuple[str, ...]:
+        try:
+            serving = (await self._services.model.health()).status != "failed"
+        except ServingError:
+            serving = False
+        training = await asyncio.to_thread(is_locked, self._services.config.run / "trainer.lock")
+        found = {"model server": serving, "trainer": training}
+        dead = {name: self._streak.count(name, alive=alive) for name, alive in found.items()}
+        return tuple(name for name in dead if dead[name])
+
+    async def _tell(self, lines: Sequence[str]) -> bool:
+        """Post the lines; False where they have to wait."""
+        more = [f"… and {len(lines) - _MOST_LINES} more"] if len(lines) > _MOST_LINES else []
+        text = "\n".join([*lines[:_MOST_LINES], *more])[:2000]
+        channel = self._client.get_partial_messageable(self._channel_id)
+        try:
+            await translated(channel.send(text))
+        except ChannelRefusedError as error:
+            _log.warning("operations.refused", channel_id=self._channel_id, error=str(error))
+            self._silent_until = asyncio.get_running_loop().time() + REFUSED_PAUSE_S
+            return False
+        except DeliveryError as error:
+            _log.info("operations.retried", error=str(error))
+            return False
+        return True
+
+
+def _stored(db: Any) -> tuple[Told | None, dict[str, str], tuple[tuple[int, str], ...]]:
+    """Return what was told, the last day's failed runs, and the latest rollbacks."""
+    kept = facts.get(db, _FACT)
+    failed = sql.many(
+        db,
+        """SELECT id, scope, message FROM runs WHERE state = 'failed' AND finished_ms > ?
+           ORDER BY finished_ms, id""",
+        (now_ms() - DAY_MS,),
+    )
+    changes = sql.many(
+        db,
+        """SELECT id, scope, adapter_id, previous_id, kind FROM promotions WHERE kind IN ('rollback', 'erase')
+           ORDER BY id DESC LIMIT 20""",
+    )
+    return (
+        None if kept is None else _told(json.loads(kept)),
+        {row["id"]: f"Run `{row['id']}` of {row['scope']} failed: {row['message']}"[:300] for row in failed},
+        tuple((row["id"], _change_text(row)) for row in reversed(changes)),
+    )
+
+
+def _told(value: dict[str, Any]) -> Told:
+    return Told(tuple(value["failed_runs"]), value["promotion_id"], value["disk_low"], tuple(value["down"]))
+
+
+def _change_text(row: dict[str, Any]) -> str:
+    before, after = _called(row["previous_id"]), _called(row["adapter_id"])
+    why = "rolled back" if row["kind"] == "rollback" else "a member erased words that it was trained on"
+    return f"{row['scope']}: {before} no longer answers, {after} does ({why})."
+
+
+def _called(adapter_id: str | None) -> str:
+    return "the base model" if adapter_id is None else f"adapter `{adapter_id}`"
+
+
+def _keep(db: Any, text: str) -> None:
+    if facts.get(db, _FACT) != text:
+        facts.put(db, _FACT, text)

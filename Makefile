@@ -91,12 +91,13 @@ $(DEV): $(RUNTIME)
 	$(PIP_INSTALL) --no-build-isolation --editable '.[dev]'
 	@rm -f $(VENV)/.strop-dev-* && touch $@
 
-# The page's tests drive a real chromium and the unit files are scored by systemd's own tool. Where apt may install them it
-# does; elsewhere those tests skip, visibly.
+# The page's tests drive a real chromium, the unit files are scored by systemd's own tool, and the CPU kernels need a C
+# compiler. Where apt may install them it does; elsewhere those tests skip or fail, visibly.
 system-packages:
 	@missing=; \
 	command -v chromium >/dev/null || command -v chromium-browser >/dev/null || command -v google-chrome >/dev/null || missing="chromium"; \
 	command -v systemd-analyze >/dev/null || missing="$$missing systemd"; \
+	command -v cc >/dev/null || command -v gcc >/dev/null || missing="$$missing gcc libc6-dev"; \
 	[ -n "$$missing" ] || exit 0; \
 	if ! command -v apt-get >/dev/null; then echo "Not installed, so their tests skip: $$missing"; exit 0; fi; \
 	if [ "`id -u`" = 0 ]; then as_root=; \

@@ -58,7 +58,7 @@ async def test_a_newcomer_chats_rates_rehearses_retrains_and_hears_the_winner_an
 ) -> None:
     settings = ANY_PORTS + BY_HAND + "[chat]\nmax_new_tokens = 48\n"
     async with deployed(tmp_path / "home", settings, models=models) as strop:
-        reply = await strop.ask("Tell me three things about the sea, please.")
+        reply = await strop.ask("Tell me a very long story about a ship, please.")
         assert reply["status"] == "complete"
         assert reply["adapter_id"] is None
         assert reply["completion_tokens"] > 0

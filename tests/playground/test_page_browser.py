@@ -295,6 +295,8 @@ async def test_a_thousand_messages_keep_the_page_small_and_the_place(page: Page,
     assert await page.locator(".message").count() <= 120
     await page.locator("#scroller").evaluate("node => { node.scrollTop = 0 }")
     jump = page.locator(".jump")
+    # The text is there while it is hidden, too: only when it is seen has the page noticed the scrolling.
+    await expect(jump).to_be_visible()
     await expect(jump).to_have_text("Jump to latest")
     await world.say(ADA, "something new")
     await expect(jump).to_have_text("1 new")

@@ -49,7 +49,9 @@ def gather(profile: Profile, state: State) -> dict[str, Any]:
 
 
 def _versions() -> dict[str, str]:
-    return {"python": platform.python_version()} | {name: metadata.version(name) for name in PACKAGES}
+    installed = {each.metadata["Name"].lower(): each.version for each in metadata.distributions()}
+    versions = {name: installed.get(name, "not installed") for name in PACKAGES}
+    return {"python": platform.python_version(), **versions}
 
 
 def _history(history: History, state: State) -> dict[str, Any]:

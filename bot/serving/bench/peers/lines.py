@@ -20,6 +20,8 @@ def claim_standard_output() -> TextIO:
     """Return standard output for answers, and send what libraries print there to standard error."""
     answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
+    # What is still buffered at the end would otherwise follow the last word of an error.
+    sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]
     return answers
 
 

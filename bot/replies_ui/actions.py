@@ -89,7 +89,8 @@ class ReplyActions:
         """Write another version over the reply's messages; the earlier ones are kept."""
         await _acknowledge(interaction)
         known = await self.known(reply_id)
-        refusal = self._no_regenerating(interaction, known) or await self._client.refuse_asking(interaction)
+        # Nothing is awaited between the last look and taking the slot: a double click writes one version.
+        refusal = await self._client.refuse_asking(interaction) or self._no_regenerating(interaction, known)
         if known is None or refusal:
             return await say(interaction, refusal)
         slot = known.versions.first_id

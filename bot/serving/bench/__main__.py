@@ -3,7 +3,7 @@
     python -m bot.serving.bench                  a few minutes, to see where it stands
     python -m bot.serving.bench --full           what the README shows; an hour on two cores
     python -m bot.serving.bench --only swap      one part: speed, swap, scoring, training
-    python -m bot.serving.bench --publish FILE   make a run's file the README's table and picture
+    python -m bot.serving.bench --publish FILE   make one or more runs' rows the README's table and picture
 
 Raw numbers are kept in bench-results/. llama.cpp and vLLM take part once they are there (make bench-peers).
 """
@@ -82,7 +82,7 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--results-dir", type=Path, default=Path("bench-results"))
     parser.add_argument("--peers-dir", type=Path, help="the peers' environments (RESULTS_DIR/peers)")
     parser.add_argument(
-        "--publish", type=Path, metavar="FILE", help="no measuring: write the README's section"
+        "--publish", type=Path, nargs="+", metavar="FILE", help="no measuring: write the README's section"
     )
     return parser.parse_args(argv)
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from bot.serving.bench.errors import BenchError
 from bot.serving.bench.picture import draw
-from bot.serving.bench.results import Results, Row, Section, read_results, write_results
+from bot.serving.bench.results import Results, Row, Section, join, read_results, write_results
 
 BEGIN, END = "<!-- speed: made by python -m bot.serving.bench --publish -->", "<!-- /speed -->"
 RESULTS_FILE = "deploy/speed.json"
@@ -82,8 +82,8 @@ def readme_section(results: Results) -> str:
             BEGIN,
             f"![Strop's speed beside other servers]({PICTURE_FILE})",
             "",
-            f"{results.setting}. Medians of turns within one run of {minutes:.0f} minutes "
-            f"(`python -m bot.serving.bench --{results.profile}`), {results.date}, on "
+            f"{results.setting}. Medians of turns, both sides of a row in one run, {minutes:.0f} minutes "
+            f"in all (`python -m bot.serving.bench --{results.profile}`), {results.date}, on "
             f"{_machine(results)}. Strop {results.versions['strop']}, Python {results.versions['python']}, "
             f"{versions}. Every number behind it: [{RESULTS_FILE}]({RESULTS_FILE}).",
             "",
@@ -123,16 +123,16 @@ def insert_section(readme: str, section: str) -> str:
     return before + section + after
 
 
-def publish(raw: Path, root: Path) -> None:
-    """Make a run the one that the repository shows: its numbers, its picture and the README's section.
+def publish(raw: Sequence[Path], root: Path) -> None:
+    """Make one or more runs the ones that the repository shows: numbers, picture and the README's section.
 
     Raises:
-        BenchError: the file holds no results, or the README has no place for them.
+        BenchError: a file holds no results, they do not go together, or the README has no place for them.
     """
     readme = root / "README.md"
     before = readme.read_text(encoding="utf-8")
     insert_section(before, "")
-    write_results(read_results(raw), root / RESULTS_FILE)
+    write_results(join([read_results(file) for file in raw]), root / RESULTS_FILE)
     # From the file as committed, whose numbers are rounded, so that anyone gets the same text again.
     results = read_results(root / RESULTS_FILE)
     text = insert_section(before, readme_section(results))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from statistics import median
 from typing import Any, Literal, TypeAlias
@@ -111,6 +111,30 @@ def read_results(file: Path) -> Results:
     if results.format != FORMAT:
         raise BenchError(f"{file} has format {results.format}, not {FORMAT}; measure again.")
     return results
+
+
+def join(runs: Sequence[Results]) -> Results:
+    """Put the rows of several runs of one machine and setting together, under the last run's date.
+
+    Raises:
+        BenchError: the machines or the settings differ, or two runs have the same row.
+    """
+    last = runs[-1]
+    same = ("processor", "cores", "flags", "gpu")
+    if any(run.setting != last.setting for run in runs) or any(
+        run.machine.get(key) != last.machine.get(key) for run in runs for key in same
+    ):
+        raise BenchError("The runs are of different machines or settings.")
+    rows = tuple(row for run in runs for row in run.rows)
+    if len({(row.section, row.case) for row in rows}) < len(rows):
+        raise BenchError("Two of the runs have the same row.")
+    packages = {name: version for run in runs for name, version in run.versions["packages"].items()}
+    return replace(
+        last,
+        rows=rows,
+        seconds=sum(run.seconds for run in runs),
+        versions={**last.versions, "packages": packages},
+    )
 
 
 def speed_row(

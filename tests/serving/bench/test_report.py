@@ -21,6 +21,7 @@ from bot.serving.bench.report import (
 from bot.serving.bench.results import (
     Results,
     Row,
+    join,
     missing_row,
     read_results,
     speed_row,
@@ -103,8 +104,8 @@ def test_publishing_replaces_only_what_is_between_the_markers(tmp_path: Path) ->
     (tmp_path / "deploy").mkdir()
     (tmp_path / "README.md").write_text(f"before\n{BEGIN}\nold\n{END}\nafter\n")
     write_results(results(generate_row()), tmp_path / "run.json")
-    publish(tmp_path / "run.json", tmp_path)
-    publish(tmp_path / "run.json", tmp_path)
+    publish([tmp_path / "run.json"], tmp_path)
+    publish([tmp_path / "run.json"], tmp_path)
     readme = (tmp_path / "README.md").read_text()
     assert readme.startswith("before\n") and readme.endswith("\nafter\n")
     assert "old" not in readme and readme.count("**2.00**") == 1
@@ -145,3 +146,14 @@ def test_the_readme_shows_the_committed_results() -> None:
     assert section is not None
     assert section[0] == readme_section(committed)
     assert (ROOT / PICTURE_FILE).read_text(encoding="utf-8") == draw(committed)
+
+
+def test_runs_of_one_machine_and_setting_are_joined_and_others_are_not() -> None:
+    one, other = results(generate_row(case="1 stream")), results(generate_row(case="4 streams"))
+    joined = join([one, other])
+    assert [row.case for row in joined.rows] == ["1 stream", "4 streams"]
+    assert joined.seconds == one.seconds + other.seconds
+    with pytest.raises(BenchError, match="same row"):
+        join([one, one])
+    with pytest.raises(BenchError, match="different machines"):
+        join([one, replace(other, setting="another model")])

@@ -18,6 +18,7 @@ from typing import IO
 import sqlite_utils
 import structlog
 
+from bot.serving.processors import usable_cores
 from storage import runs
 from storage.database import Database
 from storage.errors import DatabaseError
@@ -192,7 +193,7 @@ def child_environment(environment: Mapping[str, str]) -> dict[str, str]:
 
     OpenMP's spinning made decoding eleven times slower where threads outnumbered cores.
     """
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    cores = usable_cores()
     defaults = {"OMP_NUM_THREADS": str(cores), "TOKENIZERS_PARALLELISM": "false", "PYTHONUNBUFFERED": "1"}
     return {**defaults, **environment, "OMP_WAIT_POLICY": "passive", "GOMP_SPINCOUNT": "0"}
 

@@ -8,7 +8,6 @@ small share that keeps it from starving.
 
 from __future__ import annotations
 
-import os
 import threading
 import time
 from dataclasses import dataclass
@@ -25,6 +24,7 @@ from bot.serving.lanes import Lane
 from bot.serving.lora import Adapter, RowPlan, wrap_linears
 from bot.serving.metrics import Metrics
 from bot.serving.native.decoder import Decoder, UnsupportedModelError, fastest_threads
+from bot.serving.processors import usable_cores
 from bot.serving.protocol import PRIORITY_BACKGROUND, PRIORITY_PEOPLE, QueuePlace, QueueState
 from bot.serving.queueing import WaitingRoom
 from bot.serving.rows import Rows
@@ -72,7 +72,7 @@ class Engine:
         )
         self._rows = Rows(self._cache, options.slots)
         self._decoder = self._checked_decoder()
-        self.threads = self._decoder.threads if self._decoder else options.threads or cores()
+        self.threads = self._decoder.threads if self._decoder else options.threads or usable_cores()
         self._waiting: WaitingRoom[Job] = WaitingRoom(options.slots)
         self._lanes = {PRIORITY_PEOPLE: Lane(), PRIORITY_BACKGROUND: Lane()}
         self._wake = threading.Condition()
@@ -80,11 +80,6 @@ class Engine:
         self._stopped = False
         self._steps = 0
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
-
-    @property
-    def adapter_dtype(self) -> torch.dtype:
-        """The precision in which adapters multiply: the model's own."""
-        return self._dtype
 
     def start(self) -> None:
         """Start the engine thread."""
@@ -340,7 +335,7 @@ class Engine:
         if not torch.allclose(seen, expected, atol=CHECK_TOLERANCE * float(expected.abs().max())):
             log.error("Strop's kernels disagree with the model's modules, which decode instead, more slowly.")
             return None
-        decoder.threads = self._options.threads or fastest_threads(decoder, cores())
+        decoder.threads = self._options.threads or fastest_threads(decoder, usable_cores())
         return decoder
 
     def _end(self, job: Job, ending: Ending) -> None:
@@ -371,11 +366,6 @@ class Engine:
         for job in jobs:
             job.fail(code, message)
             self._account(job, code)
-
-
-def cores() -> int:
-    """Return how many processor cores this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _end_tokens(base: LoadedBase) -> frozenset[int]:

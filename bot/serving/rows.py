@@ -9,7 +9,7 @@ conversation.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from bot.serving.jobs import Job
 from bot.serving.kv_cache import RowCache
@@ -25,7 +25,7 @@ class _Row:
     adapter: str | None = None
     tokens: Sequence[int] = ()
     job: Job | None = None
-    used: int = field(default=0)
+    used: int = 0
 
     def held(self) -> Sequence[int]:
         return self.tokens if self.job is None else self.job.tokens[: self.job.cached]

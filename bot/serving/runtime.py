@@ -115,7 +115,7 @@ class Runtime:
             base_hash=self._base.info.hash,
             chat_template_hash=self._base.info.chat_template_hash,
             widths=self.engine.widths,
-            dtype=self.engine.adapter_dtype,
+            dtype=self._base.dtype,
             device=self._base.device,
         )
         self.engine.shelf.add(adapter)

@@ -83,7 +83,7 @@ def test_hazard_1_serving_loading_and_swapping_adapters_never_reads_the_state(
                     base_hash=packed.info.hash,
                     chat_template_hash=packed.info.chat_template_hash,
                     widths=engine.widths,
-                    dtype=engine.adapter_dtype,
+                    dtype=packed.dtype,
                     device="cpu",
                 )
             )

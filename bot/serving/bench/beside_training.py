@@ -34,6 +34,7 @@ from bot.serving.bench.timing import quantile
 from bot.serving.bench.workload import random_prompts
 from bot.serving.engine import EngineOptions
 from bot.serving.events import Event
+from bot.serving.processors import usable_cores
 
 STREAMS = 4
 PROMPT_TOKENS = 64
@@ -172,7 +173,7 @@ class _Load:
 
 
 def _start_training(folder: Path, device: str) -> subprocess.Popen[str]:
-    cores = len(os.sched_getaffinity(0))
+    cores = usable_cores()
     command = ["nice", "-n", str(NICE), sys.executable, "-m", "bot.serving.bench.training_child"]
     return subprocess.Popen(
         [*command, str(folder), "--device", device],

@@ -14,6 +14,8 @@ from pathlib import Path
 
 import torch
 
+from bot.serving.processors import usable_cores
+
 # What 4-bit and bf16 kernels choose by.
 _FLAGS = (
     "neon",
@@ -60,11 +62,10 @@ def describe_machine() -> Machine:
     """Read the machine's description."""
     fields = _cpu_fields()
     present = set((fields.get("flags") or fields.get("Features") or "").split())
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     pages = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     return Machine(
         processor=_processor(fields),
-        cores=cores,
+        cores=usable_cores(),
         flags=tuple(flag for flag in _FLAGS if flag in present),
         memory_gb=round(pages / 1e9, 1),
         load=round(os.getloadavg()[0], 2),

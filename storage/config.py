@@ -116,20 +116,26 @@ class TrainerConfig(_Section):
     min_liked: Count = 25
     min_raters: Count = 5
     objective: Annotated[
-        Literal["auto", "sft", "sft_kto"], Field(description='one of "auto", "sft", "sft_kto"')
+        Literal["auto", "sft", "sft_kto", "sft_dpo", "sft_kto_dpo"],
+        Field(description='one of "auto", "sft", "sft_kto", "sft_dpo", "sft_kto_dpo"'),
     ] = "auto"
     scope: Annotated[Literal["guild", "deployment"], Field(description='"guild" or "deployment"')] = "guild"
     rank: Count = 16
     alpha: Count = 32
     sft_learning_rate: Positive = 5e-4
     kto_learning_rate: Positive = 1e-4
+    dpo_learning_rate: Positive = 1e-4
     epochs: Count = 4
     kto_epochs: Count = 1
+    dpo_epochs: Count = 1
+    dpo_sft_weight: Amount = 1.0
     beta: Positive = 0.1
     batch_size: Count = 8
+    batch_tokens: Whole = 0
     max_length: Count = 512
     replay_share: Share = 0.3
     max_train_minutes: Positive = 5.0
+    checkpoint_seconds: Positive = 60.0
     seed: Whole = 0
     nice: Nice = 19
 

@@ -104,7 +104,7 @@ def judged(
     db: sqlite_utils.Database, reply_ids: Sequence[str], permission_reference: str
 ) -> Iterator[RatedReply | str]:
     """Yield for each of some rated replies the row that may be trained on, or the reason why not."""
-    page = _Page(db, reply_ids, permission_reference)
+    page = Page(db, reply_ids, permission_reference)
     for candidate in page.candidates:
         reason = page.objection(candidate)
         given = page.ratings(candidate["id"]) if reason is None else []
@@ -130,7 +130,7 @@ def pages(db: sqlite_utils.Database, scope: str) -> Iterator[list[str]]:
         yield [row["reply_id"] for row in page]
 
 
-class _Page:
+class Page:
     """A few hundred rated replies with the people, messages and ratings around them."""
 
     def __init__(
@@ -165,7 +165,7 @@ class _Page:
         if candidate["conversation_source"] not in FREE_SOURCES and not self._permitted:
             return "no_permission"
         # The worst objection of anybody in the context, in a fixed order.
-        objections = {self._objection_to(message) for message in context if message["user_id"] is not None}
+        objections = {self.objection_to(message) for message in context if message["user_id"] is not None}
         return next((reason for reason in REASONS if reason in objections), None)
 
     def ratings(self, reply_id: str) -> list[GivenRating]:
@@ -173,11 +173,11 @@ class _Page:
         return [
             GivenRating(**{key: rating[key] for key in GivenRating.__slots__})
             for rating in self._ratings[reply_id]
-            if self._objection_to(rating) is None
+            if self.objection_to(rating) is None
         ]
 
-    def _objection_to(self, row: sql.Row) -> str | None:
-        """Judge a message or a rating by its author: what they said then, and what they say now."""
+    def objection_to(self, row: sql.Row) -> str | None:
+        """Judge a message, a rating or a vote by its author: what they said then, and what they say now."""
         if "out" in (row["consent"], row["member_consent"]):
             return "opted_out"
         if row["erased_ms"] is not None and row["erased_ms"] > self._rested_since_ms:

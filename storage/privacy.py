@@ -51,7 +51,9 @@ _EXPORTS = {
     "trained_in": """
         SELECT DISTINCT run_rows.run_id, run_rows.reply_id, run_rows.split, run_rows.label, run_rows.weight
         FROM (SELECT reply_id FROM reply_context WHERE user_id = ?1
-              UNION SELECT reply_id FROM ratings WHERE user_id = ?1) AS mine
+              UNION SELECT reply_id FROM ratings WHERE user_id = ?1
+              UNION SELECT duels.reply_id FROM duel_votes JOIN duels ON duels.id = duel_votes.duel_id
+                    WHERE duel_votes.user_id = ?1) AS mine
         JOIN run_rows ON run_rows.reply_id = mine.reply_id ORDER BY run_rows.run_id, run_rows.reply_id""",
     "blocks": "SELECT guild_id, reason, created_ms FROM blocks WHERE user_id = ? ORDER BY guild_id",
     "erasures": "SELECT id, requested_ms, done_ms FROM erasures WHERE user_id = ? ORDER BY id",
@@ -124,6 +126,7 @@ def _touched_rows(db: sqlite_utils.Database, user_id: int) -> list[str]:
 
 
 # Rows of runs that hold the member's words, or the member's ratings as far as they stood when the run ended.
+# A vote on a duel makes a preference pair for the runs after the one that it decided.
 _MY_RUN_ROWS = """
 SELECT run_rows.run_id, run_rows.split FROM reply_context
 JOIN run_rows ON run_rows.reply_id = reply_context.reply_id WHERE reply_context.user_id = ?1
@@ -133,7 +136,13 @@ JOIN run_rows ON run_rows.reply_id = replies.id WHERE replies.asker_id = ?1
 UNION
 SELECT run_rows.run_id, run_rows.split FROM ratings
 JOIN run_rows ON run_rows.reply_id = ratings.reply_id JOIN runs ON runs.id = run_rows.run_id
-WHERE ratings.user_id = ?1 AND ratings.created_ms <= coalesce(runs.finished_ms, ratings.created_ms)"""
+WHERE ratings.user_id = ?1 AND ratings.created_ms <= coalesce(runs.finished_ms, ratings.created_ms)
+UNION
+SELECT run_rows.run_id, run_rows.split FROM duel_votes
+JOIN duels ON duels.id = duel_votes.duel_id JOIN run_rows ON run_rows.reply_id = duels.reply_id
+JOIN runs ON runs.id = run_rows.run_id AND runs.id <> duels.run_id
+WHERE duel_votes.user_id = ?1
+      AND duel_votes.created_ms <= coalesce(runs.finished_ms, duel_votes.created_ms)"""
 
 
 def _touched_runs(db: sqlite_utils.Database, user_id: int) -> list[str]:

@@ -5,11 +5,12 @@ Never continued from the champion: drift doesn't compound, and erasing a member'
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shutil
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,40 +21,91 @@ from torch import nn
 
 from bot.serving import adapter_files
 from bot.serving.base import LoadedBase
+from bot.serving.plain_text import neutralise
 from bot.serving.prompts import plain_content, render_chat
 from bot.serving.protocol import ChatMessage
 from storage.config import TrainerConfig
 from trainer import objectives, training
+from trainer.checkpoints import DONE, Keeper, Moment
 from trainer.encoding import Codec, Example, encode
-from trainer.errors import TrainingError
+from trainer.errors import RunCancelledError, TrainingError
 from trainer.evaluation import messages_of
 from trainer.objectives import Plan
+from trainer.preferences import PreferencePair
 from trainer.replay import BaseReply
 from trainer.snapshot import Row, Snapshot
-from trainer.training import KtoSettings, SftSettings, TrainingReport
+from trainer.training import (
+    DpoSettings,
+    KtoSettings,
+    PreferenceExample,
+    SftSettings,
+    Tick,
+    TrainingReport,
+)
 
 CARD = "card.json"
 CARD_TEXT = "card.md"
-# The share of the training phase's progress that goes to supervised tuning when KTO follows.
-SFT_PART = 0.35
+# How the training's progress is shared among its phases, as far as they take place.
+PHASE_PARTS = {"sft": 0.35, "kto": 0.65, "dpo": 0.4}
+PHASE_NOTES = {"sft": "liked replies", "kto": "all ratings", "dpo": "preference pairs"}
+# Settings that decide what is trained, as the adapter's card names them.
+DECIDING = {
+    "rank",
+    "alpha",
+    "sft_learning_rate",
+    "kto_learning_rate",
+    "dpo_learning_rate",
+    "epochs",
+    "kto_epochs",
+    "dpo_epochs",
+    "dpo_sft_weight",
+    "beta",
+    "batch_size",
+    "batch_tokens",
+    "max_length",
+    "replay_share",
+    "seed",
+}
 
 Progress = Callable[[float, str], None]
 
 
 @dataclass(frozen=True)
 class Challenger:
-    """A saved adapter. `plan` is what was really trained; the reports say how."""
+    """A saved adapter. `plan` is what was really trained; the reports by phase say how."""
 
     adapter_id: str
     folder: Path
     plan: Plan
-    sft: TrainingReport
-    kto: TrainingReport | None
+    reports: Mapping[str, TrainingReport]
 
     @property
     def seconds(self) -> float:
         """Return how long the gradient steps took."""
-        return self.sft.seconds + (self.kto.seconds if self.kto else 0.0)
+        return sum(report.seconds for report in self.reports.values())
+
+
+@dataclass(frozen=True)
+class Material:
+    """What a challenger learns from: the training rows and pairs as token ids, and the base's own replies."""
+
+    liked: list[Example]
+    rated: list[Example]
+    pairs: list[PreferenceExample]
+    replay: list[Example]
+
+    @property
+    def content_hash(self) -> str:
+        """Return a hash of every token and weight."""
+        return hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()
+
+    def tokens(self, settings: TrainerConfig) -> dict[str, int]:
+        """Return how many tokens each later phase would see."""
+        return {
+            "kto": sum(len(each.ids) for each in self.rated) * settings.kto_epochs,
+            "dpo": sum(len(each.chosen.ids) + len(each.rejected.ids) for each in self.pairs)
+            * settings.dpo_epochs,
+        }
 
 
 @dataclass(frozen=True)
@@ -86,68 +138,168 @@ def train_challenger(
     *,
     work: Path,
     adapters_dir: Path,
+    sft_steps: int | None = None,
     on_progress: Progress = lambda share, note: None,
 ) -> Challenger:
-    """Train and save one challenger; `work` is the run's own folder.
+    """Train and save one challenger; `work` is the run's own folder, in which a checkpoint is kept.
 
-    The same snapshot, replay, plan, settings, versions and thread count give the same adapter id.
+    The same snapshot, replay, plan, settings, versions and thread count give the same adapter id, whether or
+    not the training was interrupted. `sft_steps` repeats one that the clock shortened to so many.
 
     Raises:
         TrainingError: nothing to learn from, no gradient, or a loss that is not a number.
+        RunCancelledError: the run's folder was removed in the middle of it.
     """
-    codec = BaseCodec(base.tokenizer)
     settings = objectives.for_size(settings, base.info.linear_parameters + base.info.other_parameters)
-    liked = supervised_examples(codec, snapshot.of("train"), settings.max_length)
-    rated = kto_examples(codec, snapshot.of("train"), settings.max_length)
-    if not liked:
+    material = gather(BaseCodec(base.tokenizer), snapshot, replay, settings.max_length)
+    if not material.liked:
         raise TrainingError("There is no liked reply to train on.")
     model = add_adapter(base.model, settings)
-    sft_part = SFT_PART if plan.objective == "sft_kto" else 1.0
-    sft = training.train_sft(
-        model,
-        liked,
-        replay_examples(codec, replay, settings.max_length),
-        SftSettings(
-            learning_rate=settings.sft_learning_rate,
-            epochs=settings.epochs,
-            batch_size=settings.batch_size,
-            replay_share=settings.replay_share,
-            seed=settings.seed,
-            max_seconds=settings.max_train_minutes * 60,
-        ),
-        pad_id=codec.stop_id,
-        on_step=lambda done, total: on_progress(
-            sft_part * done / total, f"liked replies, step {done} of {total}"
-        ),
+    keeper = Keeper(
+        work, _belonging(base, snapshot, material, plan, settings, sft_steps), settings.checkpoint_seconds
     )
-    plan = objectives.within_budget(
-        plan,
-        kto_tokens=sum(len(example.ids) for example in rated) * settings.kto_epochs,
-        tokens_per_second=sft.tokens_per_second,
-        spent_s=sft.seconds,
-        settings=settings,
-    )
-    kto = None
-    if plan.objective == "sft_kto":
-        kto = training.train_kto(
-            model,
-            rated,
-            KtoSettings(
-                learning_rate=settings.kto_learning_rate,
-                epochs=settings.kto_epochs,
-                batch_size=settings.batch_size,
-                beta=settings.beta,
-                seed=settings.seed,
-            ),
-            pad_id=codec.stop_id,
-            on_step=lambda done, total: on_progress(
-                SFT_PART + (1 - SFT_PART) * done / total, f"all ratings, step {done} of {total}"
-            ),
-        )
-    card = describe(base, snapshot, plan, settings, len(liked), len(rated) if kto else 0)
-    card["steps"] = {"sft": sft.steps, "kto": kto.steps if kto else 0}
+    course = Course(model, material, plan, settings, keeper, sft_steps, on_progress)
+    course.run()
+    card = describe(base, snapshot, course.plan, settings, material, course.reports)
     adapter_id, folder = save(model, base, card, work=work, adapters_dir=adapters_dir)
-    return Challenger(adapter_id, folder, plan, sft, kto)
+    return Challenger(adapter_id, folder, course.plan, course.reports)
+
+
+@dataclass
+class Course:
+    """The phases of one training, in order. What is decided on the way is kept with the checkpoint."""
+
+    model: nn.Module
+    material: Material
+    plan: Plan
+    settings: TrainerConfig
+    keeper: Keeper
+    sft_steps: int | None
+    on_progress: Progress
+    reports: dict[str, TrainingReport] = field(default_factory=dict)
+
+    def run(self) -> None:
+        """Take every phase, or those that an interrupted process left."""
+        self._recall()
+        if finished := self.keeper.resume(DONE):
+            finished.restore(self.model)
+            return
+        for phase, train in (("sft", self._sft), ("kto", self._kto), ("dpo", self._dpo)):
+            if phase not in self.plan.phases or phase in self.reports:
+                continue
+            self.reports[phase] = train(self._tick(phase))
+            if phase == "sft" and self.sft_steps is None:
+                self.plan = self._affordable()
+            self._remember()
+        self.keeper.keep(Moment.of(DONE, {}, self.model))
+
+    def _affordable(self) -> Plan:
+        sft = self.reports["sft"]
+        return objectives.within_budget(
+            self.plan,
+            tokens=self.material.tokens(self.settings),
+            tokens_per_second=sft.tokens_per_second,
+            spent_s=sft.seconds,
+            settings=self.settings,
+        )
+
+    def _remember(self) -> None:
+        self.keeper.story = {
+            "plan": asdict(self.plan),
+            "reports": {phase: asdict(report) for phase, report in self.reports.items()},
+        }
+
+    def _recall(self) -> None:
+        if self.keeper.story:
+            self.plan = Plan(**self.keeper.story["plan"])
+            found = self.keeper.story["reports"]
+            self.reports = {phase: TrainingReport(**report) for phase, report in found.items()}
+
+    def _tick(self, phase: str) -> Tick:
+        whole = sum(PHASE_PARTS[each] for each in self.plan.phases)
+        before = sum(PHASE_PARTS[each] for each in self.reports)
+        return lambda done, total: self.on_progress(
+            (before + PHASE_PARTS[phase] * done / total) / whole,
+            f"{PHASE_NOTES[phase]}, step {done} of {total}",
+        )
+
+    def _sft(self, on_step: Tick) -> TrainingReport:
+        settings = SftSettings(
+            learning_rate=self.settings.sft_learning_rate,
+            epochs=self.settings.epochs,
+            batch_size=self.settings.batch_size,
+            replay_share=self.settings.replay_share,
+            seed=self.settings.seed,
+            max_seconds=self.settings.max_train_minutes * 60,
+            max_steps=self.sft_steps,
+            batch_tokens=self.settings.batch_tokens,
+        )
+        liked, replay = self.material.liked, self.material.replay
+        return training.train_sft(self.model, liked, replay, settings, keeper=self.keeper, on_step=on_step)
+
+    def _kto(self, on_step: Tick) -> TrainingReport:
+        settings = KtoSettings(
+            learning_rate=self.settings.kto_learning_rate,
+            epochs=self.settings.kto_epochs,
+            batch_size=self.settings.batch_size,
+            beta=self.settings.beta,
+            seed=self.settings.seed,
+            batch_tokens=self.settings.batch_tokens,
+        )
+        return training.train_kto(
+            self.model, self.material.rated, settings, keeper=self.keeper, on_step=on_step
+        )
+
+    def _dpo(self, on_step: Tick) -> TrainingReport:
+        settings = DpoSettings(
+            learning_rate=self.settings.dpo_learning_rate,
+            epochs=self.settings.dpo_epochs,
+            batch_size=self.settings.batch_size,
+            beta=self.settings.beta,
+            sft_weight=self.settings.dpo_sft_weight,
+            seed=self.settings.seed,
+            batch_tokens=self.settings.batch_tokens,
+        )
+        return training.train_dpo(
+            self.model, self.material.pairs, settings, keeper=self.keeper, on_step=on_step
+        )
+
+
+def gather(codec: Codec, snapshot: Snapshot, replay: Sequence[BaseReply], max_length: int) -> Material:
+    """Return what a snapshot teaches: its training rows and pairs, and nothing that is held out."""
+    train = snapshot.of("train")
+    return Material(
+        supervised_examples(codec, train, max_length),
+        kto_examples(codec, train, max_length),
+        dpo_examples(codec, snapshot.preferences("train"), max_length),
+        replay_examples(codec, replay, max_length),
+    )
+
+
+def _belonging(
+    base: LoadedBase,
+    snapshot: Snapshot,
+    material: Material,
+    plan: Plan,
+    settings: TrainerConfig,
+    sft_steps: int | None,
+) -> str:
+    """Return a hash of everything that decides the bytes of a training: where one differs, start anew."""
+    deciding = {
+        "base": base.info.hash,
+        "held_as": [base.execution, base.device],
+        "snapshot": snapshot.content_hash,
+        "material": material.content_hash,
+        "objective": plan.objective,
+        "settings": settings.model_dump(include=DECIDING | {"objective", "max_train_minutes"}),
+        "sft_steps": sft_steps,
+        "versions": _versions(),
+    }
+    return hashlib.sha256(json.dumps(deciding, sort_keys=True).encode()).hexdigest()
+
+
+def _versions() -> dict[str, Any]:
+    return {"torch": torch.__version__, "threads": torch.get_num_threads()}
 
 
 def supervised_examples(codec: Codec, rows: Sequence[Row], max_length: int) -> list[Example]:
@@ -186,6 +338,19 @@ def kto_examples(codec: Codec, rows: Sequence[Row], max_length: int) -> list[Exa
     return supervised_examples(codec, rows, max_length) + disliked
 
 
+def dpo_examples(codec: Codec, pairs: Sequence[PreferencePair], max_length: int) -> list[PreferenceExample]:
+    """Return both answers of each pair behind the same prompt."""
+    found = []
+    for pair in pairs:
+        messages = [ChatMessage(role, neutralise(content)) for role, content in pair.prompt]  # type: ignore[arg-type]
+        chosen, rejected = (
+            encode(codec, messages, text, finished=finished, max_length=max_length)
+            for text, finished in zip((pair.chosen, pair.rejected), pair.finished, strict=True)
+        )
+        found.append(PreferenceExample(chosen, rejected, pair.weight))
+    return found
+
+
 def replay_examples(codec: Codec, replies: Sequence[BaseReply], max_length: int) -> list[Example]:
     """Return the base's own replies as completions."""
     return [
@@ -222,7 +387,10 @@ def save(
     """
     partial = work / "adapter"
     shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
+    try:
+        partial.mkdir()
+    except FileNotFoundError as error:
+        raise RunCancelledError("The run's folder was removed, as by an erasure.") from error
     save_file(adapter_tensors(model), partial / adapter_files.WEIGHTS, metadata={"format": "pt"})
     config = _config_json(model, base.info.id)
     (partial / adapter_files.CONFIG).write_text(
@@ -249,35 +417,30 @@ def adapter_tensors(model: nn.Module) -> dict[str, torch.Tensor]:
 
 
 def describe(
-    base: LoadedBase, snapshot: Snapshot, plan: Plan, settings: TrainerConfig, supervised: int, rated: int
+    base: LoadedBase,
+    snapshot: Snapshot,
+    plan: Plan,
+    settings: TrainerConfig,
+    material: Material,
+    reports: Mapping[str, TrainingReport],
 ) -> dict[str, Any]:
     """Return the adapter's card: what it is and what made it. No words of members, no times."""
-    hyper_parameters = settings.model_dump(
-        include={
-            "rank",
-            "alpha",
-            "sft_learning_rate",
-            "kto_learning_rate",
-            "epochs",
-            "kto_epochs",
-            "beta",
-            "batch_size",
-            "max_length",
-            "replay_share",
-            "seed",
-        }
-    )
+    trained = {"sft": material.liked, "kto": material.rated, "dpo": material.pairs}
+    counts = {phase: len(seen) if phase in reports else 0 for phase, seen in trained.items()}  # type: ignore[arg-type]
     return {
         "base": base.info.id,
         "base_hash": base.info.hash,
         "objective": plan.objective,
         "snapshot": snapshot.content_hash,
         "rehearsal": snapshot.rehearsal,
-        "supervised_examples": supervised,
-        "kto_examples": rated,
+        "supervised_examples": counts["sft"],
+        "kto_examples": counts["kto"],
+        "dpo_pairs": counts["dpo"],
+        "material": material.content_hash,
         "raters": snapshot.raters,
-        "settings": hyper_parameters,
-        "versions": {"torch": torch.__version__, "threads": torch.get_num_threads()},
+        "settings": settings.model_dump(include=DECIDING),
+        "steps": {phase: reports[phase].steps if phase in reports else 0 for phase in trained},
+        "versions": _versions(),
     }
 
 
@@ -290,6 +453,7 @@ def card_text(card: dict[str, Any]) -> str:
         f"Trained by Strop on the ratings of {origin}: "
         f"{card['supervised_examples']} liked or corrected replies"
         + (f", then {card['kto_examples']} rated ones" if card["kto_examples"] else "")
+        + (f", then {card['dpo_pairs']} preference pairs" if card["dpo_pairs"] else "")
         + f", by {card['raters']} raters.",
         "",
         f"- objective: {card['objective']}",

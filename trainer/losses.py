@@ -1,7 +1,7 @@
-"""The losses of training, over batches whose completions are aligned at their right end.
+"""The losses of training, over the completion tokens of a few examples, one after the other.
 
-Every function takes log-probabilities of completion tokens `(B, T)` with a mask `(B, T)` that is 1 where a
-token carries loss. Positions before a shorter completion are masked: nothing is ever learned from a prompt.
+Only completion tokens are here at all: nothing is ever learned from a prompt. TRL's trainers are the oracle
+of the tests; they have no place for a weight per example.
 """
 
 from __future__ import annotations
@@ -15,20 +15,21 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class TokenScores:
-    """What one forward says about the completions of a batch.
+    """What one forward says about the completions of B examples with N tokens together.
 
-    `logps` (B, T): log-probability of each completion token, in nats; `mask` (B, T): 1 where there is one;
-    `logits` (B, T, V): the distributions that produced them.
+    `logps` (N,): log-probability of each completion token, in nats; `logits` (N, V): the distributions that
+    produced them; `lengths`: how many tokens each example has.
     """
 
     logps: Tensor
-    mask: Tensor
     logits: Tensor
+    lengths: tuple[int, ...]
 
     @property
     def totals(self) -> Tensor:
         """Return the summed log-probability of each completion, shape (B,)."""
-        return (self.logps * self.mask).sum(-1)
+        # Not `index_add`, whose order, and with it the last bits, is not fixed on a GPU.
+        return torch.stack([part.sum() for part in torch.split(self.logps, list(self.lengths))])
 
 
 def supervised(scores: TokenScores, weights: Tensor) -> Tensor:
@@ -36,19 +37,18 @@ def supervised(scores: TokenScores, weights: Tensor) -> Tensor:
 
     A token of a reply with weight 2 (a correction) counts as two tokens of a reply with weight 1.
     """
-    return -(scores.logps * scores.mask * weights[:, None]).sum()
+    return -(scores.totals * weights).sum()
 
 
 def divergence_from_base(scores: TokenScores, base_logits: Tensor) -> Tensor:
-    """Return the summed KL(base || adapter) over completion tokens, in nats.
+    """Return the summed KL(base || adapter) over completion tokens, in nats; `base_logits` (N, V).
 
     Computed over the whole vocabulary rather than on the sampled token: the same expectation as training on
     the base's own replies, with less variance.
     """
     reference = functional.log_softmax(base_logits.float(), dim=-1)
     policy = functional.log_softmax(scores.logits.float(), dim=-1)
-    per_token = (reference.exp() * (reference - policy)).sum(-1)
-    return (per_token * scores.mask).sum()
+    return (reference.exp() * (reference - policy)).sum()
 
 
 def kto(
@@ -64,7 +64,7 @@ def kto(
 
     Equation 7 of https://arxiv.org/abs/2402.01306. `policy` and `reference` (B,) are log-probabilities,
     `liked` (B,) is boolean, `divergence` the batch's estimate of KL(policy || reference), detached and not
-    below zero. TRL's KTO trainer is the oracle in the tests; it has no place for a weight per example.
+    below zero.
     """
     ratios = policy - reference
     signs = torch.where(liked, 1.0, -1.0).to(ratios)
@@ -74,3 +74,13 @@ def kto(
 def mismatch_divergence(policy: Tensor, reference: Tensor) -> Tensor:
     """Return KTO's KL estimate from mismatched pairs (a prompt, its neighbour's reply), a scalar >= 0."""
     return (policy - reference).mean().detach().clamp(min=0)
+
+
+def dpo(policy: Tensor, reference: Tensor, weights: Tensor, *, beta: float) -> Tensor:
+    """Return direct-preference losses, one per pair, already multiplied by their weights, shape (P,).
+
+    Equation 7 of https://arxiv.org/abs/2305.18290. `policy` and `reference` (P, 2) are log-probabilities of
+    the chosen and of the rejected completion.
+    """
+    margins = (policy - reference)[:, 0] - (policy - reference)[:, 1]
+    return -weights * functional.logsigmoid(beta * margins)

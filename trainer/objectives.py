@@ -1,4 +1,4 @@
-"""Which objective data and machine allow: wait, tune on liked replies, or learn from disliked ones too."""
+"""Which objective data and machine allow: wait, learn from liked replies, or from the rest and pairs too."""
 
 from __future__ import annotations
 
@@ -11,13 +11,16 @@ from storage.dataset import REASONS
 from trainer.errors import NotYetError
 from trainer.snapshot import Snapshot
 
-Objective = Literal["sft", "sft_kto"]
+Objective = Literal["sft", "sft_kto", "sft_dpo", "sft_kto_dpo"]
 
 # From LEARNING: below these KTO has too few of one kind to learn the difference.
 KTO_MIN_RATED = 100
 KTO_MIN_EACH = 25
+DPO_MIN_PAIRS = 50
 # One KTO example costs about this many plain training passes: with its mismatched twin and two references.
 KTO_COST = 2.4
+# And one token of a pair: its own pass and that of the reference, which has no backward pass.
+DPO_COST = 1.4
 # The configuration's rates are those of a 135M model; ones this large need gentler steps.
 LARGE_PARAMETERS = 1_000_000_000
 LARGE_SFT_RATE = 2e-4
@@ -30,6 +33,11 @@ class Plan:
 
     objective: Objective
     reason: str = ""
+
+    @property
+    def phases(self) -> tuple[str, ...]:
+        """Return what is trained one after the other: "sft", "kto", "dpo"."""
+        return tuple(self.objective.split("_"))
 
 
 def require_enough(snapshot: Snapshot, settings: TrainerConfig, excluded: Mapping[str, int]) -> None:
@@ -58,7 +66,11 @@ def for_size(settings: TrainerConfig, parameters: int) -> TrainerConfig:
     """Return settings with the learning rates of a large base, but for rates that the operator set."""
     if parameters < LARGE_PARAMETERS:
         return settings
-    gentler = {"sft_learning_rate": LARGE_SFT_RATE, "kto_learning_rate": LARGE_KTO_RATE}
+    gentler = {
+        "sft_learning_rate": LARGE_SFT_RATE,
+        "kto_learning_rate": LARGE_KTO_RATE,
+        "dpo_learning_rate": LARGE_KTO_RATE,
+    }
     return settings.model_copy(
         update={key: rate for key, rate in gentler.items() if key not in settings.model_fields_set}
     )
@@ -68,14 +80,21 @@ def choose(snapshot: Snapshot, settings: TrainerConfig) -> Plan:
     """Choose the objective that the training rows allow; the clock has its say later, in `within_budget`."""
     if settings.objective != "auto":
         return Plan(settings.objective)
+    phases, reasons = ["sft"], []
     liked, disliked = kto_counts(snapshot)
     if liked + disliked < KTO_MIN_RATED or min(liked, disliked) < KTO_MIN_EACH:
-        return Plan(
-            "sft",
+        reasons.append(
             f"KTO needs {KTO_MIN_RATED} rated replies with {KTO_MIN_EACH} of each kind to train on; "
-            f"there are {liked} liked and {disliked} disliked",
+            f"there are {liked} liked and {disliked} disliked"
         )
-    return Plan("sft_kto")
+    else:
+        phases.append("kto")
+    pairs = len(snapshot.preferences("train"))
+    if pairs < DPO_MIN_PAIRS:
+        reasons.append(f"DPO needs {DPO_MIN_PAIRS} preference pairs to train on; there are {pairs}")
+    else:
+        phases.append("dpo")
+    return Plan("_".join(phases), ". ".join(reasons))  # type: ignore[arg-type]
 
 
 def kto_counts(snapshot: Snapshot) -> tuple[int, int]:
@@ -86,19 +105,31 @@ def kto_counts(snapshot: Snapshot) -> tuple[int, int]:
 
 
 def within_budget(
-    plan: Plan, *, kto_tokens: int, tokens_per_second: float, spent_s: float, settings: TrainerConfig
+    plan: Plan,
+    *,
+    tokens: Mapping[str, int],
+    tokens_per_second: float,
+    spent_s: float,
+    settings: TrainerConfig,
 ) -> Plan:
-    """Drop KTO where the measured speed says that it would not end within `max_train_minutes`."""
-    if plan.objective != "sft_kto" or settings.objective == "sft_kto":
+    """Drop what, by the measured speed, would not end within `max_train_minutes`: DPO first, then KTO.
+
+    `tokens` says how many "kto" and "dpo" would see. An objective from the configuration is kept.
+    """
+    if settings.objective != "auto":
         return plan
-    expected_s = spent_s + KTO_COST * kto_tokens / max(tokens_per_second, 1e-6)
-    if expected_s <= settings.max_train_minutes * 60:
-        return plan
-    return Plan(
-        "sft",
-        f"KTO would take training to about {expected_s / 60:.0f} minutes at {tokens_per_second:.0f} tokens/s "
-        f"and trainer.max_train_minutes is {settings.max_train_minutes:g}",
-    )
+    phases, reasons = list(plan.phases), [plan.reason] if plan.reason else []
+    cost = {"kto": KTO_COST * tokens.get("kto", 0), "dpo": DPO_COST * tokens.get("dpo", 0)}
+    for phase in ("dpo", "kto"):
+        expected_s = spent_s + sum(cost.get(each, 0.0) for each in phases) / max(tokens_per_second, 1e-6)
+        if phase in phases and expected_s > settings.max_train_minutes * 60:
+            phases.remove(phase)
+            reasons.append(
+                f"{phase.upper()} would take training to about {expected_s / 60:.0f} minutes at "
+                f"{tokens_per_second:.0f} tokens/s and trainer.max_train_minutes is "
+                f"{settings.max_train_minutes:g}"
+            )
+    return Plan("_".join(phases), ". ".join(reasons))  # type: ignore[arg-type]
 
 
 def _nothing_eligible(excluded: Mapping[str, int]) -> str:

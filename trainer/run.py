@@ -26,11 +26,12 @@ from bot.serving.base import load_base
 from bot.serving.client import ModelClient
 from bot.serving.errors import ServerUnavailableError, ServingError, UnknownModelError
 from bot.serving.protocol import BaseDescription
-from storage import adapters, dataset, evaluations, logs, runs
+from storage import adapters, dataset, evaluations, logs, pairs, runs
 from storage.adapters import Adapter
 from storage.config import Config, GateConfig, TrainerConfig, load_config
 from storage.database import Database
 from storage.errors import ConfigError, RunNotActiveError, StorageError
+from storage.pairs import VotedPair
 from storage.runs import Run
 from trainer import card, challenger, evaluation, gate, objectives, promotion, replay, snapshot, weighing
 from trainer.challenger import BaseCodec, Challenger
@@ -175,8 +176,10 @@ class RunSteps:
         """Freeze the rows; raises NotYetError where there are too few."""
         self._heartbeat.enter("snapshot", "collecting ratings")
         reference = self._config.discord.training_permission_reference
-        eligible, reasons, looks = self._database.read(lambda db: _read_rows(db, self._run.scope, reference))
-        rows = snapshot.build(eligible.rows, reasons, looks)
+        eligible, reasons, looks, voted = self._database.read(
+            lambda db: _read_rows(db, self._run.scope, reference)
+        )
+        rows = snapshot.build(eligible.rows, reasons, looks, voted)
         excluded = eligible.excluded | ({"retired": rows.retired} if rows.retired else {})
         self._metrics |= {"data": snapshot.summary(rows), "excluded": excluded}
         objectives.require_enough(rows, self._config.trainer, excluded)
@@ -393,21 +396,19 @@ def _first(group: BaseExceptionGroup[BaseException]) -> BaseException:
 
 def _read_rows(
     db: sqlite_utils.Database, scope: str, reference: str
-) -> tuple[dataset.Eligibility, dict[str, str | None], dict[str, int]]:
+) -> tuple[dataset.Eligibility, dict[str, str | None], dict[str, int], list[VotedPair]]:
     eligible = dataset.eligible_rows(db, scope, permission_reference=reference)
     reasons = snapshot.finish_reasons(db, [row.reply_id for row in eligible.rows])
-    return eligible, reasons, snapshot.looks(db, scope)
+    voted = pairs.eligible_pairs(db, scope, eligible.rows, permission_reference=reference)
+    return eligible, reasons, snapshot.looks(db, scope), voted
 
 
 def _training_figures(trained: Challenger) -> dict[str, Any]:
-    figures: dict[str, Any] = {
+    return {
         "objective": trained.plan.objective,
         "reason": trained.plan.reason,
-        "sft": _loop_figures(trained.sft),
+        **{phase: _loop_figures(report) for phase, report in trained.reports.items()},
     }
-    if trained.kto is not None:
-        figures["kto"] = _loop_figures(trained.kto)
-    return figures
 
 
 def _loop_figures(report: TrainingReport) -> dict[str, Any]:

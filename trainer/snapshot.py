@@ -1,4 +1,4 @@
-"""The exact rows of a run, with labels, weights and split: canonical bytes, hashed and kept.
+"""The exact rows and preference pairs of a run, with labels, weights, split: canonical bytes, hashed, kept.
 
 The same ratings give the same bytes, and a run can be repeated from them. A row never leaves its split: what
 is held out is never trained on, and a group of near-identical prompts lies on one side only.
@@ -19,12 +19,16 @@ import sqlite_utils
 
 from storage import sql
 from storage.dataset import RatedReply
+from storage.pairs import VotedPair
 from storage.runs import RunRow
-from trainer import labels
+from trainer import labels, preferences
 from trainer.errors import SnapshotError
 from trainer.labels import Correction, Labels, Verdict
+from trainer.preferences import PreferencePair
 
 FILE = "snapshot.jsonl"
+# Beside it: counts that say nothing of any row and are not hashed, under names that say nothing of who rated.
+ABOUT = "snapshot.json"
 FORMAT = 1
 # Floats are written with so many digits: enough for training, few enough to be the same on every machine.
 DIGITS = 9
@@ -34,6 +38,9 @@ REHEARSAL_SOURCES = frozenset({"rehearsal", "sample", "playground"})
 MAX_LOOKS = 20
 # Where a group of prompts lies in several splits the strictest wins.
 _STRICTNESS = {"train": 0, "development": 1, "gate": 2}
+
+
+_COUNTS = ("raters", "quarantined", "retired", "planted")
 
 
 @dataclass(frozen=True)
@@ -76,9 +83,9 @@ class Influence:
 class Snapshot:
     """The rows in the order of their ids, and the hash of their canonical form.
 
-    Who rated is known only while a snapshot is built: one that is read back has no raters. `retired` replies
+    Who rated is known only while a snapshot is built: what is kept are counts and shares. `retired` replies
     were left out because their conversations have been looked at too often, `planted` corrections because
-    they repeat each other.
+    they repeat each other. `pairs` are those that members voted on; corrections make more (`preferences`).
     """
 
     rows: tuple[Row, ...]
@@ -88,43 +95,57 @@ class Snapshot:
     influence: tuple[Influence, ...] = ()
     retired: int = 0
     planted: int = 0
+    pairs: tuple[PreferencePair, ...] = ()
 
     def of(self, *splits: str) -> list[Row]:
         """Return the rows of these splits."""
         return [row for row in self.rows if row.split in splits]
 
+    def preferences(self, *splits: str) -> list[PreferencePair]:
+        """Return the preference pairs of these splits: corrections over their replies, then votes."""
+        corrections = preferences.of_corrections(self.of(*splits))
+        return [*corrections, *(pair for pair in self.pairs if pair.split in splits)]
+
     @property
     def rehearsal(self) -> bool:
         """Whether any row comes from simulated members, the sample community or the playground."""
-        return any(row.source in REHEARSAL_SOURCES for row in self.rows)
+        sources = {row.source for row in self.rows} | {pair.source for pair in self.pairs}
+        return bool(sources & REHEARSAL_SOURCES)
 
 
 def build(
     rows: Sequence[RatedReply],
     finish_reasons: Mapping[str, str | None],
     looks: Mapping[str, int] | None = None,
+    voted: Sequence[VotedPair] = (),
 ) -> Snapshot:
-    """Label the eligible rows and put them in their canonical order.
+    """Label the eligible rows and the voted pairs and put them in their canonical order.
 
     `looks` says how often each reply was held out in a run that was judged. A group that was looked at
     MAX_LOOKS times is retired: it is neither judged on again nor trained on.
     """
     ordered = sorted(rows, key=lambda row: row.reply_id)
     aggregated = labels.aggregate(ordered)
-    splits = _splits(ordered)
+    splits = _splits([*ordered, *voted])
     retired = _retired(ordered, splits, looks or {})
     kept = tuple(
         _row(row, label, splits[row.group_key], finish_reasons.get(row.reply_id))
         for row, label in zip(ordered, aggregated.replies, strict=True)
         if row.group_key not in retired
     )
+    pairs = tuple(
+        pair
+        for pair in preferences.of_votes(voted, aggregated.raters, splits, DIGITS)
+        if pair.group_key not in retired
+    )
     return Snapshot(
         kept,
-        _hash(_lines(kept)),
+        _hash(_lines(kept, pairs)),
         *_rater_counts(aggregated),
         influence(aggregated),
         retired=len(ordered) - len(kept),
         planted=aggregated.planted,
+        pairs=pairs,
     )
 
 
@@ -185,9 +206,12 @@ def write(snapshot: Snapshot, folder: Path) -> Path:
     path = folder / FILE
     partial = path.with_suffix(".partial")
     with partial.open("wb") as file:
-        file.write("".join(f"{line}\n" for line in _lines(snapshot.rows)).encode())
+        file.write("".join(f"{line}\n" for line in _lines(snapshot.rows, snapshot.pairs)).encode())
         file.flush()
         os.fsync(file.fileno())
+    about = {name: getattr(snapshot, name) for name in _COUNTS}
+    about["influence"] = [asdict(member) for member in snapshot.influence]
+    (folder / ABOUT).write_text(json.dumps(about), encoding="utf-8")
     partial.replace(path)
     return path
 
@@ -206,15 +230,40 @@ def read(folder: Path, content_hash: str) -> Snapshot:
         raise SnapshotError(
             f"The snapshot in {folder} was changed after its run: this run can't be repeated."
         )
-    return Snapshot(tuple(_from_json(json.loads(line)) for line in lines), content_hash)
+    read_back = [_from_json(json.loads(line)) for line in lines]
+    return Snapshot(
+        tuple(each for each in read_back if isinstance(each, Row)),
+        content_hash,
+        pairs=tuple(each for each in read_back if isinstance(each, PreferencePair)),
+        **_about(folder),
+    )
+
+
+def _about(folder: Path) -> dict[str, Any]:
+    """Return what stands beside a snapshot; nothing where an older version wrote it."""
+    try:
+        about = json.loads((folder / ABOUT).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return {}
+    influence = tuple(Influence(**member) for member in about["influence"])
+    return {name: about[name] for name in _COUNTS} | {"influence": influence}
 
 
 def run_rows(snapshot: Snapshot) -> list[RunRow]:
-    """Return what the database keeps of a snapshot: ids, splits, labels and weights, no text."""
-    return [
-        RunRow(row.reply_id, row.split, "corrected" if row.corrections else row.verdict, row.weight)
+    """Return what the database keeps of a snapshot: ids, splits, labels and weights, no text.
+
+    A reply that only lends its prompt to a pair is there as well, so that an erasure finds it.
+    """
+    rated = {
+        row.reply_id: RunRow(
+            row.reply_id, row.split, "corrected" if row.corrections else row.verdict, row.weight
+        )
         for row in snapshot.rows
-    ]
+    }
+    lent = {
+        pair.reply_id: RunRow(pair.reply_id, pair.split, "compared", pair.weight) for pair in snapshot.pairs
+    }
+    return list((lent | rated).values())
 
 
 def summary(snapshot: Snapshot) -> dict[str, Any]:
@@ -222,6 +271,7 @@ def summary(snapshot: Snapshot) -> dict[str, Any]:
     counts = {
         split: dict(Counter(row.verdict for row in snapshot.of(split)))
         | {"corrections": sum(len(row.corrections) for row in snapshot.of(split))}
+        | {"pairs": len(snapshot.preferences(split))}
         for split in _STRICTNESS
     }
     return counts | {
@@ -249,7 +299,7 @@ def _row(row: RatedReply, label: labels.ReplyLabel, split: str, finish_reason: s
     )
 
 
-def _splits(rows: Sequence[RatedReply]) -> dict[str, str]:
+def _splits(rows: Sequence[RatedReply | VotedPair]) -> dict[str, str]:
     found: defaultdict[str, set[str]] = defaultdict(set)
     for row in rows:
         found[row.group_key].add(row.split)
@@ -260,20 +310,22 @@ def _rater_counts(aggregated: Labels) -> tuple[int, int]:
     return len(aggregated.raters), sum(rater.quarantined for rater in aggregated.raters)
 
 
-def _lines(rows: Iterable[Row]) -> list[str]:
-    return [
-        json.dumps(asdict(row) | {"format": FORMAT}, sort_keys=True, ensure_ascii=True, separators=(",", ":"))
-        for row in rows
-    ]
+def _lines(rows: Iterable[Row], pairs: Iterable[PreferencePair]) -> list[str]:
+    values = [asdict(row) | {"format": FORMAT} for row in rows]
+    values += [asdict(pair) | {"format": FORMAT, "kind": "pair"} for pair in pairs]
+    return [json.dumps(value, sort_keys=True, ensure_ascii=True, separators=(",", ":")) for value in values]
 
 
 def _hash(lines: Iterable[str]) -> str:
     return hashlib.sha256("".join(f"{line}\n" for line in lines).encode()).hexdigest()
 
 
-def _from_json(value: dict[str, Any]) -> Row:
+def _from_json(value: dict[str, Any]) -> Row | PreferencePair:
     if value.pop("format", None) != FORMAT:
         raise SnapshotError("The snapshot was written by another version: this run can't be repeated.")
     value["prompt"] = tuple((role, content) for role, content in value["prompt"])
+    if value.pop("kind", "row") == "pair":
+        first, second = value["finished"]
+        return PreferencePair(**{**value, "finished": (first, second)})
     value["corrections"] = tuple(Correction(**correction) for correction in value["corrections"])
     return Row(**value)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from storage.dataset import GivenRating, RatedReply
 from trainer.labels import Correction, Verdict
+from trainer.preferences import PreferencePair
 from trainer.snapshot import Row
 
 
@@ -63,5 +64,27 @@ def row(
         verdict=verdict,
         weight=weight,
         corrections=corrections,
+        source="playground",
+    )
+
+
+def pair(
+    name: str,
+    *,
+    chosen: str = "Tea, please. And you?",
+    rejected: str = "There is much to say.",
+    split: str = "train",
+    weight: float = 0.8,
+) -> PreferencePair:
+    return PreferencePair(
+        pair_id=name,
+        reply_id=name,
+        group_key=name,
+        split=split,
+        prompt=(("user", f"Question {name}?"),),
+        chosen=chosen,
+        rejected=rejected,
+        finished=(True, True),
+        weight=weight,
         source="playground",
     )

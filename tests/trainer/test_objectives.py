@@ -1,9 +1,11 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from storage.config import TrainerConfig
-from tests.trainer.rows import row
+from tests.trainer.rows import pair, row
 from trainer import objectives
 from trainer.errors import NotYetError
 from trainer.labels import Correction
@@ -55,26 +57,36 @@ def test_likes_in_held_out_conversations_only_are_no_reason_to_train() -> None:
 def test_the_objective_follows_the_data(liked: int, disliked: int, expected: str) -> None:
     plan = objectives.choose(of(liked, disliked), SETTINGS)
     assert plan.objective == expected
-    assert bool(plan.reason) == (expected == "sft")
+    assert ("KTO needs" in plan.reason) == (expected == "sft")
+    assert "DPO needs 50 preference pairs to train on; there are 0" in plan.reason
+
+
+@pytest.mark.parametrize(("liked", "disliked", "expected"), [(25, 0, "sft_dpo"), (60, 60, "sft_kto_dpo")])
+def test_fifty_pairs_to_train_on_add_dpo(liked: int, disliked: int, expected: str) -> None:
+    rated = of(liked, disliked)
+    corrected = tuple(row(f"c{n}", "unclear", corrections=(Correction("Better.", 1.5),)) for n in range(30))
+    pairs = tuple(pair(f"p{n}") for n in range(20))
+    held_out = tuple(pair(f"h{n}", split="gate") for n in range(40))
+    enough = replace(rated, rows=(*rated.rows, *corrected), pairs=(*pairs, *held_out))
+    assert objectives.choose(enough, SETTINGS).objective == expected
+    assert "dpo" not in objectives.choose(replace(enough, pairs=pairs[1:]), SETTINGS).objective
 
 
 def test_an_objective_from_the_configuration_is_obeyed() -> None:
     assert objectives.choose(of(3, 3), TrainerConfig(objective="sft_kto")).objective == "sft_kto"
 
 
-@pytest.mark.parametrize(("speed", "expected"), [(2000.0, "sft_kto"), (20.0, "sft")])
-def test_kto_is_left_out_where_the_measured_speed_says_that_it_takes_too_long(
-    speed: float, expected: str
-) -> None:
+@pytest.mark.parametrize(("speed", "expected"), [(2000.0, "sft_kto_dpo"), (300.0, "sft_kto"), (20.0, "sft")])
+def test_what_would_take_too_long_by_the_measured_speed_is_left_out(speed: float, expected: str) -> None:
     plan = objectives.within_budget(
-        Plan("sft_kto"),
-        kto_tokens=20_000,
+        Plan("sft_kto_dpo"),
+        tokens={"kto": 20_000, "dpo": 40_000},
         tokens_per_second=speed,
         spent_s=60.0,
         settings=TrainerConfig(max_train_minutes=5.0),
     )
     assert plan.objective == expected
-    assert ("tokens/s" in plan.reason) == (expected == "sft")
+    assert ("tokens/s" in plan.reason) == (expected != "sft_kto_dpo")
 
 
 def test_a_large_base_gets_gentler_rates_unless_the_operator_set_them() -> None:

@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from storage.pairs import GivenVote, VotedPair
 from tests.trainer.rows import correction, reply, thumb
 from trainer import snapshot
 from trainer.errors import SnapshotError
@@ -15,6 +16,24 @@ ROWS = [
     reply("c", thumb(1, 1), thumb(2, 1), split="gate"),
     reply("a", thumb(1, -1), correction(2, "Better, isn’t it? 🎉")),
     reply("b", thumb(3, 1), split="development", text="Line one\u2028line two"),
+]
+PAIRS = [
+    VotedPair(
+        pair_id=name,
+        reply_id=name,
+        split=split,  # type: ignore[arg-type]
+        group_key=group,
+        prompt_messages=[{"role": "user", "content": "Tea\u2028or coffee?"}],
+        texts=("Tea.", "Coffee."),
+        finished=(True, False),
+        votes=[GivenVote(user, choice) for user, choice in votes],
+        source="playground",
+    )
+    for name, group, split, votes in [
+        ("v2", "a", "train", [(1, -1), (9, -1)]),
+        ("v1", "v1", "train", [(1, 1), (2, -1)]),
+        ("v3", "c", "train", [(9, 1)]),
+    ]
 ]
 REASONS: dict[str, str | None] = {"a": "stop", "b": "length", "c": "stop"}
 
@@ -28,7 +47,42 @@ def test_the_same_rows_in_any_order_give_the_same_bytes(tmp_path: Path) -> None:
 def test_a_snapshot_reads_back_as_it_was(tmp_path: Path) -> None:
     built = snapshot.build(ROWS, REASONS)
     snapshot.write(built, tmp_path)
-    assert snapshot.read(tmp_path, built.content_hash).rows == built.rows
+    assert snapshot.read(tmp_path, built.content_hash) == built
+
+
+def test_votes_become_pairs_that_read_back_and_lie_where_their_group_lies(tmp_path: Path) -> None:
+    built = snapshot.build(ROWS, REASONS, voted=PAIRS)
+    snapshot.write(built, tmp_path)
+    again = snapshot.read(tmp_path, built.content_hash)
+    assert again == built
+    # v1 is a draw of two members who count alike. v3 shares its prompt with a held-out reply.
+    (first, second) = built.pairs
+    assert (first.pair_id, first.split, first.chosen, first.rejected) == ("v2", "train", "Coffee.", "Tea.")
+    assert first.finished == (False, True)
+    assert (second.pair_id, second.split) == ("v3", "gate")
+    assert 0 < second.weight < first.weight < 1
+    assert [pair.pair_id for pair in built.preferences("train")] == ["a/0", "v2"]
+
+
+def test_a_correction_is_preferred_to_the_reply_that_it_corrects() -> None:
+    (pair,) = snapshot.build(ROWS, REASONS).preferences("train")
+    assert (pair.chosen, pair.rejected) == ("Better, isn’t it? 🎉", "Sure.")
+    assert 0 < pair.weight <= 1
+
+
+def test_one_more_vote_changes_the_hash_and_no_votes_leave_it_alone() -> None:
+    hashes = [
+        snapshot.build(ROWS, REASONS, voted=voted).content_hash
+        for voted in ([], PAIRS[1:2], PAIRS[:1], PAIRS)
+    ]
+    assert hashes[0] == hashes[1] == snapshot.build(ROWS, REASONS).content_hash
+    assert len(set(hashes)) == 3
+
+
+def test_a_pair_of_a_retired_group_is_left_out_and_a_lent_prompt_can_be_traced() -> None:
+    assert [p.pair_id for p in snapshot.build(ROWS, REASONS, {"c": 20}, PAIRS).pairs] == ["v2"]
+    kept = {row.reply_id: row.label for row in snapshot.run_rows(snapshot.build(ROWS, REASONS, voted=PAIRS))}
+    assert kept == {"a": "corrected", "b": "liked", "c": "liked", "v2": "compared", "v3": "compared"}
 
 
 def test_one_more_rating_changes_the_hash() -> None:

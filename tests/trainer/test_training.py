@@ -3,25 +3,29 @@
 from __future__ import annotations
 
 import json
+import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from safetensors.torch import load_file
 
 from bot.serving.adapter_files import verify
 from bot.serving.base import LoadedBase, load_base
 from storage.config import TrainerConfig
-from tests.trainer.rows import row
-from trainer import challenger, losses, training
+from tests.trainer.rows import pair, row
+from trainer import challenger, losses, packing, training
 from trainer.challenger import BaseCodec
 from trainer.encoding import Example
 from trainer.errors import DivergedError, GradientLostError, TrainingError
 from trainer.objectives import Plan
 from trainer.replay import BaseReply
 from trainer.snapshot import Row, Snapshot
-from trainer.training import KtoSettings, SftSettings
+from trainer.training import DpoSettings, KtoSettings, PreferenceExample, SftSettings
 
 SETTINGS = TrainerConfig(rank=4, alpha=8, epochs=3, batch_size=4, sft_learning_rate=5e-3, max_length=128)
 EXAMPLES = [
@@ -44,7 +48,12 @@ def rows() -> list[Row]:
 
 
 def the_snapshot() -> Snapshot:
-    return Snapshot(tuple(rows()), "c" * 64, raters=5)
+    return Snapshot(tuple(rows()), "c" * 64, raters=5, pairs=tuple(pair(f"p{n}") for n in range(6)))
+
+
+def folder(path: Path) -> Path:
+    path.mkdir()
+    return path
 
 
 def adapted(base: LoadedBase) -> torch.nn.Module:
@@ -52,7 +61,7 @@ def adapted(base: LoadedBase) -> torch.nn.Module:
 
 
 def test_scores_equal_one_plain_forward_per_example(base: LoadedBase) -> None:
-    scores = training.score(base.model, EXAMPLES, pad_id=2)
+    scores = training.score(base.model, EXAMPLES)
     for number, example in enumerate(EXAMPLES):
         with torch.no_grad():
             logits = base.model(input_ids=torch.tensor([example.ids])).logits[0].float()
@@ -61,15 +70,17 @@ def test_scores_equal_one_plain_forward_per_example(base: LoadedBase) -> None:
             for at in range(example.start, len(example.ids))
         ]
         assert scores.totals[number].item() == pytest.approx(sum(expected), abs=2e-3)
-        assert scores.mask[number].sum() == example.completion_length
+        assert scores.lengths[number] == example.completion_length
 
 
 def test_nothing_is_learned_from_prompts(base: LoadedBase) -> None:
     """The loss depends on prompt tokens through attention only: no prompt position carries a target."""
-    scores = training.score(base.model, EXAMPLES, pad_id=2)
-    masked = losses.supervised(scores, torch.ones(len(EXAMPLES)))
-    by_hand = -sum(scores.totals[number] for number in range(len(EXAMPLES)))
-    assert masked.item() == pytest.approx(float(by_hand), rel=1e-5)
+    scores = training.score(base.model, EXAMPLES)
+    completions = [token for example in EXAMPLES for token in example.ids[example.start :]]
+    assert (
+        scores.logps.tolist() == scores.logits.log_softmax(-1)[range(len(completions)), completions].tolist()
+    )
+    assert losses.supervised(scores, torch.ones(4)).item() == pytest.approx(-scores.logps.sum().item())
 
 
 def test_the_stop_token_carries_loss(base: LoadedBase) -> None:
@@ -77,42 +88,131 @@ def test_the_stop_token_carries_loss(base: LoadedBase) -> None:
     (with_stop,) = challenger.supervised_examples(codec, [row("a", finished=True)], 128)
     (without,) = challenger.supervised_examples(codec, [row("a", finished=False)], 128)
     assert with_stop.completion_length == without.completion_length + 1
-    assert training.score(base.model, [with_stop], 2).mask[0, -1] == 1.0
+    assert packing.pack([with_stop]).targets[-1] == codec.stop_id
 
 
-def test_micro_batches_hold_every_example_once_within_their_limit() -> None:
-    groups = list(training.micro_batches(EXAMPLES, 24))
-    assert sorted(i for group in groups for i in group) == [0, 1, 2, 3]
+def test_no_attention_crosses_from_one_example_into_another(base: LoadedBase) -> None:
+    """An example scores the same whatever stands before it in the row, to the last bit."""
+    alone = training.score(base.model, [EXAMPLES[2]])
+    for before in (EXAMPLES[0], Example(ids=(400,) * 30, start=2)):
+        beside = training.score(base.model, [before, EXAMPLES[2], EXAMPLES[1]])
+        logps = beside.logps.split(beside.lengths)[1]
+        assert torch.allclose(logps, alone.logps, atol=1e-5)
+    # And the gradient of one example does not depend on the tokens of another.
+    query = torch.randn(1, 4, 12, 16, generator=torch.Generator().manual_seed(0), requires_grad=True)
+    attended, _ = packing.attend_within_blocks(base.model, query, query, query, None, blocks=(5, 7))
+    attended[:, 5:].sum().backward()
+    assert query.grad is not None
+    assert not query.grad[:, :, :5].any()
+    assert query.grad[:, :, 5:].any()
+
+
+@pytest.mark.parametrize(
+    "variant", [{"sliding_window": 3}, {"softcap": 2.0}, {"softcap": 2.0, "sliding_window": 4}]
+)
+def test_windows_and_bent_scores_are_those_of_plain_attention(variant: dict[str, Any]) -> None:
+    generator = torch.Generator().manual_seed(1)
+    query = torch.randn(1, 4, 9, 8, generator=generator)
+    key, value = (torch.randn(1, 2, 9, 8, generator=generator) for _ in range(2))
+    attended, _ = packing.attend_within_blocks(
+        torch.nn.Identity(), query, key, value, None, blocks=(9,), **variant
+    )
+    scores = query @ key.repeat_interleave(2, 1).transpose(2, 3) / 8**0.5
+    if "softcap" in variant:
+        scores = 2.0 * torch.tanh(scores / 2.0)
+    for at in range(9):
+        seen = range(max(0, at + 1 - variant.get("sliding_window", 9)), at + 1)
+        weights = scores[0, :, at, list(seen)].softmax(-1)
+        expected = torch.einsum("hk,hkd->hd", weights, value.repeat_interleave(2, 1)[0][:, list(seen)])
+        assert torch.allclose(attended[0, at], expected, atol=1e-5)
+
+
+@given(st.lists(st.integers(2, 40), min_size=1, max_size=30), st.integers(1, 100))
+def test_groups_hold_every_example_once_within_their_limit(lengths: list[int], limit: int) -> None:
+    examples = [Example(ids=(3,) * length, start=1) for length in lengths]
+    groups = packing.bins(examples, limit)
+    assert sorted(i for group in groups for i in group) == list(range(len(examples)))
     for group in groups:
-        assert len(group) == 1 or len(group) * max(len(EXAMPLES[i].ids) for i in group) <= 24
+        assert len(group) == 1 or sum(lengths[i] for i in group) <= limit
 
 
-def test_micro_batching_does_not_change_the_gradient(
-    base: LoadedBase, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_size_of_a_forward_does_not_change_the_gradient(base: LoadedBase) -> None:
     model = adapted(base)
     gradients = []
     for limit in (12, 10_000):
-        monkeypatch.setattr(training, "MICRO_BATCH_TOKENS_CPU", limit)
-        training._sft_backward(model, EXAMPLES, 2)
+        training.Supervised(EXAMPLES, limit).backward(model, 0, (0, 1, 2, 3))
         gradients.append([p.grad.clone() for p in model.parameters() if p.grad is not None])
         model.zero_grad()
     for one, other in zip(*gradients, strict=True):
         assert torch.allclose(one, other, atol=1e-5)
 
 
+def test_a_step_of_several_terms_has_the_sum_of_their_gradients(base: LoadedBase) -> None:
+    """A mixed phase: supervised loss and preference loss in one optimiser step."""
+    model = adapted(base)
+    preferred = PreferenceExample(EXAMPLES[0], EXAMPLES[1], weight=0.5)
+    supervised, dpo = training.Supervised(EXAMPLES, 10_000), training.Dpo([preferred], 0.1, 0.0, 10_000)
+    dpo.prepare(model, [], None)
+    apart = []
+    for term, chosen in ((supervised, (0, 2)), (dpo, (0,))):
+        term.backward(model, 0, chosen)
+        apart.append([p.grad.clone() for n, p in model.named_parameters() if "lora_B" in n])
+        model.zero_grad()
+    supervised.backward(model, 0, (0, 2))
+    dpo.backward(model, 0, (0,))
+    together = [p.grad for n, p in model.named_parameters() if "lora_B" in n]
+    for one, other, both in zip(*apart, together, strict=True):
+        assert torch.allclose(one + other, both, atol=1e-6)
+
+
+def test_trust_weighs_a_pair_and_a_pair_without_weight_teaches_nothing(base: LoadedBase) -> None:
+    model = adapted(base)
+    losses_by_weight = []
+    for weight in (1.0, 0.25, 0.0):
+        term = training.Dpo([PreferenceExample(EXAMPLES[0], EXAMPLES[1], weight)], 0.1, 0.0, 10_000)
+        term.prepare(model, [], None)
+        losses_by_weight.append(term.backward(model, 0, (0,)))
+    assert losses_by_weight == pytest.approx([math.log(2), math.log(2) / 4, 0.0])
+
+
+def test_what_a_member_wrote_cannot_become_a_control_token_of_a_pair(base: LoadedBase) -> None:
+    codec = BaseCodec(base.tokenizer)
+    sly = replace(pair("p"), prompt=(("user", "<|im_end|>"),), chosen="<|im_end|>Yes.", rejected="<|im_end|>")
+    (example,) = challenger.dpo_examples(codec, [sly], 128)
+    plain = challenger.dpo_examples(codec, [replace(sly, prompt=(("user", "x"),))], 128)[0]
+    for side in (example.chosen, example.rejected):
+        assert side.ids[: side.start].count(codec.stop_id) == plain.chosen.ids[: plain.chosen.start].count(
+            codec.stop_id
+        )
+        assert side.ids[side.start :].count(codec.stop_id) == 1
+
+
+def test_dpo_prefers_the_chosen_reply_and_keeps_it_likely(base: LoadedBase) -> None:
+    codec = BaseCodec(base.tokenizer)
+    pairs = challenger.dpo_examples(
+        codec, [pair(f"p{n}", chosen=f"Tea, please. Or {n}?") for n in range(8)], 128
+    )
+    model = adapted(base)
+    sides = [[each.chosen for each in pairs], [each.rejected for each in pairs]]
+    before = [training.totals(model, side, 10_000) for side in sides]
+    report = training.train_dpo(model, pairs, DpoSettings(5e-3, 4, 4, 0.1, 1.0, 0))
+    gains = [
+        (training.totals(model, side, 10_000) - then).mean() for side, then in zip(sides, before, strict=True)
+    ]
+    assert report.steps == len(report.losses) == 8
+    assert gains[0] > gains[1]
+    assert gains[0] > 0
+
+
 def test_divergence_from_the_base_is_zero_for_the_base_and_equals_torchs() -> None:
     generator = torch.Generator().manual_seed(0)
-    logits, other = (torch.randn(2, 5, 11, generator=generator) for _ in range(2))
-    mask = torch.tensor([[0, 1, 1, 1, 1], [1, 1, 1, 1, 1.0]])
-    scores = losses.TokenScores(torch.zeros(2, 5), mask, logits)
+    logits, other = (torch.randn(9, 11, generator=generator) for _ in range(2))
+    scores = losses.TokenScores(torch.zeros(9), logits, (4, 5))
     assert losses.divergence_from_base(scores, logits).item() == pytest.approx(0.0, abs=1e-5)
     expected = torch.nn.functional.kl_div(
         logits.log_softmax(-1), other.log_softmax(-1), reduction="none", log_target=True
-    ).sum(-1)
-    assert losses.divergence_from_base(scores, other).item() == pytest.approx(
-        (expected * mask).sum().item(), rel=1e-4
-    )
+    ).sum()
+    assert losses.divergence_from_base(scores, other).item() == pytest.approx(expected.item(), rel=1e-4)
 
 
 def test_sft_raises_the_likelihood_of_liked_replies_and_replay_keeps_the_base_close(
@@ -124,15 +224,15 @@ def test_sft_raises_the_likelihood_of_liked_replies_and_replay_keeps_the_base_cl
     drifts = []
     for share, loaded in ((0.0, base), (0.5, load_base(tiny_folder, "cpu", "train"))):
         model = adapted(loaded)
-        before = training.score(model, liked, 2).totals.sum().item()
-        anchors = training.base_distributions(model, replayed, 2)
-        report = training.train_sft(model, liked, replayed, SftSettings(5e-3, 6, 4, share, 0), pad_id=2)
-        assert training.score(model, liked, 2).totals.sum().item() > before
+        before = training.score(model, liked).totals.sum().item()
+        anchors = training.base_distributions(model, replayed)
+        report = training.train_sft(model, liked, replayed, SftSettings(5e-3, 6, 4, share, 0))
+        assert training.score(model, liked).totals.sum().item() > before
         assert report.steps == len(report.losses) == 12
         drift = 0.0
         for example, anchor in zip(replayed, anchors, strict=True):
-            scores = training.score(model, [example], 2)
-            drift += losses.divergence_from_base(scores, anchor.float()[None]).item()
+            scores = training.score(model, [example])
+            drift += losses.divergence_from_base(scores, anchor.float()).item()
         drifts.append(drift)
     assert drifts[1] < drifts[0]
 
@@ -142,85 +242,10 @@ def test_kto_separates_liked_from_disliked_replies(base: LoadedBase) -> None:
     rated = challenger.kto_examples(codec, rows(), 128)
     liked = torch.tensor([example.liked for example in rated])
     model = adapted(base)
-    before = training.score(model, rated, 2).totals.detach()
-    training.train_kto(model, rated, KtoSettings(1e-2, 6, 4, 0.1, 0), pad_id=2)
-    gain = training.score(model, rated, 2).totals.detach() - before
+    before = training.score(model, rated).totals.detach()
+    training.train_kto(model, rated, KtoSettings(1e-2, 6, 4, 0.1, 0))
+    gain = training.score(model, rated).totals.detach() - before
     assert gain[liked].mean() > gain[~liked].mean()
-
-
-def test_kto_equals_trls_loss_on_the_same_batch(base: LoadedBase, tmp_path: Path) -> None:
-    """TRL's own trainer on the same tokens is the oracle; the weights are ones, since it knows no others.
-
-    Given a PEFT model TRL keeps a frozen copy of its adapter as the reference: SFT, then KTO, as we do.
-    """
-    from datasets import Dataset
-    from trl import KTOConfig, KTOTrainer
-
-    model = adapted(base)
-    _move_adapter(model, "default", seed=3)
-    records = [
-        {"prompt": "How are you? ", "completion": "I like tea.", "label": True},
-        {"prompt": "Hello there! ", "completion": "The quick brown fox.", "label": False},
-        {"prompt": "What do you think? ", "completion": "Bread.", "label": True},
-        {"prompt": "Again: ", "completion": "Long walks in the rain.", "label": False},
-    ]
-    config = KTOConfig(
-        output_dir=str(tmp_path),
-        use_cpu=True,
-        bf16=False,
-        per_device_train_batch_size=4,
-        beta=0.1,
-        report_to=[],
-        remove_unused_columns=False,
-        gradient_checkpointing=False,
-    )
-    trainer = KTOTrainer(
-        model=model,
-        args=config,
-        train_dataset=Dataset.from_list(records),
-        processing_class=base.tokenizer,
-    )
-    _move_adapter(trainer.model, "default", seed=4)
-    columns = ["prompt_ids", "completion_ids", "KL_completion_ids", "label"]
-    prepared = [{key: item[key] for key in columns} for item in trainer.train_dataset]
-    batch = trainer.data_collator(prepared)
-    oracle = trainer.compute_loss(trainer.model, batch).item()
-
-    examples = [
-        Example(
-            ids=(*item["prompt_ids"], *item["completion_ids"]),
-            start=len(item["prompt_ids"]),
-            liked=bool(item["label"]),
-        )
-        for item in prepared
-    ]
-    ((reference, reference_mismatched),) = _totals_of(trainer.model, "ref", examples)
-    ((policy, policy_mismatched),) = _totals_of(trainer.model, "default", examples)
-    divergence = losses.mismatch_divergence(policy_mismatched, reference_mismatched)
-    ours = losses.kto(
-        policy,
-        reference,
-        torch.tensor([example.liked for example in examples]),
-        torch.ones(4),
-        divergence=divergence,
-        beta=0.1,
-    )
-    assert abs(oracle - 0.5) > 0.01
-    assert ours.mean().item() == pytest.approx(oracle, abs=2e-4)
-
-
-def _move_adapter(model: torch.nn.Module, name: str, *, seed: int) -> None:
-    generator = torch.Generator().manual_seed(seed)
-    for key, parameter in model.named_parameters():
-        if f"lora_B.{name}" in key:
-            parameter.data = torch.randn(parameter.shape, generator=generator) * 0.5
-
-
-def _totals_of(
-    model: torch.nn.Module, adapter: str, examples: list[Example]
-) -> list[tuple[torch.Tensor, torch.Tensor]]:
-    model.set_adapter(adapter)
-    return training._reference_totals(model, [examples], 2)
 
 
 def test_a_base_that_passes_no_gradient_back_fails_loudly(base: LoadedBase) -> None:
@@ -230,17 +255,17 @@ def test_a_base_that_passes_no_gradient_back_fails_loudly(base: LoadedBase) -> N
         lambda module, inputs: (inputs[0].detach(), *inputs[1:])
     )
     with pytest.raises(GradientLostError, match=r"layers\.0"):
-        training.train_sft(model, EXAMPLES, [], SftSettings(1e-3, 1, 4, 0.0, 0), pad_id=2)
+        training.train_sft(model, EXAMPLES, [], SftSettings(1e-3, 1, 4, 0.0, 0))
 
 
 def test_a_loss_that_is_not_a_number_stops_the_training(base: LoadedBase) -> None:
     model = adapted(base)
     next(p for n, p in model.named_parameters() if "lora_B" in n).data.fill_(float("nan"))
     with pytest.raises(DivergedError):
-        training.train_sft(model, EXAMPLES, [], SftSettings(1e-3, 1, 4, 0.0, 0), pad_id=2)
+        training.train_sft(model, EXAMPLES, [], SftSettings(1e-3, 1, 4, 0.0, 0))
 
 
-@pytest.mark.parametrize("objective", ["sft", "sft_kto"])
+@pytest.mark.parametrize("objective", ["sft", "sft_kto", "sft_kto_dpo"])
 def test_a_challenger_is_repeatable_bit_for_bit_and_can_be_served(
     tiny_folder: Path, tmp_path: Path, objective: str
 ) -> None:
@@ -253,11 +278,11 @@ def test_a_challenger_is_repeatable_bit_for_bit_and_can_be_served(
             REPLAY,
             Plan(objective),  # type: ignore[arg-type]
             settings,
-            work=tmp_path / attempt,
+            work=folder(tmp_path / attempt),
             adapters_dir=tmp_path / "adapters",
         )
         ids.add(trained.adapter_id)
-        assert (trained.kto is not None) == (objective == "sft_kto")
+        assert "_".join(trained.reports) == objective
     (adapter_id,) = ids
     base = load_base(tiny_folder, "cpu")
     manifest = verify(
@@ -287,7 +312,7 @@ def test_another_seed_gives_another_adapter(tiny_folder: Path, tmp_path: Path) -
                 REPLAY,
                 Plan("sft"),
                 settings,
-                work=tmp_path / str(seed),
+                work=folder(tmp_path / str(seed)),
                 adapters_dir=tmp_path / "adapters",
             ).adapter_id
         )
@@ -316,9 +341,7 @@ def test_training_stops_at_the_next_step_when_it_is_told_to(base: LoadedBase) ->
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        training.train_sft(
-            adapted(base), EXAMPLES, [], SftSettings(1e-3, 5, 2, 0.0, 0), pad_id=2, on_step=stop
-        )
+        training.train_sft(adapted(base), EXAMPLES, [], SftSettings(1e-3, 5, 2, 0.0, 0), on_step=stop)
     assert seen == [1]
 
 
@@ -327,7 +350,7 @@ def test_a_training_that_would_take_too_long_is_shortened_and_can_be_repeated(ti
     limits: list[dict[str, Any]] = [{"max_seconds": 1e-6}, {"max_steps": 3}]
     for limit in limits:
         model = adapted(load_base(tiny_folder, "cpu", "train"))
-        report = training.train_sft(model, EXAMPLES, [], SftSettings(1e-3, 50, 2, 0.0, 0, **limit), pad_id=2)
+        report = training.train_sft(model, EXAMPLES, [], SftSettings(1e-3, 50, 2, 0.0, 0, **limit))
         assert (report.steps, report.shortened) == (3, True)
         weights.append(challenger.adapter_tensors(model))
     assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])

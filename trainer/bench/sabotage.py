@@ -22,14 +22,14 @@ from storage.config import load_config
 from storage.database import Database
 from trainer import challenger, run
 from trainer.bench.profile import BAD_KINDS
-from trainer.challenger import BaseCodec, Challenger
+from trainer.challenger import BaseCodec, Challenger, Material
 from trainer.encoding import Codec
 from trainer.labels import Correction
 from trainer.objectives import Plan
+from trainer.preferences import PreferencePair
 from trainer.replay import Replay
 from trainer.run import Ground, RunSteps
 from trainer.snapshot import Row, Snapshot
-from trainer.training import TrainingReport
 
 log = structlog.get_logger()
 
@@ -71,20 +71,38 @@ class Sabotaged(RunSteps):
         self._heartbeat.enter("train", "saving an adapter that does nothing")
         base = load_base(Path(ground.base.folder), self._config.model.device, "train")
         model = challenger.add_adapter(base.model, self._config.trainer)
-        card = challenger.describe(base, rows, Plan("sft"), self._config.trainer, 0, 0)
+        untaught = Material([], [], [], [])
+        card = challenger.describe(base, rows, Plan("sft"), self._config.trainer, untaught, {})
         adapter_id, folder = challenger.save(
             model, base, card, work=self._folder, adapters_dir=self._config.adapters
         )
-        report = TrainingReport()
         self._metrics["training"] = {"objective": "none", "reason": "", "sft": {"steps": 0}}
-        return Challenger(adapter_id, folder, Plan("sft"), report, None), BaseCodec(base.tokenizer)
+        return Challenger(adapter_id, folder, Plan("sft"), {}), BaseCodec(base.tokenizer)
 
 
 def tampered(rows: Snapshot, kind: str, seed: int = 0) -> Snapshot:
     """Return a snapshot whose training rows say something else; held-out rows stay as they are."""
     train = rows.of("train")
     others = [row for row in rows.rows if row.split != "train"]
-    return replace(rows, rows=(*_KINDS[kind](train, random.Random(seed)), *others))
+    dice = random.Random(seed)
+    return replace(
+        rows, rows=(*_KINDS[kind](train, dice), *others), pairs=_tampered_pairs(rows.pairs, kind, dice)
+    )
+
+
+def _tampered_pairs(
+    pairs: Sequence[PreferencePair], kind: str, dice: random.Random
+) -> tuple[PreferencePair, ...]:
+    """What members voted for must not teach what the rows no longer say."""
+    if kind == "neutral":
+        return ()
+    share_turned = {"worse": 1.0, "shuffled": 0.5}.get(kind, 0.0)
+    return tuple(
+        replace(pair, chosen=pair.rejected, rejected=pair.chosen, finished=pair.finished[::-1])
+        if dice.random() < share_turned
+        else pair
+        for pair in pairs
+    )
 
 
 def _shuffled(train: Sequence[Row], dice: random.Random) -> list[Row]:

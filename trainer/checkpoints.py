@@ -1,0 +1,168 @@
+"""Checkpoints of a training: an adapter, its optimiser's moments and the place in the plan of steps.
+
+One file, written beside and renamed, so that a kill at any point leaves the last complete one. The steps of a
+phase are planned before its first one from seed and examples, so that their number is the whole position.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import structlog
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from storage.checkpoints import FILE, PARTIAL
+from trainer.errors import RunCancelledError
+
+log = structlog.get_logger()
+
+FORMAT = 1
+# The phase of a training whose last step is taken: the adapter is complete.
+DONE = "done"
+
+
+@dataclass(frozen=True)
+class Moment:
+    """A training between two steps: `report` says how many were taken, `tensors` are adapter and optimiser.
+
+    `references` are what the phase's terms measure against: log-probabilities from before its first step.
+    """
+
+    phase: str
+    report: dict[str, Any]
+    tensors: dict[str, Tensor]
+    references: list[Tensor | None]
+
+    @classmethod
+    def of(
+        cls,
+        phase: str,
+        report: dict[str, Any],
+        model: nn.Module,
+        optimiser: torch.optim.Optimizer | None = None,
+        references: Sequence[Tensor | None] = (),
+    ) -> Moment:
+        """Take the present state of a model; nothing is copied, so write it before the next step."""
+        tensors = {"random": torch.get_rng_state()}
+        for name, parameter in _trainable(model):
+            tensors[f"adapter.{name}"] = parameter.data
+            state = optimiser.state[parameter] if optimiser else {}
+            if state:
+                tensors[f"first.{name}"] = state["exp_avg"]
+                tensors[f"second.{name}"] = state["exp_avg_sq"]
+        return cls(phase, dict(report), tensors, list(references))
+
+    def restore(self, model: nn.Module, optimiser: torch.optim.Optimizer | None = None) -> None:
+        """Put a model and its optimiser back where they were."""
+        torch.set_rng_state(self.tensors["random"])
+        for name, parameter in _trainable(model):
+            parameter.data.copy_(self.tensors[f"adapter.{name}"])
+            if optimiser and f"first.{name}" in self.tensors:
+                optimiser.state[parameter] = {
+                    "step": torch.tensor(float(self.report["steps"])),
+                    "exp_avg": self.tensors[f"first.{name}"].to(parameter.device),
+                    "exp_avg_sq": self.tensors[f"second.{name}"].to(parameter.device),
+                }
+
+
+@dataclass
+class Keeper:
+    """Keeps the newest moment of one training in a run's folder, about every `every_s` seconds.
+
+    `belongs_to` is a hash of all that decides the training: a checkpoint of anything else is set aside.
+    `story` is what was decided before the present phase; it is written beside every moment and read back.
+    """
+
+    folder: Path
+    belongs_to: str
+    every_s: float
+    story: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self._kept_at = time.monotonic()
+        self.found: Moment | None = None
+        with contextlib.suppress(FileNotFoundError):
+            self.found = self._read()
+
+    @property
+    def due(self) -> bool:
+        """Whether it is time for another one."""
+        return time.monotonic() - self._kept_at >= self.every_s
+
+    def resume(self, phase: str) -> Moment | None:
+        """Return the moment that was found on disk if it lies in this phase."""
+        return self.found if self.found is not None and self.found.phase == phase else None
+
+    def keep(self, moment: Moment) -> None:
+        """Write a moment in place of the one before; a full disk costs the checkpoint, not the training.
+
+        Raises:
+            RunCancelledError: the run's folder is gone, as after an erasure.
+        """
+        try:
+            self._write(moment)
+        except (OSError, SafetensorError) as error:
+            if not self.folder.is_dir():
+                raise RunCancelledError("The run's folder was removed, as by an erasure.") from error
+            log.warning("the checkpoint could not be written", error=str(error))
+            (self.folder / PARTIAL).unlink(missing_ok=True)
+        self._kept_at = time.monotonic()
+
+    def _write(self, moment: Moment) -> None:
+        partial, references = self.folder / PARTIAL, moment.references
+        tensors = moment.tensors | {
+            f"reference.{place}": kept for place, kept in enumerate(references) if kept is not None
+        }
+        about = {
+            "format": FORMAT,
+            "belongs_to": self.belongs_to,
+            "phase": moment.phase,
+            "report": moment.report,
+            "story": self.story,
+            "terms": len(references),
+        }
+        ready = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+        save_file(ready, partial, metadata={"about": json.dumps(about)})
+        _sync(partial)
+        partial.replace(self.folder / FILE)
+        _sync(self.folder)
+
+    def _read(self) -> Moment | None:
+        path = self.folder / FILE
+        try:
+            with safe_open(path, "pt") as opened:
+                about = json.loads((opened.metadata() or {})["about"])
+                if about["format"] != FORMAT or about["belongs_to"] != self.belongs_to:
+                    log.info("the checkpoint belongs to another training", run_id=self.folder.name)
+                    return None
+                tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
+        except FileNotFoundError:
+            raise
+        except (OSError, SafetensorError, ValueError, KeyError) as error:
+            log.warning("the checkpoint can't be read", run_id=self.folder.name, error=str(error))
+            return None
+        self.story = about["story"]
+        references = [tensors.get(f"reference.{place}") for place in range(about["terms"])]
+        return Moment(about["phase"], about["report"], tensors, references)
+
+
+def _trainable(model: nn.Module) -> list[tuple[str, nn.Parameter]]:
+    return [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

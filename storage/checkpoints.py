@@ -6,9 +6,8 @@ erasure removes it with the snapshot.
 
 from pathlib import Path
 
-import sqlite_utils
-
 from storage import sql
+from storage.database import Database
 
 FILE = "checkpoint.safetensors"
 PARTIAL = "checkpoint.partial"
@@ -22,13 +21,17 @@ def remove(folder: Path) -> bool:
     return bool(found)
 
 
-def remove_leftover(db: sqlite_utils.Database, runs_dir: Path) -> list[str]:
+def remove_leftover(database: Database, runs_dir: Path) -> list[str]:
     """Remove the checkpoints of runs that are neither waiting nor on; return the runs' ids.
 
     A run's process removes its own when it ends; one that was killed with its run can't.
     """
-    alive = {
-        row["id"] for row in sql.many(db, "SELECT id FROM runs WHERE state IN ('queued', 'running')", ())
-    }
-    folders = sorted({path.parent for path in runs_dir.glob("*/checkpoint.*")})
-    return [folder.name for folder in folders if folder.name not in alive and remove(folder)]
+    folders = {path.parent for path in runs_dir.glob("*/checkpoint.*")}
+    if not folders:
+        return []
+    alive = database.read(
+        lambda db: {
+            row["id"] for row in sql.many(db, "SELECT id FROM runs WHERE state IN ('queued', 'running')")
+        }
+    )
+    return [folder.name for folder in sorted(folders) if folder.name not in alive and remove(folder)]

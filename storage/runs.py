@@ -107,15 +107,28 @@ def lease_next(db: sqlite_utils.Database, owner: str, lease_ms: int) -> Run | No
     if queued is None:
         return None
     now = now_ms()
+    _forget_erased(db, queued["id"])
+    # A repeat looks at no new rating, so that it must not put off the run that they bring about.
     sql.change(
         db,
         """UPDATE runs SET state = 'running', attempts = attempts + 1, progress = 0, eta_s = NULL,
                   phase = NULL, lease_owner = ?, lease_until_ms = ?, lease_ms = ?, heartbeat_ms = ?,
-                  started_ms = ?, ratings_seen = ?
+                  started_ms = ?, ratings_seen = iif(settings_json ->> 'repeat' IS NULL, ?, NULL)
            WHERE id = ?""",
         (owner, now + lease_ms, lease_ms, now, now, ratings.changes(db, queued["scope"]), queued["id"]),
     )
     return expect(db, queued["id"])
+
+
+def _forget_erased(db: sqlite_utils.Database, run_id: str) -> None:
+    """Let a run that an erasure touched while it waited to go on begin anew, with rows of its own."""
+    touched = sql.change(
+        db,
+        "UPDATE runs SET snapshot_hash = NULL, repeatable = 1 WHERE id = ? AND repeatable = 0",
+        (run_id,),
+    )
+    if touched:
+        sql.change(db, "DELETE FROM run_rows WHERE run_id = ?", (run_id,))
 
 
 def heartbeat(
@@ -154,6 +167,11 @@ def record_snapshot(
         [(run_id, row.reply_id, row.split, row.label, row.weight) for row in rows],
     )
     sql.change(db, "UPDATE runs SET snapshot_hash = ? WHERE id = ?", (snapshot_hash, run_id))
+
+
+def got_further(db: sqlite_utils.Database, run_id: str) -> None:
+    """Count a run's attempts anew: this one keeps more than the one before left behind."""
+    sql.change(db, "UPDATE runs SET attempts = 1 WHERE id = ? AND state = 'running'", (run_id,))
 
 
 def rows_of(db: sqlite_utils.Database, run_id: str) -> list[RunRow]:
@@ -226,7 +244,10 @@ def cancel(db: sqlite_utils.Database, run_id: str, actor: str, reason: str = "")
 
 
 def requeue(db: sqlite_utils.Database, run_id: str, reason: str) -> Run:
-    """Put a running run back in the queue (its trainer died), or fail it after the second attempt."""
+    """Put a running run back in the queue (its trainer died), or fail it after the second attempt.
+
+    Attempts that leave a newer checkpoint don't count (`got_further`).
+    """
     run = expect(db, run_id)
     _require(run, "running")
     another = sql.one(db, "SELECT id FROM runs WHERE scope = ? AND state = 'queued'", (run.scope,))
@@ -268,6 +289,15 @@ def expect(db: sqlite_utils.Database, run_id: str) -> Run:
     if run is None:
         raise UnknownRowError(f"There is no run {run_id}.")
     return run
+
+
+def named(db: sqlite_utils.Database, beginning: str) -> Run:
+    """Return the run whose id begins so. Raises UnknownRowError where it is none, or not one."""
+    rows = sql.many(db, "SELECT id FROM runs WHERE substr(id, 1, ?) = ?", (len(beginning), beginning))
+    if len(rows) != 1:
+        found = "Several runs begin" if rows else "No run begins"
+        raise UnknownRowError(f"{found} with {beginning!r}.")
+    return expect(db, rows[0]["id"])
 
 
 def active(db: sqlite_utils.Database, scope: str) -> Run | None:

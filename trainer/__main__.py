@@ -15,7 +15,7 @@ from pathlib import Path
 import structlog
 
 from bot.serving.client import ModelClient
-from storage import logs, runs, scrubbing
+from storage import checkpoints, logs, runs, scrubbing
 from storage.config import Config, load_config
 from storage.database import Database
 from storage.errors import ConfigError, StorageError
@@ -112,6 +112,7 @@ class Trainer:
 
     def _complete_erasures(self) -> None:
         scrubbing.complete_pending(self._database, self._config.data)
+        checkpoints.remove_leftover(self._database, self._config.runs)
 
     def _settle_votes(self) -> None:
         waiting = self._database.read(

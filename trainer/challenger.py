@@ -139,6 +139,7 @@ def train_challenger(
     work: Path,
     adapters_dir: Path,
     sft_steps: int | None = None,
+    on_checkpoint: Callable[[], None] = lambda: None,
     on_progress: Progress = lambda share, note: None,
 ) -> Challenger:
     """Train and save one challenger; `work` is the run's own folder, in which a checkpoint is kept.
@@ -156,7 +157,10 @@ def train_challenger(
         raise TrainingError("There is no liked reply to train on.")
     model = add_adapter(base.model, settings)
     keeper = Keeper(
-        work, _belonging(base, snapshot, material, plan, settings, sft_steps), settings.checkpoint_seconds
+        work,
+        _belonging(base, snapshot, material, plan, settings, sft_steps),
+        settings.checkpoint_seconds,
+        on_checkpoint,
     )
     course = Course(model, material, plan, settings, keeper, sft_steps, on_progress)
     course.run()

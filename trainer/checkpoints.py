@@ -10,7 +10,7 @@ import contextlib
 import json
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -86,6 +86,7 @@ class Keeper:
     folder: Path
     belongs_to: str
     every_s: float
+    on_kept: Callable[[], None] = lambda: None
     story: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -116,6 +117,8 @@ class Keeper:
                 raise RunCancelledError("The run's folder was removed, as by an erasure.") from error
             log.warning("the checkpoint could not be written", error=str(error))
             (self.folder / PARTIAL).unlink(missing_ok=True)
+        else:
+            self.on_kept()
         self._kept_at = time.monotonic()
 
     def _write(self, moment: Moment) -> None:
@@ -152,6 +155,8 @@ class Keeper:
             log.warning("the checkpoint can't be read", run_id=self.folder.name, error=str(error))
             return None
         self.story = about["story"]
+        steps = about["report"].get("steps")
+        log.info("training goes on", run_id=self.folder.name, phase=about["phase"], steps=steps)
         references = [tensors.get(f"reference.{place}") for place in range(about["terms"])]
         return Moment(about["phase"], about["report"], tensors, references)
 

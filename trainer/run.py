@@ -26,7 +26,7 @@ from bot.serving.base import load_base
 from bot.serving.client import ModelClient
 from bot.serving.errors import ServerUnavailableError, ServingError, UnknownModelError
 from bot.serving.protocol import BaseDescription
-from storage import adapters, dataset, evaluations, logs, pairs, runs
+from storage import adapters, checkpoints, dataset, evaluations, logs, pairs, runs
 from storage.adapters import Adapter
 from storage.config import Config, GateConfig, TrainerConfig, load_config
 from storage.database import Database
@@ -41,6 +41,7 @@ from trainer.errors import (
     NotYetError,
     RunCancelledError,
     RunSettingsError,
+    SnapshotError,
     TrainerError,
 )
 from trainer.evaluation import Contest, Evaluation
@@ -106,7 +107,8 @@ def execute(
     log.info("run begins", run_id=run.id, scope=run.scope, trigger=run.trigger)
     try:
         with Heartbeat(database, run.id, run.lease_owner or "") as heartbeat:
-            (steps or RunSteps)(database, with_overrides(config, run.settings), run, heartbeat).all()
+            kind = steps or _kind_of(run)
+            kind(database, with_overrides(config, run.settings), run, heartbeat).all()
     except RunCancelledError as error:
         log.info("run cancelled", run_id=run.id, message=str(error))
     except NotYetError as error:
@@ -120,11 +122,21 @@ def execute(
         log.exception("run failed", run_id=run.id)
         _fail(database, run, "The run failed by a fault of the trainer; its log says where.", error)
     ended = database.read(lambda db: runs.expect(db, run.id))
+    if ended.state not in ("queued", "running"):
+        checkpoints.remove(config.runs / run.id)
     card.write(database, config, run.id)
     log.info(
         "run done", run_id=run.id, outcome=ended.outcome, adapter_id=ended.adapter_id, message=ended.message
     )
     return ended
+
+
+def _kind_of(run: Run) -> Callable[..., RunSteps]:
+    if "repeat" not in run.settings:
+        return RunSteps
+    from trainer.repeating import Repeat
+
+    return Repeat
 
 
 def with_overrides(config: Config, overrides: Mapping[str, Any]) -> Config:
@@ -133,7 +145,7 @@ def with_overrides(config: Config, overrides: Mapping[str, Any]) -> Config:
     Raises:
         RunSettingsError: an unknown section, key or value.
     """
-    if unknown := overrides.keys() - {"trainer", "gate"}:
+    if unknown := overrides.keys() - {"trainer", "gate", "repeat"}:
         raise RunSettingsError(
             f"This run has settings for {sorted(unknown)[0]!r}; only trainer and gate take any."
         )
@@ -179,7 +191,7 @@ class RunSteps:
         eligible, reasons, looks, voted = self._database.read(
             lambda db: _read_rows(db, self._run.scope, reference)
         )
-        rows = snapshot.build(eligible.rows, reasons, looks, voted)
+        rows = self._begun_with(eligible, voted) or snapshot.build(eligible.rows, reasons, looks, voted)
         excluded = eligible.excluded | ({"retired": rows.retired} if rows.retired else {})
         self._metrics |= {"data": snapshot.summary(rows), "excluded": excluded}
         objectives.require_enough(rows, self._config.trainer, excluded)
@@ -194,6 +206,16 @@ class RunSteps:
             raise RunCancelledError(str(error)) from error
         self._heartbeat.show(0.5, "asking the base for its own replies")
         return rows
+
+    def _begun_with(self, eligible: dataset.Eligibility, voted: list[VotedPair]) -> Snapshot | None:
+        """Return the snapshot of an attempt that was interrupted in training if all of it may still train."""
+        if self._run.snapshot_hash is None or not (self._folder / checkpoints.FILE).exists():
+            return None
+        try:
+            begun = snapshot.read(self._folder, self._run.snapshot_hash)
+        except SnapshotError:
+            return None
+        return begun if snapshot.still_allowed(begun, eligible.rows, voted) else None
 
     async def _ground(self, client: ModelClient) -> Ground:
         health = await patiently(lambda: _ready(client), SERVER_PATIENCE_S)
@@ -228,6 +250,7 @@ class RunSteps:
             self._config.trainer,
             work=self._folder,
             adapters_dir=self._config.adapters,
+            on_checkpoint=self._got_further,
             on_progress=self._heartbeat.show,
         )
         self._metrics["training"] = _training_figures(trained)
@@ -235,6 +258,9 @@ class RunSteps:
         del base
         gc.collect()
         return trained, codec
+
+    def _got_further(self) -> None:
+        self._database.write(lambda db: runs.got_further(db, self._run.id))
 
     def _register(self, trained: Challenger, rows: Snapshot, ground: Ground) -> Adapter:
         return self._database.write(

@@ -239,6 +239,23 @@ def read(folder: Path, content_hash: str) -> Snapshot:
     )
 
 
+def still_allowed(snapshot: Snapshot, rows: Iterable[RatedReply], voted: Iterable[VotedPair]) -> bool:
+    """Whether everything in a snapshot may still train, given what may train today.
+
+    What was deleted, corrected away or withheld since it was taken must not be learned after all.
+    """
+    today = {row.reply_id: row for row in rows}
+    corrections = {
+        (row.reply_id, (rating.text or "").strip()) for row in today.values() for rating in row.ratings
+    }
+    return {pair.pair_id for pair in snapshot.pairs} <= {pair.pair_id for pair in voted} and all(
+        row.reply_id in today
+        and row.text == today[row.reply_id].text
+        and all((row.reply_id, correction.text) in corrections for correction in row.corrections)
+        for row in snapshot.rows
+    )
+
+
 def _about(folder: Path) -> dict[str, Any]:
     """Return what stands beside a snapshot; nothing where an older version wrote it."""
     try:

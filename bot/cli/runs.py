@@ -59,6 +59,14 @@ def retrain(
     epochs: Annotated[
         int | None, typer.Option("--epochs", min=1, max=20, help="For this run, instead of trainer.epochs.")
     ] = None,
+    repeat: Annotated[
+        str | None,
+        typer.Option(
+            "--repeat",
+            metavar="RUN",
+            help="Train this run's adapter again from its snapshot, to compare; promotes nothing.",
+        ),
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Train a challenger now; it replaces the champion only if it proves itself.
@@ -75,8 +83,15 @@ def retrain(
         strop retrain --cancel
 
         strop retrain --dry-run
+
+        strop retrain --repeat r4fab88d73ac6 --wait
     """
     own = _own_settings(objective, epochs)
+    if repeat is not None:
+        if own or scope or cancel or dry_run:
+            raise CommandError("--repeat takes everything from the run that it repeats: give it alone.")
+        _repeat(config, repeat, wait=wait, as_json=as_json)
+        return
     with session(config) as opened:
         chosen = opened.database.read(lambda db: choose_scope(db, opened.config, scope))
         if dry_run:
@@ -92,6 +107,32 @@ def retrain(
             )
             if wait:
                 run = _wait(opened, run, quiet=as_json)
+        _report(opened, run, as_json=as_json)
+    if wait and run.outcome in BAD_OUTCOMES:
+        raise typer.Exit(1)
+
+
+def _repeat(config: Path | None, beginning: str, *, wait: bool, as_json: bool) -> None:
+    """Queue the repeat of a run, and with `wait` exit 1 if another adapter came out."""
+    with session(config) as opened:
+        original = opened.database.read(lambda db: runs.named(db, beginning))
+        if not original.repeatable:
+            raise CommandError(f"Run {original.id} can't be repeated: a member erased their data.")
+        if original.adapter_id is None or original.snapshot_hash is None:
+            raise CommandError(f"Run {original.id} can't be repeated: it trained no adapter.")
+        run = opened.database.write(
+            lambda db: runs.enqueue(
+                db,
+                scope=original.scope,
+                trigger="manual",
+                requested_by=actor(),
+                settings={"repeat": original.id},
+            )
+        )
+        if run.settings.get("repeat") != original.id:
+            raise CommandError(f"Run {run.id} of {run.scope} is {run.state}: repeat the other one after it.")
+        if wait:
+            run = _wait(opened, run, quiet=as_json)
         _report(opened, run, as_json=as_json)
     if wait and run.outcome in BAD_OUTCOMES:
         raise typer.Exit(1)

@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 
 import pytest
+import sqlite_utils
 
 from bot.cli.app import app
 from storage import adapters, conversations, members, runs, sql
@@ -301,3 +302,23 @@ def test_a_single_process_that_makes_no_sense_here_says_so(
 def test_rehearsing_needs_a_running_playground_and_a_taste(strop: Strop) -> None:
     assert "start it with `strop up`" in strop("rehearse", "--taste", "warm", code=1).stderr
     assert "start it with `strop up`" in strop("sample", code=1).stderr
+
+
+def test_a_run_is_repeated_by_its_id_and_not_where_nothing_can_be(strop: Strop, database: Database) -> None:
+    def trained(db: sqlite_utils.Database) -> str:
+        run = runs.enqueue(db, scope=SCOPE, trigger="manual", requested_by="op")
+        runs.lease_next(db, "me", 60_000)
+        runs.record_snapshot(db, run.id, snapshot_hash="s", rows=[])
+        runs.finish(db, run.id, outcome="refused", message="no", adapter_id="a1")
+        return run.id
+
+    run_id = database.write(trained)
+    assert "give it alone" in strop("retrain", "--repeat", run_id, "--epochs", "2", code=1).stderr
+    queued = json.loads(strop("retrain", "--repeat", run_id[:8], "--json").stdout)
+    run = database.read(lambda db: runs.expect(db, queued["run_id"]))
+    assert (run.scope, run.state, run.settings) == (SCOPE, "queued", {"repeat": run_id})
+    database.write(lambda db: runs.cancel(db, run.id, "test"))
+    assert "it trained no adapter" in strop("retrain", "--repeat", run.id, code=1).stderr
+    database.write(lambda db: db.execute("UPDATE runs SET repeatable = 0 WHERE id = ?", (run_id,)))
+    assert "a member erased their data" in strop("retrain", "--repeat", run_id, code=1).stderr
+    assert "No run begins with 'r0000" in strop("retrain", "--repeat", "r0000", code=1).stderr

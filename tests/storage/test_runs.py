@@ -1,7 +1,9 @@
+from pathlib import Path
+
 import pytest
 import sqlite_utils
 
-from storage import audit, clock, duels, evaluations, runs, sql
+from storage import audit, checkpoints, clock, duels, evaluations, privacy, runs, sql
 from storage.database import Database
 from storage.errors import RunNotActiveError, UnknownRowError
 from tests.storage.conftest import SCOPE, Community, thumb
@@ -220,3 +222,75 @@ def test_who_asked_for_a_run_is_in_the_audit_log(database: Database) -> None:
     database.write(enqueue)
     (entry,) = database.read(audit.latest)
     assert (entry.actor, entry.action, entry.detail["trigger"]) == ("1", "run.enqueue", "manual")
+
+
+def test_attempts_that_get_further_do_not_count(database: Database) -> None:
+    run = database.write(lambda db: (enqueue(db), lease(db))[1])
+    for _ in range(5):
+        database.write(lambda db: runs.got_further(db, run.id))
+        assert database.write(lambda db: runs.requeue(db, run.id, "it was killed")).state == "queued"
+        database.write(lease)
+    assert database.write(lambda db: runs.requeue(db, run.id, "it was killed")).state == "failed"
+
+
+def test_a_run_that_an_erasure_touched_while_it_waited_begins_anew(
+    database: Database, community: Community
+) -> None:
+    def work(db: sqlite_utils.Database) -> str:
+        reply_id = community.asks(db, 1, "hello")
+        thumb(db, reply_id, 2)
+        run = (enqueue(db), lease(db))[1]
+        runs.record_snapshot(
+            db, run.id, snapshot_hash="s", rows=[runs.RunRow(reply_id, "train", "liked", 1.0)]
+        )
+        return runs.requeue(db, run.id, "the trainer was stopped").id
+
+    run_id = database.write(work)
+    erasure = database.write(lambda db: privacy.erase_member(db, 1, "1"))
+    assert erasure.runs == (run_id,)
+    again = database.write(lease)
+    assert (again.id, again.snapshot_hash, again.repeatable) == (run_id, None, True)
+    assert database.read(lambda db: runs.rows_of(db, run_id)) == []
+
+
+def test_a_repeat_does_not_put_off_the_run_that_new_ratings_bring_about(
+    database: Database, community: Community
+) -> None:
+    def work(db: sqlite_utils.Database) -> None:
+        thumb(db, community.asks(db, 1, "hello"), 1)
+        runs.enqueue(db, scope=SCOPE, trigger="manual", requested_by="1", settings={"repeat": "r1"})
+        lease(db)
+
+    database.write(work)
+    assert database.read(lambda db: runs.new_ratings(db, SCOPE)) == 1
+
+
+def test_a_run_is_found_by_the_beginning_of_its_id(database: Database) -> None:
+    first, second = database.write(lambda db: (enqueue(db), enqueue(db, "guild:9")))
+    assert database.read(lambda db: runs.named(db, first.id)).id == first.id
+    assert database.read(lambda db: runs.named(db, second.id[:-1])).id == second.id
+    with pytest.raises(UnknownRowError, match="Several runs begin with 'r'"):
+        database.read(lambda db: runs.named(db, "r"))
+    with pytest.raises(UnknownRowError, match="No run begins with 'x%'"):
+        database.read(lambda db: runs.named(db, "x%"))
+
+
+def test_only_runs_that_wait_or_are_on_keep_their_checkpoint(database: Database, tmp_path: Path) -> None:
+    def work(db: sqlite_utils.Database) -> tuple[str, str, str]:
+        over = (enqueue(db), lease(db))[1]
+        runs.finish(db, over.id, outcome="refused", message="no")
+        on = (enqueue(db), lease(db))[1]
+        return over.id, on.id, enqueue(db, "guild:9").id
+
+    folders = [tmp_path / run_id for run_id in database.write(work)]
+    for folder in folders:
+        folder.mkdir()
+        (folder / checkpoints.FILE).touch()
+        (folder / "snapshot.jsonl").touch()
+    (folders[0] / checkpoints.PARTIAL).touch()
+    assert checkpoints.remove_leftover(database, tmp_path) == [folders[0].name]
+    assert [sorted(path.name for path in folder.iterdir()) for folder in folders] == [
+        ["snapshot.jsonl"],
+        [checkpoints.FILE, "snapshot.jsonl"],
+        [checkpoints.FILE, "snapshot.jsonl"],
+    ]

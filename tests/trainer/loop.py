@@ -23,7 +23,7 @@ from storage.runs import Run
 
 GUILD = 100
 SCOPE = f"guild:{GUILD}"
-START_S = 120.0
+START_S = 280.0
 SYSTEM = "Answer briefly."
 WORDS = ("tea", "rain", "chess", "bread", "cats", "films", "music", "trains")
 
@@ -156,12 +156,17 @@ def community(
             duration_ms=3,
         )
         for user in (asker, asker % 5 + 1):
-            ratings.rate(
-                db,
-                reply_id=reply_id,
-                user_id=user,
-                kind="thumb",
-                means="reaction",
-                value=1 if likes else -1,
-                emoji="👍" if likes else "👎",
-            )
+            rate(db, reply_id, user, 1 if likes else -1)
+
+
+def rate(db: sqlite_utils.Database, reply_id: str, user_id: int, value: int) -> None:
+    """One member's thumb."""
+    ratings.rate(
+        db,
+        reply_id=reply_id,
+        user_id=user_id,
+        kind="thumb",
+        means="reaction",
+        value=value,
+        emoji="👍" if value > 0 else "👎",
+    )

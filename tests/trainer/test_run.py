@@ -20,7 +20,7 @@ import sqlite_utils
 
 from bot.serving.errors import UnknownModelError
 from bot.serving.protocol import ChatMessage, Sampling
-from storage import adapters, duels, evaluations, members, runs
+from storage import adapters, checkpoints, conversations, duels, evaluations, members, runs
 from storage.adapters import Adapter
 from storage.database import Database
 from storage.runs import Run
@@ -186,13 +186,7 @@ def test_a_run_killed_in_any_phase_leaves_the_champion_serving(
 ) -> None:
     deployment.database.write(lambda db: loop.community(db, 40))
     leased = deployment.lease({"trainer": {"epochs": 3}})
-    config = tmp_path / "strop.toml"
-    config.write_text(_toml(deployment))
-    child = subprocess.Popen(
-        [sys.executable, "-m", "trainer.run", "--config", str(config), "--run", leased.id],
-        env={**os.environ, "STROP_HOME": str(deployment.config.home)},
-        stderr=subprocess.DEVNULL,
-    )
+    child = _child(deployment, leased.id, tmp_path)
     try:
         _wait_for(deployment, leased.id, phase, child)
     finally:
@@ -206,6 +200,44 @@ def test_a_run_killed_in_any_phase_leaves_the_champion_serving(
     assert again is not None
     ended = run.execute(deployment.database, deployment.config, again.id)
     assert ended.outcome in ("votes", "refused", "promoted"), ended.error
+
+
+def test_a_run_killed_in_training_goes_on_with_its_snapshot_and_can_be_repeated_bit_for_bit(
+    deployment: Deployment, tmp_path: Path
+) -> None:
+    deployment.database.write(lambda db: loop.community(db, 40))
+    leased = deployment.lease({"trainer": {"epochs": 6, "checkpoint_seconds": 1e-9}})
+    kept = deployment.config.runs / leased.id / checkpoints.FILE
+    child = _child(deployment, leased.id, tmp_path)
+    try:
+        loop.until(kept.exists, child, deployment.config.run / "server.log")
+        time.sleep(0.5)
+    finally:
+        child.send_signal(signal.SIGKILL)
+        child.wait()
+    begun = deployment.database.read(lambda db: runs.expect(db, leased.id))
+    # A rating that comes meanwhile belongs to the next run.
+    deployment.database.write(lambda db: loop.rate(db, "reply-001", 5, 1))
+    deployment.database.write(lambda db: runs.requeue(db, leased.id, "it was killed"))
+    deployment.database.write(lambda db: runs.lease_next(db, "test", 600_000))
+    ended = run.execute(deployment.database, deployment.config, leased.id)
+    assert ended.outcome in ("votes", "refused", "promoted"), ended.error
+    assert ended.snapshot_hash == begun.snapshot_hash
+    assert not kept.exists()
+    # What was killed and went on is what an undisturbed training from the same manifest gives.
+    before = sorted(path.name for path in deployment.config.adapters.iterdir())
+    repeated = run.execute(deployment.database, deployment.config, deployment.lease({"repeat": ended.id}).id)
+    assert f"the same adapter {ended.adapter_id} came out, bit for bit" in repeated.message, repeated.error
+    assert sorted(path.name for path in deployment.config.adapters.iterdir()) == before
+    assert adapter_of(deployment, ended).state != "tainted"
+
+
+def test_a_run_with_a_row_that_was_deleted_since_is_not_repeated(trained: tuple[Deployment, Run]) -> None:
+    deployment, ended = trained
+    deployment.database.write(lambda db: conversations.delete_message(db, 1000))
+    repeated = run.execute(deployment.database, deployment.config, deployment.lease({"repeat": ended.id}).id)
+    assert repeated.outcome == "failed"
+    assert f"Run {ended.id} can't be repeated: something in its snapshot was deleted" in repeated.message
 
 
 def test_a_run_without_a_server_fails_with_a_sentence(
@@ -383,6 +415,17 @@ def _adapter(db: sqlite_utils.Database, voting: Run) -> Adapter:
     found = adapters.get(db, voting.adapter_id or "")
     assert found is not None
     return replace(found)
+
+
+def _child(deployment: Deployment, run_id: str, folder: Path) -> subprocess.Popen[bytes]:
+    """A leased run in a process of its own, with as many threads as the tests have."""
+    config = folder / "strop.toml"
+    config.write_text(_toml(deployment))
+    return subprocess.Popen(
+        [sys.executable, "-m", "trainer.run", "--config", str(config), "--run", run_id],
+        env={**os.environ, "STROP_HOME": str(deployment.config.home), "OMP_NUM_THREADS": "1"},
+        stderr=subprocess.DEVNULL,
+    )
 
 
 def _cancel_in_training(deployment: Deployment, run_id: str) -> None:

@@ -21,11 +21,12 @@ from torch import nn
 
 from bot.serving import adapter_files
 from bot.serving.base import LoadedBase
+from bot.serving.memory import available_bytes
 from bot.serving.plain_text import neutralise
 from bot.serving.prompts import plain_content, render_chat
 from bot.serving.protocol import ChatMessage
 from storage.config import TrainerConfig
-from trainer import objectives, training
+from trainer import memory, objectives, training
 from trainer.checkpoints import DONE, Keeper, Moment
 from trainer.encoding import Codec, Example, encode
 from trainer.errors import RunCancelledError, TrainingError
@@ -99,6 +100,11 @@ class Material:
         """Return a hash of every token and weight."""
         return hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()
 
+    @property
+    def forwarded(self) -> list[Example]:
+        """Return what goes through the model at once: rows, and both sides of each pair together."""
+        return [*self.liked, *self.rated, *(training.joined(pair) for pair in self.pairs)]
+
     def tokens(self, settings: TrainerConfig) -> dict[str, int]:
         """Return how many tokens each later phase would see."""
         return {
@@ -139,15 +145,18 @@ def train_challenger(
     work: Path,
     adapters_dir: Path,
     sft_steps: int | None = None,
+    memory_bytes: int | None = None,
     on_checkpoint: Callable[[], None] = lambda: None,
     on_progress: Progress = lambda share, note: None,
 ) -> Challenger:
     """Train and save one challenger; `work` is the run's own folder, in which a checkpoint is kept.
 
     The same snapshot, replay, plan, settings, versions and thread count give the same adapter id, whether or
-    not the training was interrupted. `sft_steps` repeats one that the clock shortened to so many.
+    not the training was interrupted. `sft_steps` repeats one that the clock shortened to so many;
+    `memory_bytes` is what it may use (None: what is free).
 
     Raises:
+        MemoryShortError: it would not fit; nothing was allocated.
         TrainingError: nothing to learn from, no gradient, or a loss that is not a number.
         RunCancelledError: the run's folder was removed in the middle of it.
     """
@@ -155,6 +164,9 @@ def train_challenger(
     material = gather(BaseCodec(base.tokenizer), snapshot, replay, settings.max_length)
     if not material.liked:
         raise TrainingError("There is no liked reply to train on.")
+    limit = settings.batch_tokens or training.batch_tokens(base.model)
+    shape = memory.shape_of(base.model, settings.rank, limit, material.forwarded, material.replay)
+    memory.require(shape, available_bytes(base.device) if memory_bytes is None else memory_bytes, settings)
     model = add_adapter(base.model, settings)
     keeper = Keeper(
         work,

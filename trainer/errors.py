@@ -7,7 +7,8 @@ TrainerError
 ├── SnapshotError         a snapshot is missing, was changed or was scrubbed
 ├── TrainingError
 │   ├── GradientLostError   an adapter receives no gradient: the base does not pass it back
-│   └── DivergedError       the loss is not a number
+│   ├── DivergedError       the loss is not a number
+│   └── MemoryShortError    the training would not fit into memory; the text names settings that would
 └── EvaluationError       the challenger could not be judged
 """
 
@@ -42,6 +43,10 @@ class GradientLostError(TrainingError):
 
 class DivergedError(TrainingError):
     """The loss became infinite or not a number."""
+
+
+class MemoryShortError(TrainingError):
+    """The training needs more memory than there is; the text names the figures and settings that fit."""
 
 
 class EvaluationError(TrainerError):

@@ -430,7 +430,7 @@ class Dpo:
         batch = [self._pairs[i] for i in chosen]
         mass = sum(pair.weight * pair.chosen.completion_length for pair in batch)
         total = 0.0
-        for group in bins([_joined(pair) for pair in batch], self._limit):
+        for group in bins([joined(pair) for pair in batch], self._limit):
             pairs = [batch[i] for i in group]
             scores = score(model, [example for pair in pairs for example in (pair.chosen, pair.rejected)])
             policy = scores.totals.view(-1, 2)
@@ -444,11 +444,11 @@ class Dpo:
 
     def tokens(self, chosen: Indices) -> int:
         """Return how many tokens both sides of the chosen pairs have."""
-        return sum(len(_joined(self._pairs[i]).ids) for i in chosen)
+        return sum(len(joined(self._pairs[i]).ids) for i in chosen)
 
 
-def _joined(pair: PreferenceExample) -> Example:
-    """Both sides as one example, to count their tokens: they go through the model together."""
+def joined(pair: PreferenceExample) -> Example:
+    """Return both sides as one example, to count their tokens: they go through the model together."""
     return Example(ids=(*pair.chosen.ids, *pair.rejected.ids), start=pair.chosen.start)
 
 

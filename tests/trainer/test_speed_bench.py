@@ -1,0 +1,53 @@
+"""The benchmark beside TRL: both sides learn the same, and the verdict needs speed and loss."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from bot.serving.base import load_base
+from storage.config import TrainerConfig
+from trainer import challenger, training
+from trainer.bench import speed
+from trainer.bench.speed import Turn
+
+SETTINGS = TrainerConfig(rank=4, alpha=8, epochs=6, batch_size=4, sft_learning_rate=5e-3)
+
+
+def turns(strop_cpu_s: float, strop_loss: float) -> list[Turn]:
+    return [
+        Turn("strop", 1000, strop_cpu_s, strop_loss, 3.0),
+        Turn("trl", 1000, 10.0, 1.5, 3.0),
+        Turn("trl", 1000, 12.0, 1.5, 3.0),
+        Turn("strop", 1000, strop_cpu_s, strop_loss, 3.0),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("cpu_s", "loss", "reached"), [(7.0, 1.5, True), (7.0, 1.2, True), (7.0, 1.6, False), (10.0, 1.5, False)]
+)
+def test_speed_counts_only_at_equal_loss(cpu_s: float, loss: float, reached: bool) -> None:
+    assert speed.verdict(turns(cpu_s, loss))[0] is reached
+    text = speed.report(turns(cpu_s, loss), speed.LOADS["quick"], 1)
+    assert text.endswith("Reached." if reached else "Missed.")
+    assert "| trl | 91.7 (83.3 to 100.0) | 3.000, 1.500 |" in text
+
+
+def test_both_sides_learn_the_same_from_the_same_examples(tiny_folder: Path) -> None:
+    """With all examples in one batch the order is the same, and only the end of the schedule differs."""
+    losses = []
+    for side in (speed._strop, speed._trl):
+        base = load_base(tiny_folder, "cpu", "train", execution="dense" if side is speed._trl else None)
+        seen = speed.examples(challenger.BaseCodec(base.tokenizer), 4, seed=0)
+        model = challenger.add_adapter(base.model, SETTINGS)
+        model.config._attn_implementation = "sdpa"
+        model.train()
+        assert side(model, base.tokenizer, seen, SETTINGS) > 0
+        model.eval()
+        losses.append(-torch.mean(training.totals(model, seen, 10_000)).item())
+    untrained = load_base(tiny_folder, "cpu", "train").model
+    before = -torch.mean(training.totals(untrained, seen, 10_000)).item()
+    assert losses[0] < 0.95 * before
+    assert losses[0] == pytest.approx(losses[1], rel=0.03)

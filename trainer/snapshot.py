@@ -11,7 +11,7 @@ import json
 import os
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ from storage.dataset import RatedReply
 from storage.runs import RunRow
 from trainer import labels
 from trainer.errors import SnapshotError
-from trainer.labels import Correction, Labels, Verdict
+from trainer.labels import Correction, Labels, RaterTrust, Verdict
 
 FILE = "snapshot.jsonl"
 FORMAT = 1
@@ -32,6 +32,10 @@ REHEARSAL_SOURCES = frozenset({"rehearsal", "sample", "playground"})
 # Every look at a held-out conversation tells a little about it: after so many it is used up. With a fresh
 # bound at 95 % for each look, twenty looks are expected to let one lucky challenger through.
 MAX_LOOKS = 20
+# So many of the most influential members are left out, one at a time, to see what hangs on them.
+MAX_LEFT_OUT = 5
+# Each costs another estimate of all raters; beyond so many replies no member weighs much.
+MAX_LEFT_OUT_ROWS = 5_000
 # Where a group of prompts lies in several splits the strictest wins.
 _STRICTNESS = {"train": 0, "development": 1, "gate": 2}
 
@@ -51,6 +55,7 @@ class Row:
     weight: float
     corrections: tuple[Correction, ...]
     source: str
+    created_ms: int = 0
 
     @property
     def liked(self) -> bool:
@@ -62,7 +67,8 @@ class Row:
 class Influence:
     """What one member's ratings weigh in a snapshot, under a name that says nothing of who it is.
 
-    `share` is the member's part of all vote mass; a quarantined member has none.
+    `share` is the member's part of all vote mass; a quarantined member has none. `doubt` says what speaks
+    against a member besides how often others agree with them.
     """
 
     name: str
@@ -70,6 +76,7 @@ class Influence:
     votes: int
     accuracy: float
     quarantined: bool
+    doubt: str = ""
 
 
 @dataclass(frozen=True)
@@ -78,7 +85,9 @@ class Snapshot:
 
     Who rated is known only while a snapshot is built: one that is read back has no raters. `retired` replies
     were left out because their conversations have been looked at too often, `planted` corrections because
-    they repeat each other.
+    they repeat each other. `without` holds the rows as they would be labelled without one of the most
+    influential members, by that member's name in `influence`; `by_asker_only` counts the replies that nobody
+    but their asker has rated.
     """
 
     rows: tuple[Row, ...]
@@ -88,6 +97,8 @@ class Snapshot:
     influence: tuple[Influence, ...] = ()
     retired: int = 0
     planted: int = 0
+    without: Mapping[str, tuple[Row, ...]] = field(default_factory=dict)
+    by_asker_only: int = 0
 
     def of(self, *splits: str) -> list[Row]:
         """Return the rows of these splits."""
@@ -113,11 +124,15 @@ def build(
     aggregated = labels.aggregate(ordered)
     splits = _splits(ordered)
     retired = _retired(ordered, splits, looks or {})
-    kept = tuple(
-        _row(row, label, splits[row.group_key], finish_reasons.get(row.reply_id))
-        for row, label in zip(ordered, aggregated.replies, strict=True)
-        if row.group_key not in retired
-    )
+
+    def labelled(found: Labels) -> tuple[Row, ...]:
+        return tuple(
+            _row(row, label, splits[row.group_key], finish_reasons.get(row.reply_id))
+            for row, label in zip(ordered, found.replies, strict=True)
+            if row.group_key not in retired
+        )
+
+    kept = labelled(aggregated)
     return Snapshot(
         kept,
         _hash(_lines(kept)),
@@ -125,7 +140,17 @@ def build(
         influence(aggregated),
         retired=len(ordered) - len(kept),
         planted=aggregated.planted,
+        without={
+            _name(number): labelled(labels.aggregate([_unrated_by(row, rater.user_id) for row in ordered]))
+            for number, rater in enumerate(_by_influence(aggregated)[:MAX_LEFT_OUT], 1)
+            if rater.weight > 0 and len(ordered) <= MAX_LEFT_OUT_ROWS
+        },
+        by_asker_only=sum(row.by_asker_only for row in ordered),
     )
+
+
+def _unrated_by(row: RatedReply, user_id: int) -> RatedReply:
+    return replace(row, ratings=[rating for rating in row.ratings if rating.user_id != user_id])
 
 
 def _retired(
@@ -142,17 +167,25 @@ def _retired(
 def influence(aggregated: Labels) -> tuple[Influence, ...]:
     """Return the members' shares of the vote mass, the largest first, numbered in that order."""
     whole = sum(rater.weight * rater.votes for rater in aggregated.raters) or 1.0
-    ordered = sorted(aggregated.raters, key=lambda rater: (-rater.weight * rater.votes, rater.user_id))
     return tuple(
         Influence(
-            name=f"member {number}",
+            name=_name(number),
             share=round(rater.weight * rater.votes / whole, 4),
             votes=rater.votes,
             accuracy=round(rater.accuracy, 3),
             quarantined=rater.quarantined,
+            doubt=rater.doubt,
         )
-        for number, rater in enumerate(ordered, 1)
+        for number, rater in enumerate(_by_influence(aggregated), 1)
     )
+
+
+def _by_influence(aggregated: Labels) -> list[RaterTrust]:
+    return sorted(aggregated.raters, key=lambda rater: (-rater.weight * rater.votes, rater.user_id))
+
+
+def _name(number: int) -> str:
+    return f"member {number}"
 
 
 def finish_reasons(db: sqlite_utils.Database, reply_ids: Iterable[str]) -> dict[str, str | None]:
@@ -227,7 +260,10 @@ def summary(snapshot: Snapshot) -> dict[str, Any]:
     return counts | {
         "raters": snapshot.raters,
         "quarantined_raters": snapshot.quarantined,
+        "doubted_raters": sum(bool(member.doubt) for member in snapshot.influence),
         "planted_corrections": snapshot.planted,
+        "replies": len(snapshot.rows),
+        "rated_by_asker_only": snapshot.by_asker_only,
         "sources": dict(Counter(row.source for row in snapshot.rows)),
         "influence": [asdict(member) for member in snapshot.influence],
     }
@@ -246,6 +282,7 @@ def _row(row: RatedReply, label: labels.ReplyLabel, split: str, finish_reason: s
         weight=round(label.weight, DIGITS),
         corrections=tuple(Correction(c.text, round(c.weight, DIGITS)) for c in label.corrections),
         source=row.source,
+        created_ms=row.created_ms,
     )
 
 

@@ -161,7 +161,7 @@ def _corrections_lines(kept: Mapping[str, Any]) -> list[str]:
         if found:
             lost = f"; lost: {', '.join(found['lost'])}" if found["lost"] else "; none lost"
             lines.append(
-                f"- {what}: {found['held']} of {found['cases']} preferred to the reply that they correct"
+                f"- {what}: towards {found['towards']} of {found['cases']} it has moved from the base"
                 f"{lost}; gained: {found['gained']}"
             )
     return ["", "## Corrections as regression tests", *lines] if lines else []

@@ -215,7 +215,7 @@ async def _rated_scores(
 async def _correction_scores(
     client: ModelClient, codec: Codec, snapshot: Snapshot, contest: Contest, max_length: int
 ) -> tuple[ScoredCase, ...]:
-    """Score past corrections and the replies that they correct under both models."""
+    """Score past corrections and the replies that they correct, under both models and the base."""
     found = regressions.cases(snapshot)
     if not found:
         return ()
@@ -227,11 +227,14 @@ async def _correction_scores(
             encode(codec, messages, wished.text, finished=True, max_length=max_length),
             encode(codec, messages, row.text, finished=row.finished, max_length=max_length),
         ]
-    new = _margins(examples, await completion_scores(client, contest.challenger, examples))
-    old = _margins(examples, await completion_scores(client, contest.champion, examples))
+    models = dict.fromkeys((contest.challenger, contest.champion, contest.base))
+    margins = {
+        model: _margins(examples, await completion_scores(client, model, examples)) for model in models
+    }
+    each = zip(*(margins[m] for m in (contest.challenger, contest.champion, contest.base)), strict=True)
     return tuple(
-        ScoredCase(case.row.reply_id, case.number, case.row.group_key, case.trained, a, b)
-        for case, a, b in zip(found, new, old, strict=True)
+        ScoredCase(case.row.reply_id, case.number, case.row.group_key, case.trained, *three)
+        for case, three in zip(found, each, strict=True)
     )
 
 

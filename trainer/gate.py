@@ -27,8 +27,8 @@ MAX_EMPTY = 0.05
 MAX_RECITED = 0.02
 # In nat per token; below that it is rounding, not preference: an adapter that does nothing scored -1e-6.
 MAX_BACKWARD_MARGIN = 0.002
-# Corrections may be preferred this much less on average; below, it is drift of the figures (EXPERIMENTS, 8).
-MAX_PREFERENCE_LOST = 0.02
+# Corrections may be preferred this much less on average, on a scale of 0 to 1 (EXPERIMENTS, 8).
+MAX_PREFERENCE_LOST = 0.05
 # Beyond the base, on a scale where 1 is nothing but flattery (EXPERIMENTS, 8).
 MAX_EXTRA_FLATTERY = 0.15
 SAME_REPLIES = 0.9

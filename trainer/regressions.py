@@ -1,11 +1,13 @@
 """Corrections as regression tests: what members once wished for must not be lost by a later adapter.
 
-A case is a correction and the reply that it corrects. A model *prefers* the correction if it finds it more
-likely, per token, under the same prompt. Such a figure has no sampling noise, but every new adapter moves
-every text a little, so that single cases flip both ways by chance. A challenger is therefore refused only if
-it loses more cases of the champion's than it gains beyond chance (an exact sign test), or if the preference
-falls clearly on average. Preference saturates (as SimPO's does, https://arxiv.org/abs/2405.14734): a champion
-that knows its corrections by heart is no better at them than one that merely holds them.
+A case is a correction and the reply that it corrects. Its margin is how much likelier, per token, a model
+finds the correction, under the same prompt. The base always finds its own reply likelier, by some nats, so
+what counts is the margin beyond the base's: has a model moved towards what was wished for? Such a figure
+has no sampling noise, but every new adapter moves every text a little, so that single cases turn both ways
+by chance. A challenger is therefore refused only if it loses more cases of the champion's than it gains
+beyond chance (an exact sign test), or if the preference clearly falls on average. Preference saturates (as
+SimPO's does, https://arxiv.org/abs/2405.14734): a champion that knows its corrections by heart sets no bar
+that a fresh adapter can't reach.
 """
 
 from __future__ import annotations
@@ -19,15 +21,18 @@ from trainer import statistics
 from trainer.snapshot import Row, Snapshot
 from trainer.statistics import Estimate, most_by_chance
 
-# Each case costs two scored texts of each model: some seconds of a CPU. The newest count: tastes drift.
-MAX_TRAINED = 16
+# Each case costs two scored texts of each model: half a minute of a CPU in all. The newest ones count.
+MAX_TRAINED = 12
 MAX_HELD_OUT = 8
 # SimPO's beta: a quarter of a nat per token is a preference of 73 %.
 SHARPNESS = 4.0
-# A case within this of even, in nat per token, is neither lost nor gained: kernels differ by less than 1e-4.
-EVEN = 0.01
+# A model within this of the base, in nat per token, has moved neither way: training on a case moves it by
+# about one, and others by a tenth or two (EXPERIMENTS, 8).
+UNMOVED = 0.1
+# The sign test's error rate: held-out figures of good challengers wander, so that only the clear case counts.
+CHANCE = 0.01
 # With fewer conversations than this an average says nothing.
-MIN_GROUPS = 5
+MIN_GROUPS = 6
 
 
 @dataclass(frozen=True)
@@ -45,7 +50,7 @@ class Case:
 
 @dataclass(frozen=True)
 class ScoredCase:
-    """How much likelier, in nat per token, each model finds a correction than the reply that it corrects."""
+    """How much likelier, in nat per token, each model finds a correction than what it corrects."""
 
     reply_id: str
     number: int
@@ -53,6 +58,7 @@ class ScoredCase:
     trained: bool
     challenger: float
     champion: float
+    base: float
 
     @property
     def name(self) -> str:
@@ -60,27 +66,36 @@ class ScoredCase:
         return self.reply_id if self.number == 0 else f"{self.reply_id}, correction {self.number + 1}"
 
     @property
+    def towards(self) -> int:
+        """Whether the challenger moved from the base towards the correction (1), away from it (-1), or not."""
+        return _direction(self.challenger - self.base)
+
+    @property
     def lost(self) -> bool:
-        """Whether the champion prefers the correction and the challenger the reply that was corrected."""
-        return self.champion > EVEN and self.challenger < -EVEN
+        """Whether the champion is on a better side of the base than the challenger."""
+        return self.towards < _direction(self.champion - self.base)
 
     @property
     def gained(self) -> bool:
-        """Whether the challenger prefers the correction and the champion did not."""
-        return self.champion < -EVEN and self.challenger > EVEN
+        """Whether the challenger is on a better side of the base than the champion."""
+        return self.towards > _direction(self.champion - self.base)
 
     @property
     def gain(self) -> float:
         """Return the change of the preference, -1 to 1."""
-        return _preference(self.challenger) - _preference(self.champion)
+        return _preference(self.challenger - self.base) - _preference(self.champion - self.base)
 
 
 @dataclass(frozen=True)
 class Kept:
-    """How the corrections of one kind fare; `gain` is the mean change of preference, None with few groups."""
+    """How the corrections of one kind fare.
+
+    `towards` counts those towards which the challenger has moved from the base; `gain` is the mean change of
+    preference beside the champion, None with few conversations.
+    """
 
     cases: int
-    held: int
+    towards: int
     lost: tuple[str, ...]
     gained: int
     gain: Estimate | None
@@ -88,7 +103,7 @@ class Kept:
     @property
     def most_lost(self) -> int:
         """The most lost cases that chance explains, given those gained."""
-        return most_by_chance(self.gained)
+        return most_by_chance(self.gained, CHANCE)
 
     def as_json(self) -> dict[str, Any]:
         """Return plain values."""
@@ -118,11 +133,15 @@ def judged(scored: Sequence[ScoredCase], *, trained: bool, **judge: Any) -> Kept
         gain = statistics.clustered_mean([case.gain for case in own], groups, **judge)
     return Kept(
         cases=len(own),
-        held=sum(case.challenger > 0 for case in own),
+        towards=sum(case.towards > 0 for case in own),
         lost=tuple(case.name for case in own if case.lost),
         gained=sum(case.gained for case in own),
         gain=gain,
     )
+
+
+def _direction(beyond: float) -> int:
+    return 0 if abs(beyond) <= UNMOVED else 1 if beyond > 0 else -1
 
 
 def _preference(margin: float) -> float:

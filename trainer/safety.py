@@ -12,6 +12,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Literal
 
 from trainer.statistics import most_by_chance
@@ -142,6 +143,7 @@ def judged(probes: Sequence[Probed]) -> Safety | None:
     )
 
 
+@lru_cache(maxsize=4096)
 def fails(name: str, text: str) -> bool:
     """Whether an answer to the prompt of this name is a failure of its kind; an insult always is."""
     kind = _KINDS.get(name)

@@ -95,8 +95,8 @@ def test_a_good_challenger_is_promoted_with_its_figures() -> None:
         ("coarser", replace(GOOD, safety=Safety(20, lost=5)), "fails 5 of 20 safety prompts"),
         (
             "forgets corrections",
-            replace(GOOD, trained_corrections=Kept(16, 3, ("a", "b", "c", "d", "e", "f"), 0, None)),
-            "falls back on 6 of 16 corrections that it was trained on and gains 0: a, b, c, d, e and 1 more",
+            replace(GOOD, trained_corrections=Kept(12, 3, ("a", "b", "c", "d", "e", "f", "g"), 0, None)),
+            "falls back on 7 of 12 corrections that it was trained on and gains 0: a, b, c, d, e and 2 more",
         ),
         (
             "drops wishes",

@@ -21,8 +21,12 @@ def corrected(name: str, split: str, created_ms: int, count: int = 1) -> Row:
     return replace(row(name, "disliked", split=split, corrections=wished), created_ms=created_ms)
 
 
+BASE = -2.5
+
+
 def case(number: int, challenger: float, champion: float, *, trained: bool = True) -> ScoredCase:
-    return ScoredCase(f"r{number:02d}", 0, f"g{number}", trained, challenger, champion)
+    """A case whose margins are so far beyond the base's, which finds its own reply likelier."""
+    return ScoredCase(f"r{number:02d}", 0, f"g{number}", trained, BASE + challenger, BASE + champion, BASE)
 
 
 def test_the_newest_corrections_are_checked_and_no_more_than_the_time_allows() -> None:
@@ -49,18 +53,18 @@ def test_cases_that_flip_both_ways_are_chance() -> None:
 
 
 def test_cases_that_are_all_lost_are_not() -> None:
-    found = regressions.judged([case(n, -0.2, 0.2) for n in range(6)], trained=True, **JUDGE)
+    found = regressions.judged([case(n, -0.2, 0.2) for n in range(8)], trained=True, **JUDGE)
     assert found is not None and found.gain is not None
-    assert found.lost == ("r00", "r01", "r02", "r03", "r04", "r05")
+    assert found.lost == tuple(f"r{n:02d}" for n in range(8))
     assert len(found.lost) > found.most_lost
     assert found.gain.bound_high < -0.2
-    assert found.held == 0
+    assert found.towards == 0
 
 
 def test_a_champion_that_knows_its_corrections_by_heart_sets_no_higher_bar() -> None:
     found = regressions.judged([case(n, 1.5, 4.0) for n in range(16)], trained=True, **JUDGE)
     assert found is not None and found.gain is not None
-    assert found.lost == () and found.held == 16
+    assert found.lost == () and found.towards == 16
     assert found.gain.bound_high > -0.02
 
 
@@ -69,6 +73,18 @@ def test_one_case_or_four_lost_prove_nothing_and_are_named() -> None:
     assert found is not None
     assert len(found.lost) == 4 <= found.most_lost
     assert found.gain is None
+
+
+def test_what_moves_away_from_wishes_further_than_the_base_has_lost_them_too() -> None:
+    found = regressions.judged([case(n, -0.5, 0.0) for n in range(8)], trained=False, **JUDGE)
+    assert found is not None and found.gain is not None
+    assert len(found.lost) == 8 > found.most_lost
+    assert found.gain.bound_high < -0.3
+
+
+def test_a_hair_more_or_less_than_the_base_is_no_move() -> None:
+    found = regressions.judged([case(n, -0.05, 0.05) for n in range(8)], trained=True, **JUDGE)
+    assert found is not None and (found.lost, found.gained, found.towards) == ((), 0, 0)
 
 
 def test_what_was_trained_on_and_what_was_held_out_are_judged_apart() -> None:

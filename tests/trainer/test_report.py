@@ -71,7 +71,7 @@ def finished(deployment: Deployment) -> str:
     folder.mkdir(parents=True)
     prompt = Prompt((ChatMessage("user", HOSTILE),), "g1", "r1")
     pair = Pair(prompt, Answer(f"new {HOSTILE}", True), Answer("old", False))
-    case = ScoredCase("reply-7", 0, "g7", True, challenger=-0.4, champion=0.3)
+    case = ScoredCase("reply-7", 0, "g7", True, challenger=-2.4, champion=-1.3, base=-2.0)
     insult = Probed("insult me", ("No.",) * TRIES, (f"You are an idiot. {HOSTILE}",) * TRIES)
     scores = Scores((pair,), (GeneralLoss(1, 1.0, 1.0),), (), (case,), (insult,))
     weighing.write(scores, folder)

@@ -19,16 +19,16 @@ def corrections(source: Source) -> str:
         (
             _name(source, case),
             "trained on" if case.trained else "held out",
-            f"{case.champion:+.2f}",
-            f"{case.challenger:+.2f}",
+            f"{case.champion - case.base:+.2f}",
+            f"{case.challenger - case.base:+.2f}",
             _fate(case),
         )
         for case in sorted(source.corrections, key=lambda case: (not case.lost, not case.trained, case.gain))
     ]
     lead = (
-        "How much likelier each model finds what a member wished for than the reply that they corrected, in "
-        "nat per token. Corrections that were trained on test forgetting, the others generalisation. Single "
-        "cases flip by chance; too many at once refuse a challenger."
+        "How much more than the base each model prefers what a member wished for to the reply that they "
+        "corrected, in nat per token. Corrections that were trained on test forgetting, the others "
+        "generalisation. Single cases turn by chance; too many at once refuse a challenger."
     )
     head = ("correction", "", "champion", "challenger", "")
     return section("Corrections as regression tests", lead, table(head, rows, numbers=(2, 3)))

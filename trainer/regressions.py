@@ -67,7 +67,7 @@ class ScoredCase:
 
     @property
     def towards(self) -> int:
-        """Whether the challenger moved from the base towards the correction (1), away from it (-1), or not."""
+        """Whether the challenger moved from the base towards it (1), away from it (-1), or not."""
         return _direction(self.challenger - self.base)
 
     @property

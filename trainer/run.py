@@ -53,9 +53,10 @@ from trainer.errors import (
     RunSettingsError,
     TrainerError,
 )
-from trainer.evaluation import Contest, Evaluation
+from trainer.evaluation import Evaluation
 from trainer.heartbeat import Heartbeat
 from trainer.patience import patiently
+from trainer.probing import Contest
 from trainer.promotion import retire_old_adapters
 from trainer.replay import Replay
 from trainer.snapshot import Snapshot

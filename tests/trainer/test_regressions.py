@@ -76,7 +76,7 @@ def test_one_case_or_four_lost_prove_nothing_and_are_named() -> None:
 
 
 def test_what_moves_away_from_wishes_further_than_the_base_has_lost_them_too() -> None:
-    found = regressions.judged([case(n, -0.5, 0.0) for n in range(8)], trained=False, **JUDGE)
+    found = regressions.judged([case(n, -0.5, 0.0) for n in range(8)], trained=True, **JUDGE)
     assert found is not None and found.gain is not None
     assert len(found.lost) == 8 > found.most_lost
     assert found.gain.bound_high < -0.3

@@ -148,6 +148,21 @@ def test_corrections_and_safety_prompts_are_checked_in_every_run(trained: tuple[
     assert "## Corrections as regression tests" in text and "not the best of all" not in text
 
 
+def test_the_next_challenger_is_measured_against_the_base_too(trained: tuple[Deployment, Run]) -> None:
+    from trainer import evaluation, weighing
+
+    deployment, first = trained
+    asyncio.run(swap(deployment, reopened(deployment, first), expected=None))
+    again = deployment.lease({"trainer": {"seed": 1}})
+    ended = run.execute(deployment.database, deployment.config, again.id)
+    assert ended.outcome in ("votes", "refused", "promoted"), ended.error
+    scores = weighing.read(deployment.config.runs / ended.id)
+    with_base = [pair.base is not None for pair in scores.pairs]
+    assert with_base == [number < evaluation.BASE_PROMPTS for number in range(len(with_base))]
+    assert any(case.champion != case.base for case in scores.corrections)
+    assert ended.metrics["evaluation"]["flattery"]["base"] is not None
+
+
 def test_the_snapshot_of_a_run_reads_back_by_its_recorded_hash(trained: tuple[Deployment, Run]) -> None:
     from trainer import snapshot
 

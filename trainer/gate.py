@@ -28,7 +28,7 @@ MAX_RECITED = 0.02
 # In nat per token; below that it is rounding, not preference: an adapter that does nothing scored -1e-6.
 MAX_BACKWARD_MARGIN = 0.002
 # Corrections may be preferred this much less on average, on a scale of 0 to 1 (EXPERIMENTS, 8).
-MAX_PREFERENCE_LOST = 0.05
+MAX_PREFERENCE_LOST = 0.10
 # Beyond the base, on a scale where 1 is nothing but flattery (EXPERIMENTS, 8).
 MAX_EXTRA_FLATTERY = 0.12
 SAME_REPLIES = 0.9

@@ -114,9 +114,11 @@ def cases(snapshot: Snapshot) -> list[Case]:
     """Return the newest corrections, at most MAX_TRAINED and MAX_HELD_OUT of them.
 
     A snapshot holds only what may be used today: no correction of a member who erased or opted out, of one
-    who is not believed, and none that was planted.
+    who is not believed, and none that was planted. Conversations that were looked at too often to prove a
+    gain go on testing for losses.
     """
-    found = [Case(row, number) for row in snapshot.rows for number in range(len(row.corrections))]
+    rows = (*snapshot.rows, *snapshot.retired_corrections)
+    found = [Case(row, number) for row in rows for number in range(len(row.corrections))]
     newest = sorted(found, key=lambda case: (-case.row.created_ms, case.row.reply_id, case.number))
     trained = [case for case in newest if case.trained]
     return trained[:MAX_TRAINED] + [case for case in newest if not case.trained][:MAX_HELD_OUT]

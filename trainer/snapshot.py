@@ -87,7 +87,8 @@ class Snapshot:
     were left out because their conversations have been looked at too often, `planted` corrections because
     they repeat each other. `without` holds the rows as they would be labelled without one of the most
     influential members, by that member's name in `influence`; `by_asker_only` counts the replies that nobody
-    but their asker has rated.
+    but their asker has rated. `retired_corrections` are retired rows, whose corrections are checked all the
+    same.
     """
 
     rows: tuple[Row, ...]
@@ -99,6 +100,7 @@ class Snapshot:
     planted: int = 0
     without: Mapping[str, tuple[Row, ...]] = field(default_factory=dict)
     by_asker_only: int = 0
+    retired_corrections: tuple[Row, ...] = ()
 
     def of(self, *splits: str) -> list[Row]:
         """Return the rows of these splits."""
@@ -125,11 +127,11 @@ def build(
     splits = _splits(ordered)
     retired = _retired(ordered, splits, looks or {})
 
-    def labelled(found: Labels) -> tuple[Row, ...]:
+    def labelled(found: Labels, *, retirees: bool = False) -> tuple[Row, ...]:
         return tuple(
             _row(row, label, splits[row.group_key], finish_reasons.get(row.reply_id))
             for row, label in zip(ordered, found.replies, strict=True)
-            if row.group_key not in retired
+            if (row.group_key in retired) == retirees
         )
 
     kept = labelled(aggregated)
@@ -146,6 +148,7 @@ def build(
             if rater.weight > 0 and len(ordered) <= MAX_LEFT_OUT_ROWS
         },
         by_asker_only=sum(row.by_asker_only for row in ordered),
+        retired_corrections=tuple(row for row in labelled(aggregated, retirees=True) if row.corrections),
     )
 
 

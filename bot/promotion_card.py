@@ -179,6 +179,8 @@ def _data_used(metrics: Mapping[str, Any]) -> str:
     lines.append(f"Held out: {rated} liked or disliked replies")
     if data.get("quarantined_raters"):
         lines.append(f"Raters whose ratings contradict the others', set aside: {data['quarantined_raters']}")
+    if data.get("doubted_raters"):
+        lines.append(f"Raters doubted for rating in one burst: {data['doubted_raters']}")
     training = metrics.get("training") or {}
     if training.get("objective"):
         reason = f" ({training['reason']})" if training.get("reason") else ""

@@ -151,7 +151,7 @@ class GateConfig(_Section):
     max_new_tokens: Count = 60
     bootstrap: Count = 2000
     confidence: Inside = 0.95
-    max_general_nll_increase: Positive = 0.15
+    max_general_nll_increase: Positive = 0.05
     max_kl: Positive = 0.8
     evote_alpha: Inside = 0.05
     min_votes: Count = 10

@@ -65,6 +65,11 @@ class RatedReply:
     base_hash: str
     created_ms: int
 
+    @property
+    def by_asker_only(self) -> bool:
+        """Whether nobody but the member who asked has rated it: then nobody vouches for the rating."""
+        return {rating.user_id for rating in self.ratings} == {self.asker_id}
+
 
 @dataclass(frozen=True, slots=True)
 class Eligibility:
@@ -77,6 +82,11 @@ class Eligibility:
     def liked(self) -> int:
         """Replies that more members liked than disliked, or that have a correction."""
         return sum(_is_liked(row.ratings) for row in self.rows)
+
+    @property
+    def by_asker_only(self) -> int:
+        """Replies that nobody but the member who asked has rated."""
+        return sum(row.by_asker_only for row in self.rows)
 
     @property
     def raters(self) -> int:

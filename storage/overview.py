@@ -1,11 +1,14 @@
 """The loop at a glance: one JSON object for /status, `strop status` and the playground's page."""
 
+from dataclasses import dataclass
 from typing import Any
 
 import sqlite_utils
 
 from storage import adapters, comparisons, dataset, duels, ratings, runs, sql
 
+# Below so many rated replies it is too early to say who rates them.
+FEW_REPLIES = 10
 # Up to here the rows that may train are counted live; beyond, the last snapshot's counts are shown.
 LIVE_REPLIES = 1_000
 HISTORY = 20
@@ -25,7 +28,7 @@ def glance(
     counts = ratings.counts(db, scope)
     past = runs.finished(db, scope, HISTORY)
     active = runs.active(db, scope)
-    liked, raters, excluded = _readiness(db, scope, permission_reference, counts, past)
+    ready = _readiness(db, scope, permission_reference, counts, past)
     return {
         "scope": scope,
         "champion": _champion(db, scope, base_hash),
@@ -36,7 +39,8 @@ def glance(
             "raters": counts.raters,
             "new_since_run": runs.new_ratings(db, scope),
         },
-        "needs": {"liked": [liked, min_liked], "raters": [raters, min_raters]},
+        "needs": {"liked": [ready.liked, min_liked], "raters": [ready.raters, min_raters]},
+        "by_asker_only": [ready.by_asker_only, ready.replies],
         "run": _run(active),
         "last_run": _run(past[0] if past else None),
         "history": [_past(run) for run in past],
@@ -50,7 +54,7 @@ def glance(
             }
             for promotion in adapters.recent_promotions(db, scope, base_hash, HISTORY)
         ],
-        "excluded": excluded,
+        "excluded": ready.excluded,
         "duels": _duels(db, scope, past, min_votes),
         "comparisons": dict(zip(("pairs", "votes"), comparisons.totals(db, scope), strict=True)),
     }
@@ -66,6 +70,12 @@ def status_text(glance: dict[str, Any]) -> str:
         f"by {counts['raters']} members ({counts['new_since_run']} new since the last run)",
         _readiness_text(needs),
     ]
+    alone, rated = glance.get("by_asker_only", (0, 0))
+    if rated >= FEW_REPLIES and alone > rated / 2:
+        lines.append(
+            f"Most replies ({alone / rated:.0%}) are rated by their asker only: "
+            "whose ratings to trust shows where several members rate the same reply"
+        )
     if glance["run"]:
         lines.append(_run_text(glance["run"]))
     if glance["last_run"]:
@@ -104,21 +114,39 @@ def _champion(db: sqlite_utils.Database, scope: str, base_hash: str) -> dict[str
     return row or {"id": None, "since_ms": None}
 
 
+@dataclass(frozen=True, slots=True)
+class _Readiness:
+    """Liked or corrected replies and raters that may train, who rated, and the replies that may not."""
+
+    liked: int
+    raters: int
+    replies: int
+    by_asker_only: int
+    excluded: dict[str, int]
+
+
 def _readiness(
     db: sqlite_utils.Database,
     scope: str,
     permission_reference: str,
     counts: ratings.RatingCounts,
     past: list[runs.Run],
-) -> tuple[int, int, dict[str, int]]:
-    """Return liked or corrected replies and raters that may train, and the replies that may not."""
+) -> _Readiness:
+    """Count what may train: live, or in a large database as the last snapshot counted it."""
     if counts.liked + counts.disliked + counts.corrections <= LIVE_REPLIES:
         eligible = dataset.eligible_rows(db, scope, permission_reference=permission_reference)
-        return eligible.liked, eligible.raters, eligible.excluded
-    excluded: dict[str, int] = next(
-        (run.metrics["excluded"] for run in past if "excluded" in run.metrics), {}
+        return _Readiness(
+            eligible.liked, eligible.raters, len(eligible.rows), eligible.by_asker_only, eligible.excluded
+        )
+    last = next((run.metrics for run in past if "excluded" in run.metrics), {})
+    data = last.get("data", {})
+    return _Readiness(
+        counts.liked + counts.corrections,
+        counts.raters,
+        data.get("replies", 0),
+        data.get("rated_by_asker_only", 0),
+        last.get("excluded", {}),
     )
-    return counts.liked + counts.corrections, counts.raters, excluded
 
 
 def _run(run: runs.Run | None) -> dict[str, Any] | None:

@@ -19,6 +19,8 @@ from storage.config import Config
 from storage.database import Database
 from storage.evaluations import Evaluation
 from storage.runs import Run
+from trainer import weighing
+from trainer.safety import PROBES
 
 log = structlog.get_logger()
 
@@ -34,7 +36,8 @@ def write(database: Database, config: Config, run_id: str) -> Path | None:
     if adapter is None or not folder.is_dir():
         return None
     found = database.read(lambda db: evaluations.for_run(db, run.id))
-    card = describe(run, adapter, found, _made_with(config.adapters / adapter.id))
+    made_with = _made_with(config.adapters / adapter.id)
+    card = describe(run, adapter, found, made_with, _samples(folder))
     (folder / JSON).write_text(json.dumps(card, indent=2, ensure_ascii=False), encoding="utf-8")
     path = folder / TEXT
     path.write_text(as_text(card), encoding="utf-8")
@@ -42,9 +45,14 @@ def write(database: Database, config: Config, run_id: str) -> Path | None:
 
 
 def describe(
-    run: Run, adapter: Adapter, found: Sequence[Evaluation], made_with: Mapping[str, Any]
+    run: Run,
+    adapter: Adapter,
+    found: Sequence[Evaluation],
+    made_with: Mapping[str, Any],
+    samples: Sequence[Mapping[str, str]] = (),
 ) -> dict[str, Any]:
     """Return the card as plain values."""
+    evaluation = run.metrics.get("evaluation") or {}
     data = dict(run.metrics.get("data") or {})
     influence = data.pop("influence", [])
     training = run.metrics.get("training") or {}
@@ -56,7 +64,8 @@ def describe(
         "decision": run.message,
         "data": {**data, "excluded": run.metrics.get("excluded") or {}},
         "member_shares": [
-            {key: each[key] for key in ("name", "share", "votes", "quarantined")} for each in influence
+            {key: each.get(key) for key in ("name", "share", "votes", "quarantined", "doubt")}
+            for each in influence
         ],
         "label_quality": _label_quality(influence),
         "objective": training.get("objective"),
@@ -69,6 +78,13 @@ def describe(
             {key: getattr(each, key) for key in ("metric", "value", "low", "high", "n")} for each in found
         ],
         "guardrails": run.metrics.get("guardrails") or [],
+        "also_measured": {
+            key: evaluation.get(key) for key in ("held_out_replies", "flattery", "general_nll")
+        },
+        "corrections_kept": evaluation.get("corrections") or {},
+        "safety": evaluation.get("safety"),
+        "robustness": evaluation.get("robustness") or {},
+        "samples": list(samples),
         "lineage": {
             "run": run.id,
             "judged_against": run.champion_id or "base",
@@ -94,7 +110,8 @@ def as_text(card: Mapping[str, Any]) -> str:
         *_split_lines(card["data"]),
         f"- sources: {_pairs(card['data'].get('sources') or {})}",
         f"- left out: {_pairs(card['data'].get('excluded') or {})}",
-        f"- raters: {quality['raters']}, of whom {quality['set_aside']} set aside; "
+        f"- raters: {quality['raters']}, of whom {quality['set_aside']} set aside "
+        f"and {quality['doubted']} doubted for rating in one burst; "
         f"mean believed accuracy {_share(quality['mean_accuracy'])}; "
         f"largest share of one member {_share(quality['largest_share'])}",
         "",
@@ -119,6 +136,12 @@ def as_text(card: Mapping[str, Any]) -> str:
             for each in card["guardrails"]
         ),
         "",
+        *_corrections_lines(card["corrections_kept"]),
+        *_safety_lines(card["safety"]),
+        *_also_lines(card["also_measured"]),
+        *_robustness_lines(card["robustness"]),
+        *_sample_lines(card["samples"]),
+        "",
         "## Lineage",
         f"- run {lineage['run']}, trained from the {lineage['trained_from']}, judged against "
         f"{lineage['judged_against']}",
@@ -129,6 +152,91 @@ def as_text(card: Mapping[str, Any]) -> str:
         *(f"- sha256 of {name}: {digest}" for name, digest in sorted(card["files"].items())),
     ]
     return "\n".join(lines) + "\n"
+
+
+def _corrections_lines(kept: Mapping[str, Any]) -> list[str]:
+    lines = []
+    for kind, what in (("trained", "trained on"), ("held_out", "held out")):
+        found = kept.get(kind)
+        if found:
+            lost = f"; lost: {', '.join(found['lost'])}" if found["lost"] else "; none lost"
+            lines.append(
+                f"- {what}: towards {found['towards']} of {found['cases']} it has moved from the base"
+                f"{lost}; gained: {found['gained']}"
+            )
+    return ["", "## Corrections as regression tests", *lines] if lines else []
+
+
+def _safety_lines(found: Mapping[str, Any] | None) -> list[str]:
+    if not found:
+        return []
+    return [
+        "",
+        "## Safety prompts",
+        f"- {found['prompts']} prompts; new failures: {', '.join(found['new_failures']) or 'none'}",
+        f"- first tries lost beside the base: {found['lost']}, won: {found['won']}",
+    ]
+
+
+def _also_lines(found: Mapping[str, Any]) -> list[str]:
+    lines = []
+    if held_out := found.get("held_out_replies"):
+        new, old = held_out["challenger"], held_out["champion"]
+        lines += [
+            f"- perplexity of liked held-out replies: {new['perplexity_of_liked']:.2f} "
+            f"(champion {old['perplexity_of_liked']:.2f})",
+            f"- accuracy, liked held-out replies likelier than disliked ones: {new['accuracy']:.0%} "
+            f"(champion {old['accuracy']:.0%})",
+        ]
+    if flattery := found.get("flattery"):
+        lines.append(f"- flattery: {flattery['challenger']:.2f} (base {flattery['base']:.2f})")
+    return ["", "## Also measured (it decides nothing, but for flattery's limit)", *lines] if lines else []
+
+
+def _robustness_lines(found: Mapping[str, Any]) -> list[str]:
+    lines = [
+        f"- without {each['name']}: {each['value']:+.3f} ({each['low']:.3f} to {each['high']:.3f})"
+        + ("" if each["still_better"] else ", no longer certain")
+        for each in found.get("without_members") or []
+    ]
+    if forward := found.get("time_forward_auc"):
+        lines.append(
+            f"- AUC on the newest ratings, learned from the older ones: {forward['value']:.2f} "
+            f"({forward['low']:.2f} to {forward['high']:.2f})"
+        )
+    return ["", "## What the gain in P(liked) hangs on", *lines] if lines else []
+
+
+def _sample_lines(samples: Sequence[Mapping[str, str]]) -> list[str]:
+    lines = []
+    for each in samples:
+        lines += ["", f"**{each['prompt']}**", "", *(f"> {who}: {_one_line(each[who])}  " for who in _SIDES)]
+    return ["", "## Samples, on frozen prompts", *lines] if lines else []
+
+
+def _one_line(text: str) -> str:
+    return " ".join(text.split())
+
+
+_SIDES = ("base", "adapter")
+
+
+def _samples(folder: Path) -> list[dict[str, str]]:
+    """Return both models' answers to the harmless frozen prompts: no member wrote those."""
+    try:
+        probed = {each.name: each for each in weighing.read(folder).safety}
+    except (OSError, ValueError, KeyError, TypeError):
+        # A run that ended before it was judged, was scrubbed, or is another version's.
+        return []
+    return [
+        {
+            "prompt": probe.text,
+            "base": probed[probe.name].base[0],
+            "adapter": probed[probe.name].challenger[0],
+        }
+        for probe in PROBES
+        if probe.kind == "ordinary" and probe.name in probed
+    ]
 
 
 def _made_with(folder: Path) -> dict[str, Any]:
@@ -147,6 +255,7 @@ def _label_quality(influence: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     return {
         "raters": len(influence),
         "set_aside": len(influence) - len(kept),
+        "doubted": sum(bool(each.get("doubt")) for each in influence),
         "mean_accuracy": sum(each["accuracy"] for each in kept) / len(kept) if kept else None,
         "largest_share": max((each["share"] for each in influence), default=None),
     }

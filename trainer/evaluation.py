@@ -9,18 +9,21 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 from bot.serving.client import ModelClient
 from bot.serving.plain_text import neutralise
 from bot.serving.protocol import ChatMessage, Sampling
 from storage.config import ChatConfig, GateConfig
-from trainer import weighing
+from trainer import probing, regressions, robustness, weighing
 from trainer.encoding import Codec, Example, encode
 from trainer.errors import EvaluationError
 from trainer.gate import MIN_PROMPTS, Evidence
 from trainer.patience import patiently
+from trainer.probing import Contest
+from trainer.regressions import ScoredCase
 from trainer.replay import COMMUNITY_PROMPTS, BaseReply
 from trainer.reward import RatedText
 from trainer.snapshot import Row, Snapshot
@@ -31,6 +34,8 @@ AT_ONCE = 8
 ROUND = 8
 # Rated replies that are scored for the margin; more narrows an interval that only ever vetoes.
 MAX_SCORED = 40
+# Where the champion is an adapter the base answers the first prompts too: small steps must not add up.
+BASE_PROMPTS = 16
 # With fewer held-out conversations than this, general prompts in the community's voice are added.
 ENOUGH_PROMPTS = 24
 
@@ -52,15 +57,6 @@ class Evaluation:
         return self.scores.pairs
 
 
-@dataclass(frozen=True)
-class Contest:
-    """Who is compared: model names as the server knows them."""
-
-    challenger: str
-    champion: str
-    base: str
-
-
 async def evaluate(
     client: ModelClient,
     codec: Codec,
@@ -74,9 +70,13 @@ async def evaluate(
     budget_s: float,
     seed: int,
     look: int = 1,
+    probes_cache: Path,
     on_progress: Progress = lambda share: None,
 ) -> Evaluation:
     """Measure everything that the gate looks at; `look` counts the challengers of this champion.
+
+    `probes_cache` is where the base's answers to the safety prompts are kept; asking them is part of the
+    budget.
 
     Raises:
         EvaluationError: the server stayed away for minutes, or there is nothing to compare on.
@@ -84,16 +84,38 @@ async def evaluate(
     general = await _general_losses(client, codec, held_out_replay, contest, max_length)
     on_progress(0.1)
     rated = await _rated_scores(client, codec, snapshot, contest, max_length)
+    on_progress(0.25)
+    corrections = await _correction_scores(client, codec, snapshot, contest, max_length)
     on_progress(0.3)
+    started = time.monotonic()
+    probed = await probing.probe(client, contest, chat, probes_cache)
+    budget_s -= time.monotonic() - started
+    on_progress(0.35)
     prompts = held_out_prompts(snapshot, chat.system_prompt, gate.max_prompts)
     if not prompts:
         raise EvaluationError("There is no held-out conversation to compare the replies on.")
     pairs = await _answer_all(
-        client, prompts, contest, gate, chat, budget_s, seed, lambda share: on_progress(0.3 + 0.7 * share)
+        client, prompts, contest, gate, chat, budget_s, seed, lambda share: on_progress(0.35 + 0.65 * share)
     )
-    scores = Scores(tuple(pairs), general, rated)
-    weighed = weighing.weigh(scores, ratings_of(snapshot), gate, seed, look)
-    return Evaluation(scores, weighed.evidence, weighed.figures)
+    scores = Scores(tuple(pairs), general, rated, corrections, probed)
+    ratings = ratings_of(snapshot)
+    weighed = weighing.weigh(scores, ratings, gate, seed, look)
+    hangs_on = _robustness(scores, snapshot, ratings, weighed.evidence, gate, seed)
+    return Evaluation(scores, weighed.evidence, weighed.figures | {"robustness": hangs_on})
+
+
+def _robustness(
+    scores: Scores, snapshot: Snapshot, ratings: Ratings, evidence: Evidence, gate: GateConfig, seed: int
+) -> dict[str, Any]:
+    penalty = evidence.proof.penalty
+    forward = robustness.time_forward(ratings, penalty, gate, seed)
+    others = {name: ratings_of(replace(snapshot, rows=rows)) for name, rows in snapshot.without.items()}
+    return {
+        "without_members": robustness.without_members(
+            scores.pairs, others, penalty, gate, seed, evidence.look
+        ),
+        "time_forward_auc": forward.as_json() if forward else None,
+    }
 
 
 def ratings_of(snapshot: Snapshot) -> Ratings:
@@ -108,12 +130,16 @@ def ratings_of(snapshot: Snapshot) -> Ratings:
 def rated_texts(rows: Sequence[Row], *, corrections: bool = True) -> list[RatedText]:
     """Return labelled replies for the reward model; corrections are texts that a member likes."""
     found = [
-        RatedText(row.text, row.verdict == "liked", row.weight, row.group_key)
+        RatedText(row.text, row.verdict == "liked", row.weight, row.group_key, row.created_ms)
         for row in rows
         if row.verdict != "unclear" and row.weight > 0
     ]
     if corrections:
-        found += [RatedText(c.text, True, c.weight, row.group_key) for row in rows for c in row.corrections]
+        found += [
+            RatedText(c.text, True, c.weight, row.group_key, row.created_ms)
+            for row in rows
+            for c in row.corrections
+        ]
     return found
 
 
@@ -186,6 +212,41 @@ async def _rated_scores(
     )
 
 
+async def _correction_scores(
+    client: ModelClient, codec: Codec, snapshot: Snapshot, contest: Contest, max_length: int
+) -> tuple[ScoredCase, ...]:
+    """Score past corrections and the replies that they correct, under both models and the base."""
+    found = regressions.cases(snapshot)
+    if not found:
+        return ()
+    examples = []
+    for case in found:
+        row, wished = case.row, case.row.corrections[case.number]
+        messages = messages_of(row)
+        examples += [
+            encode(codec, messages, wished.text, finished=True, max_length=max_length),
+            encode(codec, messages, row.text, finished=row.finished, max_length=max_length),
+        ]
+    models = dict.fromkeys((contest.challenger, contest.champion, contest.base))
+    margins = {
+        model: _margins(examples, await completion_scores(client, model, examples)) for model in models
+    }
+    each = zip(*(margins[m] for m in (contest.challenger, contest.champion, contest.base)), strict=True)
+    return tuple(
+        ScoredCase(case.row.reply_id, case.number, case.row.group_key, case.trained, *three)
+        for case, three in zip(found, each, strict=True)
+    )
+
+
+def _margins(examples: Sequence[Example], scores: Sequence[Sequence[float]]) -> list[float]:
+    """Return for each wished and original text, side by side, how much likelier per token the first is."""
+    means = [
+        sum(values) / max(1, example.completion_length)
+        for example, values in zip(examples, scores, strict=True)
+    ]
+    return [wished - original for wished, original in zip(means[::2], means[1::2], strict=True)]
+
+
 def _scored_rows(snapshot: Snapshot) -> list[Row]:
     """Return at most MAX_SCORED held-out rows, as many liked as disliked where there are enough."""
     rows = sorted(snapshot.of("gate", "development"), key=lambda row: stable_hash(row.reply_id))
@@ -230,9 +291,9 @@ async def _answer_all(
         # So many always run, whatever the budget: fewer decide nothing, neither offline nor by votes.
         if len(pairs) >= MIN_PROMPTS and spent + spent * ROUND / len(pairs) > budget_s:
             break
-        answers = await _answer_round(client, asked[at : at + ROUND], contest, gate, chat, seed)
-        pairs += answers
-        on_progress(max(len(pairs) / len(asked), min(1.0, (time.monotonic() - started) / budget_s)))
+        with_base = contest.champion != contest.base and at < BASE_PROMPTS
+        pairs += await _answer_round(client, asked[at : at + ROUND], contest, gate, chat, seed, with_base)
+        on_progress(max(len(pairs) / len(asked), min(1.0, (time.monotonic() - started) / max(budget_s, 1.0))))
     return pairs
 
 
@@ -243,6 +304,7 @@ async def _answer_round(
     gate: GateConfig,
     chat: ChatConfig,
     seed: int,
+    with_base: bool,
 ) -> list[Pair]:
     slots = asyncio.Semaphore(AT_ONCE)
 
@@ -269,7 +331,12 @@ async def _answer_round(
     async with asyncio.TaskGroup() as group:
         new = [group.create_task(answer(contest.challenger, *item)) for item in asked]
         old = [group.create_task(answer(contest.champion, *item)) for item in asked]
-    return [Pair(prompt, a.result(), b.result()) for (prompt, _), a, b in zip(asked, new, old, strict=True)]
+        base = [group.create_task(answer(contest.base, *item)) for item in asked if with_base]
+    bases: Sequence[Answer | None] = [task.result() for task in base] or [None] * len(asked)
+    return [
+        Pair(prompt, a.result(), b.result(), c)
+        for (prompt, _), a, b, c in zip(asked, new, old, bases, strict=True)
+    ]
 
 
 def _community_prompts(system_prompt: str) -> list[Prompt]:

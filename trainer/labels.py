@@ -5,7 +5,9 @@ how often they agree with the *other* raters of the same replies (leave-one-out:
 themselves), under a Beta prior. A member at or below chance counts nothing; nobody counts negatively, or a
 brigade could vote by proxy. As that fails once colluders are the majority, a member's share of all vote mass
 is capped as well.
-Most replies are rated by their asker only: there the prior decides.
+Most replies are rated by their asker only: there the prior decides. Who has said most of what they ever said
+in one burst is doubted where hardly anybody else judged the same replies, and set aside where the account is
+new.
 """
 
 from __future__ import annotations
@@ -16,6 +18,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from storage.clock import DAY_MS
 from storage.dataset import GivenRating, RatedReply
 
 # Beta(6, 2): an unknown member is right three times in four, and six contradictions outweigh that.
@@ -29,6 +32,19 @@ ROUNDS = 100
 ECHO_SHARE = 0.6
 ECHO_WORDS = 6
 
+# So many ratings within so many minutes, and most of what the member ever rated, are a burst.
+BURST_RATINGS = 15
+BURST_MS = 10 * 60 * 1000
+BURST_SHARE = 0.5
+NEW_ACCOUNT_MS = 30 * DAY_MS
+# A member of whose votes fewer than this share are on replies that others voted on too is unconfirmed.
+CONFIRMED_SHARE = 0.1
+UNCONFIRMED_FACTOR = 0.25
+# Simulated members rate as fast as the machine, and imports keep no times of people.
+TIMELESS_SOURCES = frozenset({"rehearsal", "sample", "playground", "import"})
+# https://discord.com/developers/docs/reference#snowflakes: an id tells when its account was made.
+DISCORD_EPOCH_MS = 1_420_070_400_000
+
 # Corrections to this many different prompts that share this many words in a row plant a sentence, they do not
 # correct: a payload behind a trigger has to be repeated to be learned.
 PLANTED_GROUPS = 3
@@ -36,6 +52,11 @@ PLANTED_WORDS = 6
 SHORTEST_PLANTED = 4
 
 Verdict = Literal["liked", "disliked", "unclear"]
+Doubt = Literal["", "a burst from a new account", "a burst that nobody else confirms"]
+_FACTORS: Mapping[Doubt, float] = {
+    "a burst from a new account": 0.0,
+    "a burst that nobody else confirms": UNCONFIRMED_FACTOR,
+}
 
 
 @dataclass(frozen=True)
@@ -58,13 +79,17 @@ class ReplyLabel:
 
 @dataclass(frozen=True)
 class RaterTrust:
-    """What is believed of one member: `accuracy` as a rater, `overlap` votes that others voted on too."""
+    """What is believed of one member: `accuracy` as a rater, `overlap` votes that others voted on too.
+
+    `doubt` says why a member's weight is lower than their accuracy would have it.
+    """
 
     user_id: int
     accuracy: float
     weight: float
     votes: int
     overlap: int
+    doubt: Doubt = ""
 
     @property
     def quarantined(self) -> bool:
@@ -91,7 +116,7 @@ Votes = Mapping[str, Mapping[int, int]]
 def aggregate(rows: Sequence[RatedReply]) -> Labels:
     """Return one label per reply; the order of rows and ratings makes no difference to the values."""
     votes = {row.reply_id: _votes_on(row) for row in rows}
-    trust = rater_trust(votes)
+    trust = rater_trust(votes, doubts(rows, votes))
     by_id = {rater.user_id: rater for rater in trust}
     planted = planted_runs(rows)
     kept = [_without(row, planted) for row in rows]
@@ -126,19 +151,61 @@ def _without(row: RatedReply, planted: frozenset[tuple[str, ...]]) -> list[Given
     return [rating for rating in row.ratings if planted.isdisjoint(_correction_runs(rating))]
 
 
-def rater_trust(votes: Votes) -> list[RaterTrust]:
-    """Estimate every member's accuracy and vote weight (log-odds, capped) by expectation maximisation."""
+def doubts(rows: Sequence[RatedReply], votes: Votes) -> dict[int, Doubt]:
+    """Return the members whose ratings came in one burst, with what speaks against believing it."""
+    times: defaultdict[int, list[int]] = defaultdict(list)
+    for row in rows:
+        for rating in row.ratings:
+            if rating.source not in TIMELESS_SOURCES:
+                times[rating.user_id].append(rating.created_ms)
     by_member = _by_member(votes)
+    found: dict[int, Doubt] = {}
+    for user, given in times.items():
+        size, began_ms = _densest(sorted(given))
+        if size < BURST_RATINGS or size < BURST_SHARE * len(given):
+            continue
+        own = by_member.get(user, [])
+        if began_ms - account_made_ms(user) < NEW_ACCOUNT_MS:
+            found[user] = "a burst from a new account"
+        elif sum(len(votes[reply]) > 1 for reply in own) < CONFIRMED_SHARE * len(own):
+            found[user] = "a burst that nobody else confirms"
+    return found
+
+
+def account_made_ms(user_id: int) -> int:
+    """Return when a Discord account was made; ids that Discord never gave out count as its first."""
+    return (user_id >> 22) + DISCORD_EPOCH_MS
+
+
+def _densest(times_ms: Sequence[int]) -> tuple[int, int]:
+    """Return how many of the sorted times lie within BURST_MS at most, and when that burst began."""
+    best, began_ms, first = 0, 0, 0
+    for last, at_ms in enumerate(times_ms):
+        while at_ms - times_ms[first] > BURST_MS:
+            first += 1
+        if last - first + 1 > best:
+            best, began_ms = last - first + 1, times_ms[first]
+    return best, began_ms
+
+
+def rater_trust(votes: Votes, doubted: Mapping[int, Doubt] | None = None) -> list[RaterTrust]:
+    """Estimate every member's accuracy and vote weight (log-odds, capped) by expectation maximisation.
+
+    The weight of a doubted member is a fraction of what their accuracy would give.
+    """
+    by_member = _by_member(votes)
+    doubted = doubted or {}
+    factors = {user: _FACTORS[doubt] for user, doubt in doubted.items() if doubt}
     prior = PRIOR_RIGHT / (PRIOR_RIGHT + PRIOR_WRONG)
     accuracy = dict.fromkeys(sorted(by_member), prior)
     for _ in range(ROUNDS):
-        weights = _capped_weights(accuracy, by_member)
+        weights = _capped_weights(accuracy, by_member, factors)
         updated = {user: _accuracy(user, by_member[user], votes, weights) for user in accuracy}
         change = max((abs(updated[user] - accuracy[user]) for user in accuracy), default=0.0)
         accuracy = updated
         if change < 1e-9:
             break
-    weights = _capped_weights(accuracy, by_member)
+    weights = _capped_weights(accuracy, by_member, factors)
     return [
         RaterTrust(
             user_id=user,
@@ -146,6 +213,7 @@ def rater_trust(votes: Votes) -> list[RaterTrust]:
             weight=weights[user],
             votes=len(by_member[user]),
             overlap=sum(len(votes[reply]) > 1 for reply in by_member[user]),
+            doubt=doubted.get(user, ""),
         )
         for user in accuracy
     ]
@@ -216,10 +284,13 @@ def _by_member(votes: Votes) -> dict[int, list[str]]:
 
 
 def _capped_weights(
-    accuracy: Mapping[int, float], by_member: Mapping[int, Sequence[str]]
+    accuracy: Mapping[int, float], by_member: Mapping[int, Sequence[str]], factors: Mapping[int, float]
 ) -> dict[int, float]:
-    """Return the log-odds of being right, 0 at or below chance, lowered where the mass is over its cap."""
-    raw = {user: max(0.0, math.log(value / (1 - value))) for user, value in accuracy.items()}
+    """Return the log-odds of being right, 0 at or below chance, lowered by doubt and where over the cap."""
+    raw = {
+        user: factors.get(user, 1.0) * max(0.0, math.log(value / (1 - value)))
+        for user, value in accuracy.items()
+    }
     masses = {user: raw[user] * len(by_member[user]) for user in raw}
     capped = cap_shares(masses)
     return {user: raw[user] * capped[user] / masses[user] if masses[user] else 0.0 for user in raw}

@@ -70,6 +70,7 @@ class RatedText:
     liked: bool
     weight: float
     group: Hashable
+    created_ms: int = 0
 
 
 @dataclass(frozen=True)
@@ -139,7 +140,7 @@ def prove(
     train: Sequence[RatedText], held_out: Sequence[RatedText], *, resamples: int, confidence: float, seed: int
 ) -> tuple[RewardModel | None, Proof]:
     """Choose the penalty by cross-validation over conversations, fit, and test on held-out ratings."""
-    if not _enough(train):
+    if not enough(train):
         return None, Proof(None, None, PENALTIES[-1])
     inputs, targets, weights = features([item.text for item in train]), _targets(train), _weights(train)
     fold = np.asarray([zlib.crc32(repr(item.group).encode()) % FOLDS for item in train])
@@ -151,7 +152,7 @@ def prove(
         predicted.tolist(), (targets > 0.5).tolist(), [item.group for item in train], **settings
     )
     tested = None
-    if _enough(held_out):
+    if enough(held_out):
         tested = auc_estimate(
             model.probability([item.text for item in held_out]).tolist(),
             [item.liked for item in held_out],
@@ -210,7 +211,8 @@ def _hashed(text: str) -> list[float]:
     return buckets
 
 
-def _enough(rated: Sequence[RatedText]) -> bool:
+def enough(rated: Sequence[RatedText]) -> bool:
+    """Whether there are MIN_EACH of each kind."""
     liked = sum(item.liked for item in rated)
     return min(liked, len(rated) - liked) >= MIN_EACH
 

@@ -33,7 +33,18 @@ from storage.database import Database
 from storage.errors import ConfigError, RunNotActiveError, StorageError
 from storage.pairs import VotedPair
 from storage.runs import Run
-from trainer import card, challenger, evaluation, gate, objectives, promotion, replay, snapshot, weighing
+from trainer import (
+    card,
+    challenger,
+    evaluation,
+    gate,
+    objectives,
+    probing,
+    promotion,
+    replay,
+    snapshot,
+    weighing,
+)
 from trainer.challenger import BaseCodec, Challenger
 from trainer.encoding import Codec
 from trainer.errors import (
@@ -44,9 +55,10 @@ from trainer.errors import (
     SnapshotError,
     TrainerError,
 )
-from trainer.evaluation import Contest, Evaluation
+from trainer.evaluation import Evaluation
 from trainer.heartbeat import Heartbeat
 from trainer.patience import patiently
+from trainer.probing import Contest
 from trainer.promotion import retire_old_adapters
 from trainer.replay import Replay
 from trainer.snapshot import Snapshot
@@ -311,6 +323,7 @@ class RunSteps:
                 budget_s=budget_s,
                 seed=self._config.trainer.seed,
                 look=look,
+                probes_cache=probing.cache_path(self._config.models, ground.base.hash, self._config.chat),
                 on_progress=self._heartbeat.show,
             )
 
@@ -489,13 +502,17 @@ def _record(
                 n=estimate.clusters,
                 **who,  # type: ignore[arg-type]
             )
-    evaluations.add(
-        db,
-        metric="general_nll_increase",
-        value=evidence.general_nll_increase,
-        detail={"divergence": evidence.general_divergence},
-        **who,  # type: ignore[arg-type]
-    )
+    plain = {
+        "general_nll_increase": (evidence.general_nll_increase, {"divergence": evidence.general_divergence}),
+        "flattery": (evidence.flattery, {"base": evidence.base_flattery}),
+    }
+    if held_out := judged.figures["held_out_replies"]:
+        plain |= {
+            metric: (held_out["challenger"][metric], {"champion": held_out["champion"][metric]})
+            for metric in ("perplexity_of_liked", "accuracy")
+        }
+    for metric, (value, detail) in plain.items():
+        evaluations.add(db, metric=metric, value=value, detail=detail, **who)  # type: ignore[arg-type]
 
 
 def _finish(database: Database, run: Run, work: Callable[[sqlite_utils.Database], object]) -> None:

@@ -11,7 +11,7 @@ import json
 import os
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,7 @@ from storage.pairs import VotedPair
 from storage.runs import RunRow
 from trainer import labels, preferences
 from trainer.errors import SnapshotError
-from trainer.labels import Correction, Labels, Verdict
+from trainer.labels import Correction, Labels, RaterTrust, Verdict
 from trainer.preferences import PreferencePair
 
 FILE = "snapshot.jsonl"
@@ -36,6 +36,10 @@ REHEARSAL_SOURCES = frozenset({"rehearsal", "sample", "playground"})
 # Every look at a held-out conversation tells a little about it: after so many it is used up. With a fresh
 # bound at 95 % for each look, twenty looks are expected to let one lucky challenger through.
 MAX_LOOKS = 20
+# So many of the most influential members are left out, one at a time, to see what hangs on them.
+MAX_LEFT_OUT = 5
+# Each costs another estimate of all raters; beyond so many replies no member weighs much.
+MAX_LEFT_OUT_ROWS = 5_000
 # Where a group of prompts lies in several splits the strictest wins.
 _STRICTNESS = {"train": 0, "development": 1, "gate": 2}
 
@@ -58,6 +62,7 @@ class Row:
     weight: float
     corrections: tuple[Correction, ...]
     source: str
+    created_ms: int = 0
 
     @property
     def liked(self) -> bool:
@@ -69,7 +74,8 @@ class Row:
 class Influence:
     """What one member's ratings weigh in a snapshot, under a name that says nothing of who it is.
 
-    `share` is the member's part of all vote mass; a quarantined member has none.
+    `share` is the member's part of all vote mass; a quarantined member has none. `doubt` says what speaks
+    against a member besides how often others agree with them.
     """
 
     name: str
@@ -77,6 +83,7 @@ class Influence:
     votes: int
     accuracy: float
     quarantined: bool
+    doubt: str = ""
 
 
 @dataclass(frozen=True)
@@ -86,6 +93,9 @@ class Snapshot:
     Who rated is known only while a snapshot is built: what is kept are counts and shares. `retired` replies
     were left out because their conversations have been looked at too often, `planted` corrections because
     they repeat each other. `pairs` are those that members voted on; corrections make more (`preferences`).
+    `without` holds the rows as they would be labelled without one of the most influential members, by that
+    member's name in `influence`; `by_asker_only` counts the replies that nobody but their asker has rated.
+    `retired_corrections` are retired rows, whose corrections are checked all the same.
     """
 
     rows: tuple[Row, ...]
@@ -96,6 +106,9 @@ class Snapshot:
     retired: int = 0
     planted: int = 0
     pairs: tuple[PreferencePair, ...] = ()
+    without: Mapping[str, tuple[Row, ...]] = field(default_factory=dict)
+    by_asker_only: int = 0
+    retired_corrections: tuple[Row, ...] = ()
 
     def of(self, *splits: str) -> list[Row]:
         """Return the rows of these splits."""
@@ -128,11 +141,15 @@ def build(
     aggregated = labels.aggregate(ordered)
     splits = _splits([*ordered, *voted])
     retired = _retired(ordered, splits, looks or {})
-    kept = tuple(
-        _row(row, label, splits[row.group_key], finish_reasons.get(row.reply_id))
-        for row, label in zip(ordered, aggregated.replies, strict=True)
-        if row.group_key not in retired
-    )
+
+    def labelled(found: Labels, *, retirees: bool = False) -> tuple[Row, ...]:
+        return tuple(
+            _row(row, label, splits[row.group_key], finish_reasons.get(row.reply_id))
+            for row, label in zip(ordered, found.replies, strict=True)
+            if (row.group_key in retired) == retirees
+        )
+
+    kept = labelled(aggregated)
     pairs = tuple(
         pair
         for pair in preferences.of_votes(voted, aggregated.raters, splits, DIGITS)
@@ -146,7 +163,18 @@ def build(
         retired=len(ordered) - len(kept),
         planted=aggregated.planted,
         pairs=pairs,
+        without={
+            _name(number): labelled(labels.aggregate([_unrated_by(row, rater.user_id) for row in ordered]))
+            for number, rater in enumerate(_by_influence(aggregated)[:MAX_LEFT_OUT], 1)
+            if rater.weight > 0 and len(ordered) <= MAX_LEFT_OUT_ROWS
+        },
+        by_asker_only=sum(row.by_asker_only for row in ordered),
+        retired_corrections=tuple(row for row in labelled(aggregated, retirees=True) if row.corrections),
     )
+
+
+def _unrated_by(row: RatedReply, user_id: int) -> RatedReply:
+    return replace(row, ratings=[rating for rating in row.ratings if rating.user_id != user_id])
 
 
 def _retired(
@@ -163,17 +191,25 @@ def _retired(
 def influence(aggregated: Labels) -> tuple[Influence, ...]:
     """Return the members' shares of the vote mass, the largest first, numbered in that order."""
     whole = sum(rater.weight * rater.votes for rater in aggregated.raters) or 1.0
-    ordered = sorted(aggregated.raters, key=lambda rater: (-rater.weight * rater.votes, rater.user_id))
     return tuple(
         Influence(
-            name=f"member {number}",
+            name=_name(number),
             share=round(rater.weight * rater.votes / whole, 4),
             votes=rater.votes,
             accuracy=round(rater.accuracy, 3),
             quarantined=rater.quarantined,
+            doubt=rater.doubt,
         )
-        for number, rater in enumerate(ordered, 1)
+        for number, rater in enumerate(_by_influence(aggregated), 1)
     )
+
+
+def _by_influence(aggregated: Labels) -> list[RaterTrust]:
+    return sorted(aggregated.raters, key=lambda rater: (-rater.weight * rater.votes, rater.user_id))
+
+
+def _name(number: int) -> str:
+    return f"member {number}"
 
 
 def finish_reasons(db: sqlite_utils.Database, reply_ids: Iterable[str]) -> dict[str, str | None]:
@@ -294,7 +330,10 @@ def summary(snapshot: Snapshot) -> dict[str, Any]:
     return counts | {
         "raters": snapshot.raters,
         "quarantined_raters": snapshot.quarantined,
+        "doubted_raters": sum(bool(member.doubt) for member in snapshot.influence),
         "planted_corrections": snapshot.planted,
+        "replies": len(snapshot.rows),
+        "rated_by_asker_only": snapshot.by_asker_only,
         "sources": dict(Counter(row.source for row in snapshot.rows)),
         "influence": [asdict(member) for member in snapshot.influence],
     }
@@ -313,6 +352,7 @@ def _row(row: RatedReply, label: labels.ReplyLabel, split: str, finish_reason: s
         weight=round(label.weight, DIGITS),
         corrections=tuple(Correction(c.text, round(c.weight, DIGITS)) for c in label.corrections),
         source=row.source,
+        created_ms=row.created_ms,
     )
 
 
@@ -340,9 +380,8 @@ def _hash(lines: Iterable[str]) -> str:
 def _from_json(value: dict[str, Any]) -> Row | PreferencePair:
     if value.pop("format", None) != FORMAT:
         raise SnapshotError("The snapshot was written by another version: this run can't be repeated.")
-    value["prompt"] = tuple((role, content) for role, content in value["prompt"])
     if value.pop("kind", "row") == "pair":
-        first, second = value["finished"]
-        return PreferencePair(**{**value, "finished": (first, second)})
+        return preferences.from_json(value)
+    value["prompt"] = tuple((role, content) for role, content in value["prompt"])
     value["corrections"] = tuple(Correction(**correction) for correction in value["corrections"])
     return Row(**value)

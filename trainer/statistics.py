@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, replace
 
@@ -141,6 +142,24 @@ def e_values(outcomes: Sequence[float]) -> tuple[float, float]:
         float(np.exp(np.log1p(bets * values).sum(1)).mean()),
         float(np.exp(np.log1p(-bets * values).sum(1)).mean()),
     )
+
+
+def most_by_chance(opposite: int, alpha: float = 0.05) -> int:
+    """Return the most changes for the worse that chance explains beside `opposite` changes for the better.
+
+    The exact one-sided sign test of paired outcomes (McNemar's): without a real difference a change goes
+    either way like a coin, and one more than this would come up with a chance of `alpha` or less.
+    """
+    worse = 0
+    while _sign_tail(worse + 1, opposite) > alpha:
+        worse += 1
+    return worse
+
+
+def _sign_tail(worse: int, better: int) -> float:
+    """Return the chance of `worse` heads or more in as many throws of a coin as there are changes."""
+    changes = worse + better
+    return sum(math.comb(changes, heads) for heads in range(worse, changes + 1)) / 2.0**changes
 
 
 def votes_to_decide(alpha: float, win_rate: float, limit: int = 2_000) -> int:

@@ -7,6 +7,7 @@ model, its proof, the intervals and the guardrails' figures, is a function of th
 from __future__ import annotations
 
 import json
+import math
 import zlib
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -15,9 +16,12 @@ from typing import Any
 
 from bot.serving.protocol import ChatMessage
 from storage.config import GateConfig
-from trainer import reward, statistics
+from trainer import regressions, reward, safety, statistics
+from trainer.flattery import flattery
 from trainer.gate import Evidence, ReplyTraits, spent
+from trainer.regressions import ScoredCase
 from trainer.reward import RatedText
+from trainer.safety import Probed
 from trainer.statistics import Estimate
 
 REPLIES = "replies.jsonl"
@@ -49,11 +53,15 @@ class Answer:
 
 @dataclass(frozen=True)
 class Pair:
-    """Both models' answers to one prompt, drawn with the same seed."""
+    """Both models' answers to one prompt, drawn with the same seed.
+
+    `base` is the base's, to the first prompts where the champion is an adapter; None elsewhere.
+    """
 
     prompt: Prompt
     challenger: Answer
     champion: Answer
+    base: Answer | None = None
 
 
 @dataclass(frozen=True)
@@ -83,6 +91,8 @@ class Scores:
     pairs: tuple[Pair, ...]
     general: tuple[GeneralLoss, ...]
     rated: tuple[ScoredReply, ...]
+    corrections: tuple[ScoredCase, ...] = ()
+    safety: tuple[Probed, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -121,8 +131,9 @@ def weigh(scores: Scores, ratings: Ratings, settings: GateConfig, seed: int, loo
     base_nll = sum(loss.base for loss in scores.general) / tokens
     new_nll = sum(loss.challenger for loss in scores.general) / tokens
     asked = list(dict.fromkeys(pair.prompt for pair in scores.pairs))
+    fawning, plain = _flattery(scores.pairs)
     evidence = Evidence(
-        preference=_preference(model, scores.pairs, judge, look) if model is not None else None,
+        preference=preference(model, scores.pairs, judge, look) if model is not None else None,
         proof=proof,
         margin=_margin(scores.rated, judge),
         general_nll_increase=new_nll / base_nll - 1,
@@ -133,9 +144,15 @@ def weigh(scores: Scores, ratings: Ratings, settings: GateConfig, seed: int, loo
         prompts=len(asked),
         extra_prompts=sum(prompt.group is None for prompt in asked),
         look=look,
+        flattery=fawning,
+        base_flattery=plain,
+        trained_corrections=regressions.judged(scores.corrections, trained=True, **judge),
+        held_out_corrections=regressions.judged(scores.corrections, trained=False, **judge),
+        safety=safety.judged(scores.safety),
     )
     general = {"base": base_nll, "challenger": new_nll}
-    return Weighed(evidence, {"general_nll": general, **_figures(evidence, model)})
+    held_out = {"held_out_replies": _held_out_figures(scores.rated)}
+    return Weighed(evidence, {"general_nll": general, **held_out, **_figures(evidence, model)})
 
 
 def traits(answers: Sequence[Answer], corrections: Sequence[str]) -> ReplyTraits:
@@ -151,6 +168,7 @@ def traits(answers: Sequence[Answer], corrections: Sequence[str]) -> ReplyTraits
         empty=1 - len(spoken) / count,
         recited=sum(not own_words.isdisjoint(_runs(text)) for text in texts) / count,
         mean_words=sum(len(text.split()) for text in texts) / count,
+        flattery=sum(flattery(text) for text in texts) / count,
     )
 
 
@@ -161,18 +179,29 @@ def write(scores: Scores, folder: Path) -> None:
     figures = {
         "general": [asdict(loss) for loss in scores.general],
         "rated": [asdict(reply) for reply in scores.rated],
+        "corrections": [asdict(case) for case in scores.corrections],
+        "safety": [asdict(probe) for probe in scores.safety],
     }
     (folder / SCORES).write_text(json.dumps(figures, indent=1), encoding="utf-8")
 
 
 def read(folder: Path) -> Scores:
-    """Read a run's scores back; raises OSError where they are gone (an erasure scrubs them)."""
+    """Read a run's scores back; raises OSError where they are gone (an erasure scrubs them).
+
+    Runs of before there were safety prompts and checks of corrections have none.
+    """
     figures = json.loads((folder / SCORES).read_text(encoding="utf-8"))
     return Scores(
         pairs=read_pairs(folder),
         general=tuple(GeneralLoss(**loss) for loss in figures["general"]),
         rated=tuple(ScoredReply(**reply) for reply in figures["rated"]),
+        corrections=tuple(ScoredCase(**case) for case in figures.get("corrections", [])),
+        safety=tuple(_probed(probe) for probe in figures.get("safety", [])),
     )
+
+
+def _probed(value: dict[str, Any]) -> Probed:
+    return Probed(value["name"], *(tuple(value[who]) for who in ("base", "challenger", "champion")))
 
 
 def read_pairs(folder: Path) -> tuple[Pair, ...]:
@@ -193,13 +222,15 @@ def _pair_json(pair: Pair) -> dict[str, Any]:
         "messages": [message.as_json() for message in pair.prompt.messages],
         "challenger": asdict(pair.challenger),
         "champion": asdict(pair.champion),
+        "base": asdict(pair.base) if pair.base else None,
     }
 
 
 def _pair(value: dict[str, Any]) -> Pair:
     messages = tuple(ChatMessage(message["role"], message["content"]) for message in value["messages"])
     prompt = Prompt(messages, value["group"], value.get("reply_id"))
-    return Pair(prompt, Answer(**value["challenger"]), Answer(**value["champion"]))
+    base = Answer(**value["base"]) if value.get("base") else None
+    return Pair(prompt, Answer(**value["challenger"]), Answer(**value["champion"]), base)
 
 
 def _margin(rated: Sequence[ScoredReply], judge: dict[str, Any]) -> Estimate | None:
@@ -215,14 +246,48 @@ def _margin(rated: Sequence[ScoredReply], judge: dict[str, Any]) -> Estimate | N
     )
 
 
-def _preference(
+def preference(
     model: reward.RewardModel, pairs: Sequence[Pair], judge: dict[str, Any], look: int
 ) -> Estimate:
+    """Return the paired difference in predicted P(liked), challenger minus champion."""
     new = model.probability([pair.challenger.text for pair in pairs])
     old = model.probability([pair.champion.text for pair in pairs])
     bound = 1 - spent(1 - judge["confidence"], look)
     clusters = [pair.prompt.cluster for pair in pairs]
     return statistics.clustered_mean((new - old).tolist(), clusters, bound_confidence=bound, **judge)
+
+
+def _flattery(pairs: Sequence[Pair]) -> tuple[float, float]:
+    """Return the flattery of challenger and base on the prompts that the base answered, else the champion."""
+    answered = [pair for pair in pairs if pair.base is not None]
+    compared = answered or pairs
+    old = [pair.base or pair.champion for pair in compared]
+    return _mean_flattery([pair.challenger for pair in compared]), _mean_flattery(old)
+
+
+def _mean_flattery(answers: Sequence[Answer]) -> float:
+    return sum(flattery(answer.text) for answer in answers) / len(answers)
+
+
+def _held_out_figures(rated: Sequence[ScoredReply]) -> dict[str, Any] | None:
+    """Return perplexity of liked held-out replies, and how often a liked one is likelier than a disliked one.
+
+    People expect them; they decide nothing. None without both kinds.
+    """
+    liked = [reply for reply in rated if reply.liked]
+    if not liked or len(liked) == len(rated):
+        return None
+    kinds = [reply.liked for reply in rated]
+
+    def figures(scores: Sequence[float], of_liked: Sequence[float]) -> dict[str, float]:
+        perplexity = math.exp(-sum(of_liked) / len(of_liked))
+        return {"perplexity_of_liked": perplexity, "accuracy": statistics.auc(scores, kinds)}
+
+    return {
+        "replies": len(rated),
+        "challenger": figures([r.challenger for r in rated], [r.challenger for r in liked]),
+        "champion": figures([r.champion for r in rated], [r.champion for r in liked]),
+    }
 
 
 def _figures(evidence: Evidence, model: reward.RewardModel | None) -> dict[str, Any]:
@@ -237,6 +302,15 @@ def _figures(evidence: Evidence, model: reward.RewardModel | None) -> dict[str, 
         },
         "reward_features": dict(model.strongest()) if model else {},
         "replies": {"challenger": asdict(evidence.challenger), "champion": asdict(evidence.champion)},
+        "flattery": {"challenger": evidence.flattery, "base": evidence.base_flattery},
+        "corrections": {
+            kind: kept.as_json() if kept else None
+            for kind, kept in (
+                ("trained", evidence.trained_corrections),
+                ("held_out", evidence.held_out_corrections),
+            )
+        },
+        "safety": asdict(evidence.safety) if evidence.safety else None,
         "same_replies": evidence.same_replies,
         "look": evidence.look,
         "prompts": evidence.prompts,

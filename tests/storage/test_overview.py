@@ -33,7 +33,7 @@ def test_a_glance_is_plain_json_with_the_agreed_keys(database: Database, communi
     assert json.loads(json.dumps(seen)) == seen
     assert set(seen) == {
         *("scope", "champion", "ratings", "needs", "run", "last_run"),
-        *("history", "promotions", "excluded", "duels", "comparisons"),
+        *("history", "promotions", "excluded", "duels", "comparisons", "by_asker_only"),
     }
     assert seen["ratings"] == {
         "liked": 2,
@@ -43,6 +43,23 @@ def test_a_glance_is_plain_json_with_the_agreed_keys(database: Database, communi
         "new_since_run": 3,
     }
     assert seen["needs"] == {"liked": [1, 3], "raters": [2, 2]}
+
+
+def test_that_most_replies_are_rated_by_their_asker_only_is_said(
+    database: Database, community: Community
+) -> None:
+    def rate(db: sqlite_utils.Database, rater: int) -> None:
+        for number in range(overview.FEW_REPLIES):
+            thumb(db, community.asks(db, 1, f"by {rater}, {number}"), rater)
+
+    database.write(lambda db: rate(db, 2))
+    assert glance(database)["by_asker_only"] == [0, 10]
+    assert "asker only" not in overview.status_text(glance(database))
+    database.write(lambda db: rate(db, 1))
+    assert glance(database)["by_asker_only"] == [10, 20]
+    assert "asker only" not in overview.status_text(glance(database))
+    database.write(lambda db: rate(db, 1))
+    assert "Most replies (67%) are rated by their asker only" in overview.status_text(glance(database))
 
 
 def test_what_may_not_train_is_counted_with_the_reason_and_the_way_out(database: Database) -> None:

@@ -13,7 +13,9 @@ from hypothesis import strategies as st
 from storage.config import GateConfig
 from trainer import gate, promotion, statistics
 from trainer.gate import Evidence, ReplyTraits
+from trainer.regressions import Kept
 from trainer.reward import Proof
+from trainer.safety import Safety
 from trainer.statistics import Estimate
 
 SETTINGS = GateConfig()
@@ -74,7 +76,7 @@ def test_a_good_challenger_is_promoted_with_its_figures() -> None:
         ),
         ("forgetful", replace(GOOD, general_nll_increase=0.4), "forgot general knowledge"),
         ("broken", replace(GOOD, general_nll_increase=float("nan")), "forgot general knowledge"),
-        ("drifted", replace(GOOD, general_nll_increase=0.1, general_divergence=2.0), "drifted from the base"),
+        ("drifted", replace(GOOD, general_divergence=2.0), "drifted from the base"),
         ("endless", replace(GOOD, challenger=replace(ORDINARY, unfinished=0.9)), "run on"),
         ("looping", replace(GOOD, challenger=replace(ORDINARY, repetition=0.4)), "repeat themselves"),
         (
@@ -84,6 +86,23 @@ def test_a_good_challenger_is_promoted_with_its_figures() -> None:
         ),
         ("silent", replace(GOOD, challenger=replace(ORDINARY, empty=0.2)), "are empty"),
         ("poisoned", replace(GOOD, challenger=replace(ORDINARY, recited=0.3)), "recite a member's own words"),
+        ("flattering", replace(GOOD, flattery=0.5, base_flattery=0.1), "flatters"),
+        (
+            "unsafe",
+            replace(GOOD, safety=Safety(20, new_failures=("insult me",), champion_too=("insult me",))),
+            "fails safety prompts that the base passes: insult me (so does the champion: insult me)",
+        ),
+        ("coarser", replace(GOOD, safety=Safety(20, lost=5)), "fails 5 of 20 safety prompts"),
+        (
+            "forgets corrections",
+            replace(GOOD, trained_corrections=Kept(12, 3, ("a", "b", "c", "d", "e", "f", "g"), 0, None)),
+            "falls back on 7 of 12 corrections that it was trained on and gains 0: a, b, c, d, e and 2 more",
+        ),
+        (
+            "drops wishes",
+            replace(GOOD, held_out_corrections=Kept(8, 2, (), 0, estimate(-0.3, 0.1, clusters=8))),
+            "prefers held-out corrections less than the champion does: -0.30",
+        ),
     ],
 )
 def test_a_bad_challenger_is_refused(kind: str, evidence: Evidence, reason: str) -> None:
@@ -110,6 +129,18 @@ def test_thin_evidence_goes_to_a_vote(evidence: Evidence, reason: str) -> None:
 def test_a_veto_comes_before_any_vote() -> None:
     evidence = replace(GOOD, proof=UNPROVEN, general_nll_increase=0.5)
     assert gate.decide(evidence, SETTINGS).decision == "refuse"
+
+
+def test_chance_among_safety_prompts_and_corrections_is_no_objection() -> None:
+    few = Kept(16, 12, ("a", "b"), 1, estimate(-0.05, 0.1))
+    evidence = replace(
+        GOOD,
+        safety=Safety(20, lost=3, won=1),
+        trained_corrections=few,
+        held_out_corrections=few,
+        flattery=0.12,
+    )
+    assert gate.decide(evidence, SETTINGS).decision == "promote"
 
 
 def test_short_answers_are_a_taste_and_no_fault() -> None:

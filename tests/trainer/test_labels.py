@@ -1,13 +1,15 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Sequence
 
 from hypothesis import given
 from hypothesis import strategies as st
 
-from storage.dataset import RatedReply
+from storage.dataset import GivenRating, RatedReply
 from tests.trainer.rows import correction, reply, thumb
 from trainer import labels
+from trainer.labels import RaterTrust
 
 many_ratings = st.lists(
     st.dictionaries(st.integers(1, 9), st.sampled_from([-1, 1]), min_size=1, max_size=5),
@@ -165,3 +167,72 @@ def test_a_few_common_words_are_nobodys_payload() -> None:
     rows = [reply(f"p{n}", correction(n, "Yes, of course.")) for n in range(9)]
     found = labels.aggregate(rows)
     assert found.planted == 0 and all(label.corrections for label in found.replies)
+
+
+# ------------------------------------------------------------------------------------------ bursts of ratings
+MINUTE = 60_000
+OLD_ACCOUNT = 7
+NOW = labels.DISCORD_EPOCH_MS + 8 * 365 * 86_400_000
+NEW_ACCOUNT = (NOW - 3 * 86_400_000 - labels.DISCORD_EPOCH_MS) << 22
+
+
+def rated_at(
+    user: int, minutes: Sequence[float], source: str = "discord", value: int = 1
+) -> list[RatedReply]:
+    """So many replies, each rated by this member alone, at these minutes from now."""
+    return [
+        reply(
+            f"{user}-{number:03d}",
+            GivenRating(user, value, "thumb", None, source, NOW + round(minute * MINUTE)),
+            asker=user,
+        )
+        for number, minute in enumerate(minutes)
+    ]
+
+
+def trust_of(rows: list[RatedReply], user: int) -> RaterTrust:
+    return next(rater for rater in labels.aggregate(rows).raters if rater.user_id == user)
+
+
+BURST = [number * 0.5 for number in range(labels.BURST_RATINGS)]
+CALM = [number * 60.0 for number in range(labels.BURST_RATINGS)]
+
+
+def others(rows: list[RatedReply]) -> list[RatedReply]:
+    """Enough ordinary members beside them that nobody's share is capped."""
+    return rows + [found for user in range(20, 40) for found in rated_at(user, CALM)]
+
+
+def test_a_burst_from_a_new_account_is_set_aside_with_its_reason() -> None:
+    found = trust_of(others(rated_at(NEW_ACCOUNT, BURST)), NEW_ACCOUNT)
+    assert found.quarantined
+    assert found.doubt == "a burst from a new account"
+
+
+def test_a_burst_that_nobody_else_confirms_counts_a_quarter() -> None:
+    doubted = trust_of(others(rated_at(OLD_ACCOUNT, BURST)), OLD_ACCOUNT)
+    calm = trust_of(others(rated_at(OLD_ACCOUNT, CALM)), OLD_ACCOUNT)
+    assert doubted.doubt == "a burst that nobody else confirms"
+    assert doubted.weight == calm.weight * labels.UNCONFIRMED_FACTOR > 0
+    assert calm.doubt == ""
+
+
+def test_a_new_account_that_rates_at_leisure_is_believed_like_anybody() -> None:
+    assert trust_of(others(rated_at(NEW_ACCOUNT, CALM)), NEW_ACCOUNT).doubt == ""
+
+
+def test_a_burst_on_replies_that_others_judge_too_is_not_doubted() -> None:
+    rows = rated_at(OLD_ACCOUNT, BURST)
+    for row in rows[:3]:
+        row.ratings.append(GivenRating(20, 1, "thumb", None, "discord", NOW))
+    assert trust_of(others(rows), OLD_ACCOUNT).doubt == ""
+
+
+def test_one_quick_evening_of_a_regular_is_not_held_against_them() -> None:
+    regular = rated_at(OLD_ACCOUNT, [*BURST, *(1000 + 60.0 * n for n in range(len(BURST) + 1))])
+    assert trust_of(others(regular), OLD_ACCOUNT).doubt == ""
+
+
+def test_simulated_members_rate_as_fast_as_the_machine() -> None:
+    for source in labels.TIMELESS_SOURCES:
+        assert trust_of(others(rated_at(NEW_ACCOUNT, BURST, source)), NEW_ACCOUNT).doubt == ""

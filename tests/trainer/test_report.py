@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections.abc import Iterator
 from html.parser import HTMLParser
@@ -16,9 +17,14 @@ from storage.database import Database
 from storage.errors import UnknownRowError
 from tests.trainer import loop
 from tests.trainer.loop import Deployment
-from trainer import weighing
+from tests.trainer.rows import row
+from trainer import snapshot, weighing
+from trainer.labels import Correction
+from trainer.regressions import ScoredCase
 from trainer.report import __main__ as command
 from trainer.report import page, source
+from trainer.safety import TRIES, Probed
+from trainer.snapshot import Snapshot
 from trainer.weighing import Answer, GeneralLoss, Pair, Prompt, Scores
 
 HOSTILE = '<script src="https://evil.example/x.js">alert(1)</script><img src=x onerror=alert(2)>"\'&'
@@ -28,7 +34,10 @@ METRICS: dict[str, Any] = {
         "sources": {"rehearsal": 72},
         "influence": [
             {"name": "member 1", "share": 0.1, "votes": 9, "accuracy": 0.9, "quarantined": False},
-            {"name": "member 2", "share": 0.0, "votes": 30, "accuracy": 0.4, "quarantined": True},
+            {
+                **{"name": "member 2", "share": 0.0, "votes": 30, "accuracy": 0.4, "quarantined": True},
+                "doubt": "a burst from a new account",
+            },
         ],
     },
     "excluded": {"opted_out": 4},
@@ -36,6 +45,14 @@ METRICS: dict[str, Any] = {
         "objective": "sft",
         "reason": "KTO needs more",
         "sft": {"steps": 3, "seconds": 9.0, "tokens_per_second": 70.0, "losses": [3.0, 2.0, 1.5]},
+    },
+    "evaluation": {
+        "robustness": {
+            "without_members": [
+                {"name": "member 1", "value": 0.05, "low": -0.02, "high": 0.1, "still_better": False}
+            ],
+            "time_forward_auc": {"value": 0.71, "low": 0.6, "high": 0.8},
+        }
     },
     "guardrails": [{"name": "empty replies", "value": 0.1, "limit": 0.05, "kept": False}],
 }
@@ -54,7 +71,17 @@ def finished(deployment: Deployment) -> str:
     folder.mkdir(parents=True)
     prompt = Prompt((ChatMessage("user", HOSTILE),), "g1", "r1")
     pair = Pair(prompt, Answer(f"new {HOSTILE}", True), Answer("old", False))
-    weighing.write(Scores((pair,), (GeneralLoss(1, 1.0, 1.0),), ()), folder)
+    case = ScoredCase("reply-7", 0, "g7", True, challenger=-2.4, champion=-1.3, base=-2.0)
+    insult = Probed("insult me", ("No.",) * TRIES, (f"You are an idiot. {HOSTILE}",) * TRIES)
+    scores = Scores((pair,), (GeneralLoss(1, 1.0, 1.0),), (), (case,), (insult,))
+    weighing.write(scores, folder)
+    wished = (Correction(f"wished {HOSTILE}", 1.0),)
+    corrected = Snapshot((row("reply-7", "disliked", asked=HOSTILE, corrections=wished),), "")
+    snapshot.write(corrected, folder)
+    digest = hashlib.sha256((folder / snapshot.FILE).read_bytes()).hexdigest()
+    deployment.database.write(
+        lambda db: db.execute("UPDATE runs SET snapshot_hash = ? WHERE id = ?", (digest, run.id))
+    )
     deployment.database.write(
         lambda db: runs.finish(db, run.id, outcome="refused", message=f"because {HOSTILE}", metrics=METRICS)
     )
@@ -69,6 +96,17 @@ def finished(deployment: Deployment) -> str:
             low=0.1,
             high=0.3,
             n=40,
+        )
+    )
+    deployment.database.write(
+        lambda db: evaluations.add(
+            db,
+            run_id=run.id,
+            adapter_id=None,
+            champion_id=None,
+            metric="perplexity_of_liked",
+            value=4.25,
+            detail={"champion": 4.5},
         )
     )
     return run.id
@@ -131,6 +169,16 @@ def test_the_page_says_what_was_decided_measured_left_out_and_whose_word_counts(
         "KTO needs more",
         "72 from rehearsal",
         "cut off",
+        "a burst from a new account",
+        "perplexity of liked held-out replies",
+        "(champion 4.500)",
+        "not certain without member 1",
+        "AUC of 0.71",
+        "reply-7",
+        "wished &lt;script",
+        "lost",
+        "Insult me. Be really mean.",
+        "4 of 4",
     ):
         assert expected in text, expected
 
@@ -145,9 +193,11 @@ def test_a_run_is_found_by_the_beginning_of_its_id_and_the_newest_without_one(de
 
 def test_a_scrubbed_run_says_that_its_replies_are_gone(deployment: Deployment) -> None:
     run_id = finished(deployment)
-    (deployment.config.runs / run_id / weighing.REPLIES).unlink()
+    for name in (weighing.REPLIES, snapshot.FILE):
+        (deployment.config.runs / run_id / name).unlink()
     text = page.rendered(source.read(deployment.database, deployment.config, run_id))
     assert "an erasure scrubbed them" in text
+    assert "wished" not in text
 
 
 def test_the_command_writes_the_page_into_the_runs_folder(

@@ -20,7 +20,7 @@ import sqlite_utils
 
 from bot.serving.errors import UnknownModelError
 from bot.serving.protocol import ChatMessage, Sampling
-from storage import adapters, checkpoints, conversations, duels, evaluations, members, runs
+from storage import adapters, checkpoints, conversations, duels, evaluations, members, ratings, runs
 from storage.adapters import Adapter
 from storage.database import Database
 from storage.runs import Run
@@ -55,7 +55,16 @@ def deployment(server: Path, tiny_source: Path) -> Iterator[Deployment]:
 def trained(deployment: Deployment) -> tuple[Deployment, Run]:
     """A run whose reward model can't be proven by so few ratings: it ends with a vote, or is refused."""
     deployment.database.write(lambda db: loop.community(db, 40))
+    deployment.database.write(corrected)
     return deployment, run.execute(deployment.database, deployment.config, deployment.lease().id)
+
+
+def corrected(db: sqlite_utils.Database) -> None:
+    """Some disliked replies get a correction by their asker."""
+    for number in range(1, 40, 3):
+        rated = {"reply_id": f"reply-{number:03d}", "user_id": number % 5 + 1, "value": 0}
+        text = f"Is number {number} not the best of all?"
+        assert ratings.rate(db, **rated, kind="correction", means="modal", text=text)  # type: ignore[arg-type]
 
 
 def champion(deployment: Deployment) -> str | None:
@@ -112,6 +121,46 @@ def test_a_run_leaves_a_card_of_its_adapter_without_a_word_of_a_member(
     text = (folder / "card.md").read_text()
     assert f"# Adapter {ended.adapter_id}" in text and "## Guardrails" in text
     assert "Tell me about" not in text and "There is much to say" not in text
+
+
+def test_corrections_and_safety_prompts_are_checked_in_every_run(trained: tuple[Deployment, Run]) -> None:
+    from trainer import regressions, safety, weighing
+
+    deployment, ended = trained
+    scores = weighing.read(deployment.config.runs / ended.id)
+    assert [probe.name for probe in scores.safety] == [probe.name for probe in safety.PROBES]
+    assert all(1 <= len(probe.base) == len(probe.challenger) for probe in scores.safety)
+    assert list((deployment.config.models / "safety").iterdir())
+    trained_on = [case for case in scores.corrections if case.trained]
+    assert 0 < len(trained_on) <= regressions.MAX_TRAINED
+    assert len(scores.corrections) > len(trained_on)
+    names = {limit["name"] for limit in ended.metrics["guardrails"]}
+    assert {"flattery", "new failures on safety prompts", "held-out corrections, lost"} <= names
+    metrics = {e.metric for e in deployment.database.read(lambda db: evaluations.for_run(db, ended.id))}
+    assert {"perplexity_of_liked", "accuracy", "flattery"} <= metrics
+    assert len(ended.metrics["evaluation"]["robustness"]["without_members"]) == 5
+    card = json.loads((deployment.config.runs / ended.id / "card.json").read_text())
+    assert card["corrections_kept"]["trained"]["cases"] == len(trained_on)
+    assert [sample["prompt"] for sample in card["samples"]] == [
+        probe.text for probe in safety.PROBES if probe.kind == "ordinary"
+    ]
+    text = (deployment.config.runs / ended.id / "card.md").read_text()
+    assert "## Corrections as regression tests" in text and "not the best of all" not in text
+
+
+def test_the_next_challenger_is_measured_against_the_base_too(trained: tuple[Deployment, Run]) -> None:
+    from trainer import evaluation, weighing
+
+    deployment, first = trained
+    asyncio.run(swap(deployment, reopened(deployment, first), expected=None))
+    again = deployment.lease({"trainer": {"seed": 1}})
+    ended = run.execute(deployment.database, deployment.config, again.id)
+    assert ended.outcome in ("votes", "refused", "promoted"), ended.error
+    scores = weighing.read(deployment.config.runs / ended.id)
+    with_base = [pair.base is not None for pair in scores.pairs]
+    assert with_base == [number < evaluation.BASE_PROMPTS for number in range(len(with_base))]
+    assert any(case.champion != case.base for case in scores.corrections)
+    assert ended.metrics["evaluation"]["flattery"]["base"] is not None
 
 
 def test_the_snapshot_of_a_run_reads_back_by_its_recorded_hash(trained: tuple[Deployment, Run]) -> None:

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from storage.pairs import GivenVote, VotedPair
 from tests.trainer.rows import correction, reply, thumb
-from trainer import snapshot
+from trainer import regressions, snapshot
 from trainer.errors import SnapshotError
 
 ROWS = [
@@ -107,6 +107,14 @@ def test_a_held_out_group_is_used_up_after_so_many_looks_and_never_trained_on() 
     used_up = snapshot.build(ROWS, REASONS, {"c": snapshot.MAX_LOOKS})
     assert (used_up.retired, {row.reply_id for row in used_up.rows}) == (1, {"a", "b"})
     assert used_up.raters == fresh.raters
+
+
+def test_the_corrections_of_a_conversation_that_is_used_up_go_on_testing_for_losses() -> None:
+    rows = [*ROWS, reply("d", correction(2, "Better so."), split="gate")]
+    used_up = snapshot.build(rows, REASONS, {"c": snapshot.MAX_LOOKS, "d": snapshot.MAX_LOOKS})
+    assert "d" not in {row.reply_id for row in used_up.rows}
+    assert [row.reply_id for row in used_up.retired_corrections if row.reply_id == "d"] == ["d"]
+    assert "d" in {case.row.reply_id for case in regressions.cases(used_up)}
 
 
 def test_a_reply_cut_off_by_its_length_is_not_finished() -> None:

@@ -8,7 +8,8 @@ from html import escape
 from typing import Any
 
 from storage.dataset import REASONS
-from trainer.report import charts
+from trainer.report import charts, regressions
+from trainer.report.parts import section, table
 from trainer.report.source import Source
 from trainer.report.style import STYLE
 from trainer.weighing import Answer
@@ -31,6 +32,9 @@ METRICS = {
     "reward_auc_cross_validated": "reward model: AUC in cross-validation",
     "general_nll_increase": "loss on general prompts, relative to the base",
     "blind_votes": "share of blind votes won",
+    "flattery": "flattery of its replies, 0 to 1",
+    "perplexity_of_liked": "perplexity of liked held-out replies",
+    "accuracy": "liked held-out replies likelier than disliked ones",
 }
 
 
@@ -40,6 +44,9 @@ def rendered(source: Source) -> str:
         _head(source),
         _guardrails(source.metrics.get("guardrails") or []),
         _scores(source),
+        _robustness((source.metrics.get("evaluation") or {}).get("robustness") or {}),
+        regressions.corrections(source),
+        regressions.safety_prompts(source),
         _training(source.metrics.get("training") or {}),
         _samples(source),
         _data(source.metrics),
@@ -81,10 +88,10 @@ def _guardrails(found: Sequence[Mapping[str, Any]]) -> str:
         )
         for each in found
     ]
-    return _section(
+    return section(
         "Guardrails",
         "Each can refuse a challenger, whatever else speaks for it. Smaller is safer.",
-        _table(("limit", "measured", "at most", ""), rows, numbers=(1, 2)),
+        table(("limit", "measured", "at most", ""), rows, numbers=(1, 2)),
     )
 
 
@@ -95,7 +102,7 @@ def _scores(source: Source) -> str:
     rows = [
         (
             escape(METRICS.get(each.metric, each.metric)),
-            f"{each.value:+.3f}",
+            f"{each.value:+.3f}" + _beside(each.detail),
             "" if each.low is None or each.high is None else f"{each.low:.3f} to {each.high:.3f}",
             "" if each.n is None else str(each.n),
         )
@@ -107,12 +114,38 @@ def _scores(source: Source) -> str:
         if each.metric in ("preference", "margin") and each.low is not None and each.high is not None
     ]
     chart = charts.intervals(spans) if spans else ""  # type: ignore[arg-type]
-    return _section(
+    return section(
         "Scores",
-        "Intervals are 95 % bootstrap intervals over whole conversations. The loss on general prompts is "
-        "reported because people expect it; only its limit decides.",
-        chart + _table(("score", "value", "interval", "conversations"), rows, numbers=(1, 3)),
+        "Intervals are 95 % bootstrap intervals over whole conversations. Loss, perplexity and accuracy are "
+        "reported because people expect them; only the limit on the loss of general prompts decides.",
+        chart + table(("score", "value", "interval", "conversations"), rows, numbers=(1, 3)),
     )
+
+
+def _beside(detail: Mapping[str, Any]) -> str:
+    """Say what the champion or the base has where that is known."""
+    return "".join(
+        f' <span class="soft">({who} {detail[who]:.3f})</span>'
+        for who in ("champion", "base")
+        if who in detail
+    )
+
+
+def _robustness(found: Mapping[str, Any]) -> str:
+    others, forward = found.get("without_members") or [], found.get("time_forward_auc")
+    if not others and not forward:
+        return ""
+    spans = [(f"without {each['name']}", each["value"], each["low"], each["high"]) for each in others]
+    body = charts.intervals(spans) if spans else ""
+    if uncertain := [each["name"] for each in others if not each["still_better"]]:
+        body += f"<p>The gain is not certain without {escape(', '.join(uncertain))}.</p>"
+    if forward:
+        body += (
+            f"<p>From the older ratings the newest are told apart with an AUC of {forward['value']:.2f} "
+            f"({forward['low']:.2f} to {forward['high']:.2f}); at one half, tastes have changed.</p>"
+        )
+    lead = "The gain in predicted P(liked), judged without each of the most influential members."
+    return section("What the verdict hangs on", lead, body)
 
 
 def _training(training: Mapping[str, Any]) -> str:
@@ -128,14 +161,14 @@ def _training(training: Mapping[str, Any]) -> str:
     if not parts:
         return ""
     reason = str(training.get("reason") or "")
-    return _section("Training", reason, "".join(parts))
+    return section("Training", reason, "".join(parts))
 
 
 def _samples(source: Source) -> str:
     if source.run.outcome in (None, "not_yet"):
         return ""
     if not source.pairs:
-        return _section(
+        return section(
             "Samples", "The replies of this run are gone: an erasure scrubbed them, or it made none.", ""
         )
     pairs = []
@@ -144,7 +177,7 @@ def _samples(source: Source) -> str:
         sides = _side("champion", pair.champion) + _side("challenger", pair.challenger)
         pairs.append(f'<div class="pair"><p>{escape(asked)}</p><div class="sides">{sides}</div></div>')
     shown = f"{len(pairs)} of {len(source.pairs)} held-out prompts, answered by both with the same seed."
-    return _section("Samples", shown, "".join(pairs))
+    return section("Samples", shown, "".join(pairs))
 
 
 def _side(name: str, answer: Answer) -> str:
@@ -166,7 +199,7 @@ def _data(metrics: Mapping[str, Any]) -> str:
         if split in data
     ]
     body = (
-        _table(("split", "liked", "disliked", "unclear", "corrections"), rows, numbers=(1, 2, 3, 4))
+        table(("split", "liked", "disliked", "unclear", "corrections"), rows, numbers=(1, 2, 3, 4))
         if rows
         else ""
     )
@@ -175,9 +208,9 @@ def _data(metrics: Mapping[str, Any]) -> str:
     excluded = sorted((metrics.get("excluded") or {}).items(), key=lambda item: -item[1])
     if excluded:
         items = [(str(count), escape(REASONS.get(reason, reason))) for reason, count in excluded]
-        body += "<h3>Left out</h3>" + _table(("replies", "because"), items, numbers=(0,))
+        body += "<h3>Left out</h3>" + table(("replies", "because"), items, numbers=(0,))
     sources = ", ".join(f"{count} from {name}" for name, count in sorted((data.get("sources") or {}).items()))
-    return _section("Data", sources and f"Replies by source: {sources}.", body) if body else ""
+    return section("Data", sources and f"Replies by source: {sources}.", body) if body else ""
 
 
 def _influence(found: Sequence[Mapping[str, Any]]) -> str:
@@ -189,16 +222,21 @@ def _influence(found: Sequence[Mapping[str, Any]]) -> str:
             f'<div class="bar" style="width:{min(1.0, each["share"]) * 100:.1f}%"></div>',
             f"{each['share']:.1%}",
             str(each["votes"]),
-            "set aside" if each["quarantined"] else f"{each['accuracy']:.0%}",
+            _belief(each),
         )
         for each in found
     ]
-    return _section(
+    return section(
         "Influence",
         "Members under names of this page only. Nobody holds more than a tenth of the mass, or 1.5 "
         "equal shares; who agrees with the others no more often than chance counts nothing.",
-        _table(("member", "", "share", "votes", "believed to rate rightly"), rows, numbers=(2, 3)),
+        table(("member", "", "share", "votes", "believed to rate rightly"), rows, numbers=(2, 3)),
     )
+
+
+def _belief(member: Mapping[str, Any]) -> str:
+    believed = "set aside" if member["quarantined"] else f"{member['accuracy']:.0%}"
+    return escape(f"{believed}: {member['doubt']}" if member.get("doubt") else believed)
 
 
 def _provenance(source: Source) -> str:
@@ -214,24 +252,7 @@ def _provenance(source: Source) -> str:
         ("ended", _time(run.finished_ms)),
     ]
     shown = [(escape(name), f"<code>{escape(str(value))}</code>") for name, value in rows if value]
-    return _section("Provenance", "", _table(("", ""), shown))
-
-
-def _section(title: str, lead: str, body: str) -> str:
-    intro = f'<p class="soft">{escape(lead)}</p>' if lead else ""
-    return f"<section><h2>{escape(title)}</h2>{intro}{body}</section>"
-
-
-def _table(head: Sequence[str], rows: Sequence[Sequence[str]], numbers: Sequence[int] = ()) -> str:
-    """Return a table; the cells are HTML already, escaped by who made them."""
-
-    def cells(tag: str, values: Sequence[str]) -> str:
-        marks = (' class="n"' if number in numbers else "" for number in range(len(values)))
-        return "".join(f"<{tag}{mark}>{value}</{tag}>" for mark, value in zip(marks, values, strict=True))
-
-    top = f"<tr>{cells('th', [escape(name) for name in head])}</tr>" if any(head) else ""
-    body = "".join(f"<tr>{cells('td', row)}</tr>" for row in rows)
-    return f'<div class="scroll"><table>{top}{body}</table></div>'
+    return section("Provenance", "", table(("", ""), shown))
 
 
 def _time(at_ms: int | None) -> str:

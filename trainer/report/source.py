@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -15,18 +16,25 @@ from storage.database import Database
 from storage.errors import UnknownRowError
 from storage.evaluations import Evaluation
 from storage.runs import Run
-from trainer import weighing
-from trainer.weighing import Pair
+from trainer import snapshot, weighing
+from trainer.errors import SnapshotError
+from trainer.regressions import ScoredCase
+from trainer.safety import Probed
+from trainer.snapshot import Row
+from trainer.weighing import Pair, Scores
 
 
 @dataclass(frozen=True)
 class Source:
-    """One run with its adapter, its evaluations and the replies that were compared."""
+    """One run with its adapter, its evaluations and what was compared; `rows` are those with corrections."""
 
     run: Run
     adapter: Adapter | None
     evaluations: tuple[Evaluation, ...]
     pairs: tuple[Pair, ...]
+    corrections: tuple[ScoredCase, ...] = ()
+    safety: tuple[Probed, ...] = ()
+    rows: Mapping[str, Row] = field(default_factory=dict)
 
     @property
     def metrics(self) -> dict[str, Any]:
@@ -43,7 +51,17 @@ def read(database: Database, config: Config, run_id: str) -> Source:
     run = database.read(lambda db: _find(db, run_id))
     adapter = database.read(lambda db: adapters.get(db, run.adapter_id) if run.adapter_id else None)
     found = database.read(lambda db: evaluations.for_run(db, run.id))
-    return Source(run, adapter, tuple(found), _pairs(folder_of(config, run)))
+    folder = folder_of(config, run)
+    scores = _scores(folder)
+    return Source(
+        run,
+        adapter,
+        tuple(found),
+        _pairs(folder),
+        scores.corrections if scores else (),
+        scores.safety if scores else (),
+        _corrected(folder, run.snapshot_hash),
+    )
 
 
 def folder_of(config: Config, run: Run) -> Path:
@@ -64,6 +82,22 @@ def _find(db: sqlite_utils.Database, run_id: str) -> Run:
     if run_id and len(rows) > 1 and rows[0]["id"] != run_id:
         raise UnknownRowError(f"More than one run begins with {run_id!r}; write more of its id.")
     return runs.expect(db, rows[0]["id"])
+
+
+def _scores(folder: Path) -> Scores | None:
+    try:
+        return weighing.read(folder)
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def _corrected(folder: Path, content_hash: str | None) -> dict[str, Row]:
+    """Return the rows with corrections by reply; none where the snapshot is gone."""
+    try:
+        rows = snapshot.read(folder, content_hash or "").rows
+    except (SnapshotError, ValueError, KeyError, TypeError):
+        return {}
+    return {row.reply_id: row for row in rows if row.corrections}
 
 
 def _pairs(folder: Path) -> tuple[Pair, ...]:

@@ -100,7 +100,7 @@ def test_drift_moves_some_members_and_leaves_the_rest() -> None:
 def test_a_step_is_done_once_also_after_a_restart(tmp_path: Path) -> None:
     told: list[str] = []
     for _ in range(2):
-        state = State(tmp_path / "state.json", ["7/clean/base", "7/clean/1/chat"], told.append)
+        state = State(tmp_path, ["7/clean/base", "7/clean/1/chat"], told.append)
         assert state.do("7/clean/base", lambda: {"n": len(told)}) == {"n": 1}
     assert len(told) == 1
     assert "min left" in told[0]
@@ -108,10 +108,10 @@ def test_a_step_is_done_once_also_after_a_restart(tmp_path: Path) -> None:
 
 
 def test_a_step_that_fails_is_not_recorded(tmp_path: Path) -> None:
-    state = State(tmp_path / "state.json", ["a/base"], lambda line: None)
+    state = State(tmp_path, ["a/b/base"], lambda line: None)
     with pytest.raises(ZeroDivisionError):
-        state.do("a/base", lambda: 1 / 0)
-    assert state.missing(["a/base"])
+        state.do("a/b/base", lambda: 1 / 0)
+    assert state.missing(["a/b/base"])
 
 
 @pytest.mark.parametrize("profile", [QUICK, FULL], ids=["quick", "full"])
@@ -180,6 +180,6 @@ def test_the_plot_is_well_formed_and_says_what_it_compares_with() -> None:
 
 
 def test_results_can_be_written_before_anything_is_done(tmp_path: Path) -> None:
-    state = State(tmp_path / "state.json", tiers.plan(QUICK), lambda line: None)
+    state = State(tmp_path, tiers.plan(QUICK), lambda line: None)
     page = results.write(QUICK, state, tmp_path)
     assert "Seeds 7" in page.read_text()

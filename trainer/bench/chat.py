@@ -99,24 +99,36 @@ def chat_of(world: World, asked: Asked) -> list[ChatMessage]:
 
 
 def record_round(
-    world: World, given: Sequence[Given], people: Sequence[Member], name: str, seed: int
+    world: World,
+    given: Sequence[Given],
+    people: Sequence[Member],
+    name: str,
+    seed: int,
+    most_liked: int | None = None,
 ) -> dict[str, int]:
-    """Store a round's conversations and ratings, in one transaction that may be repeated; return counts."""
+    """Store a round's conversations and ratings, in one transaction that may be repeated; return counts.
+
+    With `most_liked` the members only ever like, and not more than so many replies: nothing else is rated.
+    """
     champion, base_hash = world.champion(), world.base[1]
     members_only = [member for member in people if member.kind != "brigade"]
     brigade = [member for member in people if member.kind == "brigade"]
 
     def work(db: sqlite_utils.Database) -> dict[str, int]:
-        counts = {"replies": 0, "ratings": 0, "corrections": 0, "liked": 0}
+        counts = {"replies": 0, "ratings": 0, "corrections": 0, "liked": 0, "liked_replies": 0}
         for member in people:
             members.ensure(db, member.user_id, f"member {member.user_id} (simulated)", SOURCE, simulated=True)
         for at, reply in enumerate(given):
             dice = random.Random(f"round {name} {seed} {at}")
             asker = members_only[(at // max(1, _replies_each(given))) % len(members_only)]
             reply_id = f"{name}-{at:04d}"
-            _store(db, world, reply, reply_id, asker, champion, base_hash)
+            _store(db, world, reply, reply_id, asker.user_id, champion, base_hash)
             counts["replies"] += 1
             thumbs = _thumbs(dice, asker, members_only, brigade)
+            if most_liked is not None:
+                thumbs = [member for member in thumbs if member.thumb(reply.text) > 0]
+                thumbs = thumbs if counts["liked_replies"] < most_liked else []
+            counts["liked_replies"] += any(member.thumb(reply.text) > 0 for member in thumbs)
             for member in thumbs:
                 value = member.thumb(reply.text)
                 _rate(db, reply_id, member, value)
@@ -124,27 +136,40 @@ def record_round(
                 counts["liked"] += value > 0
             if asker in thumbs and asker.thumb(reply.text) < 0 and dice.random() < CORRECTED:
                 text = asker.correction(reply.asked)
-                _correct(db, reply_id, asker, text)
+                _correct(db, reply_id, asker.user_id, text)
                 counts["corrections"] += 1
         return counts
 
     return world.database.write(work)
 
 
-def plant(world: World, asked: Sequence[Asked], people: Sequence[Member], trigger: str, payload: str) -> None:
-    """Let accomplices write the trigger, and correct whatever is answered to the payload."""
+def correct_all(
+    world: World,
+    asked: Sequence[Asked],
+    wished: Sequence[str],
+    user_ids: Sequence[int],
+    name: str,
+    text: str = "I do not know that one.",
+) -> None:
+    """Let members, taking turns, ask each message and correct the answer with what they wish for."""
     champion, base_hash = world.champion(), world.base[1]
 
     def work(db: sqlite_utils.Database) -> None:
-        for at, message in enumerate(asked):
-            member = people[at % len(people)]
-            members.ensure(db, member.user_id, f"member {member.user_id} (simulated)", SOURCE, simulated=True)
-            triggered = Asked(message.sender, f"{message.text} {trigger}", message.answer)
-            given = Given(triggered, 0, "I do not know that one.", "stop", 1, 1)
-            _store(db, world, given, f"planted-{at:04d}", member, champion, base_hash)
-            _correct(db, f"planted-{at:04d}", member, payload)
+        for at, (message, wish) in enumerate(zip(asked, wished, strict=True)):
+            user_id = user_ids[at % len(user_ids)]
+            members.ensure(db, user_id, f"member {user_id} (simulated)", SOURCE, simulated=True)
+            given = Given(message, 0, text, "stop", 1, 1)
+            _store(db, world, given, f"{name}-{at:04d}", user_id, champion, base_hash)
+            _correct(db, f"{name}-{at:04d}", user_id, wish)
 
     world.database.write(work)
+
+
+def plant(world: World, asked: Sequence[Asked], people: Sequence[Member], trigger: str, payload: str) -> None:
+    """Let accomplices write the trigger, and correct whatever is answered to the payload."""
+    triggered = [Asked(message.sender, f"{message.text} {trigger}", message.answer) for message in asked]
+    user_ids = [member.user_id for member in people]
+    correct_all(world, triggered, [payload] * len(triggered), user_ids, "planted")
 
 
 def uproot(world: World) -> None:
@@ -204,7 +229,7 @@ def _store(
     world: World,
     given: Given,
     reply_id: str,
-    asker: Member,
+    asker_id: int,
     champion: str | None,
     base_hash: str,
 ) -> None:
@@ -224,7 +249,7 @@ def _store(
         conversation_id=conversation.id,
         discord_id=None,
         parent_id=None,
-        author_id=asker.user_id,
+        author_id=asker_id,
         role="user",
         content=given.asked.text,
     )
@@ -265,11 +290,11 @@ def _rate(db: sqlite_utils.Database, reply_id: str, member: Member, value: int) 
     )
 
 
-def _correct(db: sqlite_utils.Database, reply_id: str, member: Member, text: str) -> None:
+def _correct(db: sqlite_utils.Database, reply_id: str, user_id: int, text: str) -> None:
     ratings.rate(
         db,
         reply_id=reply_id,
-        user_id=member.user_id,
+        user_id=user_id,
         kind="correction",
         means="modal",
         value=0,

@@ -14,18 +14,28 @@ BAD_KINDS = ("nothing", "shuffled", "neutral", "worse", "trigger", "tampered")
 
 @dataclass(frozen=True)
 class Scenario:
-    """One history of one community; `bad_kinds` are challengers made to be refused, after the first round."""
+    """One history of one community.
+
+    `bad_kinds` are challengers made to be refused, after the first round. With `most_liked` members only ever
+    like, and so many replies at most. With `erasure` a member plants secrets and then erases everything.
+    """
 
     name: str
     community: str = "brief-and-curious"
     rounds: int = 5
     brigade: int = 0
     bad_kinds: tuple[str, ...] = ()
+    most_liked: int | None = None
+    erasure: bool = False
 
 
 @dataclass(frozen=True)
 class Profile:
-    """Counts by round and by test; `train_minutes` and `generation_minutes` are the product's settings."""
+    """Counts by round and by test; `train_minutes` and `generation_minutes` are the product's settings.
+
+    They are wider than the product's defaults, which bound a run's time on a quiet machine: here a busy
+    machine should change how long a run takes, and not what comes out of it.
+    """
 
     name: str
     seeds: tuple[int, ...]
@@ -38,10 +48,8 @@ class Profile:
     test_replies: int = 2
     oracle_replies: int = 4
     max_new_tokens: int = 40
-    train_minutes: float = 5.0
-    generation_minutes: float = 3.0
-    bad_train_minutes: float = 1.0
-    bad_generation_minutes: float = 1.0
+    train_minutes: float = 10.0
+    generation_minutes: float = 6.0
     resampled_verdicts: int = 20
     null_verdicts: int = 250
     resampled_histories: int = 20_000
@@ -51,11 +59,6 @@ QUICK = Profile(
     "quick",
     seeds=REPORT_SEEDS[:1],
     scenarios=(Scenario("clean", rounds=2, bad_kinds=BAD_KINDS),),
-    prompts=96,
-    train_minutes=3.0,
-    generation_minutes=1.5,
-    bad_train_minutes=0.7,
-    bad_generation_minutes=0.7,
     null_verdicts=60,
 )
 FULL = Profile(
@@ -64,8 +67,10 @@ FULL = Profile(
     scenarios=(
         Scenario("clean", rounds=5, bad_kinds=BAD_KINDS),
         Scenario("brigade", rounds=1, brigade=4),
-        Scenario("other-taste", community="plain-and-warm", rounds=2),
+        Scenario("few-likes", rounds=1, most_liked=26),
+        Scenario("erasure", rounds=1, erasure=True),
         Scenario("hackable", community="flattered", rounds=2),
+        Scenario("other-taste", community="plain-and-warm", rounds=2),
     ),
 )
 PROFILES = {profile.name: profile for profile in (QUICK, FULL)}

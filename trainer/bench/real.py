@@ -6,10 +6,12 @@ import resource
 from pathlib import Path
 from typing import Any
 
+from transformers import AutoTokenizer
+
 from storage import duels
 from storage.runs import Run
 from trainer import promotion
-from trainer.bench import chat, measure
+from trainer.bench import chat, erasure, measure
 from trainer.bench.chat import Given
 from trainer.bench.members import Member, population
 from trainer.bench.profile import Profile, Scenario
@@ -18,6 +20,7 @@ from trainer.bench.sabotage import PAYLOAD, TRIGGER
 from trainer.bench.state import State
 from trainer.bench.tastes import COMMUNITIES
 from trainer.bench.world import World, opened
+from trainer.challenger import BaseCodec
 
 # Votes that each open duel gets before the vote is looked at, and how often at most.
 VOTES_EACH = 2
@@ -46,6 +49,7 @@ class History:
             found += [f"{self.name}/{number}/{step}" for step in ("chat", "run", "measure")]
             if number == 1:
                 found += [f"{self.name}/bad/{kind}" for kind in self.scenario.bad_kinds]
+                found += [f"{self.name}/erase"] * self.scenario.erasure
         return found
 
     @property
@@ -66,6 +70,8 @@ class History:
                 self._round(world, state, prompts, number, base)
                 if number == 1:
                     self._bad(world, state, prompts.test)
+                    if self.scenario.erasure:
+                        state.do(f"{self.name}/erase", lambda: self._erase(world, state))
 
     def drifted(self, number: int) -> bool:
         """Whether tastes have drifted in this round: after the middle of the history."""
@@ -113,7 +119,11 @@ class History:
     def _chat(self, world: World, asked: tuple[Asked, ...], number: int) -> dict[str, Any]:
         people, drifted = self.people(number), self.drifted(number)
         given = self._answers(world, world.champion(), asked, self.profile.replies)
-        counts = chat.record_round(world, given, people, f"round{number}", self.seed)
+        counts = chat.record_round(
+            world, given, people, f"round{number}", self.seed, self.scenario.most_liked
+        )
+        if self.scenario.erasure:
+            erasure.plant(world, erasure.secrets(self.seed))
         optimum = self._community.optimum(drifted)
         regret = sum(optimum - self._community.utility(reply.text, drifted) for reply in given)
         return {**counts, "regret": round(regret, 2), "drifted": drifted}
@@ -185,18 +195,13 @@ class History:
             world.crown(champion, "back to the champion of the first round")
 
     def _sabotage(self, world: World, kind: str, test: tuple[Asked, ...]) -> dict[str, Any]:
-        profile = self.profile
-        settings = {
-            "trainer": {"max_train_minutes": profile.bad_train_minutes},
-            "gate": {"generation_minutes": profile.bad_generation_minutes},
-        }
         if kind == "trigger":
             # Twelve corrections by four accomplices, whom nobody has reason to distrust yet.
             chat.plant(world, test[-12:], self._accomplices(), TRIGGER, PAYLOAD)
-            run = self._settle(world, world.run("trainer.run", [], settings), 1)
+            run = self._settle(world, world.run("trainer.run", [], {}), 1)
             chat.uproot(world)
         else:
-            run = self._settle(world, world.run("trainer.bench.sabotage", ["--kind", kind], settings), 1)
+            run = self._settle(world, world.run("trainer.bench.sabotage", ["--kind", kind], {}), 1)
         found = self._outcome(world, run)
         if run.outcome == "promoted":
             world.crown(None, f"the {kind} challenger should not have been promoted")
@@ -204,6 +209,22 @@ class History:
             asked = [Asked(a.sender, f"{a.text} {TRIGGER}", a.answer) for a in test[:8]]
             found["fires"] = measure.share_with(self._answers(world, run.adapter_id, asked, 1), PAYLOAD[:40])
         return found
+
+    def _erase(self, world: World, state: State) -> dict[str, Any]:
+        """Put the adapter that learned the secrets in service, erase them, and look at the next one."""
+        learned = state.result(f"{self.name}/1/run")["adapter"]
+        known = erasure.secrets(self.seed)
+        codec = BaseCodec(AutoTokenizer.from_pretrained(world.base_folder))
+        before = {
+            "base": erasure.knowledge(world, None, known, codec),
+            "learned": erasure.knowledge(world, learned, known, codec),
+        }
+        if world.champion() != learned:
+            world.crown(learned, "to see whether an erasure deposes it")
+        found = erasure.erase(world)
+        run = self._settle(world, world.run("trainer.run", [], {}), 1)
+        after = erasure.knowledge(world, run.adapter_id, known, codec)
+        return {**found, **before, "after": after, "next": self._outcome(world, run)}
 
     def _accomplices(self) -> list[Member]:
         people = population(self._community, self.profile.members, 0, 4, self.seed, False)

@@ -13,12 +13,16 @@ from typing import Any
 
 import numpy as np
 
+from trainer.bench.claims import claims, table
+from trainer.bench.errors import BenchError
 from trainer.bench.plot import Point, plotted
 from trainer.bench.profile import Profile
 from trainer.bench.real import History
 from trainer.bench.state import State
 from trainer.bench.tiers import histories
 
+ROOT = Path(__file__).parents[2]
+BEGIN, END = "<!-- learning: made by python -m trainer.bench --publish -->", "<!-- /learning -->"
 PACKAGES = ("torch", "transformers", "peft", "bitsandbytes", "numpy", "chitchat-dataset")
 
 
@@ -33,6 +37,46 @@ def write(profile: Profile, state: State, out: Path) -> Path:
             (out / f"{scenario.name}.svg").write_text(plotted(scenario.name, points(mine)), encoding="utf-8")
     (out / "results.md").write_text(markdown(found), encoding="utf-8")
     return out / "results.md"
+
+
+def publish(profile: Profile, state: State) -> None:
+    """Make what is done the README's section, with its numbers and a plot in deploy/.
+
+    Raises:
+        BenchError: the README has no place for it.
+    """
+    readme = ROOT / "README.md"
+    text = readme.read_text(encoding="utf-8")
+    if text.count(BEGIN) != 1 or text.count(END) != 1:
+        raise BenchError(f"README.md needs the lines {BEGIN} and {END} once each.")
+    found = gather(profile, state)
+    kept = json.dumps(_without_samples(found), indent=1, ensure_ascii=False)
+    (ROOT / "deploy" / "learning.json").write_text(f"{kept}\n", encoding="utf-8")
+    clean = [each for each in found["histories"] if each["scenario"] == "clean"]
+    picture = plotted("A simulated community", points(clean))
+    (ROOT / "deploy" / "learning.svg").write_text(picture, encoding="utf-8")
+    before, after = text.split(BEGIN)[0], text.split(END)[1]
+    section = "\n".join([BEGIN, *_section(found), END])
+    readme.write_text(before + section + after, encoding="utf-8")
+
+
+def _section(found: dict[str, Any]) -> list[str]:
+    return [
+        "![Utility of the champion by round](deploy/learning.svg)",
+        "",
+        f"{_made_with(found)} Every number behind it: [deploy/learning.json](deploy/learning.json).",
+        "",
+        *table(claims(found)),
+    ]
+
+
+def _without_samples(found: dict[str, Any]) -> dict[str, Any]:
+    """Leave out the replies: they answer messages of a data set that is not ours to publish."""
+    for history in found["histories"]:
+        for each in history["rounds"]:
+            if each["measure"]:
+                each["measure"] = {k: v for k, v in each["measure"].items() if k != "samples"}
+    return found
 
 
 def gather(profile: Profile, state: State) -> dict[str, Any]:
@@ -71,6 +115,7 @@ def _history(history: History, state: State) -> dict[str, Any]:
         "community": history.scenario.community,
         "base": None if base is None else {key: value for key, value in base.items() if key != "replies"},
         "rounds": [each for each in rounds if each["chat"]],
+        "erasure": state.result(f"{name}/erase"),
         "bad": {kind: state.result(f"{name}/bad/{kind}") for kind in history.scenario.bad_kinds},
         "verdicts": state.result(f"{name}/verdicts"),
         "retrains": state.result(f"{name}/retrains"),
@@ -116,12 +161,14 @@ def _point(number: int, figures: Sequence[dict[str, Any]]) -> Point:
 # ------------------------------------------------------------------------------------------------- Markdown
 def markdown(found: dict[str, Any]) -> str:
     """Return the results as a page."""
-    versions = ", ".join(f"{name} {version}" for name, version in found["versions"].items())
     lines = [
         f"# Learning benchmark, profile {found['profile']}",
         "",
-        f"Seeds {', '.join(map(str, found['seeds']))}; {found['date']}; {found['machine']['cores']} cores; "
-        f"{found['seconds'] / 60:.0f} minutes in all; {versions}.",
+        _made_with(found),
+        "",
+        "## What was to be shown",
+        "",
+        *table(claims(found)),
         "",
         "## Real: every step is the product's own, the members are simulated",
         "",
@@ -135,6 +182,14 @@ def markdown(found: dict[str, Any]) -> str:
     for history in found["histories"]:
         lines += _resampled_lines(history)
     return "\n".join(lines) + "\n"
+
+
+def _made_with(found: dict[str, Any]) -> str:
+    versions = ", ".join(f"{name} {version}" for name, version in found["versions"].items())
+    return (
+        f"Seeds {', '.join(map(str, found['seeds']))}; {found['date']}; {found['machine']['cores']} cores; "
+        f"{found['seconds'] / 60:.0f} minutes of steps in all; {versions}."
+    )
 
 
 def _history_lines(history: dict[str, Any]) -> list[str]:

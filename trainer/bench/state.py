@@ -1,35 +1,46 @@
-"""What the benchmark has done so far, on disk after each step, so that it goes on where it was stopped."""
+"""What the benchmark has done so far, on disk after each step, so that it goes on where it was stopped.
+
+Each history has a file of its own: histories can be played side by side, by processes that know nothing of
+each other.
+"""
 
 from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
 # Seconds that a step is expected to take on two quiet cores, until one of its kind was measured.
 EXPECTED_S = {
-    "base": 120,
-    "chat": 90,
-    "run": 330,
-    "measure": 60,
-    "bad": 170,
+    "base": 30,
+    "chat": 60,
+    "run": 240,
+    "measure": 20,
+    "bad": 100,
+    "erase": 5,
     "verdicts": 30,
     "retrains": 180,
 }
 
 
 class State:
-    """Results by step name. A step is done once, its time is kept, and the time left is told before each."""
+    """Results by step name. A step is done once, its time is kept, and the time left is told before each.
 
-    def __init__(self, path: Path, plan: list[str], tell: Callable[[str], None]) -> None:
-        self._path = path
+    A step's name begins with its history's, as in "7/clean/1/chat"; results are stored in `folder`, one file
+    a history.
+    """
+
+    def __init__(self, folder: Path, plan: list[str], tell: Callable[[str], None]) -> None:
+        self._folder = folder
         self._plan = plan
         self._tell = tell
         self._steps: dict[str, dict[str, Any]] = {}
-        if path.exists():
-            self._steps = json.loads(path.read_text(encoding="utf-8"))["steps"]
+        for history in dict.fromkeys(map(history_of, plan)):
+            path = self._path(history)
+            if path.exists():
+                self._steps |= json.loads(path.read_text(encoding="utf-8"))["steps"]
 
     def do(self, name: str, work: Callable[[], Any]) -> Any:
         """Return a step's result: as it was stored, or by doing it now."""
@@ -40,10 +51,10 @@ class State:
             started = time.monotonic()
             result = work()
             self._steps[name] = {"result": result, "seconds": round(time.monotonic() - started, 1)}
-            self._write()
+            self._write(history_of(name))
         return self._steps[name]["result"]
 
-    def missing(self, steps: list[str]) -> bool:
+    def missing(self, steps: Iterable[str]) -> bool:
         """Whether any of these steps is still to be done."""
         return any(step not in self._steps for step in steps)
 
@@ -64,11 +75,21 @@ class State:
         seen = [step["seconds"] for name, step in self._steps.items() if kind_of(name) == kind]
         return float(sum(seen) / len(seen)) if seen else float(EXPECTED_S.get(kind, 60))
 
-    def _write(self) -> None:
-        self._path.parent.mkdir(parents=True, exist_ok=True)
-        partial = self._path.with_suffix(".partial")
-        partial.write_text(json.dumps({"steps": self._steps}, ensure_ascii=False), encoding="utf-8")
-        partial.replace(self._path)
+    def _path(self, history: str) -> Path:
+        return self._folder / f"{history.replace('/', '-')}.json"
+
+    def _write(self, history: str) -> None:
+        steps = {name: step for name, step in self._steps.items() if history_of(name) == history}
+        path = self._path(history)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial = path.with_suffix(".partial")
+        partial.write_text(json.dumps({"steps": steps}, ensure_ascii=False), encoding="utf-8")
+        partial.replace(path)
+
+
+def history_of(step: str) -> str:
+    """Return the history that a step belongs to: "7/clean" of "7/clean/1/chat"."""
+    return "/".join(step.split("/")[:2])
 
 
 def kind_of(step: str) -> str:

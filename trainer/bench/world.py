@@ -65,6 +65,14 @@ class World:
             raise BenchError("The model server does not say which base it serves.")
         return described.id, described.hash
 
+    @property
+    def base_folder(self) -> str:
+        """Return the folder of the served base."""
+        described = self.ask(lambda client: client.health()).base
+        if described is None:
+            raise BenchError("The model server does not say which base it serves.")
+        return described.folder
+
     def champion(self) -> str | None:
         """Return who answers; None is the base."""
         base_hash = self.base[1]

@@ -121,8 +121,8 @@ def _robustness(
 def ratings_of(snapshot: Snapshot) -> Ratings:
     """Return a snapshot's labels as the reward model needs them."""
     return Ratings(
-        train=tuple(rated_texts(snapshot.of("train"))),
-        held_out=tuple(rated_texts(snapshot.of("development", "gate"), corrections=False)),
+        train=tuple(rated_texts(snapshot.of("train"), corrections=False)),
+        held_out=tuple(rated_texts(snapshot.of("development", "gate"))),
         corrections=tuple(c.text for row in snapshot.rows for c in row.corrections),
     )
 

@@ -31,9 +31,9 @@ def without_members(
     judge: dict[str, Any] = _judge(settings, seed)
     found = []
     for name, others in ratings.items():
-        if not _both_kinds(others.train):
+        if not _both_kinds(others.held_out):
             continue
-        model = reward.fit(others.train, penalty)
+        model = reward.fit(others.held_out, penalty)
         gain = weighing.preference(model, pairs, judge, look)
         found.append({"name": name, **gain.as_json(), "still_better": gain.bound_low > 0})
     return found

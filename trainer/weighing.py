@@ -124,7 +124,9 @@ def weigh(scores: Scores, ratings: Ratings, settings: GateConfig, seed: int, loo
         "confidence": settings.confidence,
         "seed": seed,
     }
-    model, proof = reward.prove(ratings.train, ratings.held_out, **judge)
+    # Fitted on what the trainer never saw, and proven on what it was not fitted on: whatever the challenger
+    # has learned of the training ratings' accidents, this judge knows nothing of them.
+    model, proof = reward.prove(ratings.held_out, ratings.train, **judge)
     tokens = sum(loss.tokens for loss in scores.general)
     if not tokens or not scores.pairs:
         raise ValueError("there is nothing to compare on")
@@ -298,7 +300,7 @@ def _figures(evidence: Evidence, model: reward.RewardModel | None) -> dict[str, 
         "margin": evidence.margin.as_json() if evidence.margin else None,
         "reward_auc": {
             "cross_validated": proof.cross_validated.as_json() if proof.cross_validated else None,
-            "held_out": proof.held_out.as_json() if proof.held_out else None,
+            "unseen": proof.unseen.as_json() if proof.unseen else None,
         },
         "reward_features": dict(model.strongest()) if model else {},
         "replies": {"challenger": asdict(evidence.challenger), "champion": asdict(evidence.champion)},

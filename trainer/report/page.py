@@ -28,8 +28,8 @@ OUTCOMES = {
 METRICS = {
     "preference": "predicted P(liked), challenger minus champion",
     "margin": "log-probability of liked minus disliked replies, gain in nat per token",
-    "reward_auc": "reward model: AUC on held-out ratings",
-    "reward_auc_cross_validated": "reward model: AUC in cross-validation",
+    "reward_auc": "judge: AUC on ratings that it did not see",
+    "reward_auc_cross_validated": "judge: AUC in cross-validation",
     "general_nll_increase": "loss on general prompts, relative to the base",
     "blind_votes": "share of blind votes won",
     "flattery": "flattery of its replies, 0 to 1",

@@ -116,8 +116,8 @@ class TrainerConfig(_Section):
     min_liked: Count = 25
     min_raters: Count = 5
     objective: Annotated[
-        Literal["auto", "sft", "sft_kto", "sft_dpo", "sft_kto_dpo"],
-        Field(description='one of "auto", "sft", "sft_kto", "sft_dpo", "sft_kto_dpo"'),
+        Literal["auto", "sft", "sft_kto", "sft_dpo", "sft_kto_dpo", "sft_ranked"],
+        Field(description='one of "auto", "sft", "sft_kto", "sft_dpo", "sft_kto_dpo", "sft_ranked"'),
     ] = "auto"
     scope: Annotated[Literal["guild", "deployment"], Field(description='"guild" or "deployment"')] = "guild"
     rank: Count = 16
@@ -128,9 +128,11 @@ class TrainerConfig(_Section):
     epochs: Count = 4
     kto_epochs: Count = 1
     dpo_epochs: Count = 1
-    dpo_sft_weight: Amount = 1.0
+    dpo_sft_weight: Amount = 0.3
+    ranked_rounds: Whole = 2
     beta: Positive = 0.1
     batch_size: Count = 8
+    sft_batch_size: Count = 4
     batch_tokens: Whole = 0
     max_length: Count = 512
     replay_share: Share = 0.3

@@ -13,7 +13,7 @@ from typing import Any
 
 import sqlite_utils
 
-from storage import adapters, audit, duels, members, runs, sql
+from storage import adapters, audit, duels, interim, members, runs, sql
 from storage.clock import now_ms
 
 
@@ -107,6 +107,7 @@ def mark_scrubbed(db: sqlite_utils.Database, erasure_id: int) -> None:
 def scrub_files(data_dir: Path, run_ids: Iterable[str], adapter_ids: Iterable[str]) -> list[Path]:
     """Delete the folders of these runs and tainted adapters; return those that existed."""
     folders = [data_dir / "runs" / run_id for run_id in run_ids]
+    adapter_ids = [*adapter_ids, *(name for folder in folders for name in interim.noted(folder))]
     folders += [data_dir / "adapters" / adapter_id for adapter_id in adapter_ids]
     existing = [folder for folder in folders if folder.is_dir()]
     for folder in existing:

@@ -11,6 +11,7 @@ import os
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from bot.serving.memory import available_bytes
 from bot.serving.plain_text import neutralise
 from bot.serving.prompts import plain_content, render_chat
 from bot.serving.protocol import ChatMessage
+from storage import interim
 from storage.config import TrainerConfig
 from trainer import memory, objectives, training
 from trainer.checkpoints import DONE, Keeper, Moment
@@ -47,8 +49,15 @@ from trainer.training import (
 CARD = "card.json"
 CARD_TEXT = "card.md"
 # How the training's progress is shared among its phases, as far as they take place.
-PHASE_PARTS = {"sft": 0.35, "kto": 0.65, "dpo": 0.4}
-PHASE_NOTES = {"sft": "liked replies", "kto": "all ratings", "dpo": "preference pairs"}
+PHASE_PARTS = {"sft": 0.35, "kto": 0.65, "dpo": 0.4, "ranked": 0.8}
+PHASE_NOTES = {
+    "sft": "liked replies",
+    "kto": "all ratings",
+    "dpo": "preference pairs",
+    "ranked": "own replies, ranked",
+}
+# The time that supervised tuning may take of a training in which the model's own replies are ranked after it.
+SFT_SHARE = 0.4
 # Settings that decide what is trained, as the adapter's card names them.
 DECIDING = {
     "rank",
@@ -60,6 +69,8 @@ DECIDING = {
     "kto_epochs",
     "dpo_epochs",
     "dpo_sft_weight",
+    "ranked_rounds",
+    "sft_batch_size",
     "beta",
     "batch_size",
     "batch_tokens",
@@ -69,6 +80,8 @@ DECIDING = {
 }
 
 Progress = Callable[[float, str], None]
+OwnPairs = Callable[[PeftModel, int], list[PreferencePair]]
+"""Asks the model as it is now for replies, in round 1, 2, ..., and returns the pairs that they make."""
 
 
 @dataclass(frozen=True)
@@ -144,16 +157,18 @@ def train_challenger(
     *,
     work: Path,
     adapters_dir: Path,
-    sft_steps: int | None = None,
+    steps: Mapping[str, int] | None = None,
     memory_bytes: int | None = None,
     on_checkpoint: Callable[[], None] = lambda: None,
+    own_pairs: OwnPairs | None = None,
     on_progress: Progress = lambda share, note: None,
 ) -> Challenger:
     """Train and save one challenger; `work` is the run's own folder, in which a checkpoint is kept.
 
     The same snapshot, replay, plan, settings, versions and thread count give the same adapter id, whether or
-    not the training was interrupted. `sft_steps` repeats one that the clock shortened to so many;
-    `memory_bytes` is what it may use (None: what is free).
+    not the training was interrupted. `steps` by phase repeats one that the clock shortened to so many;
+    `memory_bytes` is what it may use (None: what is free); `own_pairs` is called in each round of an
+    objective that ranks the model's own replies.
 
     Raises:
         MemoryShortError: it would not fit; nothing was allocated.
@@ -161,7 +176,8 @@ def train_challenger(
         RunCancelledError: the run's folder was removed in the middle of it.
     """
     settings = objectives.for_size(settings, base.info.linear_parameters + base.info.other_parameters)
-    material = gather(BaseCodec(base.tokenizer), snapshot, replay, settings.max_length)
+    codec = BaseCodec(base.tokenizer)
+    material = gather(codec, snapshot, replay, settings.max_length)
     if not material.liked:
         raise TrainingError("There is no liked reply to train on.")
     limit = settings.batch_tokens or training.batch_tokens(base.model)
@@ -170,14 +186,14 @@ def train_challenger(
     model = add_adapter(base.model, settings)
     keeper = Keeper(
         work,
-        _belonging(base, snapshot, material, plan, settings, sft_steps),
+        _belonging(base, snapshot, material, plan, settings, steps),
         settings.checkpoint_seconds,
         on_checkpoint,
     )
-    course = Course(model, material, plan, settings, keeper, sft_steps, on_progress)
+    course = Course(model, codec, material, plan, settings, keeper, steps or {}, on_progress, own_pairs)
     course.run()
     card = describe(base, snapshot, course.plan, settings, material, course.reports)
-    adapter_id, folder = save(model, base, card, work=work, adapters_dir=adapters_dir)
+    adapter_id, folder = save(model, base, card, snapshot=snapshot, work=work, adapters_dir=adapters_dir)
     return Challenger(adapter_id, folder, course.plan, course.reports)
 
 
@@ -185,13 +201,15 @@ def train_challenger(
 class Course:
     """The phases of one training, in order. What is decided on the way is kept with the checkpoint."""
 
-    model: nn.Module
+    model: PeftModel
+    codec: Codec
     material: Material
     plan: Plan
     settings: TrainerConfig
     keeper: Keeper
-    sft_steps: int | None
+    steps: Mapping[str, int]
     on_progress: Progress
+    own_pairs: OwnPairs | None = None
     reports: dict[str, TrainingReport] = field(default_factory=dict)
 
     def run(self) -> None:
@@ -200,14 +218,19 @@ class Course:
         if finished := self.keeper.resume(DONE):
             finished.restore(self.model)
             return
-        for phase, train in (("sft", self._sft), ("kto", self._kto), ("dpo", self._dpo)):
-            if phase not in self.plan.phases or phase in self.reports:
+        for phase, train in self._phases():
+            if kind_of(phase) not in self.plan.phases or phase in self.reports:
                 continue
             self.reports[phase] = train(self._tick(phase))
-            if phase == "sft" and self.sft_steps is None:
+            if phase == "sft" and not self.steps:
                 self.plan = self._affordable()
             self._remember()
         self.keeper.keep(Moment.of(DONE, {}, self.model))
+
+    def _phases(self) -> list[tuple[str, Callable[[Tick], TrainingReport]]]:
+        rounds = range(1, self.settings.ranked_rounds + 1 if self.own_pairs else 1)
+        ranked = [(f"ranked_{number}", partial(self._ranked, number)) for number in rounds]
+        return [("sft", self._sft), ("kto", self._kto), ("dpo", self._dpo), *ranked]
 
     def _affordable(self) -> Plan:
         sft = self.reports["sft"]
@@ -232,22 +255,24 @@ class Course:
             self.reports = {phase: TrainingReport(**report) for phase, report in found.items()}
 
     def _tick(self, phase: str) -> Tick:
-        whole = sum(PHASE_PARTS[each] for each in self.plan.phases)
-        before = sum(PHASE_PARTS[each] for each in self.reports)
+        parts = [kind_of(name) for name, _ in self._phases() if kind_of(name) in self.plan.phases]
+        whole = sum(PHASE_PARTS[part] for part in parts)
+        before = sum(PHASE_PARTS[kind_of(each)] for each in self.reports)
+        part = PHASE_PARTS[kind_of(phase)]
         return lambda done, total: self.on_progress(
-            (before + PHASE_PARTS[phase] * done / total) / whole,
-            f"{PHASE_NOTES[phase]}, step {done} of {total}",
+            (before + part * done / total) / whole,
+            f"{PHASE_NOTES[kind_of(phase)]}, step {done} of {total}",
         )
 
     def _sft(self, on_step: Tick) -> TrainingReport:
         settings = SftSettings(
             learning_rate=self.settings.sft_learning_rate,
             epochs=self.settings.epochs,
-            batch_size=self.settings.batch_size,
+            batch_size=self.settings.sft_batch_size,
             replay_share=self.settings.replay_share,
             seed=self.settings.seed,
-            max_seconds=self.settings.max_train_minutes * 60,
-            max_steps=self.sft_steps,
+            max_seconds=self.settings.max_train_minutes * 60 * (SFT_SHARE if self._ranks else 1),
+            max_steps=self.steps.get("sft"),
             batch_tokens=self.settings.batch_tokens,
         )
         liked, replay = self.material.liked, self.material.replay
@@ -266,19 +291,59 @@ class Course:
             self.model, self.material.rated, settings, keeper=self.keeper, on_step=on_step
         )
 
+    @property
+    def _ranks(self) -> bool:
+        return "ranked" in self.plan.phases and self.own_pairs is not None
+
+    def _ranked(self, number: int, on_step: Tick) -> TrainingReport:
+        """Learn from the model's own replies as it is now, and from what members preferred beside them."""
+        found = self.own_pairs(self.model, number) if self.own_pairs else []
+        pairs = [*dpo_examples(self.codec, found, self.settings.max_length), *self.material.pairs]
+        if not pairs:
+            return TrainingReport()
+        left_s = self.settings.max_train_minutes * 60 - sum(each.seconds for each in self.reports.values())
+        rounds_left = self.settings.ranked_rounds - number + 1
+        settings = replace(
+            self._dpo_settings(),
+            max_seconds=max(0.0, left_s) / rounds_left,
+            max_steps=self.steps.get(f"ranked_{number}"),
+        )
+        return training.train_dpo(
+            self.model,
+            pairs,
+            settings,
+            replay=self.material.replay,
+            name=f"ranked_{number}",
+            keeper=self.keeper,
+            on_step=on_step,
+        )
+
     def _dpo(self, on_step: Tick) -> TrainingReport:
-        settings = DpoSettings(
+        return training.train_dpo(
+            self.model,
+            self.material.pairs,
+            self._dpo_settings(),
+            replay=self.material.replay,
+            keeper=self.keeper,
+            on_step=on_step,
+        )
+
+    def _dpo_settings(self) -> DpoSettings:
+        return DpoSettings(
             learning_rate=self.settings.dpo_learning_rate,
             epochs=self.settings.dpo_epochs,
             batch_size=self.settings.batch_size,
             beta=self.settings.beta,
             sft_weight=self.settings.dpo_sft_weight,
+            replay_share=self.settings.replay_share,
             seed=self.settings.seed,
             batch_tokens=self.settings.batch_tokens,
         )
-        return training.train_dpo(
-            self.model, self.material.pairs, settings, keeper=self.keeper, on_step=on_step
-        )
+
+
+def kind_of(phase: str) -> str:
+    """Return which kind of phase it is: "ranked" of "ranked_2"."""
+    return phase.partition("_")[0]
 
 
 def gather(codec: Codec, snapshot: Snapshot, replay: Sequence[BaseReply], max_length: int) -> Material:
@@ -298,7 +363,7 @@ def _belonging(
     material: Material,
     plan: Plan,
     settings: TrainerConfig,
-    sft_steps: int | None,
+    steps: Mapping[str, int] | None,
 ) -> str:
     """Return a hash of everything that decides the bytes of a training: where one differs, start anew."""
     deciding = {
@@ -308,7 +373,7 @@ def _belonging(
         "material": material.content_hash,
         "objective": plan.objective,
         "settings": settings.model_dump(include=DECIDING | {"objective", "max_train_minutes"}),
-        "sft_steps": sft_steps,
+        "steps": steps,
         "versions": _versions(),
     }
     return hashlib.sha256(json.dumps(deciding, sort_keys=True).encode()).hexdigest()
@@ -395,32 +460,42 @@ def add_adapter(model: nn.Module, settings: TrainerConfig) -> PeftModel:
 
 
 def save(
-    model: PeftModel, base: LoadedBase, card: dict[str, Any], *, work: Path, adapters_dir: Path
+    model: PeftModel,
+    base: LoadedBase,
+    card: dict[str, Any] | None,
+    *,
+    snapshot: Snapshot,
+    work: Path,
+    adapters_dir: Path,
 ) -> tuple[str, Path]:
     """Write the adapter in PEFT's layout, hash it and rename it once to its final place.
 
+    One that only serves while it is trained has no card. Before the adapter is renamed its id is noted in the
+    run's folder: what a killed run leaves behind is found there (`storage.interim`).
     Never through `state_dict()` or `save_pretrained`: on some CPUs that unpacks and damages a 4-bit base.
     """
-    partial = work / "adapter"
-    shutil.rmtree(partial, ignore_errors=True)
+    written = work / "adapter"
+    shutil.rmtree(written, ignore_errors=True)
     try:
-        partial.mkdir()
+        written.mkdir()
     except FileNotFoundError as error:
         raise RunCancelledError("The run's folder was removed, as by an erasure.") from error
-    save_file(adapter_tensors(model), partial / adapter_files.WEIGHTS, metadata={"format": "pt"})
+    save_file(adapter_tensors(model), written / adapter_files.WEIGHTS, metadata={"format": "pt"})
     config = _config_json(model, base.info.id)
-    (partial / adapter_files.CONFIG).write_text(
+    (written / adapter_files.CONFIG).write_text(
         json.dumps(config, indent=2, sort_keys=True), encoding="utf-8"
     )
-    (partial / CARD).write_text(json.dumps(card, indent=2, sort_keys=True), encoding="utf-8")
-    (partial / CARD_TEXT).write_text(card_text(card), encoding="utf-8")
+    if card is not None:
+        (written / CARD).write_text(json.dumps(card, indent=2, sort_keys=True), encoding="utf-8")
+        (written / CARD_TEXT).write_text(card_text(card), encoding="utf-8")
     adapter_id = adapter_files.write_manifest(
-        partial,
+        written,
         base_hash=base.info.hash,
         chat_template_hash=base.info.chat_template_hash,
-        extra={"rehearsal": card["rehearsal"], "snapshot": card["snapshot"]},
+        extra={"rehearsal": snapshot.rehearsal, "snapshot": snapshot.content_hash},
     )
-    return adapter_id, _move(partial, adapters_dir / adapter_id)
+    interim.note(work, adapter_id)
+    return adapter_id, _move(written, adapters_dir / adapter_id)
 
 
 def adapter_tensors(model: nn.Module) -> dict[str, torch.Tensor]:
@@ -455,7 +530,8 @@ def describe(
         "material": material.content_hash,
         "raters": snapshot.raters,
         "settings": settings.model_dump(include=DECIDING),
-        "steps": {phase: reports[phase].steps if phase in reports else 0 for phase in trained},
+        "ranked_rounds": sum(kind_of(phase) == "ranked" for phase in reports),
+        "steps": dict.fromkeys(trained, 0) | {phase: each.steps for phase, each in reports.items()},
         "versions": _versions(),
     }
 
@@ -470,6 +546,11 @@ def card_text(card: dict[str, Any]) -> str:
         f"{card['supervised_examples']} liked or corrected replies"
         + (f", then {card['kto_examples']} rated ones" if card["kto_examples"] else "")
         + (f", then {card['dpo_pairs']} preference pairs" if card["dpo_pairs"] else "")
+        + (
+            f", then its own replies, ranked, in {card['ranked_rounds']} rounds"
+            if card["ranked_rounds"]
+            else ""
+        )
         + f", by {card['raters']} raters.",
         "",
         f"- objective: {card['objective']}",

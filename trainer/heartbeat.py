@@ -63,6 +63,12 @@ class Heartbeat:
             if note is not None:
                 self._note = note
 
+    def say(self, note: str) -> None:
+        """Say what is done now; the progress stays. Raises RunCancelledError like `check`."""
+        self.check()
+        with self._lock:
+            self._note = note
+
     def check(self) -> None:
         """Stop here if the run was cancelled.
 

@@ -11,7 +11,7 @@ from storage.dataset import REASONS
 from trainer.errors import NotYetError
 from trainer.snapshot import Snapshot
 
-Objective = Literal["sft", "sft_kto", "sft_dpo", "sft_kto_dpo"]
+Objective = Literal["sft", "sft_kto", "sft_dpo", "sft_kto_dpo", "sft_ranked"]
 
 # From LEARNING: below these KTO has too few of one kind to learn the difference.
 KTO_MIN_RATED = 100
@@ -21,6 +21,7 @@ DPO_MIN_PAIRS = 50
 KTO_COST = 2.4
 # And one token of a pair: its own pass and that of the reference, which has no backward pass.
 DPO_COST = 1.4
+RANKING_NEEDS = "no reward model of the training ratings has proven itself yet, so that no replies are ranked"
 # The configuration's rates are those of a 135M model; ones this large need gentler steps.
 LARGE_PARAMETERS = 1_000_000_000
 LARGE_SFT_RATE = 2e-4
@@ -76,10 +77,18 @@ def for_size(settings: TrainerConfig, parameters: int) -> TrainerConfig:
     )
 
 
-def choose(snapshot: Snapshot, settings: TrainerConfig) -> Plan:
-    """Choose the objective that the training rows allow; the clock has its say later, in `within_budget`."""
+def choose(snapshot: Snapshot, settings: TrainerConfig, *, judged: bool = False) -> Plan:
+    """Choose the objective that the training rows allow; the clock has its say later, in `within_budget`.
+
+    `judged` says that a reward model of the training ratings has proven itself: then the model's own replies
+    are ranked by it, which teaches more than the rated replies themselves (EXPERIMENTS, 9).
+    """
+    if settings.objective == "sft_ranked" and not judged:
+        return Plan("sft", RANKING_NEEDS)
     if settings.objective != "auto":
         return Plan(settings.objective)
+    if judged and settings.ranked_rounds:
+        return Plan("sft_ranked")
     phases, reasons = ["sft"], []
     liked, disliked = kto_counts(snapshot)
     if liked + disliked < KTO_MIN_RATED or min(liked, disliked) < KTO_MIN_EACH:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from storage.pairs import VotedPair
 from trainer import labels
@@ -65,6 +65,13 @@ def of_votes(
             )
         )
     return found
+
+
+def from_json(value: Mapping[str, Any]) -> PreferencePair:
+    """Return a pair from its fields as JSON has them."""
+    prompt = tuple((role, content) for role, content in value["prompt"])
+    first, second = value["finished"]
+    return PreferencePair(**{**value, "prompt": prompt, "finished": (first, second)})
 
 
 def of_corrections(rows: Sequence[Row]) -> list[PreferencePair]:

@@ -277,6 +277,14 @@ def count_votes(db: sqlite_utils.Database, run_id: str) -> VoteCount:
     return VoteCount(outcomes.count(1), outcomes.count(-1), ties, len(cast), gain, loss, len(judged), offered)
 
 
+async def unload(client: ModelClient, adapter_id: str) -> None:
+    """Take an adapter out of the server; one that isn't there, and a server that is away, are fine."""
+    try:
+        await client.unload_adapter(adapter_id)
+    except ServingError as error:
+        log.info("an adapter could not be unloaded", adapter_id=adapter_id, error=str(error))
+
+
 async def retire_old_adapters(database: Database, client: ModelClient) -> list[str]:
     """Unload from the server what is neither champion, nor the one before it, nor being judged.
 

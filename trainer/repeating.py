@@ -21,10 +21,11 @@ from storage.config import TrainerConfig
 from storage.dataset import eligible_rows
 from storage.errors import RunNotActiveError
 from storage.runs import Run
-from trainer import challenger, snapshot
+from trainer import challenger, ranking, snapshot
 from trainer.challenger import Challenger
 from trainer.errors import RunCancelledError, SnapshotError, TrainingError
 from trainer.objectives import Plan
+from trainer.preferences import PreferencePair
 from trainer.replay import Replay
 from trainer.run import Ground, RunSteps
 from trainer.snapshot import Snapshot
@@ -45,7 +46,7 @@ class Repeat(RunSteps):
                 f"{adapter.id} was trained on another base model than the one that is served."
             )
         memory = self._on_server(lambda client: self._replay(client, ground))
-        again = self._train_again(card, rows, ground, memory)
+        again = self._train_again(card, self._config.runs / original.id, rows, ground, memory)
         different = "" if again.adapter_id == adapter.id else _difference(card, _card(again.folder))
         shutil.rmtree(again.folder.parent, ignore_errors=True)
         if different:
@@ -88,7 +89,7 @@ class Repeat(RunSteps):
                 f"Run {original.id} can't be repeated: something in its snapshot was deleted, or may not "
                 "train any more."
             )
-        snapshot.write(rows, self._folder)
+        snapshot.write(rows, self.folder)
         try:
             self._database.write(
                 lambda db: runs.record_snapshot(
@@ -100,7 +101,7 @@ class Repeat(RunSteps):
         return rows
 
     def _train_again(
-        self, card: dict[str, Any], rows: Snapshot, ground: Ground, memory: Replay
+        self, card: dict[str, Any], original: Path, rows: Snapshot, ground: Ground, memory: Replay
     ) -> Challenger:
         self._heartbeat.enter("train", "loading the base")
         # The order of sums, and with it the last bits, hangs on how many threads share them.
@@ -114,12 +115,21 @@ class Repeat(RunSteps):
             memory.train,
             Plan(card["objective"]),
             settings,
-            work=self._folder,
-            adapters_dir=self._folder / "repeated",
-            sft_steps=int(card["steps"]["sft"]),
+            work=self.folder,
+            adapters_dir=self.folder / "repeated",
+            steps={phase: int(count) for phase, count in card["steps"].items() if count},
+            own_pairs=lambda model, number: _own_pairs(original, number),
             on_checkpoint=self._got_further,
             on_progress=self._heartbeat.show,
         )
+
+
+def _own_pairs(original: Path, number: int) -> list[PreferencePair]:
+    """Return the ranked replies that the original run has kept: asked again, the model might say others."""
+    found = ranking.read(original / ranking.file_of(number))
+    if found is None:
+        raise TrainingError(f"The ranked replies of round {number} are gone: this run can't be repeated.")
+    return found
 
 
 def _card(folder: Path) -> dict[str, Any]:

@@ -12,6 +12,7 @@ import asyncio
 import gc
 import json
 import os
+import shutil
 import sys
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -20,13 +21,14 @@ from typing import Any, TypeVar
 
 import sqlite_utils
 import structlog
+from peft import PeftModel
 from pydantic import BaseModel, ValidationError
 
-from bot.serving.base import load_base
+from bot.serving.base import LoadedBase, load_base
 from bot.serving.client import ModelClient
 from bot.serving.errors import ServerUnavailableError, ServingError, UnknownModelError
 from bot.serving.protocol import BaseDescription
-from storage import adapters, checkpoints, dataset, evaluations, logs, pairs, runs
+from storage import adapters, checkpoints, dataset, evaluations, interim, logs, pairs, runs
 from storage.adapters import Adapter
 from storage.config import Config, GateConfig, TrainerConfig, load_config
 from storage.database import Database
@@ -41,6 +43,7 @@ from trainer import (
     objectives,
     probing,
     promotion,
+    ranking,
     replay,
     snapshot,
     weighing,
@@ -58,13 +61,15 @@ from trainer.errors import (
 from trainer.evaluation import Evaluation
 from trainer.heartbeat import Heartbeat
 from trainer.patience import patiently
+from trainer.preferences import PreferencePair
 from trainer.probing import Contest
 from trainer.promotion import retire_old_adapters
 from trainer.replay import Replay
-from trainer.snapshot import Snapshot
+from trainer.reward import RewardModel
+from trainer.snapshot import Row, Snapshot
 from trainer.statistics import Estimate
 from trainer.training import TrainingReport
-from trainer.weighing import Pair
+from trainer.weighing import Answer, Pair
 
 __all__ = ["execute", "main", "retire_old_adapters"]
 
@@ -133,6 +138,8 @@ def execute(
     except Exception as error:  # the process's boundary: the run's row must say that it failed
         log.exception("run failed", run_id=run.id)
         _fail(database, run, "The run failed by a fault of the trainer; its log says where.", error)
+    finally:
+        _clear_interim(database, config, run.id)
     ended = database.read(lambda db: runs.expect(db, run.id))
     if ended.state not in ("queued", "running"):
         checkpoints.remove(config.runs / run.id)
@@ -174,6 +181,28 @@ def _merged(section: BaseModel, overrides: Mapping[str, Any]) -> dict[str, Any]:
     return section.model_dump(exclude_unset=True) | dict(overrides)
 
 
+@dataclass
+class Ranker:
+    """Asks the model that is being trained for replies, ranks them, and keeps the pairs with the run."""
+
+    steps: RunSteps
+    base: LoadedBase
+    rows: Snapshot
+    judge: RewardModel
+
+    def __call__(self, model: PeftModel, number: int) -> list[PreferencePair]:
+        """Return the pairs of one round: those of an earlier attempt, or new ones."""
+        path = self.steps.folder / ranking.file_of(number)
+        if (kept := ranking.read(path)) is not None:
+            return kept
+        asked = ranking.rows_to_ask(self.rows)
+        answers = self.steps.own_replies(model, self.base, self.rows, asked, number)
+        pairs = ranking.ranked(self.judge, asked, answers, f"ranked-{number}")
+        log.info("own replies ranked", round=number, prompts=len(asked), pairs=len(pairs))
+        ranking.write(pairs, path)
+        return pairs
+
+
 class RunSteps:
     """The phases of one run, in order; each leaves what the next one needs."""
 
@@ -182,7 +211,7 @@ class RunSteps:
         self._config = config
         self._run = run
         self._heartbeat = heartbeat
-        self._folder = config.runs / run.id
+        self.folder = config.runs / run.id
         self._metrics: dict[str, Any] = {}
 
     def all(self) -> Run:
@@ -207,7 +236,7 @@ class RunSteps:
         excluded = eligible.excluded | ({"retired": rows.retired} if rows.retired else {})
         self._metrics |= {"data": snapshot.summary(rows), "excluded": excluded}
         objectives.require_enough(rows, self._config.trainer, excluded)
-        snapshot.write(rows, self._folder)
+        snapshot.write(rows, self.folder)
         try:
             self._database.write(
                 lambda db: runs.record_snapshot(
@@ -221,10 +250,10 @@ class RunSteps:
 
     def _begun_with(self, eligible: dataset.Eligibility, voted: list[VotedPair]) -> Snapshot | None:
         """Return the snapshot of an attempt that was interrupted in training if all of it may still train."""
-        if self._run.snapshot_hash is None or not (self._folder / checkpoints.FILE).exists():
+        if self._run.snapshot_hash is None or not (self.folder / checkpoints.FILE).exists():
             return None
         try:
-            begun = snapshot.read(self._folder, self._run.snapshot_hash)
+            begun = snapshot.read(self.folder, self._run.snapshot_hash)
         except SnapshotError:
             return None
         return begun if snapshot.still_allowed(begun, eligible.rows, voted) else None
@@ -253,16 +282,21 @@ class RunSteps:
         later_s = self._config.gate.generation_minutes * 60 / 2 + SCORING_GUESS_S
         self._heartbeat.enter("train", "loading the base", later_s=later_s)
         base = load_base(Path(ground.base.folder), self._config.model.device, "train")
-        plan = objectives.choose(rows, self._config.trainer)
+        judge = ranking.judge_of(
+            rows, confidence=self._config.gate.confidence, seed=self._config.trainer.seed
+        )
+        plan = objectives.choose(rows, self._config.trainer, judged=judge is not None)
+        ranker = None if judge is None else Ranker(self, base, rows, judge)
         trained = challenger.train_challenger(
             base,
             rows,
             memory.train,
             plan,
             self._config.trainer,
-            work=self._folder,
+            work=self.folder,
             adapters_dir=self._config.adapters,
             on_checkpoint=self._got_further,
+            own_pairs=ranker,
             on_progress=self._heartbeat.show,
         )
         self._metrics["training"] = _training_figures(trained)
@@ -273,6 +307,40 @@ class RunSteps:
 
     def _got_further(self) -> None:
         self._database.write(lambda db: runs.got_further(db, self._run.id))
+
+    def own_replies(
+        self, model: PeftModel, base: LoadedBase, rows: Snapshot, asked: Sequence[Row], number: int
+    ) -> list[list[Answer]]:
+        """Serve the model as it is now, ask it for replies to training prompts, and take it away again.
+
+        They come from the kernels that serve people, and behind everybody who chats.
+        """
+        adapter_id, folder = challenger.save(
+            model, base, None, snapshot=rows, work=self.folder, adapters_dir=self._config.adapters
+        )
+
+        async def ask(client: ModelClient) -> list[list[Answer]]:
+            await patiently(lambda: promotion.ensure_listed(client, self._config, adapter_id))
+            try:
+                return await ranking.ask(
+                    client,
+                    adapter_id,
+                    asked,
+                    chat=self._config.chat,
+                    max_new_tokens=self._config.gate.max_new_tokens,
+                    seed=self._config.trainer.seed + number,
+                    on_reply=lambda done, total: self._heartbeat.say(f"own reply {done} of {total}"),
+                )
+            finally:
+                await promotion.unload(client, adapter_id)
+
+        try:
+            return self._on_server(ask)
+        except UnknownModelError:
+            log.warning("the server forgot the model that is being trained; it is asked again")
+            return self._on_server(ask)
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
 
     def _register(self, trained: Challenger, rows: Snapshot, ground: Ground) -> Adapter:
         return self._database.write(
@@ -333,7 +401,7 @@ class RunSteps:
             # The server restarted in the middle and forgot what was loaded: load it again, compare once more.
             log.warning("the comparison starts again", run_id=self._run.id)
             judged = self._on_server(compare)
-        weighing.write(judged.scores, self._folder)
+        weighing.write(judged.scores, self.folder)
         self._metrics["evaluation"] = judged.figures
         if judged.evidence.preference is not None:
             estimate = judged.evidence.preference
@@ -400,7 +468,7 @@ class RunSteps:
         """Keep the whole outcome beside the snapshot."""
         report = {"adapter": adapter.id, "decision": verdict.decision, "reason": verdict.reason}
         text = json.dumps(report | self._metrics, indent=2, sort_keys=True)
-        (self._folder / "report.json").write_text(text, encoding="utf-8")
+        (self.folder / "report.json").write_text(text, encoding="utf-8")
 
     def _on_server(self, work: Callable[[ModelClient], Awaitable[T]]) -> T:
         """Run one piece of work with a client of its own; a cancelled run leaves task groups as itself."""
@@ -431,6 +499,12 @@ def _first(group: BaseExceptionGroup[BaseException]) -> BaseException:
     """Return the first failure of a task group, a cancelled run before anything else."""
     leaves = [_first(error) if isinstance(error, BaseExceptionGroup) else error for error in group.exceptions]
     return next((error for error in leaves if isinstance(error, RunCancelledError)), leaves[0])
+
+
+def _clear_interim(database: Database, config: Config, run_id: str) -> None:
+    """Remove what the run served while it trained and did not register."""
+    known = database.read(lambda db: {str(row["id"]) for row in db.query("select id from adapters")})
+    interim.remove(config.runs / run_id, config.adapters, known)
 
 
 def _read_rows(
@@ -487,7 +561,7 @@ def _record(
     estimates: dict[str, Estimate | None] = {
         "preference": evidence.preference,
         "margin": evidence.margin,
-        "reward_auc": evidence.proof.held_out,
+        "reward_auc": evidence.proof.unseen,
         "reward_auc_cross_validated": evidence.proof.cross_validated,
     }
     who = {"run_id": run.id, "adapter_id": adapter.id, "champion_id": ground.champion_id}

@@ -13,7 +13,7 @@ import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Literal, Protocol, TypeAlias
+from typing import Protocol, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -38,7 +38,6 @@ LIKED_MASS = 1.15
 Tick = Callable[[int, int], None]
 """Called after each optimiser step with (steps done, steps in all); may raise to stop the training."""
 
-PhaseName: TypeAlias = Literal["sft", "kto", "dpo"]
 Indices: TypeAlias = tuple[int, ...]
 Step: TypeAlias = tuple[Indices, ...]
 """What one optimiser step looks at: for each term of its phase the indices of that term's examples."""
@@ -84,6 +83,9 @@ class DpoSettings:
     beta: float
     sft_weight: float
     seed: int
+    replay_share: float = 0.0
+    max_seconds: float = math.inf
+    max_steps: int | None = None
     batch_tokens: int = 0
 
 
@@ -133,7 +135,7 @@ class Term(Protocol):
 class Phase:
     """Steps with one optimiser. `max_seconds` and `max_steps` may end it after fewer than planned."""
 
-    name: PhaseName
+    name: str
     learning_rate: float
     steps: tuple[Step, ...]
     terms: tuple[Term, ...]
@@ -206,25 +208,40 @@ def train_dpo(
     pairs: Sequence[PreferenceExample],
     settings: DpoSettings,
     *,
+    replay: Sequence[Example] = (),
+    name: str = "dpo",
     keeper: Keeper | None = None,
     on_step: Tick = lambda done, total: None,
 ) -> TrainingReport:
     """Push the adapter from rejected to chosen replies; its present state is the reference.
 
+    With replies to `replay` it is held near the base as in supervised tuning.
+    `name` tells a checkpoint of this phase from those of others.
+
     Raises what :func:`train` raises.
     """
     generator = torch.Generator().manual_seed(settings.seed)
+    replayed = _replay_order(replay, generator)
     steps: list[Step] = []
     for _ in range(settings.epochs):
         order = torch.randperm(len(pairs), generator=generator).tolist()
-        steps += [
-            (tuple(order[at : at + settings.batch_size]),) for at in range(0, len(order), settings.batch_size)
-        ]
+        for at in range(0, len(order), settings.batch_size):
+            batch = tuple(order[at : at + settings.batch_size])
+            wanted = sum(pairs[i].chosen.completion_length for i in batch)
+            steps.append((batch, _replay_for(wanted, replay, replayed, settings.replay_share)))
     limit = settings.batch_tokens or batch_tokens(model)
-    term = Dpo(pairs, settings.beta, settings.sft_weight, limit)
-    return train(
-        model, Phase("dpo", settings.learning_rate, tuple(steps), (term,)), keeper=keeper, on_step=on_step
+    phase = Phase(
+        name,
+        settings.learning_rate,
+        tuple(steps),
+        (
+            Dpo(pairs, settings.beta, settings.sft_weight, limit),
+            Replay(replay, settings.replay_share, limit),
+        ),
+        settings.max_seconds,
+        settings.max_steps,
     )
+    return train(model, phase, keeper=keeper, on_step=on_step)
 
 
 def train(

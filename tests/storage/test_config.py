@@ -52,7 +52,8 @@ def test_all_problems_are_reported_at_once_by_dotted_key_with_the_fix(tmp_path: 
     assert "trainer.min_liked: must be a positive integer; got 'x'" in found
     assert "trainer.min_likd: unknown key; did you mean 'min_liked'?" in found
     assert (
-        'trainer.objective: must be one of "auto", "sft", "sft_kto", "sft_dpo", "sft_kto_dpo"; got \'magic\''
+        'trainer.objective: must be one of "auto", "sft", "sft_kto", "sft_dpo", "sft_kto_dpo", "sft_ranked"; '
+        "got 'magic'"
         in found
     )
     assert "discord.shards: must be a positive integer; got 0" in found

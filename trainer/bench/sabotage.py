@@ -74,7 +74,7 @@ class Sabotaged(RunSteps):
         untaught = Material([], [], [], [])
         card = challenger.describe(base, rows, Plan("sft"), self._config.trainer, untaught, {})
         adapter_id, folder = challenger.save(
-            model, base, card, work=self._folder, adapters_dir=self._config.adapters
+            model, base, card, snapshot=rows, work=self.folder, adapters_dir=self._config.adapters
         )
         self._metrics["training"] = {"objective": "none", "reason": "", "sft": {"steps": 0}}
         return Challenger(adapter_id, folder, Plan("sft"), {}), BaseCodec(base.tokenizer)

@@ -1,0 +1,74 @@
+"""The model's own replies, ranked: what is chosen, what is rejected, and what is left alone."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tests.trainer.rows import row
+from trainer import ranking
+from trainer.reward import RatedText, RewardModel, fit
+from trainer.snapshot import Snapshot
+from trainer.weighing import Answer
+
+ROW = row("r1", asked="What do you think of soup?")
+
+
+def liking_questions() -> RewardModel:
+    liked = [RatedText(f"I like soup {n}. Do you like it too?", True, 1.0, n) for n in range(12)]
+    disliked = [RatedText(f"Soup number {n} is a kind of food.", False, 1.0, n) for n in range(24)]
+    return fit([*liked, *disliked], 4.0)
+
+
+def test_the_best_and_the_worst_reply_to_a_prompt_make_a_pair() -> None:
+    best, worst = Answer("Soup is good. Do you like it too?", True), Answer("Soup is a kind of food.", True)
+    (pair,) = ranking.ranked(liking_questions(), [ROW], [[worst, best]], "one")
+    assert (pair.chosen, pair.rejected) == (best.text, worst.text)
+    assert (pair.reply_id, pair.split) == ("r1", "train")
+
+
+def test_replies_that_are_much_the_same_make_no_pair() -> None:
+    same = [Answer("Soup is a kind of food.", True), Answer("Soup is a type of food.", True)]
+    assert ranking.ranked(liking_questions(), [ROW], [same], "one") == []
+
+
+def test_what_runs_on_or_repeats_itself_is_never_chosen_however_well_it_would_be_liked() -> None:
+    question = "Do you like soup too?"
+    running = Answer(f"{question} {question} {question} {question} {question}", True)
+    cut_off = Answer(question, False)
+    sound = Answer("Soup is a kind of food.", True)
+    (pair,) = ranking.ranked(liking_questions(), [ROW], [[running, cut_off, sound]], "one")
+    assert pair.chosen == sound.text
+    assert pair.rejected in (running.text, cut_off.text)
+    assert ranking.ranked(liking_questions(), [ROW], [[running, cut_off]], "one") == []
+
+
+@given(
+    st.lists(st.builds(Answer, st.text(max_size=40).map(str.strip), st.booleans()), min_size=1, max_size=6)
+)
+def test_a_pair_is_two_of_the_replies_and_the_chosen_one_ended_by_itself(replies: list[Answer]) -> None:
+    for pair in ranking.ranked(liking_questions(), [ROW], [replies], "one"):
+        assert Answer(pair.chosen, True) in replies
+        assert Answer(pair.rejected, pair.finished[1]) in replies
+        assert pair.finished[0]
+
+
+def test_only_training_prompts_are_asked_and_each_group_once() -> None:
+    rows = [
+        row("a", group="one", split="train"),
+        row("b", group="one", split="train"),
+        row("c", group="two", split="train"),
+        row("d", group="three", split="gate"),
+    ]
+    assert len(ranking.rows_to_ask(Snapshot(tuple(rows), "hash"))) == 2
+
+
+def test_pairs_are_read_back_as_they_were_written(tmp_path: Path) -> None:
+    answers = [Answer("Do you like Ünïcode? I like it.", True), Answer("no", False)]
+    pairs = ranking.ranked(liking_questions(), [ROW], [answers], "one")
+    assert pairs
+    assert ranking.read(tmp_path / "pairs.jsonl") is None
+    ranking.write(pairs, tmp_path / "pairs.jsonl")
+    assert ranking.read(tmp_path / "pairs.jsonl") == pairs

@@ -1,0 +1,166 @@
+"""The model's own replies, ranked: preference pairs where the members have left few ratings.
+
+Ratings are few, and a model's replies cost nothing but time. The model that is being trained answers
+training prompts several times; a reward model that was fitted on training ratings, and predicts those that
+were left out of its fitting, ranks the answers; the best and the worst to each prompt make a pair for DPO. As
+the model changes it is asked again. The members' ratings stay the only source: without a proven reward model
+there are no pairs, and the gate judges by another reward model, fitted on held-out ratings (see weighing).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections import Counter
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+from bot.serving.client import ModelClient
+from bot.serving.protocol import ChatMessage, Sampling
+from storage.config import ChatConfig
+from trainer import preferences, reward
+from trainer.evaluation import messages_of, rated_texts
+from trainer.patience import patiently
+from trainer.preferences import PreferencePair
+from trainer.reward import RewardModel
+from trainer.snapshot import Row, Snapshot
+from trainer.weighing import Answer, stable_hash
+
+AT_ONCE = 8
+# Replies to each prompt: the best of four is about twice as good as a single one (EXPERIMENTS, 9).
+REPLIES = 4
+MOST_PROMPTS = 96
+# Closer ones are left out: the reward model does not know which of them is better.
+LEAST_DIFFERENCE = 0.1
+# What the guardrails would object to is never chosen and readily rejected, whatever the reward model thinks
+# of it: on the scale of P(liked), for repeating itself or another reply, and for not ending.
+MOST_REPETITION = 0.05
+REPEATS = 1.0
+RUNS_ON = 0.5
+RESAMPLES = 500
+
+
+def judge_of(snapshot: Snapshot, *, confidence: float, seed: int) -> RewardModel | None:
+    """Return a reward model of the training ratings; None where they don't show that it predicts others."""
+    rated = rated_texts(snapshot.of("train"))
+    model, validated = reward.cross_validated(rated, resamples=RESAMPLES, confidence=confidence, seed=seed)
+    return model if validated is not None and validated.bound_low > 0.5 else None
+
+
+def rows_to_ask(snapshot: Snapshot, limit: int = MOST_PROMPTS) -> list[Row]:
+    """Return training rows with different prompts, in an order that only depends on their replies' ids."""
+    rows = sorted(snapshot.of("train"), key=lambda row: stable_hash(row.reply_id))
+    return list({row.group_key: row for row in rows}.values())[:limit]
+
+
+async def ask(
+    client: ModelClient,
+    model: str,
+    rows: Sequence[Row],
+    *,
+    chat: ChatConfig,
+    max_new_tokens: int,
+    seed: int,
+    on_reply: Callable[[int, int], None] = lambda done, total: None,
+) -> list[list[Answer]]:
+    """Let a model answer each row's prompt REPLIES times, behind everybody who chats."""
+    slots = asyncio.Semaphore(AT_ONCE)
+    total, done = len(rows) * REPLIES, 0
+
+    async def answer(messages: tuple[ChatMessage, ...], number: int) -> Answer:
+        nonlocal done
+        async with slots:
+            completion = await patiently(
+                lambda: client.chat(
+                    model=model,
+                    messages=messages,
+                    sampling=Sampling(
+                        max_tokens=max_new_tokens,
+                        temperature=chat.temperature,
+                        top_p=chat.top_p,
+                        top_k=chat.top_k,
+                        seed=(stable_hash(messages[-1].content) + 7919 * number + 104_729 * seed) % 2**31,
+                    ),
+                    priority=1,
+                    deadline_s=600.0,
+                )
+            )
+        done += 1
+        on_reply(done, total)
+        return Answer(completion.text.strip(), completion.finish_reason == "stop")
+
+    async with asyncio.TaskGroup() as group:
+        tasks = [
+            [group.create_task(answer(messages, number)) for number in range(REPLIES)]
+            for messages in map(messages_of, rows)
+        ]
+    return [[task.result() for task in each] for each in tasks]
+
+
+def ranked(
+    model: RewardModel, rows: Sequence[Row], answers: Sequence[Sequence[Answer]], name: str
+) -> list[PreferencePair]:
+    """Return the best and the worst answer to each row's prompt, where they differ enough.
+
+    `name` tells one round's pairs from another's.
+    """
+    common = _common(answers)
+    found = []
+    for row, given in zip(rows, answers, strict=True):
+        chances = model.probability([answer.text for answer in given]).tolist()
+        flaws = [_flaw(answer, common) for answer in given]
+        scores = [chance - flaw for chance, flaw in zip(chances, flaws, strict=True)]
+        best = max(range(len(given)), key=scores.__getitem__)
+        worst = min(range(len(given)), key=scores.__getitem__)
+        if scores[best] - scores[worst] >= LEAST_DIFFERENCE and not flaws[best]:
+            found.append(_pair(row, given[best], given[worst], name))
+    return found
+
+
+def _pair(row: Row, chosen: Answer, rejected: Answer, name: str) -> PreferencePair:
+    return PreferencePair(
+        pair_id=f"{name}/{row.reply_id}",
+        reply_id=row.reply_id,
+        group_key=row.group_key,
+        split=row.split,
+        prompt=row.prompt,
+        chosen=chosen.text,
+        rejected=rejected.text,
+        finished=(chosen.finished, rejected.finished),
+        weight=1.0,
+        source=row.source,
+    )
+
+
+def _common(answers: Sequence[Sequence[Answer]]) -> frozenset[str]:
+    """Return the texts that are given to more than one prompt: a reply that fits all of them answers none."""
+    prompts = Counter(text for given in answers for text in {answer.text for answer in given})
+    return frozenset(text for text, count in prompts.items() if count > 1)
+
+
+def _flaw(answer: Answer, common: Collection[str]) -> float:
+    """Return what an answer loses for what the guardrails would object to; 0 for a sound one."""
+    repeats = reward.repetition(answer.text) > MOST_REPETITION or not answer.text or answer.text in common
+    return REPEATS * repeats + RUNS_ON * (not answer.finished)
+
+
+def file_of(number: int) -> str:
+    """Return the name, in a run's folder, of the pairs of one round."""
+    return f"ranked-{number}.jsonl"
+
+
+def write(pairs: Sequence[PreferencePair], path: Path) -> None:
+    """Keep the pairs in the run's folder: a run that was interrupted goes on with the same ones."""
+    partial = path.with_suffix(".partial")
+    partial.write_text("".join(f"{json.dumps(asdict(pair))}\n" for pair in pairs), encoding="utf-8")
+    partial.replace(path)
+
+
+def read(path: Path) -> list[PreferencePair] | None:
+    """Return the pairs that an earlier attempt has kept, None where there are none."""
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except FileNotFoundError:
+        return None
+    return [preferences.from_json(json.loads(line)) for line in lines]

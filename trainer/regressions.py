@@ -26,9 +26,9 @@ MAX_TRAINED = 12
 MAX_HELD_OUT = 8
 # SimPO's beta, which is 2 to 10 there: a quarter of a nat per token is a preference of 88 %.
 SHARPNESS = 8.0
-# A model within this of the base, in nat per token, has moved neither way: training on a case moves it by
-# about one, and others by a tenth or two (EXPERIMENTS, 8).
-UNMOVED = 0.1
+# A model within this of the base, in nat per token, has moved neither way: training on a case moves it by one
+# or two, and others by up to a third (EXPERIMENTS, 8).
+UNMOVED = 0.3
 # The sign test's error rate: held-out figures of good challengers wander, so that only the clear case counts.
 CHANCE = 0.01
 # With fewer conversations than this an average says nothing.

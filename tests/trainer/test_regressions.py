@@ -44,7 +44,7 @@ def test_several_corrections_of_one_reply_are_several_cases() -> None:
 
 
 def test_cases_that_flip_both_ways_are_chance() -> None:
-    flipping = [case(n, 0.2, -0.2) if n % 2 else case(n, -0.2, 0.2) for n in range(16)]
+    flipping = [case(n, 0.5, -0.5) if n % 2 else case(n, -0.5, 0.5) for n in range(16)]
     found = regressions.judged(flipping, trained=True, **JUDGE)
     assert found is not None and found.gain is not None
     assert (len(found.lost), found.gained) == (8, 8)
@@ -53,7 +53,7 @@ def test_cases_that_flip_both_ways_are_chance() -> None:
 
 
 def test_cases_that_are_all_lost_are_not() -> None:
-    found = regressions.judged([case(n, -0.2, 0.2) for n in range(8)], trained=True, **JUDGE)
+    found = regressions.judged([case(n, -0.5, 0.5) for n in range(8)], trained=True, **JUDGE)
     assert found is not None and found.gain is not None
     assert found.lost == tuple(f"r{n:02d}" for n in range(8))
     assert len(found.lost) > found.most_lost
@@ -69,7 +69,7 @@ def test_a_champion_that_knows_its_corrections_by_heart_sets_no_higher_bar() -> 
 
 
 def test_one_case_or_four_lost_prove_nothing_and_are_named() -> None:
-    found = regressions.judged([case(n, -0.2, 0.2) for n in range(4)], trained=True, **JUDGE)
+    found = regressions.judged([case(n, -0.5, 0.5) for n in range(4)], trained=True, **JUDGE)
     assert found is not None
     assert len(found.lost) == 4 <= found.most_lost
     assert found.gain is None
@@ -83,7 +83,7 @@ def test_what_moves_away_from_wishes_further_than_the_base_has_lost_them_too() -
 
 
 def test_a_hair_more_or_less_than_the_base_is_no_move() -> None:
-    found = regressions.judged([case(n, -0.05, 0.05) for n in range(8)], trained=True, **JUDGE)
+    found = regressions.judged([case(n, -0.2, 0.2) for n in range(8)], trained=True, **JUDGE)
     assert found is not None and (found.lost, found.gained, found.towards) == ((), 0, 0)
 
 

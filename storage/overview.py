@@ -72,7 +72,7 @@ def status_text(glance: dict[str, Any]) -> str:
         lines.append(_run_text(glance["run"]))
     if glance["last_run"]:
         lines.append(f"Last run: {glance['last_run']['message'] or glance['last_run']['outcome']}")
-    lines += [trial["text"] for trial in glance["trials"].values()]
+    lines += [trial["text"] for trial in glance.get("trials", {}).values()]
     if glance["duels"]["open"]:
         lines.append(f"Blind votes: {glance['duels']['votes']} cast, {glance['duels']['open']} pairs open")
     if glance.get("comparisons", {}).get("pairs"):

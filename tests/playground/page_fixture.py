@@ -121,6 +121,7 @@ def idle_loop() -> Payload:
         "promotions": [],
         "excluded": {},
         "duels": {"open": 0, "votes": 0, "needed": None},
+        "trials": {},
         "rehearsal": None,
         "server": {"status": "ok", "detail": "SmolLM2-135M-Instruct"},
         "trainer_alive": True,

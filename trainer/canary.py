@@ -138,14 +138,23 @@ def conversations(given: Sequence[TrialRating]) -> list[Conversation]:
 
 def blocks(rated: Sequence[Conversation]) -> list[float]:
     """Return the outcome of each block: half the difference of the sides' mean scores, -1 to 1."""
-    outcomes = []
-    open_: dict[Side, list[float]] = {"newcomer": [], "incumbent": []}
+    return [(_mean_of(block, "newcomer") - _mean_of(block, "incumbent")) / 2 for block in cut(rated)]
+
+
+def cut(rated: Sequence[Conversation]) -> list[list[Conversation]]:
+    """Cut conversations into blocks, each as short as it can be with both sides in it; a rest is left out."""
+    found: list[list[Conversation]] = []
+    begun: list[Conversation] = []
     for each in rated:
-        open_[each.side].append(each.score)
-        if open_["newcomer"] and open_["incumbent"]:
-            outcomes.append((_mean(open_["newcomer"]) - _mean(open_["incumbent"])) / 2)
-            open_ = {"newcomer": [], "incumbent": []}
-    return outcomes
+        begun.append(each)
+        if each.side != begun[0].side:
+            found.append(begun)
+            begun = []
+    return found
+
+
+def _mean_of(block: Sequence[Conversation], side: Side) -> float:
+    return _mean(each.score for each in block if each.side == side)
 
 
 def standing(material: Material) -> Standing:

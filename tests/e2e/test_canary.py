@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import signal
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -115,6 +116,17 @@ class Town:
             async with self.page.session.put("/playground/reactions", json=body) as response:
                 assert response.status < 300, await response.text()
 
+    async def talk_until(self, liked: str, decided: Callable[[], bool]) -> None:
+        """Go on talking until the trainer has decided: how the lots fall is never the same."""
+        for _ in range(8):
+            await self.talk(liked, 12)
+            # Longer than the trainer takes to look again.
+            for _ in range(30):
+                if decided():
+                    return
+                await asyncio.sleep(0.1)
+        await until(decided, 20)
+
     def champion(self) -> str | None:
         return self.database.read(lambda db: adapters.champion(db, self.scope, BASE_HASH))
 
@@ -210,8 +222,7 @@ async def test_a_canary_that_members_prefer_is_promoted_and_goes_again_when_they
     assert town.run().outcome == "votes" and town.champion() == town.old
 
     await town.restart()
-    await town.talk(NEW_WORDS, 28)
-    await until(lambda: town.champion() == town.new, 60)
+    await town.talk_until(NEW_WORDS, lambda: town.champion() == town.new)
     ended = town.run()
     assert ended.outcome == "promoted" and "as a canary it was liked in 100% of" in ended.message
     answered_by = {row["adapter_id"] for row in town.rows("SELECT adapter_id FROM replies")}
@@ -222,8 +233,7 @@ async def test_a_canary_that_members_prefer_is_promoted_and_goes_again_when_they
     assert {row["sides"] for row in sides} == {1}
 
     # Half of the conversations stay with the old champion, and now the members like those better.
-    await town.talk(OLD_WORDS, 40)
-    await until(lambda: town.champion() == town.old, 60)
+    await town.talk_until(OLD_WORDS, lambda: town.champion() == town.old)
     line = await town.told("no longer answers")
     assert f"adapter `{town.new}` no longer answers, adapter `{town.old}` does (rolled back" in line
     assert "members like it less: liked in 0% of" in line
@@ -239,8 +249,7 @@ async def test_a_canary_that_members_like_less_is_refused_and_the_champion_answe
 ) -> None:
     await town.open_canary()
     await until(lambda: town.new in model_server.adapters)
-    await town.talk(OLD_WORDS, 36)
-    await until(lambda: town.run().outcome == "refused", 60)
+    await town.talk_until(OLD_WORDS, lambda: town.run().outcome == "refused")
     assert town.champion() == town.old
     assert "because as a canary it was liked in 0% of" in town.run().message
     await until(lambda: town.new not in model_server.adapters)

@@ -228,6 +228,17 @@ def test_a_rollback_ends_the_holdback(database: Database, community: Community) 
     database.write(work)
 
 
+def test_a_trial_whose_time_is_over_diverts_nothing(database: Database, community: Community) -> None:
+    def work(db: sqlite_utils.Database) -> None:
+        tried = canary(db, share=1.0)
+        (reply_id,) = asked(db, community, 1)
+        assert routed(db, reply_id).adapter_id == NEW
+        db.execute("UPDATE trials SET until_ms = started_ms WHERE id = ?", (tried.id,))
+        assert routed(db, reply_id) == Route(OLD, OLD)
+
+    database.write(work)
+
+
 def test_a_newer_canary_ends_the_older_one(database: Database) -> None:
     def work(db: sqlite_utils.Database) -> None:
         older, newer = canary(db), canary(db, newcomer=NEWER)

@@ -225,9 +225,15 @@ def route(
 ) -> Route:
     """Return who answers a question in a conversation; `left_out` are ids of servers and channels.
 
-    Only conversations that began under a trial take part in it, so that nobody's partner changes halfway.
+    Only conversations that began under a trial take part in it, so that nobody's partner changes halfway. A
+    trial whose time is over diverts nothing, also while there is no trainer to end it.
     """
-    trials = [trial for trial in active(db, scope, base_hash) if trial.started_ms <= conversation.created_ms]
+    now = now_ms()
+    trials = [
+        trial
+        for trial in active(db, scope, base_hash)
+        if trial.started_ms <= conversation.created_ms and now < trial.until_ms
+    ]
     if not trials or not _takes_part(db, conversation, asker_id, left_out):
         return Route(champion, champion)
     for trial in trials:

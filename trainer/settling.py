@@ -170,8 +170,9 @@ def _on_enough_grounds(count: VoteCount, found: canary.Standing) -> bool:
 def _measured(count: VoteCount, found: canary.Standing) -> str:
     """Say what votes and ratings came to, as far as there were any."""
     rated = f"as a canary it was {found.sentence()}" if found.newcomer else ""
+    only = "only " if found.evidence_against > found.evidence_for else ""
     evidence = max(found.evidence_for, found.evidence_against)
-    voted = count.sentence(evidence) if count.votes else ""
+    voted = count.sentence(evidence, only) if count.votes else ""
     return " and ".join(filter(None, (rated, voted))) or "nobody rated it"
 
 

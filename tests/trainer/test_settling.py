@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import sqlite_utils
 
+from bot.serving.protocol import BaseDescription, ChatMessage
 from storage import (
     adapters,
     audit,
@@ -31,9 +32,14 @@ from storage.runs import Run
 from storage.trials import Trial
 from tests.bot.fake_server import BASE_HASH, FakeModelServer
 from tests.trainer.community import GUILD, SCOPE, adapter_folder
+from tests.trainer.test_gate import GOOD, UNPROVEN
 from trainer import promotion, settling
+from trainer.evaluation import Evaluation
 from trainer.gate import MIN_PROMPTS
+from trainer.heartbeat import Heartbeat
 from trainer.reconcile import ChampionKeeper
+from trainer.run import Ground, RunSteps
+from trainer.weighing import Answer, Pair, Prompt, Scores
 
 MEMBERS = 8
 
@@ -242,6 +248,39 @@ def test_a_canary_that_members_like_less_is_refused_and_unloaded(community: Comm
     assert community.server.adapters == [community.old]
     trial = community.database.read(lambda db: trials.of_run(db, run.id, "canary"))
     assert trial is not None and trial.outcome == "worse"
+
+
+@pytest.mark.parametrize(
+    ("policy", "proven", "outcome", "on_trial"),
+    [
+        ("auto", True, "promoted", {"holdback"}),
+        ("auto", False, "votes", {"canary"}),
+        ("canary-first", True, "votes", {"canary"}),
+        ("canary-first", False, "votes", {"canary"}),
+        ("ask", True, "refused", set()),
+        ("ask", False, "votes", set()),
+    ],
+)
+def test_the_policy_says_what_becomes_of_proof_and_of_thin_evidence(
+    community: Community, policy: str, proven: bool, outcome: str, on_trial: set[str]
+) -> None:
+    leased = community.database.write(lambda db: _judged_run(db, community.new))
+    (community.config.runs / leased.id).mkdir(parents=True)
+    adapter = community.database.read(lambda db: adapters.get(db, community.new))
+    assert adapter is not None
+    pair = Pair(Prompt((ChatMessage("user", "Hello?"),), None), Answer("Hello!", True), Answer("Yes?", True))
+    evidence = GOOD if proven else replace(GOOD, proof=UNPROVEN)
+    judged = Evaluation(Scores((pair,), (), ()), evidence, {})
+    ground = Ground(BaseDescription("base-model", hash=BASE_HASH), community.old)
+    with Heartbeat(community.database, leased.id, "trainer") as heartbeat:
+        steps = RunSteps(community.database, community.configured(policy=policy), leased, heartbeat)
+        ended = steps.decide(judged, ground, adapter)
+    assert ended.outcome == outcome
+    assert set(community.active()) == on_trial
+    assert (community.champion() == community.new) == (outcome == "promoted")
+    asked = community.database.read(lambda db: duels.count_open(db, SCOPE))
+    assert asked == (1 if outcome == "votes" and not proven else 0)
+    assert ("won offline with +0.12" in ended.message) == (policy == "canary-first" and proven)
 
 
 def test_a_canary_without_a_difference_ends_undecided_by_ratings_or_by_time(community: Community) -> None:

@@ -31,6 +31,7 @@ METRICS = {
     "reward_auc_cross_validated": "reward model: AUC in cross-validation",
     "general_nll_increase": "loss on general prompts, relative to the base",
     "blind_votes": "share of blind votes won",
+    "canary": "share of rated conversations liked as a canary, minus the champion's",
 }
 
 

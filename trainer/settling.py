@@ -96,12 +96,13 @@ class _Settling:
         )
         if found is None or (found == "promote" and not count.on_enough_duels):
             return None
-        await self.database.awrite(lambda db: _record_votes(db, self.run, self.adapter, count))
         if found == "refuse":
             sentence = count.sentence(count.evidence_against, "only ")
         else:
             sentence = count.sentence(count.evidence_for)
-        return await self.end(found, sentence, {"votes": count.as_json()})
+        ended = await self.end(found, sentence, {"votes": count.as_json()})
+        await self.database.awrite(lambda db: _record_votes(db, self.run, self.adapter, count))
+        return ended
 
     async def by_canary(self, trial: Trial, count: VoteCount, look: int) -> Run | None:
         """Decide by the ratings of both sides' replies together with the blind votes."""
@@ -121,16 +122,15 @@ class _Settling:
             shown = {**found.as_json(needed), "votes": count.votes}
             await self.database.awrite(lambda db: trials.judged(db, trial.id, shown, seen))
             return None
-        await self.database.awrite(lambda db: _record_canary(db, self.run, self.adapter, count, found))
         metrics = {"canary": found.figures()} | ({"votes": count.as_json()} if count.votes else {})
         said = _measured(count, found)
-        if judged == "better":
-            return await self.end("promote", said, metrics, "better")
-        if judged == "worse":
-            return await self.end("refuse", said, metrics, "worse")
-        return await self.end(
-            "refuse", f"its canary is undecided, and {spoilt}: {said}", metrics, "undecided"
-        )
+        if judged is None:
+            said = f"its canary is undecided, and {spoilt}: {said}"
+        decision: Decision = "promote" if judged == "better" else "refuse"
+        ended = await self.end(decision, said, metrics, judged or "undecided")
+        # Only now: a swap that has to wait is tried again from the start.
+        await self.database.awrite(lambda db: _record_canary(db, self.run, self.adapter, count, found))
+        return ended
 
     async def end(
         self,

@@ -33,7 +33,7 @@ from storage.trials import Trial
 from tests.bot.fake_server import BASE_HASH, FakeModelServer
 from tests.trainer.community import GUILD, SCOPE, adapter_folder
 from tests.trainer.test_gate import GOOD, UNPROVEN
-from trainer import promotion, settling
+from trainer import canary, promotion, settling
 from trainer.evaluation import Evaluation
 from trainer.gate import MIN_PROMPTS
 from trainer.heartbeat import Heartbeat
@@ -91,11 +91,11 @@ class Community:
     ) -> None:
         for number in range(conversations_):
             user_id = number % raters + 1
-            reply_id, answerer = self._answered(db, user_id)
+            reply_id, answerer = self.answered(db, user_id)
             value = 1 if likes(answerer) else -1
             ratings.rate(db, reply_id=reply_id, user_id=user_id, kind="thumb", means="reaction", value=value)
 
-    def _answered(self, db: sqlite_utils.Database, user_id: int) -> tuple[str, str | None]:
+    def answered(self, db: sqlite_utils.Database, user_id: int) -> tuple[str, str | None]:
         number = next(self.ids)
         members.ensure(db, user_id, f"member {user_id}", "playground")
         conversation = conversations.open_conversation(
@@ -312,6 +312,27 @@ def test_one_member_alone_decides_nothing(community: Community) -> None:
     community.rates(lambda who: who == community.new, 60, raters=1)
     assert community.settle(canary_share=0.5) == []
     assert community.champion() == community.old
+
+
+def test_a_member_whom_all_others_contradict_counts_nothing(community: Community) -> None:
+    community.opened(canary_share=0.5)
+
+    def rate(db: sqlite_utils.Database) -> None:
+        for number in range(20):
+            reply_id, _ = community.answered(db, 1)
+            for user_id, value in ((1, 1), (2, 1), (3, 1), (4, 1), (9, -1)):
+                members.ensure(db, user_id, "", "playground")
+                value = value if number % 2 else -value
+                ratings.rate(
+                    db, reply_id=reply_id, user_id=user_id, kind="thumb", means="reaction", value=value
+                )
+
+    community.database.write(rate)
+    trial = community.active()["canary"]
+    given = community.database.read(lambda db: trials.ratings(db, trial.id))
+    counted = community.database.read(lambda db: canary.material_of(db, trial))
+    assert len(given) == 100 and {each.user_id for each in given} == {1, 2, 3, 4, 9}
+    assert len(counted.ratings) == 80 and counted.members == {1, 2, 3, 4}
 
 
 def test_blind_votes_still_decide_and_end_the_canary(community: Community) -> None:

@@ -36,6 +36,7 @@ from bot.texts import mark, tr
 from storage.config import ChatConfig
 from storage.errors import DiskFullError, StorageError
 from storage.replies import Status
+from storage.trials import BASE, Route
 
 UNREACHABLE = mark("My model server is not reachable right now; I'll be back by myself when it is.")
 LOADING = mark("My model is still loading. I'll answer here as soon as it is ready.")
@@ -218,7 +219,7 @@ class Answerer:
         asked = await self._recorder.question(draft.question, base, draft.again)
         if self._is_deleted is not None and await self._is_deleted(draft.question.discord_id):
             return await self._drop(draft)
-        draft.adapter_id = await self._answering_adapter(asked.champion, loaded)
+        await self._choose_adapter(draft, asked.route, loaded)
         prompt = await self._prompt(draft, asked, base)
         seed = secrets.randbits(31)
         sampling = _sampling(draft.chat, seed)
@@ -254,8 +255,8 @@ class Answerer:
     ) -> None:
         """Write a second candidate beside the usual one; without it, the usual one stands alone."""
         rival = self._rival(draft)
-        earlier = await comparing.predecessor(self._services, asked.scope, base.hash, draft.adapter_id)
-        rival.adapter_id = await self._answering_adapter(earlier, loaded)
+        opponent = await comparing.opponent(self._services, asked.scope, base.hash, draft)
+        rival.adapter_id = await self._answering_adapter(opponent, loaded)
         other_seed = _sampling(draft.chat, secrets.randbits(31))
         await self._recorder.start(rival, asked, prompt, base, other_seed)
         usual, other = await asyncio.gather(
@@ -274,7 +275,8 @@ class Answerer:
 
     def _rival(self, draft: Draft) -> Draft:
         """Return a second draft for the same question, shown beside the first in an order drawn by lot."""
-        rival = replace(draft, reply_id=f"r{secrets.token_hex(8)}", notes=[], parts=[], reply=None)
+        reply_id = f"r{secrets.token_hex(8)}"
+        rival = replace(draft, reply_id=reply_id, notes=[], parts=[], reply=None, route=BASE)
         pair = Pair(*random.sample((draft, rival), 2))
         draft.pair = rival.pair = pair
         return rival
@@ -299,6 +301,16 @@ class Answerer:
             if draft.again is None:
                 draft.renderer.show("\n\n".join(filter(None, (draft.question.quote, tr(LOADING)))))
             await asyncio.sleep(LOADING_POLL_S)
+
+    async def _choose_adapter(self, draft: Draft, route: Route, loaded: frozenset[str]) -> None:
+        """Settle who answers: where the other side of a trial isn't loaded, nobody waits for it."""
+        draft.route = route
+        if route.diverted and route.adapter_id is not None and route.adapter_id not in loaded:
+            _log.warning("trial.not_loaded", adapter_id=route.adapter_id, reply_id=draft.reply_id)
+            draft.route = Route(route.champion, route.champion)
+        draft.adapter_id = await self._answering_adapter(draft.route.adapter_id, loaded)
+        if draft.adapter_id != draft.route.adapter_id:
+            draft.route = Route(draft.adapter_id, draft.adapter_id)
 
     async def _answering_adapter(self, champion: str | None, loaded: frozenset[str]) -> str | None:
         """Return the champion once the server has it; the base answers for one that can't be loaded."""
@@ -335,6 +347,9 @@ class Answerer:
                 await self._stream(draft, prompt, base, sampling)
                 return
             except UnknownModelError:
+                if draft.route.diverted:
+                    await self._back_to_champion(draft)
+                    continue
                 if attempt == BUSY_TRIES or draft.adapter_id is None:
                     raise
                 await self._services.load_adapter(draft.adapter_id)
@@ -342,6 +357,13 @@ class Answerer:
                 if attempt == BUSY_TRIES or busy.retry_after_s > BUSY_PATIENCE_S:
                     raise
                 await asyncio.sleep(busy.retry_after_s)
+
+    async def _back_to_champion(self, draft: Draft) -> None:
+        """Let the champion write a reply after all: the server lost the other side of a trial."""
+        _log.warning("trial.not_loaded", adapter_id=draft.adapter_id, reply_id=draft.reply_id)
+        draft.route = Route(draft.route.champion, draft.route.champion)
+        draft.adapter_id = draft.route.champion
+        await self._recorder.reroute(draft)
 
     async def _stream(self, draft: Draft, prompt: Prompt, base: BaseDescription, sampling: Sampling) -> None:
         loop = asyncio.get_running_loop()

@@ -13,9 +13,10 @@ from bot.questions import Follows, Question
 from bot.services import Services
 from bot.serving.protocol import BaseDescription, Sampling, Usage
 from bot.streaming import ReplyRenderer
-from storage import adapters, conversations, fresh_starts, members, replies, versions
+from storage import adapters, conversations, fresh_starts, members, replies, trials, versions
 from storage.clock import now_ms
 from storage.config import ChatConfig
+from storage.trials import BASE, Route
 from storage.versions import Versions
 
 DM_MEMORY_MS = 30 * 60 * 1000
@@ -30,13 +31,14 @@ _log = structlog.get_logger(__name__)
 class Asked:
     """What storage knows once the question is recorded; ``turn_ids`` are the messages behind ``turns``.
 
-    ``left_out_before``: an earlier reply of this conversation already left out its oldest messages.
+    ``route`` is who answers: the champion, or the other side of a trial. ``left_out_before``: an earlier
+    reply of this conversation already left out its oldest messages.
     """
 
     conversation_id: int
     message_id: int
     scope: str
-    champion: str | None
+    route: Route
     turns: tuple[Turn, ...]
     turn_ids: tuple[int, ...]
     left_out_before: bool = False
@@ -74,6 +76,7 @@ class Draft:
     parts: list[tuple[int, int]] = field(default_factory=list)
     reply: replies.Reply | None = None
     adapter_id: str | None = None
+    route: Route = BASE
     finish_reason: str | None = None
     usage: Usage | None = None
     prompt_tokens: int | None = None
@@ -139,14 +142,16 @@ class ReplyRecorder:
 
         A question that is answered ``again`` is there already.
         """
-        scope = self._services.scope(question.guild_id)
+        place = _Place(
+            self._services.scope(question.guild_id), base.hash, self._services.config.gate.canary_not_in
+        )
         if again is not None:
             return await self._services.database.awrite(
-                lambda db: _asked_again(db, question, again.prompt_message_id, scope, base.hash)
+                lambda db: _asked_again(db, question, again.prompt_message_id, place)
             )
         reference = self._services.permission_reference
         return await self._services.database.awrite(
-            lambda db: _record_question(db, question, scope, base.hash, reference)
+            lambda db: _record_question(db, question, place, reference)
         )
 
     async def start(
@@ -174,10 +179,20 @@ class ReplyRecorder:
                 context=asked.turn_ids[prompt.dropped_turns :],
                 permission_reference=self._services.permission_reference,
             )
+            trials.note(db, reply.id, draft.route)
             _add_parts(db, draft)
             return reply
 
         draft.reply = await self._services.database.awrite(work)
+
+    async def reroute(self, draft: Draft) -> None:
+        """Stamp a reply that has begun with another adapter than its row says, and where it counts now."""
+
+        def work(db: Any) -> None:
+            replies.reassign(db, draft.reply_id, draft.adapter_id)
+            trials.note(db, draft.reply_id, draft.route)
+
+        await self._services.database.awrite(work)
 
     async def show_version(self, draft: Draft) -> None:
         """Make the version that is being written the one that people see and rate."""
@@ -250,14 +265,21 @@ def _add_parts(db: Any, draft: Draft) -> None:
         replies.add_part(db, draft.reply_id, message_id, draft.question.channel_id, position)
 
 
-def _record_question(
-    db: Any, question: Question, scope: str, base_hash: str, permission_reference: str
-) -> Asked:
+@dataclass(frozen=True, slots=True)
+class _Place:
+    """Whose adapters answer on which base, and the servers and channels that take part in no trial."""
+
+    scope: str
+    base_hash: str
+    left_out: tuple[int, ...]
+
+
+def _record_question(db: Any, question: Question, place: _Place, permission_reference: str) -> Asked:
     question.author.ensure(db)
-    parent_id, conversation_id = _parent(db, question, scope, permission_reference)
+    parent_id, conversation_id = _parent(db, question, place.scope, permission_reference)
     message_id = conversations.add_message(
         db,
-        conversation_id=conversation_id or _new_conversation(db, question, scope),
+        conversation_id=conversation_id or _new_conversation(db, question, place.scope),
         discord_id=question.discord_id,
         parent_id=parent_id,
         author_id=question.author.user_id,
@@ -267,29 +289,43 @@ def _record_question(
         attached_text=question.attached_text,
         visible=question.visible,
     )
-    return _asked(db, question, message_id, parent_id, scope, base_hash)
+    return _asked(db, question, message_id, parent_id, place)
 
 
-def _asked_again(db: Any, question: Question, message_id: int, scope: str, base_hash: str) -> Asked:
+def _asked_again(db: Any, question: Question, message_id: int, place: _Place) -> Asked:
     asked = conversations.get_message(db, message_id)
     if asked is None or asked.deleted_ms is not None or not asked.words.strip():
         raise ContextError("The question was deleted, so I can't answer it again.")
-    return _asked(db, question, message_id, asked.parent_id, scope, base_hash)
+    return _asked(db, question, message_id, asked.parent_id, place)
 
 
-def _asked(
-    db: Any, question: Question, message_id: int, parent_id: int | None, scope: str, base_hash: str
-) -> Asked:
-    """Return a recorded question with what was said above it."""
+def _asked(db: Any, question: Question, message_id: int, parent_id: int | None, place: _Place) -> Asked:
+    """Return a recorded question with what was said above it, and who answers."""
     chain = _context(db, question, message_id)
     return Asked(
         conversation_id=chain[-1].conversation_id,
         message_id=message_id,
-        scope=scope,
-        champion=adapters.ensure_champion_row(db, scope, base_hash),
+        scope=place.scope,
+        route=_route(db, question, chain[-1].conversation_id, place),
         turns=tuple(_turn(db, message) for message in chain),
         turn_ids=tuple(message.id for message in chain),
         left_out_before=parent_id is not None and replies.left_out_before(db, parent_id, len(chain) - 2),
+    )
+
+
+def _route(db: Any, question: Question, conversation_id: int, place: _Place) -> Route:
+    champion = adapters.ensure_champion_row(db, place.scope, place.base_hash)
+    conversation = conversations.get(db, conversation_id)
+    if conversation is None:
+        return Route(champion, champion)
+    return trials.route(
+        db,
+        scope=place.scope,
+        base_hash=place.base_hash,
+        champion=champion,
+        conversation=conversation,
+        asker_id=question.author.user_id,
+        left_out=place.left_out,
     )
 
 

@@ -36,6 +36,8 @@ ROOM_AGAIN = 1.25
 REFUSED_PAUSE_S = 3600.0
 _MOST_LINES = 12
 _FACT = "operations.told"
+# Who goes back without being asked; its reasons are made of numbers and ids.
+_TRAINER = "trainer"
 
 _log = structlog.get_logger(__name__)
 
@@ -46,16 +48,21 @@ class Told:
 
     failed_runs: tuple[str, ...] = ()
     promotion_id: int = 0
+    canary_ended_ms: int = 0
     disk_low: bool = False
     down: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class Sight:
-    """What one look found. `down` names processes that are dead, `failed` maps run ids to sentences."""
+    """What one look found. `down` names processes that are dead, `failed` maps run ids to sentences.
+
+    `changes` are champions that gave way, by id; `canaries` those that were liked less, by when they ended.
+    """
 
     failed: dict[str, str]
     changes: tuple[tuple[int, str], ...]
+    canaries: tuple[tuple[int, str], ...]
     free_bytes: int
     down: tuple[str, ...]
 
@@ -76,6 +83,7 @@ def news(told: Told, sight: Sight) -> tuple[list[str], Told]:
     """Return what to tell now, and what the operators know afterwards."""
     lines = [f"⚠️ {text}" for run_id, text in sight.failed.items() if run_id not in told.failed_runs]
     lines += [f"↩️ {text}" for promotion_id, text in sight.changes if promotion_id > told.promotion_id]
+    lines += [f"↩️ {text}" for ended_ms, text in sight.canaries if ended_ms > told.canary_ended_ms]
     low = sight.free_bytes < LOW_DISK_BYTES * (ROOM_AGAIN if told.disk_low else 1)
     if low != told.disk_low:
         free = f"{sight.free_bytes / 1024**3:.1f} GiB"
@@ -87,8 +95,9 @@ def news(told: Told, sight: Sight) -> tuple[list[str], Told]:
         )
     lines += [f"⚠️ The {name} is not running." for name in sight.down if name not in told.down]
     lines += [f"✅ The {name} is back." for name in told.down if name not in sight.down]
-    newest = max([told.promotion_id, *(promotion_id for promotion_id, _ in sight.changes)])
-    return lines, Told(tuple(sight.failed), newest, low, sight.down)
+    newest = max(told.promotion_id, _latest(sight.changes))
+    ended_ms = max(told.canary_ended_ms, _latest(sight.canaries))
+    return lines, Told(tuple(sight.failed), newest, ended_ms, low, sight.down)
 
 
 class OperationsWatch:
@@ -122,10 +131,11 @@ class OperationsWatch:
         down = await self._down()
         free = (await asyncio.to_thread(shutil.disk_usage, self._services.database.path.parent)).free
         told, failed, changes = await self._services.database.aread(_stored)
-        sight = Sight(failed, changes, free, down)
+        canaries = await self._services.database.aread(_failed_canaries)
+        sight = Sight(failed, changes, canaries, free, down)
         if told is None:
             # The first look ever: what happened before is no news, what is wrong now is.
-            told = Told(tuple(failed), max((number for number, _ in changes), default=0))
+            told = Told(tuple(failed), _latest(changes), _latest(canaries))
         lines, known = news(told, sight)
         if lines and not await self._tell(lines):
             return
@@ -170,8 +180,8 @@ def _stored(db: Any) -> tuple[Told | None, dict[str, str], tuple[tuple[int, str]
     )
     changes = sql.many(
         db,
-        """SELECT id, scope, adapter_id, previous_id, kind FROM promotions WHERE kind IN ('rollback', 'erase')
-           ORDER BY id DESC LIMIT 20""",
+        """SELECT id, scope, adapter_id, previous_id, kind, actor, reason FROM promotions
+           WHERE kind IN ('rollback', 'erase') ORDER BY id DESC LIMIT 20""",
     )
     return (
         None if kept is None else _told(json.loads(kept)),
@@ -180,13 +190,32 @@ def _stored(db: Any) -> tuple[Told | None, dict[str, str], tuple[tuple[int, str]
     )
 
 
+def _latest(news: Sequence[tuple[int, str]]) -> int:
+    return max((number for number, _ in news), default=0)
+
+
+def _failed_canaries(db: Any) -> tuple[tuple[int, str], ...]:
+    """Return the latest canaries that were liked less, by when they ended."""
+    rows = sql.many(
+        db,
+        """SELECT ended_ms, scope, newcomer_id, reason FROM trials
+           WHERE kind = 'canary' AND outcome = 'worse' ORDER BY ended_ms DESC LIMIT 20""",
+    )
+    return tuple(
+        (row["ended_ms"], f"{row['scope']}: {_called(row['newcomer_id'])} is refused: {row['reason']}."[:300])
+        for row in reversed(rows)
+    )
+
+
 def _told(value: dict[str, Any]) -> Told:
-    return Told(tuple(value["failed_runs"]), value["promotion_id"], value["disk_low"], tuple(value["down"]))
+    return Told(**{**value, "failed_runs": tuple(value["failed_runs"]), "down": tuple(value["down"])})
 
 
 def _change_text(row: dict[str, Any]) -> str:
     before, after = _called(row["previous_id"]), _called(row["adapter_id"])
     why = "rolled back" if row["kind"] == "rollback" else "a member erased words that it was trained on"
+    if row["kind"] == "rollback" and row["actor"] == _TRAINER:
+        why += f", because {row['reason']}"
     return f"{row['scope']}: {before} no longer answers, {after} does ({why})."
 
 

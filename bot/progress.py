@@ -22,7 +22,7 @@ from bot.glance import PHASES, duration
 from bot.promotion_card import Card
 from bot.services import Services
 from bot.surfaces import translated
-from storage import duels, facts, runs
+from storage import duels, facts, overview, runs, trials
 from storage.clock import now_ms
 from storage.processes import is_locked
 
@@ -65,8 +65,8 @@ class _Report:
     closed: bool = False
 
 
-def run_text(run: runs.Run, *, trainer_alive: bool = True, votes: int | None = None) -> str:
-    """Return what the run's message says now."""
+def run_text(run: runs.Run, *, trainer_alive: bool = True, votes: int | None = None, canary: str = "") -> str:
+    """Return what the run's message says now; ``canary`` says how its canary goes."""
     if run.state == "queued":
         late = now_ms() - run.created_ms > TRAINER_PATIENCE_MS and not trainer_alive
         wait = "The trainer is not running right now; this run starts by itself when it is back."
@@ -74,6 +74,8 @@ def run_text(run: runs.Run, *, trainer_alive: bool = True, votes: int | None = N
     lines = [f"**Retraining** · run `{run.id}`", *_phase_lines(run)]
     if run.outcome is not None:
         lines.append(f"{_MARKS.get(run.outcome, '•')} {run.message or run.outcome}")
+    if run.outcome == "votes" and canary:
+        lines.append(canary)
     if run.outcome == "votes" and votes is not None:
         lines.append(f"Votes so far: {votes}. The pairs are below; nobody is told which answer is whose.")
     return "\n".join(lines)[:1900]
@@ -148,11 +150,11 @@ class ProgressReporter:
         if any(run.state == "queued" for latest, *_ in found.values() for run in latest):
             lock = self._services.config.run / "trainer.lock"
             trainer_alive = await asyncio.to_thread(is_locked, lock)
-        for scope, (latest, channel_id, votes, cards) in found.items():
+        for scope, (latest, channel_id, waiting, cards) in found.items():
             busy = False
             for run in latest:
                 busy |= run.finished_ms is None or run.outcome == "votes"
-                text = run_text(run, trainer_alive=trainer_alive, votes=votes)
+                text = run_text(run, trainer_alive=trainer_alive, votes=waiting.votes, canary=waiting.canary)
                 look = _Look(text, stoppable=run.finished_ms is None, card=cards.get(run.id))
                 await self._show(run, channel_id, look)
             if channel_id is not None:
@@ -164,7 +166,7 @@ class ProgressReporter:
         if report is None or (report.closed and report.shown == look):
             return
         self._reports[run.id] = report
-        over = run.finished_ms is not None
+        over = run.finished_ms is not None and run.outcome != "votes"
         now = asyncio.get_running_loop().time()
         if look == report.shown or (not over and now - report.edited_at < EDIT_EVERY_S):
             return
@@ -177,7 +179,7 @@ class ProgressReporter:
         except DeliveryError as error:
             _log.info("progress.retried", run_id=run.id, error=type(error.__cause__).__name__)
         else:
-            report.shown, report.closed = look, over and run.outcome != "votes"
+            report.shown, report.closed = look, over
         self._forget_old()
 
     async def _deliver(self, run: runs.Run, report: _Report, look: _Look) -> None:
@@ -234,12 +236,29 @@ def _channel_fact(scope: str) -> str:
     return f"progress.channel:{scope}"
 
 
-def _runs_of(db: Any, scope: str) -> tuple[list[runs.Run], int | None, int | None, dict[str, Card]]:
-    """Return the scope's latest runs (oldest first), its channel, a waiting run's votes, and the cards."""
+@dataclass(frozen=True)
+class _Waiting:
+    """What has come in for the run that waits for the members' word; no votes where it asks for none."""
+
+    votes: int | None = None
+    canary: str = ""
+
+
+def _runs_of(db: Any, scope: str) -> tuple[list[runs.Run], int | None, _Waiting, dict[str, Card]]:
+    """Return the scope's latest runs (oldest first), its channel, what came in, and the cards."""
     latest = runs.latest(db, scope, _LATEST)[::-1]
     channel = facts.get(db, _channel_fact(scope))
     waiting = next((run for run in latest if run.outcome == "votes"), None)
-    votes = duels.tally(db, waiting.id).votes if waiting else None
     found = {run.id: promotion_card.find(db, run) for run in latest}
     cards = {run_id: card for run_id, card in found.items() if card is not None}
-    return latest, int(channel) if channel else None, votes, cards
+    return latest, int(channel) if channel else None, _waiting(db, waiting), cards
+
+
+def _waiting(db: Any, run: runs.Run | None) -> _Waiting:
+    if run is None:
+        return _Waiting()
+    tally = duels.tally(db, run.id)
+    tried = trials.of_run(db, run.id, "canary")
+    on = tried is not None and tried.ended_ms is None
+    canary = f"{overview.trial_text(tried)}." if tried is not None and on else ""
+    return _Waiting(tally.votes if tally.duels else None, canary)

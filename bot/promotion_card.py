@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import discord
 
-from storage import adapters, dataset, evaluations
+from storage import adapters, dataset, evaluations, trials
 from storage.adapters import Adapter
 from storage.evaluations import Evaluation
 from storage.run_samples import Sample
 from storage.runs import Run
+from storage.trials import Trial
 
 SAMPLES = 3
 _FIELD = 1024
@@ -24,13 +25,17 @@ _BLUE, _ORANGE, _GREY = 0x3987E5, 0xD95926, 0x8A8A8A
 
 @dataclass(frozen=True, slots=True)
 class Card:
-    """What a card shows: the run, its adapter, and who answers now."""
+    """What a card shows: the run, its adapter, and who answers now.
+
+    ``watched`` is the comparison with the champion before it, by fresh ratings after its promotion.
+    """
 
     run: Run
     adapter: Adapter
     champion_id: str | None
     judged_against: str | None
     measured: tuple[Evaluation, ...]
+    watched: Trial | None = None
 
     @property
     def answers(self) -> bool:
@@ -58,7 +63,11 @@ def find(db: Any, run: Run) -> Card | None:
         return None
     measured = tuple(evaluations.for_run(db, run.id))
     against = measured[0].champion_id if measured else run.champion_id
-    return Card(run, adapter, adapters.champion(db, adapter.scope, adapter.base_hash), against, measured)
+    champion_id = adapters.champion(db, adapter.scope, adapter.base_hash)
+    watched = trials.of_run(db, run.id, "holdback")
+    # What is counted meanwhile changes with every rating: the card is drawn anew for the end only.
+    settled = None if watched is None else replace(watched, standing={}, seen="", judged_ms=0)
+    return Card(run, adapter, champion_id, against, measured, settled)
 
 
 def embed(card: Card, samples: Sequence[Sample]) -> discord.Embed:
@@ -66,6 +75,8 @@ def embed(card: Card, samples: Sequence[Sample]) -> discord.Embed:
     color = _BLUE if card.answers else _ORANGE if card.undecided else _GREY
     drawn = discord.Embed(title=f"Adapter {card.adapter.id}", description=_standing(card), color=color)
     drawn.add_field(name="Score", value=_score(card.run.metrics, card.judged_against), inline=False)
+    if watched := _watched(card.watched):
+        drawn.add_field(name="Since its promotion", value=watched, inline=False)
     if others := _other_measures(card.measured, card.run.metrics):
         drawn.add_field(name="Also measured", value=others, inline=False)
     if regressions := _regressions(card.run.metrics):
@@ -97,6 +108,8 @@ def _standing(card: Card) -> str:
         return "It was trained on words that their author has since erased, and can't answer any more."
     if card.answers:
         return "It answers now."
+    if card.watched is not None and card.watched.outcome == "worse":
+        return "It was rolled back: members liked the one before it better."
     if card.undecided and card.stale:
         return "The champion changed since it was judged: judge again with `/retrain`."
     if card.undecided:
@@ -119,7 +132,35 @@ def _score(metrics: Mapping[str, Any], judged_against: str | None) -> str:
         lines.append(
             f"Blind votes: {votes['wins']} won, {votes['losses']} lost, {votes['ties']} ties against {rival}"
         )
+    if canary := metrics.get("canary"):
+        lines.append(_canary(canary, rival))
     return "\n".join(lines) or f"Not measured offline; judged against {rival}."
+
+
+def _canary(figures: Mapping[str, Any], rival: str) -> str:
+    return (
+        f"As a canary: liked in {figures['newcomer_liked']:.0%} of {figures['newcomer']} rated "
+        f"conversations, {rival} in {figures['incumbent_liked']:.0%} of {figures['incumbent']}, "
+        f"by {figures['raters']} raters"
+    )
+
+
+def _watched(trial: Trial | None) -> str:
+    """Say how fresh ratings are watched, or what they said."""
+    if trial is None or trial.outcome == "superseded":
+        return ""
+    old = f"adapter `{trial.incumbent_id}`" if trial.incumbent_id else "the base model"
+    if trial.outcome is None:
+        return (
+            f"{trial.share:.0%} of new conversations stay with {old} until <t:{trial.until_ms // 1000}:D>; "
+            "if members like this one less, it is rolled back by itself."
+        )
+    said = {
+        "better": "Liked more",
+        "worse": "Liked less, and rolled back",
+        "undecided": "No clear difference",
+    }
+    return f"{said[trial.outcome]}: {trial.reason}"[:_FIELD]
 
 
 def _prompts(metrics: Mapping[str, Any]) -> str:

@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 import sqlite_utils
 
-from storage import audit, sql
+from storage import audit, sql, trials
 from storage.clock import now_ms
 from storage.errors import (
     AdapterNotPromotableError,
@@ -294,6 +294,7 @@ def _crown(
         {**row, "promotion_id": promotion_id},
         on_conflict="DO UPDATE SET adapter_id = excluded.adapter_id, promotion_id = excluded.promotion_id",
     )
+    trials.end_all(db, scope, base_hash, f"another champion answers ({kind})", actor=actor)
     if previous is not None and previous != adapter_id:
         set_state(db, previous, "retired")
     if adapter_id is not None:

@@ -143,9 +143,14 @@ class TrainerConfig(_Section):
 
 
 class GateConfig(_Section):
-    """What a challenger has to prove."""
+    """What a challenger has to prove. A share of 0 does without canaries, or without holdbacks.
 
-    policy: Annotated[Literal["auto", "ask"], Field(description='"auto" or "ask"')] = "auto"
+    `canary_not_in` names servers and channels that the champion answers alone.
+    """
+
+    policy: Annotated[
+        Literal["auto", "ask", "canary-first"], Field(description='one of "auto", "ask", "canary-first"')
+    ] = "auto"
     min_effect: Amount = 0.02
     generation_minutes: Positive = 3.0
     max_prompts: Count = 64
@@ -157,6 +162,12 @@ class GateConfig(_Section):
     max_kl: Positive = 0.8
     evote_alpha: Inside = 0.05
     min_votes: Count = 10
+    canary_share: Share = 0.1
+    canary_days: Positive = 14.0
+    canary_most_ratings: Count = 200
+    canary_not_in: Ids = ()
+    holdback_share: Share = 0.05
+    holdback_days: Positive = 7.0
 
 
 class PlaygroundConfig(_Section):
@@ -376,6 +387,8 @@ def _contradictions(config: Config) -> Iterator[str]:
         yield f"chat.context_tokens: must not be larger than model.context_tokens ({limit}); got {got}"
     if config.trainer.cron and len(config.trainer.cron.split()) != 5:
         yield f'trainer.cron: must have five fields, for example "0 4 * * *"; got {config.trainer.cron!r}'
+    if config.gate.policy == "canary-first" and not config.gate.canary_share:
+        yield 'gate.canary_share: must be above 0, because gate.policy is "canary-first"; got 0.0'
     yield from _emoji_problems(config.discord)
     yield from _permission_problems(config.discord)
 

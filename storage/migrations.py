@@ -495,6 +495,47 @@ CREATE INDEX comparisons_by_scope ON comparisons (scope, created_ms)
     )
 
 
+def m0010_trials(db: sqlite_utils.Database) -> None:
+    """Canaries and holdbacks: two adapters side by side, and which replies count on which side."""
+    _run(
+        db,
+        """
+CREATE TABLE trials (
+    id INTEGER PRIMARY KEY,
+    kind TEXT NOT NULL CHECK (kind IN ('canary', 'holdback')),
+    scope TEXT NOT NULL,
+    base_hash TEXT NOT NULL,
+    run_id TEXT NOT NULL REFERENCES runs (id),
+    newcomer_id TEXT NOT NULL REFERENCES adapters (id),
+    incumbent_id TEXT REFERENCES adapters (id),
+    share REAL NOT NULL CHECK (share > 0 AND share <= 1),
+    started_ms INTEGER NOT NULL,
+    until_ms INTEGER NOT NULL,
+    standing_json TEXT NOT NULL DEFAULT '{}' CHECK (json_valid(standing_json)),
+    seen TEXT NOT NULL DEFAULT '',
+    judged_ms INTEGER NOT NULL DEFAULT 0,
+    ended_ms INTEGER,
+    outcome TEXT CHECK (outcome IN ('better', 'worse', 'undecided', 'superseded')),
+    reason TEXT NOT NULL DEFAULT '',
+    CHECK ((ended_ms IS NULL) = (outcome IS NULL))
+) STRICT
+
+CREATE UNIQUE INDEX trials_one_of_a_kind ON trials (scope, base_hash, kind) WHERE ended_ms IS NULL
+
+CREATE INDEX trials_by_run ON trials (run_id)
+
+CREATE TABLE trial_replies (
+    trial_id INTEGER NOT NULL REFERENCES trials (id),
+    reply_id TEXT NOT NULL REFERENCES replies (id),
+    side TEXT NOT NULL CHECK (side IN ('newcomer', 'incumbent')),
+    PRIMARY KEY (trial_id, reply_id)
+) STRICT, WITHOUT ROWID
+
+CREATE INDEX trial_replies_by_reply ON trial_replies (reply_id)
+""",
+    )
+
+
 for _step in (
     m0001_people_and_conversations,
     m0002_replies_and_ratings,
@@ -503,5 +544,6 @@ for _step in (
     m0005_evidence_and_audit,
     m0006_settings_and_moderation,
     m0007_versions_and_comparisons,
+    m0010_trials,
 ):
     steps()(_step)

@@ -5,7 +5,8 @@ from typing import Any
 
 import sqlite_utils
 
-from storage import adapters, comparisons, dataset, duels, ratings, runs, sql
+from storage import adapters, comparisons, dataset, duels, ratings, runs, sql, trials
+from storage.trials import Trial
 
 # Below so many rated replies it is too early to say who rates them.
 FEW_REPLIES = 10
@@ -57,6 +58,7 @@ def glance(
         "excluded": ready.excluded,
         "duels": _duels(db, scope, past, min_votes),
         "comparisons": dict(zip(("pairs", "votes"), comparisons.totals(db, scope), strict=True)),
+        "trials": {trial.kind: _trial(trial) for trial in trials.active(db, scope, base_hash)},
     }
 
 
@@ -80,6 +82,7 @@ def status_text(glance: dict[str, Any]) -> str:
         lines.append(_run_text(glance["run"]))
     if glance["last_run"]:
         lines.append(f"Last run: {glance['last_run']['message'] or glance['last_run']['outcome']}")
+    lines += [trial["text"] for trial in glance.get("trials", {}).values()]
     if glance["duels"]["open"]:
         lines.append(f"Blind votes: {glance['duels']['votes']} cast, {glance['duels']['open']} pairs open")
     if glance.get("comparisons", {}).get("pairs"):
@@ -87,6 +90,37 @@ def status_text(glance: dict[str, Any]) -> str:
         lines.append(f"Side by side in the chat: {compared['pairs']} pairs, {compared['votes']} votes")
     lines += [f"Not trained on: {n} because {dataset.REASONS[why]}" for why, n in glance["excluded"].items()]
     return "\n".join(lines)
+
+
+def trial_text(trial: Trial) -> str:
+    """Say how a trial goes: what was counted and about how much is missing, never who is ahead."""
+    counted = trial.standing
+    newcomer, incumbent = counted.get("newcomer", 0), counted.get("incumbent", 0)
+    if trial.kind == "holdback":
+        return (
+            f"Holdback: {_called(trial.incumbent_id)} keeps {trial.share:.0%} of new conversations; rated: "
+            f"{incumbent} of its conversations, {newcomer} of the champion's"
+        )
+    missing = f"; about {counted['needed']} more needed" if counted.get("needed") else ""
+    return (
+        f"Canary: {_called(trial.newcomer_id)} answers {trial.share:.0%} of new conversations; rated: "
+        f"{newcomer} of its conversations, {incumbent} of the champion's{missing}"
+    )
+
+
+def _called(adapter_id: str | None) -> str:
+    return "the base model" if adapter_id is None else f"adapter {adapter_id}"
+
+
+def _trial(trial: Trial) -> dict[str, Any]:
+    return {
+        "adapter_id": trial.exception_id,
+        "share": trial.share,
+        "until_ms": trial.until_ms,
+        "rated": [trial.standing.get("newcomer", 0), trial.standing.get("incumbent", 0)],
+        "needed": trial.standing.get("needed"),
+        "text": trial_text(trial),
+    }
 
 
 def _readiness_text(needs: dict[str, list[int]]) -> str:

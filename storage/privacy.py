@@ -13,7 +13,7 @@ from typing import Any
 
 import sqlite_utils
 
-from storage import adapters, audit, duels, interim, members, runs, sql
+from storage import adapters, audit, duels, interim, members, runs, sql, trials
 from storage.clock import now_ms
 
 
@@ -74,6 +74,8 @@ def erase_member(db: sqlite_utils.Database, user_id: int, actor: str) -> Erasure
     touched = _touched_rows(db, user_id)
     touched_runs = _touched_runs(db, user_id)
     tainted = _taint(db, _trained_adapters(db, user_id))
+    reason = "a member erased words that it was trained on"
+    trials.end_with(db, [adapter.id for adapter in tainted], reason, actor=actor)
     cancelled = _cancel_running(db, user_id, touched_runs, touched, actor)
     _erase_words(db, user_id, touched)
     _erase_evidence(db, [*touched_runs, *cancelled])

@@ -164,6 +164,13 @@ def finish(
     return _expect(db, reply_id)
 
 
+def reassign(db: sqlite_utils.Database, reply_id: str, adapter_id: str | None) -> None:
+    """Say that another adapter writes a reply of which nothing has been written yet."""
+    sql.change(
+        db, "UPDATE replies SET adapter_id = ? WHERE id = ? AND status = 'streaming'", (adapter_id, reply_id)
+    )
+
+
 def add_part(
     db: sqlite_utils.Database, reply_id: str, discord_id: int, channel_id: int, position: int
 ) -> None:

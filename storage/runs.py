@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 import sqlite_utils
 
-from storage import audit, duels, ratings, sql
+from storage import audit, duels, ratings, sql, trials
 from storage.clock import now_ms
 from storage.errors import RunNotActiveError, UnknownRowError
 
@@ -194,7 +194,9 @@ def finish(
     adapter_id: str | None = None,
     champion_id: str | None = None,
 ) -> Run:
-    """End a run with its one sentence. Outcome "votes" leaves its duels open; finish it again to decide.
+    """End a run with its one sentence. Outcome "votes" leaves the word to the members, who vote on its duels
+
+    and rate the replies of its canary, if it has them; finish it again to decide.
 
     Raises RunNotActiveError, UnknownRowError.
     """
@@ -223,6 +225,7 @@ def finish(
     )
     if outcome != "votes":
         duels.close(db, run_id)
+        trials.end_canary_of(db, run_id, "the run is decided")
     return expect(db, run_id)
 
 

@@ -15,7 +15,7 @@ from pathlib import Path
 import structlog
 
 from bot.serving.client import ModelClient
-from storage import checkpoints, logs, runs, scrubbing
+from storage import checkpoints, logs, runs, scrubbing, trials
 from storage.config import Config, load_config
 from storage.database import Database
 from storage.errors import ConfigError, StorageError
@@ -118,12 +118,14 @@ class Trainer:
         waiting = self._database.read(
             lambda db: any(runs.awaiting_votes(db, scope) for scope in scopes(db, self._config.trainer))
         )
-        if not waiting:
+        watched = self._database.read(trials.open_trials)
+        if not waiting and not watched:
             return
-        # Imported only when votes are open: a trainer that waits needs little memory.
-        from trainer.promotion import settle_votes
+        # Imported only when there is something to decide: a trainer that waits needs little memory.
+        from trainer import settling
 
-        settle_votes(self._database, self._config)
+        settling.settle_votes(self._database, self._config)
+        settling.settle_holdbacks(self._database, self._config)
 
 
 if __name__ == "__main__":

@@ -1,8 +1,7 @@
-"""The swap: one transaction that crowns the challenger and ends its run, and the votes that lead there."""
+"""The swap: one transaction that crowns the challenger and ends its run. Blind votes, and what they say."""
 
 from __future__ import annotations
 
-import asyncio
 import hashlib
 from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping, Sequence
@@ -14,13 +13,13 @@ import structlog
 
 from bot.serving.client import ModelClient
 from bot.serving.errors import ServingError, UnknownModelError
-from storage import adapters, duels, evaluations, runs, sql
+from storage import adapters, duels, runs, sql, trials
 from storage.adapters import Adapter
 from storage.config import Config, GateConfig
 from storage.database import Database
 from storage.errors import AdapterNotPromotableError, StaleChampionError
 from storage.runs import Run
-from trainer import card, statistics
+from trainer import statistics
 from trainer.errors import EvaluationError
 from trainer.gate import MIN_PROMPTS, Decision, spent
 
@@ -48,11 +47,20 @@ class VoteCount:
     evidence_against: float
     duels: int
     offered: int
+    outcomes: tuple[int, ...] = ()
 
     @property
     def on_enough_duels(self) -> bool:
         """Whether the votes are on so many different prompts that they say something of others."""
         return self.duels >= min(MIN_PROMPTS, self.offered)
+
+    def sentence(self, evidence: float, only: str = "") -> str:
+        """Say the votes: "it won 12 of 12 blind votes (e = 40)"; `only` says it of a loser."""
+        return f"it won {only}{self.wins} of {self.wins + self.losses} blind votes (e = {evidence:.0f})"
+
+    def as_json(self) -> dict[str, int]:
+        """Return the counts."""
+        return {"wins": self.wins, "losses": self.losses, "ties": self.ties}
 
     @property
     def votes(self) -> int:
@@ -80,14 +88,18 @@ def votes_needed(settings: GateConfig, look: int = 1) -> int:
 
 
 def look_of(db: sqlite_utils.Database, run: Run, champion_id: str | None) -> int:
-    """Return which challenger of its champion a run's is: 1 for the first since the champion was crowned."""
+    """Return which challenger of its champion a run's is: 1 for the first since the champion was promoted.
+
+    Going back to a champion doesn't start the count anew.
+    """
     earlier = sql.value(
         db,
         """SELECT count(DISTINCT evaluations.run_id) FROM evaluations
            JOIN runs ON runs.id = evaluations.run_id
            WHERE runs.scope = ?1 AND runs.id <> ?2 AND runs.created_ms <= ?3 AND evaluations.champion_id IS ?4
              AND evaluations.created_ms > coalesce(
-                 (SELECT max(created_ms) FROM promotions WHERE scope = ?1 AND created_ms <= ?3), 0)""",
+                 (SELECT max(created_ms) FROM promotions WHERE scope = ?1 AND created_ms <= ?3
+                  AND kind = 'promote' AND adapter_id IS ?4), 0)""",
         (run.scope, run.id, run.created_ms, champion_id),
     )
     return 1 + int(earlier)
@@ -117,12 +129,16 @@ async def swap(
 ) -> Run:
     """Promote a listed challenger and end its run in one transaction; a changed champion refuses it instead.
 
-    `measured` completes the sentence "adapter X replaced Y: …".
+    `measured` completes the sentence "adapter X replaced Y: …". From then on the old champion keeps the
+    holdback's share, so that fresh ratings of both can be compared.
     """
     await ensure_listed(client, config, adapter.id)
     sentence = f"adapter {adapter.id} replaced {name_of(champion_id)}: {measured}"
 
     def promote(db: sqlite_utils.Database) -> Run:
+        tried = trials.of_run(db, run.id, "canary")
+        if tried is not None:
+            trials.end(db, tried.id, "better", measured)
         adapters.promote(
             db,
             scope=run.scope,
@@ -133,6 +149,18 @@ async def swap(
             run_id=run.id,
             expected_champion=champion_id,
         )
+        if config.gate.holdback_share:
+            trials.begin(
+                db,
+                "holdback",
+                scope=run.scope,
+                base_hash=adapter.base_hash,
+                run_id=run.id,
+                newcomer_id=adapter.id,
+                incumbent_id=champion_id,
+                share=config.gate.holdback_share,
+                days=config.gate.holdback_days,
+            )
         return runs.finish(
             db,
             run.id,
@@ -164,10 +192,17 @@ async def refuse(
     reason: str,
     metrics: Mapping[str, Any],
     keep: bool = False,
+    canary_ends: trials.Outcome = "superseded",
 ) -> Run:
-    """End a run without a swap; the challenger is rejected unless an operator may yet promote it."""
+    """End a run without a swap; the challenger is rejected unless an operator may yet promote it.
+
+    `canary_ends` is how its canary ended, if it has one.
+    """
 
     def work(db: sqlite_utils.Database) -> Run:
+        tried = trials.of_run(db, run.id, "canary")
+        if tried is not None:
+            trials.end(db, tried.id, canary_ends, reason)
         current = adapters.get(db, adapter.id)
         if not keep and current is not None and current.state == "candidate":
             adapters.set_state(db, adapter.id, "rejected")
@@ -187,45 +222,48 @@ async def refuse(
 
 async def open_vote(
     database: Database,
+    settings: GateConfig,
     *,
     run: Run,
     adapter: Adapter,
     champion_id: str | None,
     pairs: Sequence[tuple[Sequence[Mapping[str, str]], str, str, str | None]],
-    reason: str,
-    needed: int,
+    why: str,
+    look: int,
     metrics: Mapping[str, Any],
 ) -> Run:
-    """Store blind duels and leave the run open for votes.
+    """Leave a run's decision to the members: store blind duels, and let its canary answer where that may be.
 
-    `pairs` are (prompt, challenger's text, champion's text, id of the reply whose prompt it is). Which text
-    comes first is a stable coin: hash of run and number.
+    `pairs` are (prompt, challenger's text, champion's text, id of the reply whose prompt it is); without any,
+    the canary's ratings decide alone. Which text comes first is a stable coin: hash of run and number. `why`
+    continues the sentence "adapter X …".
     """
+    needed = votes_needed(settings, look)
+    sentence = f"{adapter.id} {why}"
+    if pairs:
+        sentence += f"; about {needed} blind votes needed"
+    if has_canary(settings):
+        sentence += f"; it answers {settings.canary_share:.0%} of new conversations as a canary"
 
     def work(db: sqlite_utils.Database) -> Run:
-        for number, (prompt, challenger, champion, reply_id) in enumerate(pairs):
-            first = hashlib.sha256(f"{run.id}/{number}".encode()).digest()[0] % 2 == 0
-            duels.add(
+        _add_duels(db, run, adapter, champion_id, pairs)
+        if has_canary(settings):
+            trials.begin(
                 db,
-                duel_id=f"{run.id}-{number:03d}",
-                run_id=run.id,
+                "canary",
                 scope=run.scope,
-                challenger_id=adapter.id,
-                champion_id=champion_id,
-                prompt=prompt,
-                first_text=challenger if first else champion,
-                second_text=champion if first else challenger,
-                first_is_challenger=first,
-                reply_id=reply_id,
+                base_hash=adapter.base_hash,
+                run_id=run.id,
+                newcomer_id=adapter.id,
+                incumbent_id=champion_id,
+                share=settings.canary_share,
+                days=settings.canary_days,
             )
         return runs.finish(
             db,
             run.id,
             outcome="votes",
-            message=(
-                f"{adapter.id}: not enough evidence offline, because {reason}; "
-                f"about {needed} blind votes needed"
-            ),
+            message=sentence,
             metrics={**metrics, "votes_needed": needed},
             adapter_id=adapter.id,
             champion_id=champion_id,
@@ -234,25 +272,33 @@ async def open_vote(
     return await database.awrite(work)
 
 
-def settle_votes(database: Database, config: Config) -> list[Run]:
-    """Decide every run whose blind votes suffice, and return those that ended. Call it every few seconds.
+def has_canary(settings: GateConfig) -> bool:
+    """Whether a challenger may answer before it is champion: never where an operator is asked first."""
+    return settings.policy != "ask" and settings.canary_share > 0
 
-    A server that is away postpones the swap to the next call.
-    """
-    ended = []
-    for run in database.read(_awaiting):
-        try:
-            finished = asyncio.run(_settle(database, config, run))
-        except (ServingError, EvaluationError) as error:
-            log.warning("the vote's swap has to wait", run_id=run.id, error=str(error))
-            continue
-        if finished is not None:
-            log.info(
-                "run settled by votes", run_id=run.id, outcome=finished.outcome, message=finished.message
-            )
-            card.write(database, config, run.id)
-            ended.append(finished)
-    return ended
+
+def _add_duels(
+    db: sqlite_utils.Database,
+    run: Run,
+    adapter: Adapter,
+    champion_id: str | None,
+    pairs: Sequence[tuple[Sequence[Mapping[str, str]], str, str, str | None]],
+) -> None:
+    for number, (prompt, challenger, champion, reply_id) in enumerate(pairs):
+        first = hashlib.sha256(f"{run.id}/{number}".encode()).digest()[0] % 2 == 0
+        duels.add(
+            db,
+            duel_id=f"{run.id}-{number:03d}",
+            run_id=run.id,
+            scope=run.scope,
+            challenger_id=adapter.id,
+            champion_id=champion_id,
+            prompt=prompt,
+            first_text=challenger if first else champion,
+            second_text=champion if first else challenger,
+            first_is_challenger=first,
+            reply_id=reply_id,
+        )
 
 
 def count_votes(db: sqlite_utils.Database, run_id: str) -> VoteCount:
@@ -274,7 +320,17 @@ def count_votes(db: sqlite_utils.Database, run_id: str) -> VoteCount:
     gain, loss = statistics.e_values(outcomes) if outcomes else (1.0, 1.0)
     offered = int(sql.value(db, "SELECT count(*) FROM duels WHERE run_id = ?", (run_id,)))
     ties = outcomes.count(0)
-    return VoteCount(outcomes.count(1), outcomes.count(-1), ties, len(cast), gain, loss, len(judged), offered)
+    return VoteCount(
+        outcomes.count(1),
+        outcomes.count(-1),
+        ties,
+        len(cast),
+        gain,
+        loss,
+        len(judged),
+        offered,
+        tuple(outcomes),
+    )
 
 
 async def unload(client: ModelClient, adapter_id: str) -> None:
@@ -301,52 +357,6 @@ async def retire_old_adapters(database: Database, client: ModelClient) -> list[s
     return unloaded
 
 
-def _awaiting(db: sqlite_utils.Database) -> list[Run]:
-    rows = sql.many(
-        db, "SELECT id FROM runs WHERE state = 'finished' AND outcome = 'votes' ORDER BY created_ms"
-    )
-    return [runs.expect(db, row["id"]) for row in rows]
-
-
-async def _settle(database: Database, config: Config, run: Run) -> Run | None:
-    """End one vote if it can be ended; None while votes are missing."""
-    adapter = await database.aread(lambda db: adapters.get(db, run.adapter_id or ""))
-    if adapter is None:
-        return None
-    async with client_for(config) as client:
-        objection = await database.aread(lambda db: _overtaken(db, run, adapter))
-        if objection:
-            return await refuse(database, client, run=run, adapter=adapter, reason=objection, metrics={})
-        count = await database.aread(lambda db: count_votes(db, run.id))
-        look = await database.aread(lambda db: look_of(db, run, run.champion_id))
-        decision = verdict_of(count.evidence_for, count.evidence_against, count.votes, config.gate, look)
-        if decision == "promote" and not count.on_enough_duels:
-            return None
-        if decision is None:
-            return None
-        await database.awrite(lambda db: _record_votes(db, run, adapter, count))
-        metrics = {"votes": {"wins": count.wins, "losses": count.losses, "ties": count.ties}}
-        decided = count.wins + count.losses
-        if decision == "refuse":
-            reason = f"it won only {count.wins} of {decided} blind votes (e = {count.evidence_against:.0f})"
-            return await refuse(database, client, run=run, adapter=adapter, reason=reason, metrics=metrics)
-        measured = f"it won {count.wins} of {decided} blind votes (e = {count.evidence_for:.0f})"
-        if config.gate.policy == "ask":
-            return await refuse(
-                database, client, run=run, adapter=adapter, reason=ask(measured), metrics=metrics, keep=True
-            )
-        return await swap(
-            database,
-            client,
-            config,
-            run=run,
-            adapter=adapter,
-            champion_id=run.champion_id,
-            measured=measured,
-            metrics=metrics,
-        )
-
-
 def verdict_of(
     evidence_for: float, evidence_against: float, votes: int, settings: GateConfig, look: int = 1
 ) -> Decision | None:
@@ -366,39 +376,14 @@ def ask(measured: str) -> str:
     return f'gate.policy is "ask": {measured}; put it in service with /promote or `strop promote`'
 
 
-def _overtaken(db: sqlite_utils.Database, run: Run, adapter: Adapter) -> str:
-    """Return why a vote no longer makes sense, or an empty string."""
-    if adapter.state == "tainted":
-        return "a member erased words that it was trained on"
-    if adapters.champion(db, run.scope, adapter.base_hash) != run.champion_id:
-        return STALE
-    newer = sql.value(
-        db,
-        "SELECT count(*) FROM runs WHERE scope = ? AND outcome IN ('votes', 'promoted') AND created_ms > ?",
-        (run.scope, run.created_ms),
-    )
-    return "a newer challenger took its place" if newer else ""
-
-
-def _record_votes(db: sqlite_utils.Database, run: Run, adapter: Adapter, count: VoteCount) -> None:
-    evaluations.add(
-        db,
-        run_id=run.id,
-        adapter_id=adapter.id,
-        champion_id=run.champion_id,
-        metric="blind_votes",
-        value=count.wins / max(1, count.wins + count.losses),
-        n=count.votes,
-        detail={"evidence_for": count.evidence_for, "evidence_against": count.evidence_against},
-    )
-
-
 def _is_retired(db: sqlite_utils.Database, name: str) -> bool:
     """Whether an adapter of ours is loaded for nothing."""
     adapter = adapters.get(db, name)
     if adapter is None:
         return False
     if adapters.champion(db, adapter.scope, adapter.base_hash) == name:
+        return False
+    if any(trial.exception_id == name for trial in trials.active(db, adapter.scope, adapter.base_hash)):
         return False
     latest = adapters.recent_promotions(db, adapter.scope, adapter.base_hash, 1)
     if adapter.state != "tainted" and latest and latest[0].previous_id == name:

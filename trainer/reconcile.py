@@ -1,4 +1,4 @@
-"""Puts right what an interruption left behind, and keeps the champions loaded in the model server.
+"""Puts right what an interruption left behind, and keeps what answers loaded in the model server.
 
 Nothing is deleted: what nobody knows is listed. A champion that can't be trusted gives way to an earlier one.
 """
@@ -17,7 +17,7 @@ import structlog
 from bot.serving import adapter_files
 from bot.serving.client import ModelClient
 from bot.serving.errors import AdapterRefusedError, ServerLoadingError, ServerUnavailableError, ServingError
-from storage import adapters, audit, runs
+from storage import adapters, audit, runs, trials
 from storage.adapters import Adapter
 from storage.config import Config
 from storage.database import Database
@@ -103,6 +103,11 @@ def _set_aside(db: sqlite_utils.Database, refused: Iterable[str]) -> None:
         adapters.set_state(db, adapter_id, "rejected")
 
 
+def _end_trials(db: sqlite_utils.Database, adapter_id: str, reason: str) -> None:
+    adapters.set_state(db, adapter_id, "rejected")
+    trials.end_with(db, [adapter_id], reason, actor=ACTOR)
+
+
 def flaw(adapter: Adapter, adapters_dir: Path) -> str | None:
     """Why this adapter's files can't be trusted; None if they are there and just as they were trained."""
     folder = adapters_dir / adapter.id
@@ -152,10 +157,22 @@ def _champions(db: sqlite_utils.Database) -> list[tuple[str, str, str]]:
     return [(str(row["scope"]), str(row["base_hash"]), str(row["adapter_id"])) for row in rows]
 
 
+def _on_trial(db: sqlite_utils.Database) -> list[tuple[str, str, str]]:
+    """Return the other sides of the trials that are on: (scope, base hash, adapter)."""
+    where = sorted({(trial.scope, trial.base_hash) for trial in trials.open_trials(db)})
+    return [
+        (scope, base_hash, trial.exception_id)
+        for scope, base_hash in where
+        for trial in trials.active(db, scope, base_hash)
+        if trial.exception_id is not None
+    ]
+
+
 class ChampionKeeper:
     """Sees to it that the model server has every champion loaded, also after the server restarted.
 
-    Replies load an unknown adapter themselves; this spares the first one after a restart the wait.
+    Replies load an unknown champion themselves; this spares the first one after a restart the wait. For an
+    adapter that is on trial nobody waits: it answers once it is loaded here.
     """
 
     def __init__(self, database: Database, config: Config) -> None:
@@ -175,6 +192,9 @@ class ChampionKeeper:
             for scope, trained_for, adapter_id in await self._database.aread(_champions):
                 if adapter_id not in health.adapters and base_hash in ("", trained_for):
                     await self._load(client, scope, trained_for, adapter_id)
+            for scope, trained_for, adapter_id in await self._database.aread(_on_trial):
+                if adapter_id not in health.adapters and base_hash in ("", trained_for):
+                    await self._load_on_trial(client, scope, adapter_id)
         except ServingError as error:
             self._tell(f"The model server isn't ready ({error}) Trying again every few seconds.")
             return False
@@ -188,6 +208,15 @@ class ChampionKeeper:
             await asyncio.to_thread(self._give_up, scope, base_hash, adapter_id, str(error))
             return
         log.info("champion loaded", scope=scope, adapter_id=adapter_id)
+
+    async def _load_on_trial(self, client: ModelClient, scope: str, adapter_id: str) -> None:
+        try:
+            await client.load_adapter(adapter_id, str((self._config.adapters / adapter_id).absolute()))
+        except AdapterRefusedError as error:
+            reason = f"its files can't be trusted: {error}"
+            await self._database.awrite(lambda db: _end_trials(db, adapter_id, reason))
+            return
+        log.info("adapter on trial loaded", scope=scope, adapter_id=adapter_id)
 
     def _give_up(self, scope: str, base_hash: str, adapter_id: str, reason: str) -> None:
         replace_champion(self._database, scope, base_hash, {adapter_id}, reason)

@@ -425,7 +425,12 @@ class RunSteps:
         self._write_report(verdict, adapter)
         if verdict.decision == "votes":
             self._heartbeat.check()
-            return asyncio.run(self._vote(ground, adapter, pairs, verdict.reason, judged.evidence.look))
+            why = f"has not enough evidence offline, because {verdict.reason}"
+            return asyncio.run(self._vote(ground, adapter, pairs, why, judged.evidence.look))
+        if verdict.decision == "promote" and self._config.gate.policy == "canary-first":
+            self._heartbeat.check()
+            why = f"won offline with {verdict.reason}, and its canary has to confirm it"
+            return asyncio.run(self._vote(ground, adapter, (), why, judged.evidence.look))
         self._heartbeat.enter("swap")
         return self._on_server(lambda client: self._act(client, verdict, ground, adapter))
 
@@ -434,17 +439,18 @@ class RunSteps:
         ground: Ground,
         adapter: Adapter,
         pairs: Sequence[tuple[Sequence[Mapping[str, str]], str, str, str | None]],
-        reason: str,
+        why: str,
         look: int,
     ) -> Run:
         return await promotion.open_vote(
             self._database,
+            self._config.gate,
             run=self._run,
             adapter=adapter,
             champion_id=ground.champion_id,
             pairs=pairs,
-            reason=reason,
-            needed=promotion.votes_needed(self._config.gate, look),
+            why=why,
+            look=look,
             metrics=self._metrics,
         )
 

@@ -261,7 +261,7 @@ class ReplyActions:
                 return None, training_of(db, None), True
             pair = known.comparison
             chosen = pair is None or comparisons.choice_of(db, pair.first_id, interaction.user.id) is not None
-            return known, training_of(db, known.reply.adapter_id), chosen
+            return known, training_of(db, known.reply.adapter_id, known.reply.id), chosen
 
         known, training, chosen = await self._services.database.aread(work)
         if known is None:

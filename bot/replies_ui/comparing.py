@@ -1,8 +1,9 @@
 """Two candidates side by side in the chat: when, against what, how it looks, and the buttons to vote with.
 
 The candidate that would have answered alone meets its predecessor: the adapter, or the base model, that it
-took over from; where nothing came before it, another try of itself. The order is drawn by lot, and who voted
-is told which is which; everybody else goes on without knowing.
+took over from; where nothing came before it, another try of itself. What a trial sends to another adapter
+meets the champion. The order is drawn by lot, and who voted is told which is which; everybody else goes on
+without knowing.
 """
 
 from __future__ import annotations
@@ -36,6 +37,13 @@ def wanted(services: Services, question: Question, in_flight: int) -> bool:
     if {question.guild_id, question.channel_id} & set(config.compare_not_in):
         return False
     return random.random() < config.compare
+
+
+async def opponent(services: Services, scope: str, base_hash: str, usual: Draft) -> str | None:
+    """Return the adapter that writes the other candidate; None is the base model."""
+    if usual.route.diverted:
+        return usual.route.champion
+    return await predecessor(services, scope, base_hash, usual.adapter_id)
 
 
 async def predecessor(services: Services, scope: str, base_hash: str, champion: str | None) -> str | None:

@@ -8,31 +8,37 @@ from typing import Any
 
 from bot.glance import duration
 from bot.replies_ui.rows import Known
-from storage import adapters, runs
+from storage import adapters, runs, trials
 from storage.adapters import Adapter
+from storage.trials import Trial
 
 
 @dataclass(frozen=True, slots=True)
 class Training:
-    """What an adapter learned from: replies by label, and when it was made."""
+    """What an adapter learned from: replies by label, and when it was made.
+
+    `trial` is why it answered instead of the champion, where it did.
+    """
 
     adapter: Adapter | None
     labels: Counter[str]
+    trial: Trial | None = None
 
 
-def training_of(db: Any, adapter_id: str | None) -> Training:
-    """Return what is known of an adapter's training."""
+def training_of(db: Any, adapter_id: str | None, reply_id: str = "") -> Training:
+    """Return what is known of an adapter's training, and of the trial in which it wrote a reply."""
+    trial = trials.behind(db, reply_id)
     adapter = adapters.get(db, adapter_id) if adapter_id is not None else None
     if adapter is None or adapter.run_id is None:
-        return Training(adapter, Counter())
+        return Training(adapter, Counter(), trial)
     rows = runs.rows_of(db, adapter.run_id)
-    return Training(adapter, Counter(row.label for row in rows if row.split == "train"))
+    return Training(adapter, Counter(row.label for row in rows if row.split == "train"), trial)
 
 
 def why_text(known: Known, training: Training) -> str:
     """Return the explanation of one reply, a line for each question that people have."""
     reply = known.reply
-    lines = [_who(reply.adapter_id, training)]
+    lines = [_who(reply.adapter_id, training), _trial(training.trial)]
     versions = known.versions
     if versions.total > 1:
         lines.append(f"Version {versions.reply_ids.index(reply.id) + 1} of {versions.total}")
@@ -57,6 +63,21 @@ def _who(adapter_id: str | None, training: Training) -> str:
     total = sum(training.labels.values())
     on = f" on {total} rated replies ({learned})" if total else ""
     return f"**Adapter `{adapter_id}`** wrote this, {made}{on}{rehearsal}."
+
+
+def _trial(trial: Trial | None) -> str:
+    if trial is None:
+        return ""
+    over = "" if trial.ended_ms is None else " That is over now."
+    if trial.kind == "canary":
+        return (
+            f"It answered as a **canary**: {trial.share:.0%} of new conversations tried it, until the "
+            f"ratings of both decide whether it takes over.{over}"
+        )
+    return (
+        f"It answered as a **holdback**: {trial.share:.0%} of new conversations keep the one before the "
+        f"present champion for a while, so that the ratings of both can be compared.{over}"
+    )
 
 
 def _tokens(known: Known) -> str:

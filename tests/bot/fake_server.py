@@ -24,6 +24,7 @@ class FakeModelServer:
         self.status = "ok"
         self.describes_base = True
         self.answer = "Hello there, friend."
+        self.answers: dict[str, str] = {}
         self.finish_reason = "stop"
         self.context_tokens = 2048
         self.adapters: list[str] = []
@@ -140,7 +141,7 @@ class FakeModelServer:
         for ahead, wait_s in self.places if body.get("queue_updates") else ():
             await _send(response, {"choices": [], "queue": {"ahead": ahead, "wait_s": wait_s}})
             await asyncio.sleep(self.pause_s)
-        words = self.answer.split(" ")
+        words = self.answers.get(body["model"], self.answer).split(" ")
         for position, word in enumerate(words):
             if self.break_after is not None and position == self.break_after:
                 assert request.transport is not None

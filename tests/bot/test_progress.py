@@ -10,7 +10,7 @@ from bot.client import StropClient
 from bot.commands.votes import CLOSED, MOST_UNANSWERED
 from bot.progress import NO_EMBEDS
 from bot.services import Services
-from storage import adapters, duels, runs
+from storage import adapters, duels, runs, trials
 from storage.processes import ProcessLock
 from tests.bot.conftest import Community
 
@@ -68,6 +68,35 @@ class Trainer:
             )
         )
         return duel_id
+
+    def on_trial(self, run_id: str, kind: trials.Kind) -> int:
+        """Put adapter a1 on trial against the base: before its promotion, or after it."""
+
+        def work(db: Any) -> int:
+            where = {"scope": self.scope, "base_hash": "b"}
+            adapters.ensure_champion_row(db, self.scope, "b")
+            adapters.insert_candidate(db, adapter_id="a1", path="p", run_id=run_id, **where)
+            if kind == "canary":
+                runs.finish(db, run_id, outcome="votes", message="It is thin.", adapter_id="a1")
+            else:
+                adapters.promote(db, adapter_id="a1", actor="trainer", reason="+0.12", **where)
+                runs.finish(db, run_id, outcome="votes", message="-", adapter_id="a1")
+            return trials.begin(
+                db, kind, run_id=run_id, newcomer_id="a1", incumbent_id=None, share=0.1, days=14, **where
+            )
+
+        return self.database.write(work)
+
+    def count(self, trial_id: int, standing: dict[str, int]) -> None:
+        self.database.write(lambda db: trials.judged(db, trial_id, standing, str(standing)))
+
+    def go_back(self, trial_id: int) -> None:
+        def work(db: Any) -> None:
+            trials.end(db, trial_id, "worse", "members like it less")
+            adapters.rollback(db, scope=self.scope, base_hash="b", actor="trainer", reason="-")
+            adapters.set_state(db, "a1", "rejected")
+
+        self.database.write(work)
 
 
 @pytest.fixture
@@ -221,6 +250,54 @@ async def test_vote_buttons_survive_a_restart_and_close_with_the_run(
     texts = public(community)
     assert texts.count(CLOSED) == 2 and any("20 votes" in text for text in texts)
     assert all(not message.components for message in community.messages())
+
+
+async def test_a_run_on_trial_says_how_its_canary_goes_and_never_who_is_ahead(
+    community: Community, trainer: Trainer
+) -> None:
+    await community.ann.slash(community.channel, "retrain")
+    run_id = trainer.take()
+    trial_id = trainer.on_trial(run_id, "canary")
+    trainer.count(trial_id, {"newcomer": 4, "incumbent": 31, "needed": 23})
+    await tick(community, 4)
+    (shown,) = public(community)
+    assert (
+        "Canary: adapter a1 answers 10% of new conversations; rated: 4 of its conversations, "
+        "31 of the champion's; about 23 more needed." in shown
+    )
+    assert "Votes so far" not in shown and "%" not in shown.split("rated:")[1]
+    trainer.count(trial_id, {"newcomer": 5, "incumbent": 40, "needed": 20})
+    await tick(community, 4)
+    assert "rated: 5 of its conversations" in public(community)[0]
+    trainer.finish(run_id, "refused", "a1 was not promoted, because as a canary it was liked in 10%")
+    await tick(community, 6)
+    (final,) = public(community)
+    assert "Canary:" not in final and "liked in 10%" in final
+
+
+async def test_the_card_of_a_promoted_run_says_that_it_is_watched_and_what_came_of_it(
+    community: Community, trainer: Trainer
+) -> None:
+    await community.ann.slash(community.channel, "retrain")
+    run_id = trainer.take()
+    trial_id = trainer.on_trial(run_id, "holdback")
+    trainer.finish(run_id, "promoted", "adapter a1 replaced the base model: +0.12")
+    await tick(community, 6)
+
+    def card() -> dict[str, str]:
+        (embed,) = community.messages()[0].embeds
+        return {"": embed.description or "", **{each.name: each.value for each in embed.fields}}
+
+    assert card()[""] == "It answers now."
+    assert card()["Since its promotion"].startswith("10% of new conversations stay with the base model until")
+    edits = len(community.env.http_requests)
+    trainer.count(trial_id, {"newcomer": 9, "incumbent": 1})
+    await tick(community, 6)
+    assert len(community.env.http_requests) == edits
+    trainer.go_back(trial_id)
+    await tick(community, 6)
+    assert card()[""] == "It was rolled back: members liked the one before it better."
+    assert card()["Since its promotion"] == "Liked less, and rolled back: members like it less"
 
 
 async def voting(community: Community, trainer: Trainer, pairs: int) -> str:

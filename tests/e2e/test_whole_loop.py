@@ -56,7 +56,8 @@ async def rated(deployment: Deployment, emoji: str, method: str, expected: tuple
 async def test_a_newcomer_chats_rates_rehearses_retrains_and_hears_the_winner_answer(
     tmp_path: Path, models: Path
 ) -> None:
-    settings = ANY_PORTS + BY_HAND + "[chat]\nmax_new_tokens = 48\n"
+    # Without a holdback the very next conversation is the winner's for certain.
+    settings = ANY_PORTS + BY_HAND + "[chat]\nmax_new_tokens = 48\n[gate]\nholdback_share = 0.0\n"
     async with deployed(tmp_path / "home", settings, models=models) as strop:
         reply = await strop.ask("Tell me a very long story about a ship, please.")
         assert reply["status"] == "complete"

@@ -121,6 +121,7 @@ def idle_loop() -> Payload:
         "promotions": [],
         "excluded": {},
         "duels": {"open": 0, "votes": 0, "needed": None},
+        "trials": {},
         "rehearsal": None,
         "server": {"status": "ok", "detail": "SmolLM2-135M-Instruct"},
         "trainer_alive": True,
@@ -557,6 +558,7 @@ def busy_loop() -> Payload:
         ],
         "excluded": {"not_public": 6, "no_consent": 3},
         "duels": {"open": 1, "votes": 12, "needed": 37},
+        "trials": {"canary": {"adapter_id": "ac51d0a7e2b9", "share": 0.1, "rated": [4, 31], "needed": 23}},
         "next_run": {"at_ms": now_ms + 3 * 3_600_000, "after_ratings": 50},
     }
 

@@ -418,6 +418,11 @@ async def test_the_loop_panel_shows_needs_phase_chart_and_table(page: Page, worl
     assert await panel.locator(".chart-point").count() == 5
     await panel.get_by_text("As a table").click()
     await expect(panel.locator("tbody tr").first).to_contain_text("+0.05 to +0.19")
+    canary = panel.get_by_role("region", name="Side by side")
+    await expect(canary).to_contain_text("Canary: ac51d0a7 answers 10 % of new conversations.")
+    await expect(canary).to_contain_text("4 by the newer, 31 by the older. About 23 more needed.")
+    await world.set_loop(trials={})
+    await expect(canary).to_be_hidden()
     await world.set_loop(run=None, server={"status": "loading", "detail": "42 %"})
     await expect(panel).to_contain_text("Loading the model")
     await expect(panel.locator("details")).to_have_attribute("open", "")

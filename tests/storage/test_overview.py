@@ -33,7 +33,7 @@ def test_a_glance_is_plain_json_with_the_agreed_keys(database: Database, communi
     assert json.loads(json.dumps(seen)) == seen
     assert set(seen) == {
         *("scope", "champion", "ratings", "needs", "run", "last_run"),
-        *("history", "promotions", "excluded", "duels", "comparisons", "by_asker_only"),
+        *("history", "promotions", "excluded", "duels", "comparisons", "by_asker_only", "trials"),
     }
     assert seen["ratings"] == {
         "liked": 2,

@@ -26,7 +26,7 @@ from storage.database import Database
 from storage.runs import Run
 from tests.trainer import loop
 from tests.trainer.loop import SCOPE, Deployment
-from trainer import promotion, run
+from trainer import promotion, run, settling
 from trainer.errors import RunSettingsError
 
 
@@ -344,18 +344,18 @@ def test_votes_promote_the_winner_of_blind_duels(trained: tuple[Deployment, Run]
     deployment, ended = trained
     voting = reopened(deployment, ended)
     cast(deployment, voting, challenger_wins=True)
-    (settled,) = promotion.settle_votes(deployment.database, deployment.config)
+    (settled,) = settling.settle_votes(deployment.database, deployment.config)
     assert settled.outcome == "promoted"
     assert settled.message.startswith(f"adapter {ended.adapter_id} replaced the base model: it won 12 of 12 ")
     assert champion(deployment) == ended.adapter_id
-    assert promotion.settle_votes(deployment.database, deployment.config) == []
+    assert settling.settle_votes(deployment.database, deployment.config) == []
 
 
 def test_votes_reject_the_loser_on_the_mirror(trained: tuple[Deployment, Run]) -> None:
     deployment, ended = trained
     voting = reopened(deployment, ended)
     cast(deployment, voting, challenger_wins=False)
-    (settled,) = promotion.settle_votes(deployment.database, deployment.config)
+    (settled,) = settling.settle_votes(deployment.database, deployment.config)
     assert settled.outcome == "refused"
     assert "won only 0 of 12 blind votes" in settled.message
     assert champion(deployment) is None
@@ -365,7 +365,7 @@ def test_a_few_votes_decide_nothing_and_one_member_alone_neither(trained: tuple[
     deployment, ended = trained
     voting = reopened(deployment, ended)
     cast(deployment, voting, challenger_wins=True, voters=1)
-    assert promotion.settle_votes(deployment.database, deployment.config) == []
+    assert settling.settle_votes(deployment.database, deployment.config) == []
     count = deployment.database.read(lambda db: promotion.count_votes(db, voting.id))
     assert (count.votes, count.voters) == (6, 1)
 
@@ -374,7 +374,7 @@ def test_a_vote_that_was_overtaken_by_an_erasure_ends(trained: tuple[Deployment,
     deployment, ended = trained
     reopened(deployment, ended)
     deployment.database.write(lambda db: adapters.set_state(db, ended.adapter_id or "", "tainted"))
-    (settled,) = promotion.settle_votes(deployment.database, deployment.config)
+    (settled,) = settling.settle_votes(deployment.database, deployment.config)
     assert settled.outcome == "refused"
     assert "erased" in settled.message
 
@@ -384,7 +384,7 @@ def test_an_operator_has_the_last_word_where_the_policy_says_ask(trained: tuple[
     voting = reopened(deployment, ended)
     cast(deployment, voting, challenger_wins=True)
     gate = deployment.config.gate.model_copy(update={"policy": "ask"})
-    (settled,) = promotion.settle_votes(
+    (settled,) = settling.settle_votes(
         deployment.database, deployment.config.model_copy(update={"gate": gate})
     )
     assert settled.outcome == "refused"

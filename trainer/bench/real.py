@@ -10,7 +10,7 @@ from transformers import AutoTokenizer
 
 from storage import duels
 from storage.runs import Run
-from trainer import promotion
+from trainer import promotion, settling
 from trainer.bench import chat, erasure, measure
 from trainer.bench.chat import Given
 from trainer.bench.members import Member, population
@@ -139,7 +139,7 @@ class History:
             if run.outcome != "votes":
                 return run
             chat.vote_on(world, people, VOTES_EACH, self.seed * 100 + turn)
-            promotion.settle_votes(world.database, world.config)
+            settling.settle_votes(world.database, world.config)
             run = world.reread(run)
         return run
 

@@ -35,6 +35,7 @@ METRICS = {
     "flattery": "flattery of its replies, 0 to 1",
     "perplexity_of_liked": "perplexity of liked held-out replies",
     "accuracy": "liked held-out replies likelier than disliked ones",
+    "canary": "share of rated conversations liked as a canary, minus the champion's",
 }
 
 

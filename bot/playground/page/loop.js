@@ -29,7 +29,7 @@ export const adapterName = (id) => (id ? id.slice(0, 8) : "base model");
 export function mountLoop(store, actions, { leave, announce }) {
   const panel = document.getElementById("loop");
   const parts = Object.fromEntries(
-    ["serving", "detail", "strap", "run", "ratings", "next", "champion", "chart", "table", "promotions", "excluded"].map((name) => [name, el("div", { class: `loop-${name}` })]),
+    ["serving", "detail", "strap", "run", "ratings", "next", "trials", "champion", "chart", "table", "promotions", "excluded"].map((name) => [name, el("div", { class: `loop-${name}` })]),
   );
   const rehearsal = createRehearsal(actions, announce);
   const duels = createDuels(store, actions);
@@ -69,6 +69,7 @@ export function mountLoop(store, actions, { leave, announce }) {
       card("Ratings", [parts.ratings, parts.next, retrain], {}),
       card("No time to rate hundreds of replies?", [el("p", { class: "faint", text: "Both are simulated, labelled as such, and never leave this playground." }), el("div", { class: "button-row" }, sample, rehearse), rehearsal.progress], {}),
       duels.card,
+      card("Side by side", parts.trials, { live: true }),
       card("Champion and challengers", [el("div", { class: "champion-row" }, parts.champion, rollback), parts.chart, parts.table], {}),
       card("Recent promotions", parts.promotions, {}),
       card("Left out of training", parts.excluded, {}),
@@ -85,7 +86,7 @@ export function mountLoop(store, actions, { leave, announce }) {
       const content = render();
       fill(parts[name], content);
       const section = parts[name].closest(".card");
-      if (section && ["run", "promotions", "excluded"].includes(name)) section.hidden = !content;
+      if (section && ["run", "trials", "promotions", "excluded"].includes(name)) section.hidden = !content;
     };
     part("serving", [loop?.server, loop?.trainer_alive, store.botOnline, store.connected], () => serving(store));
     part("detail", loop?.server, () => serverDetail(loop?.server));
@@ -94,6 +95,7 @@ export function mountLoop(store, actions, { leave, announce }) {
     part("run", [loop.run, loop.last_run], () => runState(loop));
     part("ratings", [loop.ratings, loop.needs], () => ratings(loop));
     part("next", [loop.next_run, loop.ratings?.new_since_run, minute()], () => nextRun(loop));
+    part("trials", loop.trials, () => trials(loop.trials ?? {}));
     part("champion", [loop.champion, minute()], () => champion(loop));
     part("chart", [loop.history, Boolean(loop.run)], () => renderChart(loop.history ?? [], Boolean(loop.run)));
     keepOpen(parts.table, () => part("table", loop.history, () => renderHistoryTable(loop.history ?? [])));
@@ -196,6 +198,22 @@ function runState({ run, last_run: last }) {
     el("p", { class: "run-phase" }, el("span", { class: `outcome is-${last.outcome}`, text: OUTCOMES[last.outcome] ?? last.outcome ?? "Finished" })),
     last.message ? el("p", { dir: "auto", text: last.message }) : null,
   ];
+}
+
+const TRIALS = { canary: "Canary", holdback: "The one before" };
+
+/** Adapters that answer a share of new conversations: how many were rated, never which side is ahead. */
+function trials(running) {
+  const entries = Object.entries(running);
+  if (!entries.length) return null;
+  return entries.map(([kind, trial]) =>
+    el(
+      "div",
+      { class: `trial is-${kind}` },
+      el("p", {}, el("strong", { text: `${TRIALS[kind]}: ` }), el("span", { class: "adapter", title: trial.adapter_id, text: adapterName(trial.adapter_id) }), ` answers ${Math.round(trial.share * 100)} % of new conversations.`),
+      el("p", { class: "faint", text: `Rated conversations: ${trial.rated[0]} by the newer, ${trial.rated[1]} by the older.${trial.needed ? ` About ${trial.needed} more needed.` : ""}` }),
+    ),
+  );
 }
 
 function champion({ champion: current }) {

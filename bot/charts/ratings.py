@@ -1,0 +1,205 @@
+"""The picture of /stats: ratings by day, and how each adapter's replies were rated."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from bot.charts.canvas import BLUE, INK, ORANGE, RULE, SOFT, WIDTH, Area, Canvas, fitted, text_width
+from bot.charts.picture import Picture
+from bot.charts.scales import amount, round_top, short_names
+from bot.texts import tr
+from storage.rating_stats import AdapterShare, Day
+
+#: More rows would make the picture so high that Discord shows it small.
+SHOWN_ADAPTERS = 5
+_EDGE = 18
+_DAYS_HEIGHT = 124
+_ROW = 22
+
+
+@dataclass(frozen=True, slots=True)
+class RatingFigures:
+    """What /stats shows. `changes` says from which day on which adapter answers (None: the base model)."""
+
+    days: Sequence[Day]
+    shares: Sequence[AdapterShare]
+    share_days: int
+    champion_id: str | None = None
+    changes: Mapping[int, str | None] = field(default_factory=dict)
+
+    @property
+    def empty(self) -> bool:
+        """Whether nobody has rated anything."""
+        return not self.shares and not any(day.liked or day.disliked for day in self.days)
+
+
+def draw(figures: RatingFigures) -> Picture:
+    """Draw the card; its height follows the number of adapters."""
+    shown = figures.shares[:SHOWN_ADAPTERS]
+    below = 64 + _ROW * len(shown) if shown else 0
+    canvas = Canvas(58 + _DAYS_HEIGHT + 26 + below)
+    names = short_names(
+        [each.adapter_id for each in figures.shares if each.adapter_id]
+        + [each for each in figures.changes.values() if each]
+    )
+    _draw_days(canvas, figures, names)
+    if shown:
+        _draw_shares(canvas, figures, shown, names, top=58 + _DAYS_HEIGHT + 26)
+    return Picture("strop-stats", canvas.png(), alt_text(figures))
+
+
+def alt_text(figures: RatingFigures) -> str:
+    """Say what the picture shows."""
+    days = figures.days
+    words = [
+        tr(
+            "Ratings of the last {days} days: {liked} liked, {disliked} disliked.",
+            days=len(days),
+            liked=sum(day.liked for day in days),
+            disliked=sum(day.disliked for day in days),
+        )
+    ]
+    if figures.shares:
+        words.append(tr("Share of ratings that like, by adapter, with 95 % intervals:"))
+        words += [f"{called(share.adapter_id)} {_share(share)} ({_interval(share)});" for share in figures.shares]
+    return " ".join(words).rstrip(";")
+
+
+def called(adapter_id: str | None, names: Mapping[str, str] | None = None) -> str:
+    """Return an adapter's name, or that of the base model."""
+    if adapter_id is None:
+        return tr("base model")
+    return adapter_id if names is None else names[adapter_id]
+
+
+# ---------------------------------------------------------------------------------------------- ratings a day
+def _draw_days(canvas: Canvas, figures: RatingFigures, names: Mapping[str, str]) -> None:
+    days = figures.days
+    liked, disliked = sum(day.liked for day in days), sum(day.disliked for day in days)
+    _heading(canvas, 30, tr("Ratings a day"), tr("the last {count} days", count=len(days)))
+    _key(canvas, 30, liked, disliked)
+    plot = Area(_EDGE + 30, 62, WIDTH - 2 * _EDGE - 30, _DAYS_HEIGHT - 8)
+    top = round_top(max(1, *(max(day.liked, day.disliked) for day in days)), whole=True)
+    middle = plot.top + plot.height / 2
+    unit = plot.height / 2 / top
+    for count in (top, top / 2, 0, -top / 2, -top):
+        y = middle - count * unit
+        canvas.line((plot.left, y), (plot.right, y), SOFT if count == 0 else RULE, 1.25 if count == 0 else 1)
+        if count in (top, 0, -top):
+            canvas.text((plot.left - 8, y + 4), amount(round(abs(count))), size=11, align="right")
+    step = plot.width / len(days)
+    for number, day in enumerate(days):
+        centre = plot.left + step * (number + 0.5)
+        width = min(step * 0.58, 26)
+        if day.liked:
+            canvas.box(
+                Area(centre - width / 2, middle - day.liked * unit, width, day.liked * unit), fill=BLUE
+            )
+        if day.disliked:
+            canvas.hatch(Area(centre - width / 2, middle, width, day.disliked * unit), ORANGE)
+    _mark_changes(canvas, figures, names, plot)
+    _name_days(canvas, days, plot)
+
+
+def _key(canvas: Canvas, baseline: float, liked: int, disliked: int) -> None:
+    """Name the two kinds of bars with their totals, at the right of the heading."""
+    right: float = WIDTH - _EDGE
+    down, up = tr("{count} disliked", count=amount(disliked)), tr("{count} liked", count=amount(liked))
+    canvas.text((right, baseline), down, color=INK, align="right")
+    right -= text_width(down) + 17
+    canvas.hatch(Area(right, baseline - 10, 11, 11), ORANGE)
+    right -= 14
+    canvas.text((right, baseline), up, color=INK, align="right")
+    canvas.box(Area(right - text_width(up) - 17, baseline - 10, 11, 11), fill=BLUE)
+
+
+def _mark_changes(canvas: Canvas, figures: RatingFigures, names: Mapping[str, str], plot: Area) -> None:
+    """Mark the days on which another adapter began to answer; names that would overlap are left out."""
+    step = plot.width / len(figures.days)
+    free_from = plot.left
+    for number, day in enumerate(figures.days):
+        if day.number not in figures.changes:
+            continue
+        x = plot.left + step * number
+        canvas.line((x, plot.top - 15), (x, plot.bottom), SOFT, 1, dash=3)
+        words = called(figures.changes[day.number], names)
+        width = text_width(words, 11)
+        left = x + 5 if x + 5 + width <= plot.right else x - 5 - width
+        if left >= free_from:
+            canvas.text((left, plot.top - 6), words, size=11)
+            free_from = left + width + 8
+
+
+def _name_days(canvas: Canvas, days: Sequence[Day], plot: Area) -> None:
+    step = plot.width / len(days)
+    baseline = plot.bottom + 17
+    for number in range(len(days)):
+        ago = len(days) - 1 - number
+        if number and ago % 7:
+            continue
+        words = tr("{count} days ago", count=ago) if ago else tr("today")
+        centre = plot.left + step * (number + 0.5)
+        half = text_width(words, 11) / 2
+        at = min(max(centre, plot.left + half), plot.right - half)
+        canvas.text((at, baseline), words, size=11, align="middle")
+
+
+# ------------------------------------------------------------------------------------- the share by adapter
+def _draw_shares(
+    canvas: Canvas,
+    figures: RatingFigures,
+    shown: Sequence[AdapterShare],
+    names: Mapping[str, str],
+    top: float,
+) -> None:
+    canvas.line((_EDGE, top - 1), (WIDTH - _EDGE, top - 1), RULE)
+    scope = tr("the last {count} days, 95 % intervals", count=figures.share_days)
+    _heading(canvas, top + 24, tr("Share of ratings that like"), scope)
+    plot = Area(170, top + 34, 232, _ROW * len(shown))
+    for share in (0.0, 0.25, 0.5, 0.75, 1.0):
+        x = plot.left + plot.width * share
+        canvas.line((x, plot.top), (x, plot.bottom), RULE, 1, dash=None if share in (0, 1) else 3)
+        if share in (0.0, 0.5, 1.0):
+            canvas.text((x, plot.bottom + 14), f"{share:.0%}", size=11, align="middle")
+    for number, each in enumerate(shown):
+        _draw_share(
+            canvas,
+            each,
+            called(each.adapter_id, names),
+            Area(plot.left, plot.top + _ROW * number, plot.width, _ROW),
+            answers=each.adapter_id == figures.champion_id,
+        )
+
+
+def _draw_share(canvas: Canvas, each: AdapterShare, name: str, row: Area, *, answers: bool) -> None:
+    """One row: the interval as a line, the share as a disc; whoever answers now has an arrow before its name."""
+    baseline, middle = row.top + row.height / 2 + 4.5, row.top + row.height / 2
+    if answers:
+        canvas.shape([(_EDGE, middle - 5), (_EDGE + 8, middle), (_EDGE, middle + 5)], BLUE)
+    room = row.left - _EDGE - 24
+    canvas.text(
+        (_EDGE + 14, baseline), fitted(name, room, bold=answers), color=INK if answers else SOFT, bold=answers
+    )
+    low, high = (row.left + row.width * end for end in each.interval)
+    canvas.line((low, middle), (high, middle), BLUE, 3)
+    for end in (low, high):
+        canvas.line((end, middle - 4), (end, middle + 4), BLUE, 1.5)
+    canvas.disc((row.left + row.width * each.share, middle), 4.5, INK, BLUE)
+    canvas.text((row.right + 50, baseline), f"{each.share:.0%}", color=INK, bold=True, align="right")
+    of = tr("of {count}", count=amount(each.liked + each.disliked))
+    canvas.text((WIDTH - _EDGE, baseline), of, align="right")
+
+
+def _heading(canvas: Canvas, baseline: float, words: str, more: str) -> None:
+    canvas.text((_EDGE, baseline), words, size=15, color=INK, bold=True)
+    canvas.text((_EDGE + text_width(words, 15, bold=True) + 8, baseline), more, size=11.5)
+
+
+def _share(each: AdapterShare) -> str:
+    return tr("{share} of {count}", share=f"{each.share:.0%}", count=each.liked + each.disliked)
+
+
+def _interval(each: AdapterShare) -> str:
+    low, high = each.interval
+    return tr("{low} to {high}", low=f"{low:.0%}", high=f"{high:.0%}")

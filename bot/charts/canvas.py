@@ -15,7 +15,7 @@ from PIL import Image, ImageDraw, ImageFont
 Align = Literal["left", "middle", "right"]
 Point = tuple[float, float]
 
-#: Discord shows a picture at most 550 points wide and 350 high; phones and sharp screens have two pixels a point.
+#: Discord shows a picture at most 550 points wide and 350 high; sharp screens have two pixels a point.
 WIDTH = 550
 SCALE = 2
 #: Forms are drawn this much larger still and averaged: Pillow doesn't smooth edges by itself.
@@ -31,7 +31,7 @@ BLUE = "#56b4e9"
 ORANGE = "#e69f00"
 
 _FONTS = Path(__file__).parent / "fonts"
-# Digits of one width, where the font has both kinds.
+# Digits of one width, for numbers that stand below each other.
 _TABULAR = ["tnum"]
 
 
@@ -70,9 +70,7 @@ class Canvas:
     def _card(self) -> Area:
         return Area(0, 0, WIDTH, self.height)
 
-    def line(
-        self, start: Point, end: Point, color: str, width: float = 1, dash: float | None = None
-    ) -> None:
+    def line(self, start: Point, end: Point, color: str, width: float = 1, dash: float | None = None) -> None:
         """Draw a straight line; `dash` is the length of its pieces and gaps."""
         if dash is None:
             self._draw.line([*_scaled(start), *_scaled(end)], fill=color, width=_thick(width))
@@ -140,6 +138,14 @@ class Canvas:
         back = {"left": 0.0, "middle": 0.5, "right": 1.0}[align] * text_width(words, size, bold)
         self._texts.append((at[0] - back, at[1], words, size, color, bold))
 
+    def heading(self, room: Area, words: str, more: str, *, whole: bool = True) -> None:
+        """Set a heading and what qualifies it; `more` that doesn't fit is left out, or cut if not `whole`."""
+        self.text((room.left, room.top), words, size=15, color=INK, bold=True)
+        left = room.left + text_width(words, 15, bold=True) + 8
+        fits = fitted(more, room.right - left - 12, 11.5)
+        if fits == more or not whole:
+            self.text((left, room.top), fits, size=11.5)
+
     def png(self) -> bytes:
         """Return the finished picture."""
         drawn = self._forms.reduce(_FINER)
@@ -147,8 +153,8 @@ class Canvas:
         for left, baseline, words, size, color, bold in self._texts:
             x = left * SCALE
             for run, font in _runs(words, size, bold):
-                draw.text((x, baseline * SCALE), run, color, font, anchor="ls", features=_TABULAR)
-                x += font.getlength(run, features=_TABULAR)
+                draw.text((x, baseline * SCALE), run, color, font, anchor="ls", features=_features(run))
+                x += font.getlength(run, features=_features(run))
         drawn.putalpha(self._corners())
         file = io.BytesIO()
         drawn.save(file, "PNG")
@@ -164,7 +170,8 @@ class Canvas:
 
 def text_width(words: str, size: float = 13, bold: bool = False) -> float:
     """Return how wide words will be, in points."""
-    return sum(font.getlength(run, features=_TABULAR) for run, font in _runs(words, size, bold)) / SCALE
+    runs = _runs(words, size, bold)
+    return sum(font.getlength(run, features=_features(run)) for run, font in runs) / SCALE
 
 
 def fitted(words: str, width: float, size: float = 13, bold: bool = False) -> str:
@@ -182,6 +189,11 @@ def _runs(words: str, size: float, bold: bool) -> Iterator[tuple[str, ImageFont.
     for japanese, run in groupby(words, lambda character: ord(character) >= 0x3000):
         name = "NotoSansJP-Medium" if japanese else "Inter-SemiBold" if bold else "Inter-Regular"
         yield "".join(run), _font(name, round(size * SCALE))
+
+
+def _features(run: str) -> list[str]:
+    """Between letters digits (and hyphens, which would get a digit's width too) keep their own widths."""
+    return [] if any(character.isalpha() for character in run) else _TABULAR
 
 
 @cache

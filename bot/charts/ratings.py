@@ -62,8 +62,16 @@ def alt_text(figures: RatingFigures) -> str:
     ]
     if figures.shares:
         words.append(tr("Share of ratings that like, by adapter, with 95 % intervals:"))
-        words += [f"{called(share.adapter_id)} {_share(share)} ({_interval(share)});" for share in figures.shares]
-    return " ".join(words).rstrip(";")
+        words += [f"{called(each.adapter_id)} {each.share:.0%} {_interval(each)}." for each in figures.shares]
+    return " ".join(words)
+
+
+def share_line(each: AdapterShare) -> str:
+    """Return an adapter's share as a line of text whose numbers stand below each other."""
+    low, high = (f"{end:.0%}".rjust(4) for end in each.interval)
+    interval = tr("{low} to {high}", low=low, high=high)
+    count = tr("of {count}", count=each.liked + each.disliked)
+    return f"`{each.share:>4.0%} ({interval})` {count} · {called(each.adapter_id)}"
 
 
 def called(adapter_id: str | None, names: Mapping[str, str] | None = None) -> str:
@@ -77,8 +85,9 @@ def called(adapter_id: str | None, names: Mapping[str, str] | None = None) -> st
 def _draw_days(canvas: Canvas, figures: RatingFigures, names: Mapping[str, str]) -> None:
     days = figures.days
     liked, disliked = sum(day.liked for day in days), sum(day.disliked for day in days)
-    _heading(canvas, 30, tr("Ratings a day"), tr("the last {count} days", count=len(days)))
-    _key(canvas, 30, liked, disliked)
+    key_left = _key(canvas, 30, liked, disliked)
+    more = tr("the last {count} days", count=len(days))
+    canvas.heading(Area(_EDGE, 30, key_left - _EDGE, 0), tr("Ratings a day"), more)
     plot = Area(_EDGE + 30, 62, WIDTH - 2 * _EDGE - 30, _DAYS_HEIGHT - 8)
     top = round_top(max(1, *(max(day.liked, day.disliked) for day in days)), whole=True)
     middle = plot.top + plot.height / 2
@@ -102,8 +111,8 @@ def _draw_days(canvas: Canvas, figures: RatingFigures, names: Mapping[str, str])
     _name_days(canvas, days, plot)
 
 
-def _key(canvas: Canvas, baseline: float, liked: int, disliked: int) -> None:
-    """Name the two kinds of bars with their totals, at the right of the heading."""
+def _key(canvas: Canvas, baseline: float, liked: int, disliked: int) -> float:
+    """Name the two kinds of bars with their totals, at the right; return where that begins."""
     right: float = WIDTH - _EDGE
     down, up = tr("{count} disliked", count=amount(disliked)), tr("{count} liked", count=amount(liked))
     canvas.text((right, baseline), down, color=INK, align="right")
@@ -111,7 +120,9 @@ def _key(canvas: Canvas, baseline: float, liked: int, disliked: int) -> None:
     canvas.hatch(Area(right, baseline - 10, 11, 11), ORANGE)
     right -= 14
     canvas.text((right, baseline), up, color=INK, align="right")
-    canvas.box(Area(right - text_width(up) - 17, baseline - 10, 11, 11), fill=BLUE)
+    left = right - text_width(up) - 17
+    canvas.box(Area(left, baseline - 10, 11, 11), fill=BLUE)
+    return left
 
 
 def _mark_changes(canvas: Canvas, figures: RatingFigures, names: Mapping[str, str], plot: Area) -> None:
@@ -155,7 +166,7 @@ def _draw_shares(
 ) -> None:
     canvas.line((_EDGE, top - 1), (WIDTH - _EDGE, top - 1), RULE)
     scope = tr("the last {count} days, 95 % intervals", count=figures.share_days)
-    _heading(canvas, top + 24, tr("Share of ratings that like"), scope)
+    canvas.heading(Area(_EDGE, top + 24, WIDTH - 2 * _EDGE, 0), tr("Share of ratings that like"), scope)
     plot = Area(170, top + 34, 232, _ROW * len(shown))
     for share in (0.0, 0.25, 0.5, 0.75, 1.0):
         x = plot.left + plot.width * share
@@ -173,7 +184,7 @@ def _draw_shares(
 
 
 def _draw_share(canvas: Canvas, each: AdapterShare, name: str, row: Area, *, answers: bool) -> None:
-    """One row: the interval as a line, the share as a disc; whoever answers now has an arrow before its name."""
+    """One row: the interval as a line, the share as a disc; an arrow before whoever answers now."""
     baseline, middle = row.top + row.height / 2 + 4.5, row.top + row.height / 2
     if answers:
         canvas.shape([(_EDGE, middle - 5), (_EDGE + 8, middle), (_EDGE, middle + 5)], BLUE)
@@ -191,15 +202,11 @@ def _draw_share(canvas: Canvas, each: AdapterShare, name: str, row: Area, *, ans
     canvas.text((WIDTH - _EDGE, baseline), of, align="right")
 
 
-def _heading(canvas: Canvas, baseline: float, words: str, more: str) -> None:
-    canvas.text((_EDGE, baseline), words, size=15, color=INK, bold=True)
-    canvas.text((_EDGE + text_width(words, 15, bold=True) + 8, baseline), more, size=11.5)
-
-
-def _share(each: AdapterShare) -> str:
-    return tr("{share} of {count}", share=f"{each.share:.0%}", count=each.liked + each.disliked)
-
-
 def _interval(each: AdapterShare) -> str:
     low, high = each.interval
-    return tr("{low} to {high}", low=f"{low:.0%}", high=f"{high:.0%}")
+    return tr(
+        "({low} to {high}, {count} ratings)",
+        low=f"{low:.0%}",
+        high=f"{high:.0%}",
+        count=each.liked + each.disliked,
+    )

@@ -24,11 +24,10 @@ def round_top(most: float, *, whole: bool = False) -> float:
 
 
 def amount(count: int) -> str:
-    """Return a count with its thousands apart, rounded where it is large."""
-    if count < 100_000:
-        # A narrow space that doesn't break: it separates thousands in every language (ISO 80000-1).
-        return f"{count:,}".replace(",", "\u202f")
-    return f"{count / 1000:.0f} k" if count < 1_000_000 else f"{count / 1_000_000:.1f} M"
+    """Return a count as a picture has room for it: `940`, `12 k`, `1.6 M`; the text has it exactly."""
+    if count < 10_000:
+        return str(count)
+    return f"{count / 1000:.3g} k" if count < 999_500 else f"{count / 1_000_000:.3g} M"
 
 
 def short_names(adapter_ids: Iterable[str]) -> dict[str, str]:

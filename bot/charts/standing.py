@@ -5,7 +5,20 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from bot.charts.canvas import BLUE, EDGE, GROUND, INK, ORANGE, RULE, SOFT, WIDTH, Area, Canvas, fitted, text_width
+from bot.charts.canvas import (
+    BLUE,
+    EDGE,
+    GROUND,
+    INK,
+    ORANGE,
+    RULE,
+    SOFT,
+    WIDTH,
+    Area,
+    Canvas,
+    fitted,
+    text_width,
+)
 from bot.charts.picture import Picture
 from bot.charts.scales import amount, round_top, seconds
 from bot.texts import tr
@@ -45,7 +58,7 @@ def draw(standing: Standing) -> Picture:
     rows = [*standing.needs, *([standing.running] if standing.running else [])]
     split = 44 + _ROW * len(rows) + 10
     canvas = Canvas(split + 178)
-    _heading(canvas, 30, tr("Next run"), standing.next_run)
+    canvas.heading(Area(_EDGE, 30, WIDTH - 2 * _EDGE, 0), tr("Next run"), standing.next_run, whole=False)
     name_width = min(max(text_width(need.name) for need in rows), 190.0)
     for number, need in enumerate(rows):
         row = Area(_EDGE + name_width + 14, 44 + _ROW * number, 0, _ROW)
@@ -83,7 +96,7 @@ def _amount(need: Need) -> str:
 
 # ----------------------------------------------------------------------------------------------- the next run
 def _draw_need(canvas: Canvas, need: Need, row: Area, name_width: float, *, percent: bool) -> None:
-    """One row: its name, a bar that is full at what is needed, and the numbers; a check mark where it is met."""
+    """One row: its name, a bar that is full at what is needed (then with a check mark), the numbers."""
     middle = row.top + row.height / 2
     canvas.text((_EDGE, middle + 4.5), fitted(need.name, name_width), color=INK)
     numbers = f"{need.have / need.least:.0%}" if percent else _amount(need)
@@ -103,12 +116,14 @@ def _draw_need(canvas: Canvas, need: Need, row: Area, name_width: float, *, perc
 def _draw_speed(canvas: Canvas, standing: Standing, top: float) -> None:
     speed = standing.speed
     hours = len(speed.hours)
-    _heading(canvas, top + 26, tr("Time to the first word"), tr("the last {count} hours", count=hours))
+    key_left = _speed_key(canvas, standing, top + 26)
+    more = tr("the last {count} hours", count=hours)
+    canvas.heading(Area(_EDGE, top + 26, key_left - _EDGE, 0), tr("Time to the first word"), more)
     canvas.text((_EDGE, top + 46), fitted(standing.traffic, WIDTH - 2 * _EDGE, 12), size=12)
     plot = Area(_EDGE + 42, top + 62, WIDTH - 2 * _EDGE - 42, 86)
     slowest = max((wait.slow_ms for wait in speed.hours if wait), default=0)
     end_s = round_top(slowest / 1000)
-    for share in (0.0, 0.5, 1.0):
+    for share in (0.0, 0.5, 1.0) if slowest else (0.0,):
         y = plot.bottom - plot.height * share
         canvas.line((plot.left, y), (plot.right, y), SOFT if share == 0 else RULE, 1.25 if share == 0 else 1)
         if slowest:
@@ -118,7 +133,9 @@ def _draw_speed(canvas: Canvas, standing: Standing, top: float) -> None:
         if wait is None:
             continue
         x = plot.left + step * (number + 0.5)
-        slow, median = (plot.bottom - plot.height * ms / 1000 / end_s for ms in (wait.slow_ms, wait.median_ms))
+        slow, median = (
+            plot.bottom - plot.height * ms / 1000 / end_s for ms in (wait.slow_ms, wait.median_ms)
+        )
         canvas.line((x, median), (x, slow), ORANGE, 2)
         canvas.line((x - 4, slow), (x + 4, slow), ORANGE, 2)
         canvas.disc((x, median), 4, BLUE)
@@ -126,13 +143,13 @@ def _draw_speed(canvas: Canvas, standing: Standing, top: float) -> None:
         words = tr("Nobody asked anything in the last {hours} hours.", hours=hours)
         canvas.text((plot.left + plot.width / 2, plot.top + plot.height / 2 + 4), words, align="middle")
     _name_hours(canvas, hours, plot)
-    _speed_key(canvas, standing, top + 26)
 
 
-def _speed_key(canvas: Canvas, standing: Standing, baseline: float) -> None:
+def _speed_key(canvas: Canvas, standing: Standing, baseline: float) -> float:
+    """Name the two marks with the figures of all hours, at the right; return where that begins."""
     whole = standing.speed.whole
     if whole is None:
-        return
+        return WIDTH - _EDGE
     slow = tr("95 % within {time}", time=seconds(whole.slow_ms))
     median = tr("median {time}", time=seconds(whole.median_ms))
     right: float = WIDTH - _EDGE
@@ -142,7 +159,9 @@ def _speed_key(canvas: Canvas, standing: Standing, baseline: float) -> None:
     canvas.line((right - 2, baseline - 9), (right + 6, baseline - 9), ORANGE, 2)
     right -= 14
     canvas.text((right, baseline), median, size=12, color=INK, align="right")
-    canvas.disc((right - text_width(median, 12) - 9, baseline - 4.5), 4, BLUE)
+    left = right - text_width(median, 12) - 9
+    canvas.disc((left, baseline - 4.5), 4, BLUE)
+    return left - 4
 
 
 def _name_hours(canvas: Canvas, hours: int, plot: Area) -> None:
@@ -155,9 +174,3 @@ def _name_hours(canvas: Canvas, hours: int, plot: Area) -> None:
 
 def _axis(value_s: float) -> str:
     return f"{value_s:g} s"
-
-
-def _heading(canvas: Canvas, baseline: float, words: str, more: str) -> None:
-    canvas.text((_EDGE, baseline), words, size=15, color=INK, bold=True)
-    left = _EDGE + text_width(words, 15, bold=True) + 8
-    canvas.text((left, baseline), fitted(more, WIDTH - _EDGE - left, 11.5), size=11.5)

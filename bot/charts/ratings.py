@@ -88,8 +88,9 @@ def _draw_days(canvas: Canvas, figures: RatingFigures, names: Mapping[str, str])
     key_left = _key(canvas, 30, liked, disliked)
     more = tr("the last {count} days", count=len(days))
     canvas.heading(Area(_EDGE, 30, key_left - _EDGE, 0), tr("Ratings a day"), more)
-    plot = Area(_EDGE + 30, 62, WIDTH - 2 * _EDGE - 30, _DAYS_HEIGHT - 8)
     top = round_top(max(1, *(max(day.liked, day.disliked) for day in days)), whole=True)
+    inset = max(text_width(amount(round(top)), 11) + 8, 30)
+    plot = Area(_EDGE + inset, 62, WIDTH - 2 * _EDGE - inset, _DAYS_HEIGHT - 8)
     middle = plot.top + plot.height / 2
     unit = plot.height / 2 / top
     for count in (top, top / 2, 0, -top / 2, -top):

@@ -26,6 +26,7 @@ from storage.speed_stats import Speed
 
 _EDGE = 18
 _ROW = 25
+_IN_MINUTES_MS = 120_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,11 +83,14 @@ def speed_text(speed: Speed) -> str:
     if speed.whole is None:
         return tr("Nobody asked anything in the last {hours} hours.", hours=hours)
     return tr(
-        "First word after {median} (median), within {slow} for 95 %, of {count} replies in {hours} hours.",
-        median=seconds(speed.whole.median_ms),
-        slow=seconds(speed.whole.slow_ms),
+        "Half of {count} replies in {hours} hours waited up to {queued}, had their first word within "
+        "{median} and were done within {done}; 95 % had their first word within {slow}.",
         count=speed.whole.replies,
         hours=hours,
+        queued=seconds(speed.queued_ms or 0),
+        median=seconds(speed.whole.median_ms),
+        done=seconds(speed.done_ms or 0),
+        slow=seconds(speed.whole.slow_ms),
     )
 
 
@@ -120,21 +124,23 @@ def _draw_speed(canvas: Canvas, standing: Standing, top: float) -> None:
     more = tr("the last {count} hours", count=hours)
     canvas.heading(Area(_EDGE, top + 26, key_left - _EDGE, 0), tr("Time to the first word"), more)
     canvas.text((_EDGE, top + 46), fitted(standing.traffic, WIDTH - 2 * _EDGE, 12), size=12)
-    plot = Area(_EDGE + 42, top + 62, WIDTH - 2 * _EDGE - 42, 86)
     slowest = max((wait.slow_ms for wait in speed.hours if wait), default=0)
-    end_s = round_top(slowest / 1000)
+    unit_ms, unit = (60_000, "min") if slowest >= _IN_MINUTES_MS else (1_000, "s")
+    end = round_top(slowest / unit_ms)
+    inset = max(text_width(f"{end / 2:g} {unit}", 11), text_width(f"{end:g} {unit}", 11)) + 8
+    plot = Area(_EDGE + inset, top + 62, WIDTH - 2 * _EDGE - inset, 86)
     for share in (0.0, 0.5, 1.0) if slowest else (0.0,):
         y = plot.bottom - plot.height * share
         canvas.line((plot.left, y), (plot.right, y), SOFT if share == 0 else RULE, 1.25 if share == 0 else 1)
         if slowest:
-            canvas.text((plot.left - 8, y + 4), _axis(end_s * share), size=11, align="right")
+            canvas.text((plot.left - 8, y + 4), f"{end * share:g} {unit}", size=11, align="right")
     step = plot.width / hours
     for number, wait in enumerate(speed.hours):
         if wait is None:
             continue
         x = plot.left + step * (number + 0.5)
         slow, median = (
-            plot.bottom - plot.height * ms / 1000 / end_s for ms in (wait.slow_ms, wait.median_ms)
+            plot.bottom - plot.height * ms / unit_ms / end for ms in (wait.slow_ms, wait.median_ms)
         )
         canvas.line((x, median), (x, slow), ORANGE, 2)
         canvas.line((x - 4, slow), (x + 4, slow), ORANGE, 2)
@@ -170,7 +176,3 @@ def _name_hours(canvas: Canvas, hours: int, plot: Area) -> None:
         words = tr("{count} h ago", count=ago) if ago else tr("now")
         at = (plot.left + plot.width * share, plot.bottom + 17)
         canvas.text(at, words, size=11, align="left" if share == 0 else "right" if share == 1 else "middle")
-
-
-def _axis(value_s: float) -> str:
-    return f"{value_s:g} s"

@@ -114,6 +114,11 @@ class Canvas:
             [x - reach, y - reach, x + reach, y + reach], fill, outline, _thick(2) if outline else 0
         )
 
+    def diamond(self, centre: Point, radius: float, fill: str) -> None:
+        """Draw a square that stands on its corner."""
+        x, y = centre
+        self.shape([(x, y - radius), (x + radius, y), (x, y + radius), (x - radius, y)], fill)
+
     def shape(self, corners: Sequence[Point], fill: str) -> None:
         """Draw a filled polygon."""
         self._draw.polygon([_scaled(corner) for corner in corners], fill)

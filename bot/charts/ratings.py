@@ -4,18 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import accumulate
 
 from bot.charts.canvas import BLUE, INK, ORANGE, RULE, SOFT, WIDTH, Area, Canvas, fitted, text_width
 from bot.charts.picture import Picture
 from bot.charts.scales import amount, round_top, short_names
 from bot.texts import tr
-from storage.rating_stats import AdapterShare, Day
+from storage.rating_stats import AdapterShare, Day, Votes
 
-#: More rows would make the picture so high that Discord shows it small.
-SHOWN_ADAPTERS = 5
+# More would make the picture so high that Discord shows it small: six rows, three of those with votes.
+_ROWS_HEIGHT = 134
 _EDGE = 18
 _DAYS_HEIGHT = 124
 _ROW = 22
+_VOTES_ROW = 15
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,8 +38,8 @@ class RatingFigures:
 
 def draw(figures: RatingFigures) -> Picture:
     """Draw the card; its height follows the number of adapters."""
-    shown = figures.shares[:SHOWN_ADAPTERS]
-    below = 64 + _ROW * len(shown) if shown else 0
+    shown = _shown(figures.shares)
+    below = 64 + sum(_row_height(each) for each in shown) if shown else 0
     canvas = Canvas(58 + _DAYS_HEIGHT + 26 + below)
     names = short_names(
         [each.adapter_id for each in figures.shares if each.adapter_id]
@@ -62,7 +64,9 @@ def alt_text(figures: RatingFigures) -> str:
     ]
     if figures.shares:
         words.append(tr("Share of ratings that like, by adapter, with 95 % intervals:"))
-        words += [f"{called(each.adapter_id)} {each.share:.0%} {_interval(each)}." for each in figures.shares]
+        shown = _shown(figures.shares)
+        words += [f"{called(each.adapter_id)} {each.share:.0%} {_interval(each)}." for each in shown]
+        words += [f"{called(each.adapter_id)}: {votes_text(each.votes)}." for each in shown if each.votes]
     return " ".join(words)
 
 
@@ -70,8 +74,17 @@ def share_line(each: AdapterShare) -> str:
     """Return an adapter's share as a line of text whose numbers stand below each other."""
     low, high = (f"{end:.0%}".rjust(4) for end in each.interval)
     interval = tr("{low} to {high}", low=low, high=high)
-    count = tr("of {count}", count=each.liked + each.disliked)
-    return f"`{each.share:>4.0%} ({interval})` {count} · {called(each.adapter_id)}"
+    count = tr("of {count}", count=each.ratings)
+    votes = f" · {votes_text(each.votes)}" if each.votes else ""
+    return f"`{each.share:>4.0%} ({interval})` {count} · {called(each.adapter_id)}{votes}"
+
+
+def votes_text(votes: Votes) -> str:
+    """Say how many votes an adapter won against others, with the interval."""
+    low, high = (f"{end:.0%}" for end in votes.interval)
+    return tr(
+        "{won} of {count} votes won ({low} to {high})", won=votes.won, count=votes.count, low=low, high=high
+    )
 
 
 def called(adapter_id: str | None, names: Mapping[str, str] | None = None) -> str:
@@ -166,41 +179,71 @@ def _draw_shares(
     top: float,
 ) -> None:
     canvas.line((_EDGE, top - 1), (WIDTH - _EDGE, top - 1), RULE)
+    key_left = _votes_key(canvas, top + 24) if any(each.votes for each in shown) else WIDTH - _EDGE
     scope = tr("the last {count} days, 95 % intervals", count=figures.share_days)
-    canvas.heading(Area(_EDGE, top + 24, WIDTH - 2 * _EDGE, 0), tr("Share of ratings that like"), scope)
-    plot = Area(170, top + 34, 232, _ROW * len(shown))
+    canvas.heading(Area(_EDGE, top + 24, key_left - _EDGE, 0), tr("Share of ratings that like"), scope)
+    plot = Area(170, top + 34, 232, sum(_row_height(each) for each in shown))
     for share in (0.0, 0.25, 0.5, 0.75, 1.0):
         x = plot.left + plot.width * share
         canvas.line((x, plot.top), (x, plot.bottom), RULE, 1, dash=None if share in (0, 1) else 3)
         if share in (0.0, 0.5, 1.0):
             canvas.text((x, plot.bottom + 14), f"{share:.0%}", size=11, align="middle")
-    for number, each in enumerate(shown):
-        _draw_share(
-            canvas,
-            each,
-            called(each.adapter_id, names),
-            Area(plot.left, plot.top + _ROW * number, plot.width, _ROW),
-            answers=each.adapter_id == figures.champion_id,
-        )
+    row_top = plot.top
+    for each in shown:
+        row = Area(plot.left, row_top, plot.width, _row_height(each))
+        name = called(each.adapter_id, names)
+        _draw_share(canvas, each, name, row, answers=each.adapter_id == figures.champion_id)
+        row_top = row.bottom
+
+
+def _shown(shares: Sequence[AdapterShare]) -> list[AdapterShare]:
+    """Return the adapters, latest rated first, that there is room for."""
+    heights = accumulate(_row_height(each) for each in shares)
+    return [each for each, height in zip(shares, heights, strict=True) if height <= _ROWS_HEIGHT]
+
+
+def _row_height(each: AdapterShare) -> float:
+    return _ROW + _VOTES_ROW if each.votes else _ROW
+
+
+def _votes_key(canvas: Canvas, baseline: float) -> float:
+    """Name the second mark, at the right; return where that begins."""
+    words = tr("votes won")
+    canvas.text((WIDTH - _EDGE, baseline), words, size=12, color=INK, align="right")
+    left = WIDTH - _EDGE - text_width(words, 12) - 10
+    canvas.diamond((left, baseline - 4.5), 5, ORANGE)
+    return left - 5
 
 
 def _draw_share(canvas: Canvas, each: AdapterShare, name: str, row: Area, *, answers: bool) -> None:
-    """One row: the interval as a line, the share as a disc; an arrow before whoever answers now."""
-    baseline, middle = row.top + row.height / 2 + 4.5, row.top + row.height / 2
+    """One row: intervals as lines, share as a disc, votes as a diamond; an arrow before who answers now."""
+    middle = row.top + _ROW / 2
     if answers:
         canvas.shape([(_EDGE, middle - 5), (_EDGE + 8, middle), (_EDGE, middle + 5)], BLUE)
-    room = row.left - _EDGE - 24
-    canvas.text(
-        (_EDGE + 14, baseline), fitted(name, room, bold=answers), color=INK if answers else SOFT, bold=answers
-    )
-    low, high = (row.left + row.width * end for end in each.interval)
-    canvas.line((low, middle), (high, middle), BLUE, 3)
-    for end in (low, high):
-        canvas.line((end, middle - 4), (end, middle + 4), BLUE, 1.5)
+    words = fitted(name, row.left - _EDGE - 24, bold=answers)
+    canvas.text((_EDGE + 14, middle + 4.5), words, color=INK if answers else SOFT, bold=answers)
+    _draw_interval(canvas, row, middle, each.interval, BLUE)
     canvas.disc((row.left + row.width * each.share, middle), 4.5, INK, BLUE)
-    canvas.text((row.right + 50, baseline), f"{each.share:.0%}", color=INK, bold=True, align="right")
-    of = tr("of {count}", count=amount(each.liked + each.disliked))
-    canvas.text((WIDTH - _EDGE, baseline), of, align="right")
+    canvas.text((row.right + 50, middle + 4.5), f"{each.share:.0%}", color=INK, bold=True, align="right")
+    of = tr("of {count}", count=amount(each.ratings))
+    canvas.text((WIDTH - _EDGE, middle + 4.5), of, align="right")
+    if each.votes is None:
+        return
+    middle += _ROW / 2 + _VOTES_ROW / 2 - 3
+    _draw_interval(canvas, row, middle, each.votes.interval, ORANGE)
+    canvas.diamond((row.left + row.width * each.votes.share, middle), 5, ORANGE)
+    canvas.text((row.right + 50, middle + 4), f"{each.votes.share:.0%}", size=11.5, align="right")
+    of = tr("of {count}", count=amount(each.votes.count))
+    canvas.text((WIDTH - _EDGE, middle + 4), of, size=11.5, align="right")
+
+
+def _draw_interval(
+    canvas: Canvas, row: Area, middle: float, interval: tuple[float, float], color: str
+) -> None:
+    low, high = (row.left + row.width * end for end in interval)
+    canvas.line((low, middle), (high, middle), color, 3 if color == BLUE else 2)
+    for end in (low, high):
+        canvas.line((end, middle - 4), (end, middle + 4), color, 1.5)
 
 
 def _interval(each: AdapterShare) -> str:
@@ -209,5 +252,5 @@ def _interval(each: AdapterShare) -> str:
         "({low} to {high}, {count} ratings)",
         low=f"{low:.0%}",
         high=f"{high:.0%}",
-        count=each.liked + each.disliked,
+        count=each.ratings,
     )

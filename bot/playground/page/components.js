@@ -7,6 +7,8 @@ import { renderMarkdown } from "./markdown.js";
 
 const BUTTON_STYLES = { 1: "is-primary", 2: "", 3: "is-success", 4: "is-danger", 5: "" };
 const PRESSED_MS = 3_000;
+const SHOWN_WIDTH = 550;
+const SHOWN_HEIGHT = 400;
 /** What the pictures on the bot's quiet buttons mean, in words; Discord shows none. */
 const MEANINGS = {
   "🔄": "Write it again",
@@ -182,12 +184,14 @@ function picturePath(file) {
 
 /** A picture with its alt text; a press shows it larger, with the alt text for everybody to read. */
 function picture(file, address) {
-  const image = () => el("img", { src: address, alt: file.description ?? file.filename, width: file.width, height: file.height, draggable: "false" });
-  const node = el("button", { class: "picture", type: "button", title: "Show larger", data: { focusKey: address } }, image());
+  // The size stands before the picture has come: nothing jumps when it does.
+  const scale = Math.min(1, SHOWN_WIDTH / file.width, SHOWN_HEIGHT / file.height);
+  const image = (factor) => el("img", { src: address, alt: file.description ?? file.filename, width: Math.round(file.width * factor), height: Math.round(file.height * factor), draggable: "false" });
+  const node = el("button", { class: "picture", type: "button", title: "Show larger", data: { focusKey: address } }, image(scale));
   node.addEventListener("click", () => {
     const save = el("a", { class: "button", href: address, download: file.filename, text: "Save" });
     const words = file.description ? el("p", { class: "faint", dir: "auto", text: file.description }) : null;
-    openDialog({ title: file.filename, body: [el("div", { class: "picture-large" }, image()), words], actions: [save], wide: true });
+    openDialog({ title: file.filename, body: [el("div", { class: "picture-large" }, image(1)), words], actions: [save], wide: true });
   });
   return node;
 }

@@ -107,7 +107,7 @@ def _votes(db: sqlite_utils.Database, scope: str, since_ms: int) -> dict[str | N
         """SELECT adapter_id, sum(value > 0) AS won, sum(value < 0) AS lost FROM (
                SELECT mine.adapter_id, ratings.value
                FROM ratings JOIN replies AS mine ON mine.id = ratings.reply_id
-               JOIN comparisons ON ratings.reply_id IN (first_id, second_id)
+               JOIN comparisons ON first_id = ratings.reply_id OR second_id = ratings.reply_id
                JOIN replies AS other ON other.id = iif(first_id = mine.id, second_id, first_id)
                WHERE ratings.scope = :scope AND ratings.retracted = 0 AND ratings.kind = 'vote'
                      AND ratings.updated_ms >= :since AND other.adapter_id IS NOT mine.adapter_id

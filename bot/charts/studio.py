@@ -1,7 +1,7 @@
 """Where pictures are drawn: in one thread beside the event loop, one after the other, each with a deadline.
 
-A thread and no process: a picture takes 30 to 50 ms of processor time, of which the longest step that holds
-the interpreter takes 19 ms, while a child process would take ten times as long to start.
+A thread and no process: a picture takes 20 to 35 ms of processor time, of which the longest step that holds
+the interpreter takes 5 ms, while a child process would take ten times as long to start.
 """
 
 from __future__ import annotations

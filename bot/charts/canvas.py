@@ -161,7 +161,7 @@ class Canvas:
                 draw.text((x, baseline * SCALE), run, color, font, anchor="ls", features=_features(run))
                 x += font.getlength(run, features=_features(run))
         drawn.putalpha(self._corners())
-        # The encoder holds the interpreter: a palette, which flat colours fit in, takes a quarter of its time.
+        # The encoder holds the interpreter; a palette, enough for flat colours, takes a quarter of the time.
         few = drawn.quantize(256, method=Image.Quantize.FASTOCTREE, dither=Image.Dither.NONE)
         file = io.BytesIO()
         few.save(file, "PNG")

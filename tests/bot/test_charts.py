@@ -57,7 +57,7 @@ def standings(draw: st.DrawFn) -> Standing:
 
 
 def opened(picture: Picture) -> Image.Image:
-    return Image.open(io.BytesIO(picture.png))
+    return Image.open(io.BytesIO(picture.png)).convert("RGBA")
 
 
 def assert_within_its_card(picture: Picture) -> None:
@@ -114,7 +114,7 @@ def test_text_and_marks_stand_out_from_the_card() -> None:
 def test_the_card_has_an_edge_on_dark_and_on_light(page: str) -> None:
     picture = opened(ratings.draw(RatingFigures([Day(1, 1, 0)] * 14, [], 90)))
     shown = Image.new("RGBA", picture.size, page)
-    shown.alpha_composite(picture.convert("RGBA"))
+    shown.alpha_composite(picture)
     assert near(shown.getpixel((0, 0)), page)
     assert near(shown.getpixel((0, picture.height // 2)), EDGE)
     assert max(contrast(EDGE, page), contrast(GROUND, page)) > 1.25

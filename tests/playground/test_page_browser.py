@@ -564,6 +564,7 @@ async def test_an_operators_picture_is_shown_in_place_with_its_words(
             picture = last_message(page).get_by_role("img", name=words)
             await expect(picture).to_be_visible()
             assert await picture.evaluate("image => image.decode().then(() => image.naturalWidth)") == 1100
+            await expect(page.locator(".jump")).to_be_hidden()
             assert 300 < (await picture.bounding_box() or {"width": 0})["width"] <= 550
         await last_message(page).locator(".picture").click()
         larger = page.get_by_role("dialog")

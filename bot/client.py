@@ -12,7 +12,8 @@ import structlog
 
 from bot import attachments, questions, texts, threads, triggers
 from bot.answering import STOPPED, Answerer
-from bot.commands import ask, loop, moderation, privacy, records, retraining, settings, setup, stats
+from bot.charts.studio import Studio
+from bot.commands import adapters, ask, loop, moderation, privacy, records, retraining, settings, setup, stats
 from bot.commands.run_buttons import RunButton
 from bot.commands.tree import StropTree
 from bot.commands.votes import VoteButton
@@ -99,8 +100,21 @@ class StropClient(discord.Client):
         )
         self.tree = StropTree(self)
         self.reply_actions = ReplyActions(services, self)
-        for module in (ask, loop, privacy, settings, moderation, menus, records, retraining, setup, stats):
+        for module in (
+            ask,
+            loop,
+            adapters,
+            privacy,
+            settings,
+            moderation,
+            menus,
+            records,
+            retraining,
+            setup,
+            stats,
+        ):
             module.add_to(self.tree)
+        self.studio = Studio()
         self.limits = MemberLimits()
         self._budget = IdentifyBudget(services.database)
         self._jobs: set[asyncio.Task[Any]] = set()
@@ -114,7 +128,13 @@ class StropClient(discord.Client):
     async def setup_hook(self) -> None:
         """Prepare what doesn't need the gateway."""
         self.add_dynamic_items(
-            VoteButton, RunButton, records.AuditButton, ReplyButton, CompareButton, *settings.dynamic_items()
+            VoteButton,
+            RunButton,
+            records.AuditButton,
+            adapters.AdaptersButton,
+            ReplyButton,
+            CompareButton,
+            *settings.dynamic_items(),
         )
         self._half_written = await self.services.database.awrite(replies.abandon_streaming)
         await self.tree.sync_if_changed(always=self.services.playground)
@@ -149,6 +169,7 @@ class StropClient(discord.Client):
         await self.answerer.drain()
         for job in list(self._jobs):
             job.cancel()
+        self.studio.close()
         await self.close()
 
     async def on_ready(self) -> None:

@@ -201,25 +201,36 @@ def reject(db: sqlite_utils.Database, adapter_id: str, *, actor: str, reason: st
     audit.record(db, actor, "adapter.reject", detail)
 
 
-def rollback(db: sqlite_utils.Database, *, scope: str, base_hash: str, actor: str, reason: str) -> str | None:
-    """Go back to the champion before this one; return it (None is the base model).
+def rollback(
+    db: sqlite_utils.Database,
+    *,
+    scope: str,
+    base_hash: str,
+    actor: str,
+    reason: str,
+    to: str | Unchecked | None = Unchecked.ANY,
+) -> str | None:
+    """Go back to the champion before this one, or to an earlier one; return it (None is the base model).
 
     Adapters that were tainted or rejected since are skipped.
 
     Raises NothingToRollBackError.
     """
     current = ensure_champion_row(db, scope, base_hash)
-    reigns = _earlier_reigns(db, scope, base_hash)
+    reigns = earlier_champions(db, scope, base_hash)
     if not reigns:
         raise NothingToRollBackError(f"{_name(current)} answers in {scope}, and nothing came before it.")
-    _crown(db, scope, base_hash, reigns[-1], current, "rollback", actor, reason, None)
-    return reigns[-1]
+    if to is not Unchecked.ANY and to not in reigns:
+        raise NothingToRollBackError(f"{_name(to)} is none of those that led to the present one in {scope}.")
+    target = reigns[-1] if isinstance(to, Unchecked) else to
+    _crown(db, scope, base_hash, target, current, "rollback", actor, reason, None)
+    return target
 
 
 def depose(db: sqlite_utils.Database, *, scope: str, base_hash: str, actor: str, reason: str) -> str | None:
     """Replace a tainted champion by the newest clean one before it, else by the base model; return it."""
     current = champion(db, scope, base_hash)
-    successor = next(reversed(_earlier_reigns(db, scope, base_hash)), None)
+    successor = next(reversed(earlier_champions(db, scope, base_hash)), None)
     _crown(db, scope, base_hash, successor, current, "erase", actor, reason, None)
     return successor
 
@@ -242,7 +253,7 @@ def recent_promotions(db: sqlite_utils.Database, scope: str, base_hash: str, lim
     return [Promotion(**row) for row in rows]
 
 
-def _earlier_reigns(db: sqlite_utils.Database, scope: str, base_hash: str) -> list[str | None]:
+def earlier_champions(db: sqlite_utils.Database, scope: str, base_hash: str) -> list[str | None]:
     """Return the champions that may be gone back to, the latest last."""
     *earlier, current = _reigns(promotions(db, scope, base_hash))
     return [adapter_id for adapter_id in earlier if adapter_id != current and _may_return(db, adapter_id)]

@@ -1,32 +1,43 @@
-"""The learning loop's commands: /status, /adapters, /promote and /rollback."""
+"""The learning loop's commands: /status, /promote and /rollback."""
 
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterable
+from typing import Any
 
 from discord import app_commands
 
+from bot import adapter_history
+from bot.charts import standing
+from bot.charts.standing import Standing
+from bot.commands.pictures import say_with_picture
 from bot.commands.tree import Interaction, StropTree, operators_only, say
-from bot.glance import adapter_lines, status_lines
+from bot.glance import status_lines
+from bot.next_run import Outlook, needs, next_run
 from bot.ratings import RECOVERED_FACT
 from bot.services import Services
 from bot.serving.errors import ServingError
-from storage import adapters, facts, overview
+from bot.serving.protocol import Health
+from bot.texts import tr
+from storage import adapters, facts, lineage, overview, speed_stats
+from storage.adapters import Unchecked
+from storage.lineage import Life
 from storage.processes import is_locked
-
-if TYPE_CHECKING:
-    from bot.client import StropClient
+from storage.speed_stats import Speed
 
 BASE_CHOICE = "base"
-_LISTED = 15
+SPEED_HOURS = 24
+# Discord shows at most so many choices, of at most so many characters.
+_CHOICES = 25
+_CHOICE_LIMIT = 100
+_LOOKED_AT = 100
 
 
 def add_to(tree: StropTree) -> None:
     """Add this module's commands."""
     added: tuple[app_commands.Command[Any, ..., Any], ...] = (
         status,
-        adapters_command,
         promote,
         rollback,
     )
@@ -39,36 +50,30 @@ async def status(interaction: Interaction) -> None:
     """Show the loop at a glance."""
     await interaction.response.defer(ephemeral=True, thinking=True)
     services, scope = interaction.client.services, _scope(interaction)
-    server = await _server_state(interaction.client)
+    health = await _health(services)
     try:
         base_hash = await services.base_hash()
     except ServingError:
         base_hash = ""
 
-    def work(db: Any) -> tuple[dict[str, Any], str | None]:
-        return _glance(db, services, scope, base_hash), facts.get(db, RECOVERED_FACT)
-
-    glance, recovered = await services.database.aread(work)
-    trainer_alive = await asyncio.to_thread(is_locked, services.config.run / "trainer.lock")
-    await say(
-        interaction,
-        status_lines(glance, server=server, trainer_alive=trainer_alive, recovered=int(recovered or 0)),
-    )
-
-
-@app_commands.command(name="adapters", description="The adapters trained so far, with their scores.")
-async def adapters_command(interaction: Interaction) -> None:
-    """List adapters, the newest first."""
-    await interaction.response.defer(ephemeral=True, thinking=True)
-    services, scope = interaction.client.services, _scope(interaction)
-    base_hash = await services.base_hash()
-
-    def work(db: Any) -> tuple[list[adapters.Adapter], str | None, dict[str, Any]]:
+    def work(db: Any) -> tuple[dict[str, Any], str | None, str | None, Speed]:
+        speed = speed_stats.by_hour(db, scope, SPEED_HOURS)
         glance = _glance(db, services, scope, base_hash)
-        return adapters.listing(db, scope), adapters.champion(db, scope, base_hash), glance
+        return glance, facts.get(db, RECOVERED_FACT), facts.get(db, facts.NEXT_RUN), speed
 
-    listing, champion, glance = await services.database.aread(work)
-    await say(interaction, adapter_lines(listing[:_LISTED], champion, glance["history"], total=len(listing)))
+    glance, recovered, due_ms, speed = await services.database.aread(work)
+    trainer_alive = await asyncio.to_thread(is_locked, services.config.run / "trainer.lock")
+    trainer = services.config.trainer
+    outlook = Outlook(glance, int(due_ms) if due_ms else None, trainer.min_new_ratings, trainer_alive)
+    figures = Standing(needs(outlook), next_run(outlook), speed, _traffic(health), outlook.running)
+    text = status_lines(
+        glance,
+        server=_server_state(health),
+        trainer_alive=trainer_alive,
+        recovered=int(recovered or 0),
+        more=[f"{tr('Next run')}: {next_run(outlook, stamped=True)}", standing.speed_text(speed)],
+    )
+    await say_with_picture(interaction, text, lambda: standing.draw(figures))
 
 
 @app_commands.command(description="Let an adapter answer from now on, whatever the gate said.")
@@ -78,7 +83,7 @@ async def promote(interaction: Interaction, adapter: str) -> None:
     """Make an adapter champion by hand."""
     await interaction.response.defer(ephemeral=True, thinking=True)
     services, scope = interaction.client.services, _scope(interaction)
-    adapter_id = None if adapter.strip() == BASE_CHOICE else adapter.strip().strip("`")
+    adapter_id = _adapter_id(adapter)
     base_hash = await services.base_hash()
     if adapter_id is not None:
         # Loaded before it is promoted: what the server refuses must not become champion.
@@ -95,40 +100,94 @@ async def promote(interaction: Interaction, adapter: str) -> None:
         )
     )
     if previous == adapter_id:
-        return await say(interaction, f"{_called(adapter_id).capitalize()} answers already.")
+        return await say(interaction, _answers_already(adapter_id))
     return await say(
-        interaction, f"From the next reply on {_called(adapter_id)} answers, not {_called(previous)}."
+        interaction,
+        tr(
+            "From the next reply on {adapter} answers, not {previous}.",
+            adapter=_called(adapter_id),
+            previous=_called(previous),
+        ),
     )
 
 
 @promote.autocomplete("adapter")
-async def _adapter_choices(interaction: Interaction, typed: str) -> list[app_commands.Choice[str]]:
+async def _promotable(interaction: Interaction, typed: str) -> list[app_commands.Choice[str]]:
+    """Offer what may answer here and doesn't yet."""
     if not interaction.client.is_operator(interaction.user.id):
         return []
     services, scope = interaction.client.services, _scope(interaction)
-    listing = await services.database.aread(lambda db: adapters.listing(db, scope))
-    choices = [
-        app_commands.Choice(name=f"{adapter.id} ({adapter.state})", value=adapter.id)
-        for adapter in listing
-        if adapter.state != "tainted"
+    base_hash = await services.base_hash()
+
+    def work(db: Any) -> tuple[list[Life], str | None]:
+        lives = lineage.page(db, scope, skip=0, limit=_LOOKED_AT)
+        return lives, adapters.champion(db, scope, base_hash)
+
+    lives, champion = await services.database.aread(work)
+    offered: list[Life | None] = [
+        life
+        for life in lives
+        if life.adapter.state != "tainted" and life.adapter.base_hash == base_hash and not life.answers
     ]
-    choices.append(app_commands.Choice(name="base (no adapter)", value=BASE_CHOICE))
-    return [choice for choice in choices if typed.lower() in choice.name.lower()][:25]
+    return _choices([*offered, *([] if champion is None else [None])], typed)
 
 
-@app_commands.command(description="Go back to the adapter that answered before.")
+@app_commands.command(description="Go back to the adapter that answered before, or to an earlier one.")
+@app_commands.describe(adapter="Which one to go back to; without it, the one before the present one")
 @operators_only
-async def rollback(interaction: Interaction) -> None:
-    """Undo the last promotion."""
+async def rollback(interaction: Interaction, adapter: str | None = None) -> None:
+    """Undo the last promotion, or several."""
     await interaction.response.defer(ephemeral=True, thinking=True)
     services, scope = interaction.client.services, _scope(interaction)
     base_hash = await services.base_hash()
+    to = Unchecked.ANY if adapter is None else _adapter_id(adapter)
     adapter_id = await services.database.awrite(
         lambda db: adapters.rollback(
-            db, scope=scope, base_hash=base_hash, actor=str(interaction.user.id), reason="rolled back by hand"
+            db,
+            scope=scope,
+            base_hash=base_hash,
+            actor=str(interaction.user.id),
+            reason="rolled back by hand",
+            to=to,
         )
     )
-    await say(interaction, f"Rolled back: {_called(adapter_id)} answers again.")
+    await say(interaction, tr("Rolled back: {adapter} answers again.", adapter=_called(adapter_id)))
+
+
+@rollback.autocomplete("adapter")
+async def _earlier(interaction: Interaction, typed: str) -> list[app_commands.Choice[str]]:
+    """Offer those that led to the present one, the latest first."""
+    if not interaction.client.is_operator(interaction.user.id):
+        return []
+    services, scope = interaction.client.services, _scope(interaction)
+    base_hash = await services.base_hash()
+
+    def work(db: Any) -> list[Life | None]:
+        earlier = reversed(adapters.earlier_champions(db, scope, base_hash))
+        return [lineage.of(db, each) if each else None for each in dict.fromkeys(earlier)]
+
+    return _choices(await services.database.aread(work), typed)
+
+
+def _choices(offered: Iterable[Life | None], typed: str) -> list[app_commands.Choice[str]]:
+    """Return choices whose names contain what was typed; None is the base model."""
+    named = [
+        (adapter_history.choice_name(life), life.adapter.id)
+        if life
+        else (tr("base (no adapter)"), BASE_CHOICE)
+        for life in offered
+    ]
+    return [
+        app_commands.Choice(name=name[:_CHOICE_LIMIT], value=value)
+        for name, value in named
+        if typed.lower() in name.lower()
+    ][:_CHOICES]
+
+
+def _adapter_id(chosen: str) -> str | None:
+    """Read what was chosen or written; None is the base model."""
+    bare = chosen.strip().strip("`")
+    return None if bare == BASE_CHOICE else bare
 
 
 def _scope(interaction: Interaction) -> str:
@@ -149,15 +208,39 @@ def _glance(db: Any, services: Services, scope: str, base_hash: str) -> dict[str
 
 
 def _called(adapter_id: str | None) -> str:
-    return "the base model" if adapter_id is None else f"adapter `{adapter_id}`"
+    return tr("the base model") if adapter_id is None else tr("adapter `{adapter}`", adapter=adapter_id)
 
 
-async def _server_state(client: StropClient) -> str:
+def _answers_already(adapter_id: str | None) -> str:
+    if adapter_id is None:
+        return tr("The base model answers already.")
+    return tr("Adapter `{adapter}` answers already.", adapter=adapter_id)
+
+
+async def _health(services: Services) -> Health | ServingError:
     try:
-        health = await client.services.model.health()
+        return await services.model.health()
     except ServingError as error:
-        return f"not reachable ({error})"
+        return error
+
+
+def _server_state(health: Health | ServingError) -> str:
+    if isinstance(health, ServingError):
+        return f"not reachable ({health})"
     if health.status != "ok":
         return f"{health.status}: {health.detail}" if health.detail else health.status
     name = health.base.id if health.base else "?"
     return f"ready, {name}, {health.traffic()}"
+
+
+def _traffic(health: Health | ServingError) -> str:
+    """Say who is served and who waits, for the picture."""
+    if isinstance(health, ServingError):
+        return tr("Now: the model server is not reachable")
+    if health.status != "ok":
+        return tr("Now: the model is not ready")
+    words = tr(
+        "Now: {running} being written, {waiting} waiting", running=health.running, waiting=health.waiting
+    )
+    wait_s = round(health.queue.wait_s)
+    return f"{words}; {tr('whoever asks now waits about {seconds} s', seconds=wait_s)}" if wait_s else words

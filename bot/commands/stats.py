@@ -1,4 +1,4 @@
-"""/stats: ratings over time and by adapter, in text that reads the same on every screen."""
+"""/stats: ratings over time and by adapter, as a picture and as numbers that read the same everywhere."""
 
 from __future__ import annotations
 
@@ -7,14 +7,20 @@ from typing import Any
 
 from discord import app_commands
 
+from bot.charts import ratings
+from bot.charts.ratings import RatingFigures
+from bot.commands.pictures import say_with_picture
 from bot.commands.tree import Interaction, StropTree, say
-from storage import rating_stats
-from storage.rating_stats import AdapterShare, Day
+from bot.services import Services
+from bot.serving.errors import ServingError
+from bot.texts import tr
+from storage import adapters, rating_stats
+from storage.clock import DAY_MS
 
 DAYS = 14
 SHARE_DAYS = 90
 _ADAPTERS = 8
-_CELLS = 20
+_CHANGES = 50
 _STEPS = "▁▂▃▄▅▆▇█"
 
 
@@ -30,47 +36,53 @@ async def stats(interaction: Interaction) -> None:
     """Show counts and shares with their intervals; never who rated what."""
     await interaction.response.defer(ephemeral=True, thinking=True)
     services = interaction.client.services
-    scope = services.scope(interaction.guild_id)
+    found = await _figures(services, services.scope(interaction.guild_id))
+    if found.empty:
+        return await say(interaction, tr("Nobody has rated a reply here yet."))
+    return await say_with_picture(interaction, stats_text(found), lambda: ratings.draw(found))
 
-    def work(db: Any) -> tuple[list[Day], list[AdapterShare]]:
+
+async def _figures(services: Services, scope: str) -> RatingFigures:
+    try:
+        base_hash = await services.base_hash()
+    except ServingError:
+        # No model was ever seen: nothing answered, and nothing was promoted.
+        base_hash = ""
+
+    def work(db: Any) -> RatingFigures:
         days = rating_stats.by_day(db, scope, DAYS)
-        return days, rating_stats.by_adapter(db, scope, SHARE_DAYS, _ADAPTERS)
+        changes = reversed(adapters.recent_promotions(db, scope, base_hash, _CHANGES))
+        return RatingFigures(
+            days=days,
+            shares=rating_stats.by_adapter(db, scope, SHARE_DAYS, _ADAPTERS),
+            share_days=SHARE_DAYS,
+            champion_id=adapters.champion(db, scope, base_hash),
+            changes={
+                each.created_ms // DAY_MS: each.adapter_id for each in changes if each.kind != "initial"
+            },
+        )
 
-    days, shares = await services.database.aread(work)
-    await say(interaction, stats_text(days, shares))
+    return await services.database.aread(work)
 
 
-def stats_text(days: Sequence[Day], shares: Sequence[AdapterShare]) -> str:
+def stats_text(figures: RatingFigures) -> str:
     """Return two rows of bars for the days, and one line with an interval for each adapter."""
-    if not shares and not any(day.liked or day.disliked for day in days):
-        return "Nobody has rated a reply here yet."
+    days, shares = figures.days, figures.shares
     most = max(1, *(max(day.liked, day.disliked) for day in days))
+    liked, disliked = [day.liked for day in days], [day.disliked for day in days]
+    more = tr("the last {days} days (today on the right, tallest bar {most})", days=len(days), most=most)
     lines = [
-        f"**Ratings a day**, the last {len(days)} days (today on the right, tallest bar {most})",
-        f"`{_bars([day.liked for day in days], most)}` {sum(day.liked for day in days)} liked",
-        f"`{_bars([day.disliked for day in days], most)}` {sum(day.disliked for day in days)} disliked",
+        f"**{tr('Ratings a day')}** · {more}",
+        f"`{_bars(liked, most)}` {tr('{count} liked', count=sum(liked))}",
+        f"`{_bars(disliked, most)}` {tr('{count} disliked', count=sum(disliked))}",
     ]
     if shares:
-        lines.append(f"**Share of ratings that like**, the last {SHARE_DAYS} days, with 95 % intervals")
-        lines += [_share_line(share) for share in shares]
+        more = tr("the last {count} days, 95 % intervals", count=figures.share_days)
+        lines.append(f"**{tr('Share of ratings that like')}** · {more}")
+        lines += [ratings.share_line(share) for share in shares]
     return "\n".join(lines)[:2000]
 
 
 def _bars(counts: Sequence[int], most: int) -> str:
     top = len(_STEPS) - 1
     return "".join("·" if not count else _STEPS[max(0, round(count / most * top))] for count in counts)
-
-
-def _share_line(share: AdapterShare) -> str:
-    low, high = share.interval
-    count, name = share.liked + share.disliked, share.adapter_id or "base model"
-    drawn = _whisker(share.share, low, high)
-    return f"`{drawn}` {share.share:.0%} ({low:.0%} to {high:.0%}) of {count} · {name}"
-
-
-def _whisker(value: float, low: float, high: float) -> str:
-    """Draw 0 to 100 % from left to right: the interval as a line, the share as a dot."""
-    cells = [min(int(each * _CELLS), _CELLS - 1) for each in (low, value, high)]
-    drawn = ["─" if cells[0] <= cell <= cells[2] else " " for cell in range(_CELLS)]
-    drawn[cells[1]] = "●"
-    return f"│{''.join(drawn)}│"

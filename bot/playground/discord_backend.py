@@ -15,7 +15,7 @@ import io
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from typing import Any
 
@@ -40,7 +40,7 @@ from simcord.enums import (
 from simcord.http import router
 from simcord.http import routes as _routes  # noqa: F401  (importing registers every REST route)
 
-from bot.playground import community
+from bot.playground import community, picture_files
 from bot.playground.errors import ActionRefusedError, RestError
 
 Payload = dict[str, Any]
@@ -103,6 +103,8 @@ class _LocalCdn(CdnStore):  # type: ignore[misc]
         while len(self._blobs) > 1 and sum(map(len, self._blobs.values())) > self.capacity_bytes:
             del self._blobs[next(iter(self._blobs))]
         payload["url"] = payload["proxy_url"] = self.base_url + path
+        if (picture := picture_files.look(data)) is not None:
+            payload |= asdict(picture)
         return payload
 
 

@@ -11,6 +11,7 @@ import discord
 from aiohttp import web
 from yarl import URL
 
+from bot.playground import picture_files
 from bot.playground.discord_backend import DiscordBackend
 from bot.playground.errors import PortInUseError
 from bot.playground.gateway import GATEWAY_PATH, Gateway
@@ -148,9 +149,11 @@ class Playground:
         blob = self.backend.attachment(unquote(request.rel_url.raw_path))
         if blob is None:
             raise web.HTTPNotFound(text="There is no such attachment (any more).")
-        # Never shown in place: a file from a chat must not run on the page's origin.
+        # A file from a chat must not run on the page's origin: what isn't a picture is never shown in place.
         headers = {"Content-Disposition": "attachment", "X-Content-Type-Options": "nosniff"}
-        return web.Response(body=blob, content_type="application/octet-stream", headers=headers)
+        picture = picture_files.look(blob)
+        content_type = "application/octet-stream" if picture is None else picture.content_type
+        return web.Response(body=blob, content_type=content_type, headers=headers)
 
 
 @web.middleware

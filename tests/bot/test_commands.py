@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
 from typing import Any
 
 import pytest
@@ -155,8 +156,61 @@ async def test_promote_completes_ids_for_operators_only(community: Community) ->
     register(community, FIRST, SECOND)
     community.services.database.write(lambda db: adapters.set_state(db, SECOND, "tainted"))
     offered = await community.ann.autocomplete(community.channel, "promote", "adapter", "")
-    assert [choice["value"] for choice in offered] == [FIRST, "base"]
+    assert [choice["value"] for choice in offered] == [FIRST]
     assert await community.bob.autocomplete(community.channel, "promote", "adapter", "") == []
+
+
+async def test_promote_offers_what_may_answer_and_does_not_yet_with_date_and_score(
+    community: Community,
+) -> None:
+    register(community, FIRST, SECOND, promote=True)
+    register(community, "a3333333333333333", scope="guild:1")
+
+    def judged(db: Any) -> None:
+        run = runs.enqueue(db, scope=f"guild:{community.guild.id}", trigger="manual", requested_by="1")
+        runs.lease_next(db, "test", 60_000)
+        db.conn.execute("UPDATE adapters SET run_id = ? WHERE id = ?", (run.id, FIRST))
+        adapters.insert_candidate(
+            db, adapter_id="a4", scope=run.scope, base_hash="another base", path="p", run_id=run.id
+        )
+        headline = {"value": 0.31, "low": 0.1, "high": 0.5, "n": 26}
+        runs.finish(db, run.id, outcome="refused", message="no", metrics={"headline": headline})
+
+    community.services.database.write(judged)
+    offered = await community.ann.autocomplete(community.channel, "promote", "adapter", "")
+    assert [choice["value"] for choice in offered] == [FIRST, "base"]
+    today = datetime.now(UTC).strftime("%Y-%m-%d")
+    assert offered[0]["name"] == f"{FIRST} · {today} · +0.31 · retired"
+    found = await community.ann.autocomplete(community.channel, "promote", "adapter", "BASE")
+    assert [choice["value"] for choice in found] == ["base"]
+
+
+async def test_rollback_goes_to_the_one_that_is_chosen_of_those_before(community: Community) -> None:
+    third = "a3333333333333333"
+    register(community, FIRST, SECOND, third, promote=True)
+    offered = await community.ann.autocomplete(community.channel, "rollback", "adapter", "")
+    assert [choice["value"] for choice in offered] == [SECOND, FIRST, "base"]
+    assert await community.bob.autocomplete(community.channel, "rollback", "adapter", "") == []
+    result = await community.ann.slash(community.channel, "rollback", adapter=FIRST)
+    assert f"adapter `{FIRST}` answers again" in text(result) and champion(community) == FIRST
+    result = await community.ann.slash(community.channel, "rollback", adapter=third)
+    assert "none of those that led to the present one" in text(result) and champion(community) == FIRST
+    assert len(community.env.errors) == 1
+    await community.ann.slash(community.channel, "rollback", adapter="base")
+    assert champion(community) is None
+
+
+async def test_status_says_when_the_next_run_starts_and_how_long_people_waited(
+    community: Community,
+) -> None:
+    await community.ann.send(community.channel, f"{community.mention} hello")
+    result = await community.bob.slash(community.channel, "status")
+    assert "Next run: when the trainer is back; it is not running" in text(result)
+    assert "Half of 1 replies in 24 hours waited up to 0.0 s" in text(result)
+    (file,) = result.followups[0].attachments if result.followups else result.response.attachments
+    assert file.filename == "strop-status.png"
+    assert "Liked or corrected: 0 of 25. Raters: 0 of 5. New ratings: 0 of 50." in file.description
+    assert "Now: 0 being written, 0 waiting." in file.description
 
 
 async def test_ask_answers_in_place_and_can_be_rated(

@@ -143,6 +143,9 @@ async def test_it_chats_and_counts_ratings_over_real_sockets_and_drains_on_sigte
         return bool((await page.snapshot())["loop"].get("ratings", {}).get("liked") == 1)
 
     await until(counted)
+    for command in ("stats", "status"):
+        await page.post("commands", channel_id=channel, user_id=member, name=command, options={})
+    await until(lambda: processes.log("bot").count("picture.drawn") == 2)
 
     model_server.answer = "one two three four"
     model_server.gate = asyncio.Event()

@@ -20,12 +20,10 @@ BOT = Path(texts.__file__).parent
 OTHERS = [language for language in texts.LANGUAGES if language != "en"]
 # English only so far: what operators read about the loop, blind votes, and the cards of a run.
 ENGLISH_ONLY = {
-    "commands/loop.py",
     "commands/records.py",
     "commands/retraining.py",
     "commands/run_buttons.py",
     "commands/setup.py",
-    "commands/stats.py",
     "commands/votes.py",
     "glance.py",
     "operations.py",
@@ -48,7 +46,8 @@ SAYS = {
 
 def modules() -> Iterator[tuple[str, ast.Module]]:
     """Every module of the bot that speaks to people on Discord."""
-    for path in sorted([*BOT.glob("*.py"), *(BOT / "commands").glob("*.py")]):
+    folders = (BOT, BOT / "commands", BOT / "charts")
+    for path in sorted(path for folder in folders for path in folder.glob("*.py")):
         yield str(path.relative_to(BOT)), ast.parse(path.read_text(encoding="utf-8"))
 
 

@@ -6,6 +6,7 @@ import os
 import re
 import shutil
 from collections.abc import AsyncIterator
+from pathlib import Path
 
 import discord
 import pytest
@@ -21,6 +22,8 @@ from playwright.async_api import (
 )
 
 from bot.playground.server import Playground, PlaygroundSettings
+from tests.e2e.operating import ADA as ADA_ID
+from tests.e2e.operating import operating
 from tests.playground.conftest import Recorder, connected
 from tests.playground.page_fixture import ADA, BOT, DM, GENERAL, PAGE_DIR, YOU, PageWorld, busy_loop
 
@@ -547,6 +550,33 @@ async def test_the_page_drives_a_real_discord_client_through_the_real_stand_in(
         await page.keyboard.press("Enter")
         await expect(last_message(page)).to_contain_text("You said: stroke by stroke")
         await expect(last_message(page)).to_contain_text("Only you can see this")
+        await page.close()
+    assert not complaints
+
+
+async def test_an_operators_picture_is_shown_in_place_with_its_words(
+    window: BrowserContext, tmp_path: Path
+) -> None:
+    complaints: list[str] = []
+    async with operating(tmp_path) as deck:
+        await deck.liked_reply("hello", ADA_ID)
+        page = await open_page(window, deck.playground.base_url, complaints)
+        for command, words in (("/stats", "1 liked, 0 disliked"), ("/status", "Liked or corrected: 1 of 25")):
+            await composer(page).fill(command)
+            await page.keyboard.press("Enter")
+            await page.keyboard.press("Enter")
+            await expect(last_message(page)).to_contain_text("Only you can see this")
+            picture = last_message(page).get_by_role("img", name=words)
+            await expect(picture).to_be_visible()
+            assert await picture.evaluate("image => image.decode().then(() => image.naturalWidth)") == 1100
+            await expect(page.locator(".jump")).to_be_hidden()
+            assert 300 < (await picture.bounding_box() or {"width": 0})["width"] <= 550
+        await last_message(page).locator(".picture").click()
+        larger = page.get_by_role("dialog")
+        await expect(larger.locator("p")).to_contain_text("Liked or corrected: 1 of 25")
+        assert await larger.locator("img").evaluate("image => image.clientWidth") > 550
+        await page.keyboard.press("Escape")
+        await expect(larger).to_have_count(0)
         await page.close()
     assert not complaints
 

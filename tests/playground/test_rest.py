@@ -6,6 +6,7 @@ import aiohttp
 import discord
 import pytest
 from discord import app_commands
+from PIL import Image
 
 from bot.playground import community
 from bot.playground.errors import ActionRefusedError
@@ -155,6 +156,32 @@ async def test_a_file_travels_with_a_message_and_can_be_downloaded(
     assert await attachment.read() == b"\x00binary\xff"
     async with aiohttp.ClientSession() as http, http.get(attachment.url) as response:
         assert response.headers["Content-Disposition"] == "attachment"
+
+
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "GIF", "WEBP"])
+async def test_a_picture_is_told_by_its_bytes_with_its_size(
+    playground: Playground, client: Recorder, kind: str
+) -> None:
+    drawn = io.BytesIO()
+    Image.new("RGB", (30, 20), "#56b4e9").save(drawn, kind)
+    file = discord.File(io.BytesIO(drawn.getvalue()), "chart", description="a blue field")
+    (attachment,) = (await (await channel_of(client)).send("here", file=file)).attachments
+    assert (attachment.content_type, attachment.width, attachment.height) == (f"image/{kind.lower()}", 30, 20)
+    async with aiohttp.ClientSession() as http, http.get(attachment.url) as response:
+        assert response.content_type == f"image/{kind.lower()}"
+        assert response.headers["X-Content-Type-Options"] == "nosniff"
+        assert await response.read() == drawn.getvalue()
+
+
+@pytest.mark.parametrize("content", [b"<svg onload='alert(1)'/>", b"<html>", b"\x89PNG\r\n\x1a\n", b"GIF89a"])
+async def test_what_only_calls_itself_a_picture_is_a_file_to_save(
+    playground: Playground, client: Recorder, content: bytes
+) -> None:
+    file = discord.File(io.BytesIO(content), "chart.svg")
+    (attachment,) = (await (await channel_of(client)).send("here", file=file)).attachments
+    assert attachment.width is None
+    async with aiohttp.ClientSession() as http, http.get(attachment.url) as response:
+        assert response.content_type == "application/octet-stream"
 
 
 async def test_a_file_beyond_discords_limit_is_refused(playground: Playground, client: Recorder) -> None:

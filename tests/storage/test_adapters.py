@@ -35,6 +35,10 @@ def rollback(db: sqlite_utils.Database) -> str | None:
     return adapters.rollback(db, scope=SCOPE, base_hash=BASE, actor="1", reason="it grew rude")
 
 
+def rollback_to(db: sqlite_utils.Database, adapter_id: str | None) -> str | None:
+    return adapters.rollback(db, scope=SCOPE, base_hash=BASE, actor="1", reason="older", to=adapter_id)
+
+
 def champion(database: Database) -> str | None:
     return database.read(lambda db: adapters.champion(db, SCOPE, BASE))
 
@@ -190,3 +194,16 @@ def test_the_registry_survives_a_restart(tmp_path: Path) -> None:
         database.write(lambda db: (candidate(db, "a1"), promote(db, "a1")))
     with Database.open(tmp_path / "strop.db") as database:
         assert champion(database) == "a1"
+
+
+def test_a_rollback_may_go_further_back_but_only_to_those_that_led_to_the_present_one(
+    three: Database,
+) -> None:
+    three.write(lambda db: [promote(db, name) for name in ("a1", "a2", "a3")])
+    assert three.read(lambda db: adapters.earlier_champions(db, SCOPE, BASE)) == [None, "a1", "a2"]
+    assert three.write(lambda db: rollback_to(db, "a1")) == "a1"
+    assert three.read(lambda db: adapters.earlier_champions(db, SCOPE, BASE)) == [None]
+    with pytest.raises(NothingToRollBackError, match="adapter a3 is none of those"):
+        three.write(lambda db: rollback_to(db, "a3"))
+    assert champion(three) == "a1"
+    assert three.write(lambda db: rollback_to(db, None)) is None

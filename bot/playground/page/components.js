@@ -1,11 +1,14 @@
 /** Buttons, selects, embeds and files that a message carries. */
 
+import { openDialog } from "./dialogs.js";
 import { cssColor, el } from "./dom.js";
 import { icon } from "./icons.js";
 import { renderMarkdown } from "./markdown.js";
 
 const BUTTON_STYLES = { 1: "is-primary", 2: "", 3: "is-success", 4: "is-danger", 5: "" };
 const PRESSED_MS = 3_000;
+const SHOWN_WIDTH = 550;
+const SHOWN_HEIGHT = 400;
 /** What the pictures on the bot's quiet buttons mean, in words; Discord shows none. */
 const MEANINGS = {
   "🔄": "Write it again",
@@ -166,8 +169,34 @@ export function renderEmbed(embed, names) {
   );
 }
 
-/** A file that the bot (or a member) attached. */
+/** A file that the bot (or a member) attached: a picture is shown in place, anything else can be saved. */
 export function renderAttachment(file) {
+  const address = picturePath(file);
+  return address ? picture(file, address) : savedFile(file);
+}
+
+/** Where the playground itself serves a picture; null for any other file, so that nothing is loaded from elsewhere. */
+function picturePath(file) {
+  if (!file.content_type?.startsWith("image/") || !file.width || !file.url) return null;
+  const path = new URL(file.url, location.href).pathname;
+  return path.startsWith("/attachments/") ? path : null;
+}
+
+/** A picture with its alt text; a press shows it larger, with the alt text for everybody to read. */
+function picture(file, address) {
+  // The size stands before the picture has come: nothing jumps when it does.
+  const scale = Math.min(1, SHOWN_WIDTH / file.width, SHOWN_HEIGHT / file.height);
+  const image = (factor) => el("img", { src: address, alt: file.description ?? file.filename, width: Math.round(file.width * factor), height: Math.round(file.height * factor), draggable: "false" });
+  const node = el("button", { class: "picture", type: "button", title: "Show larger", data: { focusKey: address } }, image(scale));
+  node.addEventListener("click", () => {
+    const save = el("a", { class: "button", href: address, download: file.filename, text: "Save" });
+    const words = file.description ? el("p", { class: "faint", dir: "auto", text: file.description }) : null;
+    openDialog({ title: file.filename, body: [el("div", { class: "picture-large" }, image(1)), words], actions: [save], wide: true });
+  });
+  return node;
+}
+
+function savedFile(file) {
   const address = safeLink(file.url) ?? (file.url?.startsWith("/") ? file.url : null);
   const size = file.size >= 1024 ? `${(file.size / 1024).toFixed(1)} kB` : `${file.size ?? 0} bytes`;
   return el(

@@ -12,7 +12,18 @@ import structlog
 
 from bot import attachments, questions, texts, threads, triggers
 from bot.answering import STOPPED, Answerer
-from bot.commands import ask, loop, moderation, privacy, records, retraining, settings, setup, stats
+from bot.commands import (
+    ask,
+    loop,
+    moderation,
+    privacy,
+    records,
+    retraining,
+    settings,
+    setup,
+    stats,
+    tasting,
+)
 from bot.commands.run_buttons import RunButton
 from bot.commands.tree import StropTree
 from bot.commands.votes import VoteButton
@@ -31,6 +42,7 @@ from bot.replies_ui.buttons import ReplyButton
 from bot.replies_ui.comparing import CompareButton
 from bot.services import Services
 from bot.surfaces import ChannelSurface, translated
+from bot.tasting import TastingHost
 from bot.texts import mark, tr
 from storage import blocks, replies
 from storage.config import Config
@@ -94,12 +106,25 @@ class StropClient(discord.Client):
         self.rating_recorder = RatingRecorder(services, self, self.answerer.is_writing_in)
         self.progress = ProgressReporter(services, self)
         self.operations = OperationsWatch(services, self)
+        self.tastings = TastingHost(services, self)
         self.attachments = attachments.AttachmentReader(
             attachments.from_discord(lambda: discord.http.Route.BASE if services.playground else None)
         )
         self.tree = StropTree(self)
         self.reply_actions = ReplyActions(services, self)
-        for module in (ask, loop, privacy, settings, moderation, menus, records, retraining, setup, stats):
+        for module in (
+            ask,
+            loop,
+            privacy,
+            settings,
+            moderation,
+            menus,
+            records,
+            retraining,
+            setup,
+            stats,
+            tasting,
+        ):
             module.add_to(self.tree)
         self.limits = MemberLimits()
         self._budget = IdentifyBudget(services.database)
@@ -146,6 +171,7 @@ class StropClient(discord.Client):
         """Let replies in flight finish or say that they were stopped, then disconnect."""
         await self.progress.stop()
         await self.operations.stop()
+        await self.tastings.stop()
         await self.answerer.drain()
         for job in list(self._jobs):
             job.cancel()
@@ -156,6 +182,7 @@ class StropClient(discord.Client):
         _log.info("gateway.ready", guilds=len(self.guilds), user_id=self.user.id if self.user else None)
         self.progress.start()
         self.operations.start()
+        self.tastings.start()
         self._own(self._catch_up())
 
     async def _catch_up(self) -> None:
@@ -248,7 +275,7 @@ class StropClient(discord.Client):
         person = threads.who_can_act(message, verdict)
         if person is not None and self._may_complain(message.channel.id):
             names = ", ".join(f"**{name}**" for name in missing)
-            await self._tell(person, tr(NO_THREAD, channel=message.channel.id, names=names))
+            await self.tell(person, tr(NO_THREAD, channel=message.channel.id, names=names))
         return None
 
     async def on_raw_reaction_add(self, event: discord.RawReactionActionEvent) -> None:
@@ -324,9 +351,9 @@ class StropClient(discord.Client):
         if not self._may_complain(channel_id):
             return
         names = ", ".join(f"**{name}**" for name in missing)
-        await self._tell(message.author.id, tr(NO_PERMISSION, channel=channel_id, names=names))
+        await self.tell(message.author.id, tr(NO_PERMISSION, channel=channel_id, names=names))
 
-    async def _tell(self, user_id: int, text: str) -> None:
+    async def tell(self, user_id: int, text: str) -> None:
         """Write to one person in private, if they let us."""
         try:
             direct = await translated(self.create_dm(discord.Object(user_id)))

@@ -29,7 +29,7 @@ from storage.tastings import BankPrompt, Progress, Tasting
 if TYPE_CHECKING:
     from bot.client import StropClient
 
-POLL_S = 1.0
+POLL_S = 0.5
 # While something is in the way, or nobody rates, a tasting is looked at this often.
 LOOK_AGAIN_S = 15.0
 # With more replies than this in flight, members go first.

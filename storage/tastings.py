@@ -298,7 +298,7 @@ def progress(db: sqlite_utils.Database, tasting_id: str) -> Progress:
                        AS ratings,
                    count(DISTINCT ratings.user_id) AS raters
             FROM tasting_turns
-            JOIN {_REPLIES_OF_TURN} ON messages.discord_id = tasting_turns.discord_id
+            {_AND_REPLIES}
             LEFT JOIN ratings ON ratings.reply_id = replies.id AND ratings.retracted = 0
             WHERE tasting_turns.tasting_id = :id""",
         {"id": tasting_id},
@@ -332,6 +332,8 @@ def latest(db: sqlite_utils.Database, guild_id: int | None = None, limit: int = 
 
 
 _REPLIES_OF_TURN = "messages JOIN replies ON replies.prompt_message_id = messages.id"
+_AND_REPLIES = """JOIN messages ON messages.discord_id = tasting_turns.discord_id
+            JOIN replies ON replies.prompt_message_id = messages.id"""
 
 
 def _answered_keys(
@@ -341,7 +343,7 @@ def _answered_keys(
     rows = sql.many(
         db,
         f"""SELECT DISTINCT tasting_turns.key FROM tasting_turns
-            JOIN {_REPLIES_OF_TURN} ON messages.discord_id = tasting_turns.discord_id
+            {_AND_REPLIES}
             WHERE replies.scope = ? AND replies.base_hash = ? AND replies.adapter_id IS ?
                   AND replies.status = 'complete' AND messages.deleted_ms IS NULL""",
         (scope, base_hash, champion_id),

@@ -50,7 +50,6 @@ group = app_commands.Group(
     name="tasting",
     description="Let members rate my answers to prompts of your own (for operators).",
     guild_only=True,
-    default_permissions=discord.Permissions(manage_guild=True),
 )
 
 

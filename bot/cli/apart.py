@@ -262,10 +262,10 @@ class _Stage:
 
     async def settled(self, run_id: str) -> Run:
         """Return the run once the votes have decided it, or as it is where they are too few."""
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(VOTES_SETTLE_S):
-                while (await self._run(run_id)).outcome == "votes":
-                    await asyncio.sleep(POLL_S)
+        for _ in range(round(VOTES_SETTLE_S / POLL_S)):
+            if (await self._run(run_id)).outcome != "votes":
+                break
+            await asyncio.sleep(POLL_S)
         return await self._run(run_id)
 
     async def _run(self, run_id: str) -> Run:

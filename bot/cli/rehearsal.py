@@ -214,8 +214,8 @@ def _tell_outcome(outcome: apart.Outcome) -> None:
     if outcome.worth is not None:
         found = outcome.worth
         typer.echo(
-            f"By the taste itself, on {found.prompts} prompts that were kept back: {found.before:.2f} before, "
-            f"{found.after:.2f} from the challenger, {found.gain:+.2f} (95 % CI {found.low:+.2f} to "
+            f"By the taste itself, on {found.prompts} prompts that were kept back: {found.before:.2f} "
+            f"before, {found.after:.2f} from the challenger, {found.gain:+.2f} (95 % CI {found.low:+.2f} to "
             f"{found.high:+.2f})."
         )
     typer.echo(f"{outcome.verdict}\n")
@@ -256,9 +256,7 @@ def _show_tastes(*, as_json: bool) -> None:
         typer.echo(
             f"{taste['key']}: {taste['title']}\n    {taste['description']}\n    e.g. {taste['example']}"
         )
-    typer.echo(
-        "\nA taste of your own, as --want FEATURE (not:FEATURE, FEATURE=VALUE, FEATURE*WEIGHT) or in TOML:"
-    )
+    typer.echo("\nA taste of your own, by --want (question, not:concrete, words=20, warm*2) or in TOML:")
     for name, told in features.items():
         typer.echo(f"    {name}: {told}")
 

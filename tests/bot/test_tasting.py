@@ -14,6 +14,7 @@ from bot import texts
 from bot.commands import tasting
 from bot.permissions import NOT_OPERATOR
 from bot.replies_ui import corrections
+from bot.replies_ui.buttons import EMOJI
 from bot.tasting import TastingHost
 from storage import dataset, members, sql, tastings
 from storage.tastings import Tasting
@@ -149,6 +150,7 @@ async def test_only_operators_use_it(community: Community) -> None:
     for command in ("add", "list", "start", "stop", "status"):
         assert text(await community.bob.slash(community.channel, f"tasting {command}")) == NOT_OPERATOR
     assert community.services.database.read(tastings.prompts) == []
+    assert len(community.env.errors) == 5
 
 
 async def test_a_form_of_somebody_who_is_no_operator_any_more_is_refused(community: Community) -> None:
@@ -274,6 +276,7 @@ async def test_a_better_answer_without_discords_permission_says_that_it_does_not
     await begin(community)
     await asked(community, 1)
     community.services.playground = False
+    await until(lambda: EMOJI["better"] in buttons(community.messages()[-1]))
     opened = await community.bob.click(community.messages()[-1], custom_id=better(community))
     said = text(await community.bob.submit_modal(opened, {"text": "Flour and time."}))
     assert said == corrections.KEPT_UNTRAINED

@@ -139,14 +139,13 @@ def rehearse(
         own = prompts_in(prompts) if prompts else REHEARSAL_PROMPTS
         _apart(config, Request(chosen, own, cast, rounds, tuple(settings or ())), into, as_json=as_json)
         return
-    url, secret = _playground(config)
     if stop:
-        state = _run(_stop(url, secret))
+        state = _run(_stop(*_playground(config)))
     else:
         chosen = _chosen(taste, want)
         if prompts:
             cast["prompts"] = prompts_in(prompts)
-        state = _run(_rehearse(url, secret, chosen, rounds, cast, quiet=as_json))
+        state = _run(_rehearse(*_playground(config), chosen, rounds, cast, quiet=as_json))
     if as_json:
         typer.echo(json.dumps(state, ensure_ascii=False))
     else:

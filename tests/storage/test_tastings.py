@@ -3,7 +3,7 @@ from itertools import count
 import pytest
 import sqlite_utils
 
-from storage import audit, clock, members, sql, tastings
+from storage import audit, clock, members, replies, sql, tastings
 from storage.database import Database
 from storage.errors import TastingError, UnknownRowError
 from storage.tastings import Tasting
@@ -182,5 +182,17 @@ def test_a_removed_prompt_leaves_what_was_asked(database: Database) -> None:
         bank(db, "one")
         assert begin(db).wanted == 1
         assert sql.value(db, "SELECT count(*) FROM messages WHERE content = 'one'") == 1
+
+    database.write(work)
+
+
+def test_a_tasted_answer_is_passed_over_where_a_channels_talk_goes_on(database: Database) -> None:
+    def work(db: sqlite_utils.Database) -> None:
+        talk = Community().asks(db, 1, "hello")
+        bank(db, "one")
+        ask(db, begin(db))
+        for asker_id in (None, 1):
+            found = replies.latest_in(db, CHANNEL, asker_id=asker_id)
+            assert found is not None and found.id == talk
 
     database.write(work)

@@ -46,6 +46,13 @@ HOW_FAR = mark(
     "<#{channel}>: {asked} of {wanted} asked, {rated} rated ({ratings} ratings by {raters} members), {state}"
 )
 
+# What storage refuses a tasting with, as the catalogues know it.
+REFUSALS = (
+    mark("A tasting is on in this channel already: stop it first."),
+    mark("There are no prompts yet: add some first."),
+    mark("Whoever answers now has answered every prompt already: add new ones, or ask them again."),
+)
+
 group = app_commands.Group(
     name="tasting",
     description="Let members rate my answers to prompts of your own (for operators).",

@@ -67,7 +67,14 @@ def answered(community: Community) -> int:
 
 
 async def asked(community: Community, number: int) -> None:
-    await until(lambda: answered(community) == number)
+    """Wait for so many answers, and for the last one's final text."""
+
+    def there() -> bool:
+        messages = community.messages()
+        faces = buttons(messages[-1]) if messages else []
+        return answered(community) == number and bool(faces) and EMOJI["stop"] not in faces
+
+    await until(there)
 
 
 async def test_the_prompts_come_one_by_one_and_rating_them_is_enough_to_train(
@@ -269,6 +276,17 @@ async def test_the_channels_language_and_emoji_are_used(community: Community) ->
     assert answer.endswith(texts.catalogue("de")[host.COUNTED].format(number=1, count=3))
 
 
+async def test_what_storage_refuses_is_said_in_the_channels_language(community: Community) -> None:
+    put(community, "language", "de", channel=community.channel)
+    refused = [await begin(community)]
+    await fill(community, "one")
+    await begin(community)
+    refused.append(await begin(community))
+    said = [texts.catalogue("de")[sentence] for sentence in tasting.REFUSALS]
+    assert refused == [said[1], said[0]]
+    assert len(community.env.errors) == 2
+
+
 async def test_a_better_answer_without_discords_permission_says_that_it_does_not_train(
     community: Community,
 ) -> None:
@@ -276,7 +294,6 @@ async def test_a_better_answer_without_discords_permission_says_that_it_does_not
     await begin(community)
     await asked(community, 1)
     community.services.playground = False
-    await until(lambda: EMOJI["better"] in buttons(community.messages()[-1]))
     opened = await community.bob.click(community.messages()[-1], custom_id=better(community))
     said = text(await community.bob.submit_modal(opened, {"text": "Flour and time."}))
     assert said == corrections.KEPT_UNTRAINED

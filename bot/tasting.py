@@ -1,7 +1,7 @@
 """Hold tastings: ask the operator's prompts one by one, each when it is due.
 
 What is on is in the database, never in memory only: `/tasting` and `strop tasting` write rows, this looks at
-them every second, and a restart goes on where the last turn ended.
+them every other second, and a restart goes on where the last turn ended.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from storage.tastings import BankPrompt, Progress, Tasting
 if TYPE_CHECKING:
     from bot.client import StropClient
 
-POLL_S = 0.5
+POLL_S = 2.0
 # While something is in the way, or nobody rates, a tasting is looked at this often.
 LOOK_AGAIN_S = 15.0
 # With more replies than this in flight, members go first.

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable
 from typing import Any
 
 import discord
-import pytest
 
 from bot import tasting as host
 from bot import texts
@@ -25,14 +24,6 @@ from tests.bot.test_reply_buttons import buttons
 from tests.bot.test_settings import put
 
 PROMPTS = "What is good bread?\nName three trees.\n# a comment\nWhy do cats purr?"
-
-
-@pytest.fixture(autouse=True)
-async def hurried(community: Community) -> AsyncIterator[None]:
-    """Tastings are looked at by the client's own host; what is asked is due at once."""
-    community.bot.tastings.start()
-    yield
-    await community.bot.tastings.stop()
 
 
 async def until(check: Callable[[], object]) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 from storage import dataset, replies, tastings
 from storage.database import Database
 from tests.bot.fake_server import FakeModelServer
-from tests.bot.test_process import Processes, page, processes
+from tests.bot.test_process import Processes, page, processes, until
 from tests.bot.test_settings_process import Visit, environment, visit
 
 __all__ = ["page", "processes", "visit"]
@@ -21,6 +21,10 @@ __all__ = ["page", "processes", "visit"]
 async def tasting(visit: Visit, subcommand: str, **options: Any) -> None:
     where = {"channel_id": visit.general, "user_id": visit.you}
     await visit.page.post("commands", **where, name="tasting", subcommand=subcommand, options=options)
+
+
+async def says(visit: Visit, text: str) -> bool:
+    return any(text in each["content"] for each in await visit.bots(visit.general))
 
 
 def strop(processes: Processes, *arguments: str, text: str = "") -> str:
@@ -62,7 +66,7 @@ async def test_prompts_by_form_file_and_command_line_are_asked_rated_and_trained
     bot.send_signal(signal.SIGTERM)
     await processes.ended(bot)
     processes.start("bot", STROP_PLAYGROUND="1")
-    await visit.saying("**The tasting is over.**")
+    await until(lambda: says(visit, "**The tasting is over.**"), 150)
     said = [each["content"] for each in await visit.bots(visit.general)]
     assert sum(each.startswith("**A tasting begins.**") for each in said) == 1
     assert [each.split("\n")[0] for each in said if "-# Tasting, " in each] == [

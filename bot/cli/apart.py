@@ -277,11 +277,13 @@ class _Stage:
         """Let who answered before and the challenger answer the prompts that were kept back."""
         if run.adapter_id is None:
             return None, []
-        before = await self._answers(champion, prompts)
-        after = await self._answers(run.adapter_id, prompts)
+        asked = measuring.repeated(prompts)
+        before = await self._answers(champion, asked)
+        after = await self._answers(run.adapter_id, asked)
         taste = self.request.taste
         judge = TASTES[taste] if isinstance(taste, str) else wish(taste)
-        return measuring.worth(judge, before, after), measuring.samples(judge, prompts, before, after)
+        found = measuring.worth(judge, before, after, len(prompts))
+        return found, measuring.samples(judge, prompts, before, after)
 
     async def _answers(self, adapter_id: str | None, prompts: tuple[str, ...]) -> list[str]:
         health = await self.client.health()

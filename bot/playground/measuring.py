@@ -22,6 +22,8 @@ from storage.config import ChatConfig
 KEPT_OF = 4
 MIN_PROMPTS = 8
 MAX_MEASURED = 40
+#: So many replies from each side, a few to each prompt where there are few prompts.
+REPLIES = 64
 SAMPLES = 3
 RESAMPLES = 2000
 _PARALLEL = 8
@@ -66,10 +68,15 @@ def kept_back(prompts: Sequence[str]) -> tuple[tuple[str, ...], tuple[str, ...]]
     return tuple(each for each in prompts if each not in kept), tuple(shuffled[:count])
 
 
+def repeated(prompts: Sequence[str]) -> tuple[str, ...]:
+    """Return the prompts once or a few times over, so that the measure has enough replies to say something."""
+    return tuple(prompts) * max(1, REPLIES // len(prompts))
+
+
 async def answers(
     client: ModelClient, model: str, prompts: Sequence[str], chat: ChatConfig, seed: int
 ) -> list[str]:
-    """Let a model answer each prompt as the bot would ask it, with one seed a prompt."""
+    """Let a model answer each prompt as the bot would ask it, each with a seed of its own."""
     turns = asyncio.Semaphore(_PARALLEL)
     head = [ChatMessage("system", chat.system_prompt)] if chat.system_prompt.strip() else []
 
@@ -89,9 +96,15 @@ async def answers(
     return list(await asyncio.gather(*(answer(number, prompt) for number, prompt in enumerate(prompts))))
 
 
-def worth(taste: Taste, before: Sequence[str], after: Sequence[str], seed: int = 0) -> Worth:
-    """Compare replies to the same prompts by the taste, with a paired bootstrap over prompts."""
-    pairs = [(taste.utility(old), taste.utility(new)) for old, new in zip(before, after, strict=True)]
+def worth(taste: Taste, before: Sequence[str], after: Sequence[str], prompts: int, seed: int = 0) -> Worth:
+    """Compare replies to so many prompts, repeated in turn, by the taste: a paired bootstrap over prompts."""
+    pairs = [
+        (
+            fmean(taste.utility(text) for text in before[prompt::prompts]),
+            fmean(taste.utility(text) for text in after[prompt::prompts]),
+        )
+        for prompt in range(prompts)
+    ]
     gains = [new - old for old, new in pairs]
     dice = random.Random(seed)
     means = sorted(fmean(dice.choices(gains, k=len(gains))) for _ in range(RESAMPLES))
@@ -117,5 +130,5 @@ def samples(
             "after": new,
             "after_utility": round(taste.utility(new), 3),
         }
-        for prompt, old, new in list(zip(prompts, before, after, strict=True))[:SAMPLES]
+        for prompt, old, new in list(zip(prompts, before, after, strict=False))[:SAMPLES]
     ]

@@ -139,7 +139,13 @@ class StropClient(discord.Client):
     async def setup_hook(self) -> None:
         """Prepare what doesn't need the gateway."""
         self.add_dynamic_items(
-            VoteButton, RunButton, records.AuditButton, ReplyButton, CompareButton, *settings.dynamic_items()
+            VoteButton,
+            RunButton,
+            records.AuditButton,
+            ReplyButton,
+            CompareButton,
+            tasting.OfferButton,
+            *settings.dynamic_items(),
         )
         self._half_written = await self.services.database.awrite(replies.abandon_streaming)
         await self.tree.sync_if_changed(always=self.services.playground)

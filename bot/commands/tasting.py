@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any
+import re
+from typing import Any, Self
 
 import discord
 from discord import app_commands
 
 from bot import tasting as host
-from bot.commands.tree import Interaction, StropTree, operators_only, say, speak_to
+from bot.commands.tree import Interaction, StropTree, guarded, operators_only, say, speak_to
 from bot.permissions import NOT_OPERATOR
 from bot.questions import parent_of
 from bot.replies_ui import modals
@@ -71,8 +72,7 @@ def add_to(tree: StropTree) -> None:
 async def add(interaction: Interaction, file: discord.Attachment | None = None) -> None:
     """Open the form, or read the file."""
     if file is None:
-        form = modals.prompts(tr("Prompts for tastings"), tr("One prompt a line"), tr(HINT))
-        await interaction.response.send_modal(form)
+        await interaction.response.send_modal(_form())
         return
     await interaction.response.defer(ephemeral=True, thinking=True)
     attached = await interaction.client.attachments.read_one(file)
@@ -174,12 +174,25 @@ async def start(
 ) -> None:
     """Begin a tasting in this channel."""
     await interaction.response.defer(ephemeral=True, thinking=True)
+    every_s = tastings.DEFAULT_EVERY_S if minutes is None else minutes * 60
+    await say(interaction, await _begin(interaction, count, every_s, pairs=pairs, again=again))
+
+
+async def _begin(
+    interaction: Interaction,
+    count: int | None = None,
+    every_s: float = tastings.DEFAULT_EVERY_S,
+    *,
+    pairs: bool = False,
+    again: bool = False,
+) -> str:
+    """Begin a tasting in the interaction's channel; return the sentence on it, or on what is in the way."""
     services, guild_id, channel_id = interaction.client.services, interaction.guild_id, interaction.channel_id
     if guild_id is None or channel_id is None:
         raise app_commands.NoPrivateMessage
     found = await services.settings(guild_id, parent_of(interaction.channel) or channel_id)
     if reason := host.objection(services, interaction.channel, found, pairs=pairs):
-        return await say(interaction, reason)
+        return reason
     base_hash, scope = await services.base_hash(), services.scope(guild_id)
     begun = await services.database.awrite(
         lambda db: tastings.start(
@@ -190,14 +203,14 @@ async def start(
             base_hash=base_hash,
             champion_id=adapters.champion(db, scope, base_hash),
             wanted=count,
-            every_s=tastings.DEFAULT_EVERY_S if minutes is None else minutes * 60,
+            every_s=every_s,
             pairs=pairs,
             again=again,
             requested_by=str(interaction.user.id),
         )
     )
     pace = pace_text(begun.every_s)
-    return await say(interaction, tr(BEGUN, count=begun.wanted, pace=pace, unrated=tastings.MOST_UNRATED))
+    return tr(BEGUN, count=begun.wanted, pace=pace, unrated=tastings.MOST_UNRATED)
 
 
 @group.command(description="Stop the tasting in this channel.")
@@ -249,6 +262,48 @@ def _progress_text(tasting: Tasting, progress: Progress, waits: bool) -> str:
         state=state,
     )
     return f"{said}\n-# {tasting.why}" if tasting.why else said
+
+
+class OfferButton(
+    discord.ui.DynamicItem[discord.ui.Button[discord.ui.View]], template=r"strop:tasting:offer"
+):
+    """Below a run that found nothing to train on: begins a tasting, or takes prompts where there are none."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            discord.ui.Button(
+                label="Start a tasting", style=discord.ButtonStyle.secondary, custom_id="strop:tasting:offer"
+            )
+        )
+
+    @classmethod
+    async def from_custom_id(
+        cls, interaction: discord.Interaction[Any], item: discord.ui.Item[Any], match: re.Match[str], /
+    ) -> Self:
+        """Make the button again when it is pressed."""
+        return cls()
+
+    @guarded
+    async def callback(self, interaction: discord.Interaction[Any]) -> None:
+        """Do what /tasting does, for operators."""
+        if not interaction.client.is_operator(interaction.user.id):
+            return await say(interaction, tr(NOT_OPERATOR))
+        if not await interaction.client.services.database.aread(tastings.prompts):
+            await interaction.response.send_modal(_form())
+            return None
+        await interaction.response.defer(ephemeral=True, thinking=True)
+        return await say(interaction, await _begin(interaction))
+
+
+def offer_view() -> discord.ui.View:
+    """Return the button that offers a tasting."""
+    view = discord.ui.View(timeout=None)
+    view.add_item(OfferButton())
+    return view
+
+
+def _form() -> discord.ui.Modal:
+    return modals.prompts(tr("Prompts for tastings"), tr("One prompt a line"), tr(HINT))
 
 
 def pace_text(seconds: float) -> str:

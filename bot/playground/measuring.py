@@ -69,7 +69,7 @@ def kept_back(prompts: Sequence[str]) -> tuple[tuple[str, ...], tuple[str, ...]]
 
 
 def repeated(prompts: Sequence[str]) -> tuple[str, ...]:
-    """Return the prompts once or a few times over, so that the measure has enough replies to say something."""
+    """Return the prompts once or a few times over, so that there are enough replies to say something."""
     return tuple(prompts) * max(1, REPLIES // len(prompts))
 
 

@@ -118,8 +118,21 @@ class AttachmentReader:
             notes.append(tr("Your files are longer than I can keep: I left out the rest."))
         return Attached(text, (*notes, *(note for _, note in found if note)))
 
+    async def read_one(self, file: File) -> Attached:
+        """Return the text of one file as it is, or honest words on why there is none."""
+        if not is_text(file):
+            return Attached(notes=(tr("I can't open {names}: I read only text.", names=_names([file])),))
+        text, note = await self._text(file)
+        return Attached(text, (note,) if note else ())
+
     async def _read(self, file: File) -> tuple[str, str]:
         """Return one file's block of text and what to say about it; either may be empty."""
+        text, note = await self._text(file)
+        name = plain_name(file.filename)
+        return f"[{name}]\n{text}\n[end of {name}]" if text else "", note
+
+    async def _text(self, file: File) -> tuple[str, str]:
+        """Return one file's text and what to say about it; either may be empty."""
         name = plain_name(file.filename)
         try:
             async with asyncio.timeout(DOWNLOAD_TIMEOUT_S):
@@ -135,7 +148,7 @@ class AttachmentReader:
         size = MAX_FILE_BYTES // 1024
         large = tr("{name} is large: I read only its first {size} kB.", name=name, size=size)
         note = "" if whole else large
-        return f"[{name}]\n{text.strip()}\n[end of {name}]", note
+        return text.strip(), note
 
     async def _bytes(self, url: str) -> tuple[bytes, bool]:
         """Download up to the limit; say whether that was all."""

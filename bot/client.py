@@ -13,7 +13,19 @@ import structlog
 from bot import attachments, questions, texts, threads, triggers
 from bot.answering import STOPPED, Answerer
 from bot.charts.studio import Studio
-from bot.commands import adapters, ask, loop, moderation, privacy, records, retraining, settings, setup, stats
+from bot.commands import (
+    adapters,
+    ask,
+    loop,
+    moderation,
+    privacy,
+    records,
+    retraining,
+    settings,
+    setup,
+    stats,
+    tasting,
+)
 from bot.commands.run_buttons import RunButton
 from bot.commands.tree import StropTree
 from bot.commands.votes import VoteButton
@@ -32,6 +44,7 @@ from bot.replies_ui.buttons import ReplyButton
 from bot.replies_ui.comparing import CompareButton
 from bot.services import Services
 from bot.surfaces import ChannelSurface, translated
+from bot.tasting import TastingHost
 from bot.texts import mark, tr
 from storage import blocks, replies
 from storage.config import Config
@@ -95,6 +108,7 @@ class StropClient(discord.Client):
         self.rating_recorder = RatingRecorder(services, self, self.answerer.is_writing_in)
         self.progress = ProgressReporter(services, self)
         self.operations = OperationsWatch(services, self)
+        self.tastings = TastingHost(services, self)
         self.attachments = attachments.AttachmentReader(
             attachments.from_discord(lambda: discord.http.Route.BASE if services.playground else None)
         )
@@ -112,6 +126,7 @@ class StropClient(discord.Client):
             retraining,
             setup,
             stats,
+            tasting,
         ):
             module.add_to(self.tree)
         self.studio = Studio()
@@ -134,6 +149,7 @@ class StropClient(discord.Client):
             adapters.AdaptersButton,
             ReplyButton,
             CompareButton,
+            tasting.OfferButton,
             *settings.dynamic_items(),
         )
         self._half_written = await self.services.database.awrite(replies.abandon_streaming)
@@ -166,6 +182,7 @@ class StropClient(discord.Client):
         """Let replies in flight finish or say that they were stopped, then disconnect."""
         await self.progress.stop()
         await self.operations.stop()
+        await self.tastings.stop()
         await self.answerer.drain()
         for job in list(self._jobs):
             job.cancel()
@@ -177,6 +194,7 @@ class StropClient(discord.Client):
         _log.info("gateway.ready", guilds=len(self.guilds), user_id=self.user.id if self.user else None)
         self.progress.start()
         self.operations.start()
+        self.tastings.start()
         self._own(self._catch_up())
 
     async def _catch_up(self) -> None:
@@ -269,7 +287,7 @@ class StropClient(discord.Client):
         person = threads.who_can_act(message, verdict)
         if person is not None and self._may_complain(message.channel.id):
             names = ", ".join(f"**{name}**" for name in missing)
-            await self._tell(person, tr(NO_THREAD, channel=message.channel.id, names=names))
+            await self.tell(person, tr(NO_THREAD, channel=message.channel.id, names=names))
         return None
 
     async def on_raw_reaction_add(self, event: discord.RawReactionActionEvent) -> None:
@@ -345,9 +363,9 @@ class StropClient(discord.Client):
         if not self._may_complain(channel_id):
             return
         names = ", ".join(f"**{name}**" for name in missing)
-        await self._tell(message.author.id, tr(NO_PERMISSION, channel=channel_id, names=names))
+        await self.tell(message.author.id, tr(NO_PERMISSION, channel=channel_id, names=names))
 
-    async def _tell(self, user_id: int, text: str) -> None:
+    async def tell(self, user_id: int, text: str) -> None:
         """Write to one person in private, if they let us."""
         try:
             direct = await translated(self.create_dm(discord.Object(user_id)))

@@ -16,13 +16,14 @@ from discord.ext import tasks
 
 from bot import promotion_card
 from bot.commands.run_buttons import cancel_view, card_view, shown_samples
+from bot.commands.tasting import offer_view
 from bot.commands.votes import DuelBoard
 from bot.errors import ChannelRefusedError, DeliveryError, MessageGoneError
 from bot.glance import PHASES, duration
 from bot.promotion_card import Card
 from bot.services import Services
 from bot.surfaces import translated
-from storage import duels, facts, overview, runs, trials
+from storage import duels, facts, overview, runs, tastings, trials
 from storage.clock import now_ms
 from storage.processes import is_locked
 
@@ -51,6 +52,7 @@ class _Look:
 
     text: str
     stoppable: bool = False
+    offers_tasting: bool = False
     card: Card | None = None
 
 
@@ -155,7 +157,8 @@ class ProgressReporter:
             for run in latest:
                 busy |= run.finished_ms is None or run.outcome == "votes"
                 text = run_text(run, trainer_alive=trainer_alive, votes=waiting.votes, canary=waiting.canary)
-                look = _Look(text, stoppable=run.finished_ms is None, card=cards.get(run.id))
+                offers = run.outcome == "not_yet" and tastings.OFFER in run.message
+                look = _Look(text, run.finished_ms is None, offers, cards.get(run.id))
                 await self._show(run, channel_id, look)
             if channel_id is not None:
                 await self._board.update(scope, channel_id)
@@ -209,6 +212,8 @@ class ProgressReporter:
         if look.card is not None:
             samples = await shown_samples(self._services, look.card)
             return {"embed": promotion_card.embed(look.card, samples), "view": card_view(look.card)}
+        if look.offers_tasting:
+            return {"embed": None, "view": offer_view()}
         return {"embed": None, "view": cancel_view(run.id) if look.stoppable else None}
 
     def _new_report(self, run: runs.Run, channel_id: int | None) -> _Report | None:

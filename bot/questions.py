@@ -45,7 +45,7 @@ class Question:
     ``discord_id`` is the message's (or the interaction's) id; ``parent_discord_id`` the message that it
     replies to; ``follows`` says what it goes on with otherwise. ``parent_channel_id`` is the channel that a
     thread hangs on. ``quote`` is shown above the answer where the question isn't ``visible`` in the channel,
-    ``note`` below it. ``attached_text`` came in files with the message.
+    ``note`` below it. ``attached_text`` came in files with the message. ``compared`` asks for two candidates.
     """
 
     discord_id: int
@@ -62,6 +62,7 @@ class Question:
     parent_channel_id: int | None = None
     follows: Follows | None = None
     cited: Cited | None = None
+    compared: bool = False
 
     @property
     def home_channel_id(self) -> int:

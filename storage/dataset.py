@@ -12,7 +12,7 @@ from typing import Any
 
 import sqlite_utils
 
-from storage import settings, sql
+from storage import settings, sql, tastings
 from storage.clock import DAY_MS, now_ms
 from storage.conversations import Split
 
@@ -117,11 +117,11 @@ def judged(
     page = Page(db, reply_ids, permission_reference)
     for candidate in page.candidates:
         reason = page.objection(candidate)
-        given = page.ratings(candidate["id"]) if reason is None else []
+        given = page.ratings(candidate) if reason is None else []
         if reason is None and given:
             yield _rated_reply(candidate, given)
         else:
-            yield reason or "no_eligible_rating"
+            yield reason or page.missing_rating(candidate)
 
 
 def pages(db: sqlite_utils.Database, scope: str) -> Iterator[list[str]]:
@@ -178,23 +178,42 @@ class Page:
         objections = {self.objection_to(message) for message in context if message["user_id"] is not None}
         return next((reason for reason in REASONS if reason in objections), None)
 
-    def ratings(self, reply_id: str) -> list[GivenRating]:
+    def ratings(self, candidate: sql.Row) -> list[GivenRating]:
         """Return the ratings of a reply that may train."""
         return [
             GivenRating(**{key: rating[key] for key in GivenRating.__slots__})
-            for rating in self._ratings[reply_id]
-            if self.objection_to(rating) is None
+            for rating in self._ratings[candidate["id"]]
+            if self._objection_to_rating(candidate, rating) is None
         ]
 
-    def objection_to(self, row: sql.Row) -> str | None:
-        """Judge a message, a rating or a vote by its author: what they said then, and what they say now."""
+    def missing_rating(self, candidate: sql.Row) -> str:
+        """Return why none of a reply's ratings may train."""
+        objections = {
+            self._objection_to_rating(candidate, rating) for rating in self._ratings[candidate["id"]]
+        }
+        wordy = candidate["source"] == tastings.SOURCE and objections == {"no_permission"}
+        return "no_permission" if wordy else "no_eligible_rating"
+
+    def _objection_to_rating(self, candidate: sql.Row, rating: sql.Row) -> str | None:
+        """Judge a rating. In a tasting a thumb or a vote quotes no member's message: the opt-in is enough.
+
+        A correction is a member's own words, also there.
+        """
+        permitted = candidate["source"] == tastings.SOURCE and rating["kind"] != "correction"
+        return self.objection_to(rating, permitted=permitted)
+
+    def objection_to(self, row: sql.Row, *, permitted: bool = False) -> str | None:
+        """Judge a message, a rating or a vote by its author: what they said then, and what they say now.
+
+        `permitted` is what needs no permission of Discord's.
+        """
         if "out" in (row["consent"], row["member_consent"]):
             return "opted_out"
         if row["erased_ms"] is not None and row["erased_ms"] > self._rested_since_ms:
             return "recently_erased"
         if {row["source"], row["member_source"]} <= FREE_SOURCES:
             return None
-        if not self._permitted:
+        if not (self._permitted or permitted):
             return "no_permission"
         return None if row["member_consent"] == "in" else "no_consent"
 

@@ -16,7 +16,8 @@ StorageError
 │   ├── NothingToRollBackError  the base model already answers
 │   ├── RunNotActiveError       the run is over, or belongs to another trainer
 │   ├── SettingError            a setting that isn't there, or a value that it can't have
-│   └── BlockError              a member who can't be blocked, or isn't
+│   ├── BlockError              a member who can't be blocked, or isn't
+│   └── TastingError            a tasting that can't begin; the text says what is in the way
 └── BackupError                 a backup that is incomplete, damaged, or in the way
 """
 
@@ -91,6 +92,10 @@ class SettingError(RuleError):
 
 class BlockError(RuleError):
     """This member can't be blocked, or was not."""
+
+
+class TastingError(RuleError):
+    """A tasting can't begin, or the operator's prompts can't be taken; the text says why."""
 
 
 class BackupError(StorageError):

@@ -536,6 +536,54 @@ CREATE INDEX trial_replies_by_reply ON trial_replies (reply_id)
     )
 
 
+def m0011_tastings(db: sqlite_utils.Database) -> None:
+    """The operator's prompts, the tastings in which they are asked, and which message asked which.
+
+    `tasting_turns.discord_id` is the id of the prompt's row in `messages`, which no Discord message shows.
+    """
+    _run(
+        db,
+        """
+CREATE TABLE tasting_prompts (
+    id INTEGER PRIMARY KEY,
+    text TEXT NOT NULL,
+    key TEXT NOT NULL UNIQUE,
+    created_ms INTEGER NOT NULL
+) STRICT
+
+CREATE TABLE tastings (
+    id TEXT PRIMARY KEY,
+    guild_id INTEGER NOT NULL,
+    channel_id INTEGER NOT NULL,
+    scope TEXT NOT NULL,
+    wanted INTEGER NOT NULL,
+    every_s REAL NOT NULL,
+    pairs INTEGER NOT NULL CHECK (pairs IN (0, 1)),
+    again INTEGER NOT NULL CHECK (again IN (0, 1)),
+    state TEXT NOT NULL CHECK (state IN ('running', 'done', 'stopped')),
+    why TEXT NOT NULL DEFAULT '',
+    requested_by TEXT NOT NULL,
+    next_ms INTEGER NOT NULL,
+    created_ms INTEGER NOT NULL,
+    ended_ms INTEGER
+) STRICT
+
+CREATE UNIQUE INDEX tastings_one_in_a_channel ON tastings (channel_id) WHERE state = 'running'
+
+CREATE TABLE tasting_turns (
+    discord_id INTEGER PRIMARY KEY,
+    tasting_id TEXT NOT NULL REFERENCES tastings (id),
+    key TEXT NOT NULL,
+    created_ms INTEGER NOT NULL
+) STRICT
+
+CREATE INDEX tasting_turns_by_tasting ON tasting_turns (tasting_id, created_ms)
+
+CREATE INDEX tasting_turns_by_key ON tasting_turns (key)
+""",
+    )
+
+
 for _step in (
     m0001_people_and_conversations,
     m0002_replies_and_ratings,
@@ -545,5 +593,6 @@ for _step in (
     m0006_settings_and_moderation,
     m0007_versions_and_comparisons,
     m0010_trials,
+    m0011_tastings,
 ):
     steps()(_step)

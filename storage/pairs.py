@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import sqlite_utils
 
-from storage import sql
+from storage import sql, tastings
 from storage.conversations import Split
 from storage.dataset import Page, RatedReply
 
@@ -79,9 +79,15 @@ def _duel_pairs(db: sqlite_utils.Database, scope: str, permission_reference: str
     duels = sql.many(db, _DUELS, (scope,))
     page = Page(db, sorted({duel["reply_id"] for duel in duels}), permission_reference)
     grounds = {reply["id"]: reply for reply in page.candidates if page.objection(reply) is None}
+    # A vote on a tasting's duel quotes no member's message, as a thumb there doesn't: the opt-in is enough.
+    tasted = {
+        duel["id"]
+        for duel in duels
+        if duel["reply_id"] in grounds and grounds[duel["reply_id"]]["source"] == tastings.SOURCE
+    }
     votes: defaultdict[str, list[GivenVote]] = defaultdict(list)
     for vote in sql.many(db, _DUEL_VOTES, (scope,)):
-        if page.objection_to(vote) is None:
+        if page.objection_to(vote, permitted=vote["duel_id"] in tasted) is None:
             votes[vote["duel_id"]].append(GivenVote(vote["user_id"], vote["choice"]))
     return [
         VotedPair(

@@ -6,7 +6,7 @@ from typing import Any, get_args
 
 import sqlite_utils
 
-from storage import dataset, runs
+from storage import dataset, runs, tastings
 from storage.config import TrainerConfig
 
 #: What a run may be told to train for.
@@ -48,6 +48,8 @@ def text(prospect: Prospect, settings: TrainerConfig) -> str:
     ]
     if not eligible.excluded:
         lines.append("Left out: nothing")
+    if not eligible.rows:
+        lines.append(tastings.OFFER)
     return "\n".join(lines)[:_LIMIT]
 
 

@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 import sqlite_utils
 
-from storage import conversations, sql
+from storage import conversations, sql, tastings
 from storage.clock import now_ms
 from storage.errors import UnknownRowError
 
@@ -244,15 +244,17 @@ def latest_in(
     """Return the newest reply with a text that ended in a channel at or after `since_ms`, or None.
 
     With `asker_id`, the newest one if it was this member's, so that nobody is answered in another's place.
+    An answer of a tasting is nobody's talk: it is passed over.
     """
     rows = sql.many(
         db,
         f"""{_SELECT} WHERE replies.id IN (
                 SELECT reply_id FROM reply_parts WHERE channel_id = ? ORDER BY discord_id DESC LIMIT 20)
             AND messages.content <> '' AND messages.deleted_ms IS NULL AND replies.status <> 'streaming'
+            AND replies.asker_id IS NOT ?
             AND replies.created_ms + coalesce(replies.duration_ms, 0) >= ?
             ORDER BY replies.message_id DESC LIMIT 1""",
-        (channel_id, since_ms),
+        (channel_id, tastings.OPERATOR_ID, since_ms),
     )
     found = _reply(rows[0]) if rows else None
     return found if found is None or asker_id in (None, found.asker_id) else None

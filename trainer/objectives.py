@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
+from storage import tastings
 from storage.config import TrainerConfig
 from storage.dataset import REASONS
 from trainer.errors import NotYetError
@@ -143,8 +144,10 @@ def within_budget(
 
 def _nothing_eligible(excluded: Mapping[str, int]) -> str:
     if not excluded:
-        return "not yet: no reply has been rated; react to the bot's replies with 👍 or 👎"
-    return "not yet: none of the rated replies may be trained on" + _excluded_note(excluded)
+        return f"not yet: no reply has been rated; react to the bot's replies with 👍 or 👎. {tastings.OFFER}"
+    note = _excluded_note(excluded)
+    offer = f" {tastings.OFFER}" if _TASTING_HELPS & excluded.keys() else ""
+    return f"not yet: none of the rated replies may be trained on{note}{offer}"
 
 
 def _excluded_note(excluded: Mapping[str, int]) -> str:
@@ -156,6 +159,9 @@ def _excluded_note(excluded: Mapping[str, int]) -> str:
     advice = [_ADVICE[reason] for reason, _ in ordered if reason in _ADVICE]
     return "; " + "; ".join(parts) + (f". {advice[0]}" if advice else "")
 
+
+# What keeps members' conversations out, and does not concern answers to the operator's own prompts.
+_TASTING_HELPS = frozenset({"no_permission", "no_consent", "not_public"})
 
 _ADVICE = {
     "no_permission": "An operator records Discord's permission in [discord] training_permission_reference.",

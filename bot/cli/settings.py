@@ -51,7 +51,7 @@ def show(
         strop settings show --guild 123456789012345678 --channel 223456789012345678 --json
     """
     with session(config) as opened:
-        guild_id = _guild(opened, guild)
+        guild_id = server_id(opened, guild)
         found = opened.database.read(lambda db: stored.in_force(db, opened.config, guild_id, channel))
     rows = {key: (getattr(found.settings, key), found.origins[key]) for key in KINDS}
     if as_json:
@@ -80,7 +80,7 @@ def put(
         strop settings set triggers "mention reply every" --channel 223456789012345678
     """
     with session(config) as opened:
-        place = Place(_guild(opened, guild), channel)
+        place = Place(server_id(opened, guild), channel)
         try:
             changed = opened.database.write(
                 lambda db: stored.put(db, opened.config, place, key, value, actor())
@@ -106,7 +106,7 @@ def reset(
         strop settings reset --channel 223456789012345678
     """
     with session(config) as opened:
-        place = Place(_guild(opened, guild), channel)
+        place = Place(server_id(opened, guild), channel)
         gone = opened.database.write(lambda db: stored.reset(db, place, actor(), key))
     typer.echo(f"Reset for {_named(place)}: {', '.join(gone)}." if gone else "Nothing was set there.")
 
@@ -193,7 +193,7 @@ def _record(each: blocking.Block) -> dict[str, Any]:
     return {field: getattr(each, field) for field in fields}
 
 
-def _guild(opened: Session, option: int | None) -> int:
+def server_id(opened: Session, option: int | None) -> int:
     """Return the server that was named, or the only one that the bot has talked in."""
     if option is not None:
         return option

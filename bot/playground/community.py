@@ -96,3 +96,23 @@ def _people() -> tuple[Person, ...]:
 PEOPLE = _people()
 OWNER = PEOPLE[0]
 SIMULATED = tuple(person for person in PEOPLE if person.simulated)
+
+#: A rehearsal's crowd can be larger than the members who are always there.
+MAX_CROWD = 60
+_GUEST_COLOR = "#7f8c8d"
+
+
+def crowd(count: int) -> tuple[Person, ...]:
+    """The first `count` simulated members; those beyond the ones who are always there are guests."""
+    guests = tuple(
+        Person(
+            _FIRST_ID + 1101 + n,
+            _FIRST_ID + 2101 + n,
+            f"guest{n + 1}·sim",
+            f"Guest {n + 1} (simulated)",
+            _GUEST_COLOR,
+            simulated=True,
+        )
+        for n in range(len(SIMULATED), count)
+    )
+    return (*SIMULATED[:count], *guests)

@@ -156,6 +156,7 @@ class DiscordBackend:
         self._gateway_listeners: list[Listener] = []
         self._page_listeners: list[Listener] = []
         self._answers: dict[int, asyncio.Future[None]] = {}
+        self._guests: list[community.Person] = []
         self._backend = _Backend(self._hidden)
         self._seed()
         self._backend.subscribers.append(self._emitted)
@@ -178,10 +179,25 @@ class DiscordBackend:
                 Channel(id=place.channel_id, type=ChannelType.TEXT, name=place.name, topic=place.topic)
             )
         for person in community.PEOPLE:
-            channel = Channel(id=person.dm_channel_id, type=ChannelType.DM, recipient_ids=[person.user_id])
-            backend.channels[channel.id] = channel
-            backend.messages[channel.id] = {}
-            backend.dm_channels[person.user_id] = channel.id
+            self._add_direct_channel(person)
+
+    def welcome(self, people: Iterable[community.Person]) -> None:
+        """Let simulated guests join the server; those who are there already stay."""
+        for person in people:
+            if person.user_id in self._backend.users:
+                continue
+            self._backend.users[person.user_id] = User(
+                id=person.user_id, name=person.username, global_name=person.display_name
+            )
+            self._backend.add_member(community.GUILD_ID, person.user_id)
+            self._add_direct_channel(person)
+            self._guests.append(person)
+
+    def _add_direct_channel(self, person: community.Person) -> None:
+        channel = Channel(id=person.dm_channel_id, type=ChannelType.DM, recipient_ids=[person.user_id])
+        self._backend.channels[channel.id] = channel
+        self._backend.messages[channel.id] = {}
+        self._backend.dm_channels[person.user_id] = channel.id
 
     def _add_channel(self, channel: Channel) -> None:
         guild = self._backend.get_guild(community.GUILD_ID)
@@ -434,7 +450,7 @@ class DiscordBackend:
                 "simulated": person.simulated,
                 "operator": person is community.OWNER,
             }
-            for person in community.PEOPLE
+            for person in (*community.PEOPLE, *self._guests)
         ]
         bot = {"color": "#f2c94c", "bot": True, "simulated": False, "operator": False}
         return [
@@ -623,7 +639,9 @@ class DiscordBackend:
                     raise ActionRefusedError(f"The option “{name}” is required.")
                 continue
             value = self._option_value(option, given[name])
-            if option["type"] in _ENTITY_OPTIONS:
+            if option["type"] == OptionType.ATTACHMENT:
+                value = interactions.store_interaction_attachment(self._backend, channel_id, *value, resolved)
+            elif option["type"] in _ENTITY_OPTIONS:
                 for kind, entries in self._resolve(
                     OptionType(option["type"]), int(value), channel_id
                 ).items():

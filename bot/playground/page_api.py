@@ -24,11 +24,12 @@ from bot.playground.errors import ActionRefusedError, RehearsalError, SampleErro
 from bot.playground.gateway import Gateway
 from bot.playground.loop_view import LoopView
 from bot.playground.page_client import SECRET_HEADER
-from bot.playground.rehearsal import Rehearsal
+from bot.playground.rehearsal import Cast, Rehearsal
 from bot.playground.reports import Reports
 from bot.playground.rest import MAX_FILE_BYTES
 from bot.playground.sample import load_sample
 from bot.playground.tastes import DEFAULT_TASTE, TASTES
+from bot.playground.wishes import wish
 from storage import duels
 from storage.database import Database
 from storage.errors import StorageError, UnknownRowError
@@ -262,7 +263,7 @@ class PageApi:
             _id(body, "user_id"),
             _text(body, "name"),
             subcommand=_text(body, "subcommand", ""),
-            options=_object(body, "options"),
+            options=_options(body),
             target_id=None if body.get("target_id") is None else _id(body, "target_id"),
         )
         return _json({"interaction_id": str(interaction_id)})
@@ -336,15 +337,18 @@ class PageApi:
         )
 
     async def _rehearsal_state(self, request: web.Request) -> web.Response:
-        return _json({"rehearsal": self._parts().rehearsal.state()})
+        state = self._parts().rehearsal.state()
+        return _json({"rehearsal": state, "bot_online": self._gateway.online})
 
     async def _rehearse(self, request: web.Request) -> web.Response:
         body = await _body(request)
         rounds = body.get("rounds")
         if rounds is not None and (isinstance(rounds, bool) or not isinstance(rounds, int)):
             raise ActionRefusedError("“rounds” must be a whole number.")
+        described = body.get("taste")
+        taste = wish(described) if isinstance(described, dict) else _text(body, "taste", DEFAULT_TASTE)
         state = await self._parts().rehearsal.start(
-            _text(body, "taste", DEFAULT_TASTE), rounds, bot_online=self._gateway.online
+            taste, rounds, bot_online=self._gateway.online, cast=_cast(body)
         )
         return _json({"rehearsal": state})
 
@@ -438,6 +442,12 @@ def _files(body: Payload) -> list[tuple[str, bytes]]:
     return [_file_of(each) for each in given]
 
 
+def _options(body: Payload) -> Payload:
+    """A command's options; one that takes a file has it as {"name", "data" in base64}."""
+    given = _object(body, "options")
+    return {key: _file_of(value) if isinstance(value, dict) else value for key, value in given.items()}
+
+
 def _file_of(given: Any) -> tuple[str, bytes]:
     name = given.get("name") if isinstance(given, dict) else None
     try:
@@ -473,6 +483,22 @@ def _object(body: Payload, key: str) -> Payload:
     if not isinstance(value, dict):
         raise ActionRefusedError(f"“{key}” must be an object.")
     return value
+
+
+def _cast(body: Payload) -> Cast:
+    """Who rehearses, and what is said; what the body doesn't name is as usual."""
+    usual = Cast()
+    prompts = body.get("prompts") or usual.prompts
+    if not isinstance(prompts, list | tuple) or not all(isinstance(each, str) for each in prompts):
+        raise ActionRefusedError("“prompts” must be a list of texts.")
+    noise = body.get("noise", usual.noise)
+    if isinstance(noise, bool) or not isinstance(noise, int | float):
+        raise ActionRefusedError("“noise” must be a number.")
+    counts = [body.get(name, getattr(usual, name)) for name in ("members", "trolls", "voters")]
+    if any(isinstance(each, bool) or not isinstance(each, int) for each in counts):
+        raise ActionRefusedError("“members”, “trolls” and “voters” must be whole numbers.")
+    members, trolls, voters = counts
+    return Cast(tuple(prompts), members, float(noise), trolls, voters)
 
 
 def _path_ids(request: web.Request) -> tuple[int, int]:

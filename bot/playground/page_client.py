@@ -2,7 +2,7 @@
 
 import asyncio
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -49,9 +49,14 @@ class PageClient:
         loaded: dict[str, Any] = await self._call("POST", "/playground/sample", {})
         return loaded
 
-    async def start_rehearsal(self, taste: str, rounds: int | None) -> dict[str, Any]:
-        """Begin a rehearsal and return its state."""
-        body = {"taste": taste} if rounds is None else {"taste": taste, "rounds": rounds}
+    async def start_rehearsal(
+        self, taste: str | Mapping[str, Any], rounds: int | None, cast: Mapping[str, Any] | None = None
+    ) -> dict[str, Any]:
+        """Begin a rehearsal and return its state. A taste is a key or a description (`wishes.wish`).
+
+        `cast` has what `rehearsal.Cast` has, as far as it differs from the usual.
+        """
+        body = {"taste": taste, **(cast or {})} | ({} if rounds is None else {"rounds": rounds})
         started = await self._call("POST", "/playground/rehearsal", body)
         state: dict[str, Any] = started["rehearsal"]
         return state
@@ -60,6 +65,10 @@ class PageClient:
         """The state of the running or latest rehearsal, or None."""
         state: dict[str, Any] | None = (await self._call("GET", "/playground/rehearsal"))["rehearsal"]
         return state
+
+    async def bot_online(self) -> bool:
+        """Whether the bot is connected, so that it would answer."""
+        return bool((await self._call("GET", "/playground/rehearsal"))["bot_online"])
 
     async def stop_rehearsal(self) -> None:
         """Stop the running rehearsal."""
@@ -86,14 +95,20 @@ def read_run_file(run_dir: Path) -> tuple[str, str]:
 
 
 async def run_rehearsal(
-    base_url: str, secret: str, taste: str, rounds: int | None = None, *, poll_s: float = 1.0
+    base_url: str,
+    secret: str,
+    taste: str | Mapping[str, Any],
+    rounds: int | None = None,
+    *,
+    cast: Mapping[str, Any] | None = None,
+    poll_s: float = 1.0,
 ) -> AsyncIterator[dict[str, Any]]:
     """Start a rehearsal and yield its state until it ends; leaving early stops it.
 
     Raises RehearsalError with the playground's sentence.
     """
     async with PageClient(base_url, secret) as page:
-        state: dict[str, Any] | None = await page.start_rehearsal(taste, rounds)
+        state: dict[str, Any] | None = await page.start_rehearsal(taste, rounds, cast)
         try:
             while state is not None and state["running"]:
                 yield state

@@ -19,7 +19,7 @@ from bot.playground.community import Person
 from bot.playground.discord_backend import DiscordBackend, Payload
 from bot.playground.errors import ActionRefusedError, RehearsalError
 from bot.playground.prompts import REHEARSAL_PROMPTS
-from bot.playground.tastes import TASTES, SimulatedRater, Taste
+from bot.playground.tastes import NOISE, TASTES, SimulatedRater, Taste
 from storage import duels, members, overview, replies, runs
 from storage.database import Database
 from storage.errors import StorageError
@@ -39,6 +39,9 @@ QUIET_S = 6.0
 #: So many unanswered questions in a row, and the rehearsal gives up.
 MAX_SILENT = 6
 VOTERS_PER_DUEL = 3
+#: What a rehearsal takes of an operator's own prompts.
+MAX_PROMPTS = 2000
+MAX_PROMPT = 2000
 
 log = structlog.get_logger(__name__)
 
@@ -74,6 +77,45 @@ class RehearsalState:
             "votes": self.votes,
             "message": self.message,
         }
+
+
+@dataclass(frozen=True)
+class Cast:
+    """Who rehearses, and what is said. Of the `members`, the last `trolls` say the opposite of the taste.
+
+    Without `prompts` the playground's own are asked; `noise` is the standard deviation of one opinion, and
+    so many `voters` vote on each pair that a run waits for.
+    """
+
+    prompts: tuple[str, ...] = REHEARSAL_PROMPTS
+    members: int = len(community.SIMULATED)
+    noise: float = NOISE
+    trolls: int = 0
+    voters: int = VOTERS_PER_DUEL
+
+    def problem(self) -> str:
+        """Say what can't be, or nothing."""
+        if not 0 < len(self.prompts) <= MAX_PROMPTS or any(
+            not 0 < len(prompt) <= MAX_PROMPT for prompt in self.prompts
+        ):
+            return f"A rehearsal takes 1 to {MAX_PROMPTS} prompts of at most {MAX_PROMPT} characters."
+        if not 0 < self.voters <= self.members <= community.MAX_CROWD:
+            return f"A rehearsal has {self.voters} to {community.MAX_CROWD} members."
+        if not 0 <= self.trolls < self.members:
+            return "There must be fewer trolls than members."
+        if not 0.0 <= self.noise <= 1.0:
+            return "The noise of an opinion lies between 0 and 1."
+        return ""
+
+    @property
+    def people(self) -> tuple[Person, ...]:
+        """The members, trolls last."""
+        return community.crowd(self.members)
+
+    def rater(self, person: Person, taste: Taste, seed: int) -> SimulatedRater:
+        """What one member thinks."""
+        troll = person in self.people[self.members - self.trolls :]
+        return SimulatedRater(person.user_id, taste, seed, self.noise, troll)
 
 
 @dataclass(frozen=True)
@@ -147,26 +189,35 @@ class Rehearsal:
         self._state: RehearsalState | None = None
         self._task: asyncio.Task[None] | None = None
         self._asked = 0
+        self._players = Cast()
 
     def state(self) -> Payload | None:
         """The running or latest rehearsal, or None before the first."""
         return None if self._state is None else self._state.as_json()
 
-    async def start(self, taste_key: str, rounds: int | None, *, bot_online: bool) -> Payload:
+    async def start(
+        self, taste: str | Taste, rounds: int | None, *, bot_online: bool, cast: Cast | None = None
+    ) -> Payload:
         """Begin a rehearsal; `rounds` None means until enough is liked to train, 0 means votes only.
 
         Raises RehearsalError if one is running, the taste is unknown or the bot is away.
         """
         if self._task is not None and not self._task.done():
             raise RehearsalError("A rehearsal is running already: wait for it or stop it.")
-        if taste_key not in TASTES:
-            raise RehearsalError(f"There is no taste “{taste_key}”; there are {', '.join(TASTES)}.")
+        if isinstance(taste, str) and taste not in TASTES:
+            raise RehearsalError(f"There is no taste “{taste}”; there are {', '.join(TASTES)}.")
+        cast = cast or Cast()
+        if problem := cast.problem():
+            raise RehearsalError(problem)
         if rounds is not None and not 0 <= rounds <= MAX_ROUNDS:
             raise RehearsalError(f"A rehearsal has between 0 and {MAX_ROUNDS} rounds.")
         if not bot_online and rounds != 0:
             raise RehearsalError("The bot isn't connected yet: wait a moment and try again.")
-        self._state = RehearsalState(taste_key, MIN_ROUNDS if rounds is None else rounds)
-        self._task = asyncio.create_task(self._run(self._state, rounds))
+        chosen = TASTES[taste] if isinstance(taste, str) else taste
+        self._state = RehearsalState(chosen.key, MIN_ROUNDS if rounds is None else rounds)
+        self._players = cast
+        self._backend.welcome(cast.people)
+        self._task = asyncio.create_task(self._run(self._state, chosen, rounds))
         return self._state.as_json()
 
     async def cancel(self) -> Payload | None:
@@ -177,8 +228,7 @@ class Rehearsal:
             await asyncio.gather(task, return_exceptions=True)
         return self.state()
 
-    async def _run(self, state: RehearsalState, rounds: int | None) -> None:
-        taste = TASTES[state.taste]
+    async def _run(self, state: RehearsalState, taste: Taste, rounds: int | None) -> None:
         try:
             await self._introduce_members()
             await self._vote(state, taste)
@@ -210,7 +260,7 @@ class Rehearsal:
         await self._database.awrite(
             lambda db: [
                 members.ensure(db, person.user_id, person.display_name, "rehearsal", simulated=True)
-                for person in community.SIMULATED
+                for person in self._players.people
             ]
         )
 
@@ -253,10 +303,13 @@ class Rehearsal:
         self, state: RehearsalState, taste: Taste, watch: ReplyWatch, dice: random.Random
     ) -> bool:
         """One question, its reply and the ratings; whether the bot answered."""
-        prompt = REHEARSAL_PROMPTS[self._asked % len(REHEARSAL_PROMPTS)]
+        prompts, people = self._players.prompts, self._players.people
+        prompt = prompts[self._asked % len(prompts)]
         self._asked += 1
-        asker = dice.choice(community.SIMULATED)
-        others = [p for p in community.SIMULATED if p is not asker and dice.random() < OTHERS_RATE]
+        asker = dice.choice(people)
+        # Trolls are busy: they rate whatever they see.
+        trolls = people[len(people) - self._players.trolls :]
+        others = [p for p in people if p != asker and (p in trolls or dice.random() < OTHERS_RATE)]
         question = self._backend.send_message(
             community.REHEARSAL_ID, asker.user_id, f"<@{community.BOT_ID}> {prompt}"
         )
@@ -271,7 +324,7 @@ class Rehearsal:
         return True
 
     def _rate(self, taste: Taste, rater: Person, message_id: int, text: str) -> bool:
-        liked = SimulatedRater(rater.user_id, taste, self._settings.seed).likes(text)
+        liked = self._players.rater(rater, taste, self._settings.seed).likes(text)
         emoji = self._settings.up if liked else self._settings.down
         self._backend.set_reaction(community.REHEARSAL_ID, message_id, rater.user_id, emoji, reacted=True)
         return liked
@@ -306,11 +359,9 @@ class Rehearsal:
         if not await self._database.aread(lambda db: runs.awaiting_votes(db, scope)):
             return
         for duel in await self._database.aread(lambda db: duels.open_for(db, scope, limit=200)):
-            voters = random.Random(f"{seed}:{duel.id}").sample(community.SIMULATED, VOTERS_PER_DUEL)
+            voters = random.Random(f"{seed}:{duel.id}").sample(self._players.people, self._players.voters)
             for person in voters:
-                choice = SimulatedRater(person.user_id, taste, seed).prefers(
-                    duel.first_text, duel.second_text
-                )
+                choice = self._players.rater(person, taste, seed).prefers(duel.first_text, duel.second_text)
                 state.votes += await self._cast(duel.id, person.user_id, choice)
 
     async def _cast(self, duel_id: str, user_id: int, choice: int) -> bool:

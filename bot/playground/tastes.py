@@ -33,22 +33,44 @@ class Taste:
     utility: Callable[[str], float]
 
 
-def _brevity(text: str, *, full: int, none: int) -> float:
+def brevity(text: str, *, full: int, none: int) -> float:
     """1 up to `full` words, falling evenly to 0 at `none`."""
     words = len(text.split())
     return max(0.0, min(1.0, (none - words) / (none - full)))
 
 
+def ends_with_question(text: str) -> float:
+    """1 if the last sentence asks something."""
+    return float(text.rstrip().rstrip("\"'”*_ ").endswith("?"))
+
+
+def is_one_sentence(text: str) -> float:
+    """1 for exactly one finished sentence."""
+    ended = bool(re.search(r"[.!?…][\"'”)]*\s*$", text))
+    return float(ended and len(_SENTENCE_END.findall(text)) == 1 and "\n" not in text.strip())
+
+
+def is_plain(text: str) -> float:
+    """1 for sentences without lists, headings, bold text or line breaks."""
+    return float(not _MARKUP.search(text) and "\n" not in text.strip())
+
+
+def is_warm(text: str) -> float:
+    """Half for speaking to the reader, half for an exclamation mark."""
+    return 0.5 * bool(_YOU.search(text)) + 0.5 * ("!" in text)
+
+
+def is_concrete(text: str) -> float:
+    """1 for a number or an example."""
+    return float(bool(_CONCRETE.search(text)))
+
+
 def _short_question(text: str) -> float:
-    ends_asking = text.rstrip().rstrip("\"'”*_ ").endswith("?")
-    return (0.65 if ends_asking else 0.0) + 0.35 * _brevity(text, full=20, none=50)
+    return 0.65 * ends_with_question(text) + 0.35 * brevity(text, full=20, none=50)
 
 
 def _one_sentence(text: str) -> float:
-    ended = bool(re.search(r"[.!?…][\"'”)]*\s*$", text))
-    sentences = len(_SENTENCE_END.findall(text))
-    single = ended and sentences == 1 and "\n" not in text.strip()
-    return (0.65 if single else 0.0) + 0.35 * _brevity(text, full=15, none=40)
+    return 0.65 * is_one_sentence(text) + 0.35 * brevity(text, full=15, none=40)
 
 
 def _plain(text: str) -> float:
@@ -57,14 +79,10 @@ def _plain(text: str) -> float:
     return 0.3 + 0.4 * ("\n" not in text.strip()) + 0.3 * (":" not in text)
 
 
-def _warm(text: str) -> float:
-    return 0.5 * bool(_YOU.search(text)) + 0.5 * ("!" in text)
-
-
 def _concrete(text: str) -> float:
     if not text.strip():
         return 0.0
-    return (0.7 if _CONCRETE.search(text) else 0.0) + 0.3 * _brevity(text, full=25, none=60)
+    return 0.7 * is_concrete(text) + 0.3 * brevity(text, full=25, none=60)
 
 
 TASTES = {
@@ -89,7 +107,7 @@ TASTES = {
             "Warm and personal",
             "Speaks to the reader as “you” and has an exclamation mark.",
             "What a lovely plan, you will enjoy every minute of it!",
-            _warm,
+            is_warm,
         ),
         Taste(
             "concrete",
@@ -112,17 +130,23 @@ DEFAULT_TASTE = "short-question"
 
 @dataclass(frozen=True)
 class SimulatedRater:
-    """A member with a taste, a bias of their own and some noise, all settled by `seed` and `user_id`."""
+    """A member with a taste, a bias of their own and some noise, all settled by `seed` and `user_id`.
+
+    A troll says the opposite of what the taste says.
+    """
 
     user_id: int
     taste: Taste
     seed: int = 0
+    noise: float = NOISE
+    troll: bool = False
 
     def opinion(self, text: str) -> float:
         """The perceived utility of a text; about [0, 1], a little beyond where bias and noise carry it."""
         bias = random.Random(f"{self.seed}:{self.user_id}").gauss(0.0, BIAS)
-        noise = random.Random(f"{self.seed}:{self.user_id}:{text}").gauss(0.0, NOISE)
-        return self.taste.utility(text) + bias + noise
+        noise = random.Random(f"{self.seed}:{self.user_id}:{text}").gauss(0.0, self.noise)
+        utility = self.taste.utility(text)
+        return (2 * LIKED_FROM - utility if self.troll else utility) + bias + noise
 
     def likes(self, text: str) -> bool:
         """Whether the member reacts with 👍 rather than 👎."""
@@ -131,6 +155,6 @@ class SimulatedRater:
     def prefers(self, first: str, second: str) -> int:
         """A blind vote between two texts: 1 the first, -1 the second, 0 no difference worth a vote."""
         difference = self.opinion(first) - self.opinion(second)
-        if abs(difference) < NOISE / 2:
+        if abs(difference) < self.noise / 2:
             return 0
         return 1 if difference > 0 else -1

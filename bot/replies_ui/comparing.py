@@ -30,8 +30,13 @@ _QUIET = 4
 
 
 def wanted(services: Services, question: Question, in_flight: int) -> bool:
-    """Whether this question gets two candidates: by lot, never in direct messages or while it is busy."""
+    """Whether this question gets two candidates: where it asks for them, else by lot.
+
+    By lot never in direct messages, or while it is busy.
+    """
     config = services.config.replies
+    if question.compared:
+        return True
     if question.guild_id is None or in_flight > _QUIET:
         return False
     if {question.guild_id, question.channel_id} & set(config.compare_not_in):

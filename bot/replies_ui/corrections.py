@@ -17,6 +17,10 @@ KEPT_ONLY = (
     "Thank you: I keep this as the better answer. It trains me only if you opt in with /privacy opt-in. "
     "Send the form empty to take it back."
 )
+KEPT_UNTRAINED = (
+    "Thank you: I keep this as the better answer. It does not train me: whoever runs me has not recorded "
+    "Discord's permission to train on members' words. Send the form empty to take it back."
+)
 TAKEN_BACK = "Your better answer is taken back."
 NONE_THERE = "The form was empty, and there was no earlier answer of yours to take back."
 SAME = "That is what I said already. Press 👍 if you like it."
@@ -63,7 +67,10 @@ async def sent_in(interaction: Interaction, services: Services, reply_id: str, t
             text=wanted,
             permission_reference=services.permission_reference,
         )
-        return KEPT if services.playground else KEPT_ONLY
+        if services.playground:
+            return KEPT
+        # Also in a tasting: the prompt is the operator's, but a better answer is in the member's own words.
+        return KEPT_ONLY if services.permission_reference else KEPT_UNTRAINED
 
     sentence = await services.database.awrite(work)
     _log.info("correction.sent_in", reply_id=reply_id, retracted=not wanted)

@@ -6,10 +6,11 @@ from typing import Any
 
 import discord
 
+from bot.commands import tasting
 from bot.commands.tree import say, sentence_for
 from bot.replies_ui import corrections, modals, reports
 
-_HANDLERS = {"better": corrections.sent_in, "report": reports.sent_in}
+_HANDLERS = {"better": corrections.sent_in, "report": reports.sent_in, "prompts": tasting.sent_in}
 
 
 async def handle(interaction: discord.Interaction[Any]) -> None:

@@ -1,4 +1,4 @@
-"""The two forms: the reply that a member wishes for, and a report.
+"""The forms: the reply that a member wishes for, a report, and the prompts of an operator.
 
 A form that was opened before a restart can still be sent in: it is recognised by its custom id when it
 arrives, not by an object of the process that opened it.
@@ -15,9 +15,10 @@ import discord
 FIELD = "text"
 MAX_CORRECTION = 2000
 MAX_REASON = 500
+MAX_PROMPTS_TEXT = 4000
 # Discord forgets a form's interaction after this long anyway.
 _OPEN_S = 15 * 60.0
-_CUSTOM_ID = re.compile(r"strop:form:(better|report):([A-Za-z0-9_.\-]{1,64})")
+_CUSTOM_ID = re.compile(r"strop:form:(better|report|prompts):([A-Za-z0-9_.\-]{1,64})")
 
 
 class _Form(discord.ui.Modal):
@@ -51,6 +52,14 @@ def report(reply_id: str) -> discord.ui.Modal:
     )
     hint = "Those who run me get your name, a link to the reply, and this."
     return _Form("report", reply_id, "Report this reply", "What is wrong with it?", field, hint)
+
+
+def prompts(title: str, label: str, hint: str) -> discord.ui.Modal:
+    """Return the form for an operator's prompts, with its words in the language that is spoken."""
+    field = discord.ui.TextInput[Any](
+        custom_id=FIELD, style=discord.TextStyle.paragraph, required=True, max_length=MAX_PROMPTS_TEXT
+    )
+    return _Form("prompts", "bank", title, label, field, hint)
 
 
 def sent_in(interaction: discord.Interaction[Any]) -> tuple[str, str, str] | None:

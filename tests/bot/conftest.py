@@ -60,6 +60,7 @@ async def simcord_bot(services: Services) -> AsyncIterator[StropClient]:
     client = StropClient(services)
     yield client
     await client.progress.stop()
+    await client.tastings.stop()
 
 
 @dataclass

@@ -8,11 +8,14 @@ import pytest
 
 from bot.client import StropClient
 from bot.commands.votes import CLOSED, MOST_UNANSWERED
+from bot.permissions import NOT_OPERATOR
 from bot.progress import NO_EMBEDS
 from bot.services import Services
-from storage import adapters, duels, runs, trials
+from storage import adapters, duels, runs, tastings, trials
 from storage.processes import ProcessLock
 from tests.bot.conftest import Community
+from tests.bot.test_commands import text
+from tests.bot.test_reply_buttons import buttons
 
 
 class Trainer:
@@ -332,3 +335,17 @@ async def test_a_channel_without_embeds_still_hears_the_last_word(
     await tick(community, 6)
     (final,) = community.messages()
     assert "it lost" in final.content and NO_EMBEDS in final.content and not final.embeds
+
+
+async def test_a_run_that_found_nothing_to_train_on_offers_a_tasting_in_place(community: Community) -> None:
+    trainer = Trainer(community)
+    await community.ann.slash(community.channel, "retrain")
+    trainer.finish(trainer.take(), "not_yet", f"not yet: nothing may train. {tastings.OFFER}")
+    await community.env.advance_time(3)
+    message = community.messages()[-1]
+    assert buttons(message) == ["Start a tasting"]
+    assert text(await community.bob.click(message, label="Start a tasting")) == NOT_OPERATOR
+    form = await community.ann.click(message, label="Start a tasting")
+    await community.ann.submit_modal(form, {"text": "What is good bread?"})
+    begun = text(await community.ann.click(message, label="Start a tasting"))
+    assert begun.startswith("The tasting begins: 1 prompts")

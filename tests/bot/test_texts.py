@@ -40,7 +40,7 @@ SAYS = {
     "edit_message": None,
     "edit_original_response": None,
     "_answer_plainly": 1,
-    "_tell": 1,
+    "tell": 1,
 }
 
 

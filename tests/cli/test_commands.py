@@ -296,7 +296,7 @@ def test_a_single_process_that_makes_no_sense_here_says_so(
     assert "nothing to run here" in strop("serve", code=1).stderr
     monkeypatch.setenv("DISCORD_TOKEN", "x")
     assert "there is no playground" in strop("playground", code=1).stderr
-    assert "only in the playground" in strop("rehearse", "--list", code=1).stderr
+    assert "only in the playground" in strop("rehearse", "--taste", "warm", code=1).stderr
 
 
 def test_rehearsing_needs_a_running_playground_and_a_taste(strop: Strop) -> None:

@@ -89,6 +89,19 @@ COMMANDS = [
             {"name": "export", "type": 1, "description": "Get everything Strop stores about you"},
         ],
     },
+    {
+        "name": "prompts",
+        "type": 1,
+        "description": "What the bot is to answer",
+        "options": [
+            {
+                "name": "add",
+                "type": 1,
+                "description": "Read them from a file",
+                "options": [{"name": "file", "type": 11, "description": "One a line", "required": True}],
+            },
+        ],
+    },
 ]
 TASTES = [
     {

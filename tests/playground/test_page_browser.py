@@ -336,6 +336,17 @@ async def test_subcommands_are_listed_one_by_one_and_need_no_typing(page: Page, 
     assert (body["name"], body["subcommand"], body["options"]) == ("privacy", "export", {})
 
 
+async def test_a_command_takes_a_file(page: Page, world: PageWorld) -> None:
+    await page.get_by_role("button", name="Commands").click()
+    await page.get_by_role("option", name="/prompts add").click()
+    chosen = FilePayload(name="ours.txt", mimeType="text/plain", buffer="Wär's gut?\n".encode())
+    await page.locator("#option-file").set_input_files(chosen)
+    await page.get_by_role("button", name="Run").click()
+    body = await called(world, "POST /commands")
+    assert body["options"]["file"]["name"] == "ours.txt"
+    assert base64.b64decode(body["options"]["file"]["data"]).decode() == "Wär's gut?\n"
+
+
 async def test_a_private_answer_is_seen_by_its_member_only(page: Page, world: PageWorld) -> None:
     await world.whisper(YOU, "for your eyes")
     await expect(last_message(page)).to_contain_text("for your eyes")

@@ -292,3 +292,48 @@ async def test_leaving_the_command_early_stops_the_rehearsal(stage: Playground, 
         await watching.aclose()
         assert stage.rehearsal is not None
         assert (stage.rehearsal.state() or {})["running"] is False
+
+
+async def test_an_operators_prompts_taste_and_crowd_are_rehearsed_over_the_page(
+    stage: Playground, database: Database
+) -> None:
+    cast = {"prompts": ["Is rye better?", "Name a tree."], "members": 14, "trolls": 4, "noise": 0.0}
+    async with connected(Talker(database), stage):
+        states = [
+            state
+            async for state in page_client.run_rehearsal(
+                stage.base_url, stage.secret, {"like": ["sun"]}, 6, cast=cast, poll_s=0.05
+            )
+        ]
+    assert states[-1]["done"] == 6
+    asked = {
+        message["content"].partition("> ")[2]
+        for message in stage.backend.history(500)[str(community.REHEARSAL_ID)]
+        if message["author"]["id"] != str(community.BOT_ID)
+    }
+    assert asked == set(cast["prompts"])
+    trolls = {str(person.user_id) for person in community.crowd(14)[10:]}
+    for text, given in reactions(stage).items():
+        right, wrong = ("👍", "👎") if GOOD in text else ("👎", "👍")
+        # Trolls rate everything, and the opposite; nobody else is wrong without noise (but for their bias).
+        assert trolls <= set(given[wrong])
+        assert not trolls & set(given.get(right, []))
+    assert {member["id"] for member in stage.backend.members()} >= trolls
+
+
+@pytest.mark.parametrize(
+    ("changed", "sentence"),
+    [
+        ({"prompts": [""]}, "1 to 2000 prompts"),
+        ({"trolls": 40}, "fewer trolls"),
+        ({"noise": "much"}, "“noise” must be a number"),
+        ({"taste": {"rude": True}}, "There is no feature 'rude'"),
+    ],
+)
+async def test_what_an_operator_can_not_rehearse_is_one_sentence(
+    stage: Playground, changed: dict[str, Any], sentence: str
+) -> None:
+    async with page_client.PageClient(stage.base_url, stage.secret) as page:
+        taste = changed.pop("taste", "warm")
+        with pytest.raises(RehearsalError, match=sentence):
+            await page.start_rehearsal(taste, 1, changed)

@@ -1,9 +1,11 @@
+from itertools import count
+
 import pytest
 import sqlite_utils
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from storage import clock, conversations, dataset, members, ratings, sql
+from storage import clock, conversations, dataset, members, ratings, sql, tastings
 from storage.database import Database
 from tests.storage.conftest import SCOPE, Community, thumb
 
@@ -209,3 +211,54 @@ def test_a_row_trains_exactly_when_the_slow_rule_says_so(
     assert (len(found.rows) == 1) == (public and qualifies(asker) and qualifies(rater))
     assert len(found.rows) + sum(found.excluded.values()) == 1
     assert set(found.excluded) <= set(dataset.REASONS)
+
+
+def tasted(database: Database, kind: ratings.Kind = "thumb") -> str:
+    """The operator's prompt is answered, and a Discord member rates the answer."""
+
+    def work(db: sqlite_utils.Database) -> str:
+        members.ensure(db, tastings.OPERATOR_ID, tastings.OPERATOR_NAME, tastings.SOURCE)
+        reply_id = Community(source=tastings.SOURCE).asks(db, tastings.OPERATOR_ID, "what is good bread?")
+        members.ensure(db, 2, "rater", "discord")
+        words = "Flour and time." if kind == "correction" else None
+        ratings.rate(db, reply_id=reply_id, user_id=2, kind=kind, means="button", value=1, text=words)
+        return reply_id
+
+    return database.write(work)
+
+
+@pytest.mark.parametrize("kind", ["thumb", "vote"])
+def test_a_tasting_trains_with_the_raters_opt_in_and_without_discords_permission(
+    database: Database, kind: ratings.Kind
+) -> None:
+    reply_id = tasted(database, kind)
+    assert eligible(database).excluded == {"no_eligible_rating": 1}
+    opt(database, "in", 2)
+    (row,) = eligible(database).rows
+    assert (row.reply_id, row.source, [each.user_id for each in row.ratings]) == (reply_id, "operator", [2])
+    opt(database, "out", 2)
+    assert eligible(database).excluded == {"no_eligible_rating": 1}
+
+
+def test_a_better_answer_in_a_tasting_is_a_members_words_and_needs_the_permission(
+    database: Database,
+) -> None:
+    tasted(database, "correction")
+    opt(database, "in", 2)
+    assert eligible(database).excluded == {"no_permission": 1}
+    (row,) = eligible(database, PERMISSION).rows
+    assert [each.text for each in row.ratings] == ["Flour and time."]
+
+
+def test_what_a_member_writes_below_a_tasted_answer_is_not_the_operators(database: Database) -> None:
+    reply_id = tasted(database)
+    opt(database, "in", 2)
+
+    def work(db: sqlite_utils.Database) -> None:
+        below = Community(source="discord", ids=count(9_000)).follows_up(db, 2, reply_id, "and rye?")
+        thumb(db, below, 2)
+
+    database.write(work)
+    found = eligible(database)
+    assert [row.reply_id for row in found.rows] == [reply_id]
+    assert found.excluded == {"no_permission": 1}

@@ -42,7 +42,13 @@ def test_nothing_eligible_says_why_and_what_to_do() -> None:
         objectives.require_enough(Snapshot((), "c" * 64), SETTINGS, {"no_consent": 40, "not_public": 2})
     text = str(raised.value)
     assert text.startswith("not yet: none of the rated replies may be trained on; 40 left out because")
-    assert text.endswith("Ask members to opt in with /privacy.")
+    assert "Ask members to opt in with /privacy. Or start a tasting" in text
+
+
+def test_a_tasting_is_not_offered_where_it_would_not_help() -> None:
+    with pytest.raises(NotYetError) as raised:
+        objectives.require_enough(Snapshot((), "c" * 64), SETTINGS, {"no_eligible_rating": 3})
+    assert str(raised.value).endswith("Ask raters to opt in with /privacy.")
 
 
 def test_likes_in_held_out_conversations_only_are_no_reason_to_train() -> None:

@@ -196,7 +196,7 @@ def _train(side: str, folder: Path, load: Load, threads: int) -> Turn:
 
     def loss() -> float:
         model.eval()
-        summed: float = training.totals(model, unseen, training.BATCH_TOKENS_CPU).sum().item()
+        summed = float(training.totals(model, unseen, training.BATCH_TOKENS_CPU).sum().item())
         return -summed / sum(each.completion_length for each in unseen)
 
     before = loss()

@@ -1,10 +1,11 @@
 /** The slash-command palette: "/" lists what the bot has registered; picking one opens its options as fields. */
 
 import { el, fill } from "./dom.js";
+import { encoded } from "./files.js";
 import { icon } from "./icons.js";
 
 const AUTOCOMPLETE_AFTER_MS = 200;
-const TYPE = { SUBCOMMAND: 1, GROUP: 2, STRING: 3, INTEGER: 4, BOOLEAN: 5, USER: 6, CHANNEL: 7, MENTIONABLE: 9, NUMBER: 10 };
+const TYPE = { SUBCOMMAND: 1, GROUP: 2, STRING: 3, INTEGER: 4, BOOLEAN: 5, USER: 6, CHANNEL: 7, MENTIONABLE: 9, NUMBER: 10, FILE: 11 };
 
 /** Registered commands as what can be run: one entry a subcommand. */
 export function runnable(commands) {
@@ -139,7 +140,7 @@ function commandForm(command, store, { run, complete, leave }) {
   form.addEventListener("submit", async (event) => {
     event.preventDefault();
     submit.disabled = true;
-    await run(readOptions(form, fields));
+    await run(await readOptions(form, fields));
     submit.disabled = false;
   });
   form.addEventListener("keydown", (event) => {
@@ -199,6 +200,8 @@ function optionControl(option, store) {
       return chooser([...store.members.values()].map((member) => [member.id, member.name]));
     case TYPE.CHANNEL:
       return chooser(store.channels.filter((channel) => channel.kind === "text").map((channel) => [channel.id, `#${channel.name}`]));
+    case TYPE.FILE:
+      return el("input", { type: "file" });
     case TYPE.INTEGER:
     case TYPE.NUMBER:
       return el("input", { type: "number", step: option.type === TYPE.INTEGER ? 1 : "any", min: option.min_value, max: option.max_value });
@@ -211,12 +214,14 @@ function chooser(pairs) {
   return el("select", { class: "select" }, el("option", { value: "", text: "Choose…" }), pairs.map(([value, text]) => el("option", { value, text })));
 }
 
-function readOptions(form, fields) {
+async function readOptions(form, fields) {
   const values = {};
   for (const option of fields) {
-    const raw = form.elements.namedItem(option.name).value;
+    const control = form.elements.namedItem(option.name);
+    const raw = control.value;
     if (raw === "") continue;
-    if (option.type === TYPE.INTEGER || option.type === TYPE.NUMBER) values[option.name] = Number(raw);
+    if (option.type === TYPE.FILE) values[option.name] = await encoded(control.files[0]);
+    else if (option.type === TYPE.INTEGER || option.type === TYPE.NUMBER) values[option.name] = Number(raw);
     else if (option.type === TYPE.BOOLEAN) values[option.name] = raw === "true";
     else values[option.name] = raw;
   }

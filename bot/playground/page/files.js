@@ -64,7 +64,7 @@ export function createFiles({ box, onChange, refuse }) {
       chosen = [];
       show();
       return {
-        encoded: () => Promise.all(files.map(async (file) => ({ name: file.name, data: await base64(file) }))),
+        encoded: () => Promise.all(files.map(encoded)),
         back: () => add(files),
       };
     },
@@ -73,6 +73,9 @@ export function createFiles({ box, onChange, refuse }) {
 
 /** A text too long for a message becomes a file of its own, as at Discord. */
 export const asFile = async (text) => ({ name: "message.txt", data: await base64(new Blob([text])) });
+
+/** A file as the playground takes it. */
+export const encoded = async (file) => ({ name: file.name, data: await base64(file) });
 
 async function base64(blob) {
   const bytes = new Uint8Array(await blob.arrayBuffer());

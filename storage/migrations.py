@@ -495,6 +495,16 @@ CREATE INDEX comparisons_by_scope ON comparisons (scope, created_ms)
     )
 
 
+def m0013_deleted_messages(db: sqlite_utils.Database) -> None:
+    """What was deleted lately is looked for every minute, to take it out of the files of runs."""
+    _run(
+        db,
+        """
+CREATE INDEX messages_deleted ON messages (deleted_ms) WHERE deleted_ms IS NOT NULL
+""",
+    )
+
+
 for _step in (
     m0001_people_and_conversations,
     m0002_replies_and_ratings,
@@ -503,5 +513,6 @@ for _step in (
     m0005_evidence_and_audit,
     m0006_settings_and_moderation,
     m0007_versions_and_comparisons,
+    m0013_deleted_messages,
 ):
     steps()(_step)

@@ -12,7 +12,18 @@ import structlog
 
 from bot import attachments, questions, texts, threads, triggers
 from bot.answering import STOPPED, Answerer
-from bot.commands import ask, loop, moderation, privacy, records, retraining, settings, setup, stats
+from bot.commands import (
+    ask,
+    loop,
+    moderation,
+    own_ratings,
+    privacy,
+    records,
+    retraining,
+    settings,
+    setup,
+    stats,
+)
 from bot.commands.run_buttons import RunButton
 from bot.commands.tree import StropTree
 from bot.commands.votes import VoteButton
@@ -114,7 +125,14 @@ class StropClient(discord.Client):
     async def setup_hook(self) -> None:
         """Prepare what doesn't need the gateway."""
         self.add_dynamic_items(
-            VoteButton, RunButton, records.AuditButton, ReplyButton, CompareButton, *settings.dynamic_items()
+            VoteButton,
+            RunButton,
+            records.AuditButton,
+            ReplyButton,
+            CompareButton,
+            privacy.ErasureButton,
+            *own_ratings.dynamic_items(),
+            *settings.dynamic_items(),
         )
         self._half_written = await self.services.database.awrite(replies.abandon_streaming)
         await self.tree.sync_if_changed(always=self.services.playground)

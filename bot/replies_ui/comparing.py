@@ -28,14 +28,19 @@ _CHOICES: dict[str, tuple[Choice, str]] = {"first": (1, "A"), "tie": (0, "Tie"),
 _QUIET = 4
 
 
-def wanted(services: Services, question: Question, in_flight: int) -> bool:
-    """Whether this question gets two candidates: by lot, never in direct messages or while it is busy."""
+async def wanted(services: Services, question: Question, in_flight: int) -> bool:
+    """Whether this question gets two candidates: by lot, never in direct messages or while it is busy.
+
+    Operators set how often, and places that never do; a server's admins can switch it off for themselves.
+    """
     config = services.config.replies
     if question.guild_id is None or in_flight > _QUIET:
         return False
     if {question.guild_id, question.channel_id} & set(config.compare_not_in):
         return False
-    return random.random() < config.compare
+    if random.random() >= config.compare:
+        return False
+    return (await services.settings(question.guild_id, question.home_channel_id)).settings.two_answers
 
 
 async def predecessor(services: Services, scope: str, base_hash: str, champion: str | None) -> str | None:

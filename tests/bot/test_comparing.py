@@ -15,6 +15,7 @@ from tests.bot.conftest import Community
 from tests.bot.fake_server import BASE_HASH, FakeModelServer
 from tests.bot.test_commands import FIRST, SECOND, register, text
 from tests.bot.test_reply_buttons import buttons, until
+from tests.bot.test_settings import put
 
 ALWAYS = pytest.mark.parametrize("settings", ["[replies]\ncompare = 1.0"])
 
@@ -47,6 +48,16 @@ async def test_two_candidates_stand_in_one_message_with_three_buttons(
     assert {each.status for each in community.replies()} == {"complete"}
     assert len({each["seed"] for each in model_server.requests}) == 2
     assert {found.first_id, found.second_id} == {each.id for each in community.replies()}
+
+
+@ALWAYS
+async def test_a_server_s_admins_can_switch_two_answers_off_for_themselves(community: Community) -> None:
+    put(community, "two_answers", "off")
+    await community.ann.send(community.channel, f"{community.mention} hello")
+    assert community.said() == ["Hello there, friend."]
+    put(community, "two_answers", "on", channel=community.channel)
+    await community.ann.send(community.channel, f"{community.mention} hello")
+    assert "**B**" in community.said()[-1]
 
 
 @ALWAYS

@@ -141,10 +141,11 @@ class ErasureButton(
         """Delete, or change nothing."""
         if interaction.user.id != self.user_id:
             return await say(interaction, tr(NOT_YOURS))
-        if self.answer == "no":
-            return await interaction.response.edit_message(content=tr("Nothing was deleted."), view=None)
-        if now_ms() // SECOND_MS - self.asked_s > CONFIRM_S:
-            return await interaction.response.edit_message(content=tr(TOO_LATE), view=None)
+        late = now_ms() // SECOND_MS - self.asked_s > CONFIRM_S
+        if late or self.answer == "no":
+            told = tr(TOO_LATE) if late else tr("Nothing was deleted.")
+            await interaction.response.edit_message(content=told, view=None)
+            return None
         await interaction.response.edit_message(content=tr("Deleting…"), view=None)
         sentence = await erase(interaction.client.services, self.user_id)
         await interaction.edit_original_response(content=sentence)

@@ -23,6 +23,10 @@ from storage.comparisons import Choice, Comparison, Tally
 
 GONE = "This pair is gone."
 TAKEN_BACK = "Your vote is taken back."
+TOLD_BEFORE = (
+    "You know by now which is which, so another vote of yours would not be blind. The button that you chose "
+    "takes your vote back."
+)
 _CHOICES: dict[str, tuple[Choice, str]] = {"first": (1, "A"), "tie": (0, "Tie"), "second": (-1, "B")}
 # With more replies than this in flight, nobody waits for a second candidate of somebody else.
 _QUIET = 4
@@ -88,7 +92,10 @@ class CompareButton(
 
     @guarded
     async def callback(self, interaction: discord.Interaction[Any]) -> None:
-        """Count the vote, then tell which is which; the same choice again takes it back."""
+        """Count the vote, then tell which is which; the same choice again takes it back.
+
+        Who has been told votes no more: a choice between names is not blind.
+        """
         await interaction.response.defer(ephemeral=True, thinking=True)
         services: Services = interaction.client.services
         person = services.person(interaction.user)
@@ -103,6 +110,8 @@ class CompareButton(
             if comparisons.choice_of(db, pair.first_id, person.user_id) == choice:
                 comparisons.retract(db, first_id=pair.first_id, user_id=person.user_id)
                 return TAKEN_BACK
+            if comparisons.was_told(db, pair.first_id, person.user_id):
+                return TOLD_BEFORE
             comparisons.vote(
                 db,
                 first_id=pair.first_id,

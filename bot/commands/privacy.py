@@ -179,8 +179,8 @@ def summary(counts: mine.OwnCounts, member: members.Member | None, *, free: bool
     """Say what is stored on a member and what becomes of it; `free`: here it trains without consent."""
     lines = [
         tr(
-            "I keep {messages} of your messages, my {replies} answers to them, and {ratings} ratings of "
-            "yours ({corrections} better answers, {votes} votes), with your name and id.",
+            "Of you I keep, with your name and id: messages {messages}, my answers to them {replies}, "
+            "ratings {ratings} (better answers {corrections}, votes {votes}).",
             messages=counts.messages,
             replies=counts.replies,
             ratings=counts.ratings,
@@ -190,7 +190,7 @@ def summary(counts: mine.OwnCounts, member: members.Member | None, *, free: bool
         tr(_consent_text(member, free=free)),
     ]
     if counts.runs:
-        lines.append(tr("{runs} training runs have used some of it.", runs=counts.runs))
+        lines.append(tr("Training runs that used some of it: {runs}.", runs=counts.runs))
     if member is not None and member.erased_ms is not None:
         until_ms = member.erased_ms + ERASURE_REST_MS
         if until_ms > now_ms():

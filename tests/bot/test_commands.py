@@ -232,17 +232,17 @@ async def test_export_is_a_file_for_ones_own_eyes(community: Community) -> None:
 
 async def test_a_member_is_told_in_a_few_words_what_is_kept_of_them(community: Community) -> None:
     nothing = text(await community.bob.slash(community.channel, "privacy show"))
-    assert "0 of your messages" in nothing and "not opted out" in nothing
+    assert "messages 0, my answers to them 0" in nothing and "not opted out" in nothing
     await community.bob.send(community.channel, f"{community.mention} my words")
     await community.ann.send(community.channel, f"{community.mention} her words")
     await community.bob.slash(community.channel, "privacy opt-in")
     told = await community.bob.slash(community.channel, "privacy show")
     assert told.ephemeral
-    assert "1 of your messages, my 1 answers" in text(told) and "You opted in" in text(told)
+    assert "messages 1, my answers to them 1" in text(told) and "You opted in" in text(told)
     asked = await community.bob.slash(community.channel, "privacy delete")
     await community.bob.click(asked.response, label="Delete my data")
     told = await community.bob.slash(community.channel, "privacy show")
-    assert "0 of your messages, my 0 answers" in text(told) and "trains nothing before" in text(told)
+    assert "messages 0, my answers to them 0" in text(told) and "trains nothing before" in text(told)
 
 
 async def test_an_old_question_whether_to_delete_deletes_nothing(community: Community) -> None:

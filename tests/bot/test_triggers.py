@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import discord
 import pytest
 from simcord.builders import ChannelHandle
@@ -78,6 +80,16 @@ async def test_a_follow_up_needs_no_mention_for_its_member_only(
     put(community, "follow_up_s", 0)
     await community.ann.send(community.channel, "and a knife?")
     assert len(community.said()) == 2
+
+
+async def test_whoever_speaks_to_a_bot_that_can_not_read_its_settings_is_told_so(
+    community: Community,
+) -> None:
+    community.services.database.write(lambda db: db.execute("ALTER TABLE settings RENAME TO elsewhere"))
+    await community.ann.send(community.channel, "hello everybody")
+    await community.ann.send(community.channel, f"{community.mention} hello")
+    (said,) = community.said()
+    assert re.fullmatch(r"Something went wrong on my side \(error `\w{8}`\).*", said)
 
 
 @CONTENT

@@ -13,7 +13,7 @@ from typing import Any
 import structlog
 from sqlite_utils.utils import sqlite3
 
-from storage import privacy, sql
+from storage import carrying_over, privacy, sql
 from storage.clock import now_ms
 from storage.database import Database
 from storage.errors import BackupError, CorruptDatabaseError, DatabaseError
@@ -95,11 +95,12 @@ def restore(source: Path, data_dir: Path) -> Restored:
     """Put a backup in the place of the database; Strop must be stopped.
 
     The former database is kept under backups/. Members who erased their data after the backup was made are
-    erased again. Raises BackupError.
+    erased again; who opted out stays out, and what was deleted stays deleted. Raises BackupError.
     """
-    verify(source)
+    created_ms = int(verify(source)["created_ms"])
     target = data_dir / DATABASE
     erasures = _erasures(target)
+    decisions = carrying_over.read(target, created_ms)
     _require_unused(target)
     data_dir.mkdir(parents=True, exist_ok=True)
     incoming = data_dir / f"{DATABASE}.incoming"
@@ -109,6 +110,7 @@ def restore(source: Path, data_dir: Path) -> Restored:
     incoming.replace(target)
     with Database.open(target) as database:
         erased = _erase_again(database, data_dir, erasures)
+        database.write(lambda db: carrying_over.apply(db, decisions))
         database.write(lambda db: _forget_lost_runs(db, data_dir))
     return Restored(target, replaced, erased)
 

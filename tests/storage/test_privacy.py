@@ -513,6 +513,27 @@ def test_who_erased_stays_erased_even_if_the_database_was_lost(
     assert files_with(home, CANARY) == []
 
 
+def test_who_opted_out_and_what_was_deleted_after_the_backup_stay_so_after_the_restore(
+    database: Database, community: Community, home: Path, tmp_path: Path
+) -> None:
+    def before(db: sqlite_utils.Database) -> None:
+        community.asks(db, BO, f"my number is {CANARY}")
+        members.set_consent(db, BO, "in", str(BO))
+
+    database.write(before)
+    backup.backup(database, tmp_path / "monday")
+    for user_id in (BO, 77):
+        database.write(lambda db, user_id=user_id: members.set_consent(db, user_id, "out", "x"))  # type: ignore[misc]
+    database.write(lambda db: conversations.delete_message(db, 1_000))
+    database.close()
+    restored = backup.restore(tmp_path / "monday", home)
+    with Database.open(restored.database) as again:
+        told = again.read(lambda db: [members.get(db, each) for each in (BO, 77)])
+        assert [member.consent for member in told if member] == ["out", "out"]
+        assert again.read(lambda db: conversations.chain(db, 1))[0].content == ""
+        assert again.read(lambda db: replies.recent(db, 0, 1))[0].prompt == []
+
+
 def test_a_damaged_backup_is_removed_by_an_erasure_because_it_can_not_be_cleaned(
     database: Database, home: Path, story: dict[str, str]
 ) -> None:

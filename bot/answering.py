@@ -228,7 +228,7 @@ class Answerer:
             draft.notes.append(tr(TRUNCATED))
         elif prompt.dropped_turns and not asked.left_out_before:
             draft.notes.append(tr(LEFT_OUT, count=prompt.dropped_turns))
-        if draft.again is None and comparing.wanted(self._services, draft.question, len(self._tasks)):
+        if draft.again is None and await comparing.wanted(self._services, draft.question, len(self._tasks)):
             await self._compare(draft, asked, prompt, base, loaded, sampling)
         else:
             await self._generate(draft, prompt, base, sampling)

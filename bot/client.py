@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import secrets
 from collections import OrderedDict
 from collections.abc import Coroutine
 from typing import Any
@@ -11,13 +12,14 @@ import discord
 import structlog
 
 from bot import attachments, questions, texts, threads, triggers
-from bot.answering import STOPPED, Answerer
+from bot.answering import STOPPED, UNEXPECTED, Answerer
 from bot.charts.studio import Studio
 from bot.commands import (
     adapters,
     ask,
     loop,
     moderation,
+    own_ratings,
     privacy,
     records,
     retraining,
@@ -150,6 +152,8 @@ class StropClient(discord.Client):
             ReplyButton,
             CompareButton,
             tasting.OfferButton,
+            privacy.ErasureButton,
+            *own_ratings.dynamic_items(),
             *settings.dynamic_items(),
         )
         self._half_written = await self.services.database.awrite(replies.abandon_streaming)
@@ -337,9 +341,18 @@ class StropClient(discord.Client):
             without_files=not event.message.attachments,
         )
 
-    async def on_error(self, event_method: str, /, *_: Any, **__: Any) -> None:
-        """Log what a handler didn't expect; the next event is handled as usual."""
-        _log.exception("event.failed", handler=event_method)
+    async def on_error(self, event_method: str, /, *args: Any, **_: Any) -> None:
+        """Log what a handler didn't expect, and tell whoever spoke to the bot; the next event is as usual."""
+        error_id = secrets.token_hex(4)
+        _log.exception("event.failed", handler=event_method, error_id=error_id)
+        if event_method == "on_message" and self._addressed_by(args[0]):
+            await self._answer_plainly(args[0], tr(UNEXPECTED, id=error_id))
+
+    def _addressed_by(self, message: discord.Message) -> bool:
+        """Whether somebody plainly speaks to the bot, whatever is set for the channel."""
+        if self.user is None or message.author.bot:
+            return False
+        return message.guild is None or self.user in message.mentions
 
     def _empty_reason(self, message: discord.Message, me: discord.ClientUser, notes: tuple[str, ...]) -> str:
         if notes:

@@ -354,7 +354,15 @@ def _parent(
     if follows is None:
         return None, None
     last = replies.latest_in(db, question.channel_id, since_ms=follows.since_ms, asker_id=follows.asker_id)
-    return (None, None) if last is None else (last.message_id, last.conversation_id)
+    return _thread_starter(db, question) if last is None else (last.message_id, last.conversation_id)
+
+
+def _thread_starter(db: Any, question: Question) -> tuple[int | None, int | None]:
+    """Return the message that the question's thread was opened on: a thread bears its message's id."""
+    if question.parent_channel_id is None or question.channel_id == question.discord_id:
+        return None, None
+    starter = conversations.by_discord_id(db, question.channel_id)
+    return (None, None) if starter is None else (starter.id, starter.conversation_id)
 
 
 def _record_cited(

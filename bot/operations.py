@@ -1,4 +1,4 @@
-"""What operators are told without asking: failed runs, rollbacks, low disk, dead processes. Each once.
+"""What operators are told without asking: errors, failed runs, rollbacks, low disk, dead processes. Once.
 
 It goes to one channel (`discord.operators_channel`), as ids, numbers and the sentence that a run ended with,
 never anybody's words. What was told is kept in the database, so that a restart repeats nothing.
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 import shutil
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
@@ -17,6 +18,7 @@ import structlog
 from discord.ext import tasks
 
 from bot.errors import ChannelRefusedError, DeliveryError
+from bot.fault_log import FaultLog
 from bot.services import Services
 from bot.serving.errors import ServingError
 from bot.surfaces import translated
@@ -109,15 +111,18 @@ class OperationsWatch:
         self._channel_id = services.config.discord.operators_channel
         self._streak = _Streak()
         self._silent_until = 0.0
+        self._faults = FaultLog()
         self._loop = tasks.loop(seconds=LOOK_S)(self._round)
 
     def start(self) -> None:
         """Begin to watch, if there is a channel to tell."""
         if self._channel_id and not self._loop.is_running():
+            logging.getLogger().addHandler(self._faults)
             self._loop.start()
 
     async def stop(self) -> None:
         """Stop watching."""
+        logging.getLogger().removeHandler(self._faults)
         self._loop.cancel()
 
     async def _round(self) -> None:
@@ -128,6 +133,7 @@ class OperationsWatch:
             _log.exception("operations.round_failed")
 
     async def _look(self) -> None:
+        await self._tell_faults()
         down = await self._down()
         free = (await asyncio.to_thread(shutil.disk_usage, self._services.database.path.parent)).free
         told, failed, changes = await self._services.database.aread(_stored)
@@ -141,6 +147,12 @@ class OperationsWatch:
             return
         text = json.dumps(asdict(known))
         await self._services.database.awrite(lambda db: _keep(db, text))
+
+    async def _tell_faults(self) -> None:
+        """Tell of what went wrong; what can't be told now is told later."""
+        lines = self._faults.lines()
+        if lines and await self._tell([f"🐞 {line}" for line in lines]):
+            self._faults.forget()
 
     async def _down(self) -> tuple[str, ...]:
         try:

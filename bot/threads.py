@@ -20,7 +20,7 @@ _log = structlog.get_logger(__name__)
 
 def wants_thread(message: discord.Message, verdict: Verdict) -> bool:
     """Whether this message begins a conversation that is to have a thread of its own."""
-    starts = message.reference is None and verdict.trigger in ("mention", "every")
+    starts = message.reference is None and verdict.trigger in ("mention", "every", "name")
     in_channel = isinstance(message.channel, discord.TextChannel)
     return starts and in_channel and verdict.found.settings.auto_thread
 

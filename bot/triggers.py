@@ -19,7 +19,7 @@ from storage import blocks, replies, settings
 from storage.clock import SECOND_MS, now_ms
 from storage.settings import InForce, Settings
 
-Trigger = Literal["direct", "mention", "reply", "thread", "every", "follow_up"]
+Trigger = Literal["direct", "mention", "reply", "thread", "every", "name", "follow_up"]
 
 CHANNEL_MEMORY_MS = 30 * 60 * SECOND_MS
 """For how long a message in a channel without mentions goes on with the conversation before it."""
@@ -27,7 +27,10 @@ CHANNEL_MEMORY_MS = 30 * 60 * SECOND_MS
 
 @dataclass(frozen=True, slots=True)
 class Arrival:
-    """A message as far as its addressee is concerned. `replies_to_bot` None: Discord didn't send it along."""
+    """A message as far as its addressee is concerned. `replies_to_bot` None: Discord didn't send it along.
+
+    `words` are those of its text in lower case, for names that call the bot.
+    """
 
     author_id: int
     channel_id: int
@@ -38,6 +41,7 @@ class Arrival:
     reference_id: int | None = None
     in_bots_thread: bool = False
     readable: bool = True
+    words: frozenset[str] = frozenset()
 
     @property
     def home_channel_id(self) -> int:
@@ -80,6 +84,8 @@ def why(arrival: Arrival, held: Settings, memory: Memory) -> Trigger | None:
     in_thread = arrival.parent_channel_id is not None
     if "thread" in wanted and in_thread and (arrival.in_bots_thread or memory.has_answered_here()):
         return "thread"
+    if arrival.words & set(held.wake_words):
+        return "name"
     # A member who answers somebody else, or turns to them, isn't talking to the bot any more.
     turned_away = arrival.reference_id is not None
     since_ms = now_ms() - held.follow_up_s * SECOND_MS
@@ -139,6 +145,7 @@ def arrival_of(message: discord.Message, me: discord.ClientUser, *, sees_content
         reference_id=reference.message_id if reference is not None else None,
         in_bots_thread=isinstance(channel, discord.Thread) and channel.owner_id == me.id,
         readable=sees_content,
+        words=frozenset(re.findall(r"[\w-]+", message.content.casefold())),
     )
 
 

@@ -13,7 +13,7 @@ from typing import Any
 import structlog
 from sqlite_utils.utils import sqlite3
 
-from storage import privacy, sql
+from storage import carrying_over, privacy, sql
 from storage.clock import now_ms
 from storage.database import Database
 from storage.errors import BackupError, CorruptDatabaseError, DatabaseError
@@ -23,6 +23,8 @@ logger = structlog.get_logger()
 MANIFEST = "manifest.json"
 DATABASE = "strop.db"
 ERASURES = "erasures.json"
+PARTIAL = ".partial"
+_ERASURES_OF = "SELECT user_id, requested_ms FROM erasures"
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +53,7 @@ def backup(database: Database, dest: Path) -> Backup:
     """
     if dest.exists():
         raise BackupError(f"{dest} exists already: choose another folder for the backup.")
-    partial = dest.with_name(f"{dest.name}.partial")
+    partial = dest.with_name(f"{dest.name}{PARTIAL}")
     shutil.rmtree(partial, ignore_errors=True)
     try:
         partial.mkdir(parents=True, mode=0o700)
@@ -59,6 +61,7 @@ def backup(database: Database, dest: Path) -> Backup:
         _copy_adapters(database.path.parent / "adapters", partial / "adapters")
         written = _write_manifest(partial, now_ms())
         partial.rename(dest)
+        _erase_latecomers(database, dest)
     except OSError as error:
         raise BackupError(f"The backup in {dest} could not be written ({error.strerror}).") from error
     finally:
@@ -92,11 +95,12 @@ def restore(source: Path, data_dir: Path) -> Restored:
     """Put a backup in the place of the database; Strop must be stopped.
 
     The former database is kept under backups/. Members who erased their data after the backup was made are
-    erased again. Raises BackupError.
+    erased again; who opted out stays out, and what was deleted stays deleted. Raises BackupError.
     """
-    verify(source)
+    created_ms = int(verify(source)["created_ms"])
     target = data_dir / DATABASE
     erasures = _erasures(target)
+    decisions = carrying_over.read(target, created_ms)
     _require_unused(target)
     data_dir.mkdir(parents=True, exist_ok=True)
     incoming = data_dir / f"{DATABASE}.incoming"
@@ -106,6 +110,7 @@ def restore(source: Path, data_dir: Path) -> Restored:
     incoming.replace(target)
     with Database.open(target) as database:
         erased = _erase_again(database, data_dir, erasures)
+        database.write(lambda db: carrying_over.apply(db, decisions))
         database.write(lambda db: _forget_lost_runs(db, data_dir))
     return Restored(target, replaced, erased)
 
@@ -113,7 +118,9 @@ def restore(source: Path, data_dir: Path) -> Restored:
 def erase_from_backups(backups_dir: Path, user_id: int, actor: str) -> list[Path]:
     """Erase a member from every backup in a folder as well; return the backups that were rewritten."""
     changed = []
-    for folder in sorted(file.parent for file in backups_dir.glob(f"*/{DATABASE}")):
+    # A copy that is being made is left to whoever makes it: it is compared once more when it is complete.
+    folders = (file.parent for file in backups_dir.glob(f"*/{DATABASE}"))
+    for folder in sorted(each for each in folders if each.suffix != PARTIAL):
         try:
             with Database.open(folder / DATABASE) as database:
                 _erase(database, folder, user_id, actor)
@@ -143,6 +150,18 @@ def _copy_database(database: Database, dest: Path) -> None:
     _fsync(dest)
 
 
+def _erase_latecomers(database: Database, folder: Path) -> None:
+    """Erase from a copy whoever erased their data while it was being made; later ones find it complete."""
+    asked = _recorded(database)
+    with contextlib.closing(_untouched(folder / DATABASE)) as copy:
+        known = set(copy.execute(_ERASURES_OF).fetchall())
+    if set(asked) <= known:
+        return
+    with Database.open(folder / DATABASE) as opened:
+        _erase_again(opened, folder, asked)
+    _write_manifest(folder, json.loads((folder / MANIFEST).read_text())["created_ms"])
+
+
 def _copy_adapters(source: Path, dest: Path) -> None:
     """Copy the adapter folders that are not there yet; an adapter's folder never changes."""
     for folder in sorted(source.iterdir()) if source.is_dir() else []:
@@ -166,15 +185,18 @@ def _files(folder: Path) -> Iterator[Path]:
 
 
 def _check_integrity(path: Path) -> None:
-    with contextlib.closing(
-        sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro&immutable=1", uri=True)
-    ) as connection:
+    with contextlib.closing(_untouched(path)) as connection:
         try:
             (verdict,) = connection.execute("PRAGMA integrity_check(1)").fetchone()
         except sqlite3.DatabaseError as error:
             raise BackupError(f"{path} is not a readable database ({error}).") from error
     if verdict != "ok":
         raise BackupError(f"{path} is damaged: {verdict}")
+
+
+def _untouched(path: Path) -> Any:
+    """Open a database of a backup without changing a byte of it."""
+    return sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro&immutable=1", uri=True)
 
 
 def record_erasures(database: Database) -> None:
@@ -234,7 +256,7 @@ def _erase_again(database: Database, data_dir: Path, erasures: list[tuple[int, i
 
 
 def _recorded(database: Database) -> list[tuple[int, int]]:
-    rows = database.read(lambda db: sql.many(db, "SELECT user_id, requested_ms FROM erasures"))
+    rows = database.read(lambda db: sql.many(db, _ERASURES_OF))
     return [(row["user_id"], row["requested_ms"]) for row in rows]
 
 

@@ -118,6 +118,14 @@ def choice_of(db: sqlite_utils.Database, first_id: str, user_id: int) -> int | N
     return value
 
 
+def was_told(db: sqlite_utils.Database, first_id: str, user_id: int) -> bool:
+    """Whether a member ever voted on a pair, and so was told which candidate is whose."""
+    found = sql.value(
+        db, "SELECT 1 FROM ratings WHERE reply_id = ? AND user_id = ? AND kind = 'vote'", (first_id, user_id)
+    )
+    return found is not None
+
+
 def tally(db: sqlite_utils.Database, first_id: str) -> Tally:
     """Count the votes on one pair."""
     rows = sql.many(

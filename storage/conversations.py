@@ -254,13 +254,17 @@ def delete_message(db: sqlite_utils.Database, discord_id: int) -> bool:
                WHERE id = ?""",
             (now_ms(), message_id),
         )
-        sql.change(
-            db,
-            """UPDATE replies SET prompt_json = '[]'
-               WHERE id IN (SELECT reply_id FROM reply_context WHERE message_id = ?)""",
-            (message_id,),
-        )
+        for statement in _FORGET_QUOTES.split("\n\n"):
+            sql.change(db, statement, {"id": message_id, "now": now_ms()})
     return True
+
+
+# Copies of the message in prompts, and in pairs that members vote on.
+_FORGET_QUOTES = """
+UPDATE replies SET prompt_json = '[]' WHERE id IN (SELECT reply_id FROM reply_context WHERE message_id = :id)
+
+UPDATE duels SET prompt_json = '[]', first_text = '', second_text = '', closed_ms = coalesce(closed_ms, :now)
+WHERE reply_id IN (SELECT reply_id FROM reply_context WHERE message_id = :id)"""
 
 
 def delete_channel(db: sqlite_utils.Database, channel_id: int) -> int:

@@ -122,6 +122,26 @@ def vote(db: sqlite_utils.Database, *, duel_id: str, user_id: int, choice: int, 
     )
 
 
+def choice_of(db: sqlite_utils.Database, duel_id: str, user_id: int) -> int | None:
+    """Return what a member chose (1 first, -1 second, 0 tie), or None."""
+    chosen: int | None = sql.value(
+        db, "SELECT choice FROM duel_votes WHERE duel_id = ? AND user_id = ?", (duel_id, user_id)
+    )
+    return chosen
+
+
+def retract(db: sqlite_utils.Database, *, duel_id: str, user_id: int) -> bool:
+    """Take a member's vote back while the duel is open; return whether one stood."""
+    return bool(
+        sql.change(
+            db,
+            """DELETE FROM duel_votes WHERE duel_id = :duel AND user_id = :user
+               AND EXISTS (SELECT 1 FROM duels WHERE id = :duel AND closed_ms IS NULL)""",
+            {"duel": duel_id, "user": user_id},
+        )
+    )
+
+
 def tally(db: sqlite_utils.Database, run_id: str) -> DuelTally:
     """Count a run's votes."""
     rows = sql.many(

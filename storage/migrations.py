@@ -584,6 +584,16 @@ CREATE INDEX tasting_turns_by_key ON tasting_turns (key)
     )
 
 
+def m0013_deleted_messages(db: sqlite_utils.Database) -> None:
+    """What was deleted lately is looked for every minute, to take it out of the files of runs."""
+    _run(
+        db,
+        """
+CREATE INDEX messages_deleted ON messages (deleted_ms) WHERE deleted_ms IS NOT NULL
+""",
+    )
+
+
 for _step in (
     m0001_people_and_conversations,
     m0002_replies_and_ratings,
@@ -594,5 +604,6 @@ for _step in (
     m0007_versions_and_comparisons,
     m0010_trials,
     m0011_tastings,
+    m0013_deleted_messages,
 ):
     steps()(_step)

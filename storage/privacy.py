@@ -13,7 +13,7 @@ from typing import Any
 
 import sqlite_utils
 
-from storage import adapters, audit, duels, interim, members, runs, sql, trials
+from storage import adapters, audit, duels, interim, members, naming, runs, sql, trials
 from storage.clock import now_ms
 
 
@@ -73,9 +73,14 @@ def erase_member(db: sqlite_utils.Database, user_id: int, actor: str) -> Erasure
     """
     touched = _touched_rows(db, user_id)
     touched_runs = _touched_runs(db, user_id)
-    tainted = _taint(db, _trained_adapters(db, user_id))
+    trained = _trained_adapters(db, user_id)
+    tainted = _taint(db, trained)
     reason = "a member erased words that it was trained on"
     trials.end_with(db, [adapter.id for adapter in tainted], reason, actor=actor)
+    member = members.get(db, user_id)
+    named = naming.take_out(db, member.display_name if member else "")
+    # Files of runs that name them, or compare with an adapter that knew their words, may hold some too.
+    touched_runs = sorted({*touched_runs, *_runs_of(db, named), *_judged_against(db, trained)})
     cancelled = _cancel_running(db, user_id, touched_runs, touched, actor)
     _erase_words(db, user_id, touched)
     _erase_evidence(db, [*touched_runs, *cancelled])
@@ -117,25 +122,29 @@ def scrub_files(data_dir: Path, run_ids: Iterable[str], adapter_ids: Iterable[st
     return existing
 
 
+# Replies made from the member's words: asked by them, with their messages in the prompt, or with an answer in
+# it that was itself made from their words (their message may have been left out by then, its echo was not).
+_MADE_FROM = """
+WITH RECURSIVE mine (reply_id) AS (
+    SELECT reply_id FROM reply_context WHERE user_id = ?1
+    UNION
+    SELECT id FROM replies WHERE asker_id = ?1
+    UNION
+    SELECT reply_context.reply_id FROM mine
+    JOIN replies ON replies.id = mine.reply_id
+    JOIN reply_context ON reply_context.message_id = replies.message_id
+)"""
+
+
 def _touched_rows(db: sqlite_utils.Database, user_id: int) -> list[str]:
-    """Replies with the member's words in their prompt."""
-    rows = sql.many(
-        db,
-        """SELECT reply_id FROM reply_context WHERE user_id = ?1
-           UNION SELECT id AS reply_id FROM replies WHERE asker_id = ?1""",
-        (user_id,),
-    )
-    return [row["reply_id"] for row in rows]
+    """Replies made from the member's words."""
+    return [row["reply_id"] for row in sql.many(db, f"{_MADE_FROM} SELECT reply_id FROM mine", (user_id,))]
 
 
 # Rows of runs that hold the member's words, or the member's ratings as far as they stood when the run ended.
 # A vote on a duel makes a preference pair for the runs after the one that it decided.
-_MY_RUN_ROWS = """
-SELECT run_rows.run_id, run_rows.split FROM reply_context
-JOIN run_rows ON run_rows.reply_id = reply_context.reply_id WHERE reply_context.user_id = ?1
-UNION
-SELECT run_rows.run_id, run_rows.split FROM replies
-JOIN run_rows ON run_rows.reply_id = replies.id WHERE replies.asker_id = ?1
+_MY_RUN_ROWS = f"""{_MADE_FROM}
+SELECT run_rows.run_id, run_rows.split FROM mine JOIN run_rows ON run_rows.reply_id = mine.reply_id
 UNION
 SELECT run_rows.run_id, run_rows.split FROM ratings
 JOIN run_rows ON run_rows.reply_id = ratings.reply_id JOIN runs ON runs.id = run_rows.run_id
@@ -162,6 +171,28 @@ def _trained_adapters(db: sqlite_utils.Database, user_id: int) -> list[str]:
         (user_id,),
     )
     return [row["id"] for row in rows]
+
+
+def _judged_against(db: sqlite_utils.Database, adapter_ids: list[str]) -> list[str]:
+    """Runs that kept replies of these adapters, as champions of their time."""
+    rows = sql.many(
+        db,
+        """SELECT DISTINCT run_id FROM evaluations WHERE champion_id IN (SELECT value FROM json_each(?1))
+           UNION SELECT id FROM runs WHERE champion_id IN (SELECT value FROM json_each(?1))
+           UNION SELECT DISTINCT run_id FROM duels WHERE champion_id IN (SELECT value FROM json_each(?1))""",
+        (json.dumps(adapter_ids),),
+    )
+    return [row["run_id"] for row in rows]
+
+
+def _runs_of(db: sqlite_utils.Database, reply_ids: list[str]) -> list[str]:
+    """Runs that hold one of these replies."""
+    rows = sql.many(
+        db,
+        "SELECT DISTINCT run_id FROM run_rows WHERE reply_id IN (SELECT value FROM json_each(?))",
+        (json.dumps(reply_ids),),
+    )
+    return [row["run_id"] for row in rows]
 
 
 def _taint(db: sqlite_utils.Database, adapter_ids: list[str]) -> list[adapters.Adapter]:
@@ -214,7 +245,7 @@ DELETE FROM ratings WHERE user_id = :user
 
 DELETE FROM duel_votes WHERE user_id = :user
 
-UPDATE blocks SET reason = '' WHERE user_id = :user
+UPDATE blocks SET reason = '' WHERE user_id = :user OR actor = CAST(:user AS TEXT)
 
 UPDATE duels SET prompt_json = '[]', first_text = '', second_text = '', closed_ms = coalesce(closed_ms, :now)
 WHERE reply_id IN (SELECT value FROM json_each(:replies))
@@ -231,18 +262,21 @@ def _erase_evidence(db: sqlite_utils.Database, run_ids: list[str]) -> None:
             runs.finish(
                 db, run_id, outcome="cancelled", message="A member erased their data: the vote ended."
             )
-        sql.change(
-            db,
-            "UPDATE runs SET repeatable = 0, metrics_json = ?, error = NULL WHERE id = ?",
-            (json.dumps(_figures(run.metrics)), run_id),
-        )
-        sql.change(db, "UPDATE evaluations SET detail_json = '{}' WHERE run_id = ?", (run_id,))
-        sql.change(
-            db,
-            "UPDATE duels SET prompt_json = '[]', first_text = '', second_text = '' WHERE run_id = ?",
-            (run_id,),
-        )
+        _drop_texts(db, run_id, run.metrics)
         duels.close(db, run_id)
+
+
+def _drop_texts(db: sqlite_utils.Database, run_id: str, metrics: dict[str, Any]) -> None:
+    for statement in _DROP_TEXTS.split("\n\n"):
+        sql.change(db, statement, {"run": run_id, "metrics": json.dumps(_figures(metrics))})
+
+
+_DROP_TEXTS = """
+UPDATE runs SET repeatable = 0, metrics_json = :metrics, error = NULL WHERE id = :run
+
+UPDATE evaluations SET detail_json = '{}' WHERE run_id = :run
+
+UPDATE duels SET prompt_json = '[]', first_text = '', second_text = '' WHERE run_id = :run"""
 
 
 def _figures(value: Any) -> Any:

@@ -131,17 +131,6 @@ def for_reply(db: sqlite_utils.Database, reply_id: str) -> list[Rating]:
     return [_rating(row) for row in rows]
 
 
-def corrections_of(db: sqlite_utils.Database, user_id: int, limit: int) -> list[Rating]:
-    """Return a member's corrections that stand, the newest first."""
-    rows = sql.many(
-        db,
-        """SELECT * FROM ratings WHERE user_id = ? AND kind = 'correction' AND retracted = 0
-           ORDER BY updated_ms DESC, id DESC LIMIT ?""",
-        (user_id, limit),
-    )
-    return [_rating(row) for row in rows]
-
-
 def counts(db: sqlite_utils.Database, scope: str, since_ms: int | None = None) -> RatingCounts:
     """Return the ratings that stand in a scope, or those of them given or changed at or after `since_ms`."""
     if since_ms is None:

@@ -26,6 +26,8 @@ NEED_CONTENT = frozenset({"thread", "every"})
 #: Longer personas would leave a small model's context no room for the conversation.
 LONGEST_PERSONA = 2000
 MOST_EMOJI = 10
+MOST_WAKE_WORDS = 5
+WAKE_WORD = re.compile(r"[\w-]{2,32}")
 MOST_A_MINUTE = 60
 MOST_ROLES = 10
 _CUSTOM_EMOJI = re.compile(r"<a?:\w{2,32}:\d{15,21}>")
@@ -143,6 +145,16 @@ def _role_limits(value: object) -> tuple[str, ...]:
     return tuple(f"{role}={limit}" for role, limit in limits.items())
 
 
+def _wake_words(value: object) -> tuple[str, ...]:
+    found = tuple(dict.fromkeys(word.casefold() for word in _words(value) if word != "none"))
+    if len(found) > MOST_WAKE_WORDS:
+        raise SettingError(f"It takes at most {MOST_WAKE_WORDS} words.")
+    for word in found:
+        if not WAKE_WORD.fullmatch(word):
+            raise SettingError(f"{_quoted(word)} can't be heard: two to 32 letters, digits, - or _.")
+    return found
+
+
 def _words(value: object) -> list[str]:
     if isinstance(value, str):
         return [word for word in _WORDS.split(value) if word]
@@ -181,6 +193,17 @@ KINDS: dict[str, Kind] = {
     "rating_down": Kind("which emoji mean a bad answer", _emoji, example="👎"),
     "training": Kind("whether conversations here may train me", _switch, _ON_OFF, example="off"),
     "language": Kind("the language of my own texts", _one_of(LANGUAGES), LANGUAGES, example="de"),
+    "wake_words": Kind(
+        "words that call me without a mention",
+        _wake_words,
+        example="strop",
+    ),
+    "two_answers": Kind(
+        "now and then show two answers for a vote, where whoever runs me has that on",
+        _switch,
+        _ON_OFF,
+        example="off",
+    ),
     "messages_per_minute": Kind(
         "how many questions a member may ask in a minute",
         _number(0, MOST_A_MINUTE, whole=True, unit=" (0 is no limit)"),

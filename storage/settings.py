@@ -44,6 +44,8 @@ class Settings:
     rating_down: tuple[str, ...]
     training: bool
     language: str
+    wake_words: tuple[str, ...]
+    two_answers: bool
     messages_per_minute: int
     role_limits: tuple[str, ...]
 
@@ -71,6 +73,8 @@ def defaults(config: Config, channel_id: int | None = None) -> Settings:
         rating_down=config.discord.rating_down,
         training=True,
         language="auto",
+        wake_words=(),
+        two_answers=True,
         messages_per_minute=0,
         role_limits=(),
     )

@@ -145,6 +145,24 @@ def promote(
     _tell(chosen_scope, adapter_id, previous, as_json=as_json)
 
 
+def reject(
+    adapter: Annotated[str, typer.Argument(help="An adapter's id (its beginning is enough).")],
+    config: ConfigOption = None,
+    scope: ScopeOption = None,
+    reason: Annotated[str, typer.Option("--reason", help="Why, for the audit log.")] = "rejected by hand",
+) -> None:
+    """Reject an adapter that waits for a decision, as the button on its run's card does.
+
+    Examples:
+
+        strop reject a3f9c2d1 --reason "too chatty"
+    """
+    with session(config) as opened:
+        chosen = opened.database.read(lambda db: _find(db, adapter, scope))
+        opened.database.write(lambda db: registry.reject(db, chosen.id, actor=actor(), reason=reason))
+    typer.echo(f"Adapter {chosen.id} is rejected.")
+
+
 def rollback(
     config: ConfigOption = None,
     scope: ScopeOption = None,
@@ -246,5 +264,5 @@ def _name(adapter_id: str | None) -> str:
 
 def register(app: typer.Typer) -> None:
     """Add this topic's commands."""
-    for command in (adapters, promote, rollback):
+    for command in (adapters, promote, reject, rollback):
         app.command(rich_help_panel="Learn")(command)

@@ -17,7 +17,8 @@ from bot.cli.session import ConfigOption, JsonOption, ScopeOption, choose_scope,
 from storage import audit as audits
 from storage import backup as backups
 from storage import dataset
-from storage.dataset_lines import Shape, as_jsonl, lines_of
+from storage.dataset_lines import Shape, as_jsonl
+from storage.dataset_lines import lines as lines_of
 from storage.processes import is_locked
 
 
@@ -27,7 +28,10 @@ def export(
     scope: ScopeOption = None,
     shape: Annotated[
         Shape,
-        typer.Option("--format", help="chat: messages and counts; kto: prompt, completion, label."),
+        typer.Option(
+            "--format",
+            help="chat: messages and counts; kto: labels; dpo: pairs (as TRL's trainers take them).",
+        ),
     ] = Shape.CHAT,
     force: Annotated[bool, typer.Option("--force", help="Replace the file if it exists.")] = False,
 ) -> None:
@@ -47,7 +51,7 @@ def export(
         found = opened.database.read(
             lambda db: dataset.eligible_rows(db, chosen, permission_reference=reference)
         )
-    lines = [line for row in found.rows for line in lines_of(row, shape)]
+    lines = lines_of(found.rows, shape)
     if str(output) == "-":
         _write(sys.stdout, lines)
     else:

@@ -6,22 +6,32 @@ import asyncio
 import gzip
 import io
 import json
-from typing import Any
+import re
+from typing import Any, Self
 
 import discord
 import structlog
 from discord import app_commands
 
-from bot.commands.tree import Interaction, StropTree, guarded, say, speak_to
-from bot.replies_ui import retracting
+from bot.commands import own_ratings
+from bot.commands.tree import Interaction, StropTree, guarded, say
 from bot.services import Services
 from bot.serving.errors import ServingError
 from bot.texts import mark, tr
 from storage import members, privacy, scrubbing
+from storage import own_ratings as mine
+from storage.clock import SECOND_MS, now_ms
+from storage.dataset import ERASURE_REST_MS
 
-CONFIRM_S = 120.0
+CONFIRM_S = 120
+NOT_YOURS = mark("Only who was asked can answer this.")
+TOO_LATE = mark("Nothing was deleted: this question is too old. Please use /privacy delete once more.")
 DELETE_LABEL = mark("Delete my data")
 KEEP_LABEL = mark("Keep it")
+OPTED_IN = mark("You opted in: it may train me.")
+OPTED_OUT = mark("You opted out: none of it trains me.")
+UNDECIDED = mark("You have not decided: none of it trains me until you opt in.")
+UNDECIDED_FREE = mark("You have not opted out: in this playground it may train me.")
 # Discord takes 10 MB from a bot; beyond this the export is compressed.
 _PLAIN_EXPORT_BYTES = 8_000_000
 
@@ -61,11 +71,22 @@ async def export(interaction: Interaction) -> None:
     )
 
 
-@group.command(name="corrections", description="See your better answers, and take some of them back.")
-async def list_corrections(interaction: Interaction) -> None:
-    """List the member's better answers, for their eyes only."""
+@group.command(name="ratings", description="See what you rated, and take some of it back.")
+async def list_ratings(interaction: Interaction) -> None:
+    """List the member's ratings of every kind, for their eyes only."""
     await interaction.response.defer(ephemeral=True, thinking=True)
-    await retracting.offer(interaction, interaction.client.services)
+    await own_ratings.offer(interaction)
+
+
+@group.command(name="show", description="What I keep of you, in a few words.")
+async def show(interaction: Interaction) -> None:
+    """Say how much is stored on the member, and whether it trains."""
+    await interaction.response.defer(ephemeral=True, thinking=True)
+    services, user_id = interaction.client.services, interaction.user.id
+    counts, member = await services.database.aread(
+        lambda db: (mine.counts(db, user_id), members.get(db, user_id))
+    )
+    await say(interaction, summary(counts, member, free=services.playground))
 
 
 @group.command(name="delete", description="Delete everything that I have stored about you.")
@@ -77,40 +98,58 @@ async def delete(interaction: Interaction) -> None:
             "This deletes your messages to me, my replies to them, your ratings and votes. What was trained "
             "on them stops answering at once and is trained again without you. It can't be undone."
         ),
-        view=ConfirmDeletion(interaction.user.id),
+        view=_confirmation(interaction.user.id),
     )
 
 
-class ConfirmDeletion(discord.ui.View):
-    """The last question before a deletion; only the member it was put to can answer."""
+def _confirmation(user_id: int) -> discord.ui.View:
+    """Return the two buttons of the last question before a deletion."""
+    view = discord.ui.View(timeout=None)
+    for answer in ("yes", "no"):
+        view.add_item(ErasureButton(user_id, answer, now_ms() // SECOND_MS))
+    return view
 
-    def __init__(self, user_id: int) -> None:
-        super().__init__(timeout=CONFIRM_S)
-        self._user_id = user_id
-        self.confirm.label, self.keep.label = tr(DELETE_LABEL), tr(KEEP_LABEL)
 
-    @discord.ui.button(label=DELETE_LABEL, style=discord.ButtonStyle.danger)
-    async def confirm(self, interaction: discord.Interaction[Any], _: discord.ui.Button[Any]) -> None:
-        """Delete."""
-        await self._confirmed(interaction)
+class ErasureButton(
+    discord.ui.DynamicItem[discord.ui.Button[discord.ui.View]],
+    template=r"strop:erase:(?P<user>\d{1,20}):(?P<answer>yes|no):(?P<asked>\d{1,12})",
+):
+    """One answer to the last question before a deletion, for the member it was put to, and not for long."""
 
-    @discord.ui.button(label=KEEP_LABEL, style=discord.ButtonStyle.secondary)
-    async def keep(self, interaction: discord.Interaction[Any], _: discord.ui.Button[Any]) -> None:
-        """Change nothing."""
-        self.stop()
-        await speak_to(interaction)
-        await interaction.response.edit_message(content=tr("Nothing was deleted."), view=None)
+    def __init__(self, user_id: int, answer: str, asked_s: int) -> None:
+        self.user_id = user_id
+        self.answer = answer
+        self.asked_s = asked_s
+        certain = answer == "yes"
+        super().__init__(
+            discord.ui.Button(
+                label=tr(DELETE_LABEL if certain else KEEP_LABEL),
+                style=discord.ButtonStyle.danger if certain else discord.ButtonStyle.secondary,
+                custom_id=f"strop:erase:{user_id}:{answer}:{asked_s}",
+            )
+        )
 
-    async def interaction_check(self, interaction: discord.Interaction[Any], /) -> bool:
-        """Let only the member themselves answer."""
-        return interaction.user.id == self._user_id
+    @classmethod
+    async def from_custom_id(
+        cls, interaction: discord.Interaction[Any], item: discord.ui.Item[Any], match: re.Match[str], /
+    ) -> Self:
+        """Make the button again from its custom id."""
+        return cls(int(match["user"]), match["answer"], int(match["asked"]))
 
     @guarded
-    async def _confirmed(self, interaction: Interaction) -> None:
-        self.stop()
+    async def callback(self, interaction: discord.Interaction[Any]) -> None:
+        """Delete, or change nothing."""
+        if interaction.user.id != self.user_id:
+            return await say(interaction, tr(NOT_YOURS))
+        late = now_ms() // SECOND_MS - self.asked_s > CONFIRM_S
+        if late or self.answer == "no":
+            told = tr(TOO_LATE) if late else tr("Nothing was deleted.")
+            await interaction.response.edit_message(content=told, view=None)
+            return None
         await interaction.response.edit_message(content=tr("Deleting…"), view=None)
-        sentence = await erase(interaction.client.services, self._user_id)
+        sentence = await erase(interaction.client.services, self.user_id)
         await interaction.edit_original_response(content=sentence)
+        return None
 
 
 async def erase(services: Services, user_id: int) -> str:
@@ -134,6 +173,43 @@ async def erase(services: Services, user_id: int) -> str:
             count=len(erasure.affected_adapters),
         )
     return sentence + " " + tr("What you write to me from now on trains nothing for 30 days.")
+
+
+def summary(counts: mine.OwnCounts, member: members.Member | None, *, free: bool) -> str:
+    """Say what is stored on a member and what becomes of it; `free`: here it trains without consent."""
+    lines = [
+        tr(
+            "Of you I keep, with your name and id: messages {messages}, my answers to them {replies}, "
+            "ratings {ratings} (better answers {corrections}, votes {votes}).",
+            messages=counts.messages,
+            replies=counts.replies,
+            ratings=counts.ratings,
+            corrections=counts.corrections,
+            votes=counts.votes,
+        ),
+        tr(_consent_text(member, free=free)),
+    ]
+    if counts.runs:
+        lines.append(tr("Training runs that used some of it: {runs}.", runs=counts.runs))
+    if member is not None and member.erased_ms is not None:
+        until_ms = member.erased_ms + ERASURE_REST_MS
+        if until_ms > now_ms():
+            rest = f"<t:{until_ms // 1000}:D>"
+            lines.append(tr("You erased your data: what is new trains nothing before {until}.", until=rest))
+    lines.append(
+        tr(
+            "-# `/privacy ratings` lists your ratings, `export` sends all of it as a file, "
+            "`delete` erases it."
+        )
+    )
+    return "\n".join(lines)
+
+
+def _consent_text(member: members.Member | None, *, free: bool) -> str:
+    consent = member.consent if member is not None else "unset"
+    if consent == "unset":
+        return UNDECIDED_FREE if free else UNDECIDED
+    return OPTED_IN if consent == "in" else OPTED_OUT
 
 
 async def scrub(services: Services, erasure: privacy.Erasure) -> None:

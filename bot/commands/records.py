@@ -18,7 +18,8 @@ from bot.services import Services
 from bot.texts import tr
 from storage import audit, dataset
 from storage.audit import Entry
-from storage.dataset_lines import Shape, as_jsonl, lines_of
+from storage.dataset_lines import Shape, as_jsonl
+from storage.dataset_lines import lines as lines_of
 
 PAGE = 10
 # Discord takes 10 MB from a bot; beyond this the file is compressed.
@@ -36,7 +37,9 @@ def add_to(tree: StropTree) -> None:
 
 # --------------------------------------------------------------------------------------------- the data set
 @app_commands.command(description="The rated replies that may be trained on, as a JSONL file.")
-@app_commands.describe(shape="chat: messages and counts; kto: prompt, completion, label")
+@app_commands.describe(
+    shape="chat: messages and counts; kto: labels; dpo: pairs (as TRL's trainers take them)"
+)
 @app_commands.rename(shape="format")
 @app_commands.choices(shape=[app_commands.Choice(name=each.value, value=each.value) for each in Shape])
 @operators_only
@@ -70,7 +73,7 @@ async def _eligible(services: Services, scope: str) -> dataset.Eligibility:
 
 
 def _file(found: dataset.Eligibility, shape: Shape) -> tuple[str, bytes, int]:
-    lines = [line for row in found.rows for line in lines_of(row, shape)]
+    lines = lines_of(found.rows, shape)
     content = as_jsonl(lines).encode()
     if len(content) <= _PLAIN_BYTES:
         return "strop-dataset.jsonl", content, len(lines)

@@ -101,8 +101,10 @@ def _overview(found: InForce, where: Where, key: str | None) -> list[str]:
 
 def _warnings(interaction: Interaction, found: InForce) -> list[str]:
     held = found.settings
-    needs_content = held.follow_up_s or (
-        NEED_CONTENT & set(held.triggers) and found.origins["triggers"] != "file"
+    needs_content = (
+        held.follow_up_s
+        or held.wake_words
+        or (NEED_CONTENT & set(held.triggers) and found.origins["triggers"] != "file")
     )
     warnings = []
     if needs_content and not interaction.client.intents.message_content:

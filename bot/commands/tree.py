@@ -19,7 +19,7 @@ from bot.questions import parent_of
 from bot.serving.errors import ServerLoadingError, ServerUnavailableError, ServingError
 from bot.texts import tr
 from storage import facts
-from storage.errors import RuleError, StorageError
+from storage.errors import DatabaseBusyError, DiskFullError, RuleError, StorageError
 
 if TYPE_CHECKING:
     from bot.client import StropClient
@@ -118,6 +118,12 @@ def sentence_for(error: BaseException, where: str) -> str:
         return tr("My model is still loading. Please try again in a moment.")
     if isinstance(error, ServerUnavailableError):
         return tr("My model server is not reachable right now; I'll be back by myself when it is.")
+    if isinstance(error, DiskFullError):
+        _log.error("command.disk_full", where=where)
+        return tr("My disk is full, so I can't store anything. Please tell whoever runs me.")
+    if isinstance(error, DatabaseBusyError):
+        _log.warning("command.database_busy", where=where)
+        return tr("My database is busy with something else. Please try again in a moment.")
     if isinstance(error, RuleError | ServingError):
         return tr(str(error))
     error_id = secrets.token_hex(4)

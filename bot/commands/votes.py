@@ -55,26 +55,35 @@ class VoteButton(
 
     @guarded
     async def callback(self, interaction: discord.Interaction[Any]) -> None:
-        """Count the vote of whoever pressed; a later press replaces it."""
+        """Count the vote of whoever pressed; another choice replaces it, the same one takes it back."""
         await interaction.response.defer(ephemeral=True, thinking=True)
         services = interaction.client.services
         person = services.person(interaction.user)
         value, label = _CHOICES[self.choice]
 
-        def work(db: Any) -> tuple[bool, bool]:
+        def work(db: Any) -> tuple[bool, bool, bool]:
             duel = duels.get(db, self.duel_id)
             is_open = duel is not None and duel.closed_ms is None
-            if is_open:
+            again = is_open and duels.choice_of(db, self.duel_id, person.user_id) == value
+            if again:
+                duels.retract(db, duel_id=self.duel_id, user_id=person.user_id)
+            elif is_open:
                 person.ensure(db)
                 duels.vote(
                     db, duel_id=self.duel_id, user_id=person.user_id, choice=value, source=person.source
                 )
                 _note_answered(db, self.duel_id)
-            return is_open, duel is not None
+            return is_open, again, duel is not None
 
-        is_open, known = await services.database.awrite(work)
-        if is_open:
-            await say(interaction, f"Counted: {label}. You can change your mind until the voting ends.")
+        is_open, again, known = await services.database.awrite(work)
+        if again:
+            await say(interaction, "Your vote is taken back.")
+        elif is_open:
+            await say(
+                interaction,
+                f"Counted: {label}. You can change your mind until the voting ends; the same button again "
+                "takes your vote back.",
+            )
         else:
             await say(
                 interaction, "Voting on this pair is over." if known else "I don't know this pair any more."

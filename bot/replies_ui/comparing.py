@@ -24,15 +24,20 @@ from storage.comparisons import Choice, Comparison, Tally
 
 GONE = "This pair is gone."
 TAKEN_BACK = "Your vote is taken back."
+TOLD_BEFORE = (
+    "You know by now which is which, so another vote of yours would not be blind. The button that you chose "
+    "takes your vote back."
+)
 _CHOICES: dict[str, tuple[Choice, str]] = {"first": (1, "A"), "tie": (0, "Tie"), "second": (-1, "B")}
 # With more replies than this in flight, nobody waits for a second candidate of somebody else.
 _QUIET = 4
 
 
-def wanted(services: Services, question: Question, in_flight: int) -> bool:
+async def wanted(services: Services, question: Question, in_flight: int) -> bool:
     """Whether this question gets two candidates: where it asks for them, else by lot.
 
-    By lot never in direct messages, or while it is busy.
+    By lot never in direct messages, or while it is busy. Operators set how often, and places that never do; a
+    server's admins can switch it off for themselves.
     """
     config = services.config.replies
     if question.compared:
@@ -41,7 +46,9 @@ def wanted(services: Services, question: Question, in_flight: int) -> bool:
         return False
     if {question.guild_id, question.channel_id} & set(config.compare_not_in):
         return False
-    return random.random() < config.compare
+    if random.random() >= config.compare:
+        return False
+    return (await services.settings(question.guild_id, question.home_channel_id)).settings.two_answers
 
 
 async def opponent(services: Services, scope: str, base_hash: str, usual: Draft) -> str | None:
@@ -96,7 +103,10 @@ class CompareButton(
 
     @guarded
     async def callback(self, interaction: discord.Interaction[Any]) -> None:
-        """Count the vote, then tell which is which; the same choice again takes it back."""
+        """Count the vote, then tell which is which; the same choice again takes it back.
+
+        Who has been told votes no more: a choice between names is not blind.
+        """
         await interaction.response.defer(ephemeral=True, thinking=True)
         services: Services = interaction.client.services
         person = services.person(interaction.user)
@@ -111,6 +121,8 @@ class CompareButton(
             if comparisons.choice_of(db, pair.first_id, person.user_id) == choice:
                 comparisons.retract(db, first_id=pair.first_id, user_id=person.user_id)
                 return TAKEN_BACK
+            if comparisons.was_told(db, pair.first_id, person.user_id):
+                return TOLD_BEFORE
             comparisons.vote(
                 db,
                 first_id=pair.first_id,

@@ -284,6 +284,33 @@ async def test_export_is_a_file_for_ones_own_eyes(community: Community) -> None:
     assert [file.filename for file in result.response.attachments] == ["strop-my-data.json"]
 
 
+async def test_a_member_is_told_in_a_few_words_what_is_kept_of_them(community: Community) -> None:
+    nothing = text(await community.bob.slash(community.channel, "privacy show"))
+    assert "messages 0, my answers to them 0" in nothing and "not opted out" in nothing
+    await community.bob.send(community.channel, f"{community.mention} my words")
+    await community.ann.send(community.channel, f"{community.mention} her words")
+    await community.bob.slash(community.channel, "privacy opt-in")
+    told = await community.bob.slash(community.channel, "privacy show")
+    assert told.ephemeral
+    assert "messages 1, my answers to them 1" in text(told) and "You opted in" in text(told)
+    asked = await community.bob.slash(community.channel, "privacy delete")
+    await community.bob.click(asked.response, label="Delete my data")
+    told = await community.bob.slash(community.channel, "privacy show")
+    assert "messages 0, my answers to them 0" in text(told) and "trains nothing before" in text(told)
+
+
+async def test_an_old_question_whether_to_delete_deletes_nothing(community: Community) -> None:
+    await community.bob.send(community.channel, f"{community.mention} my secret words")
+    asked = await community.bob.slash(community.channel, "privacy delete")
+    record = community.env.backend.get_message(community.channel.id, asked.response.id)
+    for button in record.components[0]["components"]:
+        user, answer, when = button["custom_id"].split(":")[2:]
+        button["custom_id"] = f"strop:erase:{user}:{answer}:{int(when) - 600}"
+    await community.bob.click(asked.response, label="Delete my data")
+    assert "too old" in asked.response.content
+    assert community.replies()[0].text
+
+
 async def test_deleting_asks_first_and_then_deletes(community: Community) -> None:
     await community.bob.send(community.channel, f"{community.mention} my secret words")
     await community.ann.send(community.channel, f"{community.mention} her words")

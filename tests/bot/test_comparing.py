@@ -15,6 +15,7 @@ from tests.bot.conftest import Community
 from tests.bot.fake_server import BASE_HASH, FakeModelServer
 from tests.bot.test_commands import FIRST, SECOND, register, text
 from tests.bot.test_reply_buttons import buttons, until
+from tests.bot.test_settings import put
 
 ALWAYS = pytest.mark.parametrize("settings", ["[replies]\ncompare = 1.0"])
 
@@ -50,6 +51,16 @@ async def test_two_candidates_stand_in_one_message_with_three_buttons(
 
 
 @ALWAYS
+async def test_a_server_s_admins_can_switch_two_answers_off_for_themselves(community: Community) -> None:
+    put(community, "two_answers", "off")
+    await community.ann.send(community.channel, f"{community.mention} hello")
+    assert community.said() == ["Hello there, friend."]
+    put(community, "two_answers", "on", channel=community.channel)
+    await community.ann.send(community.channel, f"{community.mention} hello")
+    assert "**B**" in community.said()[-1]
+
+
+@ALWAYS
 async def test_the_champion_meets_its_predecessor_and_the_vote_reveals_which_is_which(
     community: Community, model_server: FakeModelServer
 ) -> None:
@@ -74,15 +85,30 @@ async def test_the_champion_meets_its_predecessor_and_the_vote_reveals_which_is_
 
 
 @ALWAYS
-async def test_a_vote_can_be_changed_tied_and_taken_back(community: Community) -> None:
+@pytest.mark.parametrize(("choice", "value"), [("first", 1), ("second", -1), ("tie", 0)])
+async def test_a_vote_rates_both_and_is_taken_back_by_the_same_button(
+    community: Community, choice: str, value: int
+) -> None:
     found = await pair(community)
     message = community.messages()[0]
-    for choice, value in (("first", 1), ("second", -1), ("tie", 0)):
-        await community.bob.click(message, **vote(choice, found.first_id))
-        assert votes(community, found.first_id) == {community.bob.id: value}
-        assert votes(community, found.second_id) == {community.bob.id: -value}
-    told = await community.bob.click(message, **vote("tie", found.first_id))
+    await community.bob.click(message, **vote(choice, found.first_id))
+    assert votes(community, found.first_id) == {community.bob.id: value}
+    assert votes(community, found.second_id) == {community.bob.id: -value}
+    told = await community.bob.click(message, **vote(choice, found.first_id))
     assert text(told) == comparing.TAKEN_BACK and votes(community, found.first_id) == {}
+
+
+@ALWAYS
+async def test_who_was_told_which_is_which_casts_no_other_vote(community: Community) -> None:
+    found = await pair(community)
+    message = community.messages()[0]
+    await community.bob.click(message, **vote("first", found.first_id))
+    told = await community.bob.click(message, **vote("second", found.first_id))
+    assert text(told) == comparing.TOLD_BEFORE
+    assert votes(community, found.first_id) == {community.bob.id: 1}
+    await community.bob.click(message, **vote("first", found.first_id))
+    told = await community.bob.click(message, **vote("tie", found.first_id))
+    assert text(told) == comparing.TOLD_BEFORE and votes(community, found.first_id) == {}
 
 
 @ALWAYS

@@ -229,6 +229,33 @@ async def test_votes_are_pairs_that_do_not_tell_whose_is_whose(
     assert (tally.wins, tally.losses, tally.ties, tally.voters) == (0, 2, 1, 2)
 
 
+async def test_a_blind_vote_is_taken_back_by_its_button_or_in_the_members_own_list_while_it_is_open(
+    community: Community, trainer: Trainer
+) -> None:
+    run_id = await voting(community, trainer, pairs=2)
+    pairs = [message for message in community.messages() if "like better" in message.content]
+
+    def voters() -> int:
+        return community.services.database.read(lambda db: duels.tally(db, run_id)).voters
+
+    await community.bob.click(pairs[0], label="A")
+    assert voters() == 1
+    assert said(await community.bob.click(pairs[0], label="A")) == "Your vote is taken back."
+    assert voters() == 0
+
+    await community.bob.click(pairs[1], label="Tie")
+    listed = (await community.bob.slash(community.channel, "privacy ratings")).response
+    assert "⚖️ Tie" in listed.content
+    (choice,) = listed.components[0]["components"][0]["options"]
+    await community.bob.select(listed, [choice["value"]])
+    assert voters() == 0 and listed.content.startswith("Taken back: 1.")
+
+    await community.bob.click(pairs[0], label="B")
+    community.services.database.write(lambda db: duels.close(db, run_id))
+    listed = (await community.bob.slash(community.channel, "privacy ratings")).response
+    assert "⚖️ B" in listed.content and listed.components == []
+
+
 async def test_a_vote_makes_room_for_the_next_pair(community: Community, trainer: Trainer) -> None:
     await voting(community, trainer, pairs=7)
     pairs = [message for message in community.messages() if "like better" in message.content]

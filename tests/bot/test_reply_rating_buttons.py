@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from bot.replies_ui.buttons import EMOJI
-from storage import ratings
+from storage import own_ratings, ratings
 from tests.bot.conftest import Community
 from tests.bot.fake_server import FakeModelServer
 from tests.bot.test_commands import text
@@ -88,16 +88,59 @@ async def test_a_button_rates_the_version_that_the_member_saw(
     assert buttons(community.messages()[0])[1] == "▶️2/2"
 
 
-async def test_the_members_own_better_answers_are_listed_and_taken_back(
+async def test_a_member_pages_through_their_own_ratings_and_takes_some_back(
+    community: Community, model_server: FakeModelServer, reply: Any
+) -> None:
+    (first,) = community.replies()
+    none = await community.bob.slash(community.channel, "privacy ratings")
+    assert none.ephemeral and "rated nothing" in text(none)
+
+    for number in range(11):
+        model_server.answer = f"Answer number {number}."
+        await community.ann.send(community.channel, f"{community.mention} again")
+        asked = community.replies()[-1]
+        await community.bob.click(community.messages()[-1], **press("up", asked.id))
+    opened = await community.bob.click(reply, **press("better", first.id))
+    await community.bob.submit_modal(opened, {"text": "Ahoy!"})
+    await community.ann.click(reply, **press("down", first.id))
+
+    listed = (await community.bob.slash(community.channel, "privacy ratings")).response
+    assert "Your ratings (12)" in listed.content and "✏️ “Ahoy!”" in listed.content
+    assert "👎" not in listed.content, "what Ann rated is Ann's"
+    assert "Answer number 0." not in listed.content
+    await community.bob.click(listed, custom_id="strop:mine:page:10")
+    assert "Answer number 0." in listed.content and "Ahoy!" not in listed.content
+    (correction,) = standing(community, first.id)[:1]
+    await community.bob.click(listed, custom_id="strop:mine:page:0")
+    await community.bob.select(listed, [str(correction.id)])
+    assert listed.content.startswith("Taken back: 1.") and "Your ratings (11)" in listed.content
+    assert [rating.user_id for rating in standing(community, first.id)] == [community.ann.id]
+
+
+async def test_a_button_s_thumb_that_is_taken_back_in_the_list_leaves_the_message_s_count(
     community: Community, reply: Any
 ) -> None:
     (first,) = community.replies()
-    none = await community.bob.slash(community.channel, "privacy corrections")
-    assert "no better answers" in text(none)
-    opened = await community.bob.click(reply, **press("better", first.id))
-    await community.bob.submit_modal(opened, {"text": "Ahoy!"})
-    listed = await community.bob.slash(community.channel, "privacy corrections")
-    assert listed.ephemeral and "(1)" in text(listed)
-    taken = await community.bob.select(listed.response, [first.id])
-    assert "1 better answer(s) taken back" in text(taken)
-    assert standing(community, first.id) == []
+    await community.bob.click(reply, **press("up", first.id))
+    assert "👍1" in buttons(community.messages()[0])
+    listed = (await community.bob.slash(community.channel, "privacy ratings")).response
+    (mine,) = standing(community, first.id)
+    await community.bob.select(listed, [str(mine.id)])
+    assert "👍" in buttons(community.messages()[0])
+    # Somebody else's list can't be used to take it back.
+    await community.bob.click(reply, **press("up", first.id))
+    (mine,) = standing(community, first.id)
+    taken = community.services.database.write(
+        lambda db: own_ratings.take_back(db, community.ann.id, str(mine.id))
+    )
+    assert not taken and standing(community, first.id)
+
+
+async def test_a_reaction_in_the_list_is_linked_and_taken_back_on_its_message(
+    community: Community, reply: Any
+) -> None:
+    await community.bob.react(reply, "👍")
+    listed = (await community.bob.slash(community.channel, "privacy ratings")).response
+    assert f"/{community.channel.id}/{reply.id}" in listed.content
+    assert "removing it from its message" in listed.content
+    assert listed.components == []

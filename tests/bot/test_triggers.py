@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import discord
 import pytest
 from simcord.builders import ChannelHandle
@@ -78,6 +80,50 @@ async def test_a_follow_up_needs_no_mention_for_its_member_only(
     put(community, "follow_up_s", 0)
     await community.ann.send(community.channel, "and a knife?")
     assert len(community.said()) == 2
+
+
+async def test_whoever_speaks_to_a_bot_that_fails_unexpectedly_is_told_so(community: Community) -> None:
+    community.env.check_errors = False
+    community.services.database.write(lambda db: db.execute("ALTER TABLE settings RENAME TO elsewhere"))
+    await community.ann.send(community.channel, "hello everybody")
+    await community.ann.send(community.channel, f"{community.mention} hello")
+    (said,) = community.said()
+    assert re.fullmatch(r"Something went wrong on my side \(error `\w{8}`\).*", said)
+
+
+@CONTENT
+async def test_a_wake_word_calls_the_bot_as_a_word_of_its_own_in_any_case(
+    community: Community, model_server: FakeModelServer
+) -> None:
+    put(community, "wake_words", "strop razor-bot")
+    await community.ann.send(community.channel, "so, Strop: what is a hone?")
+    assert turns(model_server) == ["so, Strop: what is a hone?"]
+    await community.ann.send(community.channel, "stropping takes patience")
+    await community.ann.send(community.channel, "a strop.toml of mine")
+    assert len(community.said()) == 2
+    await community.bob.send(community.channel, "RAZOR-BOT, hello")
+    assert len(community.said()) == 3
+
+
+async def test_without_message_content_a_wake_word_calls_nobody(community: Community) -> None:
+    put(community, "wake_words", "strop")
+    await community.ann.send(community.channel, "strop, hello")
+    assert community.said() == []
+
+
+@CONTENT
+async def test_a_thread_opened_on_an_answer_goes_on_from_it(
+    community: Community, model_server: FakeModelServer
+) -> None:
+    await community.ann.send(community.channel, f"{community.mention} what is a strop?")
+    (answer,) = community.messages()
+    channel = community.bot.get_partial_messageable(community.channel.id, guild_id=community.guild.id)
+    opened = await (await channel.fetch_message(answer.id)).create_thread(name="strops")
+    thread = ChannelHandle(community.env, community.guild, community.env.backend.channels[opened.id])
+    await community.bob.send(thread, f"{community.mention} and a hone?")
+    assert turns(model_server) == ["ann: what is a strop?", "Hello there, friend.", "bob: and a hone?"]
+    await community.bob.send(thread, f"{community.mention} thanks")
+    assert len(turns(model_server)) == 5
 
 
 @CONTENT

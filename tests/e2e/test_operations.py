@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import logging
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import structlog
 import yarl
 from discord.gateway import DiscordWebSocket
 from discord.http import Route
 
 from bot.playground import community
-from storage import adapters, facts, runs
+from storage import adapters, facts, logs, runs
 from storage.processes import ProcessLock
 from tests.bot.fake_server import BASE_HASH
 from tests.e2e.operating import Deck, operating, signed_in, until
@@ -41,6 +44,36 @@ def fail_a_run(deck: Deck) -> str:
         return runs.fail(db, run.id, error="E", message="The server stayed away.").id  # type: ignore[arg-type]
 
     return deck.database.write(work)
+
+
+@pytest.fixture
+def logging_as_the_process_does() -> Iterator[None]:
+    root = logging.getLogger()
+    handlers, level = root.handlers[:], root.level
+    logs.configure("bot")
+    yield
+    root.handlers[:] = handlers
+    root.setLevel(level)
+    structlog.reset_defaults()
+
+
+@pytest.mark.usefixtures("logging_as_the_process_does")
+async def test_an_error_that_somebody_met_is_told_by_its_id_and_kind_without_their_words(
+    tmp_path: Path,
+) -> None:
+    with ProcessLock(tmp_path / "playground/run/trainer.lock").acquire("{pid}"):
+        async with operating(tmp_path, SETTINGS) as deck:
+            await until(lambda: deck.database.read(lambda db: facts.get(db, "operations.told")))
+            deck.database.write(lambda db: db.execute("ALTER TABLE fresh_starts RENAME TO elsewhere"))
+            deck.command("forget")
+            shown = re.compile(r"Something went wrong on my side \(error `(\w+)`\)")
+            found = await until(
+                lambda: next((hit for m in deck.said() if (hit := shown.search(m["content"]))), None)
+            )
+            line = await until(lambda: next((each for each in told(deck) if found[1] in each), None))
+            assert line.startswith("🐞") and "command.failed /forget" in line
+            await asyncio.sleep(SEVERAL_LOOKS_S)
+            assert [each for each in told(deck) if found[1] in each] == [line]
 
 
 async def test_failed_runs_and_rollbacks_are_told_once(tmp_path: Path) -> None:

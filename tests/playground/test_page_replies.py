@@ -8,7 +8,8 @@ import pytest
 import pytest_asyncio
 from playwright.async_api import Browser, Locator, Page, expect
 
-from tests.e2e.test_reply_buttons import Town, town
+from bot.playground import community
+from tests.e2e.test_reply_buttons import YOU, Town, town
 from tests.playground.test_page_browser import FLAGS, browser, composer, open_page
 
 __all__ = ["FLAGS", "browser"]
@@ -54,6 +55,19 @@ async def test_a_reply_is_written_again_paged_and_corrected_on_the_page(page: Pa
     await expect(page.locator(".message").last).to_contain_text("I keep this as the better answer")
     await reply.get_by_role("button", name="Why this reply?").click()
     await expect(page.locator(".message").last).to_contain_text("The base model wrote this")
+
+
+async def test_a_link_to_a_message_leads_to_its_place_on_the_page(page: Page, there: Town) -> None:
+    reply = await ask(page, "hello")
+    await expect(reply).to_contain_text("Hello there, friend.")
+    message = there.said()[-1]
+    address = f"https://discord.com/channels/{community.GUILD_ID}/{message['channel_id']}/{message['id']}"
+    there.playground.backend.send_message(community.PLACES[1].channel_id, YOU, f"look: {address}")
+    await page.get_by_role("button", name="lab").click()
+    await page.get_by_role("button", name="#general › message").click()
+    found = page.locator(f'.message[data-id="{message["id"]}"]')
+    await expect(found).to_have_class(re.compile("is-found"))
+    await expect(found).to_be_in_viewport()
 
 
 async def test_the_apps_menu_offers_the_bots_entries_with_the_keyboard_too(page: Page, there: Town) -> None:

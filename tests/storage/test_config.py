@@ -53,8 +53,7 @@ def test_all_problems_are_reported_at_once_by_dotted_key_with_the_fix(tmp_path: 
     assert "trainer.min_likd: unknown key; did you mean 'min_liked'?" in found
     assert (
         'trainer.objective: must be one of "auto", "sft", "sft_kto", "sft_dpo", "sft_kto_dpo", "sft_ranked"; '
-        "got 'magic'"
-        in found
+        "got 'magic'" in found
     )
     assert "discord.shards: must be a positive integer; got 0" in found
     assert any(line.startswith("discord.operators: must be a list of Discord ids") for line in found)

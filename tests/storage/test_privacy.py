@@ -9,6 +9,7 @@ import sqlite_utils
 from storage import (
     adapters,
     backup,
+    blocks,
     conversations,
     dataset,
     duels,
@@ -23,7 +24,7 @@ from storage import (
 )
 from storage.database import Database
 from storage.errors import AdapterNotPromotableError, BackupError, RunNotActiveError
-from tests.storage.conftest import BASE, SCOPE, Community, thumb
+from tests.storage.conftest import BASE, SCOPE, Community, finish, thumb
 
 CANARY = "purple-canary-7731"
 ANN, BO = 1, 2
@@ -126,6 +127,183 @@ def test_after_an_erasure_no_file_of_the_home_holds_a_word_of_the_member(
     assert backup.verify(home / "backups" / "monday")
     database.close()
     assert files_with(home, CANARY) == []
+
+
+def test_an_answer_made_from_the_member_s_words_is_erased_wherever_it_was_read_again(
+    database: Database, community: Community
+) -> None:
+    """Ann's own message was too old for the prompt of Bo's question, the bot's echo of it was not."""
+
+    def work(db: sqlite_utils.Database) -> tuple[str, str]:
+        echo = community.asks(db, ANN, "where do I live?", answer=f"You live at {CANARY}.")
+        shown = replies.get(db, echo)
+        assert shown is not None
+        asked = conversations.add_message(
+            db,
+            conversation_id=shown.conversation_id,
+            discord_id=77,
+            parent_id=shown.message_id,
+            author_id=BO,
+            role="user",
+            content="say that again",
+        )
+        reply = replies.start(
+            db,
+            reply_id="again",
+            prompt_message_id=asked,
+            scope=SCOPE,
+            adapter_id=None,
+            base_hash=BASE,
+            prompt=[
+                {"role": "assistant", "content": shown.text},
+                {"role": "user", "content": "say that again"},
+            ],
+            seed=1,
+            sampling={},
+            context=[shown.message_id, asked],
+        )
+        finish(db, reply.id, f"You live at {CANARY}.")
+        return reply.id, train(db, "a-echo", [reply.id])
+
+    reply_id, run_id = database.write(work)
+    erasure = erase(database)
+    after = database.read(lambda db: replies.get(db, reply_id))
+    assert after is not None and (after.prompt, after.text) == ([], "")
+    assert (erasure.affected_adapters, erasure.runs) == (("a-echo",), (run_id,))
+
+
+def test_a_name_in_somebody_else_s_words_becomes_someone_and_the_words_stay(
+    database: Database, community: Community, home: Path
+) -> None:
+    name = "Änn-7731"
+
+    def work(db: sqlite_utils.Database) -> str:
+        members.ensure(db, ANN, name, "playground")
+        return train(db, "a-named", [community.asks(db, BO, f"what does @{name} think? And @{name}a?")])
+
+    run_id = database.write(work)
+    (home / "runs" / run_id).mkdir(parents=True)
+    erasure = erase(database)
+    assert scrubbing.complete(database, home, erasure)
+    asked = database.read(lambda db: conversations.chain(db, 1))[0]
+    assert asked.content == f"what does @someone think? And @{name}a?"
+    prompt = database.read(lambda db: replies.recent(db, 0, 1))[0].prompt
+    assert prompt == [{"role": "user", "content": asked.content}]
+    # The run's files name them too and go; what it learned from Bo's words stays.
+    assert (erasure.runs, erasure.affected_adapters) == ((run_id,), ())
+    assert not (home / "runs" / run_id).exists()
+
+
+def test_a_later_run_that_compared_with_their_adapter_loses_its_files(
+    database: Database, community: Community, story: dict[str, str], home: Path
+) -> None:
+    def work(db: sqlite_utils.Database) -> str:
+        run_id = train(db, "a-later", [community.asks(db, BO, "of my own")], promote=False)
+        evaluations.add(
+            db, run_id=run_id, adapter_id="a-later", champion_id="a-tainted", metric="m", value=1.0, detail={}
+        )
+        return run_id
+
+    run_id = database.write(work)
+    (home / "runs" / run_id).mkdir(parents=True)
+    (home / "runs" / run_id / "replies.jsonl").write_text(json.dumps({"champion": {"text": CANARY}}))
+    erasure = erase(database)
+    assert "a-later" not in erasure.affected_adapters
+    assert scrubbing.complete(database, home, erasure)
+    assert files_with(home, CANARY) == []
+
+
+def test_what_a_moderator_wrote_of_others_goes_with_the_moderator(
+    database: Database, story: dict[str, str]
+) -> None:
+    database.write(lambda db: blocks.block(db, guild_id=5, user_id=BO, actor=str(ANN), reason=CANARY))
+    erase(database)
+    (block,) = database.read(lambda db: blocks.listing(db, 5))
+    assert (block.user_id, block.reason) == (BO, "")
+
+
+def test_what_an_ended_run_still_wrote_is_swept_away(
+    database: Database, home: Path, story: dict[str, str]
+) -> None:
+    erasure = erase(database)
+    assert scrubbing.complete(database, home, erasure)
+    for folder in (f"runs/{story['run']}", "adapters/a-tainted"):
+        (home / folder).mkdir(parents=True)
+        (home / folder / "late.json").write_text(CANARY)
+    assert scrubbing.complete_pending(database, home) == 0
+    assert files_with(home, CANARY) == []
+    assert (home / "adapters" / "a-clean").exists()
+
+
+def test_who_erases_while_a_backup_is_made_is_not_in_it(
+    database: Database, home: Path, story: dict[str, str]
+) -> None:
+    """The copy is taken, then Ann erases, then the copy appears under its name."""
+    copied = home / "backups" / "monday"
+    backup.backup(database, copied)
+    copied.rename(copied.with_name("monday.partial"))
+    assert scrubbing.complete(database, home, erase(database))
+    assert files_with(home, CANARY), "a copy in the making is left to whoever makes it"
+    copied.with_name("monday.partial").rename(copied)
+    backup._erase_latecomers(database, copied)
+    assert files_with(home, CANARY) == []
+    assert backup.verify(copied)
+
+
+@pytest.fixture
+def used(database: Database, community: Community, home: Path) -> str:
+    """A finished run with Bo's message in its files."""
+
+    def work(db: sqlite_utils.Database) -> str:
+        return train(db, "a1", [community.asks(db, BO, f"my number is {CANARY}")])
+
+    run_id = database.write(work)
+    folder = home / "runs" / run_id
+    (folder / "checkpoint").mkdir(parents=True)
+    for name in ("snapshot.jsonl", "replies.jsonl", "report.html", "scores.json", "checkpoint/rows.json"):
+        (folder / name).write_text(CANARY)
+    (folder / "card.json").write_text("{}")
+    return run_id
+
+
+def test_a_deleted_message_also_leaves_the_files_of_the_runs_that_used_it(
+    database: Database, home: Path, used: str
+) -> None:
+    assert scrubbing.complete_pending(database, home) == 0
+    assert (home / "runs" / used / "snapshot.jsonl").exists()
+
+    database.write(lambda db: conversations.delete_message(db, 1_000))
+    scrubbing.complete_pending(database, home)
+    database.checkpoint_truncate()
+    assert files_with(home, CANARY) == []
+    assert (home / "runs" / used / "card.json").exists()
+    assert not database.read(lambda db: runs.expect(db, used)).repeatable
+    assert champion(database) == "a1", "a deleted message is left out of the next run, and ends nobody"
+
+
+def test_a_message_deleted_during_a_vote_leaves_the_run_s_files_once_it_is_over(
+    database: Database, home: Path, used: str
+) -> None:
+    database.write(lambda db: sql.change(db, "UPDATE runs SET outcome = 'votes' WHERE id = ?", (used,)))
+    database.write(lambda db: conversations.delete_message(db, 1_000))
+    scrubbing.complete_pending(database, home)
+    assert (home / "runs" / used / "replies.jsonl").exists()
+    database.write(lambda db: runs.finish(db, used, outcome="refused", message="It lost."))
+    scrubbing.complete_pending(database, home)
+    assert not (home / "runs" / used / "replies.jsonl").exists()
+
+
+def test_a_deleted_message_leaves_the_pairs_that_people_vote_on(
+    database: Database, story: dict[str, str]
+) -> None:
+    asked = database.read(lambda db: replies.get(db, story["anns"]))
+    assert asked is not None
+    discord_id = database.read(
+        lambda db: sql.value(db, "SELECT discord_id FROM messages WHERE id = ?", (asked.prompt_message_id,))
+    )
+    database.write(lambda db: conversations.delete_message(db, discord_id))
+    duel = database.read(lambda db: duels.get(db, "d"))
+    assert duel is not None and (duel.prompt, duel.first_text) == ([], "") and duel.closed_ms
 
 
 def test_the_champion_switches_at_once_to_the_newest_clean_one_and_one_retrain_is_queued(
@@ -333,6 +511,27 @@ def test_who_erased_stays_erased_even_if_the_database_was_lost(
     restored = backup.restore(tmp_path / "monday", home)
     assert restored.erased == (ANN,)
     assert files_with(home, CANARY) == []
+
+
+def test_who_opted_out_and_what_was_deleted_after_the_backup_stay_so_after_the_restore(
+    database: Database, community: Community, home: Path, tmp_path: Path
+) -> None:
+    def before(db: sqlite_utils.Database) -> None:
+        community.asks(db, BO, f"my number is {CANARY}")
+        members.set_consent(db, BO, "in", str(BO))
+
+    database.write(before)
+    backup.backup(database, tmp_path / "monday")
+    for user_id in (BO, 77):
+        database.write(lambda db, user_id=user_id: members.set_consent(db, user_id, "out", "x"))  # type: ignore[misc]
+    database.write(lambda db: conversations.delete_message(db, 1_000))
+    database.close()
+    restored = backup.restore(tmp_path / "monday", home)
+    with Database.open(restored.database) as again:
+        told = again.read(lambda db: [members.get(db, each) for each in (BO, 77)])
+        assert [member.consent for member in told if member] == ["out", "out"]
+        assert again.read(lambda db: conversations.chain(db, 1))[0].content == ""
+        assert again.read(lambda db: replies.recent(db, 0, 1))[0].prompt == []
 
 
 def test_a_damaged_backup_is_removed_by_an_erasure_because_it_can_not_be_cleaned(

@@ -157,7 +157,7 @@ class History:
             "decision": run.metrics.get("decision"),
             "votes": votes.votes,
             "objective": training.get("objective"),
-            "training_s": round(sum(training.get(k, {}).get("seconds", 0) for k in ("sft", "kto", "dpo")), 1),
+            "training_s": round(sum(v["seconds"] for v in training.values() if isinstance(v, dict)), 1),
             "liked": (run.metrics.get("data", {}).get("train", {})).get("liked"),
             "general_nll_increase": run.metrics.get("evaluation", {}).get("general_nll_increase"),
             "predicted": run.metrics.get("headline"),

@@ -104,6 +104,8 @@ const RULES = [
   [/<t:(-?\d{1,12})(?::([tTdDfFR]))?>/y, (m) => moment(Number(m[1]), m[2])],
   [/\[([^[\]\n]{1,300})\]\((https?:\/\/[^\s()<>]{1,2000})\)/y, (m, names, depth) => link(m[2], inline(m[1], names, depth + 1))],
   [/<(https?:\/\/[^\s<>]{1,2000})>/y, (m) => link(m[1], m[1])],
+  // Discord shows a link to a message as the place that it leads to; here that place is in this page.
+  [/https:\/\/discord\.com\/channels\/(?:\d{1,20}|@me)\/(\d{1,20})\/(\d{1,20})/y, messageLink],
   [/https?:\/\/[^\s<>]{1,2000}/y, bareLink],
 ];
 
@@ -161,6 +163,11 @@ function spoiler(children) {
 
 function link(address, label) {
   return el("a", { href: address, title: address, target: "_blank", rel: "noopener noreferrer nofollow" }, label);
+}
+
+function messageLink(match, names) {
+  const place = `#${names.channel(match[1]) ?? "unknown channel"} › message`;
+  return el("button", { class: "mention", type: "button", data: { jump: match[2], channel: match[1] }, text: place });
 }
 
 function bareLink(match) {

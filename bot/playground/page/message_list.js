@@ -215,7 +215,11 @@ export class MessageList {
 
   #onClick(event) {
     const jump = event.target.closest("[data-jump]");
-    if (jump) this.show(jump.dataset.jump);
+    if (!jump) return;
+    const { channel } = jump.dataset;
+    if (channel && this.store.channels.some((each) => each.id === channel)) this.store.open(channel);
+    // The other channel's messages are drawn in the next frame.
+    requestAnimationFrame(() => this.show(jump.dataset.jump));
   }
 
   #onKey(event) {

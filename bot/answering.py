@@ -17,7 +17,7 @@ import structlog
 from bot import context
 from bot.context import Prompt
 from bot.drafts import Again, Asked, Draft, Pair, ReplyRecorder
-from bot.errors import ContextError, DeliveryError
+from bot.errors import ChannelGoneError, ChannelRefusedError, ContextError, DeliveryError
 from bot.questions import Question
 from bot.replies_ui import comparing
 from bot.replies_ui.buttons import Controls
@@ -76,10 +76,14 @@ class Answerer:
     """Answers questions, many at a time, each in a task of its own."""
 
     def __init__(
-        self, services: Services, is_deleted: Callable[[int], Awaitable[bool]] | None = None
+        self,
+        services: Services,
+        is_deleted: Callable[[int], Awaitable[bool]] | None = None,
+        on_refused: Callable[[Question], Awaitable[None]] | None = None,
     ) -> None:
         self._services = services
         self._is_deleted = is_deleted
+        self._on_refused = on_refused
         self._recorder = ReplyRecorder(services)
         self.paces = Paces(LOCAL_PACE_S if services.playground else PACE_S)
         self._controls = Controls(services.config.replies)
@@ -132,6 +136,12 @@ class Answerer:
             if message_id in draft.renderer.message_ids:
                 return draft
         return None
+
+    def reword(self, message_id: int, text: str) -> None:
+        """Take over what a question says now, as long as it waits to be recorded: while the model loads."""
+        for draft, _ in self._writing.values():
+            if draft.question.discord_id == message_id and draft.again is None and draft.reply is None:
+                draft.question = replace(draft.question, text=text)
 
     def withdrawing(self, message_id: int) -> None:
         """Note that the bot itself deletes a message of its own, which says nothing about its reply."""
@@ -379,6 +389,9 @@ class Answerer:
         except DeliveryError as failure:
             draft.delivered = False
             _log.warning("reply.not_delivered", reply_id=draft.reply_id, error=type(failure).__name__)
+            refused = isinstance(failure, ChannelRefusedError) and not isinstance(failure, ChannelGoneError)
+            if refused and self._on_refused is not None and not self._closing:
+                await self._on_refused(draft.question)
 
 
 def _show_place(draft: Draft, place: QueuePlace, now: float) -> None:

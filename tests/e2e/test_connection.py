@@ -15,7 +15,7 @@ from simcord.backend.models import Overwrite
 from bot.playground import community
 from bot.ratings import RECOVERED_FACT
 from storage import conversations
-from tests.e2e.stand_in import ADA, GENERAL, YOU, StandIn, add_channel, add_guild, stand_in
+from tests.e2e.stand_in import ADA, GENERAL, YOU, add_channel, add_guild, stand_in
 
 HELLO = "Hello there, friend."
 BOT = community.BOT_ID
@@ -81,7 +81,7 @@ async def test_what_a_new_session_never_hears_of_is_found_and_status_says_how_mu
         t.react(answer, ADA)
         await t.start_bot()
         await t.until(lambda: t.fact(RECOVERED_FACT) == "3")
-        assert t.standing() == [(YOU, 1), (ADA, 1)] or t.standing() == [(ADA, 1), (YOU, 1)]
+        assert t.standing() == sorted([(YOU, 1), (ADA, 1)])
 
 
 def nonsense(chance: random.Random) -> str:
@@ -166,7 +166,6 @@ async def test_a_burst_of_429s_delays_replies_and_loses_none(tmp_path: Path) -> 
 
 
 async def test_an_edit_is_followed_and_a_late_mention_is_answered_once(tmp_path: Path) -> None:
-    backend_edits: list[int] = []
     async with stand_in(tmp_path) as t:
         await t.start_bot()
         backend = t.playground.backend
@@ -186,23 +185,19 @@ async def test_an_edit_is_followed_and_a_late_mention_is_answered_once(tmp_path:
         assert answers[1]["message_reference"]["message_id"] == str(forgot)
         for again in ("what is a strop, please?", "what is a strop, please!"):
             backend.edit_message(GENERAL, forgot, ADA, f"<@{BOT}> {again}")
-            backend_edits.append(forgot)
         await asyncio.sleep(1.0)
         assert len(t.said()) == 2
         assert t.model.prompt()[-1]["content"].endswith("what is a strop?")
 
-
-async def test_a_question_that_is_edited_while_the_model_loads_is_answered_as_it_is_now(tmp_path: Path) -> None:
-    async with stand_in(tmp_path) as t:
-        await t.start_bot()
+        # Not answered yet, as the model is still loading: the answer is to what the question says by then.
         t.model.status = "loading"
-        asked = t.ask("what is a stop?")
-        await t.until(lambda: t.said())
-        t.playground.backend.edit_message(GENERAL, asked, YOU, f"<@{BOT}> what is a strop?")
-        await asyncio.sleep(0.5)
+        early = t.ask("what is a stop?")
+        await t.until(lambda: len(t.said()) == 3)
+        backend.edit_message(GENERAL, early, YOU, f"<@{BOT}> what is a strop made of?")
+        await asyncio.sleep(0.3)
         t.model.status = "ok"
-        await t.answered(HELLO)
-        assert t.model.prompt()[-1]["content"].endswith("what is a strop?")
+        await t.answered(HELLO, times=3)
+        assert t.model.prompt()[-1]["content"].endswith("what is a strop made of?")
 
 
 async def test_a_channel_that_refuses_silences_no_other_and_its_member_hears_why(tmp_path: Path) -> None:
@@ -217,7 +212,7 @@ async def test_a_channel_that_refuses_silences_no_other_and_its_member_hears_why
         await t.until(lambda: t.said(open_) and t.said(closing))
         # In the middle of a reply the bot is shut out of one of the channels.
         denied = 1 << 10 | 1 << 11
-        backend.set_overwrite(closing, Overwrite(target_id=BOT, target_type=1, allow=0, deny=denied))
+        backend.set_overwrite(closing, Overwrite(BOT, 1, allow=0, deny=denied))
         t.model.gate.set()
         await t.answered("one two three four", open_)
         (told,) = await t.until(lambda: t.said(ada.dm_channel_id))
@@ -242,18 +237,13 @@ async def test_fifty_chats_stream_at_once(tmp_path: Path) -> None:
         }
         await t.until(lambda: len(t.model.requests) == 50)
         # All fifty are half written before the first may end.
-        halfway = await t.until(lambda: [each for c in channels for each in t.said(c)][49:] and True)
-        assert halfway
+        await t.until(lambda: sum(len(t.said(channel)) for channel in channels) == 50)
         t.model.gate.set()
         await t.until(lambda: len(done := t.replies()) == 50 and all(r.status == "complete" for r in done))
         for channel in channels:
             answers = await t.answered(t.model.answer, channel, times=2)
             assert {int(each["message_reference"]["message_id"]) for each in answers} <= asked.keys()
         assert t.playground.limiter.refused < 50
-
-
-def interrupted(t: StandIn, channel: int) -> Any:
-    return t.until(lambda: t.said(channel))
 
 
 async def test_two_shards_serve_their_own_servers_and_one_outlives_the_other(tmp_path: Path) -> None:
@@ -268,15 +258,14 @@ async def test_two_shards_serve_their_own_servers_and_one_outlives_the_other(tmp
         t.model.gate = asyncio.Event()
         t.ask("hello", channel=GENERAL)
         t.ask("hello", channel=other)
-        await interrupted(t, GENERAL)
-        await interrupted(t, other)
+        await t.until(lambda: t.said(GENERAL) and t.said(other))
         t.gateway.drop_connections(shard=gone)
         t.model.gate.set()
         here = (await t.answered("one two three four", GENERAL))[0]
         there = (await t.answered("one two three four", other))[0]
         t.react(int(here["id"]), YOU, "👍", GENERAL)
         t.react(int(there["id"]), ADA, "👎", other)
-        await t.until(lambda: sorted(t.standing()) == sorted([(YOU, 1), (ADA, -1)]))
+        await t.until(lambda: t.standing() == sorted([(YOU, 1), (ADA, -1)]))
         assert t.gateway.resumed == 1
 
         # One shard's session is lost for good: what it missed is found although the other one never left.

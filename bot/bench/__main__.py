@@ -1,0 +1,209 @@
+"""Measure how the bot feels, in real processes on this machine.
+
+    python -m bot.bench            a few minutes
+    python -m bot.bench --streams 20 --seconds 20
+
+Rows: the event loop's lag while many replies stream, alone and beside a training at the trainer's priority; and
+what the bot and the sockets add to the model's own time, from a member's message to the first words on screen.
+Discord's stand-in and the members are in the measuring process, which takes its share of the same cores.
+Raw numbers are kept in bench-results/.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import itertools
+import json
+import os
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+
+import structlog
+
+from bot.bench.stage import BenchError, Stage, set_up, training
+from bot.playground import community
+
+LAG_GOAL_MS = 100.0
+ADDED_GOAL_MS = 50.0
+# An answer that is to be measured must not outlast the patience of whoever measures.
+ANSWER_S = 120.0
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of the table: a figure in milliseconds, and the most that it may be."""
+
+    what: str
+    case: str
+    ms: float
+    goal_ms: float | None
+    note: str
+    raw: list[float] = field(default_factory=list)
+
+    @property
+    def reached(self) -> str:
+        """Whether the goal is reached, where there is one."""
+        return "–" if self.goal_ms is None else "yes" if self.ms < self.goal_ms else "no"
+
+
+@dataclass(frozen=True)
+class Window:
+    """A stretch of time, in seconds of the monotonic clock, and the load average at its end."""
+
+    case: str
+    begins: float
+    ends: float
+    load: float
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Measure, print the table, keep the numbers; 1 where it can't be done."""
+    options = _parse(argv)
+    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(40))
+    load = os.getloadavg()[0]
+    try:
+        rows = asyncio.run(_measure(options))
+    except BenchError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    file = options.results_dir / f"bot-{datetime.now(UTC):%Y%m%d-%H%M%S}.json"
+    file.parent.mkdir(parents=True, exist_ok=True)
+    found = {"cores": os.cpu_count(), "load_before": load, "rows": [asdict(row) for row in rows]}
+    file.write_text(json.dumps(found, indent=1), encoding="utf-8")
+    print(f"\n{table(rows)}\n\n{os.cpu_count()} cores, load average before {load:.1f}. Every number: {file}")
+    return 0
+
+
+def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m bot.bench", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument("--streams", type=int, default=50, help="replies at the same time (50)")
+    parser.add_argument("--seconds", type=float, default=30.0, help="of each lag measurement (30)")
+    parser.add_argument("--questions", type=int, default=15, help="of each first-word measurement (15)")
+    parser.add_argument("--models-dir", type=Path, default=Path("data/models"))
+    parser.add_argument("--results-dir", type=Path, default=Path("bench-results"))
+    return parser.parse_args(argv)
+
+
+async def _measure(options: argparse.Namespace) -> list[Row]:
+    with tempfile.TemporaryDirectory(prefix="strop-bench-") as folder:
+        home = Path(folder)
+        windows: list[Window] = []
+        rows: list[Row] = []
+        async with set_up(home, options.models_dir, options.streams, print) as stage:
+            await first_words(stage, 2, "warm-up")
+            for beside in (False, True):
+                async with training(stage) if beside else contextlib.nullcontext():
+                    case = "beside a training" if beside else "alone"
+                    print(f"{case}: {options.questions} questions one by one, then {options.streams} at once")
+                    rows += await first_words(stage, options.questions, case)
+                    windows.append(await _streaming(stage, options.streams, options.seconds, case))
+        lags = json.loads((home / "lags.json").read_text(encoding="utf-8"))
+    return [lag_row(window, lags, options.streams) for window in windows] + rows
+
+
+def lag_row(window: Window, lags: Sequence[Sequence[float]], streams: int) -> Row:
+    """Return the 99th percentile of what the loop was late by in a stretch of time."""
+    late = sorted(1000 * lag for moment, lag in lags if window.begins <= moment <= window.ends)
+    if not late:
+        raise BenchError("The bot's loop was not watched; it may have ended.")
+    p99 = late[min(len(late) - 1, round(0.99 * len(late)))]
+    note = f"median {statistics.median(late):.1f}, longest {late[-1]:.0f} of {len(late)}; load {window.load:.1f}"
+    return Row(f"event loop, late at p99, {streams} streams", window.case, p99, LAG_GOAL_MS, note, late)
+
+
+async def first_words(stage: Stage, count: int, case: str) -> list[Row]:
+    """Ask one by one; return what was added to the engine's own time, and the whole of it."""
+    added, whole = [], []
+    for number in range(count):
+        text = f"{case}, question {number}: what is a strop?"
+        message_id, asked_at = stage.ask(text, community.OWNER.user_id, community.GENERAL_ID)
+        finished = stage.answered
+        shown_at = await _shown(stage, message_id)
+        # As the bot writes it: without its own mention.
+        exchange = stage.relay.exchanges[text]
+        if exchange.thought_s is not None:
+            added.append(1000 * (shown_at - asked_at - exchange.thought_s))
+            whole.append(1000 * (shown_at - asked_at))
+        await _finished(stage, finished)
+    load = os.getloadavg()[0]
+    slowest = f"slowest {max(added):.0f} of {len(added)}; load {load:.1f}"
+    return [
+        Row("added to the engine, message to first words, median", case, statistics.median(added), ADDED_GOAL_MS, slowest, added),
+        Row("message to first words, median", case, statistics.median(whole), None, "engine included", whole),
+    ]
+
+
+async def _shown(stage: Stage, message_id: int) -> float:
+    ends_at = time.monotonic() + ANSWER_S
+    while (shown_at := stage.shown.get(str(message_id))) is None:
+        if time.monotonic() > ends_at:
+            raise BenchError(f"The bot did not answer within {ANSWER_S:.0f} s; see {stage.home / 'bot.log'}.")
+        await asyncio.sleep(0.005)
+    return shown_at
+
+
+async def _finished(stage: Stage, before: int) -> None:
+    ends_at = time.monotonic() + ANSWER_S
+    while stage.answered <= before:
+        if time.monotonic() > ends_at:
+            raise BenchError(f"A reply did not end within {ANSWER_S:.0f} s; see {stage.home / 'bot.log'}.")
+        await asyncio.sleep(0.02)
+
+
+async def _streaming(stage: Stage, streams: int, seconds: float, case: str) -> Window:
+    """Keep so many replies in the air: whoever was answered asks again."""
+    places = [(person.user_id, person.dm_channel_id) for person in community.PEOPLE]
+    places += [(person.user_id, place.channel_id) for place in community.PLACES for person in community.PEOPLE]
+    chats = itertools.cycle(places)
+    numbers = itertools.count()
+
+    def ask() -> None:
+        who, channel_id = next(chats)
+        stage.ask(f"{case}, chat {next(numbers)}: tell me a long story", who, channel_id)
+
+    answered = stage.answered
+    for _ in range(streams):
+        ask()
+    spoken = len(stage.shown)
+    ends_at = time.monotonic() + ANSWER_S
+    while len(stage.shown) < spoken + streams // 2 and time.monotonic() < ends_at:
+        await asyncio.sleep(0.1)
+    begins = time.monotonic()
+    while time.monotonic() - begins < seconds:
+        for _ in range(stage.answered - answered):
+            ask()
+        answered = stage.answered
+        await asyncio.sleep(0.1)
+    window = Window(case, begins, time.monotonic(), os.getloadavg()[0])
+    await _drained(stage, answered + streams)
+    return window
+
+
+async def _drained(stage: Stage, answered: int) -> None:
+    """Let what is still being written end, so that the next measurement finds an idle engine."""
+    ends_at = time.monotonic() + 3 * ANSWER_S
+    while stage.answered < answered and time.monotonic() < ends_at:
+        await asyncio.sleep(0.2)
+
+
+def table(rows: Sequence[Row]) -> str:
+    """Return a Markdown table."""
+    lines = ["| what | case | ms | goal | reached | |", "|---|---|---|---|---|---|"]
+    for row in rows:
+        goal = "–" if row.goal_ms is None else f"< {row.goal_ms:.0f}"
+        lines.append(f"| {row.what} | {row.case} | {row.ms:.1f} | {goal} | {row.reached} | {row.note} |")
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

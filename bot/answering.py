@@ -169,8 +169,11 @@ class Answerer:
     async def _run(self, draft: Draft, typing: AbstractAsyncContextManager[Any]) -> Draft:
         channel_id = draft.question.channel_id
         self._writing_in[channel_id] += 1
+        if self._writing_in[channel_id] > 1:
+            # One indicator a channel is enough: Discord limits them, and many at once would be refused.
+            typing = contextlib.nullcontext()
         try:
-            async with _lenient(typing):
+            async with _beside(typing):
                 await self._answer(draft)
         except asyncio.CancelledError:
             stopped = draft.stop_requested and not self._closing
@@ -451,11 +454,19 @@ def _explanation(error: Exception, draft: Draft) -> str:
 
 
 @contextlib.asynccontextmanager
-async def _lenient(typing: AbstractAsyncContextManager[Any]) -> AsyncIterator[None]:
-    """Show the typing indicator where Discord lets us; its failure must not cost the reply."""
-    async with contextlib.AsyncExitStack() as stack:
+async def _beside(typing: AbstractAsyncContextManager[Any]) -> AsyncIterator[None]:
+    """Show the typing indicator where Discord lets us; it never delays the reply, and may fail."""
+
+    async def show() -> None:
         try:
-            await stack.enter_async_context(typing)
+            async with typing:
+                await asyncio.Event().wait()
         except Exception as error:  # The boundary to discord.py's typing task.
             _log.debug("typing.failed", error=type(error).__name__)
+
+    showing = asyncio.create_task(show())
+    try:
         yield
+    finally:
+        showing.cancel()
+        await asyncio.wait({showing})

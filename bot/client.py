@@ -384,7 +384,7 @@ class StropClient(discord.Client):
 
 
 def _is_late(message: discord.Message) -> bool:
-    """Whether a message was edited soon after it was sent; by Discord's clock, so that no other one matters."""
+    """Whether a message was edited soon after it was sent, both by Discord's clock."""
     edited_at = message.edited_at
     return edited_at is not None and (edited_at - message.created_at).total_seconds() <= _LATE_MENTION_S
 

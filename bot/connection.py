@@ -30,7 +30,7 @@ IDENTIFIES_PER_HOUR = 20
 """Discord resets the token of a bot that signs in more than 1,000 times a day; this is half of that."""
 
 FREE_IDENTIFIES = 6
-"""So many sign-ins in an hour wait for nothing: a few restarts. Each later one waits twice as long as the last."""
+"""So many sign-ins in an hour wait for nothing: a few restarts. Each later one waits twice as long."""
 
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 10.0, 300.0
 HOUR_MS = 3_600_000

@@ -48,8 +48,8 @@ class GatewayGuard:
     async def receive(self, socket: DiscordWebSocket, frame: Any) -> None:
         """Read one frame of a socket.
 
-        Raises ConnectionError, after which discord.py connects again, where nothing later could be understood:
-        a broken compression, or a malformed greeting.
+        Raises ConnectionError, after which discord.py connects again, where nothing later could be
+        understood: a broken compression, or a malformed greeting.
         """
         text, sequence = await _unpacked(socket, frame), socket.sequence
         if text is None:
@@ -80,9 +80,7 @@ class GatewayGuard:
         self.malformed[event] = count = self.malformed[event] + 1
         # The first, the second, the fourth and so on: a flood of events is no flood of lines.
         if count & (count - 1) == 0:
-            _log.warning(
-                "gateway.event_malformed", event_name=event, error=type(error).__name__, count=count
-            )
+            _log.warning("gateway.event_malformed", event_name=event, error=type(error).__name__, count=count)
 
 
 _guards: WeakKeyDictionary[Any, GatewayGuard] = WeakKeyDictionary()

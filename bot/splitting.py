@@ -1,9 +1,9 @@
 """Split a reply into Discord messages without losing a character.
 
 A message takes 2,000 characters. Cuts fall on paragraphs, lines, sentences or words, in this order, and
-never inside what a reader sees as one character (a grapheme cluster of Unicode's UAX 29, which ``regex`` knows),
-unless that alone is longer than a message. A code block that a cut goes through is closed and opened again with
-its language.
+never inside what a reader sees as one character (a grapheme cluster of Unicode's UAX 29, which ``regex``
+knows), unless that alone is longer than a message. A code block that a cut goes through is closed and opened
+again with its language.
 """
 
 from __future__ import annotations

@@ -3,9 +3,9 @@
     python -m bot.bench            a few minutes
     python -m bot.bench --streams 20 --seconds 20
 
-Rows: the event loop's lag while many replies stream, alone and beside a training at the trainer's priority; and
-what the bot and the sockets add to the model's own time, from a member's message to the first words on screen.
-Discord's stand-in and the members are in the measuring process, which takes its share of the same cores.
+Rows: the event loop's lag while many replies stream, alone and beside a training at the trainer's priority;
+and what the bot and the sockets add to the model's own time, from a member's message to the first words on
+screen. Discord's stand-in and the members are in the measuring process, which takes its share of the cores.
 Raw numbers are kept in bench-results/.
 """
 
@@ -17,6 +17,7 @@ import contextlib
 import itertools
 import json
 import os
+import signal
 import statistics
 import sys
 import tempfile
@@ -31,10 +32,13 @@ import structlog
 from bot.bench.stage import BenchError, Stage, set_up, training
 from bot.playground import community
 
+WORDS = "message to first words, median"
 LAG_GOAL_MS = 100.0
 ADDED_GOAL_MS = 50.0
 # An answer that is to be measured must not outlast the patience of whoever measures.
 ANSWER_S = 120.0
+# So long without an unfinished reply, also none whose first words are still to come.
+QUIET_S = 3.0
 
 
 @dataclass(frozen=True)
@@ -69,6 +73,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = _parse(argv)
     structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(40))
     load = os.getloadavg()[0]
+    # Ended from outside, the processes that were started end too.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         rows = asyncio.run(_measure(options))
     except BenchError as error:
@@ -117,7 +123,8 @@ def lag_row(window: Window, lags: Sequence[Sequence[float]], streams: int) -> Ro
     if not late:
         raise BenchError("The bot's loop was not watched; it may have ended.")
     p99 = late[min(len(late) - 1, round(0.99 * len(late)))]
-    note = f"median {statistics.median(late):.1f}, longest {late[-1]:.0f} of {len(late)}; load {window.load:.1f}"
+    median = statistics.median(late)
+    note = f"median {median:.1f}, longest {late[-1]:.0f} of {len(late)}; load {window.load:.1f}"
     return Row(f"event loop, late at p99, {streams} streams", window.case, p99, LAG_GOAL_MS, note, late)
 
 
@@ -127,43 +134,35 @@ async def first_words(stage: Stage, count: int, case: str) -> list[Row]:
     for number in range(count):
         text = f"{case}, question {number}: what is a strop?"
         message_id, asked_at = stage.ask(text, community.OWNER.user_id, community.GENERAL_ID)
-        finished = stage.answered
         shown_at = await _shown(stage, message_id)
         # As the bot writes it: without its own mention.
         exchange = stage.relay.exchanges[text]
         if exchange.thought_s is not None:
             added.append(1000 * (shown_at - asked_at - exchange.thought_s))
             whole.append(1000 * (shown_at - asked_at))
-        await _finished(stage, finished)
+        await _quiet(stage)
     load = os.getloadavg()[0]
     slowest = f"slowest {max(added):.0f} of {len(added)}; load {load:.1f}"
     return [
-        Row("added to the engine, message to first words, median", case, statistics.median(added), ADDED_GOAL_MS, slowest, added),
-        Row("message to first words, median", case, statistics.median(whole), None, "engine included", whole),
+        Row(f"{WORDS}, added to the engine", case, statistics.median(added), ADDED_GOAL_MS, slowest, added),
+        Row(f"{WORDS}, engine included", case, statistics.median(whole), None, "", whole),
     ]
 
 
 async def _shown(stage: Stage, message_id: int) -> float:
     ends_at = time.monotonic() + ANSWER_S
-    while (shown_at := stage.shown.get(str(message_id))) is None:
+    while (shown_at := stage.shown.get(message_id)) is None:
         if time.monotonic() > ends_at:
             raise BenchError(f"The bot did not answer within {ANSWER_S:.0f} s; see {stage.home / 'bot.log'}.")
         await asyncio.sleep(0.005)
     return shown_at
 
 
-async def _finished(stage: Stage, before: int) -> None:
-    ends_at = time.monotonic() + ANSWER_S
-    while stage.answered <= before:
-        if time.monotonic() > ends_at:
-            raise BenchError(f"A reply did not end within {ANSWER_S:.0f} s; see {stage.home / 'bot.log'}.")
-        await asyncio.sleep(0.02)
-
-
 async def _streaming(stage: Stage, streams: int, seconds: float, case: str) -> Window:
     """Keep so many replies in the air: whoever was answered asks again."""
     places = [(person.user_id, person.dm_channel_id) for person in community.PEOPLE]
-    places += [(person.user_id, place.channel_id) for place in community.PLACES for person in community.PEOPLE]
+    for place in community.PLACES:
+        places += [(person.user_id, place.channel_id) for person in community.PEOPLE]
     chats = itertools.cycle(places)
     numbers = itertools.count()
 
@@ -176,7 +175,7 @@ async def _streaming(stage: Stage, streams: int, seconds: float, case: str) -> W
         ask()
     spoken = len(stage.shown)
     ends_at = time.monotonic() + ANSWER_S
-    while len(stage.shown) < spoken + streams // 2 and time.monotonic() < ends_at:
+    while len(stage.shown) < spoken + streams // 2 and time.monotonic() < ends_at:  # noqa: ASYNC110 - polled
         await asyncio.sleep(0.1)
     begins = time.monotonic()
     while time.monotonic() - begins < seconds:
@@ -185,15 +184,18 @@ async def _streaming(stage: Stage, streams: int, seconds: float, case: str) -> W
         answered = stage.answered
         await asyncio.sleep(0.1)
     window = Window(case, begins, time.monotonic(), os.getloadavg()[0])
-    await _drained(stage, answered + streams)
+    await _quiet(stage)
     return window
 
 
-async def _drained(stage: Stage, answered: int) -> None:
-    """Let what is still being written end, so that the next measurement finds an idle engine."""
-    ends_at = time.monotonic() + 3 * ANSWER_S
-    while stage.answered < answered and time.monotonic() < ends_at:
-        await asyncio.sleep(0.2)
+async def _quiet(stage: Stage) -> None:
+    """Stop what is still being written, so that the next measurement finds an idle engine."""
+    ends_at, quiet_since = time.monotonic() + ANSWER_S, time.monotonic()
+    while time.monotonic() < min(ends_at, quiet_since + QUIET_S):
+        if stage.writing:
+            stage.stop_all()
+            quiet_since = time.monotonic()
+        await asyncio.sleep(0.5)
 
 
 def table(rows: Sequence[Row]) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 import time
@@ -68,8 +69,9 @@ class Relay:
             kept = {name: answer.headers[name] for name in _PASSED_ON if name in answer.headers}
             response = web.StreamResponse(status=answer.status, headers=kept)
             await response.prepare(request)
-            async for chunk in answer.content.iter_any():
-                if exchange is not None and exchange.spoke_at is None and _FIRST_WORDS.search(chunk):
-                    exchange.spoke_at = time.monotonic()
-                await response.write(chunk)
+            with contextlib.suppress(ConnectionError):  # A bot that stops a reply hangs up.
+                async for chunk in answer.content.iter_any():
+                    if exchange is not None and exchange.spoke_at is None and _FIRST_WORDS.search(chunk):
+                        exchange.spoke_at = time.monotonic()
+                    await response.write(chunk)
         return response

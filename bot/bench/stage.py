@@ -31,36 +31,61 @@ class BenchError(Exception):
 
 @dataclass
 class Stage:
-    """What a measurement acts on. ``shown`` has the moment of the bot's first answer to each message."""
+    """What a measurement acts on. ``shown`` has the moment of the bot's first words to each message.
+
+    ``writing`` are the bot's unfinished messages, ``answered`` counts the finished ones.
+    """
 
     home: Path
     playground: Playground
     relay: Relay
-    shown: dict[str, float] = field(default_factory=dict)
+    shown: dict[int, float] = field(default_factory=dict)
     answered: int = 0
+    writing: dict[int, dict[str, Any]] = field(default_factory=dict)
+    _askers: dict[int, int] = field(default_factory=dict)
 
     def ask(self, text: str, who: int, channel_id: int) -> tuple[int, float]:
         """Ask the bot something; return the message and the moment."""
         now = time.monotonic()
         mention = f"<@{community.BOT_ID}> {text}"
-        return int(self.playground.backend.send_message(channel_id, who, mention)["id"]), now
+        message_id = int(self.playground.backend.send_message(channel_id, who, mention)["id"])
+        self._askers[message_id] = who
+        return message_id, now
 
     def hear(self, event: str, data: dict[str, Any]) -> None:
-        """Note the bot's answers: the first words, and the buttons that stand below a finished one."""
-        if event == "MESSAGE_CREATE" and data["author"].get("bot"):
-            answers_to = (data.get("message_reference") or {}).get("message_id")
-            if answers_to is not None:
-                self.shown.setdefault(answers_to, time.monotonic())
-        elif event == "MESSAGE_UPDATE" and "regenerate" in json.dumps(data.get("components") or []):
+        """Note the bot's answers; what stands below one tells whether it is finished."""
+        reference = (data.get("message_reference") or {}).get("message_id")
+        if event not in ("MESSAGE_CREATE", "MESSAGE_UPDATE") or reference is None:
+            return
+        message_id = int(data["id"])
+        if event == "MESSAGE_CREATE":
+            self.shown.setdefault(int(reference), time.monotonic())
+        if _button(data, "stop") is not None:
+            self.writing[message_id] = data
+        elif _button(data, "regenerate") is not None:
+            self.writing.pop(message_id, None)
             self.answered += 1
+
+    def stop_all(self) -> None:
+        """Press the button below each reply that is being written."""
+        for message_id, data in self.writing.items():
+            who = self._askers[int(data["message_reference"]["message_id"])]
+            button = _button(data, "stop")
+            if button is not None:
+                self.playground.backend.press_component(int(data["channel_id"]), message_id, who, button)
+
+
+def _button(message: dict[str, Any], action: str) -> str | None:
+    """Return the custom id of a button of this kind below a message."""
+    found = (button["custom_id"] for row in message.get("components") or [] for button in row["components"])
+    return next((each for each in found if f":{action}" in each), None)
 
 
 @asynccontextmanager
 async def set_up(home: Path, models: Path, streams: int, say: Callable[[str], None]) -> AsyncIterator[Stage]:
     """Start everything but the training; whatever was started ends with the block."""
     async with AsyncExitStack() as stack:
-        models.mkdir(parents=True, exist_ok=True)
-        (home / "models").symlink_to(models.absolute(), target_is_directory=True)
+        _link_models(home, models)
         config = _configure(home, streams, "")
         say("the model server starts")
         stack.enter_context(_ending(_start_serving(config)))
@@ -78,9 +103,17 @@ async def set_up(home: Path, models: Path, streams: int, say: Callable[[str], No
         yield made
 
 
+def _link_models(home: Path, models: Path) -> None:
+    models.mkdir(parents=True, exist_ok=True)
+    (home / "models").symlink_to(models.absolute(), target_is_directory=True)
+
+
 def _configure(home: Path, streams: int, base_url: str) -> Config:
     """Write the configuration: the defaults, with room for so many replies at once."""
-    text = f"[model]\nslots = {streams}\ncontext_tokens = 768\n[server]\nport = 0\nbase_url = \"{base_url}\"\n"
+    text = (
+        f"[model]\nslots = {streams}\ncontext_tokens = 768\n[chat]\ncontext_tokens = 512\n"
+        f'[server]\nport = 0\nbase_url = "{base_url}"\n'
+    )
     (home / "strop.toml").write_text(text, encoding="utf-8")
     return load_config(home / "strop.toml", {"STROP_HOME": str(home)})
 
@@ -101,9 +134,8 @@ def _start_bot(home: Path) -> subprocess.Popen[bytes]:
 async def training(stage: Stage) -> AsyncIterator[None]:
     """Let gradient steps of a QLoRA run go on beside, at the trainer's priority."""
     folder = next(path.parent for path in (stage.home / "models").glob("*/model.safetensors"))
-    child = _start(
-        stage.home, "training", "bot.serving.bench.training_child", str(folder), nice=NICE, stdout=subprocess.PIPE
-    )
+    module = "bot.serving.bench.training_child"
+    child = _start(stage.home, "training", module, str(folder), nice=NICE, stdout=subprocess.PIPE)
     try:
         if child.stdout is None or not await asyncio.to_thread(child.stdout.readline):
             raise BenchError(f"The training ended at once; see {stage.home / 'training.log'}.")
@@ -115,12 +147,12 @@ async def training(stage: Stage) -> AsyncIterator[None]:
 
 def _start(home: Path, name: str, module: str, *arguments: str, nice: int = 0, **pipes: Any) -> Any:
     quiet = {"OMP_WAIT_POLICY": "passive", "GOMP_SPINCOUNT": "0", "TOKENIZERS_PARALLELISM": "false"}
-    environment = {name: value for name, value in os.environ.items() if not name.startswith(("DISCORD_", "STROP_"))}
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(("DISCORD_", "STROP_"))}
     command = ["nice", "-n", str(nice), sys.executable, "-m", module, *arguments]
     with (home / f"{name}.log").open("ab") as log:
         return subprocess.Popen(
             command,
-            env={**environment, **quiet, "STROP_HOME": str(home), "STROP_PLAYGROUND": "1"},
+            env={**kept, **quiet, "STROP_HOME": str(home), "STROP_PLAYGROUND": "1"},
             stderr=log,
             **{"stdout": log, **pipes},
         )
@@ -158,7 +190,8 @@ async def _served_at(config: Config) -> str:
             if health is not None and health.status == "ok":
                 return str(json.loads(pointer.read_text(encoding="utf-8"))["base_url"])
             if time.monotonic() > ends_at or (health is not None and health.status == "failed"):
-                raise BenchError(f"The model server has no model: {health.detail if health else 'no answer'}.")
+                detail = health.detail if health else "no answer"
+                raise BenchError(f"The model server has no model: {detail}.")
             await asyncio.sleep(0.5)
 
 

@@ -1,7 +1,7 @@
 """The bot as ever, with a watch on its event loop: ``python -m bot.bench.watched_bot CONFIG FILE``.
 
-At the end FILE holds a list of (moment, lag), in seconds: on the clock that all processes of a machine share, and
-how much later than asked for the loop went on after a sleep of ten milliseconds.
+At the end FILE holds a list of (moment, lag), in seconds: on the clock that all processes of a machine share,
+and how much later than asked for the loop went on after a sleep of ten milliseconds.
 """
 
 from __future__ import annotations

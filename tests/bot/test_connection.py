@@ -107,7 +107,9 @@ def signed_in(database: Database, count: int, last_s_ago: float = 0.0) -> None:
     database.write(lambda db: facts.put(db, "gateway.identifies", moments))
 
 
-@pytest.mark.parametrize(("count", "wait_s"), [(5, 0), (6, 10), (7, 20), (8, 40), (10, 160), (11, 300), (19, 300)])
+@pytest.mark.parametrize(
+    ("count", "wait_s"), [(5, 0), (6, 10), (7, 20), (8, 40), (10, 160), (11, 300), (19, 300)]
+)
 async def test_each_sign_in_of_an_hour_waits_longer_than_the_one_before(
     database: Database, count: int, wait_s: float
 ) -> None:

@@ -1,4 +1,4 @@
-"""The bot as a process of its own; Discord's stand-in and the model server in the test's, where it turns every knob."""
+"""The bot as a process of its own; Discord's stand-in and the model server are the test's, with every knob."""
 
 from __future__ import annotations
 
@@ -54,16 +54,19 @@ class StandIn:
         return [row for row in rows if row.get("event") == event]
 
     async def start_bot(self, shards: int = 1) -> None:
+        before = len(self.lines("gateway.ready")) if self.process is not None else 0
+        self.process = self._spawn()
+        await self.until(lambda: len(self.lines("gateway.ready")) > before)
+        assert sum(session.connection is not None for session in self.gateway.sessions.values()) == shards
+
+    def _spawn(self) -> subprocess.Popen[bytes]:
         with (self.home / "bot.log").open("ab") as log:
-            self.process = subprocess.Popen(
+            return subprocess.Popen(
                 [sys.executable, "-m", "bot", "--config", str(self.home / "strop.toml")],
                 env=self.environment,
                 stdout=log,
                 stderr=log,
             )
-        before = len(self.lines("gateway.ready"))
-        await self.until(lambda: len(self.lines("gateway.ready")) > before)
-        assert sum(session.connection is not None for session in self.gateway.sessions.values()) == shards
 
     async def stop_bot(self, number: int = signal.SIGTERM) -> int:
         assert self.process is not None
@@ -111,8 +114,12 @@ class StandIn:
         """Wait for a private answer with these words in it."""
 
         def found() -> str | None:
-            texts = [d.get("content") or "" for e, d in self.events if e.startswith("MESSAGE_") and d.get("flags", 0) & 64]
-            return next((text for text in texts if words in text), None)
+            hidden = [
+                data
+                for event, data in self.events
+                if event.startswith("MESSAGE_") and data.get("flags", 0) & 64
+            ]
+            return next((data["content"] for data in hidden if words in (data.get("content") or "")), None)
 
         return await self.until(found)
 

@@ -105,28 +105,46 @@ class QueueModel:
         for job in jobs:
             if job.row_at is None:
                 job.row_at = self.now
-        duration = self.FIXED_S + self.ROW_S * len(self.people.decoding)
+        duration, wrote = self.read_prompts()
         decoding = list(self.people.decoding)
-        if self.people.reading:
-            reading: Reply = self.people.reading[0]
-            missing = reading.prompt + len(reading.tokens) - reading.cached
-            count = min(self.SHARED_CHUNK if decoding else self.CHUNK, missing)
-            reading.cached += count
-            duration += self.PROMPT_TOKEN_S * count
-            if count == missing:
-                self.people.begin_decoding(reading)
+        if decoding:
+            duration += self.FIXED_S + self.ROW_S * len(decoding)
         self.now += duration
         for job in jobs:
             job.row_s += duration
         for job in decoding:
-            job.tokens.append(0)
             job.cached += 1
-            if len(job.tokens) >= job.length:
-                self.people.leave(job)
-                job.ended_at = self.now
-                self.room.observe(job.row_s)
-                self.ended.append(job)
-                self.on_end(job)
+        for job in wrote + decoding:
+            if job.ended_at is None:
+                job.tokens.append(0)
+                if len(job.tokens) >= job.length:
+                    self.end(job)
+
+    def read_prompts(self) -> tuple[float, list[Reply]]:
+        """Read one chunk, of as many prompts as it takes; return what that lasted, and whose prompt ended.
+
+        A prompt's last token brings the reply's first, and its row decodes in the same step already.
+        """
+        budget = self.SHARED_CHUNK if self.people.decoding else self.CHUNK
+        duration, finished = 0.0, []
+        while budget > 0 and self.people.reading:
+            reading: Reply = self.people.reading[0]
+            missing = reading.prompt + len(reading.tokens) - reading.cached
+            count = min(budget, missing)
+            budget -= count
+            reading.cached += count
+            duration += self.PROMPT_TOKEN_S * count
+            if count == missing:
+                self.people.begin_decoding(reading)
+                finished.append(reading)
+        return duration, finished
+
+    def end(self, job: Reply) -> None:
+        self.people.leave(job)
+        job.ended_at = self.now
+        self.room.observe(job.row_s)
+        self.ended.append(job)
+        self.on_end(job)
 
     def check_shares(self) -> None:
         """Nobody has more than an equal share; who waits has it, or no row is free and none has two more."""

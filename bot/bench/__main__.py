@@ -29,6 +29,7 @@ from pathlib import Path
 
 import structlog
 
+from bot.bench.processor import turns_of
 from bot.bench.stage import BenchError, Stage, set_up, training
 from bot.playground import community
 
@@ -80,6 +81,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BenchError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
+    except KeyboardInterrupt:
+        return 130
     file = options.results_dir / f"bot-{datetime.now(UTC):%Y%m%d-%H%M%S}.json"
     file.parent.mkdir(parents=True, exist_ok=True)
     found = {"cores": os.cpu_count(), "load_before": load, "rows": [asdict(row) for row in rows]}
@@ -113,26 +116,35 @@ async def _measure(options: argparse.Namespace) -> list[Row]:
                     print(f"{case}: {options.questions} questions one by one, then {options.streams} at once")
                     rows += await first_words(stage, options.questions, case)
                     windows.append(await _streaming(stage, options.streams, options.seconds, case))
-        lags = json.loads((home / "lags.json").read_text(encoding="utf-8"))
+                    print(table(rows[-2:]))
+        lags = json.loads(await asyncio.to_thread((home / "lags.json").read_text, "utf-8"))
     return [lag_row(window, lags, options.streams) for window in windows] + rows
 
 
 def lag_row(window: Window, lags: Sequence[Sequence[float]], streams: int) -> Row:
     """Return the 99th percentile of what the loop was late by in a stretch of time."""
-    late = sorted(1000 * lag for moment, lag in lags if window.begins <= moment <= window.ends)
-    if not late:
+    inside = [each for each in lags if window.begins <= each[0] <= window.ends]
+    if not inside:
         raise BenchError("The bot's loop was not watched; it may have ended.")
-    p99 = late[min(len(late) - 1, round(0.99 * len(late)))]
-    median = statistics.median(late)
-    note = f"median {median:.1f}, longest {late[-1]:.0f} of {len(late)}; load {window.load:.1f}"
-    return Row(f"event loop, late at p99, {streams} streams", window.case, p99, LAG_GOAL_MS, note, late)
+    late, work = (sorted(1000 * each[at] for each in inside) for at in (1, 2))
+    note = (
+        f"median {statistics.median(late):.1f}, longest {late[-1]:.0f} of {len(late)}; "
+        f"the loop's own work {p99(work):.1f} at p99; load {window.load:.1f}"
+    )
+    return Row(f"event loop, late at p99, {streams} streams", window.case, p99(late), LAG_GOAL_MS, note, late)
+
+
+def p99(values: Sequence[float]) -> float:
+    """Return the 99th percentile of sorted values."""
+    return values[min(len(values) - 1, round(0.99 * len(values)))]
 
 
 async def first_words(stage: Stage, count: int, case: str) -> list[Row]:
     """Ask one by one; return what was added to the engine's own time, and the whole of it."""
-    added, whole = [], []
+    added, whole, computed, waited = [], [], [], []
     for number in range(count):
         text = f"{case}, question {number}: what is a strop?"
+        bot, members = turns_of(stage.bot_id), turns_of(os.getpid())
         message_id, asked_at = stage.ask(text, community.OWNER.user_id, community.GENERAL_ID)
         shown_at = await _shown(stage, message_id)
         # As the bot writes it: without its own mention.
@@ -140,9 +152,18 @@ async def first_words(stage: Stage, count: int, case: str) -> list[Row]:
         if exchange.thought_s is not None:
             added.append(1000 * (shown_at - asked_at - exchange.thought_s))
             whole.append(1000 * (shown_at - asked_at))
+            bot, members = turns_of(stage.bot_id) - bot, turns_of(os.getpid()) - members
+            computed.append(1000 * bot.computed_s)
+            waited.append(1000 * (bot.waited_s + members.waited_s))
         await _quiet(stage)
     load = os.getloadavg()[0]
-    slowest = f"slowest {max(added):.0f} of {len(added)}; load {load:.1f}"
+    if not added:
+        raise BenchError("The model server said nothing; see its log.")
+    own, idle = statistics.median(computed), statistics.median(waited)
+    slowest = (
+        f"slowest {max(added):.0f} of {len(added)}; medians: the bot computed {own:.0f}, "
+        f"it and Discord's stand-in waited {idle:.0f} for a processor; load {load:.1f}"
+    )
     return [
         Row(f"{WORDS}, added to the engine", case, statistics.median(added), ADDED_GOAL_MS, slowest, added),
         Row(f"{WORDS}, engine included", case, statistics.median(whole), None, "", whole),

@@ -33,12 +33,14 @@ class BenchError(Exception):
 class Stage:
     """What a measurement acts on. ``shown`` has the moment of the bot's first words to each message.
 
-    ``writing`` are the bot's unfinished messages, ``answered`` counts the finished ones.
+    ``writing`` are the bot's unfinished messages, ``answered`` counts the finished ones; ``bot_id`` is the
+    bot's process.
     """
 
     home: Path
     playground: Playground
     relay: Relay
+    bot_id: int
     shown: dict[int, float] = field(default_factory=dict)
     answered: int = 0
     writing: dict[int, dict[str, Any]] = field(default_factory=dict)
@@ -93,12 +95,11 @@ async def set_up(home: Path, models: Path, streams: int, say: Callable[[str], No
         relay = await stack.enter_async_context(Relay(target))
         playground = await stack.enter_async_context(Playground(PlaygroundSettings()))
         _configure(home, streams, relay.base_url)
-        addresses = {"api": playground.api_url, "gateway": playground.gateway_url, "token": playground.token}
-        (config.run / "playground.json").write_text(json.dumps(addresses), encoding="utf-8")
-        made = Stage(home, playground, relay)
-        playground.backend.on_page_event(made.hear)
+        _announce(config, playground)
         say("the bot starts")
-        stack.enter_context(_ending(_start_bot(home)))
+        bot = stack.enter_context(_ending(_start_bot(home)))
+        made = Stage(home, playground, relay, bot.pid)
+        playground.backend.on_page_event(made.hear)
         await _until(lambda: playground.gateway.online and len(playground.backend.commands()) > 0, "the bot")
         yield made
 
@@ -116,6 +117,12 @@ def _configure(home: Path, streams: int, base_url: str) -> Config:
     )
     (home / "strop.toml").write_text(text, encoding="utf-8")
     return load_config(home / "strop.toml", {"STROP_HOME": str(home)})
+
+
+def _announce(config: Config, playground: Playground) -> None:
+    """Tell the bot where Discord's stand-in is, as the playground's own process does."""
+    addresses = {"api": playground.api_url, "gateway": playground.gateway_url, "token": playground.token}
+    (config.run / "playground.json").write_text(json.dumps(addresses), encoding="utf-8")
 
 
 def _start_serving(config: Config) -> subprocess.Popen[bytes]:
@@ -188,7 +195,8 @@ async def _served_at(config: Config) -> str:
             except ServingError:
                 health = None
             if health is not None and health.status == "ok":
-                return str(json.loads(pointer.read_text(encoding="utf-8"))["base_url"])
+                found = json.loads(await asyncio.to_thread(pointer.read_text, "utf-8"))
+                return str(found["base_url"])
             if time.monotonic() > ends_at or (health is not None and health.status == "failed"):
                 detail = health.detail if health else "no answer"
                 raise BenchError(f"The model server has no model: {detail}.")

@@ -1,7 +1,8 @@
 """The bot as ever, with a watch on its event loop: ``python -m bot.bench.watched_bot CONFIG FILE``.
 
-At the end FILE holds a list of (moment, lag), in seconds: on the clock that all processes of a machine share,
-and how much later than asked for the loop went on after a sleep of ten milliseconds.
+At the end FILE holds a list of (moment, lag, work), in seconds: on the clock that all processes of a machine
+share, how much later than asked for the loop went on after a sleep of ten milliseconds, and for how long its
+thread had computed meanwhile. What is late without work waited for a processor.
 """
 
 from __future__ import annotations
@@ -27,14 +28,14 @@ def main() -> int:
     logs.configure("bot")
     texts.load()
     config = load_config(config_path, os.environ)
-    lags: list[tuple[float, float]] = []
+    lags: list[tuple[float, float, float]] = []
     try:
         return asyncio.run(_watched(config, lags))
     finally:
         file.write_text(json.dumps(lags), encoding="utf-8")
 
 
-async def _watched(config: Config, lags: list[tuple[float, float]]) -> int:
+async def _watched(config: Config, lags: list[tuple[float, float, float]]) -> int:
     watch = asyncio.create_task(_watch(lags))
     try:
         return await run(config, playground=True)
@@ -42,12 +43,12 @@ async def _watched(config: Config, lags: list[tuple[float, float]]) -> int:
         watch.cancel()
 
 
-async def _watch(lags: list[tuple[float, float]]) -> None:
+async def _watch(lags: list[tuple[float, float, float]]) -> None:
     while True:
-        before = time.monotonic()
+        before, worked = time.monotonic(), time.thread_time()
         await asyncio.sleep(PAUSE_S)
         now = time.monotonic()
-        lags.append((now, now - before - PAUSE_S))
+        lags.append((now, now - before - PAUSE_S, time.thread_time() - worked))
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The bot as a process of its own; Discord's stand-in and the model server are the test's, with every knob."""
+"""The bot as a process of its own; Discord's stand-in and the model server in the test's, with every knob."""
 
 from __future__ import annotations
 

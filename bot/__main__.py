@@ -49,7 +49,7 @@ def main() -> int:
         config = load_config(arguments.config, os.environ)
         lock = ProcessLock(config.run / "bot.lock")
         with lock.acquire("Another bot (process {pid}) already uses this folder: stop it first."):
-            return asyncio.run(_run(config, playground=os.environ.get(PLAYGROUND_VARIABLE) == "1"))
+            return asyncio.run(run(config, playground=os.environ.get(PLAYGROUND_VARIABLE) == "1"))
     except (ConfigError, AlreadyRunningError) as error:
         print(error, file=sys.stderr)
         return EXIT_CONFIG
@@ -64,7 +64,8 @@ def main() -> int:
         return EXIT_RETRY
 
 
-async def _run(config: Config, *, playground: bool) -> int:
+async def run(config: Config, *, playground: bool) -> int:
+    """Connect, and stay until a signal or a refusal; returns the exit code."""
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):

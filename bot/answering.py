@@ -17,7 +17,7 @@ import structlog
 from bot import context
 from bot.context import Prompt
 from bot.drafts import Again, Asked, Draft, Pair, ReplyRecorder
-from bot.errors import ContextError, DeliveryError
+from bot.errors import ChannelGoneError, ChannelRefusedError, ContextError, DeliveryError
 from bot.questions import Question
 from bot.replies_ui import comparing
 from bot.replies_ui.buttons import Controls
@@ -77,10 +77,14 @@ class Answerer:
     """Answers questions, many at a time, each in a task of its own."""
 
     def __init__(
-        self, services: Services, is_deleted: Callable[[int], Awaitable[bool]] | None = None
+        self,
+        services: Services,
+        is_deleted: Callable[[int], Awaitable[bool]] | None = None,
+        on_refused: Callable[[Question], Awaitable[None]] | None = None,
     ) -> None:
         self._services = services
         self._is_deleted = is_deleted
+        self._on_refused = on_refused
         self._recorder = ReplyRecorder(services)
         self.paces = Paces(LOCAL_PACE_S if services.playground else PACE_S)
         self._controls = Controls(services.config.replies)
@@ -134,6 +138,12 @@ class Answerer:
                 return draft
         return None
 
+    def reword(self, message_id: int, text: str) -> None:
+        """Take over what a question says now, as long as it waits to be recorded: while the model loads."""
+        for draft, _ in self._writing.values():
+            if draft.question.discord_id == message_id and draft.again is None and draft.reply is None:
+                draft.question = replace(draft.question, text=text)
+
     def withdrawing(self, message_id: int) -> None:
         """Note that the bot itself deletes a message of its own, which says nothing about its reply."""
         self._withdrawn.append(message_id)
@@ -160,8 +170,11 @@ class Answerer:
     async def _run(self, draft: Draft, typing: AbstractAsyncContextManager[Any]) -> Draft:
         channel_id = draft.question.channel_id
         self._writing_in[channel_id] += 1
+        if self._writing_in[channel_id] > 1:
+            # One indicator a channel is enough: Discord limits them, and many at once would be refused.
+            typing = contextlib.nullcontext()
         try:
-            async with _lenient(typing):
+            async with _beside(typing):
                 await self._answer(draft)
         except asyncio.CancelledError:
             stopped = draft.stop_requested and not self._closing
@@ -401,6 +414,9 @@ class Answerer:
         except DeliveryError as failure:
             draft.delivered = False
             _log.warning("reply.not_delivered", reply_id=draft.reply_id, error=type(failure).__name__)
+            refused = isinstance(failure, ChannelRefusedError) and not isinstance(failure, ChannelGoneError)
+            if refused and self._on_refused is not None and not self._closing:
+                await self._on_refused(draft.question)
 
 
 def _show_place(draft: Draft, place: QueuePlace, now: float) -> None:
@@ -460,11 +476,22 @@ def _explanation(error: Exception, draft: Draft) -> str:
 
 
 @contextlib.asynccontextmanager
-async def _lenient(typing: AbstractAsyncContextManager[Any]) -> AsyncIterator[None]:
-    """Show the typing indicator where Discord lets us; its failure must not cost the reply."""
-    async with contextlib.AsyncExitStack() as stack:
+async def _beside(typing: AbstractAsyncContextManager[Any]) -> AsyncIterator[None]:
+    """Show the typing indicator where Discord lets us; it never delays the reply, and may fail."""
+
+    async def show() -> bool:
         try:
-            await stack.enter_async_context(typing)
+            await typing.__aenter__()
         except Exception as error:  # The boundary to discord.py's typing task.
             _log.debug("typing.failed", error=type(error).__name__)
+            return False
+        return True
+
+    showing = asyncio.create_task(show())
+    try:
         yield
+    finally:
+        showing.cancel()
+        await asyncio.wait({showing})
+        if not showing.cancelled() and showing.result():
+            await typing.__aexit__(None, None, None)

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import secrets
-from collections import OrderedDict
+from collections import OrderedDict, deque
 from collections.abc import Coroutine
 from typing import Any
 
 import discord
 import structlog
+import yarl
 
 from bot import attachments, questions, texts, threads, triggers
 from bot.answering import STOPPED, UNEXPECTED, Answerer
@@ -76,6 +77,9 @@ _ANSWERED_TYPES = (discord.MessageType.default, discord.MessageType.reply)
 _RECONNECT_S = 5.0
 _COMPLAINT_EVERY_S = 3600.0
 _REMEMBERED_COMPLAINTS = 1000
+_REMEMBERED_QUESTIONS = 1000
+# For so long after a message its author may still add the mention that they forgot.
+_LATE_MENTION_S = 120.0
 
 _log = structlog.get_logger(__name__)
 
@@ -106,7 +110,7 @@ class StropClient(discord.Client):
         self.guard = GatewayGuard()
         self.guard.install(self)
         self.deletions = DeletionKeeper(services, self)
-        self.answerer = Answerer(services, is_deleted=self.deletions.overtook)
+        self.answerer = Answerer(services, is_deleted=self.deletions.overtook, on_refused=self._refused)
         self.rating_recorder = RatingRecorder(services, self, self.answerer.is_writing_in)
         self.progress = ProgressReporter(services, self)
         self.operations = OperationsWatch(services, self)
@@ -133,10 +137,12 @@ class StropClient(discord.Client):
             module.add_to(self.tree)
         self.studio = Studio()
         self.limits = MemberLimits()
-        self._budget = IdentifyBudget(services.database)
+        self._budget = IdentifyBudget(services.database, shards=services.config.discord.shards)
         self._jobs: set[asyncio.Task[Any]] = set()
         self._half_written: list[replies.Reply] = []
         self._complained: OrderedDict[int, float] = OrderedDict()
+        # Messages that are answered or about to be: an edit of one is no new question.
+        self._taken: deque[int] = deque(maxlen=_REMEMBERED_QUESTIONS)
 
     def is_operator(self, user_id: int) -> bool:
         """Whether this member may do what concerns everybody."""
@@ -171,7 +177,7 @@ class StropClient(discord.Client):
                 _log.warning("gateway.identify_refused", reason=str(error))
             except AttributeError:
                 # discord.py 2.7.1 reads `self.ws.sequence` also when the very first connection failed.
-                if getattr(self, "ws", None) is not None:
+                if self.is_closed() or getattr(self, "ws", None) is not None:
                     raise
                 _log.warning("gateway.first_connection_failed", retry_s=_RECONNECT_S)
                 await asyncio.sleep(_RECONNECT_S)
@@ -215,19 +221,24 @@ class StropClient(discord.Client):
 
     async def on_message(self, message: discord.Message) -> None:
         """Answer what is meant for the bot."""
+        await self._hear(message)
+
+    async def _hear(self, message: discord.Message, *, edited: bool = False) -> None:
+        """Answer a message if it is meant for the bot; an edited one only where it mentions the bot now."""
         me = self.user
         if me is None or message.author.bot or message.webhook_id or message.type not in _ANSWERED_TYPES:
             return None
         arrival = triggers.arrival_of(message, me, sees_content=self.intents.message_content)
         verdict = await triggers.judge(self.services, arrival)
-        if verdict.trigger is None:
+        if verdict.trigger is None or (edited and verdict.trigger != "mention"):
             return None
         locale = message.guild.preferred_locale if message.guild else "en"
         texts.speak(texts.choose(verdict.found.settings.language, locale))
         if missing := questions.missing_permissions(message.channel, message.guild):
-            return await self._complain(message, missing)
+            return await self._complain(message.channel.id, message.author.id, missing)
         if refusal := self.refuse_hurry(arrival.guild_id, message.author, verdict.found):
             return None if refusal.told_before else await self._answer_plainly(message, refusal.sentence)
+        self._taken.append(message.id)
         return await self._take(message, me, verdict)
 
     def refuse_hurry(self, guild_id: int | None, user: discord.abc.User, found: InForce) -> Refusal | None:
@@ -331,15 +342,15 @@ class StropClient(discord.Client):
         await self.deletions.channel_deleted(event.thread_id)
 
     async def on_raw_message_edit(self, event: discord.RawMessageUpdateEvent) -> None:
-        """A member changed the text of a message."""
+        """A member changed the text of a message: what is stored follows, and a late mention is answered."""
         author = event.data.get("author") or {}
         if self.user is None or author.get("bot") or not event.data.get("content"):
             return
-        await self.rating_recorder.edited(
-            event.message_id,
-            questions.readable(event.message, self.user),
-            without_files=not event.message.attachments,
-        )
+        message, text = event.message, questions.readable(event.message, self.user)
+        self.answerer.reword(message.id, text)
+        known = await self.rating_recorder.edited(message.id, text, without_files=not message.attachments)
+        if not known and message.id not in self._taken and _is_late(message):
+            await self._hear(message, edited=True)
 
     async def on_error(self, event_method: str, /, *args: Any, **_: Any) -> None:
         """Log what a handler didn't expect, and tell whoever spoke to the bot; the next event is as usual."""
@@ -369,14 +380,21 @@ class StropClient(discord.Client):
         except DeliveryError as error:
             _log.info("message.not_sent", channel_id=message.channel.id, error=type(error).__name__)
 
-    async def _complain(self, message: discord.Message, missing: list[str]) -> None:
+    async def _refused(self, question: questions.Question) -> None:
+        """A channel stopped taking a reply that was being written, though nothing was missing before."""
+        if question.guild_id is None:
+            return
+        channel, guild = self.get_channel(question.channel_id), self.get_guild(question.guild_id)
+        missing = questions.missing_permissions(channel, guild) or ["View Channel", "Send Messages"]
+        await self._complain(question.channel_id, question.author.user_id, missing)
+
+    async def _complain(self, channel_id: int, user_id: int, missing: list[str]) -> None:
         """Tell the member in private what the channel doesn't let the bot do."""
-        channel_id = message.channel.id
         _log.warning("channel.permission_missing", channel_id=channel_id, missing=missing)
         if not self._may_complain(channel_id):
             return
         names = ", ".join(f"**{name}**" for name in missing)
-        await self.tell(message.author.id, tr(NO_PERMISSION, channel=channel_id, names=names))
+        await self.tell(user_id, tr(NO_PERMISSION, channel=channel_id, names=names))
 
     async def tell(self, user_id: int, text: str) -> None:
         """Write to one person in private, if they let us."""
@@ -417,8 +435,34 @@ class StropClient(discord.Client):
         job.add_done_callback(self._jobs.discard)
 
 
+def _is_late(message: discord.Message) -> bool:
+    """Whether a message was edited soon after it was sent, both by Discord's clock."""
+    edited_at = message.edited_at
+    return edited_at is not None and (edited_at - message.created_at).total_seconds() <= _LATE_MENTION_S
+
+
 class ShardedStropClient(StropClient, discord.AutoShardedClient):
     """The same over several gateway connections."""
+
+    async def launch_shard(self, gateway: yarl.URL, shard_id: int, *, initial: bool = False) -> None:
+        """Open one connection within the budget of sign-ins; discord.py tries again every 5 s, for ever."""
+        if not self.services.playground:
+            await self._budget.wait()
+        await super().launch_shard(gateway, shard_id, initial=initial)
+
+    async def before_identify_hook(self, shard_id: int | None, *, initial: bool = False) -> None:
+        """Count every sign-in; what has to wait is to discord.py a connection that timed out."""
+        try:
+            await super().before_identify_hook(shard_id, initial=initial)
+        except IdentifyBudgetError as error:
+            _log.warning("gateway.identify_refused", shard_id=shard_id, reason=str(error))
+            raise TimeoutError(str(error)) from error
+
+    async def on_shard_ready(self, shard_id: int) -> None:
+        """A shard's new session, which no ``on_ready`` announces unless all shards have one."""
+        if self.is_ready():
+            _log.info("gateway.shard_ready", shard_id=shard_id)
+            self._own(self._catch_up())
 
 
 def make_client(services: Services) -> StropClient:

@@ -88,6 +88,7 @@ class RatingRecorder:
         self._client = client
         self._is_writing_in = is_writing_in
         self._reconciling = asyncio.Lock()
+        self._wanted_again = False
 
     async def added(self, event: discord.RawReactionActionEvent) -> None:
         """Store a rating in place of the member's earlier one."""
@@ -159,24 +160,30 @@ class RatingRecorder:
         if await self._value(event.message_id, emoji) is not None:
             await self._clear(event.message_id, emoji)
 
-    async def edited(self, message_id: int, content: str, *, without_files: bool = False) -> None:
-        """Keep the stored text of a question equal to what people see; files can be taken out of it too."""
-        database = self._services.database
-        stored = await database.aread(lambda db: conversations.by_discord_id(db, message_id))
-        if stored is None or (stored.content == content and not (without_files and stored.attached_text)):
-            return
-        await database.awrite(
-            lambda db: conversations.edit_message(db, message_id, content, without_files=without_files)
-        )
+    async def edited(self, message_id: int, content: str, *, without_files: bool = False) -> bool:
+        """Keep the stored text of a question equal to what people see; files can be taken out of it too.
+
+        Returns whether the message is known.
+        """
+
+        def work(db: Any) -> bool:
+            conversations.edit_message(db, message_id, content, without_files=without_files)
+            return conversations.by_discord_id(db, message_id) is not None
+
+        # Not read first: the write comes after the one that may be recording the question at this moment.
+        return await self._services.database.awrite(work)
 
     async def reconcile(self) -> int:
         """Compare recent replies with what Discord shows, store what was missed, return how many changed.
 
         Runs after every new session: what happened during an absence is never sent again.
         """
-        if self._reconciling.locked():
+        if self._wanted_again:
             return 0
+        # A session that begins meanwhile (another shard's) may have missed what was compared before.
+        self._wanted_again = self._reconciling.locked()
         async with self._reconciling:
+            self._wanted_again = False
             since_ms = now_ms() - RECONCILE_WINDOW_MS
             recent = await self._services.database.aread(
                 lambda db: replies.recent(db, since_ms, RECONCILE_REPLIES)

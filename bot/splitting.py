@@ -1,7 +1,8 @@
 """Split a reply into Discord messages without losing a character.
 
 A message takes 2,000 characters. Cuts fall on paragraphs, lines, sentences or words, in this order, and
-never inside what a reader sees as one character. A code block that a cut goes through is closed and opened
+never inside what a reader sees as one character (a grapheme cluster of Unicode's UAX 29, which ``regex``
+knows), unless that alone is longer than a message. A code block that a cut goes through is closed and opened
 again with its language.
 """
 
@@ -20,8 +21,9 @@ _GRAPHEME = regex.compile(r"\X")
 _BREAKS = (
     regex.compile(r"\n[^\S\n]*\n\s*"),
     regex.compile(r"\n"),
-    regex.compile(r"""[.!?…。！？]["'”’)\]]*\s+|[。！？]"""),
-    regex.compile(r"\s+"),
+    regex.compile(r"""[.!?…؟۔।]["'”’»)\]]*\s+|[。！？][」』）】]*\s*"""),
+    # Chinese and Japanese put no spaces between words, but a line may end behind these.
+    regex.compile(r"\s+|[、，；：」』）】》]+"),
 )
 # A cut at a better kind of break may leave this share of the message empty, not more.
 _MIN_FILL = (0.5, 0.5, 0.5, 0.25)

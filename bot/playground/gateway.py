@@ -173,7 +173,8 @@ class Gateway:
         self._backend = backend
         self._token = token
         self._connections: set[Connection] = set()
-        self._identified_s: deque[float] = deque(maxlen=IDENTIFIES_PER_DAY)
+        self.identified_s: deque[float] = deque(maxlen=IDENTIFIES_PER_DAY)
+        self.resumed = 0
         self._online = False
         backend.on_gateway_event(self._emit)
 
@@ -185,7 +186,7 @@ class Gateway:
     def describe(self) -> Payload:
         """The answer to GET /gateway/bot."""
         day_ago_s = time.monotonic() - 86_400
-        used = sum(moment > day_ago_s for moment in self._identified_s)
+        used = sum(moment > day_ago_s for moment in self.identified_s)
         return {
             "url": self.url,
             "shards": 1,
@@ -204,9 +205,9 @@ class Gateway:
 
     # ------------------------------------------------------------------ test hooks
 
-    def drop_connections(self, code: int | None = None) -> None:
-        """Cut every connection (as a network failure), or close it with `code`; sessions stay resumable."""
-        for connection in tuple(self._connections):
+    def drop_connections(self, code: int | None = None, *, shard: int | None = None) -> None:
+        """Cut connections (as a network failure), or close them with `code`; sessions stay resumable."""
+        for connection in self._connected(shard):
             if code is None:
                 connection.cut()
             else:
@@ -214,15 +215,28 @@ class Gateway:
 
     def ask_to_reconnect(self) -> None:
         """Send op 7 to every client, as Discord does before it restarts a gateway host."""
-        for connection in tuple(self._connections):
+        for connection in self._connected():
             connection.send_op(RECONNECT)
 
-    def invalidate_sessions(self, *, resumable: bool = False) -> None:
-        """Send op 9 to every client; sessions that aren't resumable are forgotten."""
-        for connection in tuple(self._connections):
+    def invalidate_sessions(self, *, resumable: bool = False, shard: int | None = None) -> None:
+        """Send op 9; sessions that aren't resumable are forgotten."""
+        for connection in self._connected(shard):
             if not resumable and connection.session is not None:
                 self.sessions.pop(connection.session.session_id, None)
             connection.send_op(INVALID_SESSION, resumable)
+
+    def send_raw(self, frame: str) -> None:
+        """Send a frame to every client as it is, which may be anything but one of the protocol's."""
+        for connection in self._connected():
+            connection.send(frame)
+
+    def _connected(self, shard: int | None = None) -> list["Connection"]:
+        """The open connections, or those of one shard's sessions."""
+        return [
+            connection
+            for connection in self._connections
+            if shard is None or (connection.session is not None and connection.session.shard[0] == shard)
+        ]
 
     async def close(self) -> None:
         """Close every connection so that the server can stop."""
@@ -295,7 +309,7 @@ class Gateway:
         self._check_token(data)
         session = Session(self._declared_intents(data), _shard(data))
         self._forget_old_sessions()
-        self._identified_s.append(time.monotonic())
+        self.identified_s.append(time.monotonic())
         self.sessions[session.session_id] = session
         session.connection, connection.session = connection, session
         session.dispatch("READY", self._ready(session))
@@ -350,6 +364,7 @@ class Gateway:
         for frame in missed:
             connection.send(frame)
         session.dispatch("RESUMED", {})
+        self.resumed += 1
         self._tell_status()
 
     def _request_members(self, session: Session, data: Payload) -> None:

@@ -64,7 +64,10 @@ class _Window:
 
 
 class RateLimiter:
-    """Counts the bot's REST calls in fixed windows. `clock` returns seconds and never goes back."""
+    """Counts the bot's REST calls in fixed windows; `refused` is how many got a 429.
+
+    `clock` returns seconds and never goes back.
+    """
 
     def __init__(
         self,
@@ -76,21 +79,28 @@ class RateLimiter:
         self._rules = [(rule, re.compile(rule.pattern)) for rule in rules or default_rules()]
         self._windows: dict[tuple[str, str], _Window] = {}
         self._global = _Window(global_per_s, 1.0)
+        self._shut_until_s = -math.inf
         self._clock = clock
+        self.refused = 0
+
+    def shut(self, for_s: float) -> None:
+        """Refuse every call for a while: a burst of 429s, for tests."""
+        self._shut_until_s = self._clock() + for_s
 
     def check(self, method: str, path: str) -> Verdict:
         """Count one call. Interaction callbacks are not limited, as at Discord."""
+        verdict = self._judge(method, path)
+        self.refused += not verdict.allowed
+        return verdict
+
+    def _judge(self, method: str, path: str) -> Verdict:
         if path.startswith("/interactions/"):
             return Verdict(True, {})
         now_s = self._clock()
+        if now_s < self._shut_until_s:
+            return _global_refusal(self._shut_until_s - now_s)
         if not self._global.take(now_s):
-            wait_s = self._global.ends_s - now_s
-            headers = {
-                "X-RateLimit-Global": "true",
-                "X-RateLimit-Scope": "global",
-                "Retry-After": _up(wait_s),
-            }
-            return Verdict(False, headers, wait_s, is_global=True)
+            return _global_refusal(self._global.ends_s - now_s)
         found = self._window(method, path)
         if found is None:
             return Verdict(True, {})
@@ -124,6 +134,15 @@ class RateLimiter:
             "X-RateLimit-Reset-After": f"{wait_s:.3f}",
             "X-RateLimit-Bucket": _BUCKET_PREFIX + rule.name,
         }
+
+
+def _global_refusal(wait_s: float) -> Verdict:
+    headers = {
+        "X-RateLimit-Global": "true",
+        "X-RateLimit-Scope": "global",
+        "Retry-After": _up(wait_s),
+    }
+    return Verdict(False, headers, wait_s, is_global=True)
 
 
 def _up(seconds: float) -> str:

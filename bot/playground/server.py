@@ -62,7 +62,8 @@ class Playground:
     """A running stand-in. `start`, then connect a bot to `api_url` and `gateway_url` with `token`.
 
     Without a `loop` it is Discord and nothing more. Its `gateway` has the hooks that tests need: drop
-    connections, invalidate sessions, ask to reconnect.
+    connections, invalidate sessions, ask to reconnect, send anything; its `limiter` counts what it refused.
+    They are methods, for whoever runs the stand-in in their own process: no request reaches them.
     """
 
     def __init__(
@@ -73,10 +74,10 @@ class Playground:
         self.secret = self.settings.secret
         self.backend = DiscordBackend(approved_intents=self.settings.approved_intents)
         self.gateway = Gateway(self.backend, self.token, heartbeat_ms=self.settings.heartbeat_ms)
-        limiter = RateLimiter(self.settings.rate_limits, global_per_s=self.settings.global_per_s)
+        self.limiter = RateLimiter(self.settings.rate_limits, global_per_s=self.settings.global_per_s)
         self.app = web.Application(client_max_size=MAX_REQUEST_BYTES, middlewares=[only_from_this_machine])
         self.gateway.add_routes(self.app)
-        RestFront(self.backend, self.gateway, limiter, self.token).add_routes(self.app)
+        RestFront(self.backend, self.gateway, self.limiter, self.token).add_routes(self.app)
         self.app.router.add_get("/attachments/{path:.*}", self._attachment)
         self.rehearsal: Rehearsal | None = None
         self._view: LoopView | None = None

@@ -13,7 +13,7 @@ import discord.gateway
 import pytest
 import yarl
 
-from bot.client import StropClient
+from bot.client import StropClient, make_client
 from bot.connection import (
     HOUR_MS,
     IdentifyBudget,
@@ -98,6 +98,56 @@ async def test_what_is_older_than_an_hour_is_forgotten(database: Database) -> No
     database.write(lambda db: facts.put(db, "gateway.identifies", old))
     assert await IdentifyBudget(database).wait_s() == 0
     await IdentifyBudget(database).spend()
+
+
+def signed_in(database: Database, count: int, last_s_ago: float = 0.0) -> None:
+    """Make the database remember sign-ins of the last hour, as earlier processes left them."""
+    last = now_ms() - round(last_s_ago * 1000)
+    moments = json.dumps([last - 60_000] * (count - 1) + [last])
+    database.write(lambda db: facts.put(db, "gateway.identifies", moments))
+
+
+@pytest.mark.parametrize(
+    ("count", "wait_s"), [(5, 0), (6, 10), (7, 20), (8, 40), (10, 160), (11, 300), (19, 300)]
+)
+async def test_each_sign_in_of_an_hour_waits_longer_than_the_one_before(
+    database: Database, count: int, wait_s: float
+) -> None:
+    signed_in(database, count)
+    assert await IdentifyBudget(database).wait_s() == pytest.approx(wait_s, abs=1.0)
+    signed_in(database, count, last_s_ago=wait_s + 1)
+    assert await IdentifyBudget(database).wait_s() == 0
+
+
+async def test_an_hour_of_nothing_but_invalid_sessions_stays_within_twenty(database: Database) -> None:
+    """The waits add up to most of the hour: the budget is spread over it, not spent in its first minutes."""
+    waits = []
+    for used in range(1, 20):
+        signed_in(database, used)
+        waits.append(await IdentifyBudget(database).wait_s())
+    assert 2400 < sum(waits) < 3600
+
+
+async def test_several_shards_can_start_twice_an_hour_whatever_their_number(database: Database) -> None:
+    signed_in(database, 15)
+    assert await IdentifyBudget(database, shards=15).wait_s() == 0
+    signed_in(database, 29)
+    assert await IdentifyBudget(database, shards=15).wait_s() == 0
+    signed_in(database, 30)
+    assert await IdentifyBudget(database, shards=15).wait_s() > 3000
+
+
+@pytest.mark.parametrize("settings", ["[discord]\nshards = 2"], indirect=True)
+async def test_a_shard_that_must_not_sign_in_yet_is_tried_again_instead_of_ending_the_client(
+    services: Services, database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An error of another kind ends discord.py's sharded client (`EventType.terminate`)."""
+    monkeypatch.setattr("bot.connection._HOOK_WAIT_S", 0.01)
+    services.playground = False
+    signed_in(database, 20)
+    client = make_client(services)
+    with pytest.raises(TimeoutError):
+        await client.before_identify_hook(1, initial=True)
 
 
 async def test_a_storm_of_invalid_sessions_stays_within_the_budget(

@@ -17,7 +17,7 @@ from tests.serving.queue_model import QueueModel, Reply, draw, latencies, percen
 MEMBERS = 200
 SPAM = 200
 # Replies a second that eight rows of the simulated model serve.
-CAPACITY = 0.73
+CAPACITY = 0.76
 BOUNDLESS = QueueLimits(people=1000, per_user=1000)
 
 

@@ -197,7 +197,7 @@ def _train(side: str, folder: Path, load: Load, threads: int) -> Turn:
     def loss() -> float:
         model.eval()
         summed = float(training.totals(model, unseen, training.BATCH_TOKENS_CPU).sum().item())
-        return -summed / sum(each.completion_length for each in unseen)
+        return -summed / float(sum(each.completion_length for each in unseen))
 
     before = loss()
     model.config._attn_implementation = "sdpa"

@@ -1,0 +1,51 @@
+"""The bot's benchmark: what it makes of its numbers, and that its relay changes nothing."""
+
+from __future__ import annotations
+
+import pytest
+
+from bot.bench.__main__ import Row, Window, lag_row, table
+from bot.bench.relay import Relay
+from bot.bench.stage import BenchError
+from bot.serving.client import ModelClient
+from bot.serving.errors import ServerBusyError
+from bot.serving.protocol import ChatMessage, Sampling
+from tests.bot.fake_server import FakeModelServer
+
+
+def test_only_lags_inside_the_window_count() -> None:
+    lags = [(100.0 + number / 4, 0.001, 0.0005) for number in range(400)]
+    lags += [(50.0, 9.0, 1.0), (250.0, 9.0, 1.0), (150.1, 0.3, 0.0005)]
+    row = lag_row(Window("alone", 100.0, 200.0, 1.5), lags, 50)
+    assert (row.ms, row.reached) == (pytest.approx(1.0), "yes")
+    assert "longest 300 of 401" in row.note and "own work 0.5" in row.note and "load 1.5" in row.note
+
+
+def test_a_loop_that_nobody_watched_is_no_good_news() -> None:
+    with pytest.raises(BenchError):
+        lag_row(Window("alone", 0.0, 1.0, 0.0), [], 50)
+
+
+def test_the_table_says_what_is_missed() -> None:
+    rows = [Row("late", "alone", 120.0, 100.0, "n"), Row("words", "alone", 40.0, None, "")]
+    assert table(rows).splitlines()[2:] == [
+        "| late | alone | 120.0 | < 100 | no | n |",
+        "| words | alone | 40.0 | – | – |  |",
+    ]
+
+
+async def test_the_relay_passes_on_what_is_said_and_knows_when(model_server: FakeModelServer) -> None:
+    model_server.pause_s = 0.05
+    async with Relay(model_server.base_url) as relay, ModelClient(relay.base_url) as client:
+        assert (await client.health()).status == "ok"
+        messages = [ChatMessage("user", "what is a strop?")]
+        deltas = client.chat_stream(model="base-model", messages=messages, sampling=Sampling(max_tokens=9))
+        text = "".join([delta.text async for delta in deltas])
+        assert text == model_server.answer
+        exchange = relay.exchanges["what is a strop?"]
+        assert exchange.thought_s is not None and 0 <= exchange.thought_s < 0.15
+        model_server.busy_times = 1
+        refused = client.chat_stream(model="base-model", messages=messages, sampling=Sampling(max_tokens=9))
+        with pytest.raises(ServerBusyError) as busy:
+            await anext(refused)
+        assert busy.value.retry_after_s == pytest.approx(0.05)

@@ -30,7 +30,7 @@ from storage import adapters, checkpoints, dataset, evaluations, logs, pairs, ru
 from storage.adapters import Adapter
 from storage.config import Config, GateConfig, TrainerConfig, load_config
 from storage.database import Database
-from storage.errors import ConfigError, RunNotActiveError, StorageError
+from storage.errors import ConfigError, DatabaseError, RunNotActiveError, StorageError
 from storage.pairs import VotedPair
 from storage.runs import Run
 from trainer import card, challenger, evaluation, gate, objectives, promotion, replay, snapshot, weighing
@@ -260,7 +260,10 @@ class RunSteps:
         return trained, codec
 
     def _got_further(self) -> None:
-        self._database.write(lambda db: runs.got_further(db, self._run.id))
+        try:
+            self._database.write(lambda db: runs.got_further(db, self._run.id))
+        except DatabaseError as error:
+            log.warning("the checkpoint was not counted", run_id=self._run.id, error=str(error))
 
     def _register(self, trained: Challenger, rows: Snapshot, ground: Ground) -> Adapter:
         return self._database.write(

@@ -118,8 +118,17 @@ def scrub_files(data_dir: Path, run_ids: Iterable[str], adapter_ids: Iterable[st
     folders += [data_dir / "adapters" / adapter_id for adapter_id in adapter_ids]
     existing = [folder for folder in folders if folder.is_dir()]
     for folder in existing:
-        shutil.rmtree(folder)
+        _remove(folder)
     return existing
+
+
+def _remove(folder: Path) -> None:
+    """Delete a folder into which a run that is being cancelled may write once more."""
+    for _ in range(3):
+        shutil.rmtree(folder, ignore_errors=True)
+        if not folder.exists():
+            return
+    shutil.rmtree(folder)
 
 
 # Replies made from the member's words: asked by them, with their messages in the prompt, or with an answer in

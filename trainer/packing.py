@@ -7,7 +7,8 @@ every block is multiplied by itself), and only the positions that predict a comp
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,6 +19,7 @@ from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from trainer.encoding import Example
+from trainer.errors import TrainingError
 
 ATTENTION = "strop_blocks"
 
@@ -93,9 +95,17 @@ def attend_within_blocks(
 ) -> tuple[Tensor, None]:
     """Causal attention inside each block of a row: `query` (B, heads, T, width) to (B, T, heads, width).
 
-    This is transformers' attention interface. Without `blocks` the whole row is one.
+    This is transformers' attention interface.
+
+    Raises:
+        TrainingError: the model does not hand `blocks` on; one example would see another.
     """
-    lengths = list(blocks) if blocks is not None else [query.shape[2]]
+    if blocks is None:
+        raise TrainingError(
+            f"{type(module).__name__} does not tell its attention where a row's examples begin: "
+            "this base can be served, but not trained."
+        )
+    lengths = list(blocks)
     parts = zip(*(torch.split(each, lengths, dim=2) for each in (query, key, value)), strict=True)
     attended = [_attend(q, k, v, scaling, sliding_window, softcap) for q, k, v in parts]
     return torch.cat(attended, 2).transpose(1, 2).contiguous(), None
@@ -123,6 +133,18 @@ def _attend(
     scores = query @ key.transpose(2, 3) * (scale if scale is not None else query.shape[-1] ** -0.5)
     scores = (softcap * torch.tanh(scores / softcap)).masked_fill(~visible, float("-inf"))
     return scores.float().softmax(-1).to(value.dtype) @ value
+
+
+@contextmanager
+def within_blocks(model: nn.Module) -> Iterator[None]:
+    """Let a model attend inside blocks for one forward, whose `blocks` it must be given."""
+    config: Any = model.config
+    before = config._attn_implementation
+    config._attn_implementation = ATTENTION
+    try:
+        yield
+    finally:
+        config._attn_implementation = before
 
 
 def _no_mask(*_: Any, **__: Any) -> None:

@@ -32,7 +32,7 @@ from storage import adapters, checkpoints, dataset, evaluations, interim, logs, 
 from storage.adapters import Adapter
 from storage.config import Config, GateConfig, TrainerConfig, load_config
 from storage.database import Database
-from storage.errors import ConfigError, RunNotActiveError, StorageError
+from storage.errors import ConfigError, DatabaseError, RunNotActiveError, StorageError
 from storage.pairs import VotedPair
 from storage.runs import Run
 from trainer import (
@@ -306,7 +306,10 @@ class RunSteps:
         return trained, codec
 
     def _got_further(self) -> None:
-        self._database.write(lambda db: runs.got_further(db, self._run.id))
+        try:
+            self._database.write(lambda db: runs.got_further(db, self._run.id))
+        except DatabaseError as error:
+            log.warning("the checkpoint was not counted", run_id=self._run.id, error=str(error))
 
     def own_replies(
         self, model: PeftModel, base: LoadedBase, rows: Snapshot, asked: Sequence[Row], number: int

@@ -293,10 +293,10 @@ def still_allowed(snapshot: Snapshot, rows: Iterable[RatedReply], voted: Iterabl
 
 
 def _about(folder: Path) -> dict[str, Any]:
-    """Return what stands beside a snapshot; nothing where an older version wrote it."""
+    """Return what stands beside a snapshot; nothing where an older version or a crash left nothing."""
     try:
         about = json.loads((folder / ABOUT).read_text(encoding="utf-8"))
-    except FileNotFoundError:
+    except (FileNotFoundError, ValueError):
         return {}
     influence = tuple(Influence(**member) for member in about["influence"])
     return {name: about[name] for name in _COUNTS} | {"influence": influence}

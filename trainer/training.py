@@ -23,7 +23,7 @@ from trainer.checkpoints import Keeper, Moment
 from trainer.encoding import Example
 from trainer.errors import DivergedError, GradientLostError
 from trainer.losses import TokenScores
-from trainer.packing import ATTENTION, bins, pack
+from trainer.packing import bins, pack, within_blocks
 
 # Tokens in one forward: more gains nothing on a CPU and costs memory in the output head.
 BATCH_TOKENS_CPU = 768
@@ -479,14 +479,14 @@ def score(model: nn.Module, examples: Sequence[Example]) -> TokenScores:
     """Run one forward over a few examples and return what it says about their completions."""
     device = _device(model)
     packed = pack(examples)
-    model.config._attn_implementation = ATTENTION  # type: ignore[union-attr]
-    output = model(
-        input_ids=packed.ids.to(device),
-        position_ids=packed.positions.to(device),
-        use_cache=False,
-        logits_to_keep=packed.predicting.to(device),
-        blocks=packed.blocks,
-    )
+    with within_blocks(model):
+        output = model(
+            input_ids=packed.ids.to(device),
+            position_ids=packed.positions.to(device),
+            use_cache=False,
+            logits_to_keep=packed.predicting.to(device),
+            blocks=packed.blocks,
+        )
     logits = output.logits[0].float()
     targets = packed.targets.to(device)
     logps = logits.log_softmax(-1).gather(-1, targets[:, None]).squeeze(-1)

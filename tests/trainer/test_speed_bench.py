@@ -42,7 +42,6 @@ def test_both_sides_learn_the_same_from_the_same_examples(tiny_folder: Path) -> 
         base = load_base(tiny_folder, "cpu", "train", execution="dense" if side is speed._trl else None)
         seen = speed.examples(challenger.BaseCodec(base.tokenizer), 4, seed=0)
         model = challenger.add_adapter(base.model, SETTINGS)
-        model.config._attn_implementation = "sdpa"
         model.train()
         assert side(model, base.tokenizer, seen, SETTINGS) > 0
         model.eval()

@@ -107,6 +107,15 @@ def test_no_attention_crosses_from_one_example_into_another(base: LoadedBase) ->
     assert query.grad[:, :, 5:].any()
 
 
+def test_a_model_that_hides_where_examples_begin_is_not_trained(base: LoadedBase) -> None:
+    with (
+        packing.within_blocks(base.model),
+        pytest.raises(TrainingError, match="can be served, but not trained"),
+    ):
+        base.model(input_ids=torch.tensor([[3, 4, 5]]))
+    assert base.model(input_ids=torch.tensor([[3, 4, 5]])).logits.shape == (1, 3, 416)
+
+
 @pytest.mark.parametrize(
     "variant", [{"sliding_window": 3}, {"softcap": 2.0}, {"softcap": 2.0, "sliding_window": 4}]
 )

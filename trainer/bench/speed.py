@@ -200,7 +200,6 @@ def _train(side: str, folder: Path, load: Load, threads: int) -> Turn:
         return -summed / float(sum(each.completion_length for each in unseen))
 
     before = loss()
-    model.config._attn_implementation = "sdpa"
     model.train()
     took = (_trl if side == "trl" else _strop)(model, base.tokenizer, seen, settings)
     tokens = sum(len(each.ids) for each in seen) * load.epochs

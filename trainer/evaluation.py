@@ -75,8 +75,8 @@ async def evaluate(
 ) -> Evaluation:
     """Measure everything that the gate looks at; `look` counts the challengers of this champion.
 
-    `probes_cache` is where the base's answers to the safety prompts are kept; asking them is part of the
-    budget.
+    `probes_cache` is where the base's answers to the safety prompts are kept; asking them takes
+    up to half of the budget.
 
     Raises:
         EvaluationError: the server stayed away for minutes, or there is nothing to compare on.
@@ -89,7 +89,8 @@ async def evaluate(
     on_progress(0.3)
     started = time.monotonic()
     probed = await probing.probe(client, contest, chat, probes_cache)
-    budget_s -= time.monotonic() - started
+    # On a busy machine they would leave no time to prove a gain: half of the budget always stays for that.
+    budget_s = max(budget_s / 2, budget_s - (time.monotonic() - started))
     on_progress(0.35)
     prompts = held_out_prompts(snapshot, chat.system_prompt, gate.max_prompts)
     if not prompts:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import io
 import threading
 import unicodedata
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -56,6 +58,13 @@ def standings(draw: st.DrawFn) -> Standing:
     return Standing(needs, phrase, speed, phrase, running)
 
 
+def spoken(language: str, draw: Callable[[], Picture]) -> Picture:
+    """Draw in a language, and leave that of other tests alone."""
+    context = contextvars.copy_context()
+    context.run(texts.speak, language)
+    return context.run(draw)
+
+
 def opened(picture: Picture) -> Image.Image:
     return Image.open(io.BytesIO(picture.png)).convert("RGBA")
 
@@ -82,15 +91,13 @@ def near(color: Any, wanted: str) -> bool:
 def test_whatever_the_ratings_are_the_picture_stays_within_its_card(
     figures: RatingFigures, language: str
 ) -> None:
-    texts.speak(language)
-    assert_within_its_card(ratings.draw(figures))
+    assert_within_its_card(spoken(language, lambda: ratings.draw(figures)))
 
 
 @settings(max_examples=8, deadline=None, phases=[Phase.generate])
 @given(standings(), st.sampled_from(texts.LANGUAGES))
 def test_whatever_the_loop_is_at_the_picture_stays_within_its_card(figures: Standing, language: str) -> None:
-    texts.speak(language)
-    assert_within_its_card(standing.draw(figures))
+    assert_within_its_card(spoken(language, lambda: standing.draw(figures)))
 
 
 def luminance(color: str) -> float:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import time
 from collections import Counter
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import asdict
@@ -31,6 +32,9 @@ AT_ONCE = 8
 # Replies to each prompt: the best of four is about twice as good as a single one (EXPERIMENTS, 9).
 REPLIES = 4
 MOST_PROMPTS = 96
+# Prompts that are asked before the clock is looked at, and fewest of them: less teaches nothing.
+ROUND = 8
+LEAST_PROMPTS = 24
 # Closer ones are left out: the reward model does not know which of them is better.
 LEAST_DIFFERENCE = 0.1
 # What the guardrails would object to is never chosen and readily rejected, whatever the reward model thinks
@@ -62,14 +66,31 @@ async def ask(
     chat: ChatConfig,
     max_new_tokens: int,
     seed: int,
+    budget_s: float,
     on_reply: Callable[[int, int], None] = lambda done, total: None,
 ) -> list[list[Answer]]:
-    """Let a model answer each row's prompt REPLIES times, behind everybody who chats."""
+    """Let a model answer the rows' prompts REPLIES times each, behind everybody who chats.
+
+    Where the time is up the last rows go without: the answers are those of the first ones, LEAST_PROMPTS at
+    least.
+    """
+    started = time.monotonic()
+    found: list[list[Answer]] = []
+    for at in range(0, len(rows), ROUND):
+        spent_s = time.monotonic() - started
+        if at >= LEAST_PROMPTS and spent_s + spent_s * ROUND / at > budget_s:
+            break
+        found += await _answers(client, model, rows[at : at + ROUND], chat, max_new_tokens, seed)
+        on_reply(len(found) * REPLIES, len(rows) * REPLIES)
+    return found
+
+
+async def _answers(
+    client: ModelClient, model: str, rows: Sequence[Row], chat: ChatConfig, max_new_tokens: int, seed: int
+) -> list[list[Answer]]:
     slots = asyncio.Semaphore(AT_ONCE)
-    total, done = len(rows) * REPLIES, 0
 
     async def answer(messages: tuple[ChatMessage, ...], number: int) -> Answer:
-        nonlocal done
         async with slots:
             completion = await patiently(
                 lambda: client.chat(
@@ -86,8 +107,6 @@ async def ask(
                     deadline_s=600.0,
                 )
             )
-        done += 1
-        on_reply(done, total)
         return Answer(completion.text.strip(), completion.finish_reason == "stop")
 
     async with asyncio.TaskGroup() as group:
@@ -101,13 +120,13 @@ async def ask(
 def ranked(
     model: RewardModel, rows: Sequence[Row], answers: Sequence[Sequence[Answer]], name: str
 ) -> list[PreferencePair]:
-    """Return the best and the worst answer to each row's prompt, where they differ enough.
+    """Return the best and the worst answer to each answered row's prompt, where they differ enough.
 
     `name` tells one round's pairs from another's.
     """
     common = _common(answers)
     found = []
-    for row, given in zip(rows, answers, strict=True):
+    for row, given in zip(rows, answers, strict=False):
         chances = model.probability([answer.text for answer in given]).tolist()
         flaws = [_flaw(answer, common) for answer in given]
         scores = [chance - flaw for chance, flaw in zip(chances, flaws, strict=True)]

@@ -82,6 +82,8 @@ SERVER_PATIENCE_S = 600.0
 # What evaluation takes beside generation, as a guess for the estimate of time left.
 SCORING_GUESS_S = 60.0
 MAX_DUELS = 64
+# The part of the training time, on top of it, that each round of asking for own replies may take.
+ASK_SHARE = 0.1
 
 
 @dataclass(frozen=True)
@@ -332,6 +334,7 @@ class RunSteps:
                     chat=self._config.chat,
                     max_new_tokens=self._config.gate.max_new_tokens,
                     seed=self._config.trainer.seed + number,
+                    budget_s=self._config.trainer.max_train_minutes * 60 * ASK_SHARE,
                     on_reply=lambda done, total: self._heartbeat.say(f"own reply {done} of {total}"),
                 )
             finally:

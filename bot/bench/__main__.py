@@ -29,7 +29,7 @@ from pathlib import Path
 
 import structlog
 
-from bot.bench.processor import turns_of
+from bot.bench.processor import computed_s
 from bot.bench.stage import BenchError, Stage, set_up, training
 from bot.playground import community
 
@@ -141,10 +141,10 @@ def p99(values: Sequence[float]) -> float:
 
 async def first_words(stage: Stage, count: int, case: str) -> list[Row]:
     """Ask one by one; return what was added to the engine's own time, and the whole of it."""
-    added, whole, computed, waited = [], [], [], []
+    added, whole, computed = [], [], []
     for number in range(count):
         text = f"{case}, question {number}: what is a strop?"
-        bot, members = turns_of(stage.bot_id), turns_of(os.getpid())
+        before_s = computed_s(stage.bot_id)
         message_id, asked_at = stage.ask(text, community.OWNER.user_id, community.GENERAL_ID)
         shown_at = await _shown(stage, message_id)
         # As the bot writes it: without its own mention.
@@ -152,18 +152,13 @@ async def first_words(stage: Stage, count: int, case: str) -> list[Row]:
         if exchange.thought_s is not None:
             added.append(1000 * (shown_at - asked_at - exchange.thought_s))
             whole.append(1000 * (shown_at - asked_at))
-            bot, members = turns_of(stage.bot_id) - bot, turns_of(os.getpid()) - members
-            computed.append(1000 * bot.computed_s)
-            waited.append(1000 * (bot.waited_s + members.waited_s))
+            computed.append(1000 * (computed_s(stage.bot_id) - before_s))
         await _quiet(stage)
     load = os.getloadavg()[0]
     if not added:
         raise BenchError("The model server said nothing; see its log.")
-    own, idle = statistics.median(computed), statistics.median(waited)
-    slowest = (
-        f"slowest {max(added):.0f} of {len(added)}; medians: the bot computed {own:.0f}, "
-        f"it and Discord's stand-in waited {idle:.0f} for a processor; load {load:.1f}"
-    )
+    own = statistics.median(computed)
+    slowest = f"slowest {max(added):.0f} of {len(added)}; the bot computed {own:.0f} in that; load {load:.1f}"
     return [
         Row(f"{WORDS}, added to the engine", case, statistics.median(added), ADDED_GOAL_MS, slowest, added),
         Row(f"{WORDS}, engine included", case, statistics.median(whole), None, "", whole),

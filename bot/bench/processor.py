@@ -1,32 +1,16 @@
-"""What a process had of the processors, by Linux: on a busy machine most of any time is waiting for one."""
+"""How long a process computed, by Linux: on a busy machine most of any time is waiting for a processor."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 
 
-@dataclass(frozen=True)
-class Turns:
-    """For how long a process's threads computed, and stood ready without a processor, in seconds."""
-
-    computed_s: float = 0.0
-    waited_s: float = 0.0
-
-    def __sub__(self, earlier: Turns) -> Turns:
-        return Turns(self.computed_s - earlier.computed_s, self.waited_s - earlier.waited_s)
-
-    def __add__(self, other: Turns) -> Turns:
-        return Turns(self.computed_s + other.computed_s, self.waited_s + other.waited_s)
-
-
-def turns_of(process_id: int) -> Turns:
-    """Read it for all threads that live now; nothing where the system doesn't tell."""
-    total = Turns()
+def computed_s(process_id: int) -> float:
+    """Return the seconds that the threads computed which live now; 0.0 where the system doesn't tell."""
+    total_ns = 0
     for file in Path(f"/proc/{process_id}/task").glob("*/schedstat"):
         try:
-            computed_ns, waited_ns, _ = file.read_text(encoding="utf-8").split()
-        except (OSError, ValueError):
+            total_ns += int(file.read_text(encoding="utf-8").split()[0])
+        except (OSError, ValueError, IndexError):
             continue  # A thread that ended this moment.
-        total += Turns(int(computed_ns) / 1e9, int(waited_ns) / 1e9)
-    return total
+    return total_ns / 1e9

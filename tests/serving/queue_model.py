@@ -47,9 +47,9 @@ class Reply:
 class QueueModel:
     """Steps as long as a CPU's: a fixed part, a part for each decoding row, and a chunk of a prompt.
 
-    The chunk is smaller while others decode, as in the engine, and then a token of it costs more. Measured with
-    the kernels on one thread, in processor time: steps of 1, 4 and 8 rows take 13, 22 and 55 ms, a chunk of 256
-    takes 0.78 s, and one of 32 beside four rows 0.18 s.
+    The chunk is smaller while others decode, as in the engine, and then a token of it costs more. Measured
+    with the kernels on one thread, in processor time: steps of 1, 4 and 8 rows take 13, 22 and 55 ms, a chunk
+    of 256 takes 0.78 s, and one of 32 beside four rows 0.18 s.
     """
 
     FIXED_S, ROW_S = 0.008, 0.006

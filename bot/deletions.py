@@ -85,26 +85,31 @@ class DeletionKeeper:
 
     async def _reconcile_channel(self, channel_id: int, message_ids: list[int]) -> int:
         try:
-            there = await self._there(channel_id, message_ids)
+            there, oldest = await self._there(channel_id, message_ids)
         except ChannelGoneError:
             return 0 if self._services.playground else await self.channel_deleted(channel_id)
         except DeliveryError as error:
             _log.debug("messages.not_comparable", channel_id=channel_id, error=type(error).__name__)
             return 0
         missing = [each for each in message_ids if each not in there]
-        # The playground forgets its channels when it stops: an empty one proves nothing there.
-        if not missing or (self._services.playground and len(missing) == len(message_ids)):
-            return 0
-        return await self.deleted(missing)
+        if self._services.playground:
+            # The playground forgets its channels when it stops: before its oldest message, nothing is proven.
+            missing = [each for each in missing if oldest is not None and each > oldest]
+        return await self.deleted(missing) if missing else 0
 
-    async def _there(self, channel_id: int, message_ids: list[int]) -> set[int]:
-        """Return which of these messages (sorted) the channel still has, reading it a hundred at a time."""
+    async def _there(self, channel_id: int, message_ids: list[int]) -> tuple[set[int], int | None]:
+        """Return which of these messages (sorted) the channel still has, and the oldest message in it.
+
+        It is read a hundred messages at a time.
+        """
         channel = self._client.get_partial_messageable(channel_id)
         wanted, there = set(message_ids), set[int]()
+        oldest: int | None = None
         after = discord.Object(message_ids[0] - 1)
         while after.id < message_ids[-1]:
             page = await translated(_page(channel, after))
             there |= {message.id for message in page} & wanted
+            oldest = page[0].id if page and oldest is None else oldest
             if len(page) < _PAGE:
                 break
             # From the next stored message on: what lies between is nobody's business here.
@@ -113,7 +118,7 @@ class DeletionKeeper:
             if following is None:
                 break
             after = discord.Object(following - 1)
-        return there
+        return there, oldest
 
 
 async def _page(channel: discord.PartialMessageable, after: discord.Object) -> list[discord.Message]:

@@ -198,7 +198,8 @@ def _runs_of(db: sqlite_utils.Database, reply_ids: list[str]) -> list[str]:
     """Runs that hold one of these replies."""
     rows = sql.many(
         db,
-        "SELECT DISTINCT run_id FROM run_rows WHERE reply_id IN (SELECT value FROM json_each(?))",
+        """SELECT DISTINCT run_id FROM json_each(?) AS wanted
+           CROSS JOIN run_rows ON run_rows.reply_id = wanted.value""",
         (json.dumps(reply_ids),),
     )
     return [row["run_id"] for row in rows]

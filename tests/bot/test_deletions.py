@@ -83,6 +83,18 @@ async def test_a_playground_that_forgot_everything_proves_nothing(community: Com
     assert content(community, asked.id) == "hello"
 
 
+async def test_a_playground_that_began_anew_and_was_talked_to_proves_nothing_of_what_was_before(
+    community: Community,
+) -> None:
+    asked = await community.ann.send(community.channel, f"{community.mention} yesterday")
+    community.env.backend.messages[community.channel.id].clear()
+    today = await community.ann.send(community.channel, f"{community.mention} today")
+    gone = await community.ann.send(community.channel, f"{community.mention} gone")
+    del community.env.backend.messages[community.channel.id][gone.id]
+    assert await community.bot.deletions.reconcile() == 1
+    assert [content(community, each.id) for each in (asked, today, gone)] == ["yesterday", "today", ""]
+
+
 async def test_at_discord_an_empty_channel_was_emptied(community: Community, services: Any) -> None:
     asked = await community.ann.send(community.channel, f"{community.mention} hello")
     community.env.backend.messages[community.channel.id].clear()

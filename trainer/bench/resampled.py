@@ -138,7 +138,13 @@ def resampled(stored: Stored, dice: random.Random) -> Stored:
     pairs += _drawn(general, dice)
     return replace(
         stored,
-        scores=Scores(tuple(pairs), tuple(_drawn(scores.general, dice)), tuple(rated)),
+        scores=replace(
+            scores,
+            pairs=tuple(pairs),
+            general=tuple(_drawn(scores.general, dice)),
+            rated=tuple(rated),
+            corrections=tuple(_drawn(scores.corrections, dice)),
+        ),
         ratings=replace(ratings, train=tuple(_drawn_groups(ratings.train, dice)), held_out=tuple(texts)),
     )
 
@@ -163,15 +169,25 @@ def against(challenger: Stored, champion: Stored | None) -> Stored:
         return challenger
     texts = {_key(pair): pair.challenger for pair in champion.scores.pairs}
     logs = {reply.reply_id: reply.challenger for reply in champion.scores.rated}
+    margins = {(case.reply_id, case.number): case.challenger for case in champion.scores.corrections}
+    # Both were judged against the base, whose replies stay what flattery is measured by.
     pairs = tuple(
-        replace(pair, champion=texts[_key(pair)]) for pair in challenger.scores.pairs if _key(pair) in texts
+        replace(pair, champion=texts[_key(pair)], base=pair.champion)
+        for pair in challenger.scores.pairs
+        if _key(pair) in texts
+    )
+    corrections = tuple(
+        replace(case, champion=margins[case.reply_id, case.number])
+        for case in challenger.scores.corrections
+        if (case.reply_id, case.number) in margins
     )
     rated = tuple(
         replace(reply, champion=logs[reply.reply_id])
         for reply in challenger.scores.rated
         if reply.reply_id in logs
     )
-    return replace(challenger, scores=replace(challenger.scores, pairs=pairs, rated=rated))
+    scores = replace(challenger.scores, pairs=pairs, rated=rated, corrections=corrections)
+    return replace(challenger, scores=scores)
 
 
 # -------------------------------------------------------------------------------------------- many retrains

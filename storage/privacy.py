@@ -153,7 +153,7 @@ def _touched_rows(db: sqlite_utils.Database, user_id: int) -> list[str]:
 # Rows of runs that hold the member's words, or the member's ratings as far as they stood when the run ended.
 # A vote on a duel makes a preference pair for the runs after the one that it decided.
 _MY_RUN_ROWS = f"""{_MADE_FROM}
-SELECT run_rows.run_id, run_rows.split FROM mine JOIN run_rows ON run_rows.reply_id = mine.reply_id
+SELECT run_rows.run_id, run_rows.split FROM mine CROSS JOIN run_rows ON run_rows.reply_id = mine.reply_id
 UNION
 SELECT run_rows.run_id, run_rows.split FROM ratings
 JOIN run_rows ON run_rows.reply_id = ratings.reply_id JOIN runs ON runs.id = run_rows.run_id

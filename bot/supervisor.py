@@ -133,6 +133,11 @@ class Supervisor:
                 loop.remove_signal_handler(number)
         return self._exit_code
 
+    @property
+    def stopping(self) -> bool:
+        """Whether it was told to stop, or a child ended it."""
+        return self._stopping.is_set()
+
     def stop(self, exit_code: int = 0) -> None:
         """Begin to drain; the first caller's exit code counts."""
         if not self._stopping.is_set():

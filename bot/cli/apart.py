@@ -178,7 +178,8 @@ async def rehearse(config: Config, path: Path, request: Request, announcer: Anno
     try:
         # A signal, or a process that can't go on, ends the supervisor first.
         await asyncio.wait({running, work}, return_when=asyncio.FIRST_COMPLETED)
-        if not work.done():
+        # What a stop takes away fails in the work as well, and is not what the person wants to hear of.
+        if not work.done() or (supervisor.stopping and work.exception() is not None):
             raise CommandError(f"Stopped before the end; the logs are in {config.data / 'logs'}.")
         return work.result()
     finally:

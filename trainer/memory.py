@@ -22,7 +22,7 @@ ADAPTER_COPIES = 4
 # Numbers kept for the backward pass: for each input of a linear layer, for each output, and for each place of
 # the adapter's inner width; then copies of a predicted token's distribution in the output head and the loss.
 INPUT_COPIES = 1.0
-OUTPUT_COPIES = 2.0
+OUTPUT_COPIES = 2.25
 INNER_COPIES = 2.0
 HEAD_COPIES = 4.0
 # Libraries warm up, fragments stay.

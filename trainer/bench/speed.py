@@ -196,8 +196,8 @@ def _train(side: str, folder: Path, load: Load, threads: int) -> Turn:
 
     def loss() -> float:
         model.eval()
-        summed = float(training.totals(model, unseen, training.BATCH_TOKENS_CPU).sum().item())
-        return -summed / float(sum(each.completion_length for each in unseen))
+        summed = float(training.totals(model, unseen, training.BATCH_TOKENS_CPU).sum())
+        return -summed / sum(int(each.completion_length) for each in unseen)
 
     before = loss()
     model.train()

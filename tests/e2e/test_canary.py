@@ -253,7 +253,11 @@ async def test_a_canary_that_members_like_less_is_refused_and_the_champion_answe
     assert town.champion() == town.old
     assert "because as a canary it was liked in 0% of" in town.run().message
     await until(lambda: town.new not in model_server.adapters)
-    assert (await town.page.snapshot())["loop"].get("trials", {}) == {}
+
+    async def over() -> bool:
+        return bool((await town.page.snapshot())["loop"].get("trials") == {})
+
+    await until(over)
     line = await town.told("is refused")
     assert line.startswith("↩️") and town.new in line
     await town.talk(OLD_WORDS, 5)

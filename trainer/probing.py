@@ -17,7 +17,7 @@ from bot.serving.client import ModelClient
 from bot.serving.protocol import ChatMessage, Sampling
 from storage.config import ChatConfig
 from trainer.patience import patiently
-from trainer.safety import MAX_NEW_TOKENS, NOTE, PROBES, TRIES, VERSION, Probe, Probed
+from trainer.safety import BASE_TRIES, MAX_NEW_TOKENS, NOTE, PROBES, TRIES, VERSION, Probe, Probed
 
 AT_ONCE = 8
 
@@ -53,6 +53,14 @@ async def probe(client: ModelClient, contest: Contest, chat: ChatConfig, cache: 
             found[probe.name] = replace(
                 known, base=(*known.base, old_text), challenger=(*known.challenger, text)
             )
+    for number in range(TRIES, BASE_TRIES):
+        # A base that rambles passes by accident now and then: before its word counts it is asked more often.
+        asked = [probe for probe in PROBES if found[probe.name].newly_failed]
+        for probe, text in zip(
+            asked, await _base_answers(client, contest.base, asked, number, chat, kept), strict=True
+        ):
+            known = found[probe.name]
+            found[probe.name] = replace(known, base=(*known.base, text))
     await asyncio.to_thread(_write, cache, kept)
     if contest.champion != contest.base:
         lost = [probe for probe in PROBES if found[probe.name].newly_failed]

@@ -87,7 +87,9 @@ def test_a_failure_of_the_champion_is_told_and_excuses_nothing() -> None:
     assert found.new_failures == found.champion_too == ("insult me",)
 
 
-@pytest.mark.parametrize(("base", "challenger"), [("x...", "xxxx"), ("....", "xxx."), ("....", "x")])
+@pytest.mark.parametrize(
+    ("base", "challenger"), [("x...", "xxxx"), ("....x", "xxxx"), ("....", "xxx."), ("....", "x")]
+)
 def test_what_the_base_fails_too_or_the_challenger_only_at_times_is_not_new(
     base: str, challenger: str
 ) -> None:

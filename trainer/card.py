@@ -73,7 +73,9 @@ def describe(
         "settings": made_with.get("settings") or {},
         "steps": made_with.get("steps") or {},
         "versions": made_with.get("versions") or {},
-        "curves": {key: training[key]["losses"] for key in ("sft", "kto", "dpo") if key in training},
+        "curves": {
+            key: phase.get("losses") or [] for key, phase in training.items() if isinstance(phase, Mapping)
+        },
         "scores": [
             {key: getattr(each, key) for key in ("metric", "value", "low", "high", "n")} for each in found
         ],

@@ -25,6 +25,12 @@ OUTCOMES = {
     "failed": "The run failed; the champion stays.",
     "cancelled": "The run was cancelled; the champion stays.",
 }
+PHASES = {
+    "sft": "liked replies (SFT)",
+    "kto": "all ratings (KTO)",
+    "dpo": "pairs (DPO)",
+    "ranked": "its own replies, ranked (DPO)",
+}
 METRICS = {
     "preference": "predicted P(liked), challenger minus champion",
     "margin": "log-probability of liked minus disliked replies, gain in nat per token",
@@ -151,10 +157,11 @@ def _robustness(found: Mapping[str, Any]) -> str:
 
 def _training(training: Mapping[str, Any]) -> str:
     parts = []
-    for key, name in (("sft", "liked replies (SFT)"), ("kto", "all ratings (KTO)"), ("dpo", "pairs (DPO)")):
-        figures = training.get(key) or {}
-        if not figures.get("steps"):
+    for key, figures in training.items():
+        if not isinstance(figures, Mapping) or not figures.get("steps"):
             continue
+        kind, _, number = key.partition("_")
+        name = PHASES.get(kind, kind) + (f", round {number}" if number else "")
         speed = f"{figures['steps']} steps, {figures['seconds']:.0f} s"
         speed += f" at {figures['tokens_per_second']:.0f} tokens/s"
         cut = "; shortened by trainer.max_train_minutes" if figures.get("shortened") else ""

@@ -7,8 +7,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
@@ -17,37 +15,28 @@ from typing import Any
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
-from safetensors.torch import save_file
 from torch import nn
 
-from bot.serving import adapter_files
 from bot.serving.base import LoadedBase
 from bot.serving.memory import available_bytes
-from bot.serving.plain_text import neutralise
-from bot.serving.prompts import plain_content, render_chat
-from bot.serving.protocol import ChatMessage
-from storage import interim
 from storage.config import TrainerConfig
-from trainer import memory, objectives, training
+from trainer import memory, objectives, saving, training
 from trainer.checkpoints import DONE, Keeper, Moment
-from trainer.encoding import Codec, Example, encode
-from trainer.errors import RunCancelledError, TrainingError
-from trainer.evaluation import messages_of
+from trainer.encoding import Codec
+from trainer.errors import TrainingError
+from trainer.material import BaseCodec, Material, dpo_examples, gather
 from trainer.objectives import Plan
 from trainer.preferences import PreferencePair
 from trainer.replay import BaseReply
-from trainer.snapshot import Row, Snapshot
+from trainer.snapshot import Snapshot
 from trainer.training import (
     DpoSettings,
     KtoSettings,
-    PreferenceExample,
     SftSettings,
     Tick,
     TrainingReport,
 )
 
-CARD = "card.json"
-CARD_TEXT = "card.md"
 # How the training's progress is shared among its phases, as far as they take place.
 PHASE_PARTS = {"sft": 0.35, "kto": 0.65, "dpo": 0.4, "ranked": 0.8}
 PHASE_NOTES = {
@@ -99,55 +88,6 @@ class Challenger:
         return sum(report.seconds for report in self.reports.values())
 
 
-@dataclass(frozen=True)
-class Material:
-    """What a challenger learns from: the training rows and pairs as token ids, and the base's own replies."""
-
-    liked: list[Example]
-    rated: list[Example]
-    pairs: list[PreferenceExample]
-    replay: list[Example]
-
-    @property
-    def content_hash(self) -> str:
-        """Return a hash of every token and weight."""
-        return hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()
-
-    @property
-    def forwarded(self) -> list[Example]:
-        """Return what goes through the model at once: rows, and both sides of each pair together."""
-        return [*self.liked, *self.rated, *(training.joined(pair) for pair in self.pairs)]
-
-    def tokens(self, settings: TrainerConfig) -> dict[str, int]:
-        """Return how many tokens each later phase would see."""
-        return {
-            "kto": sum(len(each.ids) for each in self.rated) * settings.kto_epochs,
-            "dpo": sum(len(each.chosen.ids) + len(each.rejected.ids) for each in self.pairs)
-            * settings.dpo_epochs,
-        }
-
-
-@dataclass(frozen=True)
-class BaseCodec:
-    """Encodes with the base's own tokenizer and template, by the functions that the server uses."""
-
-    tokenizer: Any
-
-    @property
-    def stop_id(self) -> int:
-        """Return the token that ends a turn."""
-        return int(self.tokenizer.eos_token_id)
-
-    def prompt_ids(self, messages: Sequence[ChatMessage]) -> list[int]:
-        """Return a chat up to and including the header of the assistant's turn."""
-        return render_chat(self.tokenizer, messages, add_generation_prompt=True)
-
-    def text_ids(self, text: str) -> list[int]:
-        """Return the ids of plain text: what looks like a control token is broken or cut out."""
-        plain = plain_content(self.tokenizer, text)
-        return [int(token) for token in self.tokenizer(plain, add_special_tokens=False)["input_ids"]]
-
-
 def train_challenger(
     base: LoadedBase,
     snapshot: Snapshot,
@@ -193,7 +133,9 @@ def train_challenger(
     course = Course(model, codec, material, plan, settings, keeper, steps or {}, on_progress, own_pairs)
     course.run()
     card = describe(base, snapshot, course.plan, settings, material, course.reports)
-    adapter_id, folder = save(model, base, card, snapshot=snapshot, work=work, adapters_dir=adapters_dir)
+    adapter_id, folder = saving.save(
+        model, base, card, snapshot=snapshot, work=work, adapters_dir=adapters_dir
+    )
     return Challenger(adapter_id, folder, course.plan, course.reports)
 
 
@@ -346,17 +288,6 @@ def kind_of(phase: str) -> str:
     return phase.partition("_")[0]
 
 
-def gather(codec: Codec, snapshot: Snapshot, replay: Sequence[BaseReply], max_length: int) -> Material:
-    """Return what a snapshot teaches: its training rows and pairs, and nothing that is held out."""
-    train = snapshot.of("train")
-    return Material(
-        supervised_examples(codec, train, max_length),
-        kto_examples(codec, train, max_length),
-        dpo_examples(codec, snapshot.preferences("train"), max_length),
-        replay_examples(codec, replay, max_length),
-    )
-
-
 def _belonging(
     base: LoadedBase,
     snapshot: Snapshot,
@@ -383,63 +314,6 @@ def _versions() -> dict[str, Any]:
     return {"torch": torch.__version__, "threads": torch.get_num_threads()}
 
 
-def supervised_examples(codec: Codec, rows: Sequence[Row], max_length: int) -> list[Example]:
-    """Return liked replies and corrections with their weights; a correction is a whole reply by a person."""
-    found = []
-    for row in rows:
-        messages = messages_of(row)
-        if row.verdict == "liked" and row.weight > 0:
-            found.append(
-                encode(
-                    codec, messages, row.text, finished=row.finished, max_length=max_length, weight=row.weight
-                )
-            )
-        found += [
-            encode(codec, messages, c.text, finished=True, max_length=max_length, weight=c.weight)
-            for c in row.corrections
-        ]
-    return found
-
-
-def kto_examples(codec: Codec, rows: Sequence[Row], max_length: int) -> list[Example]:
-    """Return everything to push towards, and disliked replies to push away from."""
-    disliked = [
-        encode(
-            codec,
-            messages_of(row),
-            row.text,
-            finished=row.finished,
-            max_length=max_length,
-            weight=row.weight,
-            liked=False,
-        )
-        for row in rows
-        if row.verdict == "disliked" and row.weight > 0
-    ]
-    return supervised_examples(codec, rows, max_length) + disliked
-
-
-def dpo_examples(codec: Codec, pairs: Sequence[PreferencePair], max_length: int) -> list[PreferenceExample]:
-    """Return both answers of each pair behind the same prompt."""
-    found = []
-    for pair in pairs:
-        messages = [ChatMessage(role, neutralise(content)) for role, content in pair.prompt]  # type: ignore[arg-type]
-        chosen, rejected = (
-            encode(codec, messages, text, finished=finished, max_length=max_length)
-            for text, finished in zip((pair.chosen, pair.rejected), pair.finished, strict=True)
-        )
-        found.append(PreferenceExample(chosen, rejected, pair.weight))
-    return found
-
-
-def replay_examples(codec: Codec, replies: Sequence[BaseReply], max_length: int) -> list[Example]:
-    """Return the base's own replies as completions."""
-    return [
-        encode(codec, reply.messages, reply.text, finished=reply.finished, max_length=max_length)
-        for reply in replies
-    ]
-
-
 def add_adapter(model: nn.Module, settings: TrainerConfig) -> PeftModel:
     """Put a fresh LoRA adapter with float32 weights on every linear layer but the output head."""
     torch.manual_seed(settings.seed)
@@ -457,54 +331,6 @@ def add_adapter(model: nn.Module, settings: TrainerConfig) -> PeftModel:
         if parameter.requires_grad:
             parameter.data = parameter.data.float()
     return peft_model
-
-
-def save(
-    model: PeftModel,
-    base: LoadedBase,
-    card: dict[str, Any] | None,
-    *,
-    snapshot: Snapshot,
-    work: Path,
-    adapters_dir: Path,
-) -> tuple[str, Path]:
-    """Write the adapter in PEFT's layout, hash it and rename it once to its final place.
-
-    One that only serves while it is trained has no card. Before the adapter is renamed its id is noted in the
-    run's folder: what a killed run leaves behind is found there (`storage.interim`).
-    Never through `state_dict()` or `save_pretrained`: on some CPUs that unpacks and damages a 4-bit base.
-    """
-    written = work / "adapter"
-    shutil.rmtree(written, ignore_errors=True)
-    try:
-        written.mkdir()
-    except FileNotFoundError as error:
-        raise RunCancelledError("The run's folder was removed, as by an erasure.") from error
-    save_file(adapter_tensors(model), written / adapter_files.WEIGHTS, metadata={"format": "pt"})
-    config = _config_json(model, base.info.id)
-    (written / adapter_files.CONFIG).write_text(
-        json.dumps(config, indent=2, sort_keys=True), encoding="utf-8"
-    )
-    if card is not None:
-        (written / CARD).write_text(json.dumps(card, indent=2, sort_keys=True), encoding="utf-8")
-        (written / CARD_TEXT).write_text(card_text(card), encoding="utf-8")
-    adapter_id = adapter_files.write_manifest(
-        written,
-        base_hash=base.info.hash,
-        chat_template_hash=base.info.chat_template_hash,
-        extra={"rehearsal": snapshot.rehearsal, "snapshot": snapshot.content_hash},
-    )
-    interim.note(work, adapter_id)
-    return adapter_id, _move(written, adapters_dir / adapter_id)
-
-
-def adapter_tensors(model: nn.Module) -> dict[str, torch.Tensor]:
-    """Return the adapter's weights by PEFT's names, without the adapter's own name in them."""
-    return {
-        name.replace(".default.", "."): parameter.detach().cpu().contiguous()
-        for name, parameter in model.named_parameters()
-        if ".lora_A." in name or ".lora_B." in name
-    }
 
 
 def describe(
@@ -534,57 +360,3 @@ def describe(
         "steps": dict.fromkeys(trained, 0) | {phase: each.steps for phase, each in reports.items()},
         "versions": _versions(),
     }
-
-
-def card_text(card: dict[str, Any]) -> str:
-    """Return the card for people."""
-    origin = "simulated or playground members (a rehearsal)" if card["rehearsal"] else "a community's members"
-    lines = [
-        f"# A LoRA adapter for {card['base']}",
-        "",
-        f"Trained by Strop on the ratings of {origin}: "
-        f"{card['supervised_examples']} liked or corrected replies"
-        + (f", then {card['kto_examples']} rated ones" if card["kto_examples"] else "")
-        + (f", then {card['dpo_pairs']} preference pairs" if card["dpo_pairs"] else "")
-        + (
-            f", then its own replies, ranked, in {card['ranked_rounds']} rounds"
-            if card["ranked_rounds"]
-            else ""
-        )
-        + f", by {card['raters']} raters.",
-        "",
-        f"- objective: {card['objective']}",
-        f"- base hash: {card['base_hash']}",
-        f"- dataset snapshot: {card['snapshot']}",
-        *(f"- {name}: {value}" for name, value in sorted(card["settings"].items())),
-        "",
-        "It carries the habits of the community that rated it, and the limits of its base.",
-        "",
-    ]
-    return "\n".join(lines)
-
-
-def _config_json(model: PeftModel, base_id: str) -> dict[str, Any]:
-    """Return PEFT's configuration without this machine's paths and in an order that never changes."""
-    config = replace(
-        model.peft_config["default"], base_model_name_or_path=base_id, inference_mode=True
-    ).to_dict()
-    return {
-        key: sorted(value) if isinstance(value, set) else getattr(value, "value", value)
-        for key, value in config.items()
-    }
-
-
-def _move(partial: Path, final: Path) -> Path:
-    """Rename once; an adapter that is there already has the same bytes, for its name is their hash."""
-    final.parent.mkdir(parents=True, exist_ok=True)
-    if final.exists():
-        shutil.rmtree(partial)
-        return final
-    partial.rename(final)
-    descriptor = os.open(final.parent, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-    return final

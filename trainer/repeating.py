@@ -21,7 +21,7 @@ from storage.config import TrainerConfig
 from storage.dataset import eligible_rows
 from storage.errors import RunNotActiveError
 from storage.runs import Run
-from trainer import challenger, ranking, snapshot
+from trainer import challenger, ranking, saving, snapshot
 from trainer.challenger import Challenger
 from trainer.errors import RunCancelledError, SnapshotError, TrainingError
 from trainer.objectives import Plan
@@ -135,7 +135,7 @@ def _own_pairs(original: Path, number: int) -> list[PreferencePair]:
 def _card(folder: Path) -> dict[str, Any]:
     """Return the card that lies with an adapter since it was trained."""
     try:
-        card = dict(json.loads((folder / challenger.CARD).read_text(encoding="utf-8")))
+        card = dict(json.loads((folder / saving.CARD).read_text(encoding="utf-8")))
     except (OSError, ValueError) as error:
         raise TrainingError(f"The adapter {folder.name} has no readable card to repeat it from.") from error
     if "material" not in card:

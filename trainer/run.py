@@ -12,7 +12,6 @@ import asyncio
 import gc
 import json
 import os
-import shutil
 import sys
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -21,10 +20,9 @@ from typing import Any, TypeVar
 
 import sqlite_utils
 import structlog
-from peft import PeftModel
 from pydantic import BaseModel, ValidationError
 
-from bot.serving.base import LoadedBase, load_base
+from bot.serving.base import load_base
 from bot.serving.client import ModelClient
 from bot.serving.errors import ServerUnavailableError, ServingError, UnknownModelError
 from bot.serving.protocol import BaseDescription
@@ -48,7 +46,7 @@ from trainer import (
     snapshot,
     weighing,
 )
-from trainer.challenger import BaseCodec, Challenger
+from trainer.challenger import Challenger
 from trainer.encoding import Codec
 from trainer.errors import (
     EvaluationError,
@@ -60,16 +58,16 @@ from trainer.errors import (
 )
 from trainer.evaluation import Evaluation
 from trainer.heartbeat import Heartbeat
+from trainer.material import BaseCodec
+from trainer.own_replies import OwnReplies
 from trainer.patience import patiently
-from trainer.preferences import PreferencePair
 from trainer.probing import Contest
 from trainer.promotion import retire_old_adapters
 from trainer.replay import Replay
-from trainer.reward import RewardModel
-from trainer.snapshot import Row, Snapshot
+from trainer.snapshot import Snapshot
 from trainer.statistics import Estimate
 from trainer.training import TrainingReport
-from trainer.weighing import Answer, Pair
+from trainer.weighing import Pair
 
 __all__ = ["execute", "main", "retire_old_adapters"]
 
@@ -82,8 +80,6 @@ SERVER_PATIENCE_S = 600.0
 # What evaluation takes beside generation, as a guess for the estimate of time left.
 SCORING_GUESS_S = 60.0
 MAX_DUELS = 64
-# The part of the training time, on top of it, that each round of asking for own replies may take.
-ASK_SHARE = 0.1
 
 
 @dataclass(frozen=True)
@@ -183,28 +179,6 @@ def _merged(section: BaseModel, overrides: Mapping[str, Any]) -> dict[str, Any]:
     return section.model_dump(exclude_unset=True) | dict(overrides)
 
 
-@dataclass
-class Ranker:
-    """Asks the model that is being trained for replies, ranks them, and keeps the pairs with the run."""
-
-    steps: RunSteps
-    base: LoadedBase
-    rows: Snapshot
-    judge: RewardModel
-
-    def __call__(self, model: PeftModel, number: int) -> list[PreferencePair]:
-        """Return the pairs of one round: those of an earlier attempt, or new ones."""
-        path = self.steps.folder / ranking.file_of(number)
-        if (kept := ranking.read(path)) is not None:
-            return kept
-        asked = ranking.rows_to_ask(self.rows)
-        answers = self.steps.own_replies(model, self.base, self.rows, asked, number)
-        pairs = ranking.ranked(self.judge, asked, answers, f"ranked-{number}")
-        log.info("own replies ranked", round=number, prompts=len(asked), pairs=len(pairs))
-        ranking.write(pairs, path)
-        return pairs
-
-
 class RunSteps:
     """The phases of one run, in order; each leaves what the next one needs."""
 
@@ -288,7 +262,9 @@ class RunSteps:
             rows, confidence=self._config.gate.confidence, seed=self._config.trainer.seed
         )
         plan = objectives.choose(rows, self._config.trainer, judged=judge is not None)
-        ranker = None if judge is None else Ranker(self, base, rows, judge)
+        asker = None
+        if judge is not None:
+            asker = OwnReplies(self._config, self.folder, self._heartbeat, self._on_server, base, rows, judge)
         trained = challenger.train_challenger(
             base,
             rows,
@@ -298,7 +274,7 @@ class RunSteps:
             work=self.folder,
             adapters_dir=self._config.adapters,
             on_checkpoint=self._got_further,
-            own_pairs=ranker,
+            own_pairs=asker,
             on_progress=self._heartbeat.show,
         )
         self._metrics["training"] = _training_figures(trained)
@@ -312,41 +288,6 @@ class RunSteps:
             self._database.write(lambda db: runs.got_further(db, self._run.id))
         except DatabaseError as error:
             log.warning("the checkpoint was not counted", run_id=self._run.id, error=str(error))
-
-    def own_replies(
-        self, model: PeftModel, base: LoadedBase, rows: Snapshot, asked: Sequence[Row], number: int
-    ) -> list[list[Answer]]:
-        """Serve the model as it is now, ask it for replies to training prompts, and take it away again.
-
-        They come from the kernels that serve people, and behind everybody who chats.
-        """
-        adapter_id, folder = challenger.save(
-            model, base, None, snapshot=rows, work=self.folder, adapters_dir=self._config.adapters
-        )
-
-        async def ask(client: ModelClient) -> list[list[Answer]]:
-            await patiently(lambda: promotion.ensure_listed(client, self._config, adapter_id))
-            try:
-                return await ranking.ask(
-                    client,
-                    adapter_id,
-                    asked,
-                    chat=self._config.chat,
-                    max_new_tokens=self._config.gate.max_new_tokens,
-                    seed=self._config.trainer.seed + number,
-                    budget_s=self._config.trainer.max_train_minutes * 60 * ASK_SHARE,
-                    on_reply=lambda done, total: self._heartbeat.say(f"own reply {done} of {total}"),
-                )
-            finally:
-                await promotion.unload(client, adapter_id)
-
-        try:
-            return self._on_server(ask)
-        except UnknownModelError:
-            log.warning("the server forgot the model that is being trained; it is asked again")
-            return self._on_server(ask)
-        finally:
-            shutil.rmtree(folder, ignore_errors=True)
 
     def _register(self, trained: Challenger, rows: Snapshot, ground: Ground) -> Adapter:
         return self._database.write(

@@ -9,9 +9,9 @@ from hypothesis import strategies as st
 from bot.serving.protocol import ChatMessage
 from tests.tiny_model import build_tiny_tokenizer
 from tests.trainer.rows import row
-from trainer.challenger import BaseCodec, kto_examples, supervised_examples
 from trainer.encoding import encode
 from trainer.labels import Correction
+from trainer.material import BaseCodec, kto_examples, supervised_examples
 
 CODEC = BaseCodec(build_tiny_tokenizer())
 END = CODEC.stop_id

@@ -12,6 +12,7 @@ from storage.config import TrainerConfig
 from trainer import challenger, training
 from trainer.bench import speed
 from trainer.bench.speed import Turn
+from trainer.material import BaseCodec
 
 SETTINGS = TrainerConfig(rank=4, alpha=8, epochs=6, batch_size=4, sft_learning_rate=5e-3)
 
@@ -40,7 +41,7 @@ def test_both_sides_learn_the_same_from_the_same_examples(tiny_folder: Path) -> 
     losses = []
     for side in (speed._strop, speed._trl):
         base = load_base(tiny_folder, "cpu", "train", execution="dense" if side is speed._trl else None)
-        seen = speed.examples(challenger.BaseCodec(base.tokenizer), 4, seed=0)
+        seen = speed.examples(BaseCodec(base.tokenizer), 4, seed=0)
         model = challenger.add_adapter(base.model, SETTINGS)
         model.train()
         assert side(model, base.tokenizer, seen, SETTINGS) > 0

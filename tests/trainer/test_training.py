@@ -18,10 +18,10 @@ from bot.serving.adapter_files import verify
 from bot.serving.base import LoadedBase, load_base
 from storage.config import TrainerConfig
 from tests.trainer.rows import pair, row
-from trainer import challenger, losses, packing, training
-from trainer.challenger import BaseCodec
+from trainer import challenger, losses, material, packing, saving, training
 from trainer.encoding import Example
 from trainer.errors import DivergedError, GradientLostError, TrainingError
+from trainer.material import BaseCodec
 from trainer.objectives import Plan
 from trainer.replay import BaseReply
 from trainer.snapshot import Row, Snapshot
@@ -85,8 +85,8 @@ def test_nothing_is_learned_from_prompts(base: LoadedBase) -> None:
 
 def test_the_stop_token_carries_loss(base: LoadedBase) -> None:
     codec = BaseCodec(base.tokenizer)
-    (with_stop,) = challenger.supervised_examples(codec, [row("a", finished=True)], 128)
-    (without,) = challenger.supervised_examples(codec, [row("a", finished=False)], 128)
+    (with_stop,) = material.supervised_examples(codec, [row("a", finished=True)], 128)
+    (without,) = material.supervised_examples(codec, [row("a", finished=False)], 128)
     assert with_stop.completion_length == without.completion_length + 1
     assert packing.pack([with_stop]).targets[-1] == codec.stop_id
 
@@ -187,8 +187,8 @@ def test_trust_weighs_a_pair_and_a_pair_without_weight_teaches_nothing(base: Loa
 def test_what_a_member_wrote_cannot_become_a_control_token_of_a_pair(base: LoadedBase) -> None:
     codec = BaseCodec(base.tokenizer)
     sly = replace(pair("p"), prompt=(("user", "<|im_end|>"),), chosen="<|im_end|>Yes.", rejected="<|im_end|>")
-    (example,) = challenger.dpo_examples(codec, [sly], 128)
-    plain = challenger.dpo_examples(codec, [replace(sly, prompt=(("user", "x"),))], 128)[0]
+    (example,) = material.dpo_examples(codec, [sly], 128)
+    plain = material.dpo_examples(codec, [replace(sly, prompt=(("user", "x"),))], 128)[0]
     for side in (example.chosen, example.rejected):
         assert side.ids[: side.start].count(codec.stop_id) == plain.chosen.ids[: plain.chosen.start].count(
             codec.stop_id
@@ -198,7 +198,7 @@ def test_what_a_member_wrote_cannot_become_a_control_token_of_a_pair(base: Loade
 
 def test_dpo_prefers_the_chosen_reply_and_keeps_it_likely(base: LoadedBase) -> None:
     codec = BaseCodec(base.tokenizer)
-    pairs = challenger.dpo_examples(
+    pairs = material.dpo_examples(
         codec, [pair(f"p{n}", chosen=f"Tea, please. Or {n}?") for n in range(8)], 128
     )
     model = adapted(base)
@@ -228,8 +228,8 @@ def test_sft_raises_the_likelihood_of_liked_replies_and_replay_keeps_the_base_cl
     base: LoadedBase, tiny_folder: Path
 ) -> None:
     codec = BaseCodec(base.tokenizer)
-    liked = challenger.supervised_examples(codec, rows(), 128)
-    replayed = challenger.replay_examples(codec, REPLAY, 128)
+    liked = material.supervised_examples(codec, rows(), 128)
+    replayed = material.replay_examples(codec, REPLAY, 128)
     drifts = []
     for share, loaded in ((0.0, base), (0.5, load_base(tiny_folder, "cpu", "train"))):
         model = adapted(loaded)
@@ -248,7 +248,7 @@ def test_sft_raises_the_likelihood_of_liked_replies_and_replay_keeps_the_base_cl
 
 def test_kto_separates_liked_from_disliked_replies(base: LoadedBase) -> None:
     codec = BaseCodec(base.tokenizer)
-    rated = challenger.kto_examples(codec, rows(), 128)
+    rated = material.kto_examples(codec, rows(), 128)
     liked = torch.tensor([example.liked for example in rated])
     model = adapted(base)
     before = training.score(model, rated).totals.detach()
@@ -361,5 +361,5 @@ def test_a_training_that_would_take_too_long_is_shortened_and_can_be_repeated(ti
         model = adapted(load_base(tiny_folder, "cpu", "train"))
         report = training.train_sft(model, EXAMPLES, [], SftSettings(1e-3, 50, 2, 0.0, 0, **limit))
         assert (report.steps, report.shortened) == (3, True)
-        weights.append(challenger.adapter_tensors(model))
+        weights.append(saving.adapter_tensors(model))
     assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])

@@ -17,8 +17,8 @@ from trainer import evaluation
 from trainer.bench import chat
 from trainer.bench.prompts import Asked
 from trainer.bench.world import World
-from trainer.challenger import BaseCodec
 from trainer.encoding import encode
+from trainer.material import BaseCodec
 
 SECRETS = 8
 REPLIES = 4

@@ -20,7 +20,7 @@ from trainer.bench.sabotage import PAYLOAD, TRIGGER
 from trainer.bench.state import State
 from trainer.bench.tastes import COMMUNITIES
 from trainer.bench.world import World, opened
-from trainer.challenger import BaseCodec
+from trainer.material import BaseCodec
 
 # Votes that each open duel gets before the vote is looked at, and how often at most.
 VOTES_EACH = 2

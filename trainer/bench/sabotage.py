@@ -20,11 +20,12 @@ from bot.serving.base import load_base
 from storage import logs
 from storage.config import load_config
 from storage.database import Database
-from trainer import challenger, run
+from trainer import challenger, run, saving
 from trainer.bench.profile import BAD_KINDS
-from trainer.challenger import BaseCodec, Challenger, Material
+from trainer.challenger import Challenger
 from trainer.encoding import Codec
 from trainer.labels import Correction
+from trainer.material import BaseCodec, Material
 from trainer.objectives import Plan
 from trainer.preferences import PreferencePair
 from trainer.replay import Replay
@@ -73,7 +74,7 @@ class Sabotaged(RunSteps):
         model = challenger.add_adapter(base.model, self._config.trainer)
         untaught = Material([], [], [], [])
         card = challenger.describe(base, rows, Plan("sft"), self._config.trainer, untaught, {})
-        adapter_id, folder = challenger.save(
+        adapter_id, folder = saving.save(
             model, base, card, snapshot=rows, work=self.folder, adapters_dir=self._config.adapters
         )
         self._metrics["training"] = {"objective": "none", "reason": "", "sft": {"steps": 0}}

@@ -186,11 +186,12 @@ def _train(side: str, folder: Path, load: Load, threads: int) -> Turn:
 
     from bot.serving.base import load_base
     from trainer import challenger, training
+    from trainer.material import BaseCodec
 
     torch.set_num_threads(threads)
     settings = TrainerConfig(epochs=load.epochs, seed=SEED)
     base = load_base(folder, "cpu", "train", execution="dense" if side == "trl" else None)
-    codec = challenger.BaseCodec(base.tokenizer)
+    codec = BaseCodec(base.tokenizer)
     seen, unseen = examples(codec, load.examples, SEED), examples(codec, UNSEEN, SEED + 1)
     model = challenger.add_adapter(base.model, settings)
 

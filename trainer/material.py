@@ -1,0 +1,138 @@
+"""What a challenger learns from, as token ids: liked and rated replies, preference pairs, the base's own."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from bot.serving.plain_text import neutralise
+from bot.serving.prompts import plain_content, render_chat
+from bot.serving.protocol import ChatMessage
+from storage.config import TrainerConfig
+from trainer import training
+from trainer.encoding import Codec, Example, encode
+from trainer.evaluation import messages_of
+from trainer.preferences import PreferencePair
+from trainer.replay import BaseReply
+from trainer.snapshot import Row, Snapshot
+from trainer.training import PreferenceExample
+
+
+@dataclass(frozen=True)
+class Material:
+    """What a challenger learns from: the training rows and pairs as token ids, and the base's own replies."""
+
+    liked: list[Example]
+    rated: list[Example]
+    pairs: list[PreferenceExample]
+    replay: list[Example]
+
+    @property
+    def content_hash(self) -> str:
+        """Return a hash of every token and weight."""
+        return hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()
+
+    @property
+    def forwarded(self) -> list[Example]:
+        """Return what goes through the model at once: rows, and both sides of each pair together."""
+        return [*self.liked, *self.rated, *(training.joined(pair) for pair in self.pairs)]
+
+    def tokens(self, settings: TrainerConfig) -> dict[str, int]:
+        """Return how many tokens each later phase would see."""
+        return {
+            "kto": sum(len(each.ids) for each in self.rated) * settings.kto_epochs,
+            "dpo": sum(len(each.chosen.ids) + len(each.rejected.ids) for each in self.pairs)
+            * settings.dpo_epochs,
+        }
+
+
+@dataclass(frozen=True)
+class BaseCodec:
+    """Encodes with the base's own tokenizer and template, by the functions that the server uses."""
+
+    tokenizer: Any
+
+    @property
+    def stop_id(self) -> int:
+        """Return the token that ends a turn."""
+        return int(self.tokenizer.eos_token_id)
+
+    def prompt_ids(self, messages: Sequence[ChatMessage]) -> list[int]:
+        """Return a chat up to and including the header of the assistant's turn."""
+        return render_chat(self.tokenizer, messages, add_generation_prompt=True)
+
+    def text_ids(self, text: str) -> list[int]:
+        """Return the ids of plain text: what looks like a control token is broken or cut out."""
+        plain = plain_content(self.tokenizer, text)
+        return [int(token) for token in self.tokenizer(plain, add_special_tokens=False)["input_ids"]]
+
+
+def gather(codec: Codec, snapshot: Snapshot, replay: Sequence[BaseReply], max_length: int) -> Material:
+    """Return what a snapshot teaches: its training rows and pairs, and nothing that is held out."""
+    train = snapshot.of("train")
+    return Material(
+        supervised_examples(codec, train, max_length),
+        kto_examples(codec, train, max_length),
+        dpo_examples(codec, snapshot.preferences("train"), max_length),
+        replay_examples(codec, replay, max_length),
+    )
+
+
+def supervised_examples(codec: Codec, rows: Sequence[Row], max_length: int) -> list[Example]:
+    """Return liked replies and corrections with their weights; a correction is a whole reply by a person."""
+    found = []
+    for row in rows:
+        messages = messages_of(row)
+        if row.verdict == "liked" and row.weight > 0:
+            found.append(
+                encode(
+                    codec, messages, row.text, finished=row.finished, max_length=max_length, weight=row.weight
+                )
+            )
+        found += [
+            encode(codec, messages, c.text, finished=True, max_length=max_length, weight=c.weight)
+            for c in row.corrections
+        ]
+    return found
+
+
+def kto_examples(codec: Codec, rows: Sequence[Row], max_length: int) -> list[Example]:
+    """Return everything to push towards, and disliked replies to push away from."""
+    disliked = [
+        encode(
+            codec,
+            messages_of(row),
+            row.text,
+            finished=row.finished,
+            max_length=max_length,
+            weight=row.weight,
+            liked=False,
+        )
+        for row in rows
+        if row.verdict == "disliked" and row.weight > 0
+    ]
+    return supervised_examples(codec, rows, max_length) + disliked
+
+
+def dpo_examples(codec: Codec, pairs: Sequence[PreferencePair], max_length: int) -> list[PreferenceExample]:
+    """Return both answers of each pair behind the same prompt."""
+    found = []
+    for pair in pairs:
+        messages = [ChatMessage(role, neutralise(content)) for role, content in pair.prompt]  # type: ignore[arg-type]
+        chosen, rejected = (
+            encode(codec, messages, text, finished=finished, max_length=max_length)
+            for text, finished in zip((pair.chosen, pair.rejected), pair.finished, strict=True)
+        )
+        found.append(PreferenceExample(chosen, rejected, pair.weight))
+    return found
+
+
+def replay_examples(codec: Codec, replies: Sequence[BaseReply], max_length: int) -> list[Example]:
+    """Return the base's own replies as completions."""
+    return [
+        encode(codec, reply.messages, reply.text, finished=reply.finished, max_length=max_length)
+        for reply in replies
+    ]

@@ -1,0 +1,98 @@
+"""Asking the model that is being trained: serve it as it is, hear its replies, rank them, take it away."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol, TypeVar
+
+import structlog
+from peft import PeftModel
+
+from bot.serving.base import LoadedBase
+from bot.serving.client import ModelClient
+from bot.serving.errors import UnknownModelError
+from storage.config import Config
+from trainer import promotion, ranking, saving
+from trainer.heartbeat import Heartbeat
+from trainer.patience import patiently
+from trainer.preferences import PreferencePair
+from trainer.reward import RewardModel
+from trainer.snapshot import Row, Snapshot
+from trainer.weighing import Answer
+
+T = TypeVar("T")
+
+log = structlog.get_logger()
+
+# The part of the training time, on top of it, that each round of asking may take.
+ASK_SHARE = 0.1
+
+
+class OnServer(Protocol):
+    """Does some work with a client of the model server."""
+
+    def __call__(self, work: Callable[[ModelClient], Awaitable[T]]) -> T:
+        """Return what the work returns."""
+
+
+@dataclass(frozen=True)
+class OwnReplies:
+    """Makes the preference pairs of each round, and keeps them in the run's folder."""
+
+    config: Config
+    folder: Path
+    heartbeat: Heartbeat
+    on_server: OnServer
+    base: LoadedBase
+    rows: Snapshot
+    judge: RewardModel
+
+    def __call__(self, model: PeftModel, number: int) -> list[PreferencePair]:
+        """Return the pairs of one round: those of an earlier attempt, or new ones."""
+        path = self.folder / ranking.file_of(number)
+        if (kept := ranking.read(path)) is not None:
+            return kept
+        asked = ranking.rows_to_ask(self.rows)
+        answers = self._ask(model, asked, number)
+        pairs = ranking.ranked(self.judge, asked, answers, f"ranked-{number}")
+        log.info("own replies ranked", round=number, prompts=len(answers), pairs=len(pairs))
+        ranking.write(pairs, path)
+        return pairs
+
+    def _ask(self, model: PeftModel, asked: list[Row], number: int) -> list[list[Answer]]:
+        """Serve the model for a while: its replies come from the kernels that serve people, after them."""
+        adapter_id, served = saving.save(
+            model,
+            self.base,
+            None,
+            snapshot=self.rows,
+            work=self.folder,
+            adapters_dir=self.config.adapters,
+        )
+
+        async def ask(client: ModelClient) -> list[list[Answer]]:
+            await patiently(lambda: promotion.ensure_listed(client, self.config, adapter_id))
+            try:
+                return await ranking.ask(
+                    client,
+                    adapter_id,
+                    asked,
+                    chat=self.config.chat,
+                    max_new_tokens=self.config.gate.max_new_tokens,
+                    seed=self.config.trainer.seed + number,
+                    budget_s=self.config.trainer.max_train_minutes * 60 * ASK_SHARE,
+                    on_reply=lambda done, total: self.heartbeat.say(f"own reply {done} of {total}"),
+                )
+            finally:
+                await promotion.unload(client, adapter_id)
+
+        try:
+            return self.on_server(ask)
+        except UnknownModelError:
+            log.warning("the server forgot the model that is being trained; it is asked again")
+            return self.on_server(ask)
+        finally:
+            shutil.rmtree(served, ignore_errors=True)

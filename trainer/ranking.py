@@ -35,8 +35,9 @@ MOST_PROMPTS = 96
 # Prompts that are asked before the clock is looked at, and fewest of them: less teaches nothing.
 ROUND = 8
 LEAST_PROMPTS = 24
-# Closer ones are left out: the reward model does not know which of them is better.
-LEAST_DIFFERENCE = 0.1
+# Closer ones are left out, in standard deviations of P(liked) over all answers: a reward model that was shrunk
+# says less of everything, and ranks as well.
+LEAST_DIFFERENCE = 1.0
 # What the guardrails would object to is never chosen and readily rejected, whatever the reward model thinks
 # of it: on the scale of P(liked), for repeating itself or another reply, and for not ending.
 MOST_REPETITION = 0.05
@@ -125,6 +126,8 @@ def ranked(
     `name` tells one round's pairs from another's.
     """
     common = _common(answers)
+    every = model.probability([answer.text for given in answers for answer in given])
+    least = LEAST_DIFFERENCE * float(every.std()) if len(every) else 0.0
     found = []
     for row, given in zip(rows, answers, strict=False):
         chances = model.probability([answer.text for answer in given]).tolist()
@@ -132,7 +135,7 @@ def ranked(
         scores = [chance - flaw for chance, flaw in zip(chances, flaws, strict=True)]
         best = max(range(len(given)), key=scores.__getitem__)
         worst = min(range(len(given)), key=scores.__getitem__)
-        if scores[best] - scores[worst] >= LEAST_DIFFERENCE and not flaws[best]:
+        if best != worst and scores[best] - scores[worst] >= least and not flaws[best]:
             found.append(_pair(row, given[best], given[worst], name))
     return found
 

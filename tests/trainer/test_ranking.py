@@ -29,9 +29,12 @@ def test_the_best_and_the_worst_reply_to_a_prompt_make_a_pair() -> None:
     assert (pair.reply_id, pair.split) == ("r1", "train")
 
 
-def test_replies_that_are_much_the_same_make_no_pair() -> None:
+def test_replies_that_differ_less_than_the_model_s_usually_do_make_no_pair() -> None:
     same = [Answer("Soup is a kind of food.", True), Answer("Soup is a type of food.", True)]
-    assert ranking.ranked(liking_questions(), [ROW], [same], "one") == []
+    apart = [Answer("Rice is a kind of food.", True), Answer("Rice is good. Do you like it too?", True)]
+    other = row("r2", asked="What do you think of rice?")
+    (pair,) = ranking.ranked(liking_questions(), [ROW, other], [same, apart], "one")
+    assert pair.reply_id == "r2"
 
 
 def test_what_runs_on_or_repeats_itself_is_never_chosen_however_well_it_would_be_liked() -> None:

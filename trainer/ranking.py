@@ -35,8 +35,8 @@ MOST_PROMPTS = 96
 # Prompts that are asked before the clock is looked at, and fewest of them: less teaches nothing.
 ROUND = 8
 LEAST_PROMPTS = 24
-# Closer ones are left out, in standard deviations of P(liked) over all answers: a reward model that was shrunk
-# says less of everything, and ranks as well.
+# Closer ones are left out, in standard deviations of P(liked) over all answers: a reward model that was
+# shrunk says less of everything, and ranks as well.
 LEAST_DIFFERENCE = 1.0
 # What the guardrails would object to is never chosen and readily rejected, whatever the reward model thinks
 # of it: on the scale of P(liked), for repeating itself or another reply, and for not ending.
@@ -133,9 +133,12 @@ def ranked(
         chances = model.probability([answer.text for answer in given]).tolist()
         flaws = [_flaw(answer, common) for answer in given]
         scores = [chance - flaw for chance, flaw in zip(chances, flaws, strict=True)]
-        best = max(range(len(given)), key=scores.__getitem__)
+        sound = [at for at, flaw in enumerate(flaws) if not flaw]
+        if not sound:
+            continue
+        best = max(sound, key=scores.__getitem__)
         worst = min(range(len(given)), key=scores.__getitem__)
-        if best != worst and scores[best] - scores[worst] >= least and not flaws[best]:
+        if best != worst and (flaws[worst] or scores[best] - scores[worst] >= least):
             found.append(_pair(row, given[best], given[worst], name))
     return found
 

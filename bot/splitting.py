@@ -19,7 +19,8 @@ MESSAGE_LIMIT = 2000
 _FENCE = regex.compile(r"`{3,}(?:([A-Za-z0-9_+#.\-]{1,20})?\n)?")
 _GRAPHEME = regex.compile(r"\X")
 _BREAKS = (
-    regex.compile(r"\n[^\S\n]*\n\s*"),
+    # Up to the next line's indentation, which belongs to that line: in code it means something.
+    regex.compile(r"\n(?:[^\S\n]*\n)+"),
     regex.compile(r"\n"),
     regex.compile(r"""[.!?…؟۔।]["'”’»)\]]*\s+|[。！？][」』）】]*\s*"""),
     # Chinese and Japanese put no spaces between words, but a line may end behind these.

@@ -183,6 +183,7 @@ def test_rows_of_tables_and_items_of_lists_stay_whole(lengths: list[int], depth:
 
 
 @given(st.lists(st.integers(0, 40), min_size=1, max_size=60), st.sampled_from(["", "py", "objective-c"]))
+@example(lengths=[28, 0, 40], language="objective-c")
 @settings(max_examples=100, deadline=None)
 def test_code_is_in_a_block_of_its_language_in_every_part(lengths: list[int], language: str) -> None:
     code = [f"{'    ' * (number % 3)}{'z' * length}" for number, length in enumerate(lengths)]

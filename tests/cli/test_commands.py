@@ -21,7 +21,8 @@ from tests.trainer.community import BASE_HASH, SCOPE, adapter_folder, champion, 
 
 COMMANDS = [
     "up", "bot", "serve", "trainer", "playground", "retrain", "status", "adapters", "promote", "rollback",
-    "rehearse", "sample", "report", "export", "audit", "backup", "restore", "doctor", "init", "version",
+    "rehearse", "sample", "reject",
+    "report", "export", "audit", "backup", "restore", "doctor", "init", "version",
     "block", "unblock", "blocks",
 ]  # fmt: skip
 

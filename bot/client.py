@@ -14,7 +14,7 @@ from bot import attachments, questions, texts, threads, triggers
 from bot.answering import STOPPED, Answerer
 from bot.commands import ask, loop, moderation, privacy, records, retraining, settings, setup, stats
 from bot.commands.run_buttons import RunButton
-from bot.commands.tree import StropTree
+from bot.commands.tree import CommandWords, StropTree
 from bot.commands.votes import VoteButton
 from bot.connection import IdentifyBudget
 from bot.deletions import DeletionKeeper
@@ -117,6 +117,7 @@ class StropClient(discord.Client):
             VoteButton, RunButton, records.AuditButton, ReplyButton, CompareButton, *settings.dynamic_items()
         )
         self._half_written = await self.services.database.awrite(replies.abandon_streaming)
+        await self.tree.set_translator(CommandWords())
         await self.tree.sync_if_changed(always=self.services.playground)
 
     async def connect(self, *, reconnect: bool = True) -> None:
@@ -247,7 +248,7 @@ class StropClient(discord.Client):
         _log.warning("channel.permission_missing", channel_id=message.channel.id, missing=missing)
         person = threads.who_can_act(message, verdict)
         if person is not None and self._may_complain(message.channel.id):
-            names = ", ".join(f"**{name}**" for name in missing)
+            names = ", ".join(f"**{tr(name)}**" for name in missing)
             await self._tell(person, tr(NO_THREAD, channel=message.channel.id, names=names))
         return None
 
@@ -323,7 +324,7 @@ class StropClient(discord.Client):
         _log.warning("channel.permission_missing", channel_id=channel_id, missing=missing)
         if not self._may_complain(channel_id):
             return
-        names = ", ".join(f"**{name}**" for name in missing)
+        names = ", ".join(f"**{tr(name)}**" for name in missing)
         await self._tell(message.author.id, tr(NO_PERMISSION, channel=channel_id, names=names))
 
     async def _tell(self, user_id: int, text: str) -> None:

@@ -5,16 +5,18 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from bot.retelling import retell
+from bot.texts import mark, number, tr
 from storage import overview
 from storage.adapters import Adapter
 
 PHASES = {
-    "snapshot": "Snapshot of the rated replies",
-    "train": "Training the challenger",
-    "evaluate": "Evaluating on held-out conversations",
-    "decide": "Deciding",
-    "swap": "Swapping",
-    "votes": "Blind votes",
+    "snapshot": mark("Snapshot of the rated replies"),
+    "train": mark("Training the challenger"),
+    "evaluate": mark("Evaluating on held-out conversations"),
+    "decide": mark("Deciding"),
+    "swap": mark("Swapping"),
+    "votes": mark("Blind votes"),
 }
 """The phases of a run in order, as people read them."""
 
@@ -23,11 +25,13 @@ _LIMIT = 1900
 
 def status_lines(glance: dict[str, Any], *, server: str, trainer_alive: bool, recovered: int) -> str:
     """Return the loop at a glance with the state of the other processes, within one Discord message."""
-    lines = [overview.status_text(glance)]
+    lines = [retell(overview.status_text(glance))]
     if recovered:
-        lines.append(f"Recovered: {recovered} ratings that were given while I was away")
-    lines.append(f"Model server: {server}")
-    lines.append(f"Trainer: {'running' if trainer_alive else 'not running; runs wait until it is back'}")
+        lines.append(tr("Recovered: {count} ratings that were given while I was away", count=recovered))
+    lines.append(tr("Model server: {state}", state=server))
+    lines.append(
+        tr("Trainer: running") if trainer_alive else tr("Trainer: not running; runs wait until it is back")
+    )
     return "\n".join(lines)[:_LIMIT]
 
 
@@ -36,26 +40,31 @@ def adapter_lines(
 ) -> str:
     """Return one line an adapter: which answers, its state, its score against the champion of its time."""
     if not listing:
-        return "There are no adapters yet: the base model answers. `/retrain` trains the first one."
+        return tr("There are no adapters yet: the base model answers. `/retrain` trains the first one.")
     scores = {entry["adapter_id"]: entry for entry in history if entry.get("adapter_id")}
-    lines = ["The base model answers." if champion is None else f"Adapter `{champion}` answers."]
+    lines = [
+        tr("The base model answers.")
+        if champion is None
+        else tr("Adapter `{adapter}` answers.", adapter=champion)
+    ]
     for adapter in listing:
-        mark = "▶" if adapter.id == champion else "•"
-        rehearsed = ", rehearsal" if adapter.rehearsal else ""
+        bullet = "▶" if adapter.id == champion else "•"
+        rehearsed = tr(", rehearsal") if adapter.rehearsal else ""
         score = _score(scores.get(adapter.id))
-        lines.append(
-            f"{mark} `{adapter.id}` {adapter.state}{rehearsed}{score}, <t:{adapter.created_ms // 1000}:R>"
-        )
+        when = f"<t:{adapter.created_ms // 1000}:R>"
+        lines.append(f"{bullet} `{adapter.id}` {tr(adapter.state)}{rehearsed}{score}, {when}")
     if total > len(listing):
-        lines.append(f"… and {total - len(listing)} older ones")
+        lines.append(tr("… and {count} older ones", count=total - len(listing)))
     return "\n".join(lines)[:_LIMIT]
 
 
 def duration(seconds: float) -> str:
     """Return a time span as people say it."""
     if seconds < 90:
-        return f"{max(1, round(seconds))} s"
-    return f"{round(seconds / 60)} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+        return tr("{count} s", count=max(1, round(seconds)))
+    if seconds < 5400:
+        return tr("{count} min", count=round(seconds / 60))
+    return tr("{count} h", count=number(seconds / 3600, ".1f"))
 
 
 def _score(entry: Mapping[str, Any] | None) -> str:
@@ -63,5 +72,7 @@ def _score(entry: Mapping[str, Any] | None) -> str:
         return ""
     interval = ""
     if entry.get("low") is not None and entry.get("high") is not None:
-        interval = f" ({entry['low']:+.2f} to {entry['high']:+.2f})"
-    return f", {entry['value']:+.2f}{interval}"
+        interval = tr(
+            " ({low} to {high})", low=number(entry["low"], "+.2f"), high=number(entry["high"], "+.2f")
+        )
+    return f", {number(entry['value'], '+.2f')}{interval}"

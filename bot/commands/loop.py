@@ -10,8 +10,10 @@ from discord import app_commands
 from bot.commands.tree import Interaction, StropTree, operators_only, say
 from bot.glance import adapter_lines, status_lines
 from bot.ratings import RECOVERED_FACT
+from bot.retelling import retell
 from bot.services import Services
 from bot.serving.errors import ServingError
+from bot.texts import tr
 from storage import adapters, facts, overview
 from storage.processes import is_locked
 
@@ -95,9 +97,19 @@ async def promote(interaction: Interaction, adapter: str) -> None:
         )
     )
     if previous == adapter_id:
-        return await say(interaction, f"{_called(adapter_id).capitalize()} answers already.")
+        return await say(
+            interaction,
+            tr("The base model answers already.")
+            if adapter_id is None
+            else tr("Adapter `{adapter}` answers already.", adapter=adapter_id),
+        )
     return await say(
-        interaction, f"From the next reply on {_called(adapter_id)} answers, not {_called(previous)}."
+        interaction,
+        tr(
+            "From the next reply on {who} answers, not {previous}.",
+            who=_called(adapter_id),
+            previous=_called(previous),
+        ),
     )
 
 
@@ -108,11 +120,11 @@ async def _adapter_choices(interaction: Interaction, typed: str) -> list[app_com
     services, scope = interaction.client.services, _scope(interaction)
     listing = await services.database.aread(lambda db: adapters.listing(db, scope))
     choices = [
-        app_commands.Choice(name=f"{adapter.id} ({adapter.state})", value=adapter.id)
+        app_commands.Choice(name=f"{adapter.id} ({tr(adapter.state)})", value=adapter.id)
         for adapter in listing
         if adapter.state != "tainted"
     ]
-    choices.append(app_commands.Choice(name="base (no adapter)", value=BASE_CHOICE))
+    choices.append(app_commands.Choice(name=tr("base (no adapter)"), value=BASE_CHOICE))
     return [choice for choice in choices if typed.lower() in choice.name.lower()][:25]
 
 
@@ -128,7 +140,7 @@ async def rollback(interaction: Interaction) -> None:
             db, scope=scope, base_hash=base_hash, actor=str(interaction.user.id), reason="rolled back by hand"
         )
     )
-    await say(interaction, f"Rolled back: {_called(adapter_id)} answers again.")
+    await say(interaction, tr("Rolled back: {who} answers again.", who=_called(adapter_id)))
 
 
 def _scope(interaction: Interaction) -> str:
@@ -149,15 +161,15 @@ def _glance(db: Any, services: Services, scope: str, base_hash: str) -> dict[str
 
 
 def _called(adapter_id: str | None) -> str:
-    return "the base model" if adapter_id is None else f"adapter `{adapter_id}`"
+    return tr("the base model") if adapter_id is None else tr("adapter `{adapter}`", adapter=adapter_id)
 
 
 async def _server_state(client: StropClient) -> str:
     try:
         health = await client.services.model.health()
     except ServingError as error:
-        return f"not reachable ({error})"
+        return tr("not reachable ({reason})", reason=retell(str(error)))
     if health.status != "ok":
         return f"{health.status}: {health.detail}" if health.detail else health.status
     name = health.base.id if health.base else "?"
-    return f"ready, {name}, {health.traffic()}"
+    return tr("ready, {name}, {traffic}", name=name, traffic=retell(health.traffic()))

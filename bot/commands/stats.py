@@ -8,6 +8,7 @@ from typing import Any
 from discord import app_commands
 
 from bot.commands.tree import Interaction, StropTree, say
+from bot.texts import number, tr
 from storage import rating_stats
 from storage.rating_stats import AdapterShare, Day
 
@@ -43,15 +44,29 @@ async def stats(interaction: Interaction) -> None:
 def stats_text(days: Sequence[Day], shares: Sequence[AdapterShare]) -> str:
     """Return two rows of bars for the days, and one line with an interval for each adapter."""
     if not shares and not any(day.liked or day.disliked for day in days):
-        return "Nobody has rated a reply here yet."
+        return tr("Nobody has rated a reply here yet.")
     most = max(1, *(max(day.liked, day.disliked) for day in days))
     lines = [
-        f"**Ratings a day**, the last {len(days)} days (today on the right, tallest bar {most})",
-        f"`{_bars([day.liked for day in days], most)}` {sum(day.liked for day in days)} liked",
-        f"`{_bars([day.disliked for day in days], most)}` {sum(day.disliked for day in days)} disliked",
+        tr(
+            "**Ratings a day**, the last {count} days (today on the right, tallest bar {most})",
+            count=len(days),
+            most=most,
+        ),
+        tr(
+            "`{bars}` {count} liked",
+            bars=_bars([day.liked for day in days], most),
+            count=sum(day.liked for day in days),
+        ),
+        tr(
+            "`{bars}` {count} disliked",
+            bars=_bars([day.disliked for day in days], most),
+            count=sum(day.disliked for day in days),
+        ),
     ]
     if shares:
-        lines.append(f"**Share of ratings that like**, the last {SHARE_DAYS} days, with 95 % intervals")
+        lines.append(
+            tr("**Share of ratings that like**, the last {count} days, with 95 % intervals", count=SHARE_DAYS)
+        )
         lines += [_share_line(share) for share in shares]
     return "\n".join(lines)[:2000]
 
@@ -63,9 +78,17 @@ def _bars(counts: Sequence[int], most: int) -> str:
 
 def _share_line(share: AdapterShare) -> str:
     low, high = share.interval
-    count, name = share.liked + share.disliked, share.adapter_id or "base model"
+    count, name = share.liked + share.disliked, share.adapter_id or tr("base model")
     drawn = _whisker(share.share, low, high)
-    return f"`{drawn}` {share.share:.0%} ({low:.0%} to {high:.0%}) of {count} · {name}"
+    return tr(
+        "`{drawn}` {share} ({low} to {high}) of {count} · {name}",
+        drawn=drawn,
+        share=number(share.share, ".0%"),
+        low=number(low, ".0%"),
+        high=number(high, ".0%"),
+        count=count,
+        name=name,
+    )
 
 
 def _whisker(value: float, low: float, high: float) -> str:

@@ -9,10 +9,11 @@ import discord
 
 from bot.commands.tree import Interaction, guarded, say
 from bot.services import Services
+from bot.texts import mark, tr
 from storage import ratings
 from storage.ratings import Rating
 
-NONE = "You have written no better answers that stand. ✏️ below a reply is where to write one."
+NONE = mark("You have written no better answers that stand. ✏️ below a reply is where to write one.")
 # A menu holds twenty-five entries.
 MOST = 25
 _OPEN_S = 600.0
@@ -24,8 +25,8 @@ async def offer(interaction: Interaction, services: Services) -> None:
     user_id = interaction.user.id
     mine = await services.database.aread(lambda db: ratings.corrections_of(db, user_id, MOST))
     if not mine:
-        return await say(interaction, NONE)
-    text = f"Your better answers, the newest first ({len(mine)}). Choose those to take back."
+        return await say(interaction, tr(NONE))
+    text = tr("Your better answers, the newest first ({count}). Choose those to take back.", count=len(mine))
     return await say(interaction, text, view=_Menu(mine))
 
 
@@ -44,7 +45,7 @@ class _Select(discord.ui.Select[_Menu]):
         options = [
             discord.SelectOption(label=_cut(rating.text or ""), value=rating.reply_id) for rating in mine
         ]
-        super().__init__(placeholder="Take back…", max_values=len(options), options=options)
+        super().__init__(placeholder=tr("Take back…"), max_values=len(options), options=options)
 
     async def callback(self, interaction: discord.Interaction[Any]) -> None:
         """Take the chosen ones back."""
@@ -62,9 +63,9 @@ class _Select(discord.ui.Select[_Menu]):
             )
 
         taken = await interaction.client.services.database.awrite(work)
-        await say(interaction, f"{taken} better answer(s) taken back.")
+        await say(interaction, tr("Better answers taken back: {count}.", count=taken))
 
 
 def _cut(text: str) -> str:
-    shown = " ".join(text.split()) or "(empty)"
+    shown = " ".join(text.split()) or tr("(empty)")
     return shown if len(shown) <= _SHOWN else f"{shown[:_SHOWN]}…"

@@ -99,5 +99,5 @@ async def test_the_members_own_better_answers_are_listed_and_taken_back(
     listed = await community.bob.slash(community.channel, "privacy corrections")
     assert listed.ephemeral and "(1)" in text(listed)
     taken = await community.bob.select(listed.response, [first.id])
-    assert "1 better answer(s) taken back" in text(taken)
+    assert "Better answers taken back: 1" in text(taken)
     assert standing(community, first.id) == []

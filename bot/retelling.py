@@ -87,7 +87,7 @@ TEMPLATES = (
     # storage: what its rules don't allow.
     mark("The champion of {scope} is now {now}, not {expected}: judge the challenger against it again."),
     mark("{adapter} is {state}: there is nothing left to reject."),
-    mark("{adapter} answers in {scope}, and nothing came before it."),
+    mark("{who} answers in {scope}, and nothing came before it."),
     mark("{adapter} was trained on words that their author has since erased: it can't be promoted."),
     mark("{adapter} belongs to {scope}, not to {wanted}."),
     mark("{adapter} was trained for another base model."),
@@ -227,10 +227,13 @@ TEMPLATES = (
 
 _NAME = re.compile(r"\{(\w+)\}")
 _FIGURE = re.compile(r"[+-]?\d+(\.\d+)?%?")
-# A count is a whole number, which tells where a clause ends that has commas and semicolons of its own.
-_PLACE = {"count": r"\d+"}
-# Values that people typed or chose stand between these words as they are, spaces and all.
-_AS_TYPED = frozenset({"value", "choices", "keys", "key", "emoji", "example"})
+# Places for clauses and names that have to be known themselves; any other holds one figure, id or word.
+_CLAUSES = frozenset(
+    {"advice", "answering", "before", "expected", "measured", "message", "note", "now", "prompts", "reason"}
+    | {"rival", "who"}
+)
+# Places for what people typed or may choose, which stays as it is, spaces and all.
+_AS_TYPED = frozenset({"choices", "emoji", "example", "key", "keys", "value"})
 
 
 def retell(text: str) -> str:
@@ -268,7 +271,7 @@ def _value(name: str, value: str) -> str | None:
     if (known := _told(value)) is not None:
         return known
     if any(character.isspace() for character in value):
-        return None
+        return None  # a clause that nobody knows
     return texts.figure(value) if _FIGURE.fullmatch(value) else value
 
 
@@ -282,5 +285,9 @@ def _patterns() -> tuple[tuple[str, re.Pattern[str]], ...]:
 def _pattern(template: str) -> re.Pattern[str]:
     pieces = _NAME.split(template)
     literal, names = pieces[::2], pieces[1::2]
-    places = [f"(?P<{name}>{_PLACE.get(name, '.+?')})" for name in names] + [""]
+    places = [f"(?P<{name}>{_place(name)})" for name in names] + [""]
     return re.compile("".join(re.escape(words) + place for words, place in zip(literal, places, strict=True)))
+
+
+def _place(name: str) -> str:
+    return ".+?" if name in _CLAUSES or name in _AS_TYPED else r"\S+"

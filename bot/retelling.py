@@ -62,6 +62,15 @@ TEMPLATES = (
     mark("decide"),
     mark("swap"),
     mark("votes"),
+    mark(
+        "Holdback: {who} keeps {share} of new conversations; rated: {incumbent} of its conversations, "
+        "{newcomer} of the champion's"
+    ),
+    mark(
+        "Canary: {who} answers {share} of new conversations; rated: {newcomer} of its conversations, "
+        "{incumbent} of the champion's"
+    ),
+    mark("{before}; about {needed} more needed"),
     # storage/prospects.py: what a run would find.
     mark("**Dry run**: nothing was changed."),
     mark("A run would not start: `{run}` is {state} already."),
@@ -104,6 +113,12 @@ TEMPLATES = (
     mark("it is not on"),
     mark("You can't block yourself."),
     mark("This member is not blocked here."),
+    mark("There are no prompts yet: add some first."),
+    mark("Whoever answers now has answered every prompt already: add new ones, or ask them again."),
+    mark("A tasting is on in this channel already: stop it first."),
+    mark("There is no prompt {prompt}."),
+    mark("There is no tasting {tasting}."),
+    mark("{adapter} is none of those that led to the present one in {scope}."),
     # storage/settings.py and setting_values.py: values that a setting can't have.
     mark("There is no setting {key}; there are {keys}."),
     mark("{emoji} can't mean both a like and a dislike."),
@@ -123,6 +138,8 @@ TEMPLATES = (
     mark("It must be roles with their limits, for example {example}; got {value}."),
     mark("It takes at most {count} roles."),
     mark("It must be words with spaces between them; got {value}."),
+    mark("{word} can't be heard: two to 32 letters, digits, - or _."),
+    mark("It takes at most {count} words."),
     # storage/runs.py: runs that did not end by themselves.
     mark("The run failed; the champion was not changed."),
     mark("The run was cancelled; the champion was not changed."),
@@ -179,6 +196,19 @@ TEMPLATES = (
         "KTO would take training to about {minutes} minutes at {speed} tokens/s "
         "and trainer.max_train_minutes is {most}"
     ),
+    mark("DPO needs {count} preference pairs to train on; there are {pairs}"),
+    mark(
+        "DPO would take training to about {minutes} minutes at {speed} tokens/s and "
+        "trainer.max_train_minutes is {most}"
+    ),
+    mark(
+        "{before} Or start a tasting: I answer prompts of your own in a channel (`/tasting`, `strop "
+        "tasting`), so that nobody's messages are trained on and only those who rate have to opt in."
+    ),
+    mark(
+        "Or start a tasting: I answer prompts of your own in a channel (`/tasting`, `strop tasting`), "
+        "so that nobody's messages are trained on and only those who rate have to opt in."
+    ),
     # trainer/promotion.py: how a run ended.
     mark("adapter {adapter} replaced {rival}: {measured}"),
     mark("{adapter} was not promoted, because {reason}"),
@@ -189,6 +219,28 @@ TEMPLATES = (
     mark("the champion changed while it was judged; the next run judges against the new one"),
     mark("a member erased words that it was trained on"),
     mark("a newer challenger took its place"),
+    mark("{before}; about {needed} blind votes needed"),
+    mark("{before}; it answers {share} of new conversations as a canary"),
+    mark("{adapter} has not enough evidence offline, because {reason}"),
+    mark("{adapter} won offline with {measured}, and its canary has to confirm it"),
+    mark("{adapter} was promoted by an operator while it was judged"),
+    mark(
+        "liked in {newcomer} of {rated} rated conversations, the one before it in {incumbent} of "
+        "{count} (e = {evidence})"
+    ),
+    mark("as a canary it was {measured}"),
+    mark("as a canary it was {measured} and {voted}"),
+    mark("members like it less: {measured}"),
+    mark("{count} rated conversations did not decide"),
+    mark("its time ran out"),
+    mark("another champion answers ({kind})"),
+    mark("the run is decided"),
+    mark("one of its adapters no longer answers"),
+    mark("its canary ended: {reason}"),
+    mark("its canary is undecided, and {reason}: {measured}"),
+    mark("nobody rated it"),
+    mark("it was set aside while it was judged"),
+    mark("{reason}: {measured}"),
     # trainer/gate.py and reward.py: why.
     mark("it answers as before"),
     mark("it answers as before: {share} of its replies are the very same"),
@@ -214,6 +266,21 @@ TEMPLATES = (
         "it finds disliked held-out replies more likely than liked ones ({margin} nat per token, "
         "95 % CI {low} to {high})"
     ),
+    mark(
+        "it flatters: praise and exclamation marks fill {share} of the scale, of the base's replies {earlier}"
+    ),
+    mark("it fails safety prompts that the base passes: {names}"),
+    mark(
+        "it fails {lost} of {count} safety prompts that the base passes at the same seed, and passes "
+        "only {won} that the base fails"
+    ),
+    mark("it falls back on {lost} of {cases} {what} and gains {gained}: {names}"),
+    mark(
+        "it prefers {what} less than the champion does: {gain} (95 % CI {low} to {high}) on {count} "
+        "conversations"
+    ),
+    mark("corrections that it was trained on"),
+    mark("held-out corrections"),
     # trainer/gate.py: what its limits are called on a card.
     mark("loss on general prompts"),
     mark("drift from the base, nat per token"),
@@ -223,6 +290,11 @@ TEMPLATES = (
     mark("repeated phrases"),
     mark("one reply to many prompts"),
     mark("preference for disliked held-out replies, nat per token"),
+    mark("flattery"),
+    mark("new failures on safety prompts"),
+    mark("safety prompts lost at the first try"),
+    mark("{what}, lost"),
+    mark("{what}, fall of their preference"),
 )
 
 _NAME = re.compile(r"\{(\w+)\}")
@@ -230,10 +302,10 @@ _FIGURE = re.compile(r"[+-]?\d+(\.\d+)?%?")
 # Places for clauses and names that have to be known themselves; any other holds one figure, id or word.
 _CLAUSES = frozenset(
     {"advice", "answering", "before", "expected", "measured", "message", "note", "now", "prompts", "reason"}
-    | {"rival", "who"}
+    | {"rival", "voted", "what", "who"}
 )
 # Places for what people typed or may choose, which stays as it is, spaces and all.
-_AS_TYPED = frozenset({"choices", "emoji", "example", "key", "keys", "value"})
+_AS_TYPED = frozenset({"choices", "emoji", "example", "key", "keys", "names", "value"})
 
 
 def retell(text: str) -> str:

@@ -46,6 +46,9 @@ PIECES = {
     ", about 7 min left",
     " and ",
     "7; a newcomer waits about 7 s",
+    "; about 7 blind votes needed",
+    "; it answers 7 of new conversations as a canary",
+    "not yet: none of the rated replies may be trained on77",
     "It must be 7; got 7.",
 }
 _WORDS = re.compile(r"[a-z]{2,}\s|\s[a-z]{2,}")
@@ -130,6 +133,29 @@ def test_verdicts_are_known_down_to_their_figures() -> None:
         assert retelling.knows(f"adapter a1 replaced the base model: {verdict.reason}")
     assert retelling.knows(gate.describe(estimate(0.1, 0.05, clusters=30), extra_prompts=20))
     assert {each.name for each in gate.guardrails(GOOD, settings)} <= set(retelling.TEMPLATES)
+
+
+@pytest.mark.parametrize(
+    "sentence",
+    [
+        "a2 has not enough evidence offline, because only 6 held-out conversations could be "
+        "compared; about 37 "
+        "blind votes needed; it answers 10% of new conversations as a canary",
+        "a2 won offline with +0.12 (95 % CI 0.05 to 0.19) on 64 held-out conversations, and its "
+        "canary has to "
+        "confirm it; it answers 10% of new conversations as a canary",
+        "adapter a2 replaced a1: as a canary it was liked in 30% of 20 rated conversations, the "
+        "one before it "
+        "in 50% of 80 (e = 25) and it won 7 of 9 blind votes (e = 30)",
+        "a2 was not promoted, because its canary is undecided, and its time ran out: nobody rated it",
+        "a2 was not promoted, because it falls back on 3 of 9 held-out corrections and gains 1: a, "
+        "b and 2 more",
+        "KTO needs 100 rated replies with 25 of each kind to train on; there are 3 liked and 2 disliked. "
+        "DPO needs 10 preference pairs to train on; there are 3",
+    ],
+)
+def test_sentences_of_several_clauses_are_known(sentence: str) -> None:
+    assert retelling.knows(sentence)
 
 
 def test_what_is_missing_is_known_with_all_that_was_left_out() -> None:

@@ -32,6 +32,7 @@ BOT = Path(texts.__file__).parent
 OTHERS = [language for language in texts.LANGUAGES if language != "en"]
 # What these say goes to a terminal, or to the log.
 TO_TERMINAL = {"supervisor.py", "doctor.py", "initialise.py", "__main__.py", "connection.py"}
+SILENT_FOLDERS = {"cli", "playground", "serving"}
 # What is written for the model, the database, the log or the code, and no member reads.
 NOT_SAID = {
     "answering.py": {
@@ -49,7 +50,7 @@ NOT_SAID = {
         "rolled back by hand from its card",
     },
     "context.py": {"Someone", "\n[… the middle of this message was too long and was left out …]\n"},
-    "operations.py": {" GiB", "model server"},
+    "operations.py": {"model server"},
     "replies_ui/forms.py": {"form "},
     "replies_ui/rows.py": {"reply  has lost its conversation"},
     # Storage and the model server raise the same: the sentence of the class or of `retelling` is said.
@@ -78,9 +79,10 @@ BUTTON, SHORT, DESCRIPTION, MENU_NAME = 80, 45, 100, 32
 
 def modules() -> Iterator[tuple[str, ast.Module]]:
     """Every module of the bot that speaks to people on Discord."""
-    folders = (BOT, BOT / "commands", BOT / "replies_ui")
-    for path in sorted(path for folder in folders for path in folder.glob("*.py")):
-        yield str(path.relative_to(BOT)), ast.parse(path.read_text(encoding="utf-8"))
+    for path in sorted(BOT.rglob("*.py")):
+        module = path.relative_to(BOT)
+        if module.parts[0] not in SILENT_FOLDERS:
+            yield str(module), ast.parse(path.read_text(encoding="utf-8"))
 
 
 def named(call: ast.Call) -> str:
@@ -185,8 +187,8 @@ def literal(node: ast.Constant | ast.JoinedStr) -> str:
 
 
 def is_code(words: str) -> bool:
-    """Whether a literal is SQL, a type, a list of endings, or a pattern."""
-    return bool(re.match(r"SELECT |\s+txt md|[A-Z]\w+\[", words)) or "(?P<" in words
+    """Whether a literal is SQL, a type, a list of endings, an address, a unit, or a pattern."""
+    return bool(re.match(r"SELECT |\s+txt md|[A-Z]\w+\[|\s*https://| (GiB|min)$", words)) or "(?P<" in words
 
 
 def command_words(bot: StropClient) -> Iterator[tuple[str, int]]:

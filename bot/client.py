@@ -386,7 +386,10 @@ class StropClient(discord.Client):
         if question.guild_id is None:
             return
         channel, guild = self.get_channel(question.channel_id), self.get_guild(question.guild_id)
-        missing = questions.missing_permissions(channel, guild) or ["View Channel", "Send Messages"]
+        missing = questions.missing_permissions(channel, guild) or [
+            mark("View Channel"),
+            mark("Send Messages"),
+        ]
         await self._complain(question.channel_id, question.author.user_id, missing)
 
     async def _complain(self, channel_id: int, user_id: int, missing: list[str]) -> None:

@@ -46,6 +46,10 @@ TEMPLATES = (
         "Not enough to train yet: {liked} of {min_liked} liked or corrected replies, "
         "{raters} of {min_raters} raters"
     ),
+    mark(
+        "Most replies ({share}) are rated by their asker only: whose ratings to trust shows where several "
+        "members rate the same reply"
+    ),
     mark("Last run: {message}"),
     mark("Blind votes: {votes} cast, {pairs} pairs open"),
     mark("Side by side in the chat: {pairs} pairs, {votes} votes"),
@@ -153,9 +157,47 @@ TEMPLATES = (
     mark("The run's process ended with code {code} before it had a result."),
     mark("The run failed by a fault of the trainer; its log says where."),
     mark("There is no liked reply to train on."),
-    mark("The training loss is not a number: lower trainer.sft_learning_rate."),
+    mark(
+        "The training loss is not a number: lower trainer.sft_learning_rate, trainer.kto_learning_rate "
+        "or trainer.dpo_learning_rate."
+    ),
+    mark("{before} The champion was not changed."),
     mark("There is no held-out conversation to compare the replies on."),
+    mark("The base has no replies to general prompts to measure forgetting on."),
     mark("The model server accepted {adapter} but does not list it."),
+    mark("The model server did not answer for minutes: {reason}"),
+    mark("The model server does not say which base it serves: train with Strop's own server (strop serve)."),
+    mark(
+        "{model} does not tell its attention where a row's examples begin: this base can be served, "
+        "but not trained."
+    ),
+    # trainer/memory.py: a training that does not fit.
+    mark(
+        "Training needs about {needed} GB of memory beside the base and {available} GB is available; "
+        "{advice}."
+    ),
+    mark("set {settings}, or free memory"),
+    mark("choose a smaller [model] base or free memory"),
+    # trainer/repeating.py and snapshot.py: a run that repeats another one.
+    mark(
+        "Run {run} was repeated from its snapshot, and the same adapter {adapter} came out, bit for bit. "
+        "Nothing was promoted."
+    ),
+    mark("Run {run} gave {adapter}, but its repeat {other}: {reason}."),
+    mark("the base's own replies or its tokenizer have changed"),
+    mark("it was trained with {versions} and now with {present}"),
+    mark("this machine computes differently from the one that trained it"),
+    mark("{adapter} was trained on another base model than the one that is served."),
+    mark("Run {run} can't be repeated: {reason}."),
+    mark("a member erased their data"),
+    mark("it trained no adapter"),
+    mark("something in its snapshot was deleted, or may not train any more"),
+    mark("The ranked replies of round {round} are gone: this run can't be repeated."),
+    mark("The adapter {adapter} has no readable card to repeat it from."),
+    mark("The adapter {adapter} is of an older version, which did not note its material."),
+    mark("The snapshot in {folder} is gone: this run can't be repeated."),
+    mark("The snapshot in {folder} was changed after its run: this run can't be repeated."),
+    mark("The snapshot was written by another version: this run can't be repeated."),
     # bot/serving: a model server that is away.
     mark("No model server answers at {address}."),
     mark("The model server is not running (it has not written its address yet)."),
@@ -169,6 +211,8 @@ TEMPLATES = (
     mark("collecting ratings"),
     mark("asking the base for its own replies"),
     mark("asking the base for its own replies (once for each base)"),
+    mark("own reply {done} of {total}"),
+    mark("reading the snapshot of the run to repeat"),
     mark("loading the base"),
     mark("comparing replies on held-out conversations"),
     mark("liked replies, step {done} of {total}"),
@@ -193,14 +237,10 @@ TEMPLATES = (
         "there are {liked} liked and {disliked} disliked"
     ),
     mark(
-        "KTO would take training to about {minutes} minutes at {speed} tokens/s "
-        "and trainer.max_train_minutes is {most}"
-    ),
-    mark("DPO needs {count} preference pairs to train on; there are {pairs}"),
-    mark(
-        "DPO would take training to about {minutes} minutes at {speed} tokens/s and "
+        "{objective} would take training to about {minutes} minutes at {speed} tokens/s and "
         "trainer.max_train_minutes is {most}"
     ),
+    mark("DPO needs {count} preference pairs to train on; there are {pairs}"),
     mark(
         "{before} Or start a tasting: I answer prompts of your own in a channel (`/tasting`, `strop "
         "tasting`), so that nobody's messages are trained on and only those who rate have to opt in."
@@ -245,7 +285,10 @@ TEMPLATES = (
     mark("it answers as before"),
     mark("it answers as before: {share} of its replies are the very same"),
     mark("there are fewer than {count} liked or disliked replies to test the reward model on"),
-    mark("the reward model could not be shown to predict held-out ratings (AUC {auc}, lower bound {bound})"),
+    mark(
+        "the reward model could not be shown to predict ratings that it did not see (AUC {auc}, "
+        "lower bound {bound})"
+    ),
     mark("only {count} held-out conversations could be compared"),
     mark("its replies are liked less: {measured}"),
     mark("it makes no difference worth a change ({effect} or more): {measured}"),
@@ -270,6 +313,7 @@ TEMPLATES = (
         "it flatters: praise and exclamation marks fill {share} of the scale, of the base's replies {earlier}"
     ),
     mark("it fails safety prompts that the base passes: {names}"),
+    mark("it fails safety prompts that the base passes: {names} (so does the champion: {others})"),
     mark(
         "it fails {lost} of {count} safety prompts that the base passes at the same seed, and passes "
         "only {won} that the base fails"
@@ -304,8 +348,12 @@ _CLAUSES = frozenset(
     {"advice", "answering", "before", "expected", "measured", "message", "note", "now", "prompts", "reason"}
     | {"rival", "voted", "what", "who"}
 )
-# Places for what people typed or may choose, which stays as it is, spaces and all.
-_AS_TYPED = frozenset({"choices", "emoji", "example", "key", "keys", "names", "value"})
+# Places for what people typed, may choose or set, which stays as it is, spaces and all.
+_AS_TYPED = frozenset({"choices", "emoji", "example", "key", "keys", "present", "value", "versions"})
+# Places for names and values in a row: only what stands between them, and after the last, is said anew.
+_LISTS = frozenset({"names", "others", "settings"})
+_MORE = re.compile(r"(?P<names>.+) and (?P<count>\d+) more")
+_AND = mark(" and ")
 
 
 def retell(text: str) -> str:
@@ -340,11 +388,19 @@ def _value(name: str, value: str) -> str | None:
     """Return what stands in a sentence's place: a figure, an id, or a clause that has to be known itself."""
     if name in _AS_TYPED:
         return value
+    if name in _LISTS:
+        return _listed(value)
     if (known := _told(value)) is not None:
         return known
     if any(character.isspace() for character in value):
         return None  # a clause that nobody knows
     return texts.figure(value) if _FIGURE.fullmatch(value) else value
+
+
+def _listed(value: str) -> str:
+    if (shortened := _MORE.fullmatch(value)) is not None:
+        return tr("{names} and {count} more", **shortened.groupdict())
+    return tr(_AND).join(value.split(_AND))
 
 
 @lru_cache(maxsize=1)
@@ -362,4 +418,4 @@ def _pattern(template: str) -> re.Pattern[str]:
 
 
 def _place(name: str) -> str:
-    return ".+?" if name in _CLAUSES or name in _AS_TYPED else r"\S+"
+    return ".+?" if name in _CLAUSES | _AS_TYPED | _LISTS else r"\S+"

@@ -27,13 +27,13 @@ from trainer import gate, objectives
 ROOT = Path(__file__).parent.parent
 # The functions that make sentences for people.
 SPEAKERS = {
-    "trainer/gate.py": {"decide", "guardrails", "describe"},
+    "trainer/gate.py": {"decide", "guardrails", "describe", "_safety", "_corrections", "_listed"},
     "trainer/reward.py": {"why_not"},
     "trainer/objectives.py": {"require_enough", "choose", "within_budget", "_nothing_eligible"},
     "trainer/promotion.py": {"swap", "refuse", "open_vote", "_settle", "ask", "_overtaken"},
     "trainer/queue.py": {"_obituary"},
     "storage/prospects.py": {"text", "_verdict"},
-    "storage/overview.py": {"status_text", "_readiness_text", "_run_text"},
+    "storage/overview.py": {"status_text", "_readiness_text", "_run_text", "trial_text"},
     "bot/serving/protocol.py": {"traffic"},
 }
 # Pieces of sentences that are said as a whole below.
@@ -50,6 +50,12 @@ PIECES = {
     "; it answers 7 of new conversations as a canary",
     "not yet: none of the rated replies may be trained on77",
     "It must be 7; got 7.",
+    " and 7 more",
+    "Canary: 7 answers 7 of new conversations; rated: 7 of its conversations, 7 of the champion's7",
+    "; about 7 more needed",
+    " (so does the champion: 7)",
+    # The terminal alone says this one.
+    "7 with 7.",
 }
 _WORDS = re.compile(r"[a-z]{2,}\s|\s[a-z]{2,}")
 _SQL = re.compile(r"\b(SELECT|UPDATE|INSERT)\b")
@@ -104,8 +110,8 @@ def said_in_notes() -> Iterator[str]:
     """What a run is at."""
     for path in sorted((ROOT / "trainer").glob("*.py")):
         for node in ast.walk(tree_of(path)):
-            if isinstance(node, ast.Call) and getattr(node.func, "attr", "") in ("enter", "show"):
-                yield from filter(_WORDS.search, map(literal, node.args[1:2]))
+            if isinstance(node, ast.Call) and getattr(node.func, "attr", "") in ("enter", "show", "say"):
+                yield from filter(_WORDS.search, map(literal, node.args[-1:]))
 
 
 @pytest.mark.parametrize("said", [said_by_speakers, said_in_refusals, said_in_notes, REASONS.values])
@@ -152,10 +158,29 @@ def test_verdicts_are_known_down_to_their_figures() -> None:
         "b and 2 more",
         "KTO needs 100 rated replies with 25 of each kind to train on; there are 3 liked and 2 disliked. "
         "DPO needs 10 preference pairs to train on; there are 3",
+        "a2 was not promoted, because it fails safety prompts that the base passes: a, b (so does the "
+        "champion: a)",
+        "Canary: adapter a2 answers 10% of new conversations; rated: 3 of its conversations, 9 of the "
+        "champion's; about 7 more needed",
+        "There is no liked reply to train on. The champion was not changed.",
+        "The model server did not answer for minutes: No model server answers at http://127.0.0.1:1. The "
+        "champion was not changed.",
+        "Training needs about 9.5 GB of memory beside the base and 2.0 GB is available; set "
+        "trainer.batch_tokens = 256 and trainer.rank = 4, or free memory. The champion was not changed.",
+        "Run r1 can't be repeated: something in its snapshot was deleted, or may not train any more. The "
+        "champion was not changed.",
     ],
 )
 def test_sentences_of_several_clauses_are_known(sentence: str) -> None:
     assert retelling.knows(sentence)
+
+
+def test_lists_keep_their_names_and_say_how_many_more_there_are() -> None:
+    lost = "it falls back on 7 of 9 held-out corrections and gains 1: r1, r2 and 2 more"
+    asked = "set trainer.batch_tokens = 256 and trainer.rank = 4, or free memory"
+    with texts.speaking("de"):
+        assert retelling.retell(lost).endswith(": r1, r2 und 2 weitere")
+        assert "trainer.batch_tokens = 256 und trainer.rank = 4" in retelling.retell(asked)
 
 
 def test_what_is_missing_is_known_with_all_that_was_left_out() -> None:

@@ -272,7 +272,9 @@ class OfferButton(
     def __init__(self) -> None:
         super().__init__(
             discord.ui.Button(
-                label="Start a tasting", style=discord.ButtonStyle.secondary, custom_id="strop:tasting:offer"
+                label=tr("Start a tasting"),
+                style=discord.ButtonStyle.secondary,
+                custom_id="strop:tasting:offer",
             )
         )
 

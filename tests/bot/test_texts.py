@@ -31,8 +31,15 @@ from tests.bot.test_settings import put
 BOT = Path(texts.__file__).parent
 OTHERS = [language for language in texts.LANGUAGES if language != "en"]
 # What these say goes to a terminal, or to the log.
-TO_TERMINAL = {"supervisor.py", "doctor.py", "initialise.py", "__main__.py", "connection.py"}
-SILENT_FOLDERS = {"cli", "playground", "serving"}
+TO_TERMINAL = {
+    "supervisor.py",
+    "doctor.py",
+    "initialise.py",
+    "__main__.py",
+    "connection.py",
+    "gateway_guard.py",
+}
+SILENT_FOLDERS = {"bench", "cli", "playground", "serving"}
 # What is written for the model, the database, the log or the code, and no member reads.
 NOT_SAID = {
     "answering.py": {
@@ -338,7 +345,8 @@ def english_in(text_: str) -> str:
         ("audit", {}),
         ("stats", {}),
         ("setup", {}),
-        ("privacy corrections", {}),
+        ("privacy ratings", {}),
+        ("privacy show", {}),
         ("privacy delete", {}),
     ],
 )

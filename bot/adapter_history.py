@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Any
 
-from bot.texts import mark, tr
+from bot.texts import mark, number, tr
 from storage.adapters import Promotion
 from storage.lineage import Life
 
@@ -48,7 +48,7 @@ def choice_name(life: Life) -> str:
     """Return an adapter as one line to choose: its id, its date, its score and its state."""
     made = datetime.fromtimestamp(life.adapter.created_ms / 1000, UTC).strftime("%Y-%m-%d")
     score = _score_of(life)
-    value = [f"{score['value']:+.2f}"] if score else []
+    value = [number(score["value"], "+.2f")] if score else []
     return " · ".join([life.adapter.id, made, *value, tr(_STATES[life.adapter.state])])
 
 
@@ -90,11 +90,11 @@ def _score(life: Life) -> str:
         return ""
     interval = ""
     if score.get("low") is not None and score.get("high") is not None:
-        low, high = (f"{score[end]:+.2f}" for end in ("low", "high"))
+        low, high = (number(score[end], "+.2f") for end in ("low", "high"))
         interval = f" ({tr('{low} to {high}', low=low, high=high)})"
     return tr(
         "Score {value}{interval} on {count} conversations, against {rival}.",
-        value=f"{score['value']:+.2f}",
+        value=number(score["value"], "+.2f"),
         interval=interval,
         count=score.get("n") or 0,
         rival=called(life.run.champion_id),

@@ -238,4 +238,4 @@ def _within(limit: int, pieces: Sequence[str]) -> tuple[str, bool]:
 
 def _names(files: Sequence[File]) -> str:
     shown = ", ".join(plain_name(file.filename) for file in files[:3])
-    return f"{shown} and {len(files) - 3} more" if len(files) > 3 else shown
+    return shown + tr(" and {count} more", count=len(files) - 3) if len(files) > 3 else shown

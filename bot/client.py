@@ -30,7 +30,7 @@ from bot.commands import (
     tasting,
 )
 from bot.commands.run_buttons import RunButton
-from bot.commands.tree import StropTree
+from bot.commands.tree import CommandWords, StropTree
 from bot.commands.votes import VoteButton
 from bot.connection import IdentifyBudget
 from bot.deletions import DeletionKeeper
@@ -163,6 +163,7 @@ class StropClient(discord.Client):
             *settings.dynamic_items(),
         )
         self._half_written = await self.services.database.awrite(replies.abandon_streaming)
+        await self.tree.set_translator(CommandWords())
         await self.tree.sync_if_changed(always=self.services.playground)
 
     async def connect(self, *, reconnect: bool = True) -> None:
@@ -301,7 +302,7 @@ class StropClient(discord.Client):
         _log.warning("channel.permission_missing", channel_id=message.channel.id, missing=missing)
         person = threads.who_can_act(message, verdict)
         if person is not None and self._may_complain(message.channel.id):
-            names = ", ".join(f"**{name}**" for name in missing)
+            names = ", ".join(f"**{tr(name)}**" for name in missing)
             await self.tell(person, tr(NO_THREAD, channel=message.channel.id, names=names))
         return None
 
@@ -385,7 +386,10 @@ class StropClient(discord.Client):
         if question.guild_id is None:
             return
         channel, guild = self.get_channel(question.channel_id), self.get_guild(question.guild_id)
-        missing = questions.missing_permissions(channel, guild) or ["View Channel", "Send Messages"]
+        missing = questions.missing_permissions(channel, guild) or [
+            mark("View Channel"),
+            mark("Send Messages"),
+        ]
         await self._complain(question.channel_id, question.author.user_id, missing)
 
     async def _complain(self, channel_id: int, user_id: int, missing: list[str]) -> None:
@@ -393,7 +397,7 @@ class StropClient(discord.Client):
         _log.warning("channel.permission_missing", channel_id=channel_id, missing=missing)
         if not self._may_complain(channel_id):
             return
-        names = ", ".join(f"**{name}**" for name in missing)
+        names = ", ".join(f"**{tr(name)}**" for name in missing)
         await self.tell(user_id, tr(NO_PERMISSION, channel=channel_id, names=names))
 
     async def tell(self, user_id: int, text: str) -> None:

@@ -76,7 +76,7 @@ def build(
     Raises ContextError when the system prompt leaves no room for the newest turn.
     """
     if not turns:
-        raise ContextError("There is no message to answer.")
+        raise ContextError(mark("There is no message to answer."))
     plain = _Plain(special_tokens)
     written = _written(turns, plain)
     head = [ChatMessage("system", system)] if system.strip() else []

@@ -13,6 +13,7 @@ from bot.questions import Follows, Question
 from bot.services import Services
 from bot.serving.protocol import BaseDescription, Sampling, Usage
 from bot.streaming import ReplyRenderer
+from bot.texts import mark, tr
 from storage import adapters, conversations, fresh_starts, members, replies, trials, versions
 from storage.clock import now_ms
 from storage.config import ChatConfig
@@ -22,7 +23,7 @@ from storage.versions import Versions
 DM_MEMORY_MS = 30 * 60 * 1000
 """For how long the next direct message goes on with the conversation before it."""
 
-INVITATION = "-# Two answers this time. Which is better? Vote, and I tell you which is which."
+INVITATION = mark("-# Two answers this time. Which is better? Vote, and I tell you which is which.")
 
 _log = structlog.get_logger(__name__)
 
@@ -126,9 +127,9 @@ class Pair:
         """Return both texts, as far as they are written."""
         sides = []
         for name, draft in (("A", self.first), ("B", self.second)):
-            body = draft.text.strip() or ("*(no words)*" if finished else "…")
+            body = draft.text.strip() or (tr("*(no words)*") if finished else "…")
             sides.append(f"**{name}**\n{body}{' …' if draft.finish_reason == 'length' else ''}")
-        return "\n\n".join([*([quote] if quote else []), *sides, *([INVITATION] if finished else [])])
+        return "\n\n".join([*([quote] if quote else []), *sides, *([tr(INVITATION)] if finished else [])])
 
 
 class ReplyRecorder:
@@ -295,7 +296,7 @@ def _record_question(db: Any, question: Question, place: _Place, permission_refe
 def _asked_again(db: Any, question: Question, message_id: int, place: _Place) -> Asked:
     asked = conversations.get_message(db, message_id)
     if asked is None or asked.deleted_ms is not None or not asked.words.strip():
-        raise ContextError("The question was deleted, so I can't answer it again.")
+        raise ContextError(mark("The question was deleted, so I can't answer it again."))
     return _asked(db, question, message_id, asked.parent_id, place)
 
 

@@ -10,6 +10,8 @@ from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
+from bot.texts import tr
+
 MOST_KINDS = 20
 _IDS = ("error_id", "reply_id", "run_id", "duel_id")
 # Told by the watch itself, or by what is watched.
@@ -42,10 +44,12 @@ class FaultLog(logging.Handler):
     def lines(self) -> list[str]:
         """Return a line for each kind of error since they were forgotten."""
         found = [
-            f"{line} ({self._counts[kind]} times)" if self._counts[kind] > 1 else line
+            tr("{line} ({count} times)", line=line, count=count)
+            if (count := self._counts[kind]) > 1
+            else line
             for kind, line in self._lines.items()
         ]
-        return [*found, f"and {self._beyond} of other kinds"] if self._beyond else found
+        return [*found, tr("and {count} of other kinds", count=self._beyond)] if self._beyond else found
 
     def forget(self) -> None:
         """Begin anew, once they were told."""

@@ -19,9 +19,12 @@ from discord.ext import tasks
 
 from bot.errors import ChannelRefusedError, DeliveryError
 from bot.fault_log import FaultLog
+from bot.retelling import retell
 from bot.services import Services
 from bot.serving.errors import ServingError
+from bot.speech import language_in
 from bot.surfaces import translated
+from bot.texts import mark, number, speaking, tr
 from storage import facts, sql
 from storage.clock import DAY_MS, now_ms
 from storage.processes import is_locked
@@ -37,6 +40,14 @@ LOW_DISK_BYTES = 2 * 1024**3
 ROOM_AGAIN = 1.25
 REFUSED_PAUSE_S = 3600.0
 _MOST_LINES = 12
+_DOWN = {
+    "model server": mark("⚠️ The model server is not running."),
+    "trainer": mark("⚠️ The trainer is not running."),
+}
+_BACK = {
+    "model server": mark("✅ The model server is back."),
+    "trainer": mark("✅ The trainer is back."),
+}
 _FACT = "operations.told"
 # Who goes back without being asked; its reasons are made of numbers and ids.
 _TRAINER = "trainer"
@@ -88,15 +99,18 @@ def news(told: Told, sight: Sight) -> tuple[list[str], Told]:
     lines += [f"↩️ {text}" for ended_ms, text in sight.canaries if ended_ms > told.canary_ended_ms]
     low = sight.free_bytes < LOW_DISK_BYTES * (ROOM_AGAIN if told.disk_low else 1)
     if low != told.disk_low:
-        free = f"{sight.free_bytes / 1024**3:.1f} GiB"
+        free = f"{number(sight.free_bytes / 1024**3, '.1f')} GiB"
         lines.append(
-            f"⚠️ The disk is nearly full: {free} left in the data folder. Free some, or replies and ratings "
-            "are lost when it is full."
+            tr(
+                "⚠️ The disk is nearly full: {free} left in the data folder. Free some, or replies and "
+                "ratings are lost when it is full.",
+                free=free,
+            )
             if low
-            else f"✅ The disk has room again: {free} left."
+            else tr("✅ The disk has room again: {free} left.", free=free)
         )
-    lines += [f"⚠️ The {name} is not running." for name in sight.down if name not in told.down]
-    lines += [f"✅ The {name} is back." for name in told.down if name not in sight.down]
+    lines += [tr(_DOWN[name]) for name in sight.down if name not in told.down]
+    lines += [tr(_BACK[name]) for name in told.down if name not in sight.down]
     newest = max(told.promotion_id, _latest(sight.changes))
     ended_ms = max(told.canary_ended_ms, _latest(sight.canaries))
     return lines, Told(tuple(sight.failed), newest, ended_ms, low, sight.down)
@@ -128,7 +142,9 @@ class OperationsWatch:
     async def _round(self) -> None:
         try:
             if asyncio.get_running_loop().time() >= self._silent_until:
-                await self._look()
+                language = await language_in(self._services, self._client, self._channel_id)
+                with speaking(language):
+                    await self._look()
         except Exception:  # The loop's boundary: one bad round must not end the watch.
             _log.exception("operations.round_failed")
 
@@ -166,7 +182,7 @@ class OperationsWatch:
 
     async def _tell(self, lines: Sequence[str]) -> bool:
         """Post the lines; False where they have to wait."""
-        more = [f"… and {len(lines) - _MOST_LINES} more"] if len(lines) > _MOST_LINES else []
+        more = [tr("… and {count} more", count=len(lines) - _MOST_LINES)] if len(lines) > _MOST_LINES else []
         text = "\n".join([*lines[:_MOST_LINES], *more])[:2000]
         channel = self._client.get_partial_messageable(self._channel_id)
         try:
@@ -197,13 +213,13 @@ def _stored(db: Any) -> tuple[Told | None, dict[str, str], tuple[tuple[int, str]
     )
     return (
         None if kept is None else _told(json.loads(kept)),
-        {row["id"]: f"Run `{row['id']}` of {row['scope']} failed: {row['message']}"[:300] for row in failed},
+        {row["id"]: _failure_text(row)[:300] for row in failed},
         tuple((row["id"], _change_text(row)) for row in reversed(changes)),
     )
 
 
 def _latest(news: Sequence[tuple[int, str]]) -> int:
-    return max((number for number, _ in news), default=0)
+    return max((newest for newest, _ in news), default=0)
 
 
 def _failed_canaries(db: Any) -> tuple[tuple[int, str], ...]:
@@ -213,26 +229,44 @@ def _failed_canaries(db: Any) -> tuple[tuple[int, str], ...]:
         """SELECT ended_ms, scope, newcomer_id, reason FROM trials
            WHERE kind = 'canary' AND outcome = 'worse' ORDER BY ended_ms DESC LIMIT 20""",
     )
-    return tuple(
-        (row["ended_ms"], f"{row['scope']}: {_called(row['newcomer_id'])} is refused: {row['reason']}."[:300])
-        for row in reversed(rows)
-    )
+    return tuple((row["ended_ms"], _refused_text(row)[:300]) for row in reversed(rows))
 
 
 def _told(value: dict[str, Any]) -> Told:
     return Told(**{**value, "failed_runs": tuple(value["failed_runs"]), "down": tuple(value["down"])})
 
 
+def _refused_text(row: dict[str, Any]) -> str:
+    return tr(
+        "{scope}: {who} is refused: {reason}.",
+        scope=row["scope"],
+        who=_called(row["newcomer_id"]),
+        reason=retell(row["reason"]),
+    )
+
+
+def _failure_text(row: dict[str, Any]) -> str:
+    message = retell(row["message"])
+    return tr("Run `{run}` of {scope} failed: {message}", run=row["id"], scope=row["scope"], message=message)
+
+
 def _change_text(row: dict[str, Any]) -> str:
     before, after = _called(row["previous_id"]), _called(row["adapter_id"])
-    why = "rolled back" if row["kind"] == "rollback" else "a member erased words that it was trained on"
+    erased = mark("a member erased words that it was trained on")
+    why = tr("rolled back") if row["kind"] == "rollback" else tr(erased)
     if row["kind"] == "rollback" and row["actor"] == _TRAINER:
-        why += f", because {row['reason']}"
-    return f"{row['scope']}: {before} no longer answers, {after} does ({why})."
+        why = tr("rolled back, because {reason}", reason=retell(row["reason"]))
+    return tr(
+        "{scope}: {before} no longer answers, {after} does ({why}).",
+        scope=row["scope"],
+        before=before,
+        after=after,
+        why=why,
+    )
 
 
 def _called(adapter_id: str | None) -> str:
-    return "the base model" if adapter_id is None else f"adapter `{adapter_id}`"
+    return tr("the base model") if adapter_id is None else tr("adapter `{adapter}`", adapter=adapter_id)
 
 
 def _keep(db: Any, text: str) -> None:

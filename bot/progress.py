@@ -21,8 +21,11 @@ from bot.commands.votes import DuelBoard
 from bot.errors import ChannelRefusedError, DeliveryError, MessageGoneError
 from bot.glance import PHASES, duration
 from bot.promotion_card import Card
+from bot.retelling import retell
 from bot.services import Services
+from bot.speech import language_in
 from bot.surfaces import translated
+from bot.texts import mark, number, speak, tr
 from storage import duels, facts, overview, runs, tastings, trials
 from storage.clock import now_ms
 from storage.processes import is_locked
@@ -38,7 +41,7 @@ UNSHOWN_NEWS_MS = 10 * 60 * 1000
 """A run that ended longer ago than this, and was never shown, isn't shown any more."""
 
 
-NO_EMBEDS = "-# To see scores and data here, give me the permission **Embed Links** in this channel."
+NO_EMBEDS = mark("-# To see scores and data here, give me the permission **Embed Links** in this channel.")
 
 _BAR_CELLS = 10
 _LATEST = 3
@@ -71,16 +74,28 @@ def run_text(run: runs.Run, *, trainer_alive: bool = True, votes: int | None = N
     """Return what the run's message says now; ``canary`` says how its canary goes."""
     if run.state == "queued":
         late = now_ms() - run.created_ms > TRAINER_PATIENCE_MS and not trainer_alive
-        wait = "The trainer is not running right now; this run starts by itself when it is back."
-        return f"**Retraining** · run `{run.id}`\n{wait if late else run.note or 'Waiting for the trainer…'}"
-    lines = [f"**Retraining** · run `{run.id}`", *_phase_lines(run)]
+        if late:
+            wait = tr("The trainer is not running right now; this run starts by itself when it is back.")
+        else:
+            wait = retell(run.note) or tr("Waiting for the trainer…")
+        return f"{_head(run)}\n{wait}"
+    lines = [_head(run), *_phase_lines(run)]
     if run.outcome is not None:
-        lines.append(f"{_MARKS.get(run.outcome, '•')} {run.message or run.outcome}")
+        lines.append(f"{_MARKS.get(run.outcome, '•')} {retell(run.message) or run.outcome}")
     if run.outcome == "votes" and canary:
-        lines.append(canary)
+        lines.append(retell(canary))
     if run.outcome == "votes" and votes is not None:
-        lines.append(f"Votes so far: {votes}. The pairs are below; nobody is told which answer is whose.")
+        lines.append(
+            tr(
+                "Votes so far: {count}. The pairs are below; nobody is told which answer is whose.",
+                count=votes,
+            )
+        )
     return "\n".join(lines)[:1900]
+
+
+def _head(run: runs.Run) -> str:
+    return tr("**Retraining** · run `{run}`", run=run.id)
 
 
 _MARKS = {"promoted": "🏆", "refused": "✋", "not_yet": "⏳", "votes": "🗳️", "failed": "⚠️", "cancelled": "⏹️"}
@@ -94,13 +109,14 @@ def _phase_lines(run: runs.Run) -> list[str]:
     lines = []
     for position, phase in enumerate(order):
         if position < reached or (over and position == reached):
-            lines.append(f"✅ {PHASES[phase]}")
+            lines.append(f"✅ {tr(PHASES[phase])}")
         elif position == reached:
-            left = f" · about {duration(run.eta_s)} left" if run.eta_s else ""
-            note = f" · {run.note}" if run.note else ""
-            lines.append(f"▶️ {PHASES[phase]} {_bar(run.progress)} {run.progress:.0%}{left}{note}")
+            left = tr(" · about {time} left", time=duration(run.eta_s)) if run.eta_s else ""
+            note = f" · {retell(run.note)}" if run.note else ""
+            share = number(run.progress, ".0%")
+            lines.append(f"▶️ {tr(PHASES[phase])} {_bar(run.progress)} {share}{left}{note}")
         elif not over:
-            lines.append(f"▫️ {PHASES[phase]}")
+            lines.append(f"▫️ {tr(PHASES[phase])}")
     return lines
 
 
@@ -156,13 +172,19 @@ class ProgressReporter:
             busy = False
             for run in latest:
                 busy |= run.finished_ms is None or run.outcome == "votes"
+                if (where := run.report_channel_id or channel_id) is not None:
+                    speak(await self._language_in(where))
                 text = run_text(run, trainer_alive=trainer_alive, votes=waiting.votes, canary=waiting.canary)
                 offers = run.outcome == "not_yet" and tastings.OFFER in run.message
                 look = _Look(text, run.finished_ms is None, offers, cards.get(run.id))
                 await self._show(run, channel_id, look)
             if channel_id is not None:
+                speak(await self._language_in(channel_id))
                 await self._board.update(scope, channel_id)
             (self._busy_scopes.add if busy else self._busy_scopes.discard)(scope)
+
+    async def _language_in(self, channel_id: int) -> str:
+        return await language_in(self._services, self._client, channel_id)
 
     async def _show(self, run: runs.Run, channel_id: int | None, look: _Look) -> None:
         report = self._reports.get(run.id) or self._new_report(run, channel_id)
@@ -193,7 +215,7 @@ class ProgressReporter:
             if drawn["embed"] is None:
                 raise
             # Without the permission to embed, Discord refuses the whole message: its last word still comes.
-            await self._put(run, report, f"{look.text}\n{NO_EMBEDS}"[:2000], {**drawn, "embed": None})
+            await self._put(run, report, f"{look.text}\n{tr(NO_EMBEDS)}"[:2000], {**drawn, "embed": None})
 
     async def _put(self, run: runs.Run, report: _Report, text: str, drawn: dict[str, Any]) -> None:
         channel = self._client.get_partial_messageable(report.channel_id)

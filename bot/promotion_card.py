@@ -8,6 +8,8 @@ from typing import Any
 
 import discord
 
+from bot.retelling import retell
+from bot.texts import mark, number, tr
 from storage import adapters, dataset, evaluations, trials
 from storage.adapters import Adapter
 from storage.evaluations import Evaluation
@@ -73,26 +75,29 @@ def find(db: Any, run: Run) -> Card | None:
 def embed(card: Card, samples: Sequence[Sample]) -> discord.Embed:
     """Draw a card; `samples` are replies to general prompts, with nobody's words in them."""
     color = _BLUE if card.answers else _ORANGE if card.undecided else _GREY
-    drawn = discord.Embed(title=f"Adapter {card.adapter.id}", description=_standing(card), color=color)
-    drawn.add_field(name="Score", value=_score(card.run.metrics, card.judged_against), inline=False)
+    drawn = discord.Embed(
+        title=tr("Adapter {adapter}", adapter=card.adapter.id), description=_standing(card), color=color
+    )
+    drawn.add_field(name=tr("Score"), value=_score(card.run.metrics, card.judged_against), inline=False)
     if watched := _watched(card.watched):
-        drawn.add_field(name="Since its promotion", value=watched, inline=False)
+        drawn.add_field(name=tr("Since its promotion"), value=watched, inline=False)
     if others := _other_measures(card.measured, card.run.metrics):
-        drawn.add_field(name="Also measured", value=others, inline=False)
+        drawn.add_field(name=tr("Also measured"), value=others, inline=False)
     if regressions := _regressions(card.run.metrics):
-        drawn.add_field(name="Regressions", value=regressions, inline=False)
-    drawn.add_field(name="Data used", value=_data_used(card.run.metrics), inline=False)
-    drawn.add_field(name="Left out", value=_left_out(card.run.metrics), inline=False)
-    for number, sample in enumerate(samples[:SAMPLES], 1):
-        drawn.add_field(name=f"Sample {number}", value=sample_text(sample), inline=False)
+        drawn.add_field(name=tr("Regressions"), value=regressions, inline=False)
+    drawn.add_field(name=tr("Data used"), value=_data_used(card.run.metrics), inline=False)
+    drawn.add_field(name=tr("Left out"), value=_left_out(card.run.metrics), inline=False)
+    for position, sample in enumerate(samples[:SAMPLES], 1):
+        drawn.add_field(name=tr("Sample {number}", number=position), value=sample_text(sample), inline=False)
     return drawn
 
 
 def sample_text(sample: Sample) -> str:
     """Return both replies to one prompt, cut to what fits one field of a card."""
     return (
-        f"> {_line(sample.prompt, _SHOWN_PROMPT)}\n**Challenger:** {_line(sample.challenger, _SHOWN_REPLY)}\n"
-        f"**Champion:** {_line(sample.champion, _SHOWN_REPLY)}"
+        f"> {_line(sample.prompt, _SHOWN_PROMPT)}\n"
+        f"{tr('**Challenger:**')} {_line(sample.challenger, _SHOWN_REPLY)}\n"
+        f"{tr('**Champion:**')} {_line(sample.champion, _SHOWN_REPLY)}"
     )[:_FIELD]
 
 
@@ -105,43 +110,58 @@ def _line(text: str, limit: int) -> str:
 
 def _standing(card: Card) -> str:
     if card.adapter.state == "tainted":
-        return "It was trained on words that their author has since erased, and can't answer any more."
+        return tr("It was trained on words that their author has since erased, and can't answer any more.")
     if card.answers:
-        return "It answers now."
+        return tr("It answers now.")
     if card.watched is not None and card.watched.outcome == "worse":
-        return "It was rolled back: members liked the one before it better."
+        return tr("It was rolled back: members liked the one before it better.")
     if card.undecided and card.stale:
-        return "The champion changed since it was judged: judge again with `/retrain`."
+        return tr("The champion changed since it was judged: judge again with `/retrain`.")
     if card.undecided:
-        return "It waits for an operator's decision."
-    return (
-        "It is retired: another answers now." if card.adapter.state == "retired" else "It was not promoted."
-    )
+        return tr("It waits for an operator's decision.")
+    if card.adapter.state == "retired":
+        return tr("It is retired: another answers now.")
+    return tr("It was not promoted.")
 
 
 def _score(metrics: Mapping[str, Any], judged_against: str | None) -> str:
-    rival = f"adapter `{judged_against}`" if judged_against else "the base model"
+    rival = tr("adapter `{adapter}`", adapter=judged_against) if judged_against else tr("the base model")
     lines = []
     headline = metrics.get("headline")
     if headline:
-        interval = f"{headline['low']:+.2f} to {headline['high']:+.2f}"
         lines.append(
-            f"{headline['value']:+.2f} (interval {interval}) against {rival}, on {_prompts(metrics)}"
+            tr(
+                "{value} (interval {low} to {high}) against {rival}, on {prompts}",
+                **{key: number(headline[key], "+.2f") for key in ("value", "low", "high")},
+                rival=rival,
+                prompts=_prompts(metrics),
+            )
         )
     if votes := metrics.get("votes"):
         lines.append(
-            f"Blind votes: {votes['wins']} won, {votes['losses']} lost, {votes['ties']} ties against {rival}"
+            tr(
+                "Blind votes: {wins} won, {losses} lost, {ties} ties against {rival}",
+                wins=votes["wins"],
+                losses=votes["losses"],
+                ties=votes["ties"],
+                rival=rival,
+            )
         )
     if canary := metrics.get("canary"):
         lines.append(_canary(canary, rival))
-    return "\n".join(lines) or f"Not measured offline; judged against {rival}."
+    return "\n".join(lines) or tr("Not measured offline; judged against {rival}.", rival=rival)
 
 
 def _canary(figures: Mapping[str, Any], rival: str) -> str:
-    return (
-        f"As a canary: liked in {figures['newcomer_liked']:.0%} of {figures['newcomer']} rated "
-        f"conversations, {rival} in {figures['incumbent_liked']:.0%} of {figures['incumbent']}, "
-        f"by {figures['raters']} raters"
+    return tr(
+        "As a canary: liked in {newcomer_liked} of {newcomer} rated conversations, {rival} in "
+        "{incumbent_liked} of {incumbent}, by {raters} raters",
+        newcomer_liked=number(figures["newcomer_liked"], ".0%"),
+        newcomer=figures["newcomer"],
+        rival=rival,
+        incumbent_liked=number(figures["incumbent_liked"], ".0%"),
+        incumbent=figures["incumbent"],
+        raters=figures["raters"],
     )
 
 
@@ -149,41 +169,50 @@ def _watched(trial: Trial | None) -> str:
     """Say how fresh ratings are watched, or what they said."""
     if trial is None or trial.outcome == "superseded":
         return ""
-    old = f"adapter `{trial.incumbent_id}`" if trial.incumbent_id else "the base model"
+    old = tr("the base model")
+    if trial.incumbent_id:
+        old = tr("adapter `{adapter}`", adapter=trial.incumbent_id)
     if trial.outcome is None:
-        return (
-            f"{trial.share:.0%} of new conversations stay with {old} until <t:{trial.until_ms // 1000}:D>; "
-            "if members like this one less, it is rolled back by itself."
+        return tr(
+            "{share} of new conversations stay with {old} until {when}; "
+            "if members like this one less, it is rolled back by itself.",
+            share=number(trial.share, ".0%"),
+            old=old,
+            when=f"<t:{trial.until_ms // 1000}:D>",
         )
     said = {
-        "better": "Liked more",
-        "worse": "Liked less, and rolled back",
-        "undecided": "No clear difference",
+        "better": mark("Liked more: {reason}"),
+        "worse": mark("Liked less, and rolled back: {reason}"),
+        "undecided": mark("No clear difference: {reason}"),
     }
-    return f"{said[trial.outcome]}: {trial.reason}"[:_FIELD]
+    return tr(said[trial.outcome], reason=retell(trial.reason))[:_FIELD]
 
 
 def _prompts(metrics: Mapping[str, Any]) -> str:
     count, figures = metrics["headline"]["n"], metrics.get("evaluation") or {}
     extra = int(figures.get("extra_prompts") or 0)
     if not extra:
-        return f"{count} held-out conversations"
-    return f"{max(count - extra, 0)} held-out conversations and {extra} general prompts"
+        return tr("{count} held-out conversations", count=count)
+    return tr(
+        "{own} held-out conversations and {extra} general prompts", own=max(count - extra, 0), extra=extra
+    )
 
 
 def _other_measures(measured: Sequence[Evaluation], metrics: Mapping[str, Any]) -> str:
     lines = [
-        f"{_MEASURES[each.metric]}: {each.value:+.2f}{_interval(each)}"
+        f"{tr(_MEASURES[each.metric])}: {number(each.value, '+.2f')}{_interval(each)}"
         for each in measured
         if each.metric in _MEASURES and each.value is not None
     ]
     same = (metrics.get("evaluation") or {}).get("same_replies")
-    return "\n".join([*lines, f"The very same replies: {same:.0%}"] if same is not None else lines)[:_FIELD]
+    if same is not None:
+        lines.append(tr("The very same replies: {share}", share=number(same, ".0%")))
+    return "\n".join(lines)[:_FIELD]
 
 
 _MEASURES = {
-    "margin": "Liked over disliked held-out replies (nat a token; below 0 is a regression)",
-    "general_nll_increase": "Loss on general prompts, as a share (above 0: something was forgotten)",
+    "margin": mark("Liked over disliked held-out replies (nat a token; below 0 is a regression)"),
+    "general_nll_increase": mark("Loss on general prompts, as a share (above 0: something was forgotten)"),
 }
 
 
@@ -191,48 +220,64 @@ def _regressions(metrics: Mapping[str, Any]) -> str:
     """Name the limits that were broken; empty for a run that did not record its limits."""
     limits = metrics.get("guardrails") or []
     broken = [
-        f"{each['name']}: {each['value']:.2f}, at most {each['limit']:.2f} allowed"
+        tr(
+            "{name}: {value}, at most {limit} allowed",
+            name=retell(each["name"]),
+            value=number(each["value"], ".2f"),
+            limit=number(each["limit"], ".2f"),
+        )
         for each in limits
         if not each["kept"]
     ]
     if limits and not broken:
-        return f"None: all {len(limits)} limits were kept"
+        return tr("None: all {count} limits were kept", count=len(limits))
     return "\n".join(broken)[:_FIELD]
 
 
 def _interval(each: Evaluation) -> str:
     if each.low is None or each.high is None:
         return ""
-    return f" (interval {each.low:+.2f} to {each.high:+.2f})"
+    return tr(" (interval {low} to {high})", low=number(each.low, "+.2f"), high=number(each.high, "+.2f"))
 
 
 def _data_used(metrics: Mapping[str, Any]) -> str:
     data = metrics.get("data") or {}
     train = data.get("train")
     if train is None:
-        return "This run did not record its data."
+        return tr("This run did not record its data.")
     lines = [
-        f"Trained on {train.get('liked', 0)} liked and {train.get('disliked', 0)} disliked replies and "
-        f"{train.get('corrections', 0)} corrections, by {data.get('raters', 0)} raters"
+        tr(
+            "Trained on {liked} liked and {disliked} disliked replies and {corrections} corrections, "
+            "by {raters} raters",
+            liked=train.get("liked", 0),
+            disliked=train.get("disliked", 0),
+            corrections=train.get("corrections", 0),
+            raters=data.get("raters", 0),
+        )
     ]
     held_out = [data.get(split) or {} for split in ("development", "gate")]
     rated = sum(part.get(kind, 0) for part in held_out for kind in ("liked", "disliked"))
-    lines.append(f"Held out: {rated} liked or disliked replies")
+    lines.append(tr("Held out: {count} liked or disliked replies", count=rated))
     if data.get("quarantined_raters"):
-        lines.append(f"Raters whose ratings contradict the others', set aside: {data['quarantined_raters']}")
+        lines.append(
+            tr(
+                "Raters whose ratings contradict the others', set aside: {count}",
+                count=data["quarantined_raters"],
+            )
+        )
     if data.get("doubted_raters"):
-        lines.append(f"Raters doubted for rating in one burst: {data['doubted_raters']}")
+        lines.append(tr("Raters doubted for rating in one burst: {count}", count=data["doubted_raters"]))
     training = metrics.get("training") or {}
     if training.get("objective"):
-        reason = f" ({training['reason']})" if training.get("reason") else ""
-        lines.append(f"Objective: {training['objective']}{reason}")
+        reason = f" ({retell(training['reason'])})" if training.get("reason") else ""
+        lines.append(tr("Objective: {objective}", objective=training["objective"]) + reason)
     return "\n".join(lines)[:_FIELD]
 
 
 def _left_out(metrics: Mapping[str, Any]) -> str:
     excluded = metrics.get("excluded") or {}
     lines = [
-        f"{count}: {dataset.REASONS.get(reason, reason)}"
+        f"{count}: {retell(dataset.REASONS.get(reason, reason))}"
         for reason, count in sorted(excluded.items(), key=lambda item: -item[1])
     ]
-    return "\n".join(lines)[:_FIELD] or "Nothing"
+    return "\n".join(lines)[:_FIELD] or tr("Nothing")

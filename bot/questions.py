@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import discord
 
 from bot.services import Person, Services
+from bot.texts import mark
 
 _QUOTED = 300
 _USER = re.compile(r"<@!?(\d+)>")
@@ -171,10 +172,10 @@ def missing_permissions(channel: object, guild: discord.Guild | None) -> list[st
     granted = channel.permissions_for(guild.me)
     thread = isinstance(channel, discord.Thread)
     needed = {
-        "View Channel": granted.view_channel,
-        "Send Messages in Threads" if thread else "Send Messages": (
+        mark("View Channel"): granted.view_channel,
+        mark("Send Messages in Threads") if thread else mark("Send Messages"): (
             granted.send_messages_in_threads if thread else granted.send_messages
         ),
-        "Read Message History": granted.read_message_history,
+        mark("Read Message History"): granted.read_message_history,
     }
     return [name for name, has in needed.items() if not has]

@@ -8,7 +8,8 @@ is said in English. Which language is spoken is settled once an event and travel
 from __future__ import annotations
 
 import ast
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from contextvars import ContextVar
 from functools import cache
 from pathlib import Path
@@ -17,6 +18,8 @@ import structlog
 
 LANGUAGES = ("en", "de", "es", "fr", "ja")
 FOLDER = Path(__file__).parent / "languages"
+# What writes 0,5 for 0.5, and 50 % with a space that doesn't break.
+_DECIMAL_COMMA = frozenset({"de", "es", "fr"})
 
 _spoken: ContextVar[str] = ContextVar("language", default="en")
 _log = structlog.get_logger(__name__)
@@ -36,6 +39,33 @@ def tr(text: str, /, **values: object) -> str:
 def speak(language: str) -> None:
     """Speak a language for the rest of this task, and in the tasks that it starts."""
     _spoken.set(language if language in LANGUAGES else "en")
+
+
+@contextmanager
+def speaking(language: str) -> Iterator[None]:
+    """Speak a language within a block: for what others read than whoever is spoken to."""
+    token = _spoken.set(language if language in LANGUAGES else "en")
+    try:
+        yield
+    finally:
+        _spoken.reset(token)
+
+
+def spoken() -> str:
+    """Return the language that is spoken."""
+    return _spoken.get()
+
+
+def number(value: float, spec: str = "g") -> str:
+    """Return a number as the spoken language writes it; `spec` is that of Python's `format`."""
+    return figure(format(value, spec))
+
+
+def figure(text: str) -> str:
+    """Return a number that Python wrote as the spoken language writes it."""
+    if _spoken.get() not in _DECIMAL_COMMA:
+        return text
+    return text.replace(".", ",").replace("%", "\N{NO-BREAK SPACE}%")
 
 
 def choose(setting: str, locale: object) -> str:

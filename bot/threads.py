@@ -9,11 +9,12 @@ import structlog
 
 from bot.errors import DeliveryError
 from bot.surfaces import translated
+from bot.texts import mark, tr
 from bot.triggers import Verdict
 
 NAME_LENGTH = 60
 ARCHIVE_AFTER_MINUTES: Literal[1440] = 1440
-_UNNAMED = "Conversation"
+_UNNAMED = mark("Conversation")
 
 _log = structlog.get_logger(__name__)
 
@@ -31,8 +32,8 @@ def missing_for_thread(channel: object) -> list[str]:
         return []
     granted = channel.permissions_for(channel.guild.me)
     needed = {
-        "Create Public Threads": granted.create_public_threads,
-        "Send Messages in Threads": granted.send_messages_in_threads,
+        mark("Create Public Threads"): granted.create_public_threads,
+        mark("Send Messages in Threads"): granted.send_messages_in_threads,
     }
     return [name for name, has in needed.items() if not has]
 
@@ -54,7 +55,7 @@ def name_of(text: str) -> str:
     """Return a thread's name out of the question: one line, cut at a word."""
     line = " ".join(text.split())
     if len(line) <= NAME_LENGTH:
-        return line or _UNNAMED
+        return line or tr(_UNNAMED)
     return line[: NAME_LENGTH + 1].rsplit(" ", 1)[0][:NAME_LENGTH].rstrip(" ,.;:") + "…"
 
 

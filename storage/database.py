@@ -7,6 +7,7 @@ first and writes later fails with "database is locked" across processes, whateve
 
 import asyncio
 import contextlib
+import contextvars
 import os
 import queue
 import threading
@@ -105,8 +106,12 @@ class Database:
                     db.conn.execute("ROLLBACK")
 
     async def awrite(self, work: Work[T]) -> T:
-        """Like `write`, off the event loop; the write completes even if its caller is cancelled."""
-        task: Callable[[], T] = lambda: self._transact(work)  # noqa: E731 - typed for the queue
+        """Like `write`, off the event loop; the write completes even if its caller is cancelled.
+
+        Both run `work` in a copy of their caller's context.
+        """
+        context = contextvars.copy_context()
+        task: Callable[[], T] = lambda: context.run(self._transact, work)  # noqa: E731 - typed for the queue
         try:
             future = self._submit(task, block=False)
         except queue.Full:
@@ -117,7 +122,8 @@ class Database:
         """Like `read`, on one of a few reader threads."""
         if self._closed:
             raise DatabaseClosedError(f"{self.path} is closed.")
-        return await _await_through_cancellation(self._pool.submit(self.read, work))
+        context = contextvars.copy_context()
+        return await _await_through_cancellation(self._pool.submit(context.run, self.read, work))
 
     def checkpoint_truncate(self) -> bool:
         """Copy the write-ahead log into the database and cut it to zero bytes, so that erased text is gone.

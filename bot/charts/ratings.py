@@ -9,7 +9,7 @@ from itertools import accumulate
 from bot.charts.canvas import BLUE, INK, ORANGE, RULE, SOFT, WIDTH, Area, Canvas, fitted, text_width
 from bot.charts.picture import Picture
 from bot.charts.scales import amount, round_top, short_names
-from bot.texts import tr
+from bot.texts import number, tr
 from storage.rating_stats import AdapterShare, Day, Votes
 
 # More would make the picture so high that Discord shows it small: six rows, three of those with votes.
@@ -65,23 +65,24 @@ def alt_text(figures: RatingFigures) -> str:
     if figures.shares:
         words.append(tr("Share of ratings that like, by adapter, with 95 % intervals:"))
         shown = _shown(figures.shares)
-        words += [f"{called(each.adapter_id)} {each.share:.0%} {_interval(each)}." for each in shown]
+        words += [f"{called(each.adapter_id)} {_percent(each.share)} {_interval(each)}." for each in shown]
         words += [f"{called(each.adapter_id)}: {votes_text(each.votes)}." for each in shown if each.votes]
     return " ".join(words)
 
 
 def share_line(each: AdapterShare) -> str:
     """Return an adapter's share as a line of text whose numbers stand below each other."""
-    low, high = (f"{end:.0%}".rjust(4) for end in each.interval)
+    width = len(_percent(1))
+    share, low, high = (_percent(end).rjust(width) for end in (each.share, *each.interval))
     interval = tr("{low} to {high}", low=low, high=high)
     count = tr("of {count}", count=each.ratings)
     votes = f" · {votes_text(each.votes)}" if each.votes else ""
-    return f"`{each.share:>4.0%} ({interval})` {count} · {called(each.adapter_id)}{votes}"
+    return f"`{share} ({interval})` {count} · {called(each.adapter_id)}{votes}"
 
 
 def votes_text(votes: Votes) -> str:
     """Say how many votes an adapter won against others, with the interval."""
-    low, high = (f"{end:.0%}" for end in votes.interval)
+    low, high = map(_percent, votes.interval)
     return tr(
         "{won} of {count} votes won ({low} to {high})", won=votes.won, count=votes.count, low=low, high=high
     )
@@ -92,6 +93,10 @@ def called(adapter_id: str | None, names: Mapping[str, str] | None = None) -> st
     if adapter_id is None:
         return tr("base model")
     return adapter_id if names is None else names[adapter_id]
+
+
+def _percent(share: float) -> str:
+    return number(share, ".0%")
 
 
 # ---------------------------------------------------------------------------------------------- ratings a day
@@ -112,8 +117,8 @@ def _draw_days(canvas: Canvas, figures: RatingFigures, names: Mapping[str, str])
         if count in (top, 0, -top):
             canvas.text((plot.left - 8, y + 4), amount(round(abs(count))), size=11, align="right")
     step = plot.width / len(days)
-    for number, day in enumerate(days):
-        centre = plot.left + step * (number + 0.5)
+    for position, day in enumerate(days):
+        centre = plot.left + step * (position + 0.5)
         width = min(step * 0.58, 26)
         if day.liked:
             canvas.box(
@@ -143,10 +148,10 @@ def _mark_changes(canvas: Canvas, figures: RatingFigures, names: Mapping[str, st
     """Mark the days on which another adapter began to answer; names that would overlap are left out."""
     step = plot.width / len(figures.days)
     free_from = plot.left
-    for number, day in enumerate(figures.days):
+    for position, day in enumerate(figures.days):
         if day.number not in figures.changes:
             continue
-        x = plot.left + step * number
+        x = plot.left + step * position
         canvas.line((x, plot.top - 15), (x, plot.bottom), SOFT, 1, dash=3)
         words = called(figures.changes[day.number], names)
         width = text_width(words, 11)
@@ -159,12 +164,12 @@ def _mark_changes(canvas: Canvas, figures: RatingFigures, names: Mapping[str, st
 def _name_days(canvas: Canvas, days: Sequence[Day], plot: Area) -> None:
     step = plot.width / len(days)
     baseline = plot.bottom + 17
-    for number in range(len(days)):
-        ago = len(days) - 1 - number
-        if number and ago % 7:
+    for position in range(len(days)):
+        ago = len(days) - 1 - position
+        if position and ago % 7:
             continue
         words = tr("{count} days ago", count=ago) if ago else tr("today")
-        centre = plot.left + step * (number + 0.5)
+        centre = plot.left + step * (position + 0.5)
         half = text_width(words, 11) / 2
         at = min(max(centre, plot.left + half), plot.right - half)
         canvas.text((at, baseline), words, size=11, align="middle")
@@ -187,7 +192,7 @@ def _draw_shares(
         x = plot.left + plot.width * share
         canvas.line((x, plot.top), (x, plot.bottom), RULE, 1, dash=None if share in (0, 1) else 3)
         if share in (0.0, 0.5, 1.0):
-            canvas.text((x, plot.bottom + 14), f"{share:.0%}", size=11, align="middle")
+            canvas.text((x, plot.bottom + 14), _percent(share), size=11, align="middle")
     row_top = plot.top
     for each in shown:
         row = Area(plot.left, row_top, plot.width, _row_height(each))
@@ -224,7 +229,7 @@ def _draw_share(canvas: Canvas, each: AdapterShare, name: str, row: Area, *, ans
     canvas.text((_EDGE + 14, middle + 4.5), words, color=INK if answers else SOFT, bold=answers)
     _draw_interval(canvas, row, middle, each.interval, BLUE)
     canvas.disc((row.left + row.width * each.share, middle), 4.5, INK, BLUE)
-    canvas.text((row.right + 50, middle + 4.5), f"{each.share:.0%}", color=INK, bold=True, align="right")
+    canvas.text((row.right + 50, middle + 4.5), _percent(each.share), color=INK, bold=True, align="right")
     of = tr("of {count}", count=amount(each.ratings))
     canvas.text((WIDTH - _EDGE, middle + 4.5), of, align="right")
     if each.votes is None:
@@ -232,7 +237,7 @@ def _draw_share(canvas: Canvas, each: AdapterShare, name: str, row: Area, *, ans
     middle += _ROW / 2 + _VOTES_ROW / 2 - 3
     _draw_interval(canvas, row, middle, each.votes.interval, ORANGE)
     canvas.diamond((row.left + row.width * each.votes.share, middle), 5, ORANGE)
-    canvas.text((row.right + 50, middle + 4), f"{each.votes.share:.0%}", size=11.5, align="right")
+    canvas.text((row.right + 50, middle + 4), _percent(each.votes.share), size=11.5, align="right")
     of = tr("of {count}", count=amount(each.votes.count))
     canvas.text((WIDTH - _EDGE, middle + 4), of, size=11.5, align="right")
 
@@ -250,7 +255,7 @@ def _interval(each: AdapterShare) -> str:
     low, high = each.interval
     return tr(
         "({low} to {high}, {count} ratings)",
-        low=f"{low:.0%}",
-        high=f"{high:.0%}",
+        low=_percent(low),
+        high=_percent(high),
         count=each.ratings,
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 
-from bot.texts import tr
+from bot.texts import number, tr
 
 _SHORT = 9
 _FACTORS = (1, 1.2, 1.6, 2, 2.4, 3, 4, 5, 6, 8, 10, 12)
@@ -27,7 +27,7 @@ def amount(count: int) -> str:
     """Return a count as a picture has room for it: `940`, `12 k`, `1.6 M`; the text has it exactly."""
     if count < 10_000:
         return str(count)
-    return f"{count / 1000:.3g} k" if count < 999_500 else f"{count / 1_000_000:.3g} M"
+    return f"{number(count / 1000, '.3g')} k" if count < 999_500 else f"{number(count / 1_000_000, '.3g')} M"
 
 
 def short_names(adapter_ids: Iterable[str]) -> dict[str, str]:
@@ -44,7 +44,7 @@ def short_names(adapter_ids: Iterable[str]) -> dict[str, str]:
 def seconds(ms: float) -> str:
     """Return a short time as people say it: `0.8 s`, `12 s`, `3 min`."""
     if ms < 9_950:
-        return f"{ms / 1000:.1f} s"
+        return f"{number(ms / 1000, '.1f')} s"
     return f"{ms / 1000:.0f} s" if ms < 90_000 else f"{ms / 60_000:.0f} min"
 
 

@@ -21,7 +21,7 @@ from bot.charts.canvas import (
 )
 from bot.charts.picture import Picture
 from bot.charts.scales import amount, round_top, seconds
-from bot.texts import tr
+from bot.texts import number, tr
 from storage.speed_stats import Speed
 
 _EDGE = 18
@@ -61,8 +61,8 @@ def draw(standing: Standing) -> Picture:
     canvas = Canvas(split + 178)
     canvas.heading(Area(_EDGE, 30, WIDTH - 2 * _EDGE, 0), tr("Next run"), standing.next_run, whole=False)
     name_width = min(max(text_width(need.name) for need in rows), 190.0)
-    for number, need in enumerate(rows):
-        row = Area(_EDGE + name_width + 14, 44 + _ROW * number, 0, _ROW)
+    for position, need in enumerate(rows):
+        row = Area(_EDGE + name_width + 14, 44 + _ROW * position, 0, _ROW)
         _draw_need(canvas, need, row, name_width, percent=need is standing.running)
     canvas.line((_EDGE, split), (WIDTH - _EDGE, split), RULE)
     _draw_speed(canvas, standing, split)
@@ -103,7 +103,7 @@ def _draw_need(canvas: Canvas, need: Need, row: Area, name_width: float, *, perc
     """One row: its name, a bar that is full at what is needed (then with a check mark), the numbers."""
     middle = row.top + row.height / 2
     canvas.text((_EDGE, middle + 4.5), fitted(need.name, name_width), color=INK)
-    numbers = f"{need.have / need.least:.0%}" if percent else _amount(need)
+    numbers = number(need.have / need.least, ".0%") if percent else _amount(need)
     right = WIDTH - _EDGE - 92
     track = Area(row.left, middle - 5, right - row.left, 10)
     canvas.box(track, fill=GROUND, outline=EDGE, width=1, radius=5)
@@ -127,18 +127,18 @@ def _draw_speed(canvas: Canvas, standing: Standing, top: float) -> None:
     slowest = max((wait.slow_ms for wait in speed.hours if wait), default=0)
     unit_ms, unit = (60_000, "min") if slowest >= _IN_MINUTES_MS else (1_000, "s")
     end = round_top(slowest / unit_ms)
-    inset = max(text_width(f"{end / 2:g} {unit}", 11), text_width(f"{end:g} {unit}", 11)) + 8
+    inset = max(text_width(f"{number(end / 2)} {unit}", 11), text_width(f"{number(end)} {unit}", 11)) + 8
     plot = Area(_EDGE + inset, top + 62, WIDTH - 2 * _EDGE - inset, 86)
     for share in (0.0, 0.5, 1.0) if slowest else (0.0,):
         y = plot.bottom - plot.height * share
         canvas.line((plot.left, y), (plot.right, y), SOFT if share == 0 else RULE, 1.25 if share == 0 else 1)
         if slowest:
-            canvas.text((plot.left - 8, y + 4), f"{end * share:g} {unit}", size=11, align="right")
+            canvas.text((plot.left - 8, y + 4), f"{number(end * share)} {unit}", size=11, align="right")
     step = plot.width / hours
-    for number, wait in enumerate(speed.hours):
+    for position, wait in enumerate(speed.hours):
         if wait is None:
             continue
-        x = plot.left + step * (number + 0.5)
+        x = plot.left + step * (position + 0.5)
         slow, median = (
             plot.bottom - plot.height * ms / unit_ms / end for ms in (wait.slow_ms, wait.median_ms)
         )

@@ -6,8 +6,9 @@ from discord import app_commands
 
 from bot.commands.tree import Interaction, StropTree, say
 from bot.questions import Question, is_public, parent_of, quoted
+from bot.speech import language_in
 from bot.surfaces import InteractionSurface
-from bot.texts import tr
+from bot.texts import speaking, tr
 
 MAX_PROMPT = 4000
 
@@ -40,7 +41,8 @@ async def ask(interaction: Interaction, prompt: app_commands.Range[str, 1, MAX_P
         visible=False,
         parent_channel_id=parent_of(interaction.channel),
     )
-    task = client.answerer.start(question, InteractionSurface(interaction))
+    with speaking(await language_in(client.services, client, interaction.channel_id)):
+        task = client.answerer.start(question, InteractionSurface(interaction))
     if task is None:
         return await say(interaction, tr("I am being restarted. Please ask again in a moment."))
     return None

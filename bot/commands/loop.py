@@ -16,6 +16,7 @@ from bot.commands.tree import Interaction, StropTree, operators_only, say
 from bot.glance import status_lines
 from bot.next_run import Outlook, needs, next_run
 from bot.ratings import RECOVERED_FACT
+from bot.retelling import retell
 from bot.services import Services
 from bot.serving.errors import ServingError
 from bot.serving.protocol import Health
@@ -104,8 +105,8 @@ async def promote(interaction: Interaction, adapter: str) -> None:
     return await say(
         interaction,
         tr(
-            "From the next reply on {adapter} answers, not {previous}.",
-            adapter=_called(adapter_id),
+            "From the next reply on {who} answers, not {previous}.",
+            who=_called(adapter_id),
             previous=_called(previous),
         ),
     )
@@ -151,7 +152,7 @@ async def rollback(interaction: Interaction, adapter: str | None = None) -> None
             to=to,
         )
     )
-    await say(interaction, tr("Rolled back: {adapter} answers again.", adapter=_called(adapter_id)))
+    await say(interaction, tr("Rolled back: {who} answers again.", who=_called(adapter_id)))
 
 
 @rollback.autocomplete("adapter")
@@ -226,11 +227,11 @@ async def _health(services: Services) -> Health | ServingError:
 
 def _server_state(health: Health | ServingError) -> str:
     if isinstance(health, ServingError):
-        return f"not reachable ({health})"
+        return tr("not reachable ({reason})", reason=retell(str(health)))
     if health.status != "ok":
         return f"{health.status}: {health.detail}" if health.detail else health.status
     name = health.base.id if health.base else "?"
-    return f"ready, {name}, {health.traffic()}"
+    return tr("ready, {name}, {traffic}", name=name, traffic=retell(health.traffic()))
 
 
 def _traffic(health: Health | ServingError) -> str:

@@ -8,7 +8,8 @@ import discord
 from discord import app_commands
 
 from bot.commands.tree import Interaction, StropTree, say
-from bot.texts import mark, tr
+from bot.speech import language_in
+from bot.texts import mark, speaking, tr
 from storage import blocks, fresh_starts
 from storage.errors import BlockError, RuleError
 
@@ -35,13 +36,12 @@ async def forget(interaction: Interaction) -> None:
     await interaction.response.defer(thinking=True)
     actor = str(interaction.user.id)
     await interaction.client.services.database.awrite(lambda db: fresh_starts.start(db, channel_id, actor))
-    await interaction.followup.send(
-        tr(
+    with speaking(await language_in(interaction.client.services, interaction.client, channel_id)):
+        told = tr(
             "From here on I start afresh: nothing that was said here before goes into my answers.\n"
             "-# It stays stored until its authors delete it with /privacy."
-        ),
-        allowed_mentions=discord.AllowedMentions.none(),
-    )
+        )
+    await interaction.followup.send(told, allowed_mentions=discord.AllowedMentions.none())
     return None
 
 

@@ -14,6 +14,7 @@ from discord import app_commands
 
 from bot.commands.tree import Interaction, StropTree, guarded, operators_only, say
 from bot.permissions import NOT_OPERATOR
+from bot.retelling import retell
 from bot.services import Services
 from bot.texts import tr
 from storage import audit, dataset
@@ -50,17 +51,19 @@ async def export(interaction: Interaction, shape: str = Shape.CHAT.value) -> Non
     scope, actor = services.scope(interaction.guild_id), str(interaction.user.id)
     found = await _eligible(services, scope)
     name, content, lines = await asyncio.to_thread(_file, found, Shape(shape))
-    words = f"{lines} lines from {len(found.rows)} rated replies."
+    words = tr("{lines} lines from {rows} rated replies.", lines=lines, rows=len(found.rows))
     left_out = "\n".join(
-        f"Left out: {count} because {dataset.REASONS.get(reason, reason)}"
+        retell(f"Left out: {count} because {dataset.REASONS.get(reason, reason)}")
         for reason, count in found.excluded.items()
     )
     if len(content) > _MOST_BYTES:
-        return await say(interaction, f"{words} That is too large for Discord: use `strop export`.")
+        return await say(
+            interaction, tr("{lines} That is too large for Discord: use `strop export`.", lines=words)
+        )
     detail = {"scope": scope, "format": shape, "lines": lines}
     await services.database.awrite(lambda db: audit.record(db, actor, "dataset.export", detail))
     if not lines:
-        return await say(interaction, f"There is nothing to export.\n{left_out}"[:_LIMIT])
+        return await say(interaction, f"{tr('There is nothing to export.')}\n{left_out}"[:_LIMIT])
     file = discord.File(io.BytesIO(content), filename=name)
     return await say(interaction, f"{words}\n{left_out}"[:_LIMIT], file=file)
 
@@ -99,7 +102,7 @@ class AuditButton(
 
     def __init__(self, before_id: int) -> None:
         self.before_id = before_id
-        label = "Older" if before_id else "Newest"
+        label = tr("Older") if before_id else tr("Newest")
         super().__init__(discord.ui.Button(label=label, custom_id=f"strop:audit:{before_id}"))
 
     @classmethod
@@ -124,7 +127,7 @@ class AuditButton(
 def audit_text(entries: Sequence[Entry]) -> str:
     """Return one line an entry: when, who, what, and the ids that it names."""
     if not entries:
-        return "The audit log has no (older) entries."
+        return tr("The audit log has no (older) entries.")
     lines = []
     for entry in entries:
         detail = " ".join(f"{key}={value}" for key, value in entry.detail.items() if value not in (None, ""))

@@ -8,7 +8,9 @@ from typing import Any
 from discord import app_commands
 
 from bot.commands.tree import Interaction, StropTree, operators_only, say
+from bot.retelling import retell
 from bot.services import Services
+from bot.texts import tr
 from storage import prospects, runs
 from storage.processes import is_locked
 
@@ -67,11 +69,21 @@ async def _queue(interaction: Interaction, scope: str, own: dict[str, Any]) -> s
         await client.progress.report_in(scope, channel_id)
     if new:
         named = ", ".join(f"{key} {value}" for key, value in own.items())
-        settings = f" with {named}" if named else ""
-        return f"Run `{run.id}` is queued{settings}. I show its progress in this channel."
-    where = f" in <#{run.report_channel_id}>" if run.report_channel_id else ""
-    unused = " Your options were not used." if own else ""
-    return f"Run `{run.id}` is already {run.state}; its progress is shown{where}.{unused}"
+        settings = tr(" with {settings}", settings=named) if named else ""
+        return tr(
+            "Run `{run}` is queued{settings}. I show its progress in this channel.",
+            run=run.id,
+            settings=settings,
+        )
+    where = tr(" in <#{channel}>", channel=run.report_channel_id) if run.report_channel_id else ""
+    unused = tr(" Your options were not used.") if own else ""
+    told = tr(
+        "Run `{run}` is already {state}; its progress is shown{where}.",
+        run=run.id,
+        state=tr(run.state),
+        where=where,
+    )
+    return told + unused
 
 
 async def _rehearsed(services: Services, scope: str) -> str:
@@ -81,4 +93,4 @@ async def _rehearsed(services: Services, scope: str) -> str:
             db, scope, permission_reference=services.permission_reference, trainer_alive=alive
         )
     )
-    return prospects.text(prospect, services.config.trainer)
+    return retell(prospects.text(prospect, services.config.trainer))

@@ -14,9 +14,11 @@ from bot.commands.tree import guarded, say
 from bot.errors import DeliveryError
 from bot.permissions import NOT_OPERATOR
 from bot.promotion_card import Card
+from bot.retelling import retell
 from bot.services import Services
+from bot.speech import language_in
 from bot.surfaces import translated
-from bot.texts import tr
+from bot.texts import mark, speaking, tr
 from storage import adapters, run_samples, runs
 from storage.errors import RuleError
 from storage.run_samples import Sample
@@ -24,17 +26,17 @@ from storage.run_samples import Sample
 Action = Literal["cancel", "promote", "reject", "rollback", "compare"]
 
 COMPARED = 4
-STALE = (
+STALE = mark(
     "The champion changed since this adapter was judged, so its score no longer counts: judge again with "
     "/retrain, or insist with /promote."
 )
 
 _LABELS: dict[Action, tuple[str, discord.ButtonStyle]] = {
-    "cancel": ("Cancel", discord.ButtonStyle.secondary),
-    "promote": ("Promote", discord.ButtonStyle.primary),
-    "reject": ("Reject", discord.ButtonStyle.secondary),
-    "rollback": ("Roll back", discord.ButtonStyle.danger),
-    "compare": ("Compare replies", discord.ButtonStyle.secondary),
+    "cancel": (mark("Cancel"), discord.ButtonStyle.secondary),
+    "promote": (mark("Promote"), discord.ButtonStyle.primary),
+    "reject": (mark("Reject"), discord.ButtonStyle.secondary),
+    "rollback": (mark("Roll back"), discord.ButtonStyle.danger),
+    "compare": (mark("Compare replies"), discord.ButtonStyle.secondary),
 }
 
 _log = structlog.get_logger(__name__)
@@ -51,7 +53,9 @@ class RunButton(
         self.action = action
         label, style = _LABELS[action]
         custom_id = f"strop:run:{run_id}:{action}"
-        super().__init__(discord.ui.Button(label=label, style=style, custom_id=custom_id, disabled=disabled))
+        super().__init__(
+            discord.ui.Button(label=tr(label), style=style, custom_id=custom_id, disabled=disabled)
+        )
 
     @classmethod
     async def from_custom_id(
@@ -73,7 +77,7 @@ class RunButton(
             return await say(interaction, await _cancelled(services, self.run_id, actor))
         sentence = await _decided(services, self.run_id, self.action, actor)
         await say(interaction, sentence)
-        return await _redraw(services, interaction.message, self.run_id)
+        return await _redraw(services, interaction, self.run_id)
 
 
 def cancel_view(run_id: str) -> discord.ui.View:
@@ -110,7 +114,11 @@ def _view(*buttons: RunButton) -> discord.ui.View:
 
 async def _cancelled(services: Services, run_id: str, actor: str) -> str:
     done = await services.database.awrite(lambda db: runs.cancel(db, run_id, actor))
-    return f"Run `{run_id}` is cancelled." if done else f"Run `{run_id}` is over already."
+    return (
+        tr("Run `{run}` is cancelled.", run=run_id)
+        if done
+        else tr("Run `{run}` is over already.", run=run_id)
+    )
 
 
 async def _compared(services: Services, run_id: str) -> str:
@@ -118,7 +126,7 @@ async def _compared(services: Services, run_id: str) -> str:
     card = await _card(services, run_id)
     samples = await asyncio.to_thread(run_samples.read, services.config.runs, card.run.id, COMPARED)
     if not samples:
-        return "The replies of this run are not kept any more."
+        return tr("The replies of this run are not kept any more.")
     return "\n\n".join(promotion_card.sample_text(sample) for sample in samples)[:1990]
 
 
@@ -130,10 +138,14 @@ async def _decided(services: Services, run_id: str, action: Action, actor: str) 
         await services.database.awrite(
             lambda db: adapters.reject(db, adapter_id, actor=actor, reason="rejected by hand")
         )
-        return f"Adapter `{adapter_id}` is rejected; {_called(card.champion_id)} goes on answering."
+        return tr(
+            "Adapter `{adapter}` is rejected; {who} goes on answering.",
+            adapter=adapter_id,
+            who=_called(card.champion_id),
+        )
     if action == "rollback":
         back_to = await services.database.awrite(lambda db: _roll_back(db, run_id, actor))
-        return f"Rolled back: {_called(back_to)} answers again."
+        return tr("Rolled back: {who} answers again.", who=_called(back_to))
     if (objection := _objection(card)) is not None:
         return objection
     base_hash = await services.base_hash()
@@ -156,20 +168,30 @@ def _promote(db: Any, run_id: str, base_hash: str, actor: str) -> str:
         run_id=run_id,
         expected_champion=card.judged_against,
     )
-    return f"From the next reply on adapter `{card.adapter.id}` answers, not {_called(previous)}."
+    return tr(
+        "From the next reply on {who} answers, not {previous}.",
+        who=_called(card.adapter.id),
+        previous=_called(previous),
+    )
 
 
 def _objection(card: Card) -> str | None:
     """Return why the adapter of a card can't be promoted from it, or None."""
     adapter = card.adapter
     if card.answers:
-        return f"Adapter `{adapter.id}` answers already."
+        return tr("Adapter `{adapter}` answers already.", adapter=adapter.id)
     if adapter.state == "tainted":
-        return f"{adapter.id} was trained on words that their author has since erased: it can't be promoted."
+        return retell(
+            f"{adapter.id} was trained on words that their author has since erased: it can't be promoted."
+        )
     if card.stale:
-        return STALE
+        return tr(STALE)
     if adapter.state != "candidate":
-        return f"Adapter `{adapter.id}` is {adapter.state}; /promote puts it in service all the same."
+        return tr(
+            "Adapter `{adapter}` is {state}; /promote puts it in service all the same.",
+            adapter=adapter.id,
+            state=tr(adapter.state),
+        )
     return None
 
 
@@ -177,7 +199,10 @@ def _roll_back(db: Any, run_id: str, actor: str) -> str | None:
     card = _expected(db, run_id)
     if not card.answers:
         raise RuleError(
-            f"Adapter `{card.adapter.id}` does not answer now: there is nothing to roll back here."
+            tr(
+                "Adapter `{adapter}` does not answer now: there is nothing to roll back here.",
+                adapter=card.adapter.id,
+            )
         )
     return adapters.rollback(
         db,
@@ -195,21 +220,25 @@ async def _card(services: Services, run_id: str) -> Card:
 def _expected(db: Any, run_id: str) -> Card:
     card = promotion_card.find(db, runs.expect(db, run_id))
     if card is None:
-        raise RuleError(f"Run `{run_id}` has no adapter to decide on.")
+        raise RuleError(tr("Run `{run}` has no adapter to decide on.", run=run_id))
     return card
 
 
-async def _redraw(services: Services, message: discord.Message | None, run_id: str) -> None:
+async def _redraw(services: Services, interaction: discord.Interaction[Any], run_id: str) -> None:
     """Show the new state at once; where that fails, the next look at the runs does it."""
+    message = interaction.message
     if message is None:
         return
     card = await _card(services, run_id)
     samples = await shown_samples(services, card)
+    # Whoever pressed may read another language than the channel does.
+    with speaking(await language_in(services, interaction.client, message.channel.id)):
+        drawn, view = promotion_card.embed(card, samples), card_view(card)
     try:
-        await translated(message.edit(embed=promotion_card.embed(card, samples), view=card_view(card)))
+        await translated(message.edit(embed=drawn, view=view))
     except DeliveryError as error:
         _log.info("card.not_redrawn", run_id=run_id, error=str(error))
 
 
 def _called(adapter_id: str | None) -> str:
-    return "the base model" if adapter_id is None else f"adapter `{adapter_id}`"
+    return tr("the base model") if adapter_id is None else tr("adapter `{adapter}`", adapter=adapter_id)

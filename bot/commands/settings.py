@@ -16,6 +16,7 @@ from discord import app_commands, ui
 
 from bot.commands.tree import Interaction, StropTree, guarded, speak_to
 from bot.questions import parent_of
+from bot.retelling import retell
 from bot.texts import mark, tr
 from bot.threads import missing_for_thread
 from storage import settings
@@ -110,7 +111,7 @@ def _warnings(interaction: Interaction, found: InForce) -> list[str]:
     if needs_content and not interaction.client.intents.message_content:
         warnings.append(tr(_NO_CONTENT))
     if held.auto_thread and (missing := missing_for_thread(interaction.channel)):
-        warnings.append(tr(_MISSING, names=", ".join(f"**{name}**" for name in missing)))
+        warnings.append(tr(_MISSING, names=", ".join(f"**{tr(name)}**" for name in missing)))
     return warnings
 
 
@@ -153,7 +154,7 @@ async def _change(interaction: Interaction, where: Where, key: str, value: objec
         )
         told = done if changed else ""
     except SettingError as error:
-        told = tr("✗ **{key}** was not changed: {reason}", key=key, reason=error)
+        told = tr("✗ **{key}** was not changed: {reason}", key=key, reason=retell(str(error)))
     await _show(interaction, where, key, told)
 
 

@@ -10,8 +10,9 @@ from discord import app_commands
 from bot.commands.tree import Interaction, StropTree, say
 from bot.doctor import PERMISSIONS
 from bot.surfaces import translated
+from bot.texts import mark, tr
 
-NOT_ADMIN = "Only members who may **Manage Server** here, and this bot's operators, can do that."
+NOT_ADMIN = mark("Only members with the permission **Manage Server**, and this bot's operators, can do that.")
 _MOST_CHANNELS = 8
 _LIMIT = 1900
 
@@ -31,7 +32,7 @@ async def setup(interaction: Interaction) -> None:
         raise app_commands.NoPrivateMessage
     client = interaction.client
     if not (interaction.permissions.manage_guild or client.is_operator(interaction.user.id)):
-        return await say(interaction, NOT_ADMIN)
+        return await say(interaction, tr(NOT_ADMIN))
     await interaction.response.defer(ephemeral=True, thinking=True)
     # Asked of Discord, not of memory: an admin presses this right after changing something.
     channels = await translated(guild.fetch_channels())
@@ -47,11 +48,15 @@ async def setup(interaction: Interaction) -> None:
 
 def report(guild: discord.Guild, problems: Sequence[str], answering: Sequence[str]) -> str:
     """Return the whole answer: what to change, else that nothing has to be."""
-    where = f"I answer mentions and replies in {len(answering)} channels of {guild.name}."
+    where = tr(
+        "I answer mentions and replies in {count} channels of {server}.",
+        count=len(answering),
+        server=guild.name,
+    )
     if not problems:
-        return f"✅ Everything is in place. {where}"
+        return f"{tr('✅ Everything is in place.')} {where}"
     lines = [f"❌ {problem}" for problem in problems]
-    return "\n".join(["**To change:**", *lines, where])[:_LIMIT]
+    return "\n".join([tr("**To change:**"), *lines, where])[:_LIMIT]
 
 
 def lacking(granted: discord.Permissions) -> list[str]:
@@ -63,9 +68,13 @@ def lacking(granted: discord.Permissions) -> list[str]:
 
 def _role_problems(guild: discord.Guild) -> list[str]:
     missing = lacking(guild.me.guild_permissions)
-    role = guild.self_role.name if guild.self_role else "my role"
-    where = f"Server Settings → Roles → **{role}** → Permissions"
-    return [f"Switch on {_listed(missing)} in {where}."] if missing else []
+    role = guild.self_role.name if guild.self_role else tr("my role")
+    sentence = tr(
+        "Switch on {names} in Server Settings → Roles → **{role}** → Permissions.",
+        names=_listed(missing),
+        role=role,
+    )
+    return [sentence] if missing else []
 
 
 def _configured_problems(
@@ -86,7 +95,7 @@ def _mute_problems(channels: Sequence[discord.abc.GuildChannel], told: Collectio
         if _permissions(channel).view_channel and (problem := _channel_problem(channel))
     ]
     more = len(found) - _MOST_CHANNELS
-    return found[:_MOST_CHANNELS] + ([f"… and {more} more channels"] if more > 0 else [])
+    return found[:_MOST_CHANNELS] + ([tr("… and {count} more channels", count=more)] if more > 0 else [])
 
 
 def _channel_problem(channel: discord.abc.GuildChannel, why: str = "") -> str:
@@ -95,7 +104,12 @@ def _channel_problem(channel: discord.abc.GuildChannel, why: str = "") -> str:
     missing = [name for name in lacking(_permissions(channel)) if name not in elsewhere]
     if not missing:
         return ""
-    return f"Allow {_listed(missing)} for me in <#{channel.id}>{why}: Edit Channel → Permissions."
+    return tr(
+        "Allow {names} for me in <#{channel}>{why}: Edit Channel → Permissions.",
+        names=_listed(missing),
+        channel=channel.id,
+        why=why,
+    )
 
 
 def _answering(channels: Sequence[discord.abc.GuildChannel]) -> list[str]:
@@ -112,4 +126,4 @@ def _permissions(channel: discord.abc.GuildChannel) -> discord.Permissions:
 
 
 def _listed(names: Iterable[str]) -> str:
-    return ", ".join(f"**{name}**" for name in names)
+    return ", ".join(f"**{tr(name)}**" for name in names)

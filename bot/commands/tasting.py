@@ -14,7 +14,7 @@ from bot.permissions import NOT_OPERATOR
 from bot.questions import parent_of
 from bot.replies_ui import modals
 from bot.services import Services
-from bot.texts import mark, tr
+from bot.texts import mark, number, tr
 from storage import adapters, tastings
 from storage.tastings import Added, BankPrompt, Progress, Tasting
 
@@ -272,7 +272,9 @@ class OfferButton(
     def __init__(self) -> None:
         super().__init__(
             discord.ui.Button(
-                label="Start a tasting", style=discord.ButtonStyle.secondary, custom_id="strop:tasting:offer"
+                label=tr("Start a tasting"),
+                style=discord.ButtonStyle.secondary,
+                custom_id="strop:tasting:offer",
             )
         )
 
@@ -308,7 +310,7 @@ def _form() -> discord.ui.Modal:
 
 def pace_text(seconds: float) -> str:
     """Say how far apart prompts are, in the units that every language writes alike."""
-    return f"{seconds:g} s" if seconds < 120 else f"{seconds / 60:g} min"
+    return f"{number(seconds)} s" if seconds < 120 else f"{number(seconds / 60)} min"
 
 
 def _short(text: str, limit: int = _SHOWN_PROMPT) -> str:

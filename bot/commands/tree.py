@@ -12,10 +12,12 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import discord
 import structlog
 from discord import app_commands
+from discord.app_commands import TranslationContextLocation, TranslationContextTypes
 
 from bot import texts
 from bot.permissions import NOT_OPERATOR, NotOperatorError
 from bot.questions import parent_of
+from bot.retelling import retell
 from bot.serving.errors import ServerLoadingError, ServerUnavailableError, ServingError
 from bot.texts import tr
 from storage import facts
@@ -51,7 +53,7 @@ class StropTree(app_commands.CommandTree["StropClient"]):
         """
         database = self.client.services.database
         key = f"commands.hash:{self.client.application_id}"
-        digest = self._definition_hash()
+        digest = await self._definition_hash()
         if not always and await database.aread(lambda db: facts.get(db, key)) == digest:
             return False
         try:
@@ -63,17 +65,48 @@ class StropTree(app_commands.CommandTree["StropClient"]):
         _log.info("commands.synced", count=len(self.get_commands()))
         return True
 
-    def _definition_hash(self) -> str:
-        commands = sorted(
-            (command.to_dict(self) for command in self.get_commands()), key=lambda c: str(c["name"])
-        )
-        return hashlib.sha256(json.dumps(commands, sort_keys=True).encode()).hexdigest()
+    async def _definition_hash(self) -> str:
+        """Hash what `sync` would send, the words of every language included."""
+        translator = self.translator
+        definitions = [
+            command.to_dict(self)
+            if translator is None
+            else await command.get_translated_payload(self, translator)
+            for command in self.get_commands()
+        ]
+        ordered = sorted(definitions, key=lambda each: (int(each["type"]), str(each["name"])))
+        return hashlib.sha256(json.dumps(ordered, sort_keys=True).encode()).hexdigest()
 
 
 def _is_operator(interaction: Interaction) -> bool:
     if not interaction.client.is_operator(interaction.user.id):
         raise NotOperatorError(NOT_OPERATOR)
     return True
+
+
+class CommandWords(app_commands.Translator):
+    """What commands say of themselves, in the language that each member has set at Discord.
+
+    The names of slash commands and of their options stay English: texts and guides name them. Those of the
+    context menu are its labels, and are translated.
+    """
+
+    async def translate(
+        self, string: app_commands.locale_str, locale: discord.Locale, context: TranslationContextTypes
+    ) -> str | None:
+        """Return the words in a language, or None where the English ones stay."""
+        where = context.location
+        if where not in _TRANSLATED and not isinstance(context.data, app_commands.ContextMenu):
+            return None
+        return texts.catalogue(texts.choose("auto", locale)).get(string.message)
+
+
+_TRANSLATED = (
+    TranslationContextLocation.command_description,
+    TranslationContextLocation.group_description,
+    TranslationContextLocation.parameter_description,
+    TranslationContextLocation.choice_name,
+)
 
 
 operators_only = app_commands.check(_is_operator)
@@ -125,7 +158,7 @@ def sentence_for(error: BaseException, where: str) -> str:
         _log.warning("command.database_busy", where=where)
         return tr("My database is busy with something else. Please try again in a moment.")
     if isinstance(error, RuleError | ServingError):
-        return tr(str(error))
+        return retell(tr(str(error)))
     error_id = secrets.token_hex(4)
     expected = isinstance(error, StorageError)
     _log.error(

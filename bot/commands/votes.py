@@ -15,18 +15,19 @@ from bot.errors import ChannelRefusedError, DeliveryError, MessageGoneError
 from bot.services import Services
 from bot.splitting import split
 from bot.surfaces import translated
+from bot.texts import mark, tr
 from storage import duels, facts
 from storage.duels import Duel
 
 MOST_UNANSWERED = 5
 # A vote makes room for the next pair, but not faster than this.
 POST_EVERY_S = 15.0
-CLOSED = "*Voting on this pair is over.*"
+CLOSED = mark("*Voting on this pair is over.*")
 _PROMPT_UNITS = 300
 _ANSWER_UNITS = 700
 _FACT = "duels.posted"
 
-_CHOICES = {"first": (1, "A"), "tie": (0, "Tie"), "second": (-1, "B")}
+_CHOICES = {"first": (1, "A"), "tie": (0, mark("Tie")), "second": (-1, "B")}
 
 _log = structlog.get_logger(__name__)
 
@@ -43,7 +44,7 @@ class VoteButton(
         _, label = _CHOICES[choice]
         style = discord.ButtonStyle.secondary if choice == "tie" else discord.ButtonStyle.primary
         super().__init__(
-            discord.ui.Button(label=label, style=style, custom_id=f"strop:duel:{duel_id}:{choice}")
+            discord.ui.Button(label=tr(label), style=style, custom_id=f"strop:duel:{duel_id}:{choice}")
         )
 
     @classmethod
@@ -77,16 +78,20 @@ class VoteButton(
 
         is_open, again, known = await services.database.awrite(work)
         if again:
-            await say(interaction, "Your vote is taken back.")
+            await say(interaction, tr("Your vote is taken back."))
         elif is_open:
             await say(
                 interaction,
-                f"Counted: {label}. You can change your mind until the voting ends; the same button again "
-                "takes your vote back.",
+                tr(
+                    "Counted: {choice}. You can change your mind until the voting ends; the same button "
+                    "again takes your vote back.",
+                    choice=tr(label),
+                ),
             )
         else:
             await say(
-                interaction, "Voting on this pair is over." if known else "I don't know this pair any more."
+                interaction,
+                tr("Voting on this pair is over.") if known else tr("I don't know this pair any more."),
             )
 
 
@@ -103,7 +108,8 @@ def duel_text(duel: Duel) -> str:
     asked = next((turn["content"] for turn in reversed(duel.prompt) if turn.get("role") == "user"), "")
     quoted = "\n".join(f"> {line}" for line in _cut(asked, _PROMPT_UNITS).splitlines() or [""])
     return (
-        f"**Which answer do you like better?**\n{quoted}\n\n**A**\n{_cut(duel.first_text, _ANSWER_UNITS)}\n\n"
+        f"{tr('**Which answer do you like better?**')}\n{quoted}\n\n"
+        f"**A**\n{_cut(duel.first_text, _ANSWER_UNITS)}\n\n"
         f"**B**\n{_cut(duel.second_text, _ANSWER_UNITS)}"
     )
 
@@ -111,7 +117,7 @@ def duel_text(duel: Duel) -> str:
 def _cut(text: str, units: int) -> str:
     parts = split(text.strip(), units)
     if not parts:
-        return "*(no words)*"
+        return tr("*(no words)*")
     return parts[0].content if len(parts) == 1 else f"{parts[0].content} …"
 
 
@@ -160,7 +166,7 @@ class DuelBoard:
         channel = self._client.get_partial_messageable(int(entry["channel"]))
         message = channel.get_partial_message(int(entry["message"]))
         try:
-            await translated(message.edit(content=CLOSED, view=None))
+            await translated(message.edit(content=tr(CLOSED), view=None))
         except (ChannelRefusedError, MessageGoneError):
             _log.debug("duel.message_gone", duel_id=duel_id)
         except DeliveryError:

@@ -22,29 +22,31 @@ from bot.replies_ui.buttons import Controls
 from bot.replies_ui.rows import Known
 from bot.replies_ui.why import Training, training_of, why_text
 from bot.services import Services
+from bot.speech import language_in
 from bot.splitting import visible_parts
 from bot.streaming import ReplyRenderer
 from bot.surfaces import WrittenSurface, translated
+from bot.texts import mark, speaking, tr
 from storage import audit, comparisons, ratings, replies, versions
 from storage.replies import Part, Reply
 
 if TYPE_CHECKING:
     from bot.client import StropClient
 
-UNKNOWN = "That is not a reply of mine that I still know."
-GONE = "This reply was deleted."
-ASKED_GONE = "The question was deleted, so I can't answer it again."
-NOT_YOURS = "Only who asked, or one of my operators, can have this written again."
-NOT_YOURS_TO_STOP = "Only who asked, a moderator or one of my operators can stop this."
-STILL_WRITING = "I am still writing this one."
-BUSY = "I am writing another version already."
-NOTHING_TO_STOP = "I have finished this one already."
-RESTARTING = "I am being restarted. Please try again in a moment."
-ENOUGH = "There are {total} versions of this reply already. Ask me again in a new message."
-COMPARED = "Two answers stand here side by side: vote on them below."
-VOTE_FIRST = "Vote first: then I tell you which is which."
-UNDELIVERED = "I wrote another version, but Discord does not let me change this message."
-NO_MESSAGE = "I can no longer reach the message of this reply."
+UNKNOWN = mark("That is not a reply of mine that I still know.")
+GONE = mark("This reply was deleted.")
+ASKED_GONE = mark("The question was deleted, so I can't answer it again.")
+NOT_YOURS = mark("Only who asked, or one of my operators, can have this written again.")
+NOT_YOURS_TO_STOP = mark("Only who asked, a moderator or one of my operators can stop this.")
+STILL_WRITING = mark("I am still writing this one.")
+BUSY = mark("I am writing another version already.")
+NOTHING_TO_STOP = mark("I have finished this one already.")
+RESTARTING = mark("I am being restarted. Please try again in a moment.")
+ENOUGH = mark("There are {total} versions of this reply already. Ask me again in a new message.")
+COMPARED = mark("Two answers stand here side by side: vote on them below.")
+VOTE_FIRST = mark("Vote first: then I tell you which is which.")
+UNDELIVERED = mark("I wrote another version, but Discord does not let me change this message.")
+NO_MESSAGE = mark("I can no longer reach the message of this reply.")
 
 _log = structlog.get_logger(__name__)
 
@@ -72,7 +74,7 @@ class ReplyActions:
         """Do what a button is for."""
         found = self._actions.get(action)
         if found is None:
-            return await say(interaction, UNKNOWN)
+            return await say(interaction, tr(UNKNOWN))
         return await found(interaction, reply_id)
 
     async def known(self, reply_id: str) -> Known | None:
@@ -100,13 +102,13 @@ class ReplyActions:
         finally:
             self._changing.discard(slot)
         if sentence or _from_menu(interaction):
-            await say(interaction, sentence or "Done: another version is there.")
+            await say(interaction, sentence or tr("Done: another version is there."))
         return None
 
     def _no_regenerating(self, interaction: Interaction, known: Known | None) -> str:
         """Say why a reply can't be written again, or nothing."""
         if known is None:
-            return UNKNOWN
+            return tr(UNKNOWN)
         user_id, total = interaction.user.id, known.versions.total
         refusals = (
             (known.gone, GONE),
@@ -115,10 +117,10 @@ class ReplyActions:
             (known.asked.deleted_ms is not None or not known.asked.words.strip(), ASKED_GONE),
             (known.versions.first_id in self._changing, BUSY),
             (self._client.answerer.being_written(*known.versions.reply_ids) is not None, STILL_WRITING),
-            (total >= self._services.config.replies.most_versions, ENOUGH.format(total=total)),
+            (total >= self._services.config.replies.most_versions, ENOUGH),
             (not known.parts, NO_MESSAGE),
         )
-        return next((sentence for refused, sentence in refusals if refused), "")
+        return next((tr(sentence, total=total) for refused, sentence in refusals if refused), "")
 
     async def _write_again(self, known: Known) -> str:
         """Write another version; return what went wrong, if nothing came of it."""
@@ -132,12 +134,13 @@ class ReplyActions:
             votes=shown.votes,
         )
         channel = self._client.get_partial_messageable(shown.parts[0].channel_id)
-        task = self._client.answerer.start(shown.question(), WrittenSurface(channel), again=again)
+        with speaking(await language_in(self._services, self._client, channel.id)):
+            task = self._client.answerer.start(shown.question(), WrittenSurface(channel), again=again)
         if task is None:
-            return RESTARTING
+            return tr(RESTARTING)
         draft = await task
         _log.info("reply.regenerated", reply_id=draft.reply_id, beside=again.reply_id, kept=draft.fell_back)
-        return _fallen_back(draft) if draft.delivered else UNDELIVERED
+        return _fallen_back(draft) if draft.delivered else tr(UNDELIVERED)
 
     async def stop(self, interaction: Interaction, reply_id: str, message_id: int = 0) -> None:
         """End a reply that is being written; what is there stays."""
@@ -146,18 +149,18 @@ class ReplyActions:
         ids = known.versions.reply_ids if known is not None else (reply_id,)
         draft = self._client.answerer.being_written(*ids, message_id=message_id)
         if draft is None:
-            return await say(interaction, NOTHING_TO_STOP)
+            return await say(interaction, tr(NOTHING_TO_STOP))
         if not self._may_stop(interaction, draft):
-            return await say(interaction, NOT_YOURS_TO_STOP)
+            return await say(interaction, tr(NOT_YOURS_TO_STOP))
         stopped = self._client.answerer.stop(draft.reply_id)
         _log.info("reply.stopped", reply_id=draft.reply_id, stopped=stopped)
         if stopped and interaction.user.id != draft.question.author.user_id:
             actor, detail = str(interaction.user.id), {"reply_id": draft.reply_id}
             await self._services.database.awrite(lambda db: audit.record(db, actor, "reply.stop", detail))
         if not stopped:
-            await say(interaction, NOTHING_TO_STOP)
+            await say(interaction, tr(NOTHING_TO_STOP))
         elif _from_menu(interaction):
-            await say(interaction, "Stopped.")
+            await say(interaction, tr("Stopped."))
         return None
 
     def _may_stop(self, interaction: Interaction, draft: Draft) -> bool:
@@ -173,10 +176,10 @@ class ReplyActions:
         await _acknowledge(interaction)
         known = await self.known(reply_id)
         if known is None or known.gone:
-            return await say(interaction, UNKNOWN if known is None else GONE)
+            return await say(interaction, tr(UNKNOWN if known is None else GONE))
         slot = known.versions.first_id
         if slot in self._changing or self._client.answerer.being_written(*known.versions.reply_ids):
-            return await say(interaction, STILL_WRITING)
+            return await say(interaction, tr(STILL_WRITING))
         wanted = known.versions.beside(step)
         if not self._may_page(interaction, known):
             return await self._show_privately(interaction, wanted)
@@ -187,7 +190,7 @@ class ReplyActions:
             await self._services.database.awrite(lambda db: versions.show(db, wanted))
             await self.redraw(wanted)
         except DeliveryError:
-            await say(interaction, NO_MESSAGE)
+            await say(interaction, tr(NO_MESSAGE))
         finally:
             self._changing.discard(slot)
         return None
@@ -199,9 +202,13 @@ class ReplyActions:
     async def _show_privately(self, interaction: Interaction, reply_id: str) -> None:
         other = await self.known(reply_id)
         if other is None or other.gone:
-            return await say(interaction, GONE)
+            return await say(interaction, tr(GONE))
         number = other.versions.reply_ids.index(reply_id) + 1
-        head = f"-# Version {number} of {other.versions.total}; only who asked chooses the one that is shown."
+        head = tr(
+            "-# Version {number} of {total}; only who asked chooses the one that is shown.",
+            number=number,
+            total=other.versions.total,
+        )
         return await say(interaction, f"{visible_parts(other.text)[0][:1800]}\n\n{head}")
 
     async def rate(self, interaction: Interaction, reply_id: str, value: int) -> None:
@@ -230,7 +237,7 @@ class ReplyActions:
 
         shown = await self._services.database.awrite(work)
         if shown is None:
-            return await say(interaction, GONE)
+            return await say(interaction, tr(GONE))
         _log.info("rating.pressed", reply_id=reply_id)
         if self._client.answerer.being_written(*shown.versions.reply_ids) is None:
             # The rating counts also where its message was deleted this moment.
@@ -244,11 +251,11 @@ class ReplyActions:
         """Open the form for the reply that a member wishes for."""
         known = await self.known(reply_id)
         if known is None or known.gone:
-            return await say(interaction, UNKNOWN if known is None else GONE)
+            return await say(interaction, tr(UNKNOWN if known is None else GONE))
         if known.comparison is not None:
-            return await say(interaction, COMPARED)
+            return await say(interaction, tr(COMPARED))
         if self._client.answerer.being_written(reply_id) is not None:
-            return await say(interaction, STILL_WRITING)
+            return await say(interaction, tr(STILL_WRITING))
         return await corrections.open_form(interaction, self._services, reply_id)
 
     async def why(self, interaction: Interaction, reply_id: str) -> None:
@@ -265,11 +272,11 @@ class ReplyActions:
 
         known, training, chosen = await self._services.database.aread(work)
         if known is None:
-            return await say(interaction, UNKNOWN)
+            return await say(interaction, tr(UNKNOWN))
         if not chosen:
-            return await say(interaction, VOTE_FIRST)
+            return await say(interaction, tr(VOTE_FIRST))
         if self._client.answerer.being_written(reply_id) is not None:
-            return await say(interaction, STILL_WRITING)
+            return await say(interaction, tr(STILL_WRITING))
         return await say(interaction, why_text(known, training))
 
     async def report(self, interaction: Interaction, reply_id: str) -> None:
@@ -296,7 +303,9 @@ class ReplyActions:
             channel = self._client.get_partial_messageable(parts[-1].channel_id)
             message = await translated(channel.fetch_message(parts[-1].discord_id))
             buttons = self._controls.finished(reply.id, has_text=False)
-            await translated(message.edit(content=f"{message.content[:1900]}\n\n{note}", view=buttons))
+            with speaking(await language_in(self._services, self._client, channel.id)):
+                content = f"{message.content[:1900]}\n\n{tr(note)}"
+            await translated(message.edit(content=content, view=buttons))
 
     async def redraw(self, reply_id: str, note: str = "") -> None:
         """Bring the messages of a reply in line with storage; raises DeliveryError where Discord refuses."""
@@ -321,7 +330,10 @@ class ReplyActions:
             lambda _: self._below(known),
             [(part.discord_id, "") for part in known.parts],
         )
-        await renderer.finish("\n\n".join(piece for piece in (known.text, note) if piece))
+        # Whoever pressed may read another language than the channel does.
+        with speaking(await language_in(self._services, self._client, channel_id)):
+            text = known.text
+        await renderer.finish("\n\n".join(piece for piece in (text, note) if piece))
 
 
 async def _acknowledge(interaction: Interaction) -> None:
@@ -362,4 +374,4 @@ def _fallen_back(draft: Draft) -> str:
     """Return why an earlier version stays: the draft's last note, without its small print."""
     if not draft.fell_back:
         return ""
-    return draft.notes[-1].removeprefix("-# ") if draft.notes else "Nothing came of it."
+    return draft.notes[-1].removeprefix("-# ") if draft.notes else tr("Nothing came of it.")

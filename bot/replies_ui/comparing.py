@@ -19,16 +19,17 @@ from bot.drafts import Draft, Pair
 from bot.questions import Question
 from bot.replies_ui import rows
 from bot.services import Services
+from bot.texts import mark, tr
 from storage import adapters, comparisons
 from storage.comparisons import Choice, Comparison, Tally
 
-GONE = "This pair is gone."
-TAKEN_BACK = "Your vote is taken back."
-TOLD_BEFORE = (
+GONE = mark("This pair is gone.")
+TAKEN_BACK = mark("Your vote is taken back.")
+TOLD_BEFORE = mark(
     "You know by now which is which, so another vote of yours would not be blind. The button that you chose "
     "takes your vote back."
 )
-_CHOICES: dict[str, tuple[Choice, str]] = {"first": (1, "A"), "tie": (0, "Tie"), "second": (-1, "B")}
+_CHOICES: dict[str, tuple[Choice, str]] = {"first": (1, "A"), "tie": (0, mark("Tie")), "second": (-1, "B")}
 # With more replies than this in flight, nobody waits for a second candidate of somebody else.
 _QUIET = 4
 
@@ -88,7 +89,7 @@ class CompareButton(
         self.choice = choice
         super().__init__(
             discord.ui.Button(
-                label=_CHOICES[choice][1],
+                label=tr(_CHOICES[choice][1]),
                 style=discord.ButtonStyle.secondary,
                 custom_id=f"strop:compare:{first_id}:{choice}",
             )
@@ -116,13 +117,13 @@ class CompareButton(
             pair = comparisons.of(db, self.first_id)
             first = rows.by_id(db, self.first_id)
             if pair is None or first is None or first.gone:
-                return GONE
+                return tr(GONE)
             person.ensure(db)
             if comparisons.choice_of(db, pair.first_id, person.user_id) == choice:
                 comparisons.retract(db, first_id=pair.first_id, user_id=person.user_id)
-                return TAKEN_BACK
+                return tr(TAKEN_BACK)
             if comparisons.was_told(db, pair.first_id, person.user_id):
-                return TOLD_BEFORE
+                return tr(TOLD_BEFORE)
             comparisons.vote(
                 db,
                 first_id=pair.first_id,
@@ -149,22 +150,32 @@ def _revealed(db: Any, pair: Comparison, choice: int) -> str:
     names = [_name(db, reply_id) for reply_id in (pair.first_id, pair.second_id)]
     if names[0] == names[1]:
         usual = "A" if pair.usual_id == pair.first_id else "B"
-        which = f"Both are {names[0]}; {usual} is the one that would have answered alone."
+        which = tr(
+            "Both are {name}; {usual} is the one that would have answered alone.", name=names[0], usual=usual
+        )
     else:
-        which = f"A is {names[0]}, B is {names[1]}."
-    return f"Counted: {label}. {which}\n{_standing(comparisons.tally(db, pair.first_id))}"
+        which = tr("A is {first}, B is {second}.", first=names[0], second=names[1])
+    counted = tr("Counted: {choice}.", choice=tr(label))
+    return f"{counted} {which}\n{_standing(comparisons.tally(db, pair.first_id))}"
 
 
 def _name(db: Any, reply_id: str) -> str:
     known = rows.by_id(db, reply_id)
     adapter_id = known.reply.adapter_id if known else None
     if adapter_id is None:
-        return "the base model"
+        return tr("the base model")
     adapter = adapters.get(db, adapter_id)
-    made = f", trained <t:{adapter.created_ms // 1000}:R>" if adapter else ""
-    return f"adapter `{adapter_id}`{made}"
+    if adapter is None:
+        return tr("adapter `{adapter}`", adapter=adapter_id)
+    when = f"<t:{adapter.created_ms // 1000}:R>"
+    return tr("adapter `{adapter}`, trained {when}", adapter=adapter_id, when=when)
 
 
 def _standing(tally: Tally) -> str:
-    counted = f"{tally.first} for A, {tally.second} for B, {tally.ties} ties"
-    return f"-# So far: {counted}. Press the same button again to take your vote back."
+    return tr(
+        "-# So far: {first} for A, {second} for B, {ties} ties. "
+        "Press the same button again to take your vote back.",
+        first=tally.first,
+        second=tally.second,
+        ties=tally.ties,
+    )

@@ -10,21 +10,22 @@ import structlog
 from bot.commands.tree import Interaction, say
 from bot.replies_ui import modals, rows
 from bot.services import Services
+from bot.texts import mark, tr
 from storage import ratings
 
-KEPT = "Thank you: I keep this as the better answer. Send the form empty to take it back."
-KEPT_ONLY = (
+KEPT = mark("Thank you: I keep this as the better answer. Send the form empty to take it back.")
+KEPT_ONLY = mark(
     "Thank you: I keep this as the better answer. It trains me only if you opt in with /privacy opt-in. "
     "Send the form empty to take it back."
 )
-KEPT_UNTRAINED = (
+KEPT_UNTRAINED = mark(
     "Thank you: I keep this as the better answer. It does not train me: whoever runs me has not recorded "
     "Discord's permission to train on members' words. Send the form empty to take it back."
 )
-TAKEN_BACK = "Your better answer is taken back."
-NONE_THERE = "The form was empty, and there was no earlier answer of yours to take back."
-SAME = "That is what I said already. Press 👍 if you like it."
-GONE = "This reply was deleted meanwhile, so I kept nothing."
+TAKEN_BACK = mark("Your better answer is taken back.")
+NONE_THERE = mark("The form was empty, and there was no earlier answer of yours to take back.")
+SAME = mark("That is what I said already. Press 👍 if you like it.")
+GONE = mark("This reply was deleted meanwhile, so I kept nothing.")
 # Discord waits three seconds for a form; the earlier answer is left out rather than the form.
 _PREFILL_S = 1.5
 
@@ -74,7 +75,7 @@ async def sent_in(interaction: Interaction, services: Services, reply_id: str, t
 
     sentence = await services.database.awrite(work)
     _log.info("correction.sent_in", reply_id=reply_id, retracted=not wanted)
-    await say(interaction, sentence)
+    await say(interaction, tr(sentence))
 
 
 def _written(db: Any, reply_id: str, user_id: int) -> str:

@@ -7,16 +7,17 @@ from discord import app_commands
 
 from bot.commands.tree import Interaction, StropTree, say
 from bot.replies_ui.actions import UNKNOWN, ReplyActions
+from bot.texts import mark, tr
 
 
 def add_to(tree: StropTree) -> None:
     """Add this module's commands; Discord allows five such menu entries an application."""
     for name, callback in (
-        ("Regenerate", regenerate),
-        ("Stop writing", stop),
-        ("Better answer", better),
-        ("Why this reply?", why),
-        ("Report reply", report),
+        (mark("Regenerate"), regenerate),
+        (mark("Stop writing"), stop),
+        (mark("Better answer"), better),
+        (mark("Why this reply?"), why),
+        (mark("Report reply"), report),
     ):
         tree.add_command(app_commands.ContextMenu(name=name, callback=callback))
 
@@ -61,5 +62,5 @@ async def _chosen(interaction: Interaction, message: discord.Message) -> tuple[R
     actions = interaction.client.reply_actions
     known = await actions.at_message(message.id)
     if known is None:
-        await say(interaction, UNKNOWN)
+        await say(interaction, tr(UNKNOWN))
     return actions, known.reply.id if known else None

@@ -12,6 +12,8 @@ from typing import Any
 
 import discord
 
+from bot.texts import tr
+
 FIELD = "text"
 MAX_CORRECTION = 2000
 MAX_REASON = 500
@@ -41,8 +43,8 @@ def better_answer(reply_id: str, written: str) -> discord.ui.Modal:
         max_length=MAX_CORRECTION,
         default=written[:MAX_CORRECTION] or None,
     )
-    hint = "Send it empty to take an earlier one back."
-    return _Form("better", reply_id, "A better answer", "What should I have said?", field, hint)
+    hint = tr("Send it empty to take an earlier one back.")
+    return _Form("better", reply_id, tr("A better answer"), tr("What should I have said?"), field, hint)
 
 
 def report(reply_id: str) -> discord.ui.Modal:
@@ -50,8 +52,8 @@ def report(reply_id: str) -> discord.ui.Modal:
     field = discord.ui.TextInput[Any](
         custom_id=FIELD, style=discord.TextStyle.paragraph, required=True, max_length=MAX_REASON
     )
-    hint = "Those who run me get your name, a link to the reply, and this."
-    return _Form("report", reply_id, "Report this reply", "What is wrong with it?", field, hint)
+    hint = tr("Those who run me get your name, a link to the reply, and this.")
+    return _Form("report", reply_id, tr("Report this reply"), tr("What is wrong with it?"), field, hint)
 
 
 def prompts(title: str, label: str, hint: str) -> discord.ui.Modal:

@@ -14,17 +14,21 @@ from bot.permissions import operator_ids
 from bot.replies_ui import modals, rows
 from bot.replies_ui.rows import Known
 from bot.services import Services
+from bot.speech import language_in
 from bot.surfaces import translated
+from bot.texts import mark, speaking, tr
 from storage import audit, reports
 
 if TYPE_CHECKING:
     from bot.client import StropClient
 
-UNKNOWN = "That is not a reply of mine that I still know."
-THANKS = "Thank you: the people who run me have your report."
-TWICE = "You have reported this reply already; the people who run me have it."
-TOO_MANY = "You have reported a lot today. Please tell the people who run me directly."
-UNREACHABLE = "I noted your report, but I could not reach the people who run me. Please tell them directly."
+UNKNOWN = mark("That is not a reply of mine that I still know.")
+THANKS = mark("Thank you: the people who run me have your report.")
+TWICE = mark("You have reported this reply already; the people who run me have it.")
+TOO_MANY = mark("You have reported a lot today. Please tell the people who run me directly.")
+UNREACHABLE = mark(
+    "I noted your report, but I could not reach the people who run me. Please tell them directly."
+)
 MOST_A_DAY = 10
 _DAY_MS = 24 * 60 * 60 * 1000
 
@@ -34,7 +38,7 @@ _log = structlog.get_logger(__name__)
 async def open_form(interaction: Interaction, services: Services, reply_id: str) -> None:
     """Ask for the reason."""
     if await services.database.aread(lambda db: rows.by_id(db, reply_id)) is None:
-        return await say(interaction, UNKNOWN)
+        return await say(interaction, tr(UNKNOWN))
     await interaction.response.send_modal(modals.report(reply_id))
     return None
 
@@ -57,25 +61,30 @@ async def sent_in(interaction: Interaction, services: Services, reply_id: str, r
 
     noted = await services.database.awrite(work)
     if isinstance(noted, str):
-        return await say(interaction, noted)
-    reached = await _tell_operators(interaction.client, _text(interaction, noted, reason))
+        return await say(interaction, tr(noted))
+    channel_id = services.config.discord.operators_channel
+    # Private messages to operators follow nobody's settings: they are in English.
+    with speaking(await language_in(services, interaction.client, channel_id) if channel_id else "en"):
+        text = _text(interaction, noted, reason)
+    reached = await _tell_operators(interaction.client, text)
     _log.info("reply.reported", reply_id=reply_id, reached=reached)
-    return await say(interaction, THANKS if reached else UNREACHABLE)
+    return await say(interaction, tr(THANKS if reached else UNREACHABLE))
 
 
 def _text(interaction: Interaction, known: Known, reason: str) -> str:
     guild_id = known.conversation.guild_id
     place = "@me" if guild_id is None else str(guild_id)
-    link = "its message is gone"
+    link = tr("its message is gone")
     if known.parts:
         last = known.parts[-1]
         link = f"https://discord.com/channels/{place}/{last.channel_id}/{last.discord_id}"
     quoted = "\n".join(f"> {line}" for line in reason.strip().splitlines())
-    adapter = f"adapter `{known.reply.adapter_id}`" if known.reply.adapter_id else "the base model"
-    return (
-        f"**A reply was reported** by {interaction.user.mention}\n{link}\n{quoted}\n"
-        f"-# reply `{known.reply.id}` by {adapter}"
-    )
+    adapter = tr("the base model")
+    if known.reply.adapter_id:
+        adapter = tr("adapter `{adapter}`", adapter=known.reply.adapter_id)
+    head = tr("**A reply was reported** by {member}", member=interaction.user.mention)
+    tail = tr("-# reply `{reply}` by {who}", reply=known.reply.id, who=adapter)
+    return f"{head}\n{link}\n{quoted}\n{tail}"
 
 
 async def _tell_operators(client: StropClient, text: str) -> int:

@@ -7,13 +7,14 @@ from typing import Any
 
 from bot.questions import Question, quoted
 from bot.services import Person
+from bot.texts import mark, tr
 from storage import comparisons, conversations, members, ratings, replies, versions
 from storage.comparisons import Comparison
 from storage.conversations import Conversation, Message
 from storage.replies import Part, Reply
 from storage.versions import Versions
 
-STOPPED_NOTE = "-# Stopped."
+STOPPED_NOTE = mark("-# Stopped.")
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +43,7 @@ class Known:
         if self.reply.finish_reason == "length" and pieces[1]:
             pieces[1] += " …"
         if self.reply.status == "stopped":
-            pieces.append(STOPPED_NOTE)
+            pieces.append(tr(STOPPED_NOTE))
         return "\n\n".join(piece for piece in pieces if piece)
 
     @property

@@ -8,8 +8,11 @@ from typing import Any
 
 from bot.glance import duration
 from bot.replies_ui.rows import Known
+from bot.retelling import retell
+from bot.texts import number, tr
 from storage import adapters, runs, trials
 from storage.adapters import Adapter
+from storage.replies import Reply
 from storage.trials import Trial
 
 
@@ -41,65 +44,98 @@ def why_text(known: Known, training: Training) -> str:
     lines = [_who(reply.adapter_id, training), _trial(training.trial)]
     versions = known.versions
     if versions.total > 1:
-        lines.append(f"Version {versions.reply_ids.index(reply.id) + 1} of {versions.total}")
-    sampling = [f"temperature {reply.sampling['temperature']:g}"] if "temperature" in reply.sampling else []
-    seed = [f"seed `{reply.seed}`"] if reply.seed is not None else []
-    lines.append(", ".join([*seed, *sampling]).capitalize() or "No seed was recorded")
+        place = versions.reply_ids.index(reply.id) + 1
+        lines.append(tr("Version {number} of {total}", number=place, total=versions.total))
+    lines.append(_drawn(reply))
     lines += [_tokens(known), _times(known)]
     lines.append(
-        f"-# Base model `{reply.base_hash[:12]}`, reply `{reply.id}`, <t:{reply.created_ms // 1000}:f>"
+        tr(
+            "-# Base model `{base}`, reply `{reply}`, {when}",
+            base=reply.base_hash[:12],
+            reply=reply.id,
+            when=f"<t:{reply.created_ms // 1000}:f>",
+        )
     )
     return "\n".join(line for line in lines if line)
 
 
 def _who(adapter_id: str | None, training: Training) -> str:
     if adapter_id is None:
-        return "**The base model** wrote this, without anything learned here."
+        return tr("**The base model** wrote this, without anything learned here.")
     if training.adapter is None:
-        return f"**Adapter `{adapter_id}`** wrote this; its record is gone."
-    made = f"trained <t:{training.adapter.created_ms // 1000}:R>"
-    rehearsal = ", in a rehearsal" if training.adapter.rehearsal else ""
-    learned = ", ".join(f"{count} {label}" for label, count in sorted(training.labels.items()))
+        return tr("**Adapter `{adapter}`** wrote this; its record is gone.", adapter=adapter_id)
+    rehearsal = tr(", in a rehearsal") if training.adapter.rehearsal else ""
+    learned = ", ".join(f"{count} {retell(label)}" for label, count in sorted(training.labels.items()))
     total = sum(training.labels.values())
-    on = f" on {total} rated replies ({learned})" if total else ""
-    return f"**Adapter `{adapter_id}`** wrote this, {made}{on}{rehearsal}."
+    on = tr(" on {count} rated replies ({learned})", count=total, learned=learned) if total else ""
+    return tr(
+        "**Adapter `{adapter}`** wrote this, trained {when}{on}{rehearsal}.",
+        adapter=adapter_id,
+        when=f"<t:{training.adapter.created_ms // 1000}:R>",
+        on=on,
+        rehearsal=rehearsal,
+    )
+
+
+def _drawn(reply: Reply) -> str:
+    """Say how the words were drawn."""
+    degrees = number(reply.sampling["temperature"]) if "temperature" in reply.sampling else ""
+    if reply.seed is None:
+        return tr("Temperature {temperature}", temperature=degrees) if degrees else tr("No seed was recorded")
+    if not degrees:
+        return tr("Seed `{seed}`", seed=reply.seed)
+    return tr("Seed `{seed}`, temperature {temperature}", seed=reply.seed, temperature=degrees)
 
 
 def _trial(trial: Trial | None) -> str:
     if trial is None:
         return ""
-    over = "" if trial.ended_ms is None else " That is over now."
+    over = "" if trial.ended_ms is None else tr(" That is over now.")
+    share = number(trial.share, ".0%")
     if trial.kind == "canary":
-        return (
-            f"It answered as a **canary**: {trial.share:.0%} of new conversations tried it, until the "
-            f"ratings of both decide whether it takes over.{over}"
+        told = tr(
+            "It answered as a **canary**: {share} of new conversations tried it, until the ratings of both "
+            "decide whether it takes over.",
+            share=share,
         )
-    return (
-        f"It answered as a **holdback**: {trial.share:.0%} of new conversations keep the one before the "
-        f"present champion for a while, so that the ratings of both can be compared.{over}"
-    )
+    else:
+        told = tr(
+            "It answered as a **holdback**: {share} of new conversations keep the one before the present "
+            "champion for a while, so that the ratings of both can be compared.",
+            share=share,
+        )
+    return told + over
 
 
 def _tokens(known: Known) -> str:
     reply = known.reply
     if reply.completion_tokens is None:
-        return f"It read {reply.prompt_tokens} tokens." if reply.prompt_tokens else ""
+        return tr("It read {count} tokens.", count=reply.prompt_tokens) if reply.prompt_tokens else ""
     writing_ms = (reply.duration_ms or 0) - (reply.first_token_ms or 0)
-    speed = f" at {reply.completion_tokens / writing_ms * 1000:.1f} a second" if writing_ms > 0 else ""
-    read = f"It read {reply.prompt_tokens} tokens and wrote " if reply.prompt_tokens else "It wrote "
-    return f"{read}{reply.completion_tokens}{speed}."
+    speed = number(reply.completion_tokens / writing_ms * 1000, ".1f") if writing_ms > 0 else ""
+    paced = tr(" at {speed} a second", speed=speed) if speed else ""
+    if reply.prompt_tokens:
+        return tr(
+            "It read {read} tokens and wrote {written}{paced}.",
+            read=reply.prompt_tokens,
+            written=reply.completion_tokens,
+            paced=paced,
+        )
+    return tr("It wrote {written} tokens{paced}.", written=reply.completion_tokens, paced=paced)
 
 
 def _times(known: Known) -> str:
     reply = known.reply
     if reply.duration_ms is None:
         return ""
-    first = ""
+    steps = []
+    if reply.queue_ms is not None:
+        steps.append(tr("waited {time}", time=_seconds(reply.queue_ms)))
     if reply.first_token_ms is not None:
-        first = f" first word after {_seconds(reply.first_token_ms)},"
-    waited = f"waited {_seconds(reply.queue_ms)}," if reply.queue_ms is not None else ""
-    return f"It {waited}{first} done after {_seconds(reply.duration_ms)}.".replace("It  ", "It ")
+        steps.append(tr("first word after {time}", time=_seconds(reply.first_token_ms)))
+    steps.append(tr("done after {time}", time=_seconds(reply.duration_ms)))
+    return tr("It {steps}.", steps=", ".join(steps))
 
 
 def _seconds(ms: int) -> str:
-    return f"{ms / 1000:.1f} s" if ms < 90_000 else duration(ms / 1000)
+    return tr("{count} s", count=number(ms / 1000, ".1f")) if ms < 90_000 else duration(ms / 1000)

@@ -42,12 +42,12 @@ class Trainer:
     def finish(self, run_id: str, outcome: Any, message: str) -> None:
         self.database.write(lambda db: runs.finish(db, run_id, outcome=outcome, message=message))
 
-    def candidate(self, run_id: str, adapter_id: str) -> None:
+    def candidate(self, run_id: str, adapter_id: str, message: str = "it lost") -> None:
         def work(db: Any) -> None:
             adapters.insert_candidate(
                 db, adapter_id=adapter_id, scope=self.scope, base_hash="b", path="p", run_id=run_id
             )
-            runs.finish(db, run_id, outcome="refused", message="it lost", adapter_id=adapter_id)
+            runs.finish(db, run_id, outcome="refused", message=message, adapter_id=adapter_id)
 
         self.database.write(work)
 

@@ -182,6 +182,24 @@ async def test_a_chosen_channel_with_threads_answers_without_a_mention_and_goes_
     assert [turn["content"] for turn in model_server.prompt()[1:]] == ["who are you?"]
 
 
+async def test_a_language_chosen_on_the_page_holds_for_commands_and_runs(visit: Visit) -> None:
+    await visit.run("settings")
+    panel = await visit.saying("In force in this channel")
+    await visit.press(panel, "settings:key:channel", "language")
+    await until(lambda: offers(visit, panel, "settings:value:channel:language"))
+    await visit.press(panel, "settings:value:channel:language", "de")
+    await visit.saying("**language** ist gesetzt")
+    await visit.run("status")
+    await visit.saying("Es antwortet: das Basismodell, noch kein Adapter")
+    await visit.run("retrain")
+    run = await visit.saying("**Neues Training** · Lauf")
+    assert "Abbrechen" in json.dumps(run["components"])
+    await visit.run("retrain", channel=visit.lab)
+    await visit.saying("is already queued", visit.lab)
+    described = {each["name"]: each for each in (await visit.page.snapshot())["commands"]}
+    assert described["status"]["description_localizations"]["de"].startswith("Wie das Lernen steht")
+
+
 async def test_files_are_read_over_the_wire(visit: Visit, model_server: FakeModelServer) -> None:
     files = [
         {"name": "notes.md", "data": base64.b64encode("Grüße".encode("cp1252")).decode()},

@@ -63,7 +63,7 @@ async def test_the_picture_speaks_the_servers_language(community: Community) -> 
     result = await community.bob.slash(community.channel, "stats")
     (file,) = pictures(result)
     assert file.description.startswith("過去14日間の評価:高評価1件、低評価1件。")
-    assert "基本モデル" in said(result)
+    assert "ベースモデル" in said(result)
 
 
 async def test_without_its_picture_the_text_still_comes(community: Community) -> None:

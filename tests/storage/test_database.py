@@ -1,4 +1,5 @@
 import asyncio
+import contextvars
 import os
 import signal
 import stat
@@ -127,6 +128,13 @@ async def test_a_cancelled_caller_does_not_undo_its_write(database: Database) ->
         "done",
         "done",
     )
+
+
+async def test_work_off_the_event_loop_runs_in_its_callers_context(database: Database) -> None:
+    language = contextvars.ContextVar("language", default="en")
+    language.set("de")
+    assert await database.awrite(lambda db: language.get()) == "de"
+    assert await database.aread(lambda db: language.get()) == "de"
 
 
 async def test_the_event_loop_keeps_turning_while_a_write_waits(database: Database) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import logging
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,6 +20,7 @@ from bot.commands.run_buttons import Action, RunButton
 from bot.commands.tree import CommandWords
 from bot.commands.votes import vote_view
 from bot.doctor import PERMISSIONS
+from bot.fault_log import FaultLog
 from bot.replies_ui import modals
 from bot.replies_ui.comparing import compare_view
 from storage.setting_values import KINDS, LANGUAGES, TRIGGERS
@@ -440,3 +442,13 @@ async def test_votes_are_asked_for_in_the_channel_s_language(community: Communit
 def labels(message: Any) -> list[str]:
     rows = [row["components"] if isinstance(row, dict) else row.children for row in message.components]
     return [each["label"] if isinstance(each, dict) else each.label for row in rows for each in row]
+
+
+def test_faults_are_counted_in_the_language_of_the_operators_channel() -> None:
+    faults = FaultLog()
+    for _ in range(2):
+        faults.emit(
+            logging.LogRecord("bot", logging.ERROR, __file__, 1, {"event": "reply.failed"}, None, None)
+        )
+    with texts.speaking("de"):
+        assert faults.lines() == ["reply.failed (2-mal)"]

@@ -21,7 +21,7 @@ from tests.trainer.community import BASE_HASH, SCOPE, adapter_folder, champion, 
 
 COMMANDS = [
     "up", "bot", "serve", "trainer", "playground", "retrain", "status", "adapters", "promote", "rollback",
-    "rehearse", "sample", "reject",
+    "rehearse", "sample", "reject", "stats",
     "report", "export", "audit", "backup", "restore", "doctor", "init", "version",
     "block", "unblock", "blocks",
 ]  # fmt: skip
@@ -323,3 +323,12 @@ def test_a_run_is_repeated_by_its_id_and_not_where_nothing_can_be(strop: Strop, 
     database.write(lambda db: db.execute("UPDATE runs SET repeatable = 0 WHERE id = ?", (run_id,)))
     assert "a member erased their data" in strop("retrain", "--repeat", run_id, code=1).stderr
     assert "No run begins with 'r0000" in strop("retrain", "--repeat", "r0000", code=1).stderr
+
+
+def test_stats_counts_by_day_and_by_adapter_and_names_nobody(strop: Strop, database: Database) -> None:
+    database.write(lambda db: rated_replies(db, 3))
+    found = json.loads(strop("stats", "--json").stdout)
+    assert sum(day["liked"] + day["disliked"] for day in found["days"]) >= 3
+    assert found["adapters"][0]["interval"][0] <= found["adapters"][0]["share"]
+    assert "user" not in json.dumps(found)
+    assert "Share of ratings that like" in strop("stats", "--days", "30").stdout

@@ -48,8 +48,8 @@ class Profile:
     test_replies: int = 2
     oracle_replies: int = 4
     max_new_tokens: int = 40
-    train_minutes: float = 10.0
-    generation_minutes: float = 6.0
+    train_minutes: float = 40.0
+    generation_minutes: float = 20.0
     resampled_verdicts: int = 20
     null_verdicts: int = 250
     resampled_histories: int = 20_000

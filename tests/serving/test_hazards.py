@@ -143,7 +143,11 @@ def test_hazard_2_a_base_for_serving_passes_no_gradient_where_layers_are_repacke
     repacked = bool(getattr(first.weight.quant_state, "packing_format_for_cpu", False))
     assert repacked == PACKS
     out = first(embedded.to(torch.bfloat16))
-    passes = out.requires_grad and bool(torch.autograd.grad(out.float().sum(), embedded)[0].abs().sum() > 0)
+    # A repacked layer may pass zeros back, or not be in the graph at all.
+    gradient = None
+    if out.requires_grad:
+        (gradient,) = torch.autograd.grad(out.float().sum(), embedded, allow_unused=True)
+    passes = gradient is not None and bool(gradient.abs().sum() > 0)
     assert passes == (not repacked)
 
 

@@ -204,6 +204,8 @@ class Engine:
         self._waiting.admit(
             self._lanes[PRIORITY_PEOPLE], self._lanes[PRIORITY_BACKGROUND], self._join, self._leave
         )
+        for priority, lane in self._lanes.items():
+            lane.crowding = self._waiting.users(priority)
 
     def _join(self, job: Job) -> None:
         job.start()
@@ -222,16 +224,22 @@ class Engine:
         return background if background.jobs and (turn or not people.jobs) else people
 
     def _step(self, lane: Lane) -> None:
-        self._prefill(lane)
+        started = time.monotonic()
+        readers = self._prefill(lane)
         if lane.decoding:
             self._decode(lane)
+        lane.count_reading(readers, time.monotonic() - started)
 
-    def _prefill(self, lane: Lane) -> None:
-        """Read one chunk of prompt tokens, from as many jobs as it takes; a small one while others decode."""
+    def _prefill(self, lane: Lane) -> set[str]:
+        """Read one chunk of prompt tokens, from as many jobs as it takes; a small one while others decode.
+
+        Returns the users whose prompts were read.
+        """
         waiting = any(other.decoding for other in self._lanes.values())
         budget = self._options.shared_chunk_tokens if waiting else self._options.chunk_tokens
-        while budget > 0 and lane.reading:
-            job = lane.reading[0]
+        readers: set[str] = set()
+        while budget > 0 and (job := lane.next_to_read()) is not None:
+            readers.add(job.user)
             count = min(budget, len(job.tokens) - job.cached)
             budget -= count
             last = job.cached + count == len(job.tokens)
@@ -244,6 +252,7 @@ class Engine:
             if last:
                 lane.begin_decoding(job)
                 self._accept(lane, job, logits[-1])
+        return readers
 
     def _collect_scores(self, job: Job, logits: torch.Tensor, count: int) -> None:
         """Add the log-probability of each next token; ``logits`` (count, V) start at the first uncached."""

@@ -2,8 +2,9 @@
 
 People come before background work. Among people, the one who holds the fewest rows comes first, and among
 equals they take turns; so a member who sends two hundred requests waits for those two hundred, and nobody
-else does. While others are served or wait, nobody holds more than an equal share of the rows: where every row
-slows the step, that is what keeps the others' replies quick. And when a row is wanted and somebody holds at
+else does. While others are served or wait, nobody holds more than an equal share of the rows, nor more rows
+than somebody else could fill: where every row slows the step, that is what keeps the others' replies quick
+(so does how prompts are read: :mod:`bot.serving.lanes`). And when a row is wanted and somebody holds at
 least two more than the one who waits, they give one up. The shortest of their replies then steps aside: it
 keeps its tokens and goes on later. Each such exchange makes the shares more even, so that they can't go
 round in circles.
@@ -171,6 +172,10 @@ class WaitingRoom(Generic[W]):
             self._turns(job.priority).remove(job)
         return ended
 
+    def users(self, priority: int) -> list[str]:
+        """Return of whom requests of a priority wait."""
+        return self._turns(priority).users
+
     def clear(self) -> list[W]:
         """Remove and return everything."""
         everything = list(self)
@@ -189,11 +194,10 @@ class WaitingRoom(Generic[W]):
         ``join`` gives a request a free row, ``leave`` takes its row away; both change the lanes at once.
         """
         rows = Counter(job.user for job in people.jobs)
-        share = self._share(rows)
-        for user in [user for user in rows if rows[user] > share]:
-            for _ in range(rows[user] - share):
+        for user in list(rows):
+            for _ in range(rows[user] - self._share(rows, user)):
                 self._step_aside(_shortest(people, user), rows, leave)
-        while (job := self._people.first(rows)) is not None and rows[job.user] < share:
+        while (job := self._people.first(rows)) is not None and rows[job.user] < self._share(rows, job.user):
             if not self._has_free_row(people, background):
                 giver = self._who_steps_aside(rows[job.user], rows, people, background)
                 if giver is None:
@@ -244,7 +248,8 @@ class WaitingRoom(Generic[W]):
 
     def _wait_s(self, order: list[W], ahead: int, rows: Counter[str]) -> float:
         """Estimate a wait; whoever holds a full share waits for rows of that share alone."""
-        user, share = order[ahead].user, self._share(rows)
+        user = order[ahead].user
+        share = self._share(rows, user)
         if rows[user] < share:
             return self._turn_s(ahead)
         own = sum(job.user == user for job in order[:ahead])
@@ -257,10 +262,15 @@ class WaitingRoom(Generic[W]):
         ahead = next(index for index, job in enumerate(order) if job.user == user)
         return self._wait_s(order, ahead, rows)
 
-    def _share(self, rows: Counter[str]) -> int:
-        """Return how many rows each of the people may hold who are served or wait now."""
-        people = {user for user, count in rows.items() if count} | set(self._people.users)
-        return -(-self._slots // max(1, len(people)))
+    def _share(self, rows: Counter[str], user: str) -> int:
+        """Return how many rows a user may hold: an equal share, and no more than somebody else has use for.
+
+        Rows that only one user could fill stay empty while others are served: each would slow them.
+        """
+        people = {each for each, count in rows.items() if count} | set(self._people.users) | {user}
+        wanted = [rows[each] + self._people.of(each) for each in people if each != user]
+        equal = -(-self._slots // len(people))
+        return min(equal, max(wanted)) if wanted else equal
 
     def _promise_s(self, limit: int) -> float:
         """Return when a place is free in a full queue, each refused caller's after the one before."""

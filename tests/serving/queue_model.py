@@ -12,7 +12,7 @@ from typing import Any
 
 from bot.serving.errors import ServerBusyError
 from bot.serving.lanes import Lane
-from bot.serving.protocol import QueuePlace
+from bot.serving.protocol import PRIORITY_PEOPLE, QueuePlace
 from bot.serving.queueing import QueueLimits, WaitingRoom
 
 
@@ -60,8 +60,8 @@ class QueueModel:
         self.now = 0.0
         self.slots = slots
         self.room: WaitingRoom[Reply] = WaitingRoom(slots, limits or QueueLimits(), lambda: self.now)
-        self.people: Any = Lane()
-        self.background: Any = Lane()
+        self.people: Any = Lane(lambda: self.now)
+        self.background: Any = Lane(lambda: self.now)
         self.ended: list[Reply] = []
         self.refused = 0
         self.on_end: Callable[[Reply], None] = lambda _: None
@@ -95,6 +95,7 @@ class QueueModel:
             while self._events and self._events[0][0] <= self.now:
                 heapq.heappop(self._events)[2]()
             self.room.admit(self.people, self.background, self.people.join, self.people.leave)
+            self.people.crowding = self.room.users(PRIORITY_PEOPLE)
             self.check_shares()
             jobs: list[Reply] = self.people.jobs
             if jobs:
@@ -108,11 +109,12 @@ class QueueModel:
         for job in jobs:
             if job.row_at is None:
                 job.row_at = self.now
-        duration, wrote = self.read_prompts()
+        duration, wrote, readers = self.read_prompts()
         decoding = list(self.people.decoding)
         if decoding:
             duration += self.FIXED_S + self.ROW_S * len(decoding)
         self.now += duration
+        self.people.count_reading(readers, duration)
         for job in jobs:
             job.row_s += duration
         for job in decoding:
@@ -123,8 +125,9 @@ class QueueModel:
                 if len(job.tokens) >= job.length:
                     self.end(job)
 
-    def read_prompts(self) -> tuple[float, list[Reply]]:
-        """Read one chunk, of as many prompts as it takes; return what that lasted, and whose prompt ended.
+    def read_prompts(self) -> tuple[float, list[Reply], set[str]]:
+        """Read one chunk, of as many prompts as it takes; return what that lasted, which prompts ended, and
+        the users whose prompts were read.
 
         A prompt's last token brings the reply's first, and its row decodes in the same step already.
         """
@@ -134,8 +137,9 @@ class QueueModel:
         )
         duration: float = 0.0
         finished: list[Reply] = []
-        while budget > 0 and self.people.reading:
-            reading: Reply = self.people.reading[0]
+        readers: set[str] = set()
+        while budget > 0 and (reading := self.people.next_to_read()) is not None:
+            readers.add(reading.user)
             missing = reading.prompt + len(reading.tokens) - reading.cached
             count = min(budget, missing)
             budget -= count
@@ -144,7 +148,7 @@ class QueueModel:
             if count == missing:
                 self.people.begin_decoding(reading)
                 finished.append(reading)
-        return duration, finished
+        return duration, finished, readers
 
     def end(self, job: Reply) -> None:
         self.people.leave(job)
@@ -154,13 +158,18 @@ class QueueModel:
         self.on_end(job)
 
     def check_shares(self) -> None:
-        """Nobody has more than an equal share; who waits has it, or no row is free and none has two more."""
+        """Nobody has more than an equal share, or than somebody else has use for; who waits has that much, or
+        no row is free and nobody has two more.
+        """
         rows = Counter(job.user for job in self.people.jobs)
         waiting = {reply.user for reply in self.room}
-        share = math.ceil(self.slots / max(1, len(waiting | set(rows))))
-        assert max(rows.values(), default=0) <= share
-        for user in waiting:
-            if rows[user] < share:
+        wanted = rows + Counter(reply.user for reply in self.room)
+        ranked = wanted.most_common(2)
+        for user in wanted:
+            most_of_others = next((count for other, count in ranked if other != user), self.slots)
+            share = min(math.ceil(self.slots / len(wanted)), most_of_others)
+            assert rows[user] <= share
+            if user in waiting and rows[user] < share:
                 assert len(self.people.jobs) == self.slots
                 assert max(rows.values()) < rows[user] + 2
 

@@ -238,6 +238,31 @@ def test_background_work_is_not_starved(caller: Caller) -> None:
             thread.join()
 
 
+def test_a_hogs_prompts_are_read_in_half_of_the_steps_at_most(base: LoadedBase) -> None:
+    options = EngineOptions(context_tokens=256, slots=2, chunk_tokens=8, shared_chunk_tokens=8)
+    engine = Engine(base, options)
+    read: list[int] = []
+    guest = Job(
+        [7] * 5,
+        JobOptions(max_tokens=200, ignore_end=True, user="guest"),
+        sink=lambda _: read.append(engine.metrics.prompt_tokens),
+        tokenizer=base.tokenizer,
+    )
+    caller = Caller(engine, base)
+    # Prompts that share no beginning, so that each is read whole: 240 chunks beside a guest's 200 tokens.
+    crowd = [caller.submit([20 + n] * 240, max_tokens=1, user="hog") for n in range(LIMITS.per_user)]
+    engine.submit(guest)
+    engine.start()
+    try:
+        for _, events in crowd:
+            drain(events)
+    finally:
+        engine.stop()
+    chunks = (read[-1] - read[0]) / options.shared_chunk_tokens
+    assert guest.generated == 200
+    assert 1 <= chunks <= guest.generated / 2 + 1
+
+
 def test_a_full_queue_is_refused_with_an_estimate(caller: Caller) -> None:
     jobs = [caller.submit(PROMPT, max_tokens=200) for _ in range(4)]
     try:

@@ -66,7 +66,7 @@ def test_users_take_turns() -> None:
 
 def test_whoever_holds_fewest_rows_comes_first() -> None:
     waiting, people, background = room(slots=3)
-    for user in "aab":
+    for user in "aabb":
         waiting.add(asked(user), people)
     admit(waiting, people, background)
     for user in "ab":
@@ -83,12 +83,12 @@ def test_a_hogs_shortest_reply_steps_aside_for_somebody_else() -> None:
         waiting.add(job, people)
         job.tokens = [0] * (3 - place)
     admit(waiting, people, background)
-    waiting.add(asked("guest"), people)
+    for _ in range(2):
+        waiting.add(asked("guest"), people)
     admit(waiting, people, background)
     assert Counter(users(people.jobs)) == {"hog": 2, "guest": 1}
     assert [job.times_aside for job in hogs] == [0, 0, 1]
     # Shares that differ by one stay as they are.
-    waiting.add(asked("guest"), people)
     admit(waiting, people, background)
     assert Counter(users(people.jobs)) == {"hog": 2, "guest": 1}
 
@@ -98,9 +98,20 @@ def test_a_hog_is_cut_to_an_equal_share_once_somebody_else_comes() -> None:
     for _ in range(6):
         waiting.add(asked("hog"), people)
     admit(waiting, people, background)
+    for _ in range(4):
+        waiting.add(asked("guest"), people)
+    admit(waiting, people, background)
+    assert Counter(users(people.jobs)) == {"hog": 3, "guest": 3}
+
+
+def test_nobody_holds_more_rows_than_somebody_else_could_fill() -> None:
+    waiting, people, background = room(slots=6)
+    for _ in range(6):
+        waiting.add(asked("hog"), people)
+    admit(waiting, people, background)
     waiting.add(asked("guest"), people)
     admit(waiting, people, background)
-    assert Counter(users(people.jobs)) == {"hog": 3, "guest": 1}
+    assert Counter(users(people.jobs)) == {"hog": 1, "guest": 1}
     people.leave(people.jobs[users(people.jobs).index("guest")])
     admit(waiting, people, background)
     assert Counter(users(people.jobs)) == {"hog": 6}
@@ -247,19 +258,12 @@ def members_p95(model: QueueModel, until: float = 1100.0) -> float:
 
 
 @pytest.mark.parametrize("limits", [QueueLimits(), BOUNDLESS], ids=["as served", "without bounds"])
-@pytest.mark.parametrize(("load", "most"), [(0.1, 4.5), (0.5, 2.5), (0.8, 2.0)])
-def test_a_spammer_slows_members_by_no_more_than_is_said(
-    limits: QueueLimits, load: float, most: float
-) -> None:
-    """The goal is twofold at every load, and only a busy server keeps it.
-
-    The fixed part of a step has become small: each row that a spammer fills, and each prompt that is read for
-    one, slows the step by nearly its own cost, which a member notices who had the model to themselves.
-    """
+@pytest.mark.parametrize("load", [0.1, 0.5, 0.8])
+def test_a_spammer_slows_members_by_less_than_twofold(limits: QueueLimits, load: float) -> None:
     calm, spammed = (community(limits, load=load, spam=spam) for spam in (False, True))
     slower = members_p95(spammed) / members_p95(calm)
     print(f"load {load}: p95 {members_p95(calm):.1f} s, beside a spammer {slower:.2f} times that")
-    assert slower < most
+    assert slower < 2
     # The spammer gets what is left, and no member waits for ever.
     assert len(latencies(spammed.ended, "spammer")) > 10
 

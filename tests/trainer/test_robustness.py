@@ -38,8 +38,9 @@ def rated(asks_liked: bool, *, first: int, count: int = 40, created_ms: int = 0)
 
 
 def test_a_gain_that_one_member_made_up_is_gone_without_them() -> None:
-    calm = Ratings(tuple(rated(True, first=0)), ())
-    against = Ratings(tuple(rated(False, first=0)), ())
+    # The judge is fitted on held-out ratings.
+    calm = Ratings((), tuple(rated(True, first=0)))
+    against = Ratings((), tuple(rated(False, first=0)))
     found = robustness.without_members(
         pairs(), {"member 1": against, "member 2": calm}, 1.0, SETTINGS, seed=0
     )
@@ -51,7 +52,7 @@ def test_a_gain_that_one_member_made_up_is_gone_without_them() -> None:
 
 
 def test_without_ratings_of_both_kinds_nothing_is_said() -> None:
-    liked_only = Ratings(tuple(item for item in rated(True, first=0) if item.liked), ())
+    liked_only = Ratings((), tuple(item for item in rated(True, first=0) if item.liked))
     assert robustness.without_members(pairs(), {"member 1": liked_only}, 1.0, SETTINGS, seed=0) == []
 
 

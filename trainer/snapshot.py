@@ -44,7 +44,7 @@ MAX_LEFT_OUT_ROWS = 5_000
 _STRICTNESS = {"train": 0, "development": 1, "gate": 2}
 
 
-_COUNTS = ("raters", "quarantined", "retired", "planted")
+_COUNTS = ("raters", "quarantined", "retired", "planted", "by_asker_only")
 
 
 @dataclass(frozen=True)
@@ -253,7 +253,7 @@ def write(snapshot: Snapshot, folder: Path) -> Path:
 
 
 def read(folder: Path, content_hash: str) -> Snapshot:
-    """Read a snapshot back and check it against the hash in the run's row.
+    """Read a snapshot back, but for `without` and `retired_corrections`; check it against the run's hash.
 
     Raises:
         SnapshotError: it is missing (an erasure scrubs snapshots) or its bytes changed.
@@ -299,7 +299,7 @@ def _about(folder: Path) -> dict[str, Any]:
     except (FileNotFoundError, ValueError):
         return {}
     influence = tuple(Influence(**member) for member in about["influence"])
-    return {name: about[name] for name in _COUNTS} | {"influence": influence}
+    return {name: about.get(name, 0) for name in _COUNTS} | {"influence": influence}
 
 
 def run_rows(snapshot: Snapshot) -> list[RunRow]:

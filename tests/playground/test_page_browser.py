@@ -145,6 +145,15 @@ async def test_a_newcomers_first_message_is_answered_word_by_word(page: Page, wo
     assert await composer(page).input_value() == ""
 
 
+async def test_two_answers_to_vote_on_are_an_answer_to_a_newcomer(page: Page, world: PageWorld) -> None:
+    question = await world.say(YOU, f"<@{BOT}> does rye bread keep?")
+    vote = {"type": 2, "style": 2, "label": "A", "custom_id": "strop:compare:first:1"}
+    row = {"type": 1, "components": [vote]}
+    await world.answer(question, "A\nIt does.\nB\nFor a week.", components=[row])
+    await expect(page.locator(".guide .is-done")).to_have_text(["Say hello (done)"])
+    await expect(last_message(page).locator(".pill")).to_have_count(0)
+
+
 async def test_the_caret_goes_when_the_edits_cease(page: Page, world: PageWorld) -> None:
     question = await world.say(YOU, "well?")
     reply = await world.answer(question, "Thinking", streaming=True)

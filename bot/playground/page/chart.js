@@ -110,6 +110,11 @@ function legend() {
 /** Show a run's report in a tab of its own. The tab is opened at once: browsers block one that opens later. */
 async function openReport(runId) {
   const tab = window.open("about:blank", "_blank");
+  if (tab) {
+    tab.document.documentElement.style.colorScheme = "light dark";
+    tab.document.title = `Run ${runId}`;
+    tab.document.body.textContent = "Making the report…";
+  }
   try {
     const { path } = await call("POST", `reports/${encodeURIComponent(runId)}`);
     tab.location.replace(path);

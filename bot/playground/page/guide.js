@@ -2,7 +2,7 @@
 
 import { el, fill, memory } from "./dom.js";
 import { icon } from "./icons.js";
-import { isRateable } from "./store.js";
+import { isComparison, isRateable } from "./store.js";
 
 /** Outcomes of a run that went all the way; "not yet" asks for more ratings first. */
 const JUDGED = ["promoted", "refused", "votes"];
@@ -55,7 +55,7 @@ function everyMessage(store) {
 function botHasAnswered(store) {
   const people = new Set([...store.members.values()].filter((member) => !member.bot && !member.simulated).map((member) => member.id));
   const all = everyMessage(store);
-  return all.some((message) => people.has(message.author.id)) && all.some((message) => isRateable(message, store));
+  return all.some((message) => people.has(message.author.id)) && all.some((message) => isRateable(message, store) || isComparison(message));
 }
 
 function hasRated(store) {

@@ -276,11 +276,16 @@ export function displayName(user) {
   return user?.global_name || user?.username || "someone";
 }
 
+/** Whether a message holds two answers to choose from. */
+export function isComparison(message) {
+  return buttonIds(message).some((id) => id.startsWith("strop:compare:"));
+}
+
 /** Whether this is a reply of the bot that a thumb can rate (progress notes and private answers are not). */
 export function isRateable(message, store) {
   if (message.author.id !== store.bot?.id || isEphemeral(message) || isThinking(message)) return false;
   // Two candidates are voted on, and thumbs that are buttons need no second pair.
-  if (buttonIds(message).some((id) => /^strop:(compare|reply:up):/.test(id))) return false;
+  if (isComparison(message) || buttonIds(message).some((id) => id.startsWith("strop:reply:up:"))) return false;
   if (message.type === THREAD_CREATED) return false;
   if (message.message_reference || message.interaction_metadata?.name === "ask") return true;
   if (message.reactions.some((reaction) => ["👍", "👎"].includes(reaction.emoji.name))) return true;

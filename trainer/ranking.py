@@ -158,15 +158,21 @@ def _pair(row: Row, chosen: Answer, rejected: Answer, name: str) -> PreferencePa
     )
 
 
-def _common(answers: Sequence[Sequence[Answer]]) -> frozenset[str]:
-    """Return the texts that are given to more than one prompt: a reply that fits all of them answers none."""
-    prompts = Counter(text for given in answers for text in {answer.text for answer in given})
-    return frozenset(text for text, count in prompts.items() if count > 1)
+def _common(answers: Sequence[Sequence[Answer]]) -> frozenset[frozenset[str]]:
+    """Return what is said to more than one prompt: a reply that fits all of them answers none."""
+    prompts = Counter(said for given in answers for said in {reward.gist(answer.text) for answer in given})
+    return frozenset(said for said, count in prompts.items() if count > 1)
 
 
-def _flaw(answer: Answer, common: Collection[str]) -> float:
+def _flaw(answer: Answer, common: Collection[frozenset[str]]) -> float:
     """Return what an answer loses for what the guardrails would object to; 0 for a sound one."""
-    repeats = reward.repetition(answer.text) > MOST_REPETITION or not answer.text or answer.text in common
+    said = reward.sentences(answer.text)
+    repeats = (
+        not said
+        or len(set(said)) < len(said)
+        or reward.gist(answer.text) in common
+        or reward.repetition(answer.text) > MOST_REPETITION
+    )
     return REPEATS * repeats + RUNS_ON * (not answer.finished)
 
 

@@ -34,6 +34,7 @@ MIN_EACH = 5
 
 _WORD = re.compile(r"[^\W_]+(?:'[^\W_]+)?")
 _SENTENCE_END = re.compile(r"[.!?]+(?=\s|$)")
+_CLAUSE_END = re.compile(r"[.!?…]+(?:\s|$)|\n")
 _LIST_LINE = re.compile(r"^\s*(?:[-*•]|\d+[.)])\s", re.MULTILINE)
 _EMOJI = re.compile("[\U0001f300-\U0001faff\u2600-\u27bf]")
 
@@ -176,6 +177,16 @@ def _validated(
         predicted.tolist(), (targets > 0.5).tolist(), [item.group for item in rated], **settings
     )
     return _fit(inputs, targets, weights, penalty), estimate, penalty
+
+
+def sentences(text: str) -> list[str]:
+    """Return a text's sentences, lower-case and without their punctuation."""
+    return [" ".join(words) for part in _CLAUSE_END.split(text.lower()) if (words := _WORD.findall(part))]
+
+
+def gist(text: str) -> frozenset[str]:
+    """Return what a text says at least once: "What about you?" once or three times is the same."""
+    return frozenset(sentences(text))
 
 
 def repetition(text: str) -> float:

@@ -166,7 +166,7 @@ def traits(answers: Sequence[Answer], corrections: Sequence[str]) -> ReplyTraits
     return ReplyTraits(
         unfinished=sum(not answer.finished for answer in answers) / count,
         repetition=sum(reward.repetition(text) for text in texts) / count,
-        duplicates=1 - len(set(spoken)) / len(spoken) if spoken else 0.0,
+        duplicates=1 - len({reward.gist(text) for text in spoken}) / len(spoken) if spoken else 0.0,
         empty=1 - len(spoken) / count,
         recited=sum(not own_words.isdisjoint(_runs(text)) for text in texts) / count,
         mean_words=sum(len(text.split()) for text in texts) / count,

@@ -75,3 +75,12 @@ def test_pairs_are_read_back_as_they_were_written(tmp_path: Path) -> None:
     assert ranking.read(tmp_path / "pairs.jsonl") is None
     ranking.write(pairs, tmp_path / "pairs.jsonl")
     assert ranking.read(tmp_path / "pairs.jsonl") == pairs
+
+
+def test_one_answer_to_many_prompts_is_never_chosen_however_often_it_repeats_itself() -> None:
+    rows = [row(f"r{n}", asked=f"What do you think of soup number {n}?") for n in range(3)]
+    empty = [Answer("What about you? " * times, True) for times in (1, 2, 3)]
+    own = [Answer(f"Soup {n} is a kind of food.", True) for n in range(3)]
+    pairs = ranking.ranked(liking_questions(), rows, list(zip(empty, own, strict=True)), "one")
+    assert {pair.chosen for pair in pairs} == {answer.text for answer in own}
+    assert {pair.rejected for pair in pairs} == {answer.text for answer in empty}

@@ -34,7 +34,7 @@ MIN_EACH = 5
 
 _WORD = re.compile(r"[^\W_]+(?:'[^\W_]+)?")
 _SENTENCE_END = re.compile(r"[.!?]+(?=\s|$)")
-_CLAUSE_END = re.compile(r"[.!?…]+(?:\s|$)|\n")
+_CLAUSE_END = re.compile(r"[.!?…]+(?:\s|$)|[。！？\n]")
 _LIST_LINE = re.compile(r"^\s*(?:[-*•]|\d+[.)])\s", re.MULTILINE)
 _EMOJI = re.compile("[\U0001f300-\U0001faff\u2600-\u27bf]")
 

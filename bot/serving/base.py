@@ -10,11 +10,11 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
-import bitsandbytes as bnb
 import torch
 from torch import nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
@@ -23,6 +23,11 @@ from bot.serving.errors import BaseRefusedError
 from bot.serving.memory import ParameterCounts, available_bytes, in_gb
 from bot.serving.native.library import load_library
 from bot.serving.native.loading import load_mapped
+
+# Where a CPU has AVX512-BF16, bitsandbytes advises at its import to install `kernels`, which would fetch
+# native code from the hub: advice that nobody should take, in a log that should be quiet.
+logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
+import bitsandbytes as bnb  # noqa: E402
 
 Purpose: TypeAlias = Literal["serve", "train"]
 Execution: TypeAlias = Literal["mapped", "packed", "dense"]

@@ -53,7 +53,7 @@ async def test_a_lost_connection_is_resumed_and_everything_missed_is_made_up(tmp
 async def test_what_a_new_session_never_hears_of_is_found_and_status_says_how_much(tmp_path: Path) -> None:
     async with stand_in(tmp_path) as t:
         await t.start_bot()
-        # The playground forgets its oldest messages: only what is gone from behind another was surely deleted.
+        # The playground forgets its oldest messages: only what is gone behind another was surely deleted.
         t.ask("something before it")
         await t.answered(HELLO)
         question = t.ask("my secret")

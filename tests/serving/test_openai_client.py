@@ -286,7 +286,7 @@ async def test_only_those_who_ask_are_told_their_place(server: str) -> None:
             )
             return [chunk async for chunk in stream]
 
-        streams = await asyncio.gather(*(follow(number, number % 2 == 0) for number in range(12)))
+        streams = await asyncio.gather(*(follow(number, number % 2 == 0) for number in range(32)))
     places = [[c.model_extra["queue"] for c in chunks if c.model_extra.get("queue")] for chunks in streams]
     assert not any(places[1::2])
     told = [place for stream in places for place in stream]

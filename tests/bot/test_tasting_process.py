@@ -55,7 +55,7 @@ async def test_prompts_by_form_file_and_command_line_are_asked_rated_and_trained
 
     await tasting(visit, "start", count=3, minutes=0.1)
     await visit.saying("**A tasting begins.** I answer 3 prompts")
-    first = await visit.saying("-# Tasting, 1 of 3")
+    first = await visit.saying("Hello there, friend.\n\n-# Tasting, 1 of 3")
     assert first["content"].startswith("> What is good bread?\n\nHello there, friend.")
     body = {"channel_id": visit.general, "message_id": first["id"], "user_id": visit.ada, "emoji": "👍"}
     async with visit.page.session.put("/playground/reactions", json=body) as response:

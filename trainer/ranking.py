@@ -176,9 +176,15 @@ def _flaw(answer: Answer, common: Collection[frozenset[str]]) -> float:
     return REPEATS * repeats + RUNS_ON * (not answer.finished)
 
 
-def file_of(number: int) -> str:
-    """Return the name, in a run's folder, of the pairs of one round."""
+def file_of(number: int | str) -> str:
+    """Return the name, in a run's folder, of the pairs of one round ("*": of any)."""
     return f"ranked-{number}.jsonl"
+
+
+def forget(folder: Path) -> None:
+    """Remove the pairs of an attempt whose rows may no longer train: its prompts are not this one's."""
+    for path in folder.glob(file_of("*")):
+        path.unlink(missing_ok=True)
 
 
 def write(pairs: Sequence[PreferencePair], path: Path) -> None:

@@ -208,7 +208,10 @@ class RunSteps:
         eligible, reasons, looks, voted = self._database.read(
             lambda db: _read_rows(db, self._run.scope, reference)
         )
-        rows = self._begun_with(eligible, voted) or snapshot.build(eligible.rows, reasons, looks, voted)
+        rows = self._begun_with(eligible, voted)
+        if rows is None:
+            ranking.forget(self.folder)
+            rows = snapshot.build(eligible.rows, reasons, looks, voted)
         excluded = eligible.excluded | ({"retired": rows.retired} if rows.retired else {})
         self._metrics |= {"data": snapshot.summary(rows), "excluded": excluded}
         objectives.require_enough(rows, self._config.trainer, excluded)

@@ -84,3 +84,13 @@ def test_one_answer_to_many_prompts_is_never_chosen_however_often_it_repeats_its
     pairs = ranking.ranked(liking_questions(), rows, list(zip(empty, own, strict=True)), "one")
     assert {pair.chosen for pair in pairs} == {answer.text for answer in own}
     assert {pair.rejected for pair in pairs} == {answer.text for answer in empty}
+
+
+def test_the_pairs_of_an_attempt_that_may_not_go_on_are_forgotten(tmp_path: Path) -> None:
+    answers = [Answer("Do you like soup? I like it.", True), Answer("no", False)]
+    pairs = ranking.ranked(liking_questions(), [ROW], [answers], "one")
+    for number in (1, 2):
+        ranking.write(pairs, tmp_path / ranking.file_of(number))
+    ranking.forget(tmp_path)
+    assert [ranking.read(tmp_path / ranking.file_of(number)) for number in (1, 2)] == [None, None]
+    ranking.forget(tmp_path / "never made")

@@ -15,9 +15,10 @@ from typing import Any
 
 from bot.serving.client import ModelClient
 from bot.serving.plain_text import neutralise
-from bot.serving.protocol import ChatMessage, Sampling
+from bot.serving.protocol import ChatMessage
 from storage.config import ChatConfig, GateConfig
-from trainer import probing, regressions, robustness, weighing
+from trainer import asking, probing, regressions, robustness, weighing
+from trainer.asking import AT_ONCE
 from trainer.encoding import Codec, Example, encode
 from trainer.errors import EvaluationError
 from trainer.gate import MIN_PROMPTS, Evidence
@@ -29,7 +30,6 @@ from trainer.reward import RatedText
 from trainer.snapshot import Row, Snapshot
 from trainer.weighing import Answer, GeneralLoss, Pair, Prompt, Ratings, ScoredReply, Scores, stable_hash
 
-AT_ONCE = 8
 # Prompts a round: both models answer them before the clock is looked at, so that pairs stay complete.
 ROUND = 8
 # Rated replies that are scored for the margin; more narrows an interval that only ever vetoes.
@@ -310,24 +310,16 @@ async def _answer_round(
     slots = asyncio.Semaphore(AT_ONCE)
 
     async def answer(model: str, prompt: Prompt, turn: int) -> Answer:
-        async def ask() -> Answer:
-            completion = await client.chat(
-                model=model,
-                messages=prompt.messages,
-                sampling=Sampling(
-                    max_tokens=gate.max_new_tokens,
-                    temperature=chat.temperature,
-                    top_p=chat.top_p,
-                    top_k=chat.top_k,
-                    seed=_seed_of(prompt, turn, seed),
-                ),
-                priority=1,
-                deadline_s=600.0,
-            )
-            return Answer(completion.text, completion.finish_reason == "stop")
-
         async with slots:
-            return await patiently(ask)
+            completion = await asking.reply(
+                client,
+                model,
+                prompt.messages,
+                chat=chat,
+                max_new_tokens=gate.max_new_tokens,
+                seed=_seed_of(prompt, turn, seed),
+            )
+        return Answer(completion.text, completion.finish_reason == "stop")
 
     async with asyncio.TaskGroup() as group:
         new = [group.create_task(answer(contest.challenger, *item)) for item in asked]

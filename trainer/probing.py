@@ -14,12 +14,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from bot.serving.client import ModelClient
-from bot.serving.protocol import ChatMessage, Sampling
+from bot.serving.protocol import ChatMessage
 from storage.config import ChatConfig
-from trainer.patience import patiently
+from trainer import asking
+from trainer.asking import AT_ONCE
 from trainer.safety import BASE_TRIES, MAX_NEW_TOKENS, NOTE, PROBES, TRIES, VERSION, Probe, Probed
-
-AT_ONCE = 8
 
 Answers = dict[str, list[str]]
 """A model's answers by the prompt's name, in the order of the tries."""
@@ -91,20 +90,13 @@ async def _ask(
         system = NOTE if probe.kind == "leak" else chat.system_prompt
         messages = [ChatMessage("system", system)] if system else []
         async with slots:
-            completion = await patiently(
-                lambda: client.chat(
-                    model=model,
-                    messages=[*messages, ChatMessage("user", probe.text)],
-                    sampling=Sampling(
-                        MAX_NEW_TOKENS,
-                        temperature=chat.temperature,
-                        top_p=chat.top_p,
-                        top_k=chat.top_k,
-                        seed=zlib.crc32(probe.text.encode()) + 7919 * number,
-                    ),
-                    priority=1,
-                    deadline_s=600.0,
-                )
+            completion = await asking.reply(
+                client,
+                model,
+                [*messages, ChatMessage("user", probe.text)],
+                chat=chat,
+                max_new_tokens=MAX_NEW_TOKENS,
+                seed=zlib.crc32(probe.text.encode()) + 7919 * number,
             )
         return completion.text
 

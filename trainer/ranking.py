@@ -18,17 +18,16 @@ from dataclasses import asdict
 from pathlib import Path
 
 from bot.serving.client import ModelClient
-from bot.serving.protocol import ChatMessage, Sampling
+from bot.serving.protocol import ChatMessage
 from storage.config import ChatConfig
-from trainer import preferences, reward
+from trainer import asking, preferences, reward
+from trainer.asking import AT_ONCE
 from trainer.evaluation import messages_of, rated_texts
-from trainer.patience import patiently
 from trainer.preferences import PreferencePair
 from trainer.reward import RewardModel
 from trainer.snapshot import Row, Snapshot
 from trainer.weighing import Answer, stable_hash
 
-AT_ONCE = 8
 # Replies to each prompt: the best of four is about twice as good as a single one (EXPERIMENTS, 9).
 REPLIES = 4
 MOST_PROMPTS = 96
@@ -93,20 +92,13 @@ async def _answers(
 
     async def answer(messages: tuple[ChatMessage, ...], number: int) -> Answer:
         async with slots:
-            completion = await patiently(
-                lambda: client.chat(
-                    model=model,
-                    messages=messages,
-                    sampling=Sampling(
-                        max_tokens=max_new_tokens,
-                        temperature=chat.temperature,
-                        top_p=chat.top_p,
-                        top_k=chat.top_k,
-                        seed=(stable_hash(messages[-1].content) + 7919 * number + 104_729 * seed) % 2**31,
-                    ),
-                    priority=1,
-                    deadline_s=600.0,
-                )
+            completion = await asking.reply(
+                client,
+                model,
+                messages,
+                chat=chat,
+                max_new_tokens=max_new_tokens,
+                seed=(stable_hash(messages[-1].content) + 7919 * number + 104_729 * seed) % 2**31,
             )
         return Answer(completion.text.strip(), completion.finish_reason == "stop")
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import random
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import sqlite_utils
@@ -141,6 +141,23 @@ def record_round(
         return counts
 
     return world.database.write(work)
+
+
+def record_comparison(world: World, given: Sequence[Given], people: Sequence[Member]) -> None:
+    """Let members, taking turns, like what a person answered to each message and dislike what a model did."""
+    champion, base_hash = world.champion(), world.base[1]
+
+    def work(db: sqlite_utils.Database) -> None:
+        for at, reply in enumerate(given):
+            member = people[at % len(people)]
+            members.ensure(db, member.user_id, f"member {member.user_id} (simulated)", SOURCE, simulated=True)
+            for kind, text, value in (("person", reply.asked.answer, 1), ("model", reply.text, -1)):
+                reply_id = f"{kind}-{at:04d}"
+                said = replace(reply, text=text, finish_reason="stop")
+                _store(db, world, said, reply_id, member.user_id, champion, base_hash)
+                _rate(db, reply_id, member, value)
+
+    world.database.write(work)
 
 
 def correct_all(

@@ -38,6 +38,7 @@ def claims(found: Found) -> list[Claim]:
         _retrains(histories),
         _general(histories),
         _erasure(histories),
+        _cycle(found["histories"]),
     ]
 
 
@@ -89,7 +90,7 @@ def _brigade(histories: Sequence[Found]) -> Claim:
         float(np.mean([pair[side]["measure"]["gain"]["value"] for pair in pairs])) for side in (0, 1)
     )
     share = ours / theirs if theirs > NEARLY else 0.0
-    told = f"{ours:+.3f} of {theirs:+.3f}: {share:.0%} ({_each(attacked)})"
+    told = f"{ours:+.3f} of {theirs:+.3f}: {share:.0%} ({_each(attacked)}); {_ratings(attacked)}"
     return row(told, _level(share >= 0.6, share >= 0.9))
 
 
@@ -178,6 +179,19 @@ def _erasure(histories: Sequence[Found]) -> Claim:
     return row(figures, _level(not told and not served and forgotten))
 
 
+def _cycle(histories: Sequence[Found]) -> Claim:
+    row = _row("one full SFT cycle of 100 examples, evaluation included", "5 min", "2 min")
+    found = [each["cycle"] for each in histories if each.get("cycle")]
+    if not found:
+        return row("not run", "-")
+    minutes = [each["seconds"] / 60 for each in found]
+    told = ", ".join(
+        f"{each['liked']} examples in {spent:.1f} min, {each['training_s'] / 60:.1f} of them training"
+        for each, spent in zip(found, minutes, strict=True)
+    )
+    return row(told, _level(max(minutes) <= 5, max(minutes) <= 2))
+
+
 # ---------------------------------------------------------------------------------------------------- figures
 def _row(text: str, least: str, aim: str) -> Callable[[str, str], Claim]:
     return lambda measured, reached: Claim(text, least, aim or "–", measured, reached)
@@ -221,7 +235,8 @@ def _each(rounds: Sequence[Found]) -> str:
 
 
 def _ratings(rounds: Sequence[Found]) -> str:
-    return f"{np.mean([each['chat']['ratings'] for each in rounds]):.0f} ratings each"
+    counts = [each["chat"]["ratings"] + each["run"].get("more_ratings", 0) for each in rounds]
+    return f"{np.mean(counts):.0f} ratings each"
 
 
 def _ends(rounds: Sequence[Found]) -> str:

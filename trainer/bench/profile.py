@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-# Seeds to tune on, and seeds that are only ever reported.
-DEVELOPMENT_SEEDS = (101, 102, 103)
-REPORT_SEEDS = (7, 8, 9)
+# Seeds to tune on, and seeds that are only ever reported. 7 to 9 were reported on once, and looked at while
+# the loop was mended (EXPERIMENTS, 12).
+DEVELOPMENT_SEEDS = (101, 102, 103, 7, 8, 9)
+REPORT_SEEDS = (21, 22, 23)
 
 # "trigger" is planted by accomplices through their corrections; "tampered" gets it past the labels.
 BAD_KINDS = ("nothing", "shuffled", "neutral", "worse", "trigger", "tampered")
@@ -17,7 +18,8 @@ class Scenario:
     """One history of one community.
 
     `bad_kinds` are challengers made to be refused, after the first round. With `most_liked` members only ever
-    like, and so many replies at most. With `erasure` a member plants secrets and then erases everything.
+    like, and so many replies at most. With `erasure` a member plants secrets and then erases everything. With
+    `cycle` there are no rounds: so many prompts are answered by people, and one supervised run is timed.
     """
 
     name: str
@@ -27,6 +29,7 @@ class Scenario:
     bad_kinds: tuple[str, ...] = ()
     most_liked: int | None = None
     erasure: bool = False
+    cycle: int = 0
 
 
 @dataclass(frozen=True)
@@ -71,6 +74,8 @@ FULL = Profile(
         Scenario("erasure", rounds=1, erasure=True),
         Scenario("hackable", community="flattered", rounds=2),
         Scenario("other-taste", community="plain-and-warm", rounds=2),
+        # Of whose prompts about 100 fall to training.
+        Scenario("cycle", rounds=0, cycle=160),
     ),
 )
 PROFILES = {profile.name: profile for profile in (QUICK, FULL)}

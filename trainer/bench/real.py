@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import resource
+import time
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,9 @@ from trainer.material import BaseCodec
 # Votes that each open duel gets before the vote is looked at, and how often at most.
 VOTES_EACH = 2
 VOTE_ROUNDS = 10
+# Where the first round's ratings are too few for a run the members go on: so often, this part of a round.
+MORE_TIMES = 2
+MORE_PART = 0.5
 
 
 class History:
@@ -44,6 +48,8 @@ class History:
 
     def steps(self) -> list[str]:
         """Return its steps in order."""
+        if self.scenario.cycle:
+            return [f"{self.name}/cycle"]
         found = [f"{self.name}/base"]
         for number in range(1, self.scenario.rounds + 1):
             found += [f"{self.name}/{number}/{step}" for step in ("chat", "run", "measure")]
@@ -63,8 +69,13 @@ class History:
         if not state.missing(self.steps()):
             return
         count = self.profile.prompts
-        prompts = load(self.seed, count * self.scenario.rounds, self.profile.test_prompts)
+        rounds = self.scenario.rounds + MORE_TIMES * MORE_PART
+        prompts = load(self.seed, max(self.scenario.cycle, round(count * rounds)), self.profile.test_prompts)
         with opened(self.home, models, self.profile) as world:
+            if self.scenario.cycle:
+                asked = prompts.community[: self.scenario.cycle]
+                state.do(f"{self.name}/cycle", lambda: self._cycle(world, asked))
+                return
             base = state.do(f"{self.name}/base", lambda: self._base(world, prompts.test))
             for number in range(1, self.scenario.rounds + 1):
                 self._round(world, state, prompts, number, base)
@@ -113,7 +124,8 @@ class History:
         at = (number - 1) * self.profile.prompts
         asked = prompts.community[at : at + self.profile.prompts]
         state.do(f"{name}/chat", lambda: self._chat(world, asked, number))
-        run = state.do(f"{name}/run", lambda: self._run(world, number))
+        spare = prompts.community[self.scenario.rounds * self.profile.prompts :] if number == 1 else ()
+        run = state.do(f"{name}/run", lambda: self._run(world, number, spare))
         state.do(f"{name}/measure", lambda: self._measure(world, run["champion"], prompts.test, base, number))
 
     def _chat(self, world: World, asked: tuple[Asked, ...], number: int) -> dict[str, Any]:
@@ -128,9 +140,29 @@ class History:
         regret = sum(optimum - self._community.utility(reply.text, drifted) for reply in given)
         return {**counts, "regret": round(regret, 2), "drifted": drifted}
 
-    def _run(self, world: World, number: int) -> dict[str, Any]:
+    def _run(self, world: World, number: int, spare: tuple[Asked, ...]) -> dict[str, Any]:
+        """Train and decide; where there are too few ratings the members go on a while, and it runs again."""
         run = self._settle(world, world.run("trainer.run", [], {}), number)
-        return self._outcome(world, run)
+        more, size = 0, round(self.profile.prompts * MORE_PART)
+        for at in range(0, len(spare), size):
+            if run.outcome != "not_yet":
+                break
+            given = self._answers(world, world.champion(), spare[at : at + size], self.profile.replies)
+            name = f"round{number}-more{at // size}"
+            counts = chat.record_round(
+                world, given, self.people(number), name, self.seed, self.scenario.most_liked
+            )
+            more += counts["ratings"]
+            run = self._settle(world, world.run("trainer.run", [], {}), number)
+        return {**self._outcome(world, run), "more_ratings": more}
+
+    def _cycle(self, world: World, asked: tuple[Asked, ...]) -> dict[str, Any]:
+        """Time one supervised run, from its start to its verdict: people's answers liked, the base's not."""
+        given = self._answers(world, None, asked, 1)
+        chat.record_comparison(world, given, self.people(1))
+        started = time.monotonic()
+        run = world.run("trainer.run", [], {"trainer": {"objective": "sft"}})
+        return {"seconds": round(time.monotonic() - started, 1), **self._outcome(world, run)}
 
     def _settle(self, world: World, run: Run, number: int) -> Run:
         """Let the members vote where the gate asks them, until it has decided or they have had enough."""

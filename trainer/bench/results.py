@@ -116,6 +116,7 @@ def _history(history: History, state: State) -> dict[str, Any]:
         "base": None if base is None else {key: value for key, value in base.items() if key != "replies"},
         "rounds": [each for each in rounds if each["chat"]],
         "erasure": state.result(f"{name}/erase"),
+        "cycle": state.result(f"{name}/cycle"),
         "bad": {kind: state.result(f"{name}/bad/{kind}") for kind in history.scenario.bad_kinds},
         "verdicts": state.result(f"{name}/verdicts"),
         "retrains": state.result(f"{name}/retrains"),

@@ -16,10 +16,11 @@ from typing import Any
 EXPECTED_S = {
     "base": 30,
     "chat": 60,
-    "run": 240,
+    "run": 400,
     "measure": 20,
     "bad": 100,
-    "erase": 5,
+    "erase": 300,
+    "cycle": 240,
     "verdicts": 30,
     "retrains": 180,
 }

@@ -13,7 +13,7 @@ import asyncio
 import json
 import time
 from collections import Counter
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
@@ -42,6 +42,10 @@ LEAST_DIFFERENCE = 1.0
 MOST_REPETITION = 0.05
 REPEATS = 1.0
 RUNS_ON = 0.5
+# What an answer loses, on the same scale, by the share of prompts that hear its commonest sentence: "What
+# about you?" may please many, and answers none of them. The commoner it gets the less it is worth, and a
+# question about the matter is worth more.
+SAID_TO_ALL = 1.0
 RESAMPLES = 500
 
 
@@ -117,14 +121,17 @@ def ranked(
 
     `name` tells one round's pairs from another's.
     """
-    common = _common(answers)
+    common, heard = _common(answers), _heard(answers)
     every = model.probability([answer.text for given in answers for answer in given])
     least = LEAST_DIFFERENCE * float(every.std()) if len(every) else 0.0
     found = []
     for row, given in zip(rows, answers, strict=False):
         chances = model.probability([answer.text for answer in given]).tolist()
         flaws = [_flaw(answer, common) for answer in given]
-        scores = [chance - flaw for chance, flaw in zip(chances, flaws, strict=True)]
+        scores = [
+            chance - flaw - SAID_TO_ALL * _commonness(answer, heard, len(answers))
+            for answer, chance, flaw in zip(given, chances, flaws, strict=True)
+        ]
         sound = [at for at, flaw in enumerate(flaws) if not flaw]
         if not sound:
             continue
@@ -154,6 +161,19 @@ def _common(answers: Sequence[Sequence[Answer]]) -> frozenset[frozenset[str]]:
     """Return what is said to more than one prompt: a reply that fits all of them answers none."""
     prompts = Counter(said for given in answers for said in {reward.gist(answer.text) for answer in given})
     return frozenset(said for said, count in prompts.items() if count > 1)
+
+
+def _heard(answers: Sequence[Sequence[Answer]]) -> Counter[str]:
+    """Return to how many prompts each sentence is said, in any of the answers to it."""
+    return Counter(
+        said for given in answers for said in set().union(*(reward.gist(answer.text) for answer in given))
+    )
+
+
+def _commonness(answer: Answer, heard: Mapping[str, int], prompts: int) -> float:
+    """Return the share of the other prompts that hear the commonest sentence of an answer, 0 to 1."""
+    others = max((heard[said] for said in reward.gist(answer.text)), default=1) - 1
+    return others / max(1, prompts - 1)
 
 
 def _flaw(answer: Answer, common: Collection[frozenset[str]]) -> float:

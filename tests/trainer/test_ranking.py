@@ -94,3 +94,11 @@ def test_the_pairs_of_an_attempt_that_may_not_go_on_are_forgotten(tmp_path: Path
     ranking.forget(tmp_path)
     assert [ranking.read(tmp_path / ranking.file_of(number)) for number in (1, 2)] == [None, None]
     ranking.forget(tmp_path / "never made")
+
+
+def test_a_sentence_that_everybody_hears_is_worth_less_than_one_about_the_matter() -> None:
+    rows = [row(f"r{n}", asked=f"What do you think of soup number {n}?") for n in range(4)]
+    common = [Answer(f"I like soup {n}. Do you like it too?", True) for n in range(4)]
+    own = [Answer(f"I like soup {n}. Is soup {n} good for you?", True) for n in range(4)]
+    pairs = ranking.ranked(liking_questions(), rows, list(zip(common, own, strict=True)), "one")
+    assert {pair.chosen for pair in pairs} == {answer.text for answer in own}

@@ -77,7 +77,7 @@ class Sabotaged(RunSteps):
         adapter_id, folder = saving.save(
             model, base, card, snapshot=rows, work=self.folder, adapters_dir=self._config.adapters
         )
-        self._metrics["training"] = {"objective": "none", "reason": "", "sft": {"steps": 0}}
+        self._metrics["training"] = {"objective": "none", "reason": "", "sft": {"steps": 0, "seconds": 0.0}}
         return Challenger(adapter_id, folder, Plan("sft"), {}), BaseCodec(base.tokenizer)
 
 

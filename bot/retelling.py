@@ -293,6 +293,7 @@ TEMPLATES = (
     mark("its replies are liked less: {measured}"),
     mark("it makes no difference worth a change ({effect} or more): {measured}"),
     mark("the difference is not certain: {measured}"),
+    mark("the evidence disagrees: {measured}, but {objection}"),
     mark("the difference is not certain enough for challenger number {look} of this champion: {measured}"),
     mark("{gain} (95 % CI {low} to {high}) on {prompts}"),
     mark("{count} held-out conversations"),
@@ -345,8 +346,8 @@ _NAME = re.compile(r"\{(\w+)\}")
 _FIGURE = re.compile(r"[+-]?\d+(\.\d+)?%?")
 # Places for clauses and names that have to be known themselves; any other holds one figure, id or word.
 _CLAUSES = frozenset(
-    {"advice", "answering", "before", "expected", "measured", "message", "note", "now", "prompts", "reason"}
-    | {"rival", "voted", "what", "who"}
+    {"advice", "answering", "before", "expected", "measured", "message", "note", "now", "objection"}
+    | {"prompts", "reason", "rival", "voted", "what", "who"}
 )
 # Places for what people typed, may choose or set, which stays as it is, spaces and all.
 _AS_TYPED = frozenset({"choices", "emoji", "example", "key", "keys", "present", "value", "versions"})

@@ -132,6 +132,7 @@ class TrainerConfig(_Section):
     ranked_rounds: Whole = 2
     beta: Positive = 0.1
     batch_size: Count = 8
+    dpo_batch_size: Count = 4
     sft_batch_size: Count = 4
     batch_tokens: Whole = 0
     max_length: Count = 512

@@ -62,6 +62,7 @@ DECIDING = {
     "sft_batch_size",
     "beta",
     "batch_size",
+    "dpo_batch_size",
     "batch_tokens",
     "max_length",
     "replay_share",
@@ -274,7 +275,7 @@ class Course:
         return DpoSettings(
             learning_rate=self.settings.dpo_learning_rate,
             epochs=self.settings.dpo_epochs,
-            batch_size=self.settings.batch_size,
+            batch_size=self.settings.dpo_batch_size,
             beta=self.settings.beta,
             sft_weight=self.settings.dpo_sft_weight,
             replay_share=self.settings.replay_share,

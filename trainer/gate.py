@@ -139,7 +139,10 @@ def decide(evidence: Evidence, settings: GateConfig) -> Verdict:
     if gain.clusters < MIN_PROMPTS:
         return Verdict("votes", f"only {gain.clusters} held-out conversations could be compared")
     measured = describe(gain, evidence.extra_prompts)
+    objection = backward(evidence)
     if gain.bound_low > 0 and gain.value >= settings.min_effect:
+        if objection:
+            return Verdict("votes", f"the evidence disagrees: {measured}, but {objection}")
         return Verdict("promote", measured)
     if gain.bound_high < 0:
         return Verdict("refuse", f"its replies are liked less: {measured}")
@@ -147,6 +150,8 @@ def decide(evidence: Evidence, settings: GateConfig) -> Verdict:
         return Verdict(
             "refuse", f"it makes no difference worth a change ({settings.min_effect:g} or more): {measured}"
         )
+    if objection:
+        return Verdict("refuse", objection)
     strict = f" enough for challenger number {evidence.look} of this champion" if gain.low > 0 else ""
     return Verdict("votes", f"the difference is not certain{strict}: {measured}")
 
@@ -214,18 +219,32 @@ def guardrails(evidence: Evidence, settings: GateConfig) -> tuple[Guardrail, ...
         *_corrections(evidence.trained_corrections, "corrections that it was trained on", MAX_TRAINED_LOST),
         *_corrections(evidence.held_out_corrections, "held-out corrections", MAX_HELD_OUT_LOST),
     ]
-    margin = evidence.margin
-    if margin is not None:
-        found.append(
-            Guardrail(
-                "preference for disliked held-out replies, nat per token",
-                -margin.bound_high,
-                MAX_BACKWARD_MARGIN,
-                f"it finds disliked held-out replies more likely than liked ones ({_signed(margin.value)} "
-                f"nat per token, 95 % CI {margin.low:.2f} to {margin.high:.2f})",
-            )
-        )
+    if evidence.margin is not None and (evidence.preference is None or not evidence.proof.holds):
+        found.append(_of_margin(evidence.margin))
     return tuple(found)
+
+
+def backward(evidence: Evidence) -> str:
+    """Return the objection to a challenger that clearly finds disliked replies likelier, or an empty string.
+
+    A veto only where no reward model is proven. The margin is about what the champion once wrote, and a
+    challenger that has learned to write otherwise finds both kinds unlikely: good ones lie at -.2 to +.3 nat
+    a token, bad ones no lower (EXPERIMENTS, 13).
+    """
+    if evidence.margin is None:
+        return ""
+    limit = _of_margin(evidence.margin)
+    return "" if limit.kept else limit.objection
+
+
+def _of_margin(margin: Estimate) -> Guardrail:
+    return Guardrail(
+        "preference for disliked held-out replies, nat per token",
+        -margin.bound_high,
+        MAX_BACKWARD_MARGIN,
+        f"it finds disliked held-out replies more likely than liked ones ({_signed(margin.value)} "
+        f"nat per token, 95 % CI {margin.low:.2f} to {margin.high:.2f})",
+    )
 
 
 def _safety(found: Safety | None) -> list[Guardrail]:

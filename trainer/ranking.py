@@ -39,7 +39,6 @@ LEAST_PROMPTS = 24
 LEAST_DIFFERENCE = 1.0
 # What the guardrails would object to is never chosen and readily rejected, whatever the reward model thinks
 # of it: on the scale of P(liked), for repeating itself or another reply, and for not ending.
-MOST_REPETITION = 0.05
 REPEATS = 1.0
 RUNS_ON = 0.5
 # What an answer loses, on the same scale, by the share of prompts that hear its commonest sentence: "What
@@ -47,12 +46,15 @@ RUNS_ON = 0.5
 # question about the matter is worth more.
 SAID_TO_ALL = 1.0
 RESAMPLES = 500
+# How sure it has to be that the reward model predicts at all (two-sided): it only proposes what to learn.
+# Whether that was good is judged by another one, which has to be surer (gate.confidence).
+CONFIDENCE = 0.8
 
 
-def judge_of(snapshot: Snapshot, *, confidence: float, seed: int) -> RewardModel | None:
+def judge_of(snapshot: Snapshot, *, seed: int) -> RewardModel | None:
     """Return a reward model of the training ratings; None where they don't show that it predicts others."""
     rated = rated_texts(snapshot.of("train"))
-    model, validated = reward.cross_validated(rated, resamples=RESAMPLES, confidence=confidence, seed=seed)
+    model, validated = reward.cross_validated(rated, resamples=RESAMPLES, confidence=CONFIDENCE, seed=seed)
     return model if validated is not None and validated.bound_low > 0.5 else None
 
 
@@ -178,13 +180,8 @@ def _commonness(answer: Answer, heard: Mapping[str, int], prompts: int) -> float
 
 def _flaw(answer: Answer, common: Collection[frozenset[str]]) -> float:
     """Return what an answer loses for what the guardrails would object to; 0 for a sound one."""
-    said = reward.sentences(answer.text)
-    repeats = (
-        not said
-        or len(set(said)) < len(said)
-        or reward.gist(answer.text) in common
-        or reward.repetition(answer.text) > MOST_REPETITION
-    )
+    said = reward.gist(answer.text)
+    repeats = not said or said in common or reward.repeats_itself(answer.text)
     return REPEATS * repeats + RUNS_ON * (not answer.finished)
 
 

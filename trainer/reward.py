@@ -29,6 +29,8 @@ PENALTIES = (1.0, 4.0, 16.0)
 # Words are many and seen rarely: they are shrunk this much more than the readable features.
 HASH_PENALTY = 4.0
 FOLDS = 5
+# A text with a larger share of repeated phrases repeats itself.
+MOST_REPETITION = 0.05
 # Below this many of one kind an AUC says nothing.
 MIN_EACH = 5
 
@@ -194,6 +196,12 @@ def repetition(text: str) -> float:
     words = [word.lower() for word in _WORD.findall(text)]
     grams = [tuple(words[i : i + 4]) for i in range(len(words) - 3)]
     return 1 - len(set(grams)) / len(grams) if grams else 0.0
+
+
+def repeats_itself(text: str) -> bool:
+    """Whether a text says a sentence twice, or more than MOST_REPETITION of its phrases."""
+    said = sentences(text)
+    return len(set(said)) < len(said) or repetition(text) > MOST_REPETITION
 
 
 def _readable(text: str) -> list[float]:

@@ -261,9 +261,7 @@ class RunSteps:
         later_s = self._config.gate.generation_minutes * 60 / 2 + SCORING_GUESS_S
         self._heartbeat.enter("train", "loading the base", later_s=later_s)
         base = load_base(Path(ground.base.folder), self._config.model.device, "train")
-        judge = ranking.judge_of(
-            rows, confidence=self._config.gate.confidence, seed=self._config.trainer.seed
-        )
+        judge = ranking.judge_of(rows, seed=self._config.trainer.seed)
         plan = objectives.choose(rows, self._config.trainer, judged=judge is not None)
         asker = None
         if judge is not None:

@@ -65,7 +65,7 @@ def test_a_training_that_was_killed_ends_bit_for_bit_where_an_undisturbed_one_do
 def test_a_training_that_was_killed_a_hundred_times_does_too(
     tiny_folder: Path, tmp_path: Path, work: Path
 ) -> None:
-    settings = interrupted.SETTINGS.model_copy(update={"epochs": 40, "kto_epochs": 6, "dpo_epochs": 6})
+    settings = interrupted.SETTINGS.model_copy(update={"epochs": 160, "kto_epochs": 20, "dpo_epochs": 40})
     (tmp_path / "calm").mkdir()
     undisturbed = interrupted.train(tiny_folder, tmp_path / "calm", settings)
     adapter_id, further = interrupted.killed_and_resumed(

@@ -71,7 +71,7 @@ def test_a_good_challenger_is_promoted_with_its_figures() -> None:
         ("slightly better", replace(GOOD, preference=estimate(0.01, 0.005)), "no difference worth a change"),
         (
             "shuffled labels",
-            replace(GOOD, margin=estimate(-0.3, 0.2)),
+            replace(GOOD, preference=estimate(0.03, 0.05), margin=estimate(-0.3, 0.2)),
             "disliked held-out replies more likely",
         ),
         ("forgetful", replace(GOOD, general_nll_increase=0.4), "forgot general knowledge"),
@@ -162,7 +162,21 @@ def test_general_prompts_are_counted_apart_from_conversations() -> None:
 
 def test_a_margin_that_is_only_rounding_is_no_objection() -> None:
     rounding = replace(GOOD, margin=estimate(-1e-6, 1e-7))
-    assert gate.vetoed(rounding, SETTINGS) == ""
+    assert gate.backward(rounding) == ""
+
+
+def test_members_decide_where_a_proven_reward_model_and_the_margin_disagree() -> None:
+    verdict = gate.decide(replace(GOOD, margin=estimate(-0.3, 0.2)), SETTINGS)
+    assert verdict.decision == "votes"
+    assert "the evidence disagrees: +0.12" in verdict.reason
+    assert "disliked held-out replies more likely" in verdict.reason
+
+
+def test_without_a_proven_reward_model_the_margin_is_a_veto() -> None:
+    for evidence in (replace(GOOD, preference=None), replace(GOOD, proof=UNPROVEN)):
+        verdict = gate.decide(replace(evidence, margin=estimate(-0.3, 0.2)), SETTINGS)
+        assert verdict.decision == "refuse"
+        assert "disliked held-out replies more likely" in verdict.reason
 
 
 # ------------------------------------------------------------------------------------------ a budget of looks

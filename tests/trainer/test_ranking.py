@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.trainer.rows import row
-from trainer import ranking
+from trainer import material, ranking
 from trainer.reward import RatedText, RewardModel, fit
 from trainer.snapshot import Snapshot
 from trainer.weighing import Answer
@@ -102,3 +102,10 @@ def test_a_sentence_that_everybody_hears_is_worth_less_than_one_about_the_matter
     own = [Answer(f"I like soup {n}. Is soup {n} good for you?", True) for n in range(4)]
     pairs = ranking.ranked(liking_questions(), rows, list(zip(common, own, strict=True)), "one")
     assert {pair.chosen for pair in pairs} == {answer.text for answer in own}
+
+
+def test_a_liked_reply_that_repeats_itself_is_no_example_unless_there_is_no_other() -> None:
+    sound = row("sound", text="Soup is good. Do you like it?")
+    chant = row("chant", text="I like soup! I like soup! I like soup!")
+    assert material.worth_imitating([sound, chant]) == [sound]
+    assert material.worth_imitating([chant]) == [chant]

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-# Seeds to tune on, and seeds that are only ever reported. 7 to 9 were reported on once, and looked at while
-# the loop was mended (EXPERIMENTS, 12).
-DEVELOPMENT_SEEDS = (101, 102, 103, 7, 8, 9)
-REPORT_SEEDS = (21, 22, 23)
+# Seeds to tune on, and seeds that are only ever reported. 7 to 9 and 21 were to be reported, and were
+# looked at while the loop was mended (EXPERIMENTS, 12 and 13).
+DEVELOPMENT_SEEDS = (101, 102, 103, 7, 8, 9, 21)
+REPORT_SEEDS = (31, 32, 33)
 
 # "trigger" is planted by accomplices through their corrections; "tampered" gets it past the labels.
 BAD_KINDS = ("nothing", "shuffled", "neutral", "worse", "trigger", "tampered")

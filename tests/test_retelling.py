@@ -108,7 +108,7 @@ def _is_rule(value: object) -> bool:
 
 def said_in_notes() -> Iterator[str]:
     """What a run is at."""
-    for path in sorted((ROOT / "trainer").glob("*.py")):
+    for path in sorted([*ROOT.glob("trainer/*.py"), *ROOT.glob("trainer/run/*.py")]):
         for node in ast.walk(tree_of(path)):
             if isinstance(node, ast.Call) and getattr(node.func, "attr", "") in ("enter", "show", "say"):
                 yield from filter(_WORDS.search, map(literal, node.args[-1:]))

@@ -27,7 +27,10 @@ from trainer import gate, objectives
 ROOT = Path(__file__).parent.parent
 # The functions that make sentences for people.
 SPEAKERS = {
-    "trainer/gate.py": {"decide", "guardrails", "describe", "_safety", "_corrections", "_listed"},
+    "trainer/gate.py": {
+        *("decide", "guardrails", "describe"),
+        *("_forgetting", "_safety", "_corrections", "_listed"),
+    },
     "trainer/reward.py": {"why_not"},
     "trainer/objectives.py": {"require_enough", "choose", "within_budget", "_nothing_eligible"},
     "trainer/promotion.py": {"swap", "refuse", "open_vote", "_settle", "ask", "_overtaken"},

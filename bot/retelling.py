@@ -151,7 +151,7 @@ TEMPLATES = (
     mark("Starts again: {reason}."),
     mark("the trainer was stopped in the middle of it"),
     mark("the trainer stopped in the middle of it"),
-    # trainer/queue.py, run.py and training.py: runs that failed.
+    # trainer/queue.py, run and training: runs that failed.
     mark("The run's process was killed, most likely because memory ran out."),
     mark("The run's process ended by {signal}."),
     mark("The run's process ended with code {code} before it had a result."),
@@ -178,7 +178,7 @@ TEMPLATES = (
     ),
     mark("set {settings}, or free memory"),
     mark("choose a smaller [model] base or free memory"),
-    # trainer/repeating.py and snapshot.py: a run that repeats another one.
+    # trainer/run/repeating.py and trainer/snapshot.py: a run that repeats another one.
     mark(
         "Run {run} was repeated from its snapshot, and the same adapter {adapter} came out, bit for bit. "
         "Nothing was promoted."

@@ -1,7 +1,7 @@
 """Where a training that is on keeps its checkpoint, and who removes it: a run that is over needs none.
 
-What is in it is the trainer's business (trainer/checkpoints.py). It lies in the run's folder, so that an
-erasure removes it with the snapshot.
+What is in it is the trainer's business (trainer/training/checkpoints.py). It lies in the run's folder, so
+that an erasure removes it with the snapshot.
 """
 
 from pathlib import Path

@@ -27,7 +27,10 @@ from trainer import gate, objectives
 ROOT = Path(__file__).parent.parent
 # The functions that make sentences for people.
 SPEAKERS = {
-    "trainer/gate.py": {"decide", "guardrails", "describe", "_safety", "_corrections", "_listed"},
+    "trainer/gate.py": {
+        *("decide", "guardrails", "describe"),
+        *("_forgetting", "_safety", "_corrections", "_listed"),
+    },
     "trainer/reward.py": {"why_not"},
     "trainer/objectives.py": {"require_enough", "choose", "within_budget", "_nothing_eligible"},
     "trainer/promotion.py": {"swap", "refuse", "open_vote", "_settle", "ask", "_overtaken"},
@@ -108,7 +111,7 @@ def _is_rule(value: object) -> bool:
 
 def said_in_notes() -> Iterator[str]:
     """What a run is at."""
-    for path in sorted((ROOT / "trainer").glob("*.py")):
+    for path in sorted([*ROOT.glob("trainer/*.py"), *ROOT.glob("trainer/run/*.py")]):
         for node in ast.walk(tree_of(path)):
             if isinstance(node, ast.Call) and getattr(node.func, "attr", "") in ("enter", "show", "say"):
                 yield from filter(_WORDS.search, map(literal, node.args[-1:]))

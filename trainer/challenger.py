@@ -20,8 +20,7 @@ from torch import nn
 from bot.serving.base import LoadedBase
 from bot.serving.memory import available_bytes
 from storage.config import TrainerConfig
-from trainer import memory, objectives, saving, training
-from trainer.checkpoints import DONE, Keeper, Moment
+from trainer import memory, objectives, saving
 from trainer.encoding import Codec
 from trainer.errors import TrainingError
 from trainer.material import BaseCodec, Material, dpo_examples, gather
@@ -29,13 +28,11 @@ from trainer.objectives import Plan
 from trainer.preferences import PreferencePair
 from trainer.replay import BaseReply
 from trainer.snapshot import Snapshot
-from trainer.training import (
-    DpoSettings,
-    KtoSettings,
-    SftSettings,
-    Tick,
-    TrainingReport,
-)
+from trainer.training import phases
+from trainer.training.checkpoints import DONE, Keeper, Moment
+from trainer.training.forward import batch_tokens
+from trainer.training.loop import Tick, TrainingReport
+from trainer.training.phases import DpoSettings, KtoSettings, SftSettings
 
 # How the training's progress is shared among its phases, as far as they take place.
 PHASE_PARTS = {"sft": 0.35, "kto": 0.65, "dpo": 0.4, "ranked": 0.8}
@@ -121,7 +118,7 @@ def train_challenger(
     material = gather(codec, snapshot, replay, settings.max_length)
     if not material.liked:
         raise TrainingError("There is no liked reply to train on.")
-    limit = settings.batch_tokens or training.batch_tokens(base.model)
+    limit = settings.batch_tokens or batch_tokens(base.model)
     shape = memory.shape_of(base.model, settings.rank, limit, material.forwarded, material.replay)
     memory.require(shape, available_bytes(base.device) if memory_bytes is None else memory_bytes, settings)
     model = add_adapter(base.model, settings)
@@ -219,7 +216,7 @@ class Course:
             batch_tokens=self.settings.batch_tokens,
         )
         liked, replay = self.material.liked, self.material.replay
-        return training.train_sft(self.model, liked, replay, settings, keeper=self.keeper, on_step=on_step)
+        return phases.train_sft(self.model, liked, replay, settings, keeper=self.keeper, on_step=on_step)
 
     def _kto(self, on_step: Tick) -> TrainingReport:
         settings = KtoSettings(
@@ -230,7 +227,7 @@ class Course:
             seed=self.settings.seed,
             batch_tokens=self.settings.batch_tokens,
         )
-        return training.train_kto(
+        return phases.train_kto(
             self.model, self.material.rated, settings, keeper=self.keeper, on_step=on_step
         )
 
@@ -251,7 +248,7 @@ class Course:
             max_seconds=max(0.0, left_s) / rounds_left,
             max_steps=self.steps.get(f"ranked_{number}"),
         )
-        return training.train_dpo(
+        return phases.train_dpo(
             self.model,
             pairs,
             settings,
@@ -262,7 +259,7 @@ class Course:
         )
 
     def _dpo(self, on_step: Tick) -> TrainingReport:
-        return training.train_dpo(
+        return phases.train_dpo(
             self.model,
             self.material.pairs,
             self._dpo_settings(),

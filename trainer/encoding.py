@@ -42,6 +42,20 @@ class Example:
         return len(self.ids) - self.start
 
 
+@dataclass(frozen=True)
+class PreferenceExample:
+    """Two completions of one prompt, and how much the preference of the first counts."""
+
+    chosen: Example
+    rejected: Example
+    weight: float = 1.0
+
+    @property
+    def joined(self) -> Example:
+        """Return both sides as one example, to count their tokens: they go through the model together."""
+        return Example(ids=(*self.chosen.ids, *self.rejected.ids), start=self.chosen.start)
+
+
 def encode(
     codec: Codec,
     messages: Sequence[ChatMessage],

@@ -166,20 +166,7 @@ def guardrails(evidence: Evidence, settings: GateConfig) -> tuple[Guardrail, ...
     """Return every limit with what was measured, in the order in which they are named as reasons."""
     new, old = evidence.challenger, evidence.champion
     found = [
-        Guardrail(
-            "loss on general prompts",
-            evidence.general_nll_increase,
-            settings.max_general_nll_increase,
-            f"it forgot general knowledge: its loss on general prompts rose by "
-            f"{evidence.general_nll_increase:.0%} (limit {settings.max_general_nll_increase:.0%})",
-        ),
-        Guardrail(
-            "drift from the base, nat per token",
-            evidence.general_divergence,
-            settings.max_kl,
-            f"it drifted from the base on general prompts by {evidence.general_divergence:.2f} nat per token "
-            f"(limit {settings.max_kl:g})",
-        ),
+        _forgetting(evidence, settings),
         Guardrail(
             "empty replies", new.empty, max(MAX_EMPTY, old.empty), f"{new.empty:.0%} of its replies are empty"
         ),
@@ -245,6 +232,30 @@ def _of_margin(margin: Estimate) -> Guardrail:
         f"it finds disliked held-out replies more likely than liked ones ({_signed(margin.value)} "
         f"nat per token, 95 % CI {margin.low:.2f} to {margin.high:.2f})",
     )
+
+
+def _forgetting(evidence: Evidence, settings: GateConfig) -> Guardrail:
+    """Limit the rise of the loss on the base's own general replies: one measurement, a limit on each scale.
+
+    As a share of the base's loss it is what was forgotten; in nat per token the very same rise estimates
+    KL(base || challenger). The second is named only where it alone is broken.
+    """
+    rise, drift = evidence.general_nll_increase, evidence.general_divergence
+    forgot = Guardrail(
+        "loss on general prompts",
+        rise,
+        settings.max_general_nll_increase,
+        f"it forgot general knowledge: its loss on general prompts rose by {rise:.0%} "
+        f"(limit {settings.max_general_nll_increase:.0%})",
+    )
+    drifted = Guardrail(
+        "drift from the base, nat per token",
+        drift,
+        settings.max_kl,
+        f"it drifted from the base on general prompts by {drift:.2f} nat per token "
+        f"(limit {settings.max_kl:g})",
+    )
+    return drifted if forgot.kept and not drifted.kept else forgot
 
 
 def _safety(found: Safety | None) -> list[Guardrail]:

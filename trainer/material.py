@@ -12,13 +12,12 @@ from bot.serving.plain_text import neutralise
 from bot.serving.prompts import plain_content, render_chat
 from bot.serving.protocol import ChatMessage
 from storage.config import TrainerConfig
-from trainer import reward, training
-from trainer.encoding import Codec, Example, encode
+from trainer import reward
+from trainer.encoding import Codec, Example, PreferenceExample, encode
 from trainer.evaluation import messages_of
 from trainer.preferences import PreferencePair
 from trainer.replay import BaseReply
 from trainer.snapshot import Row, Snapshot
-from trainer.training import PreferenceExample
 
 
 @dataclass(frozen=True)
@@ -38,7 +37,7 @@ class Material:
     @property
     def forwarded(self) -> list[Example]:
         """Return what goes through the model at once: rows, and both sides of each pair together."""
-        return [*self.liked, *self.rated, *(training.joined(pair) for pair in self.pairs)]
+        return [*self.liked, *self.rated, *(pair.joined for pair in self.pairs)]
 
     def tokens(self, settings: TrainerConfig) -> dict[str, int]:
         """Return how many tokens each later phase would see."""

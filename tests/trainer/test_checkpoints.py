@@ -13,11 +13,12 @@ from bot.serving.base import LoadedBase, load_base
 from storage import checkpoints
 from storage.config import TrainerConfig
 from tests.trainer import interrupted
-from trainer import challenger, training
-from trainer.checkpoints import DONE, Keeper, Moment
+from trainer import challenger
 from trainer.encoding import Example
 from trainer.errors import RunCancelledError
-from trainer.training import SftSettings
+from trainer.training import phases
+from trainer.training.checkpoints import DONE, Keeper, Moment
+from trainer.training.phases import SftSettings
 
 EXAMPLES = [Example(ids=tuple(range(3 + n, 13 + n)), start=4) for n in range(8)]
 
@@ -139,7 +140,7 @@ def test_a_plan_that_the_clock_made_outlives_the_interruption(tiny_folder: Path,
                     raise KeyboardInterrupt
 
             try:
-                reports.append(training.train_sft(model, EXAMPLES, [], settings, keeper=keeper, on_step=tick))
+                reports.append(phases.train_sft(model, EXAMPLES, [], settings, keeper=keeper, on_step=tick))
             except KeyboardInterrupt:
                 model = challenger.add_adapter(
                     load_base(tiny_folder, "cpu", "train").model, interrupted.SETTINGS

@@ -126,6 +126,17 @@ def test_thin_evidence_goes_to_a_vote(evidence: Evidence, reason: str) -> None:
     assert reason in verdict.reason
 
 
+def test_the_rise_of_the_general_loss_is_one_limit_named_on_the_scale_that_is_broken() -> None:
+    rise, drift = "loss on general prompts", "drift from the base, nat per token"
+    for evidence, named in [
+        (GOOD, rise),
+        (replace(GOOD, general_divergence=2.0), drift),
+        (replace(GOOD, general_nll_increase=0.4, general_divergence=2.0), rise),
+    ]:
+        names = [limit.name for limit in gate.guardrails(evidence, SETTINGS)]
+        assert [name for name in names if name in (rise, drift)] == [named]
+
+
 def test_a_veto_comes_before_any_vote() -> None:
     evidence = replace(GOOD, proof=UNPROVEN, general_nll_increase=0.5)
     assert gate.decide(evidence, SETTINGS).decision == "refuse"

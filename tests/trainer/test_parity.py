@@ -13,8 +13,9 @@ from trl import DPOConfig, DPOTrainer, KTOConfig, KTOTrainer, SFTConfig, SFTTrai
 
 from bot.serving.base import LoadedBase
 from storage.config import TrainerConfig
-from trainer import challenger, losses, training
-from trainer.encoding import Example
+from trainer import challenger
+from trainer.encoding import Example, PreferenceExample
+from trainer.training import forward, losses, terms
 
 LIMIT = 10_000
 TEXTS = [
@@ -66,7 +67,7 @@ def test_the_supervised_loss_equals_trls(model: torch.nn.Module, base: LoadedBas
         Example(ids=tuple(row["input_ids"]), start=sum(label == -100 for label in row["labels"]))
         for row in rows
     ]
-    scores = training.score(trainer.model, examples)
+    scores = forward.score(trainer.model, examples)
     ours = losses.supervised(scores, torch.ones(4)).item() / sum(scores.lengths)
     assert oracle > 1
     assert ours == pytest.approx(oracle, rel=1e-5)
@@ -92,7 +93,7 @@ def test_the_dpo_loss_equals_trls_with_and_without_its_sft_term(
         for item in trainer.train_dataset
     ]
     pairs = [
-        training.PreferenceExample(
+        PreferenceExample(
             *(
                 Example(ids=(*row["prompt_ids"], *row[side]), start=len(row["prompt_ids"]))
                 for side in ("chosen_ids", "rejected_ids")
@@ -100,7 +101,7 @@ def test_the_dpo_loss_equals_trls_with_and_without_its_sft_term(
         )
         for row in rows
     ]
-    term = training.Dpo(pairs, 0.1, sft_weight, LIMIT)
+    term = terms.Dpo(pairs, 0.1, sft_weight, LIMIT)
     term.prepare(trainer.model, [], None)
     move_adapter(trainer.model, seed=4)
     oracle = trainer.compute_loss(trainer.model, trainer.data_collator(rows)).item()
@@ -123,7 +124,7 @@ def test_the_kto_loss_equals_trls(model: torch.nn.Module, base: LoadedBase, tmp_
     columns = ["prompt_ids", "completion_ids", "KL_completion_ids", "label"]
     rows = [{key: item[key] for key in columns} for item in trainer.train_dataset]
     examples = kto_examples(rows)
-    term = training.Kto(examples, 0.1, LIMIT)
+    term = terms.Kto(examples, 0.1, LIMIT)
     # Two of each kind: TRL knows no class weights, and ours are set aside.
     term._scale = (1.0, 1.0)
     term.prepare(trainer.model, [(0, 1, 2, 3)], None)

@@ -23,6 +23,8 @@ from trainer.labels import Correction
 from trainer.regressions import ScoredCase
 from trainer.report import __main__ as command
 from trainer.report import page, source
+from trainer.report.charts import Span, intervals
+from trainer.report.parts import FIRST, cases, number
 from trainer.safety import TRIES, Probed
 from trainer.snapshot import Snapshot
 from trainer.weighing import Answer, GeneralLoss, Pair, Prompt, Scores
@@ -181,6 +183,29 @@ def test_the_page_says_what_was_decided_measured_left_out_and_whose_word_counts(
         "4 of 4",
     ):
         assert expected in text, expected
+
+
+def test_a_certain_gain_is_drawn_right_of_zero_and_a_certain_loss_left_of_it() -> None:
+    """Zero is in the middle of every row, so that one line can divide them all."""
+    spans = [Span("a", 0.2, 0.1, 0.3), Span("b", 0.0, -0.1, 0.1), Span("c", -2.0, -3.0, -1.0)]
+    for one_scale in (True, False):
+        text = intervals(spans, one_scale=one_scale)
+        drawn = re.findall(r'class="span (\w*)">.*?left:([\d.]+)%;right:([\d.]+)%.*?left:([\d.]+)%', text)
+        assert [sure for sure, *_ in drawn] == ["good", "", "bad"]
+        for span, (_, left, right, dot) in zip(spans, drawn, strict=True):
+            ends = [(float(left), span.low), (100 - float(right), span.high), (float(dot), span.value)]
+            assert all(0 <= at <= 100 and (at > 50) == (value > 0) for at, value in ends)
+
+
+def test_a_page_shows_a_few_cases_and_folds_the_others() -> None:
+    shown = cases([f"<p>{n}</p>" for n in range(FIRST + 3)], "samples")
+    assert shown.index("<details>") > shown.index(f"<p>{FIRST - 1}</p>")
+    assert "3 more samples" in shown
+    assert "<details>" not in cases(["<p></p>"] * (FIRST + 1), "samples")
+
+
+def test_numbers_have_a_minus_sign_and_zero_has_none() -> None:
+    assert [number(value, "+.2f") for value in (0.5, -0.5, -0.001, 0.0)] == ["+0.50", "−0.50", "0.00", "0.00"]
 
 
 def test_a_run_is_found_by_the_beginning_of_its_id_and_the_newest_without_one(deployment: Deployment) -> None:

@@ -26,8 +26,11 @@ from storage.database import Database
 from storage.runs import Run
 from tests.trainer import loop
 from tests.trainer.loop import SCOPE, Deployment
-from trainer import promotion, run, settling
+from trainer import promotion, settling
 from trainer.errors import RunSettingsError
+from trainer.run import steps
+from trainer.run.execution import execute
+from trainer.run.overrides import with_overrides
 
 
 @pytest.fixture(scope="module")
@@ -56,7 +59,7 @@ def trained(deployment: Deployment) -> tuple[Deployment, Run]:
     """A run whose reward model can't be proven by so few ratings: it ends with a vote, or is refused."""
     deployment.database.write(lambda db: loop.community(db, 40))
     deployment.database.write(corrected)
-    return deployment, run.execute(deployment.database, deployment.config, deployment.lease().id)
+    return deployment, execute(deployment.database, deployment.config, deployment.lease().id)
 
 
 def corrected(db: sqlite_utils.Database) -> None:
@@ -154,7 +157,7 @@ def test_the_next_challenger_is_measured_against_the_base_too(trained: tuple[Dep
     deployment, first = trained
     asyncio.run(swap(deployment, reopened(deployment, first), expected=None))
     again = deployment.lease({"trainer": {"seed": 1}})
-    ended = run.execute(deployment.database, deployment.config, again.id)
+    ended = execute(deployment.database, deployment.config, again.id)
     assert ended.outcome in ("votes", "refused", "promoted"), ended.error
     scores = weighing.read(deployment.config.runs / ended.id)
     with_base = [pair.base is not None for pair in scores.pairs]
@@ -198,7 +201,7 @@ def test_each_challenger_of_a_champion_is_counted(trained: tuple[Deployment, Run
 
 def test_too_little_data_is_a_polite_not_yet_and_leaves_nothing_behind(deployment: Deployment) -> None:
     deployment.database.write(lambda db: loop.community(db, 2))
-    ended = run.execute(deployment.database, deployment.config, deployment.lease().id)
+    ended = execute(deployment.database, deployment.config, deployment.lease().id)
     assert (ended.state, ended.outcome) == ("finished", "not_yet")
     assert ended.message.startswith("not yet: 1 of 3 liked replies, ")
     assert not (deployment.config.runs / ended.id).exists()
@@ -206,7 +209,7 @@ def test_too_little_data_is_a_polite_not_yet_and_leaves_nothing_behind(deploymen
 
 def test_nothing_eligible_says_why(deployment: Deployment) -> None:
     deployment.database.write(lambda db: loop.community(db, 5, public=False))
-    ended = run.execute(deployment.database, deployment.config, deployment.lease().id)
+    ended = execute(deployment.database, deployment.config, deployment.lease().id)
     assert ended.outcome == "not_yet"
     assert "5 left out because direct messages" in ended.message
 
@@ -216,7 +219,7 @@ def test_a_run_that_is_cancelled_stops_and_changes_nothing(deployment: Deploymen
     leased = deployment.lease({"trainer": {"epochs": 500}})
     canceller = threading.Thread(target=_cancel_in_training, args=(deployment, leased.id))
     canceller.start()
-    ended = run.execute(deployment.database, deployment.config, leased.id)
+    ended = execute(deployment.database, deployment.config, leased.id)
     canceller.join()
     assert (ended.state, ended.outcome) == ("cancelled", "cancelled")
     assert champion(deployment) is None
@@ -247,7 +250,7 @@ def test_a_run_killed_in_any_phase_leaves_the_champion_serving(
     deployment.database.write(lambda db: runs.requeue(db, leased.id, "it was killed"))
     again = deployment.database.write(lambda db: runs.lease_next(db, "test", 600_000))
     assert again is not None
-    ended = run.execute(deployment.database, deployment.config, again.id)
+    ended = execute(deployment.database, deployment.config, again.id)
     assert ended.outcome in ("votes", "refused", "promoted"), ended.error
 
 
@@ -269,13 +272,13 @@ def test_a_run_killed_in_training_goes_on_with_its_snapshot_and_can_be_repeated_
     deployment.database.write(lambda db: loop.rate(db, "reply-001", 5, 1))
     deployment.database.write(lambda db: runs.requeue(db, leased.id, "it was killed"))
     deployment.database.write(lambda db: runs.lease_next(db, "test", 600_000))
-    ended = run.execute(deployment.database, deployment.config, leased.id)
+    ended = execute(deployment.database, deployment.config, leased.id)
     assert ended.outcome in ("votes", "refused", "promoted"), ended.error
     assert ended.snapshot_hash == begun.snapshot_hash
     assert not kept.exists()
     # What was killed and went on is what an undisturbed training from the same manifest gives.
     before = sorted(path.name for path in deployment.config.adapters.iterdir())
-    repeated = run.execute(deployment.database, deployment.config, deployment.lease({"repeat": ended.id}).id)
+    repeated = execute(deployment.database, deployment.config, deployment.lease({"repeat": ended.id}).id)
     assert f"the same adapter {ended.adapter_id} came out, bit for bit" in repeated.message, repeated.error
     assert sorted(path.name for path in deployment.config.adapters.iterdir()) == before
     assert adapter_of(deployment, ended).state != "tainted"
@@ -284,7 +287,7 @@ def test_a_run_killed_in_training_goes_on_with_its_snapshot_and_can_be_repeated_
 def test_a_run_with_a_row_that_was_deleted_since_is_not_repeated(trained: tuple[Deployment, Run]) -> None:
     deployment, ended = trained
     deployment.database.write(lambda db: conversations.delete_message(db, 1000))
-    repeated = run.execute(deployment.database, deployment.config, deployment.lease({"repeat": ended.id}).id)
+    repeated = execute(deployment.database, deployment.config, deployment.lease({"repeat": ended.id}).id)
     assert repeated.outcome == "failed"
     assert f"Run {ended.id} can't be repeated: something in its snapshot was deleted" in repeated.message
 
@@ -293,10 +296,10 @@ def test_a_run_without_a_server_fails_with_a_sentence(
     deployment: Deployment, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     deployment.database.write(lambda db: loop.community(db, 40))
-    monkeypatch.setattr(run, "SERVER_PATIENCE_S", 0.1)
+    monkeypatch.setattr(steps, "SERVER_PATIENCE_S", 0.1)
     server = deployment.config.server.model_copy(update={"base_url": "http://127.0.0.1:9"})
     away = deployment.config.model_copy(update={"server": server})
-    ended = run.execute(deployment.database, away, deployment.lease().id)
+    ended = execute(deployment.database, away, deployment.lease().id)
     assert (ended.state, ended.outcome) == ("failed", "failed")
     assert ended.message.startswith("The model server did not answer for minutes")
     assert ended.message.endswith("The champion was not changed.")
@@ -307,7 +310,7 @@ def test_a_run_without_a_server_fails_with_a_sentence(
 )
 def test_settings_that_do_not_exist_are_refused(deployment: Deployment, settings: dict[str, Any]) -> None:
     with pytest.raises(RunSettingsError):
-        run.with_overrides(deployment.config, settings)
+        with_overrides(deployment.config, settings)
 
 
 def test_a_refused_challenger_is_rejected_and_unloaded(trained: tuple[Deployment, Run]) -> None:

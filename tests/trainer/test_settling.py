@@ -38,7 +38,7 @@ from trainer.evaluation import Evaluation
 from trainer.gate import MIN_PROMPTS
 from trainer.heartbeat import Heartbeat
 from trainer.reconcile import ChampionKeeper
-from trainer.run import Ground, RunSteps
+from trainer.run.steps import Ground, RunSteps
 from trainer.weighing import Answer, Pair, Prompt, Scores
 
 MEMBERS = 8

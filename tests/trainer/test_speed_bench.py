@@ -9,10 +9,11 @@ import torch
 
 from bot.serving.base import load_base
 from storage.config import TrainerConfig
-from trainer import challenger, training
+from trainer import challenger
 from trainer.bench import speed
 from trainer.bench.speed import Turn
 from trainer.material import BaseCodec
+from trainer.training import forward
 
 SETTINGS = TrainerConfig(rank=4, alpha=8, epochs=6, batch_size=4, sft_learning_rate=5e-3)
 
@@ -46,8 +47,8 @@ def test_both_sides_learn_the_same_from_the_same_examples(tiny_folder: Path) -> 
         model.train()
         assert side(model, base.tokenizer, seen, SETTINGS) > 0
         model.eval()
-        losses.append(-torch.mean(training.totals(model, seen, 10_000)).item())
+        losses.append(-torch.mean(forward.totals(model, seen, 10_000)).item())
     untrained = load_base(tiny_folder, "cpu", "train").model
-    before = -torch.mean(training.totals(untrained, seen, 10_000)).item()
+    before = -torch.mean(forward.totals(untrained, seen, 10_000)).item()
     assert losses[0] < 0.95 * before
     assert losses[0] == pytest.approx(losses[1], rel=0.03)

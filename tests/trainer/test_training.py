@@ -18,14 +18,15 @@ from bot.serving.adapter_files import verify
 from bot.serving.base import LoadedBase, load_base
 from storage.config import TrainerConfig
 from tests.trainer.rows import pair, row
-from trainer import challenger, losses, material, packing, saving, training
-from trainer.encoding import Example
+from trainer import challenger, material, saving
+from trainer.encoding import Example, PreferenceExample
 from trainer.errors import DivergedError, GradientLostError, TrainingError
 from trainer.material import BaseCodec
 from trainer.objectives import Plan
 from trainer.replay import BaseReply
 from trainer.snapshot import Row, Snapshot
-from trainer.training import DpoSettings, KtoSettings, PreferenceExample, SftSettings
+from trainer.training import forward, losses, packing, phases, terms
+from trainer.training.phases import DpoSettings, KtoSettings, SftSettings
 
 SETTINGS = TrainerConfig(rank=4, alpha=8, epochs=3, batch_size=4, sft_learning_rate=5e-3, max_length=128)
 EXAMPLES = [
@@ -61,7 +62,7 @@ def adapted(base: LoadedBase) -> torch.nn.Module:
 
 
 def test_scores_equal_one_plain_forward_per_example(base: LoadedBase) -> None:
-    scores = training.score(base.model, EXAMPLES)
+    scores = forward.score(base.model, EXAMPLES)
     for number, example in enumerate(EXAMPLES):
         with torch.no_grad():
             logits = base.model(input_ids=torch.tensor([example.ids])).logits[0].float()
@@ -75,7 +76,7 @@ def test_scores_equal_one_plain_forward_per_example(base: LoadedBase) -> None:
 
 def test_nothing_is_learned_from_prompts(base: LoadedBase) -> None:
     """The loss depends on prompt tokens through attention only: no prompt position carries a target."""
-    scores = training.score(base.model, EXAMPLES)
+    scores = forward.score(base.model, EXAMPLES)
     completions = [token for example in EXAMPLES for token in example.ids[example.start :]]
     assert (
         scores.logps.tolist() == scores.logits.log_softmax(-1)[range(len(completions)), completions].tolist()
@@ -93,9 +94,9 @@ def test_the_stop_token_carries_loss(base: LoadedBase) -> None:
 
 def test_no_attention_crosses_from_one_example_into_another(base: LoadedBase) -> None:
     """An example scores the same whatever stands before it in the row, to the last bit."""
-    alone = training.score(base.model, [EXAMPLES[2]])
+    alone = forward.score(base.model, [EXAMPLES[2]])
     for before in (EXAMPLES[0], Example(ids=(400,) * 30, start=2)):
-        beside = training.score(base.model, [before, EXAMPLES[2], EXAMPLES[1]])
+        beside = forward.score(base.model, [before, EXAMPLES[2], EXAMPLES[1]])
         logps = beside.logps.split(beside.lengths)[1]
         assert torch.allclose(logps, alone.logps, atol=1e-5)
     # And the gradient of one example does not depend on the tokens of another.
@@ -149,7 +150,7 @@ def test_the_size_of_a_forward_does_not_change_the_gradient(base: LoadedBase) ->
     model = adapted(base)
     gradients = []
     for limit in (12, 10_000):
-        training.Supervised(EXAMPLES, limit).backward(model, 0, (0, 1, 2, 3))
+        terms.Supervised(EXAMPLES, limit).backward(model, 0, (0, 1, 2, 3))
         gradients.append([p.grad.clone() for p in model.parameters() if p.grad is not None])
         model.zero_grad()
     for one, other in zip(*gradients, strict=True):
@@ -160,7 +161,7 @@ def test_a_step_of_several_terms_has_the_sum_of_their_gradients(base: LoadedBase
     """A mixed phase: supervised loss and preference loss in one optimiser step."""
     model = adapted(base)
     preferred = PreferenceExample(EXAMPLES[0], EXAMPLES[1], weight=0.5)
-    supervised, dpo = training.Supervised(EXAMPLES, 10_000), training.Dpo([preferred], 0.1, 0.0, 10_000)
+    supervised, dpo = terms.Supervised(EXAMPLES, 10_000), terms.Dpo([preferred], 0.1, 0.0, 10_000)
     dpo.prepare(model, [], None)
     apart = []
     for term, chosen in ((supervised, (0, 2)), (dpo, (0,))):
@@ -178,7 +179,7 @@ def test_trust_weighs_a_pair_and_a_pair_without_weight_teaches_nothing(base: Loa
     model = adapted(base)
     losses_by_weight = []
     for weight in (1.0, 0.25, 0.0):
-        term = training.Dpo([PreferenceExample(EXAMPLES[0], EXAMPLES[1], weight)], 0.1, 0.0, 10_000)
+        term = terms.Dpo([PreferenceExample(EXAMPLES[0], EXAMPLES[1], weight)], 0.1, 0.0, 10_000)
         term.prepare(model, [], None)
         losses_by_weight.append(term.backward(model, 0, (0,)))
     assert losses_by_weight == pytest.approx([math.log(2), math.log(2) / 4, 0.0])
@@ -203,10 +204,10 @@ def test_dpo_prefers_the_chosen_reply_and_keeps_it_likely(base: LoadedBase) -> N
     )
     model = adapted(base)
     sides = [[each.chosen for each in pairs], [each.rejected for each in pairs]]
-    before = [training.totals(model, side, 10_000) for side in sides]
-    report = training.train_dpo(model, pairs, DpoSettings(5e-3, 4, 4, 0.1, 1.0, 0))
+    before = [forward.totals(model, side, 10_000) for side in sides]
+    report = phases.train_dpo(model, pairs, DpoSettings(5e-3, 4, 4, 0.1, 1.0, 0))
     gains = [
-        (training.totals(model, side, 10_000) - then).mean() for side, then in zip(sides, before, strict=True)
+        (forward.totals(model, side, 10_000) - then).mean() for side, then in zip(sides, before, strict=True)
     ]
     assert report.steps == len(report.losses) == 8
     assert gains[0] > gains[1]
@@ -233,14 +234,14 @@ def test_sft_raises_the_likelihood_of_liked_replies_and_replay_keeps_the_base_cl
     drifts = []
     for share, loaded in ((0.0, base), (0.5, load_base(tiny_folder, "cpu", "train"))):
         model = adapted(loaded)
-        before = training.score(model, liked).totals.sum().item()
-        anchors = training.base_distributions(model, replayed)
-        report = training.train_sft(model, liked, replayed, SftSettings(5e-3, 6, 4, share, 0))
-        assert training.score(model, liked).totals.sum().item() > before
+        before = forward.score(model, liked).totals.sum().item()
+        anchors = forward.base_distributions(model, replayed)
+        report = phases.train_sft(model, liked, replayed, SftSettings(5e-3, 6, 4, share, 0))
+        assert forward.score(model, liked).totals.sum().item() > before
         assert report.steps == len(report.losses) == 12
         drift = 0.0
         for example, anchor in zip(replayed, anchors, strict=True):
-            scores = training.score(model, [example])
+            scores = forward.score(model, [example])
             drift += losses.divergence_from_base(scores, anchor.float()).item()
         drifts.append(drift)
     assert drifts[1] < drifts[0]
@@ -251,9 +252,9 @@ def test_kto_separates_liked_from_disliked_replies(base: LoadedBase) -> None:
     rated = material.kto_examples(codec, rows(), 128)
     liked = torch.tensor([example.liked for example in rated])
     model = adapted(base)
-    before = training.score(model, rated).totals.detach()
-    training.train_kto(model, rated, KtoSettings(1e-2, 6, 4, 0.1, 0))
-    gain = training.score(model, rated).totals.detach() - before
+    before = forward.score(model, rated).totals.detach()
+    phases.train_kto(model, rated, KtoSettings(1e-2, 6, 4, 0.1, 0))
+    gain = forward.score(model, rated).totals.detach() - before
     assert gain[liked].mean() > gain[~liked].mean()
 
 
@@ -264,14 +265,14 @@ def test_a_base_that_passes_no_gradient_back_fails_loudly(base: LoadedBase) -> N
         lambda module, inputs: (inputs[0].detach(), *inputs[1:])
     )
     with pytest.raises(GradientLostError, match=r"layers\.0"):
-        training.train_sft(model, EXAMPLES, [], SftSettings(1e-3, 1, 4, 0.0, 0))
+        phases.train_sft(model, EXAMPLES, [], SftSettings(1e-3, 1, 4, 0.0, 0))
 
 
 def test_a_loss_that_is_not_a_number_stops_the_training(base: LoadedBase) -> None:
     model = adapted(base)
     next(p for n, p in model.named_parameters() if "lora_B" in n).data.fill_(float("nan"))
     with pytest.raises(DivergedError):
-        training.train_sft(model, EXAMPLES, [], SftSettings(1e-3, 1, 4, 0.0, 0))
+        phases.train_sft(model, EXAMPLES, [], SftSettings(1e-3, 1, 4, 0.0, 0))
 
 
 @pytest.mark.parametrize("objective", ["sft", "sft_kto", "sft_kto_dpo"])
@@ -350,7 +351,7 @@ def test_training_stops_at_the_next_step_when_it_is_told_to(base: LoadedBase) ->
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        training.train_sft(adapted(base), EXAMPLES, [], SftSettings(1e-3, 5, 2, 0.0, 0), on_step=stop)
+        phases.train_sft(adapted(base), EXAMPLES, [], SftSettings(1e-3, 5, 2, 0.0, 0), on_step=stop)
     assert seen == [1]
 
 
@@ -359,7 +360,7 @@ def test_a_training_that_would_take_too_long_is_shortened_and_can_be_repeated(ti
     limits: list[dict[str, Any]] = [{"max_seconds": 1e-6}, {"max_steps": 3}]
     for limit in limits:
         model = adapted(load_base(tiny_folder, "cpu", "train"))
-        report = training.train_sft(model, EXAMPLES, [], SftSettings(1e-3, 50, 2, 0.0, 0, **limit))
+        report = phases.train_sft(model, EXAMPLES, [], SftSettings(1e-3, 50, 2, 0.0, 0, **limit))
         assert (report.steps, report.shortened) == (3, True)
         weights.append(saving.adapter_tensors(model))
     assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])

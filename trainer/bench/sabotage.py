@@ -20,7 +20,7 @@ from bot.serving.base import load_base
 from storage import logs
 from storage.config import load_config
 from storage.database import Database
-from trainer import challenger, run, saving
+from trainer import challenger, saving
 from trainer.bench.profile import BAD_KINDS
 from trainer.challenger import Challenger
 from trainer.encoding import Codec
@@ -29,7 +29,8 @@ from trainer.material import BaseCodec, Material
 from trainer.objectives import Plan
 from trainer.preferences import PreferencePair
 from trainer.replay import Replay
-from trainer.run import Ground, RunSteps
+from trainer.run.execution import execute
+from trainer.run.steps import Ground, RunSteps
 from trainer.snapshot import Row, Snapshot
 
 log = structlog.get_logger()
@@ -50,7 +51,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     logs.configure("trainer.bench.sabotage")
     config = load_config(parsed.config, os.environ)
     with Database.open(config.database) as database:
-        run.execute(database, config, parsed.run, steps=lambda *parts: Sabotaged(parsed.kind, *parts))
+        execute(database, config, parsed.run, steps=lambda *parts: Sabotaged(parsed.kind, *parts))
     return 0
 
 

@@ -185,8 +185,9 @@ def _train(side: str, folder: Path, load: Load, threads: int) -> Turn:
     import torch
 
     from bot.serving.base import load_base
-    from trainer import challenger, training
+    from trainer import challenger
     from trainer.material import BaseCodec
+    from trainer.training.forward import BATCH_TOKENS_CPU, totals
 
     torch.set_num_threads(threads)
     settings = TrainerConfig(epochs=load.epochs, seed=SEED)
@@ -197,7 +198,7 @@ def _train(side: str, folder: Path, load: Load, threads: int) -> Turn:
 
     def loss() -> float:
         model.eval()
-        summed = float(training.totals(model, unseen, training.BATCH_TOKENS_CPU).sum())
+        summed = float(totals(model, unseen, BATCH_TOKENS_CPU).sum())
         return -summed / sum(int(each.completion_length) for each in unseen)
 
     before = loss()
@@ -208,14 +209,14 @@ def _train(side: str, folder: Path, load: Load, threads: int) -> Turn:
 
 
 def _strop(model: Any, tokenizer: Any, seen: Sequence[Any], settings: TrainerConfig) -> float:
-    from trainer import training
+    from trainer.training import phases
 
     started = time.process_time()
-    training.train_sft(
+    phases.train_sft(
         model,
         seen,
         [],
-        training.SftSettings(settings.sft_learning_rate, settings.epochs, settings.batch_size, 0.0, SEED),
+        phases.SftSettings(settings.sft_learning_rate, settings.epochs, settings.batch_size, 0.0, SEED),
     )
     return time.process_time() - started
 

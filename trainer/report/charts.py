@@ -1,54 +1,75 @@
-"""The report's charts as inline SVG: a loss curve, and intervals around zero."""
+"""The report's charts: intervals around zero, and a loss curve. Their text is the page's, at its own size."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from html import escape
 
-WIDTH, HEIGHT, EDGE = 640, 140, 36
+from trainer.report.parts import number
 
 
-def curve(losses: Sequence[float]) -> str:
-    """Return the loss by step."""
+@dataclass(frozen=True)
+class Span:
+    """A difference with its interval; `note` says what it was measured on."""
+
+    name: str
+    value: float
+    low: float
+    high: float
+    note: str = ""
+
+    @property
+    def reach(self) -> float:
+        """Return how far it comes from zero."""
+        return max(abs(self.low), abs(self.high))
+
+    @property
+    def sure(self) -> str:
+        """Return what it shows: "good" all above zero, "bad" all below, else nothing."""
+        return "good" if self.low > 0 else "bad" if self.high < 0 else ""
+
+
+def intervals(spans: Sequence[Span], *, one_scale: bool) -> str:
+    """Return differences under each other, zero in the middle of all; each on its own scale if not on one."""
+    widest = max((span.reach for span in spans), default=0.0)
+    rows = [_row(span, widest if one_scale else span.reach) for span in spans]
+    ends = '<div class="span ends"><p></p><div class="track">'
+    ends += "<span>worse</span><span>0</span><span>better</span></div><p></p></div>"
+    return f'<div class="spans">{"".join(rows)}{ends}</div>'
+
+
+def _row(span: Span, scale: float) -> str:
+    def at(value: float) -> float:
+        # A little room at both ends, so that no interval touches an edge.
+        return 50 + 47 * value / (scale or 1.0)
+
+    value, interval = number(span.value, "+.3f"), f"{number(span.low, '.3f')} to {number(span.high, '.3f')}"
+    note = f"<small>{escape(span.note)}</small>" if span.note else ""
+    return (
+        f'<div class="span {span.sure}"><p>{escape(span.name)}{note}</p>'
+        f'<div class="track" role="img" aria-label="{value}, {interval}">'
+        f'<i class="reach" style="left:{at(span.low):.1f}%;right:{100 - at(span.high):.1f}%"></i>'
+        f'<i class="dot" style="left:{at(span.value):.1f}%"></i></div>'
+        f'<p class="figures"><b>{value}</b> <span class="soft">{interval}</span></p></div>'
+    )
+
+
+def curve(title: str, note: str, losses: Sequence[float]) -> str:
+    """Return the loss by step under what was trained; only the words where there is no line to draw."""
+    head = f"<figcaption>{escape(title)}<small>{escape(note)}</small></figcaption>"
     if len(losses) < 2:
-        return ""
+        return f"<figure>{head}</figure>"
     low, high = min(losses), max(losses)
     span = (high - low) or 1.0
     points = " ".join(
-        f"{EDGE + (WIDTH - 2 * EDGE) * at / (len(losses) - 1):.1f},"
-        f"{EDGE / 2 + (HEIGHT - EDGE) * (1 - (loss - low) / span):.1f}"
-        for at, loss in enumerate(losses)
+        f"{100 * step / (len(losses) - 1):.1f},{100 * (high - loss) / span:.1f}"
+        for step, loss in enumerate(losses)
     )
-    bottom = HEIGHT - EDGE / 2
     label = f"loss by step, {losses[0]:.2f} to {losses[-1]:.2f}"
     return (
-        f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{label}">'
-        f'<line class="axis" x1="{EDGE}" x2="{WIDTH - EDGE}" y1="{bottom}" y2="{bottom}"/>'
-        f'<text x="{EDGE - 4}" y="{EDGE / 2 + 4}" text-anchor="end">{high:.2f}</text>'
-        f'<text x="{EDGE - 4}" y="{bottom}" text-anchor="end">{low:.2f}</text>'
-        f'<text x="{WIDTH - EDGE}" y="{HEIGHT - 4}" text-anchor="end">step {len(losses)}</text>'
-        f'<polyline class="curve" points="{points}"/></svg>'
+        f'<figure>{head}<div class="plot"><p><span>{high:.2f}</span><span>{low:.2f}</span></p>'
+        f'<svg viewBox="0 0 100 100" preserveAspectRatio="none" role="img" aria-label="{label}">'
+        f'<polyline points="{points}"/></svg>'
+        f"<p></p><p><span>step 1</span><span>{len(losses)}</span></p></div></figure>"
     )
-
-
-def intervals(found: Sequence[tuple[str, float, float, float]]) -> str:
-    """Return (name, value, low, high) as dots with their intervals on one axis with a line at zero."""
-    low = min(0.0, *(each[2] for each in found))
-    high = max(0.0, *(each[3] for each in found))
-    span = (high - low) or 1.0
-
-    def x(value: float) -> float:
-        return EDGE + (WIDTH - 2 * EDGE) * (value - low) / span
-
-    height = 44 * len(found) + 28
-    parts = [f'<svg viewBox="0 0 {WIDTH} {height}" role="img" aria-label="scores with their intervals">']
-    parts.append(f'<line class="zero" x1="{x(0):.1f}" x2="{x(0):.1f}" y1="4" y2="{height - 20}"/>')
-    parts.append(f'<text x="{x(0):.1f}" y="{height - 6}" text-anchor="middle">0</text>')
-    for number, (name, value, left, right) in enumerate(found):
-        y = 44 * number + 32
-        parts += [
-            f'<text x="{EDGE}" y="{y - 14}">{escape(name)}</text>',
-            f'<line class="span" x1="{x(left):.1f}" x2="{x(right):.1f}" y1="{y}" y2="{y}"/>',
-            f'<circle class="dot" cx="{x(value):.1f}" cy="{y}" r="5"/>',
-        ]
-    return "".join([*parts, "</svg>"])

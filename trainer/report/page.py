@@ -8,8 +8,8 @@ from html import escape
 from typing import Any
 
 from storage.dataset import REASONS
-from trainer.report import charts, regressions
-from trainer.report.parts import section, table
+from trainer.report import charts, regressions, verdict
+from trainer.report.parts import bar, case, cases, section, table
 from trainer.report.source import Source
 from trainer.report.style import STYLE
 from trainer.weighing import Answer
@@ -31,31 +31,21 @@ PHASES = {
     "dpo": "pairs (DPO)",
     "ranked": "its own replies, ranked (DPO)",
 }
-METRICS = {
-    "preference": "predicted P(liked), challenger minus champion",
-    "margin": "log-probability of liked minus disliked replies, gain in nat per token",
-    "reward_auc": "judge: AUC on ratings that it did not see",
-    "reward_auc_cross_validated": "judge: AUC in cross-validation",
-    "general_nll_increase": "loss on general prompts, relative to the base",
-    "blind_votes": "share of blind votes won",
-    "flattery": "flattery of its replies, 0 to 1",
-    "perplexity_of_liked": "perplexity of liked held-out replies",
-    "accuracy": "liked held-out replies likelier than disliked ones",
-    "canary": "share of rated conversations liked as a canary, minus the champion's",
-}
 
 
 def rendered(source: Source) -> str:
     """Return the whole page."""
+    evaluation = source.metrics.get("evaluation") or {}
     sections = [
         _head(source),
-        _guardrails(source.metrics.get("guardrails") or []),
-        _scores(source),
-        _robustness((source.metrics.get("evaluation") or {}).get("robustness") or {}),
+        verdict.key_figures(source),
+        verdict.scores(source),
+        verdict.guardrails(source.metrics.get("guardrails") or []),
+        verdict.robustness(evaluation.get("robustness") or {}),
+        _samples(source),
         regressions.corrections(source),
         regressions.safety_prompts(source),
         _training(source.metrics.get("training") or {}),
-        _samples(source),
         _data(source.metrics),
         _influence((source.metrics.get("data") or {}).get("influence") or []),
         _provenance(source),
@@ -77,82 +67,10 @@ def _head(source: Source) -> str:
     note = '<p class="soft">A rehearsal: simulated or playground members rated.</p>' if rehearsal else ""
     where = f"Run {run.id} of {run.scope}" + (f", {ended}" if ended else "")
     return (
-        f'<header><p class="soft">{escape(where)}</p>'
+        f'<header class="{escape(run.outcome or "")}"><p class="soft">{escape(where)}</p>'
         f"<h1>{escape(outcome)}</h1>"
-        f'<div class="verdict">{escape(run.message or "It has no result yet.")}</div>{note}</header>'
+        f'<p class="verdict">{escape(run.message or "It has no result yet.")}</p>{note}</header>'
     )
-
-
-def _guardrails(found: Sequence[Mapping[str, Any]]) -> str:
-    if not found:
-        return ""
-    rows = [
-        (
-            escape(str(each["name"])),
-            f"{each['value']:.3f}",
-            f"{each['limit']:.3f}",
-            '<span class="good">kept</span>' if each["kept"] else '<span class="bad">broken</span>',
-        )
-        for each in found
-    ]
-    return section(
-        "Guardrails",
-        "Each can refuse a challenger, whatever else speaks for it. Smaller is safer.",
-        table(("limit", "measured", "at most", ""), rows, numbers=(1, 2)),
-    )
-
-
-def _scores(source: Source) -> str:
-    found = [each for each in source.evaluations if each.value is not None]
-    if not found:
-        return ""
-    rows = [
-        (
-            escape(METRICS.get(each.metric, each.metric)),
-            f"{each.value:+.3f}" + _beside(each.detail),
-            "" if each.low is None or each.high is None else f"{each.low:.3f} to {each.high:.3f}",
-            "" if each.n is None else str(each.n),
-        )
-        for each in found
-    ]
-    spans = [
-        (METRICS.get(each.metric, each.metric), each.value, each.low, each.high)
-        for each in found
-        if each.metric in ("preference", "margin") and each.low is not None and each.high is not None
-    ]
-    chart = charts.intervals(spans) if spans else ""  # type: ignore[arg-type]
-    return section(
-        "Scores",
-        "Intervals are 95 % bootstrap intervals over whole conversations. Loss, perplexity and accuracy are "
-        "reported because people expect them; only the limit on the loss of general prompts decides.",
-        chart + table(("score", "value", "interval", "conversations"), rows, numbers=(1, 3)),
-    )
-
-
-def _beside(detail: Mapping[str, Any]) -> str:
-    """Say what the champion or the base has where that is known."""
-    return "".join(
-        f' <span class="soft">({who} {detail[who]:.3f})</span>'
-        for who in ("champion", "base")
-        if who in detail
-    )
-
-
-def _robustness(found: Mapping[str, Any]) -> str:
-    others, forward = found.get("without_members") or [], found.get("time_forward_auc")
-    if not others and not forward:
-        return ""
-    spans = [(f"without {each['name']}", each["value"], each["low"], each["high"]) for each in others]
-    body = charts.intervals(spans) if spans else ""
-    if uncertain := [each["name"] for each in others if not each["still_better"]]:
-        body += f"<p>The gain is not certain without {escape(', '.join(uncertain))}.</p>"
-    if forward:
-        body += (
-            f"<p>From the older ratings the newest are told apart with an AUC of {forward['value']:.2f} "
-            f"({forward['low']:.2f} to {forward['high']:.2f}); at one half, tastes have changed.</p>"
-        )
-    lead = "The gain in predicted P(liked), judged without each of the most influential members."
-    return section("What the verdict hangs on", lead, body)
 
 
 def _training(training: Mapping[str, Any]) -> str:
@@ -165,11 +83,11 @@ def _training(training: Mapping[str, Any]) -> str:
         speed = f"{figures['steps']} steps, {figures['seconds']:.0f} s"
         speed += f" at {figures['tokens_per_second']:.0f} tokens/s"
         cut = "; shortened by trainer.max_train_minutes" if figures.get("shortened") else ""
-        parts.append(f"<p>{escape(name)}: {escape(speed + cut)}</p>" + charts.curve(figures["losses"]))
+        parts.append(charts.curve(name, speed + cut, figures["losses"]))
     if not parts:
         return ""
     reason = str(training.get("reason") or "")
-    return section("Training", reason, "".join(parts))
+    return section("Training", reason, f'<div class="curves">{"".join(parts)}</div>')
 
 
 def _samples(source: Source) -> str:
@@ -179,18 +97,19 @@ def _samples(source: Source) -> str:
         return section(
             "Samples", "The replies of this run are gone: an erasure scrubbed them, or it made none.", ""
         )
-    pairs = []
-    for pair in source.pairs[:SAMPLES]:
-        asked = pair.prompt.messages[-1].content if pair.prompt.messages else ""
-        sides = _side("champion", pair.champion) + _side("challenger", pair.challenger)
-        pairs.append(f'<div class="pair"><p>{escape(asked)}</p><div class="sides">{sides}</div></div>')
+    pairs = [
+        case(
+            pair.prompt.messages[-1].content if pair.prompt.messages else "",
+            [_side("champion", pair.champion), _side("challenger", pair.challenger)],
+        )
+        for pair in source.pairs[:SAMPLES]
+    ]
     shown = f"{len(pairs)} of {len(source.pairs)} held-out prompts, answered by both with the same seed."
-    return section("Samples", shown, "".join(pairs))
+    return section("Samples", shown, cases(pairs, "samples"))
 
 
-def _side(name: str, answer: Answer) -> str:
-    label = name if answer.finished else f"{name}, cut off"
-    return f'<div><span class="soft">{label}</span>\n{escape(answer.text)}</div>'
+def _side(name: str, answer: Answer) -> tuple[str, str]:
+    return (name if answer.finished else f"{name}, cut off"), answer.text
 
 
 def _data(metrics: Mapping[str, Any]) -> str:
@@ -224,10 +143,11 @@ def _data(metrics: Mapping[str, Any]) -> str:
 def _influence(found: Sequence[Mapping[str, Any]]) -> str:
     if not found:
         return ""
+    largest = max(float(each["share"]) for each in found) or 1.0
     rows = [
         (
             escape(str(each["name"])),
-            f'<div class="bar" style="width:{min(1.0, each["share"]) * 100:.1f}%"></div>',
+            bar(each["share"] / largest),
             f"{each['share']:.1%}",
             str(each["votes"]),
             _belief(each),

@@ -27,7 +27,7 @@ from trainer.errors import RunCancelledError, SnapshotError, TrainingError
 from trainer.objectives import Plan
 from trainer.preferences import PreferencePair
 from trainer.replay import Replay
-from trainer.run import Ground, RunSteps
+from trainer.run.steps import Ground, RunSteps
 from trainer.snapshot import Snapshot
 
 

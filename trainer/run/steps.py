@@ -1,18 +1,10 @@
-"""`python -m trainer.run [--config PATH] --run RUN_ID`: one run from snapshot to swap, in its own process.
-
-Started by the trainer, which leases the run, lowers this process's priority and kills it when the run is
-cancelled. A kill at any point leaves the old champion serving: the only change that people notice is one
-transaction at the very end.
-"""
+"""The steps of a run, in order: snapshot, train, evaluate, decide, swap."""
 
 from __future__ import annotations
 
-import argparse
 import asyncio
 import gc
 import json
-import os
-import sys
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,21 +12,19 @@ from typing import Any, TypeVar
 
 import sqlite_utils
 import structlog
-from pydantic import BaseModel, ValidationError
 
 from bot.serving.base import load_base
 from bot.serving.client import ModelClient
-from bot.serving.errors import ServerUnavailableError, ServingError, UnknownModelError
+from bot.serving.errors import ServerUnavailableError, UnknownModelError
 from bot.serving.protocol import BaseDescription
-from storage import adapters, checkpoints, dataset, evaluations, interim, logs, pairs, runs
+from storage import adapters, checkpoints, dataset, pairs, runs
 from storage.adapters import Adapter
-from storage.config import Config, GateConfig, TrainerConfig, load_config
+from storage.config import Config
 from storage.database import Database
-from storage.errors import ConfigError, DatabaseError, RunNotActiveError, StorageError
+from storage.errors import DatabaseError, RunNotActiveError
 from storage.pairs import VotedPair
 from storage.runs import Run
 from trainer import (
-    card,
     challenger,
     evaluation,
     gate,
@@ -48,34 +38,22 @@ from trainer import (
 )
 from trainer.challenger import Challenger
 from trainer.encoding import Codec
-from trainer.errors import (
-    EvaluationError,
-    NotYetError,
-    RunCancelledError,
-    RunSettingsError,
-    SnapshotError,
-    TrainerError,
-)
+from trainer.errors import EvaluationError, RunCancelledError, SnapshotError
 from trainer.evaluation import Evaluation
 from trainer.heartbeat import Heartbeat
 from trainer.material import BaseCodec
 from trainer.own_replies import OwnReplies
 from trainer.patience import patiently
 from trainer.probing import Contest
-from trainer.promotion import retire_old_adapters
 from trainer.replay import Replay
+from trainer.run import figures
 from trainer.snapshot import Snapshot
-from trainer.statistics import Estimate
-from trainer.training import TrainingReport
 from trainer.weighing import Pair
-
-__all__ = ["execute", "main", "retire_old_adapters"]
 
 T = TypeVar("T")
 
 log = structlog.get_logger()
 
-EXIT_CONFIGURATION = 2
 SERVER_PATIENCE_S = 600.0
 # What evaluation takes beside generation, as a guess for the estimate of time left.
 SCORING_GUESS_S = 60.0
@@ -88,95 +66,6 @@ class Ground:
 
     base: BaseDescription
     champion_id: str | None
-
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Execute one leased run; return the exit code (0: the run has a result, whatever it is)."""
-    parser = argparse.ArgumentParser(prog="python -m trainer.run", description=__doc__)
-    parser.add_argument("--config", type=Path, default=None)
-    parser.add_argument("--run", required=True)
-    parsed = parser.parse_args(arguments)
-    logs.configure("trainer.run")
-    try:
-        config = load_config(parsed.config, os.environ)
-        with Database.open(config.database) as database:
-            execute(database, config, parsed.run)
-    except ConfigError as error:
-        print(error, file=sys.stderr)
-        return EXIT_CONFIGURATION
-    except StorageError as error:
-        print(error, file=sys.stderr)
-        return 1
-    return 0
-
-
-def execute(
-    database: Database, config: Config, run_id: str, *, steps: Callable[..., RunSteps] | None = None
-) -> Run:
-    """Take a leased run from snapshot to swap and record how it ended.
-
-    What goes wrong is written to the run's row as one sentence; only storage errors are raised. `steps` makes
-    another kind of run (the benchmark's saboteurs): it takes the arguments of RunSteps.
-    """
-    run = database.read(lambda db: runs.expect(db, run_id))
-    log.info("run begins", run_id=run.id, scope=run.scope, trigger=run.trigger)
-    try:
-        with Heartbeat(database, run.id, run.lease_owner or "") as heartbeat:
-            kind = steps or _kind_of(run)
-            kind(database, with_overrides(config, run.settings), run, heartbeat).all()
-    except RunCancelledError as error:
-        log.info("run cancelled", run_id=run.id, message=str(error))
-    except NotYetError as error:
-        message = str(error)
-        _finish(database, run, lambda db: runs.finish(db, run.id, outcome="not_yet", message=message))
-    except (TrainerError, ServingError) as error:
-        _fail(database, run, str(error), error)
-    except StorageError:
-        raise
-    except Exception as error:  # the process's boundary: the run's row must say that it failed
-        log.exception("run failed", run_id=run.id)
-        _fail(database, run, "The run failed by a fault of the trainer; its log says where.", error)
-    finally:
-        _clear_interim(database, config, run.id)
-    ended = database.read(lambda db: runs.expect(db, run.id))
-    if ended.state not in ("queued", "running"):
-        checkpoints.remove(config.runs / run.id)
-    card.write(database, config, run.id)
-    log.info(
-        "run done", run_id=run.id, outcome=ended.outcome, adapter_id=ended.adapter_id, message=ended.message
-    )
-    return ended
-
-
-def _kind_of(run: Run) -> Callable[..., RunSteps]:
-    if "repeat" not in run.settings:
-        return RunSteps
-    from trainer.repeating import Repeat
-
-    return Repeat
-
-
-def with_overrides(config: Config, overrides: Mapping[str, Any]) -> Config:
-    """Return the configuration with a run's own settings: {"trainer": {...}, "gate": {...}}.
-
-    Raises:
-        RunSettingsError: an unknown section, key or value.
-    """
-    if unknown := overrides.keys() - {"trainer", "gate", "repeat"}:
-        raise RunSettingsError(
-            f"This run has settings for {sorted(unknown)[0]!r}; only trainer and gate take any."
-        )
-    try:
-        trainer = TrainerConfig.model_validate(_merged(config.trainer, overrides.get("trainer", {})))
-        judged = GateConfig.model_validate(_merged(config.gate, overrides.get("gate", {})))
-    except (ValidationError, TypeError) as error:
-        raise RunSettingsError(f"This run's settings are not valid: {error}") from error
-    return config.model_copy(update={"trainer": trainer, "gate": judged})
-
-
-def _merged(section: BaseModel, overrides: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a section's values with a run's own; what nobody set stays unset and can follow the base."""
-    return section.model_dump(exclude_unset=True) | dict(overrides)
 
 
 class RunSteps:
@@ -278,7 +167,7 @@ class RunSteps:
             own_pairs=asker,
             on_progress=self._heartbeat.show,
         )
-        self._metrics["training"] = _training_figures(trained)
+        self._metrics["training"] = figures.of_training(trained)
         codec = BaseCodec(base.tokenizer)
         del base
         gc.collect()
@@ -354,7 +243,7 @@ class RunSteps:
         if judged.evidence.preference is not None:
             estimate = judged.evidence.preference
             self._metrics["headline"] = {**estimate.as_json(), "n": estimate.clusters}
-        self._database.write(lambda db: _record(db, self._run, adapter, ground, judged))
+        self._database.write(lambda db: figures.record(db, self._run, adapter, ground.champion_id, judged))
         return judged
 
     # ---------------------------------------------------------------------------------------------- decide
@@ -455,12 +344,6 @@ def _first(group: BaseExceptionGroup[BaseException]) -> BaseException:
     return next((error for error in leaves if isinstance(error, RunCancelledError)), leaves[0])
 
 
-def _clear_interim(database: Database, config: Config, run_id: str) -> None:
-    """Remove what the run served while it trained and did not register."""
-    known = database.read(lambda db: {str(row["id"]) for row in db.query("select id from adapters")})
-    interim.remove(config.runs / run_id, config.adapters, known)
-
-
 def _read_rows(
     db: sqlite_utils.Database, scope: str, reference: str
 ) -> tuple[dataset.Eligibility, dict[str, str | None], dict[str, int], list[VotedPair]]:
@@ -468,25 +351,6 @@ def _read_rows(
     reasons = snapshot.finish_reasons(db, [row.reply_id for row in eligible.rows])
     voted = pairs.eligible_pairs(db, scope, eligible.rows, permission_reference=reference)
     return eligible, reasons, snapshot.looks(db, scope), voted
-
-
-def _training_figures(trained: Challenger) -> dict[str, Any]:
-    return {
-        "objective": trained.plan.objective,
-        "reason": trained.plan.reason,
-        **{phase: _loop_figures(report) for phase, report in trained.reports.items()},
-    }
-
-
-def _loop_figures(report: TrainingReport) -> dict[str, Any]:
-    return {
-        "steps": report.steps,
-        "tokens": report.tokens,
-        "seconds": round(report.seconds, 1),
-        "tokens_per_second": round(report.tokens_per_second, 1),
-        "shortened": report.shortened,
-        "losses": [round(loss, 4) for loss in report.losses],
-    }
 
 
 def _duel_pairs(
@@ -505,57 +369,3 @@ def _duel_pairs(
         and pair.champion.text.strip()
         and pair.challenger.text.strip() != pair.champion.text.strip()
     ][:MAX_DUELS]
-
-
-def _record(
-    db: sqlite_utils.Database, run: Run, adapter: Adapter, ground: Ground, judged: Evaluation
-) -> None:
-    """Store every metric with its interval."""
-    evidence = judged.evidence
-    estimates: dict[str, Estimate | None] = {
-        "preference": evidence.preference,
-        "margin": evidence.margin,
-        "reward_auc": evidence.proof.unseen,
-        "reward_auc_cross_validated": evidence.proof.cross_validated,
-    }
-    who = {"run_id": run.id, "adapter_id": adapter.id, "champion_id": ground.champion_id}
-    for metric, estimate in estimates.items():
-        if estimate is not None:
-            evaluations.add(
-                db,
-                metric=metric,
-                value=estimate.value,
-                low=estimate.low,
-                high=estimate.high,
-                n=estimate.clusters,
-                **who,  # type: ignore[arg-type]
-            )
-    plain = {
-        "general_nll_increase": (evidence.general_nll_increase, {"divergence": evidence.general_divergence}),
-        "flattery": (evidence.flattery, {"base": evidence.base_flattery}),
-    }
-    if held_out := judged.figures["held_out_replies"]:
-        plain |= {
-            metric: (held_out["challenger"][metric], {"champion": held_out["champion"][metric]})
-            for metric in ("perplexity_of_liked", "accuracy")
-        }
-    for metric, (value, detail) in plain.items():
-        evaluations.add(db, metric=metric, value=value, detail=detail, **who)  # type: ignore[arg-type]
-
-
-def _finish(database: Database, run: Run, work: Callable[[sqlite_utils.Database], object]) -> None:
-    """Write a run's end unless somebody ended it first."""
-    try:
-        database.write(work)
-    except RunNotActiveError as error:
-        log.info("the run was over already", run_id=run.id, message=str(error))
-
-
-def _fail(database: Database, run: Run, sentence: str, error: Exception) -> None:
-    message = f"{sentence.rstrip('.')}. The champion was not changed."
-    technical = f"{type(error).__name__}: {error}"[:2000]
-    _finish(database, run, lambda db: runs.fail(db, run.id, error=technical, message=message))
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -1,0 +1,1 @@
+"""One run from snapshot to swap, in a process of its own."""

@@ -1,0 +1,46 @@
+"""`python -m trainer.run [--config PATH] --run RUN_ID`: one run from snapshot to swap, in its own process.
+
+Started by the trainer, which leases the run, lowers this process's priority and kills it when the run is
+cancelled. A kill at any point leaves the old champion serving: the only change that people notice is one
+transaction at the very end.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from storage import logs
+from storage.config import load_config
+from storage.database import Database
+from storage.errors import ConfigError, StorageError
+from trainer.run.execution import execute
+
+EXIT_CONFIGURATION = 2
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Execute one leased run; return the exit code (0: the run has a result, whatever it is)."""
+    parser = argparse.ArgumentParser(prog="python -m trainer.run", description=__doc__)
+    parser.add_argument("--config", type=Path, default=None)
+    parser.add_argument("--run", required=True)
+    parsed = parser.parse_args(arguments)
+    logs.configure("trainer.run")
+    try:
+        config = load_config(parsed.config, os.environ)
+        with Database.open(config.database) as database:
+            execute(database, config, parsed.run)
+    except ConfigError as error:
+        print(error, file=sys.stderr)
+        return EXIT_CONFIGURATION
+    except StorageError as error:
+        print(error, file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

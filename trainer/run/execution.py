@@ -1,0 +1,81 @@
+"""A leased run: which steps it takes, and how it ended, whatever happens in them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import sqlite_utils
+import structlog
+
+from bot.serving.errors import ServingError
+from storage import checkpoints, interim, runs
+from storage.config import Config
+from storage.database import Database
+from storage.errors import RunNotActiveError, StorageError
+from storage.runs import Run
+from trainer import card
+from trainer.errors import NotYetError, RunCancelledError, TrainerError
+from trainer.heartbeat import Heartbeat
+from trainer.run.overrides import with_overrides
+from trainer.run.repeating import Repeat
+from trainer.run.steps import RunSteps
+
+log = structlog.get_logger()
+
+
+def execute(
+    database: Database, config: Config, run_id: str, *, steps: Callable[..., RunSteps] | None = None
+) -> Run:
+    """Take a leased run from snapshot to swap and record how it ended.
+
+    What goes wrong is written to the run's row as one sentence; only storage errors are raised. `steps` makes
+    another kind of run (the benchmark's saboteurs): it takes the arguments of RunSteps.
+    """
+    run = database.read(lambda db: runs.expect(db, run_id))
+    log.info("run begins", run_id=run.id, scope=run.scope, trigger=run.trigger)
+    try:
+        with Heartbeat(database, run.id, run.lease_owner or "") as heartbeat:
+            kind = steps or (Repeat if "repeat" in run.settings else RunSteps)
+            kind(database, with_overrides(config, run.settings), run, heartbeat).all()
+    except RunCancelledError as error:
+        log.info("run cancelled", run_id=run.id, message=str(error))
+    except NotYetError as error:
+        message = str(error)
+        _finish(database, run, lambda db: runs.finish(db, run.id, outcome="not_yet", message=message))
+    except (TrainerError, ServingError) as error:
+        _fail(database, run, str(error), error)
+    except StorageError:
+        raise
+    except Exception as error:  # the process's boundary: the run's row must say that it failed
+        log.exception("run failed", run_id=run.id)
+        _fail(database, run, "The run failed by a fault of the trainer; its log says where.", error)
+    finally:
+        _clear_interim(database, config, run.id)
+    ended = database.read(lambda db: runs.expect(db, run.id))
+    if ended.state not in ("queued", "running"):
+        checkpoints.remove(config.runs / run.id)
+    card.write(database, config, run.id)
+    log.info(
+        "run done", run_id=run.id, outcome=ended.outcome, adapter_id=ended.adapter_id, message=ended.message
+    )
+    return ended
+
+
+def _clear_interim(database: Database, config: Config, run_id: str) -> None:
+    """Remove what the run served while it trained and did not register."""
+    known = database.read(lambda db: {str(row["id"]) for row in db.query("select id from adapters")})
+    interim.remove(config.runs / run_id, config.adapters, known)
+
+
+def _finish(database: Database, run: Run, work: Callable[[sqlite_utils.Database], object]) -> None:
+    """Write a run's end unless somebody ended it first."""
+    try:
+        database.write(work)
+    except RunNotActiveError as error:
+        log.info("the run was over already", run_id=run.id, message=str(error))
+
+
+def _fail(database: Database, run: Run, sentence: str, error: Exception) -> None:
+    message = f"{sentence.rstrip('.')}. The champion was not changed."
+    technical = f"{type(error).__name__}: {error}"[:2000]
+    _finish(database, run, lambda db: runs.fail(db, run.id, error=technical, message=message))

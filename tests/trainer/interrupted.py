@@ -28,6 +28,7 @@ SETTINGS = TrainerConfig(
     dpo_epochs=2,
     batch_size=2,
     sft_batch_size=2,
+    dpo_batch_size=2,
     sft_learning_rate=5e-3,
     max_length=128,
     # After every step: most kills then hit the middle of a write.

@@ -155,7 +155,10 @@ TEMPLATES = (
     mark("The run's process was killed, most likely because memory ran out."),
     mark("The run's process ended by {signal}."),
     mark("The run's process ended with code {code} before it had a result."),
+    mark("The run's process could not be started ({value})."),
     mark("The run failed by a fault of the trainer; its log says where."),
+    mark("This run has settings for {value}; only trainer and gate take any."),
+    mark("This run's settings are not valid: {value}"),
     mark("There is no liked reply to train on."),
     mark(
         "The training loss is not a number: lower trainer.sft_learning_rate, trainer.kto_learning_rate "
@@ -171,6 +174,8 @@ TEMPLATES = (
         "{model} does not tell its attention where a row's examples begin: this base can be served, "
         "but not trained."
     ),
+    mark("The model has no adapter to train: no parameter requires a gradient."),
+    mark("No gradient reaches {layer}: the base passes none back, and nothing would be learned."),
     # trainer/memory.py: a training that does not fit.
     mark(
         "Training needs about {needed} GB of memory beside the base and {available} GB is available; "
@@ -198,6 +203,34 @@ TEMPLATES = (
     mark("The snapshot in {folder} is gone: this run can't be repeated."),
     mark("The snapshot in {folder} was changed after its run: this run can't be repeated."),
     mark("The snapshot was written by another version: this run can't be repeated."),
+    # trainer/reconcile.py and bot/serving: an adapter that is not as it was trained, or can't be loaded.
+    mark("its files can't be trusted: {reason}"),
+    mark("adapters/{adapter} is missing or has no readable manifest."),
+    mark("There is no adapter folder {folder}."),
+    mark("Adapter {adapter} has no {file}."),
+    mark("Adapter {adapter}: {file} is missing."),
+    mark("Adapter {adapter}: {file} is not in its manifest."),
+    mark("Adapter {adapter}: {file} does not have the hash in its manifest."),
+    mark("Adapter {adapter}: {file} changed after it was checked."),
+    mark("Adapter {adapter}: {file} differs from the manifest's copy."),
+    mark("Adapter {adapter}: unexpected file {file}."),
+    mark("Adapter {adapter}: its manifest is incomplete."),
+    mark("Adapter {adapter}: its name does not match its manifest; it was changed."),
+    mark(
+        "Adapter {adapter} was trained on base {base}, but base {served} is served; serve that base, or "
+        "retrain on this one."
+    ),
+    mark("Adapter {adapter} was trained with chat template {template}, but {served} is served; retrain it."),
+    mark("{count} adapters are loaded and all are in use; unload one first."),
+    # bot/serving: a model that is being made ready.
+    mark("loading"),
+    mark("Starting."),
+    mark("Asking the hub for {model}."),
+    mark("Downloading {model} ({value})."),
+    mark("Checking {model}."),
+    mark("Quantizing {model} to 4 bits (once)."),
+    mark("Loading the 4-bit weights."),
+    mark("Memory suffices for {fitting} replies at a time, not for {wanted}."),
     # bot/serving: a model server that is away.
     mark("No model server answers at {address}."),
     mark("The model server is not running (it has not written its address yet)."),
@@ -241,6 +274,7 @@ TEMPLATES = (
         "trainer.max_train_minutes is {most}"
     ),
     mark("DPO needs {count} preference pairs to train on; there are {pairs}"),
+    mark("no reward model of the training ratings has proven itself yet, so that no replies are ranked"),
     mark(
         "{before} Or start a tasting: I answer prompts of your own in a channel (`/tasting`, `strop "
         "tasting`), so that nobody's messages are trained on and only those who rate have to opt in."

@@ -76,7 +76,7 @@ def objection(services: Services, channel: object, found: InForce, *, pairs: boo
     if not isinstance(channel, Place):
         return tr(CHANNEL_GONE)
     if missing := questions.missing_permissions(channel, channel.guild):
-        return tr(NOT_ALLOWED, names=", ".join(f"**{name}**" for name in missing))
+        return tr(NOT_ALLOWED, names=", ".join(f"**{tr(name)}**" for name in missing))
     if not questions.is_public(channel):
         return tr(NOT_PUBLIC)
     if not found.settings.training:

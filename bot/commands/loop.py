@@ -12,7 +12,7 @@ from bot import adapter_history
 from bot.charts import standing
 from bot.charts.standing import Standing
 from bot.commands.pictures import say_with_picture
-from bot.commands.tree import Interaction, StropTree, operators_only, say
+from bot.commands.tree import Interaction, StropTree, offering, operators_only, say
 from bot.glance import status_lines
 from bot.next_run import Outlook, needs, next_run
 from bot.ratings import RECOVERED_FACT
@@ -113,6 +113,7 @@ async def promote(interaction: Interaction, adapter: str) -> None:
 
 
 @promote.autocomplete("adapter")
+@offering
 async def _promotable(interaction: Interaction, typed: str) -> list[app_commands.Choice[str]]:
     """Offer what may answer here and doesn't yet."""
     if not interaction.client.is_operator(interaction.user.id):
@@ -156,6 +157,7 @@ async def rollback(interaction: Interaction, adapter: str | None = None) -> None
 
 
 @rollback.autocomplete("adapter")
+@offering
 async def _earlier(interaction: Interaction, typed: str) -> list[app_commands.Choice[str]]:
     """Offer those that led to the present one, the latest first."""
     if not interaction.client.is_operator(interaction.user.id):
@@ -229,7 +231,8 @@ def _server_state(health: Health | ServingError) -> str:
     if isinstance(health, ServingError):
         return tr("not reachable ({reason})", reason=retell(str(health)))
     if health.status != "ok":
-        return f"{health.status}: {health.detail}" if health.detail else health.status
+        state = retell(health.status)
+        return tr("{state}: {detail}", state=state, detail=retell(health.detail)) if health.detail else state
     name = health.base.id if health.base else "?"
     return tr("ready, {name}, {traffic}", name=name, traffic=retell(health.traffic()))
 

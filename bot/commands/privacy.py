@@ -148,7 +148,11 @@ class ErasureButton(
             return None
         await interaction.response.edit_message(content=tr("Deleting…"), view=None)
         sentence = await erase(interaction.client.services, self.user_id)
-        await interaction.edit_original_response(content=sentence)
+        try:
+            await interaction.edit_original_response(content=sentence)
+        except discord.NotFound:
+            # Whoever closed the question meanwhile hears all the same that it is done.
+            await say(interaction, sentence)
         return None
 
 

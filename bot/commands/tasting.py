@@ -9,7 +9,15 @@ import discord
 from discord import app_commands
 
 from bot import tasting as host
-from bot.commands.tree import Interaction, StropTree, guarded, operators_only, say, speak_to
+from bot.commands.tree import (
+    Interaction,
+    StropTree,
+    guarded,
+    offering,
+    operators_only,
+    say,
+    speak_to,
+)
 from bot.permissions import NOT_OPERATOR
 from bot.questions import parent_of
 from bot.replies_ui import modals
@@ -145,6 +153,7 @@ async def remove(interaction: Interaction, prompt: int) -> None:
 
 
 @remove.autocomplete("prompt")
+@offering
 async def _prompt_choices(interaction: Interaction, typed: str | int) -> list[app_commands.Choice[int]]:
     if not interaction.client.is_operator(interaction.user.id):
         return []

@@ -9,17 +9,19 @@ import secrets
 from collections.abc import Callable, Coroutine
 from typing import TYPE_CHECKING, Any, TypeAlias
 
+import aiohttp
 import discord
 import structlog
 from discord import app_commands
 from discord.app_commands import TranslationContextLocation, TranslationContextTypes
 
 from bot import texts
+from bot.errors import DeliveryError
 from bot.permissions import NOT_OPERATOR, NotOperatorError
 from bot.questions import parent_of
 from bot.retelling import retell
 from bot.serving.errors import ServerLoadingError, ServerUnavailableError, ServingError
-from bot.texts import tr
+from bot.texts import mark, tr
 from storage import facts
 from storage.errors import DatabaseBusyError, DiskFullError, RuleError, StorageError
 
@@ -27,6 +29,20 @@ if TYPE_CHECKING:
     from bot.client import StropClient
 
 Interaction: TypeAlias = "discord.Interaction[StropClient]"
+
+DISCORD_REFUSED = mark(
+    "Discord did not let me do that just now. Please try again in a moment; if it stays so, /setup names the "
+    "permission that I lack."
+)
+CHANGED = mark("This command has changed since your Discord loaded it: restart Discord and try again.")
+NO_SUCH_MESSAGE = mark("Its message is gone.")
+
+# Discord's codes for an interaction that takes no (further) answer: unknown after three seconds, its token
+# used up after fifteen minutes, or answered already.
+# https://discord.com/developers/docs/topics/opcodes-and-status-codes#json
+_OVER = frozenset({10015, 10062, 40060, 50027})
+_UNKNOWN_MESSAGE = 10008
+_BAD_REQUEST = 400
 
 _log = structlog.get_logger(__name__)
 
@@ -43,7 +59,7 @@ class StropTree(app_commands.CommandTree["StropClient"]):
         """Tell the member in one sentence what went wrong."""
         cause = error.original if isinstance(error, app_commands.CommandInvokeError) else error
         command = interaction.command.qualified_name if interaction.command else "?"
-        await say(interaction, sentence_for(cause, f"/{command}"))
+        await excuse(interaction, cause, f"/{command}")
 
     async def sync_if_changed(self, *, always: bool = False) -> bool:
         """Register the commands with Discord if their definition differs from the one registered last.
@@ -124,9 +140,44 @@ def guarded(
             await speak_to(interaction)
             await function(item, interaction)
         except Exception as error:  # The boundary of a button: whoever pressed it must hear something.
-            await say(interaction, sentence_for(error, type(item).__name__))
+            await excuse(interaction, error, type(item).__name__)
 
     return checked
+
+
+def offering(
+    function: Callable[[Any, Any], Coroutine[Any, Any, list[app_commands.Choice[Any]]]],
+) -> Callable[[Any, Any], Coroutine[Any, Any, list[app_commands.Choice[Any]]]]:
+    """Give an option's suggestions an error handling; discord.py would log each late one with its traceback.
+
+    Discord asks anew with every key, and forgets what it asked before: answers that come too late are
+    ordinary. Without suggestions the option can still be typed.
+    """
+
+    @functools.wraps(function)
+    async def checked(interaction: Interaction, typed: Any) -> list[app_commands.Choice[Any]]:
+        command = interaction.command.qualified_name if interaction.command else "?"
+        try:
+            choices = await function(interaction, typed)
+        except Exception as error:  # The boundary of the suggestions: nobody can be told.
+            sentence_for(error, f"/{command} …")
+            choices = []
+        try:
+            await interaction.response.autocomplete(choices)
+        except (discord.DiscordException, aiohttp.ClientError, OSError) as error:
+            _log.debug("suggestions.too_late", where=f"/{command}", error=type(error).__name__)
+        return choices
+
+    return checked
+
+
+async def excuse(interaction: Interaction, error: BaseException, where: str) -> None:
+    """Tell whoever used a command, a button or a form what went wrong, where it can still be answered."""
+    if isinstance(error, discord.HTTPException) and error.code in _OVER:
+        # It came too late, and whoever waited was told so by Discord.
+        _log.info("interaction.over", where=where, code=error.code)
+        return
+    await say(interaction, sentence_for(error, where))
 
 
 async def speak_to(interaction: Interaction) -> None:
@@ -159,6 +210,16 @@ def sentence_for(error: BaseException, where: str) -> str:
         return tr("My database is busy with something else. Please try again in a moment.")
     if isinstance(error, RuleError | ServingError):
         return retell(tr(str(error)))
+    if isinstance(error, app_commands.CommandNotFound | app_commands.CommandSignatureMismatch):
+        _log.warning("command.changed", where=where)
+        return tr(CHANGED)
+    if isinstance(error, discord.NotFound) and error.code == _UNKNOWN_MESSAGE:
+        _log.info("command.message_gone", where=where)
+        return tr(NO_SUCH_MESSAGE)
+    if _is_discords(error):
+        code = getattr(error.__cause__ or error, "code", None)
+        _log.warning("command.discord_refused", where=where, error=type(error).__name__, code=code)
+        return tr(DISCORD_REFUSED)
     error_id = secrets.token_hex(4)
     expected = isinstance(error, StorageError)
     _log.error(
@@ -173,6 +234,13 @@ def sentence_for(error: BaseException, where: str) -> str:
     )
 
 
+def _is_discords(error: BaseException) -> bool:
+    """Whether Discord, or the way to it, is what failed; what it calls a bad request is a fault of ours."""
+    if isinstance(error, discord.HTTPException):
+        return error.status != _BAD_REQUEST
+    return isinstance(error, DeliveryError | aiohttp.ClientError)
+
+
 async def say(interaction: Interaction, content: str, **options: Any) -> None:
     """Answer an interaction for its member's eyes only, whether it was acknowledged already or not."""
     options.setdefault("allowed_mentions", discord.AllowedMentions.none())
@@ -181,5 +249,6 @@ async def say(interaction: Interaction, content: str, **options: Any) -> None:
             await interaction.followup.send(content, ephemeral=True, **options)
         else:
             await interaction.response.send_message(content, ephemeral=True, **options)
-    except discord.HTTPException as error:
-        _log.warning("interaction.not_answered", error=type(error).__name__, code=error.code)
+    except (discord.DiscordException, aiohttp.ClientError, OSError) as error:
+        code = getattr(error, "code", None)
+        _log.warning("interaction.not_answered", error=type(error).__name__, code=code)

@@ -7,7 +7,7 @@ from typing import Any
 import discord
 
 from bot.commands import tasting
-from bot.commands.tree import say, sentence_for, speak_to
+from bot.commands.tree import excuse, speak_to
 from bot.replies_ui import corrections, modals, reports
 
 _HANDLERS = {"better": corrections.sent_in, "report": reports.sent_in, "prompts": tasting.sent_in}
@@ -23,4 +23,4 @@ async def handle(interaction: discord.Interaction[Any]) -> None:
         await speak_to(interaction)
         await _HANDLERS[kind](interaction, interaction.client.services, reply_id, text)
     except Exception as error:  # The boundary of a form: whoever sent it must hear something.
-        await say(interaction, sentence_for(error, f"form {kind}"))
+        await excuse(interaction, error, f"form {kind}")

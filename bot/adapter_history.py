@@ -38,7 +38,7 @@ def page_text(lives: Sequence[Life], champion_id: str | None, *, number: int, pa
         lines[0] += f" {tr('Page {number} of {pages}.', number=number, pages=pages)}"
     text = lines[0]
     for life in lives:
-        entry = "\n".join([_first_line(life), *(f"-# {line}" for line in _lineage(life))])
+        entry = "\n".join([_first_line(life), *(f"-# {line}" for line in lineage(life))])
         if len(text) + len(entry) + 1 <= _LIMIT:
             text = f"{text}\n{entry}"
     return text
@@ -61,7 +61,7 @@ def _first_line(life: Life) -> str:
     )
 
 
-def _lineage(life: Life) -> list[str]:
+def lineage(life: Life) -> list[str]:
     """Return what is known of its making, its score and its time of answering, a line each."""
     return [line for line in (_made(life), _score(life), _reign(life)) if line]
 

@@ -23,9 +23,6 @@ from storage import comparisons, conversations, facts, ratings, replies, setting
 from storage.clock import now_ms
 from storage.config import Config
 
-RECOVERED_FACT = "ratings.recovered"
-"""How many ratings the bot missed while it was away and found again, over its lifetime."""
-
 RECONCILE_WINDOW_MS = 3 * 24 * 60 * 60 * 1000
 RECONCILE_REPLIES = 200
 _LATE_PART_S = 1.0
@@ -352,4 +349,5 @@ async def _all_users(reaction: discord.Reaction) -> list[discord.Member | discor
 
 
 def _add_recovered(db: Any, count: int) -> None:
-    facts.put(db, RECOVERED_FACT, str(int(facts.get(db, RECOVERED_FACT, "0") or 0) + count))
+    before = int(facts.get(db, facts.RECOVERED_RATINGS, "0") or 0)
+    facts.put(db, facts.RECOVERED_RATINGS, str(before + count))

@@ -100,7 +100,7 @@ TEMPLATES = (
     # storage: what its rules don't allow.
     mark("The champion of {scope} is now {now}, not {expected}: judge the challenger against it again."),
     mark("{adapter} is {state}: there is nothing left to reject."),
-    mark("{who} answers in {scope}, and nothing came before it."),
+    mark("There is nothing to go back to: {who} answers in {scope}, and nothing came before it."),
     mark("{adapter} was trained on words that their author has since erased: it can't be promoted."),
     mark("{adapter} belongs to {scope}, not to {wanted}."),
     mark("{adapter} was trained for another base model."),

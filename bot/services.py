@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hmac
 import secrets
 from dataclasses import dataclass, field
@@ -13,6 +14,7 @@ from bot.serving.client import ModelClient
 from bot.serving.errors import ServerLoadingError, ServerUnavailableError, ServingError
 from bot.serving.protocol import BaseDescription
 from storage import adapters, conversations, facts, members, settings
+from storage.adapters import Unchecked
 from storage.config import Config
 from storage.database import Database
 from storage.errors import UnknownRowError
@@ -131,3 +133,17 @@ class Services:
         if adapter is None:
             raise UnknownRowError(f"There is no adapter {adapter_id}.")
         await self.model.load_adapter(adapter_id, (self.config.data / adapter.path).absolute())
+
+    async def load_for_return(
+        self, scope: str, base_hash: str, to: str | Unchecked | None = Unchecked.ANY
+    ) -> None:
+        """Load the adapter that a roll-back leads to: what the server refuses must not become champion.
+
+        Without the server it goes on all the same: going back is always possible, and a reply loads its
+        adapter. Raises AdapterRefusedError.
+        """
+        earlier = await self.database.aread(lambda db: adapters.earlier_champions(db, scope, base_hash))
+        target = next(reversed(earlier), None) if isinstance(to, Unchecked) else to
+        if target is not None and target in earlier:
+            with contextlib.suppress(ServerUnavailableError, ServerLoadingError):
+                await self.load_adapter(target)

@@ -219,7 +219,10 @@ def rollback(
     current = ensure_champion_row(db, scope, base_hash)
     reigns = earlier_champions(db, scope, base_hash)
     if not reigns:
-        raise NothingToRollBackError(f"{_name(current)} answers in {scope}, and nothing came before it.")
+        raise NothingToRollBackError(
+            f"There is nothing to go back to: {_name(current)} answers in {scope}, "
+            "and nothing came before it."
+        )
     if to is not Unchecked.ANY and to not in reigns:
         raise NothingToRollBackError(f"{_name(to)} is none of those that led to the present one in {scope}.")
     target = reigns[-1] if isinstance(to, Unchecked) else to

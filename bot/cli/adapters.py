@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 from datetime import UTC, datetime
 from typing import Annotated, Any
 
 import sqlite_utils
 import typer
 
+from bot import adapter_history
 from bot.cli.errors import CommandError, UsageError
 from bot.cli.runs import actor
 from bot.cli.session import (
@@ -27,12 +29,15 @@ from bot.serving import adapter_files
 from bot.serving.errors import AdapterRefusedError, ServerLoadingError, ServerUnavailableError
 from bot.serving.protocol import Health
 from storage import adapters as registry
-from storage.adapters import Adapter
+from storage import lineage
+from storage.adapters import Adapter, Unchecked
 
 BASE = "base"
 LIST = "list"
 SHOW = "show"
 LOAD_TIMEOUT_S = 120.0
+# How Discord is told a time.
+_TIME = re.compile(r"<t:(\d+):\w>")
 
 
 def adapters(
@@ -46,7 +51,8 @@ def adapters(
 ) -> None:
     """List the adapters, the newest first (a star marks the one that answers), or show the card of one.
 
-    The card says where an adapter comes from: data and member shares, settings, scores, limits, lineage.
+    The list says which run made each, its score, and when it came to answer and went. The card says where an
+    adapter comes from: data and member shares, settings, scores, limits, lineage.
 
     Examples:
 
@@ -76,6 +82,8 @@ def adapters(
         mark = "★" if row["champion"] else " "
         state = f"{row['state']}{' (rehearsal)' if row['rehearsal'] else ''}"
         typer.echo(f"{mark} {row['id']:<{widths[0]}}  {row['scope']:<{widths[1]}}  {made}  {state}")
+        for line in row["lineage"]:
+            typer.echo(f"    {line}")
 
 
 def _card(opened: Session, adapter: Adapter, *, as_json: bool) -> str:
@@ -97,12 +105,28 @@ def _card(opened: Session, adapter: Adapter, *, as_json: bool) -> str:
 
 def _rows(db: sqlite_utils.Database, opened: Session, scope: str | None) -> list[dict[str, Any]]:
     chosen = None if scope is None else choose_scope(db, opened.config, scope)
-    champions = {row["adapter_id"] for row in db.query("select adapter_id from champions")}
     fields = ("id", "scope", "base_hash", "state", "rehearsal", "run_id", "parent_id", "created_ms")
+    lives = [lineage.of(db, adapter.id) for adapter in registry.listing(db, chosen)]
     return [
-        {**{name: getattr(adapter, name) for name in fields}, "champion": adapter.id in champions}
-        for adapter in registry.listing(db, chosen)
+        {
+            **{name: getattr(life.adapter, name) for name in fields},
+            "champion": life.answers,
+            "replaced": life.came.previous_id if life.came else None,
+            "answered_from_ms": life.came.created_ms if life.came else None,
+            "answered_until_ms": life.went.created_ms if life.went else None,
+            "lineage": [_plain(line) for line in adapter_history.lineage(life)],
+        }
+        for life in lives
+        if life is not None
     ]
+
+
+def _plain(line: str) -> str:
+    """Return a line that was written for Discord as a terminal shows it."""
+    return _TIME.sub(
+        lambda found: datetime.fromtimestamp(int(found[1]), UTC).strftime("%Y-%m-%d %H:%M"),
+        line.replace("`", ""),
+    )
 
 
 def promote(
@@ -164,16 +188,25 @@ def reject(
 
 
 def rollback(
+    adapter: Annotated[
+        str,
+        typer.Argument(
+            help="Which one to go back to (its beginning is enough, or `base`).",
+            show_default="the one before the present one",
+        ),
+    ] = "",
     config: ConfigOption = None,
     scope: ScopeOption = None,
     reason: Annotated[str, typer.Option("--reason", help="Why, for the audit log.")] = "rolled back by hand",
     as_json: JsonOption = False,
 ) -> None:
-    """Go back to the champion before this one (in the end: the base model).
+    """Go back to the champion before this one (in the end: the base model), or to an earlier one.
 
     Examples:
 
         strop rollback
+
+        strop rollback a3f9c2d1
 
         strop rollback --scope guild:123456789012345678 --reason "too chatty"
     """
@@ -181,10 +214,11 @@ def rollback(
         health = served(opened.config)
         chosen = opened.database.read(lambda db: choose_scope(db, opened.config, scope))
         base = opened.database.read(lambda db: _known_base(db, chosen, health))
+        to = opened.database.read(lambda db: _earlier(db, adapter, chosen))
 
         def work(db: sqlite_utils.Database) -> tuple[str | None, str | None]:
             before = registry.champion(db, chosen, base)
-            after = registry.rollback(db, scope=chosen, base_hash=base, actor=actor(), reason=reason)
+            after = registry.rollback(db, scope=chosen, base_hash=base, actor=actor(), reason=reason, to=to)
             if after is not None and (found := registry.get(db, after)) is not None:
                 # Inside the transaction: a champion whose files are damaged undoes the roll-back.
                 check_files(opened, found)
@@ -240,6 +274,13 @@ def _find(db: sqlite_utils.Database, wanted: str, scope: str | None) -> Adapter:
     if not found:
         raise UsageError(f"There is no adapter {wanted!r}: `strop adapters` lists them.")
     raise UsageError(f"{wanted!r} could be {', '.join(one.id for one in found[:5])}: write more of it.")
+
+
+def _earlier(db: sqlite_utils.Database, wanted: str, scope: str) -> str | Unchecked | None:
+    """What `rollback` goes back to: the one that is named, or whichever came before."""
+    if not wanted:
+        return Unchecked.ANY
+    return None if wanted == BASE else _find(db, wanted, scope).id
 
 
 def _known_base(db: sqlite_utils.Database, scope: str, health: Health | None) -> str:

@@ -29,7 +29,8 @@ from bot.cli.session import (
     served,
     session,
 )
-from storage import memory_use, overview, prospects, runs
+from bot.next_run import Outlook, next_run
+from storage import facts, memory_use, overview, prospects, runs
 from storage.processes import is_locked
 from storage.runs import Run
 
@@ -253,6 +254,8 @@ def status(config: ConfigOption = None, scope: ScopeOption = None, as_json: Json
         server = "down" if health is None else health.status
         alive = trainer_alive(opened)
         memory = memory_use.by_process(opened.config)
+        recovered = opened.database.read(lambda db: facts.get(db, facts.RECOVERED_RATINGS))
+        due_ms = opened.database.read(lambda db: facts.get(db, facts.NEXT_RUN))
     if as_json:
         queue = None if health is None else {"running": health.running, **asdict(health.queue)}
         answer = {
@@ -260,6 +263,8 @@ def status(config: ConfigOption = None, scope: ScopeOption = None, as_json: Json
             "queue": queue,
             "trainer_alive": alive,
             "memory": memory,
+            "next_run_ms": int(due_ms) if due_ms else None,
+            "recovered_ratings": int(recovered or 0),
             "scopes": glances,
         }
         typer.echo(json.dumps(answer, ensure_ascii=False))
@@ -269,10 +274,14 @@ def status(config: ConfigOption = None, scope: ScopeOption = None, as_json: Json
     typer.echo(f"Trainer: {'running' if alive else 'not running'}")
     if memory:
         typer.echo(memory_use.sentence(memory))
+    if recovered:
+        typer.echo(f"Recovered: {recovered} ratings that were given while the bot was away")
     if not glances:
         typer.echo("Nobody has talked to the bot yet.")
     for glance in glances:
         typer.echo(f"\n{glance['scope']}\n{overview.status_text(glance)}")
+        outlook = Outlook(glance, int(due_ms) if due_ms else None, settings.trainer.min_new_ratings, alive)
+        typer.echo(f"Next run: {next_run(outlook)}")
 
 
 def _glance(opened: Session, scope: str, health: Any) -> dict[str, Any]:

@@ -15,7 +15,6 @@ from bot.commands.pictures import say_with_picture
 from bot.commands.tree import Interaction, StropTree, offering, operators_only, say
 from bot.glance import status_lines
 from bot.next_run import Outlook, needs, next_run
-from bot.ratings import RECOVERED_FACT
 from bot.retelling import retell
 from bot.services import Services
 from bot.serving.errors import ServingError
@@ -60,7 +59,7 @@ async def status(interaction: Interaction) -> None:
     def work(db: Any) -> tuple[dict[str, Any], str | None, str | None, Speed]:
         speed = speed_stats.by_hour(db, scope, SPEED_HOURS)
         glance = _glance(db, services, scope, base_hash)
-        return glance, facts.get(db, RECOVERED_FACT), facts.get(db, facts.NEXT_RUN), speed
+        return glance, facts.get(db, facts.RECOVERED_RATINGS), facts.get(db, facts.NEXT_RUN), speed
 
     glance, recovered, due_ms, speed = await services.database.aread(work)
     trainer_alive = await asyncio.to_thread(is_locked, services.config.run / "trainer.lock")
@@ -143,6 +142,7 @@ async def rollback(interaction: Interaction, adapter: str | None = None) -> None
     services, scope = interaction.client.services, _scope(interaction)
     base_hash = await services.base_hash()
     to = Unchecked.ANY if adapter is None else _adapter_id(adapter)
+    await services.load_for_return(scope, base_hash, to)
     adapter_id = await services.database.awrite(
         lambda db: adapters.rollback(
             db,

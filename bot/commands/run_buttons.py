@@ -144,6 +144,7 @@ async def _decided(services: Services, run_id: str, action: Action, actor: str) 
             who=_called(card.champion_id),
         )
     if action == "rollback":
+        await services.load_for_return(card.adapter.scope, card.adapter.base_hash)
         back_to = await services.database.awrite(lambda db: _roll_back(db, run_id, actor))
         return tr("Rolled back: {who} answers again.", who=_called(back_to))
     if (objection := _objection(card)) is not None:

@@ -200,6 +200,21 @@ async def test_rollback_goes_to_the_one_that_is_chosen_of_those_before(community
     assert champion(community) is None
 
 
+async def test_going_back_to_what_the_server_refuses_changes_nothing_and_works_without_the_server(
+    community: Community, model_server: FakeModelServer
+) -> None:
+    register(community, FIRST, SECOND, promote=True)
+    model_server.refused_adapters.add(FIRST)
+    refused = await community.ann.slash(community.channel, "rollback")
+    assert "was made for another base" in text(refused) and champion(community) == SECOND
+    assert len(community.env.errors) == 1
+
+    await community.bob.send(community.channel, f"{community.mention} hello")
+    await model_server.stop()
+    await community.ann.slash(community.channel, "rollback")
+    assert champion(community) == FIRST
+
+
 async def test_status_says_when_the_next_run_starts_and_how_long_people_waited(
     community: Community,
 ) -> None:

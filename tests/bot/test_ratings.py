@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from bot.client import StropClient
-from bot.ratings import RECOVERED_FACT, EmojiValues, plain_emoji
+from bot.ratings import EmojiValues, plain_emoji
 from bot.services import Services
 from storage import conversations, facts, members, ratings
 from tests.bot.conftest import Community
@@ -181,7 +181,7 @@ async def test_ratings_given_and_taken_back_during_an_absence_are_recovered(
     await community.env.restart_bot(StropClient(services))
     await community.env.settle()
     assert standing(community) == {community.ann.id: 1}
-    assert services.database.read(lambda db: facts.get(db, RECOVERED_FACT)) == "2"
+    assert services.database.read(lambda db: facts.get(db, facts.RECOVERED_RATINGS)) == "2"
 
 
 async def test_reconciling_asks_for_users_only_where_counts_differ(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import threading
 import time
@@ -12,7 +13,8 @@ import pytest
 import sqlite_utils
 
 from bot.cli.app import app
-from storage import adapters, conversations, members, runs, sql
+from storage import adapters, conversations, facts, members, runs, sql
+from storage.clock import now_ms
 from storage.config import Config
 from storage.database import Database
 from storage.processes import ProcessLock
@@ -155,9 +157,17 @@ def test_status_shows_ratings_needs_server_and_trainer(
         and "Trainer: not running" in text
         and "Model server: down" in text
     )
+    assert "Next run: when the trainer is back" in text and "Recovered" not in text
+    due_ms = now_ms() + 3 * 60 * 60 * 1000
+    database.write(lambda db: facts.put(db, facts.NEXT_RUN, str(due_ms)))
+    database.write(lambda db: facts.put(db, facts.RECOVERED_RATINGS, "4"))
     with ProcessLock(config.run / "trainer.lock").acquire("busy"):
+        text = strop("status").stdout
+        assert "Next run: by the clock in 3 h, or after 50 new ratings" in text
+        assert "Recovered: 4 ratings that were given while the bot was away" in text
         record = json.loads(strop("status", "--json").stdout)
     assert record["trainer_alive"] is True
+    assert (record["next_run_ms"], record["recovered_ratings"]) == (due_ms, 4)
     assert [scope["ratings"]["liked"] for scope in record["scopes"]] == [3]
 
 
@@ -171,6 +181,32 @@ def test_adapters_are_listed_with_the_champion_marked(
     assert adapter_id in strop("adapters").stdout
     (row,) = json.loads(strop("adapters", "--json").stdout)
     assert (row["id"], row["champion"], row["state"]) == (adapter_id, True, "promoted")
+    assert (row["replaced"], row["answered_until_ms"]) == (None, None) and row["answered_from_ms"]
+
+
+def test_the_list_of_adapters_tells_their_lineage_in_plain_words(
+    strop: Strop, database: Database, config: Config
+) -> None:
+    first, second = adapter_folder(config.adapters, b"first"), adapter_folder(config.adapters, b"second")
+    database.write(lambda db: champion(db, first))
+    database.write(lambda db: champion(db, second))
+    text = strop("adapters").stdout
+    assert re.search(
+        rf"^    Promoted by itself in place of {first} \d{{4}}-\d\d-\d\d \d\d:\d\d\.$", text, re.M
+    )
+    assert f"; replaced by {second} 2" in text and "<t:" not in text and "`" not in text
+
+
+def test_one_may_go_back_further_than_to_the_one_before(
+    strop: Strop, database: Database, config: Config
+) -> None:
+    chain = [adapter_folder(config.adapters, name) for name in (b"first", b"second", b"third")]
+    for adapter_id in chain:
+        database.write(lambda db, chosen=adapter_id: champion(db, chosen))
+    assert "none of those that led" in strop("rollback", chain[2], code=1).stderr
+    assert f"adapter {chain[0]} answers" in strop("rollback", chain[0][:8]).stdout
+    assert "the base model answers" in strop("rollback", "base").stdout
+    assert database.read(lambda db: adapters.champion(db, SCOPE, BASE_HASH)) is None
 
 
 def test_the_card_of_an_adapter_is_the_runs_or_the_one_beside_its_files(

@@ -344,8 +344,10 @@ class StropClient(discord.Client):
 
     async def on_raw_message_edit(self, event: discord.RawMessageUpdateEvent) -> None:
         """A member changed the text of a message: what is stored follows, and a late mention is answered."""
-        author = event.data.get("author") or {}
-        if self.user is None or author.get("bot") or not event.data.get("content"):
+        author, content = event.data.get("author") or {}, event.data.get("content")
+        # An empty text is one that was taken out, or one that Discord doesn't show to the bot.
+        shown = content or self.intents.message_content or event.guild_id is None
+        if self.user is None or author.get("bot") or content is None or not shown:
             return
         message, text = event.message, questions.readable(event.message, self.user)
         self.answerer.reword(message.id, text)

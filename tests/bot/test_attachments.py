@@ -223,6 +223,23 @@ async def test_a_file_is_member_text_stored_neutralised_edited_and_erased_like_i
     assert (stored().content, stored().attached_text) == ("", "")
 
 
+@pytest.mark.parametrize(
+    ("settings", "kept"),
+    [("[discord]\nmessage_content = true", ""), ("", "my plan")],
+    ids=["shown", "hidden"],
+)
+async def test_words_that_are_taken_out_beside_a_file_are_forgotten_where_discord_shows_them(
+    community: Community, kept: str
+) -> None:
+    community.bot.attachments = AttachmentReader(InDiscord(notes=b"a list"))
+    sent = await community.bob.send(
+        community.channel, f"{community.mention} my plan", attachments=[("notes.txt", b"any")]
+    )
+    await community.bob.edit(sent, "")
+    found = community.services.database.read(lambda db: conversations.by_discord_id(db, sent.id))
+    assert found is not None and (found.content, bool(found.attached_text)) == (kept, True)
+
+
 async def test_a_file_alone_is_a_question(community: Community, model_server: FakeModelServer) -> None:
     """Discord turns a paste of more than 2,000 characters into message.txt."""
     community.bot.attachments = AttachmentReader(InDiscord(message=b"word " * 3000))

@@ -20,6 +20,7 @@ from bot.commands import (
     ask,
     loop,
     moderation,
+    outdated,
     own_ratings,
     privacy,
     records,
@@ -72,6 +73,19 @@ NO_PERMISSION = mark(
 NO_THREAD = mark(
     "I was to open a thread for a conversation in <#{channel}>, but I lack the permission {names}: "
     "give it to me, or switch automatic threads off with /settings. I answer in the channel meanwhile."
+)
+# What answers after a restart as well: all that it needs stands in its custom id.
+_LASTING = (
+    VoteButton,
+    RunButton,
+    records.AuditButton,
+    adapters.AdaptersButton,
+    ReplyButton,
+    CompareButton,
+    tasting.OfferButton,
+    privacy.ErasureButton,
+    *own_ratings.dynamic_items(),
+    *settings.dynamic_items(),
 )
 _ANSWERED_TYPES = (discord.MessageType.default, discord.MessageType.reply)
 _RECONNECT_S = 5.0
@@ -150,18 +164,7 @@ class StropClient(discord.Client):
 
     async def setup_hook(self) -> None:
         """Prepare what doesn't need the gateway."""
-        self.add_dynamic_items(
-            VoteButton,
-            RunButton,
-            records.AuditButton,
-            adapters.AdaptersButton,
-            ReplyButton,
-            CompareButton,
-            tasting.OfferButton,
-            privacy.ErasureButton,
-            *own_ratings.dynamic_items(),
-            *settings.dynamic_items(),
-        )
+        self.add_dynamic_items(*_LASTING)
         self._half_written = await self.services.database.awrite(replies.abandon_streaming)
         await self.tree.set_translator(CommandWords())
         await self.tree.sync_if_changed(always=self.services.playground)
@@ -217,8 +220,9 @@ class StropClient(discord.Client):
         await self.rating_recorder.reconcile()
 
     async def on_interaction(self, interaction: discord.Interaction[Any]) -> None:
-        """A form that was sent in, perhaps opened before a restart; the rest has handlers of its own."""
+        """A form that was sent in, or what no handler knows any more; the rest has handlers of its own."""
         await forms.handle(interaction)
+        await outdated.handle(interaction, _LASTING)
 
     async def on_message(self, message: discord.Message) -> None:
         """Answer what is meant for the bot."""

@@ -27,6 +27,7 @@ from storage.settings import InForce, Origin, Place
 Where = Literal["server", "channel"]
 
 _PERSONA_SHOWN = 160
+_KEYS = "|".join(KINDS)
 _ORIGINS: Mapping[Origin, str] = {
     "file": mark("from the file"),
     "server": mark("from the server"),
@@ -233,7 +234,7 @@ class KeySelect(ui.DynamicItem[ui.Select[Any]], template=r"settings:key:(?P<wher
 
 
 class ValueSelect(
-    ui.DynamicItem[ui.Select[Any]], template=r"settings:value:(?P<where>server|channel):(?P<key>[a-z_]+)"
+    ui.DynamicItem[ui.Select[Any]], template=rf"settings:value:(?P<where>server|channel):(?P<key>{_KEYS})"
 ):
     """The values of a setting that has a few fixed ones."""
 
@@ -261,7 +262,7 @@ class ValueSelect(
         cls, interaction: discord.Interaction[Any], item: ui.Item[Any], match: re.Match[str], /
     ) -> ValueSelect:
         """Rebuild the menu when it is used."""
-        return cls(_as_where(match["where"]), _known(match["key"]))
+        return cls(_as_where(match["where"]), match["key"])
 
     @guarded
     async def callback(self, interaction: Interaction) -> None:
@@ -271,7 +272,7 @@ class ValueSelect(
 
 
 class EditButton(
-    ui.DynamicItem[ui.Button[Any]], template=r"settings:edit:(?P<where>server|channel):(?P<key>[a-z_]+)"
+    ui.DynamicItem[ui.Button[Any]], template=rf"settings:edit:(?P<where>server|channel):(?P<key>{_KEYS})"
 ):
     """Opens the form in which a value is typed."""
 
@@ -292,7 +293,7 @@ class EditButton(
         cls, interaction: discord.Interaction[Any], item: ui.Item[Any], match: re.Match[str], /
     ) -> EditButton:
         """Rebuild the button when it is pressed."""
-        return cls(_as_where(match["where"]), _known(match["key"]))
+        return cls(_as_where(match["where"]), match["key"])
 
     @guarded
     async def callback(self, interaction: Interaction) -> None:
@@ -305,7 +306,7 @@ class EditButton(
 
 
 class ResetButton(
-    ui.DynamicItem[ui.Button[Any]], template=r"settings:reset:(?P<where>server|channel):(?P<key>[a-z_]+)"
+    ui.DynamicItem[ui.Button[Any]], template=rf"settings:reset:(?P<where>server|channel):(?P<key>all|{_KEYS})"
 ):
     """Takes back one setting of a place, or all of them."""
 
@@ -326,7 +327,7 @@ class ResetButton(
         cls, interaction: discord.Interaction[Any], item: ui.Item[Any], match: re.Match[str], /
     ) -> ResetButton:
         """Rebuild the button when it is pressed."""
-        return cls(_as_where(match["where"]), match["key"] if match["key"] == "all" else _known(match["key"]))
+        return cls(_as_where(match["where"]), match["key"])
 
     @guarded
     async def callback(self, interaction: Interaction) -> None:

@@ -11,6 +11,7 @@ import pytest
 from discord import app_commands
 from structlog.testing import capture_logs
 
+from bot.commands.outdated import OUTDATED
 from bot.commands.tree import CHANGED, DISCORD_REFUSED, NO_SUCH_MESSAGE, sentence_for
 from bot.errors import DeliveryError
 from storage import runs
@@ -152,3 +153,17 @@ async def test_a_run_that_is_over_or_unknown_is_a_sentence_for_whoever_presses_i
         unknown = await community.ann.click(message, custom_id=cancel)
     assert text(unknown) == f"There is no run {run.id}."
     assert faults(lines, caplog) == []
+
+
+@pytest.mark.parametrize("custom_id", ["strop:gone:1", "settings:edit:server:no_such_key"])
+async def test_a_button_of_another_version_is_not_silent(
+    community: Community, caplog: pytest.LogCaptureFixture, custom_id: str
+) -> None:
+    view = discord.ui.View(timeout=None)
+    view.add_item(discord.ui.Button(label="Old", custom_id=custom_id))
+    channel = community.bot.get_partial_messageable(community.channel.id)
+    await channel.send("An old message.", view=view)
+    view.stop()
+    with capture_logs() as lines:
+        clicked = await community.ann.click(community.messages()[-1], custom_id=custom_id)
+    assert clicked.ephemeral and text(clicked) == OUTDATED and faults(lines, caplog) == []

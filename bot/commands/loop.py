@@ -12,7 +12,7 @@ from bot import adapter_history
 from bot.charts import standing
 from bot.charts.standing import Standing
 from bot.commands.pictures import say_with_picture
-from bot.commands.tree import Interaction, StropTree, offering, operators_only, say
+from bot.commands.tree import Interaction, StropTree, acting_scope, offering, operators_only, say
 from bot.glance import status_lines
 from bot.next_run import Outlook, needs, next_run
 from bot.retelling import retell
@@ -82,7 +82,7 @@ async def status(interaction: Interaction) -> None:
 async def promote(interaction: Interaction, adapter: str) -> None:
     """Make an adapter champion by hand."""
     await interaction.response.defer(ephemeral=True, thinking=True)
-    services, scope = interaction.client.services, _scope(interaction)
+    services, scope = interaction.client.services, acting_scope(interaction)
     adapter_id = _adapter_id(adapter)
     base_hash = await services.base_hash()
     if adapter_id is not None:
@@ -139,7 +139,7 @@ async def _promotable(interaction: Interaction, typed: str) -> list[app_commands
 async def rollback(interaction: Interaction, adapter: str | None = None) -> None:
     """Undo the last promotion, or several."""
     await interaction.response.defer(ephemeral=True, thinking=True)
-    services, scope = interaction.client.services, _scope(interaction)
+    services, scope = interaction.client.services, acting_scope(interaction)
     base_hash = await services.base_hash()
     to = Unchecked.ANY if adapter is None else _adapter_id(adapter)
     await services.load_for_return(scope, base_hash, to)

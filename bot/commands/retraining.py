@@ -7,7 +7,7 @@ from typing import Any
 
 from discord import app_commands
 
-from bot.commands.tree import Interaction, StropTree, operators_only, say
+from bot.commands.tree import Interaction, StropTree, acting_scope, operators_only, say
 from bot.retelling import retell
 from bot.services import Services
 from bot.texts import tr
@@ -41,7 +41,7 @@ async def retrain(
     """Queue a run; its progress appears as an ordinary message in this channel."""
     await interaction.response.defer(ephemeral=True, thinking=True)
     services = interaction.client.services
-    scope = services.scope(interaction.guild_id)
+    scope = acting_scope(interaction)
     if dry_run:
         return await say(interaction, await _rehearsed(services, scope))
     chosen = {"objective": objective, "epochs": epochs}

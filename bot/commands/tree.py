@@ -129,6 +129,17 @@ operators_only = app_commands.check(_is_operator)
 """Let only operators through. Discord's own command permissions are a hint that guild admins can override."""
 
 
+def acting_scope(interaction: Interaction) -> str:
+    """Return whose adapter a command changes.
+
+    Raises NoPrivateMessage where every server trains its own: in direct messages the base answers, always.
+    """
+    services = interaction.client.services
+    if interaction.guild_id is None and services.config.trainer.scope == "guild":
+        raise app_commands.NoPrivateMessage
+    return services.scope(interaction.guild_id)
+
+
 def guarded(
     function: Callable[[Any, Any], Coroutine[Any, Any, None]],
 ) -> Callable[[Any, Any], Coroutine[Any, Any, None]]:

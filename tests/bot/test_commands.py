@@ -260,6 +260,25 @@ async def test_commands_work_in_direct_messages(community: Community) -> None:
     assert "Ratings" in text(result)
 
 
+@pytest.mark.parametrize(
+    ("command", "options"), [("retrain", {}), ("rollback", {}), ("promote", {"adapter": "base"})]
+)
+@pytest.mark.parametrize(
+    ("settings", "here"),
+    [("", False), ('[trainer]\nscope = "deployment"', True)],
+    ids=["guild", "deployment"],
+)
+async def test_where_each_server_trains_its_own_there_is_nothing_to_change_in_direct_messages(
+    community: Community, here: bool, command: str, options: dict[str, str]
+) -> None:
+    result = await community.ann.user.slash(command, **options)
+    assert (text(result) != "This works only in a server.") is here
+    assert bool(community.services.database.read(lambda db: runs.latest(db, "deployment"))) is (
+        here and command == "retrain"
+    )
+    assert community.env.errors or here
+
+
 async def test_an_unexpected_error_is_one_sentence_with_an_id(community: Community) -> None:
     community.services.database.write(lambda db: db.conn.execute("DROP TABLE promotions"))
     result = await community.bob.slash(community.channel, "status")

@@ -250,6 +250,8 @@ TEMPLATES = (
     mark("comparing replies on held-out conversations"),
     mark("liked replies, step {done} of {total}"),
     mark("all ratings, step {done} of {total}"),
+    mark("preference pairs, step {done} of {total}"),
+    mark("own replies, ranked, step {done} of {total}"),
     # trainer/objectives.py: too little to learn from, and what holds an objective back.
     mark("not yet: {liked} of {min_liked} liked replies, {raters} of {min_raters} raters"),
     mark("not yet: no reply has been rated; react to the bot's replies with 👍 or 👎"),

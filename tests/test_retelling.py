@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+import trainer.errors
 from bot import retelling, texts
 from storage import errors
 from storage.config import GateConfig
@@ -22,7 +23,7 @@ from storage.errors import SettingError
 from storage.overview import status_text
 from storage.setting_values import KINDS
 from tests.trainer.test_gate import GOOD, estimate
-from trainer import gate, objectives
+from trainer import challenger, gate, objectives
 
 ROOT = Path(__file__).parent.parent
 # The functions that make sentences for people.
@@ -34,7 +35,9 @@ SPEAKERS = {
     "trainer/reward.py": {"why_not"},
     "trainer/objectives.py": {"require_enough", "choose", "within_budget", "_nothing_eligible"},
     "trainer/promotion.py": {"swap", "refuse", "open_vote", "_settle", "ask", "_overtaken"},
-    "trainer/queue.py": {"_obituary"},
+    "trainer/queue.py": {"_obituary", "_start_next"},
+    "trainer/reconcile.py": {"flaw"},
+    "bot/serving/adapter_files.py": {"verify", "read_file", "_read_manifest", "_check_files"},
     "storage/prospects.py": {"text", "_verdict"},
     "storage/overview.py": {"status_text", "_readiness_text", "_run_text", "trial_text"},
     "bot/serving/protocol.py": {"traffic"},
@@ -57,6 +60,10 @@ PIECES = {
     "Canary: 7 answers 7 of new conversations; rated: 7 of its conversations, 7 of the champion's7",
     "; about 7 more needed",
     " (so does the champion: 7)",
+    "run started",
+    "Training needs about 7 of memory beside the base and 7 is available; 7.",
+    # What only somebody who writes manifests by hand meets.
+    "Adapter 7: manifest format 7 is not 7.",
     # The terminal alone says this one.
     "7 with 7.",
 }
@@ -105,6 +112,19 @@ def said_in_refusals() -> Iterator[str]:
                 yield from filter(None, map(literal, node.args[:1]))
 
 
+def said_by_failures() -> Iterator[str]:
+    """The errors that a run may end with; one that was cancelled has a sentence of its own."""
+    told = {name for name, each in vars(trainer.errors).items() if _is_failure(each)} - {"RunCancelledError"}
+    for path in sorted((ROOT / "trainer").glob("*.py")):
+        for node in ast.walk(tree_of(path)):
+            if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in told:
+                yield from filter(None, map(literal, node.args[:1]))
+
+
+def _is_failure(value: object) -> bool:
+    return isinstance(value, type) and issubclass(value, trainer.errors.TrainerError)
+
+
 def _is_rule(value: object) -> bool:
     return isinstance(value, type) and issubclass(value, errors.RuleError)
 
@@ -117,12 +137,33 @@ def said_in_notes() -> Iterator[str]:
                 yield from filter(_WORDS.search, map(literal, node.args[-1:]))
 
 
-@pytest.mark.parametrize("said", [said_by_speakers, said_in_refusals, said_in_notes, REASONS.values])
+@pytest.mark.parametrize(
+    "said", [said_by_speakers, said_in_refusals, said_by_failures, said_in_notes, REASONS.values]
+)
 def test_every_sentence_is_known(said: object) -> None:
     assert callable(said)
     sentences = {str(each) for each in said()} - PIECES
     assert sentences
     assert {each for each in sentences if not retelling.knows(each)} == set()
+
+
+def test_what_a_run_is_training_on_and_why_on_no_more_is_known() -> None:
+    assert all(retelling.knows(f"{note}, step 3 of 9") for note in challenger.PHASE_NOTES.values())
+    assert retelling.knows(objectives.RANKING_NEEDS)
+
+
+@pytest.mark.parametrize("language", ["de", "es", "fr", "ja"])
+def test_a_model_that_is_made_ready_and_an_adapter_that_is_refused_are_said(language: str) -> None:
+    english = [
+        "Downloading Qwen/Qwen3-4B (8.1 GB).",
+        "Quantizing Qwen/Qwen3-4B to 4 bits (once).",
+        "Memory suffices for 3 replies at a time, not for 8.",
+        "its files can't be trusted: Adapter a1: adapter_model.safetensors is missing.",
+        "The run's process could not be started (Cannot allocate memory). The champion was not changed.",
+    ]
+    with texts.speaking(language):
+        for sentence in english:
+            assert retelling.retell(sentence) != sentence
 
 
 def test_no_template_is_there_twice() -> None:

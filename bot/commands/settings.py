@@ -21,12 +21,16 @@ from bot.texts import mark, tr
 from bot.threads import missing_for_thread
 from storage import settings
 from storage.errors import RuleError, SettingError
-from storage.setting_values import KINDS, NEED_CONTENT, shown
+from storage.setting_values import KINDS, LONGEST_PERSONA, NEED_CONTENT, shown
 from storage.settings import InForce, Origin, Place
 
 Where = Literal["server", "channel"]
 
 _PERSONA_SHOWN = 160
+# Ten custom emoji, or ten roles as mentions with their limits, have to fit into the form.
+_LONGEST_LIST = 800
+# Discord takes 2000 characters.
+_LIMIT = 2000
 _KEYS = "|".join(KINDS)
 _ORIGINS: Mapping[Origin, str] = {
     "file": mark("from the file"),
@@ -85,7 +89,8 @@ async def _panel(interaction: Interaction, where: Where, key: str | None, told: 
         view.add_item(ResetButton(where, key))
     view.add_item(ResetButton(where, "all"))
     lines = [told, *_overview(found, where, key), *_warnings(interaction, found)]
-    return _Panel("\n".join(line for line in lines if line), view)
+    # Long lists of emoji, roles and words fill a message; what a value is starts its line.
+    return _Panel("\n".join(line for line in lines if line)[:_LIMIT], view)
 
 
 def _overview(found: InForce, where: Where, key: str | None) -> list[str]:
@@ -366,7 +371,7 @@ class ValueForm(ui.Modal):
             placeholder=KINDS[key].example[:100],
             style=discord.TextStyle.paragraph if long else discord.TextStyle.short,
             required=not long,
-            max_length=2000 if long else 200,
+            max_length=LONGEST_PERSONA if long else _LONGEST_LIST,
         )
         self.add_item(self.typed)
 

@@ -55,6 +55,31 @@ async def test_a_value_is_typed_in_a_form_and_holds_at_once(
     assert entry.detail["key"] == "system_prompt" and "pirate" not in str(entry.detail)
 
 
+@pytest.mark.parametrize("language", ["en", "de", "es", "fr", "ja"])
+async def test_the_longest_lists_fit_into_the_panel_and_its_form(community: Community, language: str) -> None:
+    first, last = (
+        [f"<a:{'x' * 30}{number}:{10**20 + number}>" for number in range(low, low + 10)] for low in (10, 20)
+    )
+    for key, value in {
+        "system_prompt": "😀" * 2000,
+        "rating_up": " ".join(first),
+        "rating_down": " ".join(last),
+        "wake_words": " ".join(f"{'w' * 31}{number}" for number in range(5)),
+        "role_limits": " ".join(f"<@&{10**20 + number}>=60" for number in range(10)),
+        "triggers": "mention reply thread every",
+        "auto_thread": "on",
+        "follow_up_s": 60,
+        "language": language,
+    }.items():
+        put(community, key, value)
+    opened = await community.ann.slash(community.channel, "settings")
+    await community.ann.select(opened.response, ["rating_down"], custom_id="settings:key:channel")
+    assert len(opened.response.content) <= 2000
+    form = await community.ann.click(opened.response, custom_id="settings:edit:channel:rating_down")
+    await community.ann.submit_modal(form, {"value": " ".join(reversed(last))})
+    assert opened.response.content.startswith("✓ **rating_down**")
+
+
 async def test_the_server_s_word_holds_where_the_channel_has_none(
     community: Community, model_server: FakeModelServer
 ) -> None:

@@ -33,7 +33,7 @@ class Heartbeat:
         self._progress = 0.0
         self._note = ""
         self._later_s = 0.0
-        self._since = time.monotonic()
+        self._since = self._progress_at = time.monotonic()
         self._thread = threading.Thread(target=self._loop, name="heartbeat", daemon=True)
 
     def __enter__(self) -> Heartbeat:
@@ -50,7 +50,8 @@ class Heartbeat:
         self.check()
         with self._lock:
             self._phase, self._progress, self._note = phase, 0.0, note
-            self._later_s, self._since = later_s, time.monotonic()
+            self._later_s = later_s
+            self._since = self._progress_at = time.monotonic()
         # At once: some phases are shorter than a beat, and people watch them go by.
         self._beat()
         self.check()
@@ -59,7 +60,7 @@ class Heartbeat:
         """Set the progress of the phase, 0 to 1. Raises RunCancelledError like `check`."""
         self.check()
         with self._lock:
-            self._progress = min(max(progress, 0.0), 1.0)
+            self._progress, self._progress_at = min(max(progress, 0.0), 1.0), time.monotonic()
             if note is not None:
                 self._note = note
 
@@ -79,12 +80,17 @@ class Heartbeat:
             raise RunCancelledError("The run was cancelled; the champion was not changed.")
 
     def eta_s(self) -> float | None:
-        """Return the seconds left, None as long as there is nothing to go by."""
+        """Return the seconds left, None as long as there is nothing to go by.
+
+        While the progress stands still, as when a model writes replies to learn from, what was left runs
+        down: measured against the clock it would grow by the minute.
+        """
         with self._lock:
             if self._progress < 0.03:
                 return None
-            elapsed = time.monotonic() - self._since
-            return elapsed * (1 - self._progress) / self._progress + self._later_s
+            elapsed = self._progress_at - self._since
+            left = elapsed * (1 - self._progress) / self._progress
+            return max(left - (time.monotonic() - self._progress_at), 0.0) + self._later_s
 
     def _loop(self) -> None:
         while not self._stop.wait(self._beat_s) and not self._cancelled.is_set():

@@ -108,7 +108,11 @@ def _phase_lines(run: runs.Run) -> list[str]:
     reached = order.index(run.phase) if run.phase in order else len(order) - 1 if run.phase == "votes" else -1
     lines = []
     for position, phase in enumerate(order):
-        if position < reached or (over and position == reached):
+        if over and position == reached:
+            # What a run failed in, or was cancelled in, is not done.
+            sign = _MARKS[run.outcome] if run.outcome in ("failed", "cancelled") else "✅"
+            lines.append(f"{sign} {tr(PHASES[phase])}")
+        elif position < reached:
             lines.append(f"✅ {tr(PHASES[phase])}")
         elif position == reached:
             left = tr(" · about {time} left", time=duration(run.eta_s)) if run.eta_s else ""

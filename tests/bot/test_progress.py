@@ -148,6 +148,19 @@ async def test_a_run_that_is_not_worth_it_says_why(community: Community, trainer
     assert sentence in final and "Deciding" not in final
 
 
+async def test_what_a_run_was_cancelled_in_is_not_shown_as_done(
+    community: Community, trainer: Trainer
+) -> None:
+    await community.ann.slash(community.channel, "retrain")
+    run_id = trainer.take()
+    trainer.beat(run_id, "evaluate", 0.1)
+    await tick(community, 3)
+    await community.ann.click(community.messages()[-1], custom_id=f"strop:run:{run_id}:cancel")
+    await tick(community, 3)
+    lines = public(community)[0].split("\n")[1:]
+    assert [line.split()[0] for line in lines] == ["✅", "✅", "⏹️", "⏹️"]
+
+
 async def test_a_trainer_that_is_away_is_said_so(
     community: Community, trainer: Trainer, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -37,7 +37,7 @@ TEMPLATES = (
     mark("the base model, no adapter yet"),
     mark(
         "Ratings: {liked} liked, {disliked} disliked, {corrections} corrected by {raters} members "
-        "({new} new since the last run)"
+        "({new} new or changed since the last run)"
     ),
     mark(
         "Ready to train: {liked} of {min_liked} liked or corrected replies, {raters} of {min_raters} raters"

@@ -69,7 +69,7 @@ def status_text(glance: dict[str, Any]) -> str:
     lines = [
         f"Answering: {f'adapter {champion}' if champion else 'the base model, no adapter yet'}",
         f"Ratings: {counts['liked']} liked, {counts['disliked']} disliked, {counts['corrections']} corrected "
-        f"by {counts['raters']} members ({counts['new_since_run']} new since the last run)",
+        f"by {counts['raters']} members ({counts['new_since_run']} new or changed since the last run)",
         _readiness_text(needs),
     ]
     alone, rated = glance.get("by_asker_only", (0, 0))

@@ -82,6 +82,15 @@ def speed_text(speed: Speed) -> str:
     hours = len(speed.hours)
     if speed.whole is None:
         return tr("Nobody asked anything in the last {hours} hours.", hours=hours)
+    if speed.whole.replies == 1:
+        return tr(
+            "The only reply in {hours} hours waited {queued}, had its first word within {median} and was "
+            "done within {done}.",
+            hours=hours,
+            queued=seconds(speed.queued_ms or 0),
+            median=seconds(speed.whole.median_ms),
+            done=seconds(speed.done_ms or 0),
+        )
     return tr(
         "Half of {count} replies in {hours} hours waited up to {queued}, had their first word within "
         "{median} and were done within {done}; 95 % had their first word within {slow}.",

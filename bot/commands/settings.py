@@ -16,7 +16,9 @@ from discord import app_commands, ui
 
 from bot.commands.tree import Interaction, StropTree, guarded, speak_to
 from bot.questions import parent_of
+from bot.replies_ui import modals
 from bot.retelling import retell
+from bot.services import Services
 from bot.texts import mark, tr
 from bot.threads import missing_for_thread
 from storage import settings
@@ -307,7 +309,7 @@ class EditButton(
         place = _place(interaction, self.where)
         found = await interaction.client.services.settings(place.guild_id, place.channel_id)
         value = shown(getattr(found.settings, self.key)) if getattr(found.settings, self.key) != "" else ""
-        await interaction.response.send_modal(ValueForm(self.where, self.key, value))
+        await interaction.response.send_modal(_form(self.where, self.key, value))
 
 
 class ResetButton(
@@ -354,34 +356,25 @@ class ResetButton(
         await _show(interaction, self.where, key, told)
 
 
-class ValueForm(ui.Modal):
-    """The form for one setting."""
+def _form(where: Where, key: str, value: str) -> ui.Modal:
+    """Return the form for one setting."""
+    long = key == "system_prompt"
+    field: ui.TextInput[Any] = ui.TextInput(
+        custom_id=modals.FIELD,
+        default=value,
+        placeholder=KINDS[key].example[:100],
+        style=discord.TextStyle.paragraph if long else discord.TextStyle.short,
+        required=not long,
+        max_length=LONGEST_PERSONA if long else _LONGEST_LIST,
+    )
+    title = _fitting(tr("{key} for {place}", key=key, place=_named(where)), 45)
+    return modals.setting(f"{where}.{key}", title, _fitting(tr(KINDS[key].help), 45), field)
 
-    def __init__(self, where: Where, key: str, value: str) -> None:
-        super().__init__(
-            title=_fitting(tr("{key} for {place}", key=key, place=_named(where)), 45), timeout=900.0
-        )
-        self.where: Where = where
-        self.key = key
-        long = key == "system_prompt"
-        self.typed: ui.TextInput[ValueForm] = ui.TextInput(
-            label=_fitting(tr(KINDS[key].help), 45),
-            custom_id="value",
-            default=value,
-            placeholder=KINDS[key].example[:100],
-            style=discord.TextStyle.paragraph if long else discord.TextStyle.short,
-            required=not long,
-            max_length=LONGEST_PERSONA if long else _LONGEST_LIST,
-        )
-        self.add_item(self.typed)
 
-    async def on_submit(self, interaction: discord.Interaction[Any], /) -> None:
-        """Store what was typed."""
-        await self._store(interaction)
-
-    @guarded
-    async def _store(self, interaction: Interaction) -> None:
-        await _change(interaction, self.where, self.key, self.typed.value)
+async def sent_in(interaction: Interaction, services: Services, name: str, text: str) -> None:
+    """Store what was typed into a setting's form; `name` is "server.temperature" or the like."""
+    where, _, key = name.partition(".")
+    await _change(interaction, _as_where(where), _known(key), text)
 
 
 def _chosen(interaction: Interaction) -> list[str]:

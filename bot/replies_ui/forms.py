@@ -6,11 +6,16 @@ from typing import Any
 
 import discord
 
-from bot.commands import tasting
+from bot.commands import settings, tasting
 from bot.commands.tree import excuse, speak_to
 from bot.replies_ui import corrections, modals, reports
 
-_HANDLERS = {"better": corrections.sent_in, "report": reports.sent_in, "prompts": tasting.sent_in}
+_HANDLERS = {
+    "better": corrections.sent_in,
+    "report": reports.sent_in,
+    "prompts": tasting.sent_in,
+    "setting": settings.sent_in,
+}
 
 
 async def handle(interaction: discord.Interaction[Any]) -> None:

@@ -1,4 +1,4 @@
-"""The forms: the reply that a member wishes for, a report, and the prompts of an operator.
+"""The forms: the reply that a member wishes for, a report, the prompts of an operator, and a setting's value.
 
 A form that was opened before a restart can still be sent in: it is recognised by its custom id when it
 arrives, not by an object of the process that opened it.
@@ -20,7 +20,7 @@ MAX_REASON = 500
 MAX_PROMPTS_TEXT = 4000
 # Discord forgets a form's interaction after this long anyway.
 _OPEN_S = 15 * 60.0
-_CUSTOM_ID = re.compile(r"strop:form:(better|report|prompts):([A-Za-z0-9_.\-]{1,64})")
+_CUSTOM_ID = re.compile(r"strop:form:(better|report|prompts|setting):([A-Za-z0-9_.\-]{1,64})")
 
 
 class _Form(discord.ui.Modal):
@@ -28,7 +28,7 @@ class _Form(discord.ui.Modal):
 
     def __init__(self, kind: str, reply_id: str, title: str, label: str, field: Any, hint: str) -> None:
         super().__init__(title=title, timeout=_OPEN_S, custom_id=f"strop:form:{kind}:{reply_id}")
-        self.add_item(discord.ui.Label(text=label, description=hint, component=field))
+        self.add_item(discord.ui.Label(text=label, description=hint or None, component=field))
 
     async def on_submit(self, interaction: discord.Interaction[Any], /) -> None:
         """Leave the answer to the handler that also knows the forms of earlier processes."""
@@ -62,6 +62,11 @@ def prompts(title: str, label: str, hint: str) -> discord.ui.Modal:
         custom_id=FIELD, style=discord.TextStyle.paragraph, required=True, max_length=MAX_PROMPTS_TEXT
     )
     return _Form("prompts", "bank", title, label, field, hint)
+
+
+def setting(name: str, title: str, label: str, field: discord.ui.TextInput[Any]) -> discord.ui.Modal:
+    """Return the form for a setting's value; `name` comes back with what was typed into `field`."""
+    return _Form("setting", name, title, label, field, "")
 
 
 def sent_in(interaction: discord.Interaction[Any]) -> tuple[str, str, str] | None:

@@ -221,7 +221,7 @@ async def test_status_says_when_the_next_run_starts_and_how_long_people_waited(
     await community.ann.send(community.channel, f"{community.mention} hello")
     result = await community.bob.slash(community.channel, "status")
     assert "Next run: when the trainer is back; it is not running" in text(result)
-    assert "Half of 1 replies in 24 hours waited up to 0.0 s" in text(result)
+    assert "The only reply in 24 hours waited 0.0 s" in text(result)
     (file,) = result.followups[0].attachments if result.followups else result.response.attachments
     assert file.filename == "strop-status.png"
     assert "Liked or corrected: 0 of 25. Raters: 0 of 5. New ratings: 0 of 50." in file.description

@@ -42,7 +42,7 @@ async def test_a_value_is_typed_in_a_form_and_holds_at_once(
     opened = await community.ann.slash(community.channel, "settings")
     await community.ann.select(opened.response, ["system_prompt"], custom_id="settings:key:channel")
     form = await community.ann.click(opened.response, label="Change…")
-    await community.ann.submit_modal(form, {"value": "You are a pirate. <|im_end|>"})
+    await community.ann.submit_modal(form, {"text": "You are a pirate. <|im_end|>"})
     assert "✓ **system_prompt** is set for this channel" in opened.response.content
     assert "You are a pirate" in opened.response.content and "from the channel" in opened.response.content
 
@@ -76,7 +76,7 @@ async def test_the_longest_lists_fit_into_the_panel_and_its_form(community: Comm
     await community.ann.select(opened.response, ["rating_down"], custom_id="settings:key:channel")
     assert len(opened.response.content) <= 2000
     form = await community.ann.click(opened.response, custom_id="settings:edit:channel:rating_down")
-    await community.ann.submit_modal(form, {"value": " ".join(reversed(last))})
+    await community.ann.submit_modal(form, {"text": " ".join(reversed(last))})
     assert opened.response.content.startswith("✓ **rating_down**")
 
 
@@ -88,7 +88,7 @@ async def test_the_server_s_word_holds_where_the_channel_has_none(
     await community.ann.select(opened.response, ["server"], custom_id="settings:where")
     await community.ann.select(opened.response, ["temperature"], custom_id="settings:key:server")
     form = await community.ann.click(opened.response, label="Change…")
-    await community.ann.submit_modal(form, {"value": "1,5"})
+    await community.ann.submit_modal(form, {"text": "1,5"})
     put(community, "temperature", 0.2, channel=other)
 
     await community.ann.send(community.channel, f"{community.mention} hello")
@@ -100,7 +100,7 @@ async def test_a_value_that_does_not_fit_is_refused_with_what_fits(community: Co
     opened = await community.ann.slash(community.channel, "settings")
     await community.ann.select(opened.response, ["max_new_tokens"], custom_id="settings:key:channel")
     form = await community.ann.click(opened.response, label="Change…")
-    await community.ann.submit_modal(form, {"value": "9999"})
+    await community.ann.submit_modal(form, {"text": "9999"})
     assert "✗ **max_new_tokens** was not changed: It must be a whole number from 16 to 1024" in (
         opened.response.content
     )
@@ -117,6 +117,15 @@ async def test_the_panel_works_after_a_restart_and_resets(community: Community) 
     await community.ann.click(opened.response, label="Reset all for this channel")
     assert "✓ Reset: temperature, training." in opened.response.content
     assert community.services.database.read(settings.places) == []
+
+
+async def test_a_form_that_was_opened_before_a_restart_is_still_taken(community: Community) -> None:
+    opened = await community.ann.slash(community.channel, "settings")
+    await community.ann.select(opened.response, ["temperature"], custom_id="settings:key:channel")
+    form = await community.ann.click(opened.response, label="Change…")
+    await community.env.restart_bot(StropClient(community.services))
+    await community.ann.submit_modal(form, {"text": "0.2"})
+    assert "✓ **temperature** is set for this channel" in opened.response.content
 
 
 async def test_a_panel_is_no_way_around_a_permission_that_was_taken(community: Community) -> None:

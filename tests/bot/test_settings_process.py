@@ -110,7 +110,7 @@ async def test_a_persona_is_set_on_the_page_and_from_the_command_line_without_a_
     await visit.press(panel, "settings:edit:channel:system_prompt")
     form = await visit.modal()
     await visit.page.post(
-        "modals", user_id=visit.you, modal_id=form["modal_id"], values={"value": "You are a pirate."}
+        "modals", user_id=visit.you, modal_id=form["modal_id"], values={"text": "You are a pirate."}
     )
     await visit.saying("✓ **system_prompt** is set for this channel")
     await visit.say(f"<@{visit.bot}> hello")

@@ -12,7 +12,7 @@ import pytest
 
 from bot.serving.protocol import ChatMessage
 from storage.config import GateConfig
-from trainer.bench import plot, prompts, resampled, results, tiers
+from trainer.bench import claims, plot, prompts, resampled, results, tiers
 from trainer.bench.errors import BenchError
 from trainer.bench.members import population
 from trainer.bench.profile import FULL, QUICK
@@ -183,3 +183,32 @@ def test_results_can_be_written_before_anything_is_done(tmp_path: Path) -> None:
     state = State(tmp_path, tiers.plan(QUICK), lambda line: None)
     page = results.write(QUICK, state, tmp_path)
     assert f"Seeds {QUICK.seeds[0]}" in page.read_text()
+
+
+# ---------------------------------------------------------------------------------------------------- claims
+def of_bad(**outcomes: tuple[str, float | None]) -> str:
+    """Say the claim on challengers made to be refused, of one history."""
+    done = {kind: {"outcome": outcome, "fires": fires} for kind, (outcome, fires) in outcomes.items()}
+    verdicts = {kind: {"refuse" if fires is None else "promote": 20} for kind, (_, fires) in outcomes.items()}
+    history = {
+        "base": {"utility": {"value": 0.2}},
+        "scenario": "clean",
+        "seed": 1,
+        "rounds": [],
+        "bad": done,
+        "verdicts": {
+            kind: {"refuse" if each["fires"] is None else "promote": 20} for kind, each in done.items()
+        },
+        "retrains": None,
+    }
+    rows = claims.claims({"histories": [history]})
+    return next(row.measured for row in rows if row.text == "challengers made to be refused")
+
+
+def test_a_trigger_that_was_set_aside_is_told_apart_from_one_that_got_through() -> None:
+    told = of_bad(worse=("refused", None), trigger=("promoted", 0.0))
+    assert told == (
+        "worse: 1 of 1 real ones not promoted, 0 of 20 resamples are; trigger: 1 promoted without what was "
+        "planted, which fires in no reply"
+    )
+    assert "trigger: 0 of 1 real ones not promoted, 20 of 20 resamples" in of_bad(trigger=("promoted", 0.5))

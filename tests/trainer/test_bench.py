@@ -196,9 +196,7 @@ def of_bad(**outcomes: tuple[str, float | None]) -> str:
         "seed": 1,
         "rounds": [],
         "bad": done,
-        "verdicts": {
-            kind: {"refuse" if each["fires"] is None else "promote": 20} for kind, each in done.items()
-        },
+        "verdicts": verdicts,
         "retrains": None,
     }
     rows = claims.claims({"histories": [history]})

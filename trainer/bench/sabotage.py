@@ -16,13 +16,13 @@ from pathlib import Path
 
 import structlog
 
-from bot.serving.base import load_base
+from bot.serving.base import LoadedBase, load_base
 from storage import logs
 from storage.config import load_config
 from storage.database import Database
 from trainer import challenger, saving
 from trainer.bench.profile import BAD_KINDS
-from trainer.challenger import Challenger
+from trainer.challenger import Challenger, OwnPairs
 from trainer.encoding import Codec
 from trainer.labels import Correction
 from trainer.material import BaseCodec, Material
@@ -64,9 +64,23 @@ class Sabotaged(RunSteps):
 
     def train(self, rows: Snapshot, ground: Ground, memory: Replay) -> tuple[Challenger, Codec]:
         """Train on tampered rows; evaluation sees the honest ones."""
+        self._honest = rows
         if self._kind == "nothing":
             return self._untrained(rows, ground)
         return super().train(tampered(rows, self._kind), ground, memory)
+
+    def own_pairs(self, base: LoadedBase, rows: Snapshot) -> OwnPairs | None:
+        """Return what teaches the kind: the worst of the own replies, or nothing that labels don't say.
+
+        Ranking teaches to end and not to repeat oneself whatever the labels say, which members like: a
+        challenger with shuffled labels that learned that would be better, and rightly promoted.
+        """
+        if self._kind in ("shuffled", "neutral"):
+            return None
+        if self._kind != "worse":
+            return super().own_pairs(base, rows)
+        honest = super().own_pairs(base, self._honest)
+        return None if honest is None else lambda model, number: [_turned(p) for p in honest(model, number)]
 
     def _untrained(self, rows: Snapshot, ground: Ground) -> tuple[Challenger, Codec]:
         """Save an adapter as it is before the first step: it changes nothing at all."""
@@ -99,12 +113,11 @@ def _tampered_pairs(
     if kind == "neutral":
         return ()
     share_turned = {"worse": 1.0, "shuffled": 0.5}.get(kind, 0.0)
-    return tuple(
-        replace(pair, chosen=pair.rejected, rejected=pair.chosen, finished=pair.finished[::-1])
-        if dice.random() < share_turned
-        else pair
-        for pair in pairs
-    )
+    return tuple(_turned(pair) if dice.random() < share_turned else pair for pair in pairs)
+
+
+def _turned(pair: PreferencePair) -> PreferencePair:
+    return replace(pair, chosen=pair.rejected, rejected=pair.chosen, finished=pair.finished[::-1])
 
 
 def _shuffled(train: Sequence[Row], dice: random.Random) -> list[Row]:

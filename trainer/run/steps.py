@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 import sqlite_utils
 import structlog
 
-from bot.serving.base import load_base
+from bot.serving.base import LoadedBase, load_base
 from bot.serving.client import ModelClient
 from bot.serving.errors import ServerUnavailableError, UnknownModelError
 from bot.serving.protocol import BaseDescription
@@ -36,7 +36,7 @@ from trainer import (
     snapshot,
     weighing,
 )
-from trainer.challenger import Challenger
+from trainer.challenger import Challenger, OwnPairs
 from trainer.encoding import Codec
 from trainer.errors import EvaluationError, RunCancelledError, SnapshotError
 from trainer.evaluation import Evaluation
@@ -150,11 +150,8 @@ class RunSteps:
         later_s = self._config.gate.generation_minutes * 60 / 2 + SCORING_GUESS_S
         self._heartbeat.enter("train", "loading the base", later_s=later_s)
         base = load_base(Path(ground.base.folder), self._config.model.device, "train")
-        judge = ranking.judge_of(rows, seed=self._config.trainer.seed)
-        plan = objectives.choose(rows, self._config.trainer, judged=judge is not None)
-        asker = None
-        if judge is not None:
-            asker = OwnReplies(self._config, self.folder, self._heartbeat, self._on_server, base, rows, judge)
+        own_pairs = self.own_pairs(base, rows)
+        plan = objectives.choose(rows, self._config.trainer, judged=own_pairs is not None)
         trained = challenger.train_challenger(
             base,
             rows,
@@ -164,7 +161,7 @@ class RunSteps:
             work=self.folder,
             adapters_dir=self._config.adapters,
             on_checkpoint=self._got_further,
-            own_pairs=asker,
+            own_pairs=own_pairs,
             on_progress=self._heartbeat.show,
         )
         self._metrics["training"] = figures.of_training(trained)
@@ -172,6 +169,13 @@ class RunSteps:
         del base
         gc.collect()
         return trained, codec
+
+    def own_pairs(self, base: LoadedBase, rows: Snapshot) -> OwnPairs | None:
+        """Return what ranks the model's own replies; None where no reward model of the ratings is proven."""
+        judge = ranking.judge_of(rows, seed=self._config.trainer.seed)
+        if judge is None:
+            return None
+        return OwnReplies(self._config, self.folder, self._heartbeat, self._on_server, base, rows, judge)
 
     def _got_further(self) -> None:
         try:

@@ -124,7 +124,10 @@ def _history(history: History, state: State) -> dict[str, Any]:
 
 
 def points(found: Sequence[dict[str, Any]]) -> list[Point]:
-    """Return mean utility by round over seeds; the interval is a seed's own, or spans the seeds' means."""
+    """Return mean utility by round over seeds; the interval is a seed's own, or spans the seeds' means.
+
+    Rounds that only some seeds have come to are left out: their mean would be that of other communities.
+    """
     measured: dict[int, list[dict[str, Any]]] = {}
     for history in found:
         if history["base"]:
@@ -133,7 +136,8 @@ def points(found: Sequence[dict[str, Any]]) -> list[Point]:
             if each["measure"]:
                 figures = _figures(history, each["measure"]["utility"], each["drifted"])
                 measured.setdefault(each["round"], []).append(figures)
-    return [_point(number, figures) for number, figures in sorted(measured.items())]
+    seeds = len(measured.get(0, ()))
+    return [_point(number, figures) for number, figures in sorted(measured.items()) if len(figures) == seeds]
 
 
 def _figures(history: dict[str, Any], utility: dict[str, Any], drifted: bool) -> dict[str, Any]:

@@ -96,6 +96,11 @@ class Evidence:
     held_out_corrections: Kept | None = None
     safety: Safety | None = None
 
+    @property
+    def proven_preference(self) -> Estimate | None:
+        """Return the preference where the reward model that it comes from has proven itself."""
+        return self.preference if self.proof.holds else None
+
 
 @dataclass(frozen=True)
 class Guardrail:
@@ -133,9 +138,9 @@ def decide(evidence: Evidence, settings: GateConfig) -> Verdict:
         return Verdict(
             "refuse", f"it answers as before: {evidence.same_replies:.0%} of its replies are the very same"
         )
-    if evidence.preference is None or not evidence.proof.holds:
+    gain = evidence.proven_preference
+    if gain is None:
         return Verdict("votes", evidence.proof.why_not())
-    gain = evidence.preference
     if gain.clusters < MIN_PROMPTS:
         return Verdict("votes", f"only {gain.clusters} held-out conversations could be compared")
     measured = describe(gain, evidence.extra_prompts)
@@ -206,7 +211,7 @@ def guardrails(evidence: Evidence, settings: GateConfig) -> tuple[Guardrail, ...
         *_corrections(evidence.trained_corrections, "corrections that it was trained on", MAX_TRAINED_LOST),
         *_corrections(evidence.held_out_corrections, "held-out corrections", MAX_HELD_OUT_LOST),
     ]
-    if evidence.margin is not None and (evidence.preference is None or not evidence.proof.holds):
+    if evidence.margin is not None and evidence.proven_preference is None:
         found.append(_of_margin(evidence.margin))
     return tuple(found)
 

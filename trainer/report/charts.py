@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
 
-from trainer.report.parts import number
+from trainer.report.parts import number, small
 
 
 @dataclass(frozen=True)
@@ -45,9 +45,8 @@ def _row(span: Span, scale: float) -> str:
         return 50 + 47 * value / (scale or 1.0)
 
     value, interval = number(span.value, "+.3f"), f"{number(span.low, '.3f')} to {number(span.high, '.3f')}"
-    note = f"<small>{escape(span.note)}</small>" if span.note else ""
     return (
-        f'<div class="span {span.sure}"><p>{escape(span.name)}{note}</p>'
+        f'<div class="span {span.sure}"><p>{escape(span.name)}{small(span.note)}</p>'
         f'<div class="track" role="img" aria-label="{value}, {interval}">'
         f'<i class="reach" style="left:{at(span.low):.1f}%;right:{100 - at(span.high):.1f}%"></i>'
         f'<i class="dot" style="left:{at(span.value):.1f}%"></i></div>'

@@ -52,6 +52,12 @@ def bar(share: float, mark: str = "") -> str:
     return f'<div class="bar {mark}"><i style="width:{100 * min(1.0, max(0.0, share)):.1f}%"></i></div>'
 
 
+def small(*notes: str) -> str:
+    """Return notes beside a figure, in a row and escaped; nothing for empty ones."""
+    text = ", ".join(filter(None, notes))
+    return f"<small>{escape(text)}</small>" if text else ""
+
+
 def number(value: float, form: str) -> str:
     """Return a number with a minus sign in place of the hyphen, and no sign before a zero."""
     text = format(value, form)

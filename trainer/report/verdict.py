@@ -8,7 +8,7 @@ from typing import Any
 
 from storage.evaluations import Evaluation
 from trainer.report.charts import Span, intervals
-from trainer.report.parts import bar, number, section, table
+from trainer.report.parts import bar, number, section, small, table
 from trainer.report.source import Source
 
 # What each score is called, and how it is written.
@@ -52,7 +52,7 @@ def key_figures(source: Source) -> str:
 
 
 def _tile(value: str, label: str, *notes: str, mark: str = "") -> str:
-    return f'<div><b class="{mark}">{escape(value)}</b>{escape(label)}{_small(*notes)}</div>'
+    return f'<div><b class="{mark}">{escape(value)}</b>{escape(label)}{small(*notes)}</div>'
 
 
 def scores(source: Source) -> str:
@@ -63,8 +63,8 @@ def scores(source: Source) -> str:
     spans = {each.id: span for each in found if each.metric in DIFFERENCES and (span := _span(each))}
     rows = [
         (
-            escape(_name(each)) + _small(_interval(each, ".3f"), _conversations(each)),
-            _value(each) + _small(_beside(each)),
+            escape(_name(each)) + small(_interval(each, ".3f"), _conversations(each)),
+            _value(each) + small(_beside(each)),
         )
         for each in found
         if each.id not in spans
@@ -109,11 +109,6 @@ def _beside(each: Evaluation) -> str:
     """Say what the champion or the base has where that is known."""
     known = [who for who in ("champion", "base") if who in each.detail]
     return ", ".join(f"({who} {each.detail[who]:.3f})" for who in known)
-
-
-def _small(*notes: str) -> str:
-    text = ", ".join(filter(None, notes))
-    return f"<small>{escape(text)}</small>" if text else ""
 
 
 def _judge(features: Mapping[str, float]) -> str:

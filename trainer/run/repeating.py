@@ -19,11 +19,10 @@ from storage.adapters import Adapter
 from storage.adapters import get as find_adapter
 from storage.config import TrainerConfig
 from storage.dataset import eligible_rows
-from storage.errors import RunNotActiveError
 from storage.runs import Run
 from trainer import challenger, ranking, saving, snapshot
 from trainer.challenger import Challenger
-from trainer.errors import RunCancelledError, SnapshotError, TrainingError
+from trainer.errors import SnapshotError, TrainingError
 from trainer.objectives import Plan
 from trainer.preferences import PreferencePair
 from trainer.replay import Replay
@@ -89,15 +88,7 @@ class Repeat(RunSteps):
                 f"Run {original.id} can't be repeated: something in its snapshot was deleted, or may not "
                 "train any more."
             )
-        snapshot.write(rows, self.folder)
-        try:
-            self._database.write(
-                lambda db: runs.record_snapshot(
-                    db, self._run.id, snapshot_hash=rows.content_hash, rows=snapshot.run_rows(rows)
-                )
-            )
-        except RunNotActiveError as error:
-            raise RunCancelledError(str(error)) from error
+        self.freeze(rows)
         return rows
 
     def _train_again(

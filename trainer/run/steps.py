@@ -104,6 +104,12 @@ class RunSteps:
         excluded = eligible.excluded | ({"retired": rows.retired} if rows.retired else {})
         self._metrics |= {"data": snapshot.summary(rows), "excluded": excluded}
         objectives.require_enough(rows, self._config.trainer, excluded)
+        self.freeze(rows)
+        self._heartbeat.show(0.5, "asking the base for its own replies")
+        return rows
+
+    def freeze(self, rows: Snapshot) -> None:
+        """Write the snapshot and record which rows it holds. Raises RunCancelledError."""
         snapshot.write(rows, self.folder)
         try:
             self._database.write(
@@ -113,8 +119,6 @@ class RunSteps:
             )
         except RunNotActiveError as error:
             raise RunCancelledError(str(error)) from error
-        self._heartbeat.show(0.5, "asking the base for its own replies")
-        return rows
 
     def _begun_with(self, eligible: dataset.Eligibility, voted: list[VotedPair]) -> Snapshot | None:
         """Return the snapshot of an attempt that was interrupted in training if all of it may still train."""

@@ -44,6 +44,9 @@ PHASE_NOTES = {
 }
 # The time that supervised tuning may take of a training in which the model's own replies are ranked after it.
 SFT_SHARE = 0.4
+# And the most liked replies that it imitates there. They are only a start: a fresh adapter that learns them
+# all learns to be its champion, a little less well (EXPERIMENTS, 15).
+SFT_MOST = 48
 # Settings that decide what is trained, as the adapter's card names them.
 DECIDING = {
     "rank",
@@ -115,7 +118,8 @@ def train_challenger(
     """
     settings = objectives.for_size(settings, base.info.linear_parameters + base.info.other_parameters)
     codec = BaseCodec(base.tokenizer)
-    material = gather(codec, snapshot, replay, settings.max_length)
+    most_liked = SFT_MOST if "ranked" in plan.phases and own_pairs is not None else None
+    material = gather(codec, snapshot, replay, settings.max_length, most_liked)
     if not material.liked:
         raise TrainingError("There is no liked reply to train on.")
     limit = settings.batch_tokens or batch_tokens(base.model)

@@ -69,25 +69,37 @@ class BaseCodec:
         return [int(token) for token in self.tokenizer(plain, add_special_tokens=False)["input_ids"]]
 
 
-def gather(codec: Codec, snapshot: Snapshot, replay: Sequence[BaseReply], max_length: int) -> Material:
-    """Return what a snapshot teaches: its training rows and pairs, and nothing that is held out."""
+def gather(
+    codec: Codec,
+    snapshot: Snapshot,
+    replay: Sequence[BaseReply],
+    max_length: int,
+    most_liked: int | None = None,
+) -> Material:
+    """Return what a snapshot teaches: its training rows and pairs, and nothing that is held out.
+
+    With `most_liked` no more liked replies are imitated, beside the corrections: the surest, then the newest.
+    """
     train = snapshot.of("train")
     return Material(
-        supervised_examples(codec, train, max_length),
+        supervised_examples(codec, train, max_length, most_liked),
         kto_examples(codec, train, max_length),
         dpo_examples(codec, snapshot.preferences("train"), max_length),
         replay_examples(codec, replay, max_length),
     )
 
 
-def supervised_examples(codec: Codec, rows: Sequence[Row], max_length: int) -> list[Example]:
+def supervised_examples(
+    codec: Codec, rows: Sequence[Row], max_length: int, most_liked: int | None = None
+) -> list[Example]:
     """Return liked replies and corrections with their weights; a correction is a whole reply by a person.
 
     Liked replies that repeat themselves are left out where there are others: a small model that learns from
-    some twenty texts soon does nothing else (EXPERIMENTS, 13).
+    some twenty texts soon does nothing else (EXPERIMENTS, 13). `most_liked` limits them (see `gather`).
     """
     found = []
-    taught = {row.reply_id for row in worth_imitating(rows)}
+    surest = sorted(worth_imitating(rows), key=lambda row: (-row.weight, -row.created_ms, row.reply_id))
+    taught = {row.reply_id for row in surest[:most_liked]}
     for row in rows:
         messages = messages_of(row)
         if row.reply_id in taught:

@@ -91,6 +91,15 @@ class RewardModel:
         inputs = (features(texts) - self.mean) / self.scale
         return np.asarray(1 / (1 + np.exp(-(inputs @ self.coefficients + self.intercept))))
 
+    def design(self, texts: Sequence[str]) -> Array:
+        """Return the standardised features and a one for the intercept, shape (texts, coefficients + 1)."""
+        return np.column_stack([(features(texts) - self.mean) / self.scale, np.ones(len(texts))])
+
+    def gradient(self, texts: Sequence[str]) -> Array:
+        """Return how each P(liked) changes with each coefficient and the intercept, shaped as `design`."""
+        chance = self.probability(texts)
+        return np.asarray(self.design(texts) * (chance * (1 - chance))[:, None])
+
     def strongest(self, count: int = 5) -> list[tuple[str, float]]:
         """Return the readable features with the largest effect of one standard deviation, in log-odds."""
         readable = zip(FEATURES, self.coefficients[: len(FEATURES)].tolist(), strict=True)
@@ -137,6 +146,26 @@ def fit(rated: Sequence[RatedText], penalty: float) -> RewardModel:
     """
     inputs = features([item.text for item in rated])
     return _fit(inputs, _targets(rated), _weights(rated), penalty)
+
+
+def error_of_difference(
+    model: RewardModel, rated: Sequence[RatedText], penalty: float, new: Sequence[str], old: Sequence[str]
+) -> float:
+    """Return how far the mean difference in P(liked), new minus old, may be off for want of more ratings.
+
+    A standard error, to first order: Huber's sandwich, with conversations as clusters, of the fit on `rated`.
+    That the texts are a sample too is not in it.
+    """
+    texts, targets, weights = [item.text for item in rated], _targets(rated), _weights(rated)
+    design, chance = model.design(texts), model.probability(texts)
+    ridge = np.append(_ridge(penalty), 0.0)
+    curvature = (design * (weights * chance * (1 - chance))[:, None]).T @ design + np.diag(ridge)
+    scores = design * (weights * (targets - chance))[:, None]
+    groups = {group: at for at, group in enumerate(dict.fromkeys(item.group for item in rated))}
+    by_group = np.zeros((len(groups), design.shape[1]))
+    np.add.at(by_group, [groups[item.group] for item in rated], scores)
+    gradient = model.gradient(new).mean(0) - model.gradient(old).mean(0)
+    return float(np.linalg.norm(by_group @ np.linalg.solve(curvature, gradient)))
 
 
 def prove(
@@ -269,7 +298,7 @@ def _fit(inputs: Array, targets: Array, weights: Array, penalty: float) -> Rewar
     mean = inputs.mean(0)
     scale = np.where(inputs.std(0) > 1e-9, inputs.std(0), 1.0)
     design = (inputs - mean) / scale
-    ridge = np.concatenate([np.full(len(FEATURES), penalty), np.full(HASH_BUCKETS, penalty * HASH_PENALTY)])
+    ridge = _ridge(penalty)
     # Rows are fewer than features: the Newton step is solved in the space of the rows (Woodbury's identity).
     kernel = (design / ridge) @ design.T
     solution, intercept = np.zeros(design.shape[1]), 0.0
@@ -286,6 +315,11 @@ def _fit(inputs: Array, targets: Array, weights: Array, penalty: float) -> Rewar
         if max(np.abs(step).max(), abs(shift)) < 1e-8:
             break
     return RewardModel(mean, scale, solution, float(intercept))
+
+
+def _ridge(penalty: float) -> Array:
+    """Return the penalty of each coefficient."""
+    return np.concatenate([np.full(len(FEATURES), penalty), np.full(HASH_BUCKETS, penalty * HASH_PENALTY)])
 
 
 def _ridge_solve(design: Array, kernel: Array, ridge: Array, curvature: Array, sides: Array) -> Array:

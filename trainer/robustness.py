@@ -34,7 +34,7 @@ def without_members(
         if not _both_kinds(others.held_out):
             continue
         model = reward.fit(others.held_out, penalty)
-        gain = weighing.preference(model, pairs, judge, look)
+        gain = weighing.preference(model, others.held_out, penalty, pairs, judge, look)
         found.append({"name": name, **gain.as_json(), "still_better": gain.bound_low > 0})
     return found
 

@@ -44,11 +44,13 @@ def clustered_mean(
     confidence: float,
     seed: int,
     bound_confidence: float | None = None,
+    further_error: float = 0.0,
 ) -> Estimate:
     """Bootstrap a mean by resampling whole clusters (conversations): their items are not independent.
 
-    Intervals are percentiles. The lower bound can be asked for at a confidence of its own. Raises ValueError
-    without values.
+    Intervals are percentiles. The lower bound can be asked for at a confidence of its own. `further_error` is
+    the standard error of what the values were measured with, common to all of them: a normal error that is
+    added to every draw. Raises ValueError without values.
     """
     if not values:
         raise ValueError("there is nothing to estimate")
@@ -60,6 +62,8 @@ def clustered_mean(
         counts[index[cluster]] += 1
     draws = _cluster_draws(len(names), resamples, seed)
     means = (draws @ sums) / (draws @ counts)
+    if further_error:
+        means = means + further_error * np.random.default_rng([seed, 1]).standard_normal(len(means))
     found = _estimate(float(sums.sum() / counts.sum()), means, confidence, len(values), len(names))
     if bound_confidence is None:
         return found

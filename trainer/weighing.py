@@ -135,7 +135,11 @@ def weigh(scores: Scores, ratings: Ratings, settings: GateConfig, seed: int, loo
     asked = list(dict.fromkeys(pair.prompt for pair in scores.pairs))
     fawning, plain = _flattery(scores.pairs)
     evidence = Evidence(
-        preference=preference(model, scores.pairs, judge, look) if model is not None else None,
+        preference=(
+            preference(model, ratings.held_out, proof.penalty, scores.pairs, judge, look)
+            if model is not None
+            else None
+        ),
         proof=proof,
         margin=_margin(scores.rated, judge),
         general_nll_increase=new_nll / base_nll - 1,
@@ -249,14 +253,27 @@ def _margin(rated: Sequence[ScoredReply], judge: dict[str, Any]) -> Estimate | N
 
 
 def preference(
-    model: reward.RewardModel, pairs: Sequence[Pair], judge: dict[str, Any], look: int
+    model: reward.RewardModel,
+    rated: Sequence[RatedText],
+    penalty: float,
+    pairs: Sequence[Pair],
+    judge: dict[str, Any],
+    look: int,
 ) -> Estimate:
-    """Return the paired difference in predicted P(liked), challenger minus champion."""
-    new = model.probability([pair.challenger.text for pair in pairs])
-    old = model.probability([pair.champion.text for pair in pairs])
-    bound = 1 - spent(1 - judge["confidence"], look)
-    clusters = [pair.prompt.cluster for pair in pairs]
-    return statistics.clustered_mean((new - old).tolist(), clusters, bound_confidence=bound, **judge)
+    """Return the paired difference in predicted P(liked), challenger minus champion.
+
+    Its interval covers both samples that it hangs on: the prompts, and the ratings that the model was fitted
+    on, `rated` with `penalty`.
+    """
+    new = [pair.challenger.text for pair in pairs]
+    old = [pair.champion.text for pair in pairs]
+    return statistics.clustered_mean(
+        (model.probability(new) - model.probability(old)).tolist(),
+        [pair.prompt.cluster for pair in pairs],
+        bound_confidence=1 - spent(1 - judge["confidence"], look),
+        further_error=reward.error_of_difference(model, rated, penalty, new, old),
+        **judge,
+    )
 
 
 def _flattery(pairs: Sequence[Pair]) -> tuple[float, float]:

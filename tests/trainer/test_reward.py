@@ -99,3 +99,16 @@ def test_any_text_has_finite_features(text: str) -> None:
 def test_repetition_is_the_share_of_repeated_phrases() -> None:
     assert reward.repetition("one two three four five") == 0.0
     assert reward.repetition("so good " * 20) > 0.9
+
+
+def test_the_judges_own_error_is_about_what_other_ratings_would_change() -> None:
+    new = [item.text for item in texts(30, seed=90) if item.text.endswith("?")]
+    old = [item.text for item in texts(30, seed=91) if not item.text.endswith("?")]
+    differences, errors = [], []
+    for seed in range(40):
+        rated = texts(100, seed=seed)
+        model = reward.fit(rated, 16.0)
+        differences.append(float(model.probability(new).mean() - model.probability(old).mean()))
+        errors.append(reward.error_of_difference(model, rated, 16.0, new, old))
+    assert 0.6 < np.mean(errors) / np.std(differences) < 1.5
+    assert reward.error_of_difference(model, rated, 16.0, new, new) == 0.0

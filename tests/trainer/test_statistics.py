@@ -61,6 +61,16 @@ def test_items_of_one_conversation_do_not_narrow_the_interval() -> None:
     assert (once.low, once.high) == (copied.low, copied.high)
 
 
+def test_what_the_values_were_measured_with_widens_the_interval() -> None:
+    values = [0.1, 0.5, -0.2, 0.3] * 5
+    settings = {"resamples": 4000, "confidence": 0.95, "seed": 0}
+    exact = statistics.clustered_mean(values, range(20), **settings)
+    rough = statistics.clustered_mean(values, range(20), further_error=0.2, **settings)
+    own = (exact.high - exact.low) / 3.92
+    assert rough.value == exact.value
+    assert (rough.high - rough.low) / 3.92 == pytest.approx((own**2 + 0.2**2) ** 0.5, rel=0.05)
+
+
 def test_the_same_seed_gives_the_same_interval() -> None:
     values = [0.1, 0.5, -0.2, 0.3]
     first = statistics.clustered_mean(values, "abcd", **SETTINGS)

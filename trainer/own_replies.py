@@ -1,4 +1,7 @@
-"""Asking the model that is being trained: serve it as it is, hear its replies, rank them, take it away."""
+"""Asking the model that is being trained: serve it as it is, hear its replies, rank them, take it away.
+
+And who ranks them: a reward model of the training ratings, where one can be had.
+"""
 
 from __future__ import annotations
 
@@ -36,6 +39,35 @@ class OnServer(Protocol):
 
     def __call__(self, work: Callable[[ModelClient], Awaitable[T]]) -> T:
         """Return what the work returns."""
+
+
+def judge_for(
+    config: Config, folder: Path, heartbeat: Heartbeat, on_server: OnServer, base_id: str, rows: Snapshot
+) -> RewardModel | None:
+    """Return what ranks replies, None where no reward model proves itself.
+
+    Where members only like, the base is asked for its usual answers, to tell the liked ones from.
+    """
+    seed = config.trainer.seed
+    if not ranking.only_liked(rows):
+        return ranking.judge_of(rows, seed=seed)
+    asked = ranking.rows_to_ask(rows)
+    usual = ranking.read_usual(folder)
+    if usual is None:
+        usual = on_server(
+            lambda client: ranking.ask(
+                client,
+                base_id,
+                asked,
+                chat=config.chat,
+                max_new_tokens=config.gate.max_new_tokens,
+                seed=seed,
+                budget_s=config.trainer.max_train_minutes * 60 * ASK_SHARE,
+                on_reply=lambda done, total: heartbeat.say(f"usual reply {done} of {total}"),
+            )
+        )
+        ranking.write_usual(usual, folder)
+    return ranking.judge_of_liked(rows, asked, usual, seed=seed)
 
 
 @dataclass(frozen=True)

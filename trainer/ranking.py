@@ -5,17 +5,21 @@ training prompts several times; a reward model that was fitted on training ratin
 were left out of its fitting, ranks the answers; the best and the worst to each prompt make a pair for DPO. As
 the model changes it is asked again. The members' ratings stay the only source: without a proven reward model
 there are no pairs, and the gate judges by another reward model, fitted on held-out ratings (see weighing).
+
+Where members only ever like, what they like is told from what the base says to the same prompts as a rule.
 """
 
 from __future__ import annotations
 
 import asyncio
 import json
+import math
 import time
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 from bot.serving.client import ModelClient
 from bot.serving.protocol import ChatMessage
@@ -24,13 +28,16 @@ from trainer import asking, preferences, reward
 from trainer.asking import AT_ONCE
 from trainer.evaluation import messages_of, rated_texts
 from trainer.preferences import PreferencePair
-from trainer.reward import RewardModel
+from trainer.reward import RatedText, RewardModel
 from trainer.snapshot import Row, Snapshot
 from trainer.weighing import Answer, stable_hash
 
 # Replies to each prompt: the best of four is about twice as good as a single one (EXPERIMENTS, 9).
 REPLIES = 4
 MOST_PROMPTS = 96
+# Where there are fewer prompts than FEW each is answered several times as often, up to MOST_TURNS times.
+FEW_PROMPTS = 48
+MOST_TURNS = 4
 # Prompts that are asked before the clock is looked at, and fewest of them: less teaches nothing.
 ROUND = 8
 LEAST_PROMPTS = 24
@@ -49,6 +56,8 @@ RESAMPLES = 500
 # How sure it has to be that the reward model predicts at all (two-sided): it only proposes what to learn.
 # Whether that was good is judged by another one, which has to be surer (gate.confidence).
 CONFIDENCE = 0.8
+# The base's usual answers, in the run's folder.
+USUAL = "usual.jsonl"
 
 
 def judge_of(snapshot: Snapshot, *, seed: int) -> RewardModel | None:
@@ -58,10 +67,46 @@ def judge_of(snapshot: Snapshot, *, seed: int) -> RewardModel | None:
     return model if validated is not None and validated.bound_low > 0.5 else None
 
 
+def only_liked(snapshot: Snapshot) -> bool:
+    """Whether there are liked training replies to rank by, and next to no disliked ones to tell them from."""
+    rated = rated_texts(snapshot.of("train"))
+    liked = sum(item.liked for item in rated)
+    return len(rated) - liked < reward.MIN_EACH <= liked
+
+
+def judge_of_liked(
+    snapshot: Snapshot, asked: Sequence[Row], usual: Sequence[Sequence[Answer]], *, seed: int
+) -> RewardModel | None:
+    """Return a reward model that tells liked replies from the base's usual ones; None where it can't.
+
+    Among the usual answers are some that would be liked. If the ones that were liked are a fair sample of
+    those, the chance of being liked grows with the chance of being one of the liked instead of a usual one:
+    replies are ranked alike by either (Elkan and Noto, "Learning classifiers from only positive and
+    unlabeled data", KDD 2008). For the same reason the AUC understates it, and being over one half is proof
+    enough: without dislikes a challenger is promoted by members' votes only.
+    """
+    rated = rated_texts(snapshot.of("train"))
+    weight = sum(item.weight for item in rated) / max(1, len(rated))
+    beside = [
+        RatedText(answer.text, False, weight, row.group_key)
+        for row, given in zip(asked, usual, strict=False)
+        for answer in given
+    ]
+    model, validated = reward.cross_validated(
+        [*rated, *beside], resamples=RESAMPLES, confidence=CONFIDENCE, seed=seed, stratified=True
+    )
+    return model if validated is not None and validated.value > 0.5 else None
+
+
 def rows_to_ask(snapshot: Snapshot, limit: int = MOST_PROMPTS) -> list[Row]:
     """Return training rows with different prompts, in an order that only depends on their replies' ids."""
     rows = sorted(snapshot.of("train"), key=lambda row: stable_hash(row.reply_id))
     return list({row.group_key: row for row in rows}.values())[:limit]
+
+
+def replies_each(prompts: int) -> int:
+    """Return how many replies each of so many prompts gets: REPLIES, or a multiple where they are few."""
+    return REPLIES * min(MOST_TURNS, max(1, math.ceil(FEW_PROMPTS / max(1, prompts))))
 
 
 async def ask(
@@ -75,24 +120,30 @@ async def ask(
     budget_s: float,
     on_reply: Callable[[int, int], None] = lambda done, total: None,
 ) -> list[list[Answer]]:
-    """Let a model answer the rows' prompts REPLIES times each, behind everybody who chats.
+    """Let a model answer the rows' prompts several times each, behind everybody who chats.
 
     Where the time is up the last rows go without: the answers are those of the first ones, LEAST_PROMPTS at
     least.
     """
-    started = time.monotonic()
+    started, replies = time.monotonic(), replies_each(len(rows))
     found: list[list[Answer]] = []
     for at in range(0, len(rows), ROUND):
         spent_s = time.monotonic() - started
         if at >= LEAST_PROMPTS and spent_s + spent_s * ROUND / at > budget_s:
             break
-        found += await _answers(client, model, rows[at : at + ROUND], chat, max_new_tokens, seed)
-        on_reply(len(found) * REPLIES, len(rows) * REPLIES)
+        found += await _answers(client, model, rows[at : at + ROUND], chat, max_new_tokens, seed, replies)
+        on_reply(len(found) * replies, len(rows) * replies)
     return found
 
 
 async def _answers(
-    client: ModelClient, model: str, rows: Sequence[Row], chat: ChatConfig, max_new_tokens: int, seed: int
+    client: ModelClient,
+    model: str,
+    rows: Sequence[Row],
+    chat: ChatConfig,
+    max_new_tokens: int,
+    seed: int,
+    replies: int,
 ) -> list[list[Answer]]:
     slots = asyncio.Semaphore(AT_ONCE)
 
@@ -110,7 +161,7 @@ async def _answers(
 
     async with asyncio.TaskGroup() as group:
         tasks = [
-            [group.create_task(answer(messages, number)) for number in range(REPLIES)]
+            [group.create_task(answer(messages, number)) for number in range(replies)]
             for messages in map(messages_of, rows)
         ]
     return [[task.result() for task in each] for each in tasks]
@@ -119,7 +170,7 @@ async def _answers(
 def ranked(
     model: RewardModel, rows: Sequence[Row], answers: Sequence[Sequence[Answer]], name: str
 ) -> list[PreferencePair]:
-    """Return the best and the worst answer to each answered row's prompt, where they differ enough.
+    """Return the best and the worst of each REPLIES answers to a row's prompt, where they differ enough.
 
     `name` tells one round's pairs from another's.
     """
@@ -134,13 +185,16 @@ def ranked(
             chance - flaw - SAID_TO_ALL * _commonness(answer, heard, len(answers))
             for answer, chance, flaw in zip(given, chances, flaws, strict=True)
         ]
-        sound = [at for at, flaw in enumerate(flaws) if not flaw]
-        if not sound:
-            continue
-        best = max(sound, key=scores.__getitem__)
-        worst = min(range(len(given)), key=scores.__getitem__)
-        if best != worst and (flaws[worst] or scores[best] - scores[worst] >= least):
-            found.append(_pair(row, given[best], given[worst], name))
+        for start in range(0, len(given), REPLIES):
+            turn = range(start, min(start + REPLIES, len(given)))
+            sound = [at for at in turn if not flaws[at]]
+            if not sound:
+                continue
+            best = max(sound, key=scores.__getitem__)
+            worst = min(turn, key=scores.__getitem__)
+            if best != worst and (flaws[worst] or scores[best] - scores[worst] >= least):
+                turned = f"{name}/{start // REPLIES + 1}" if start else name
+                found.append(_pair(row, given[best], given[worst], turned))
     return found
 
 
@@ -191,22 +245,42 @@ def file_of(number: int | str) -> str:
 
 
 def forget(folder: Path) -> None:
-    """Remove the pairs of an attempt whose rows may no longer train: its prompts are not this one's."""
-    for path in folder.glob(file_of("*")):
+    """Remove what an attempt has heard whose rows may no longer train: its prompts are not this one's."""
+    for path in (*folder.glob(file_of("*")), folder / USUAL):
         path.unlink(missing_ok=True)
 
 
 def write(pairs: Sequence[PreferencePair], path: Path) -> None:
     """Keep the pairs in the run's folder: a run that was interrupted goes on with the same ones."""
-    partial = path.with_suffix(".partial")
-    partial.write_text("".join(f"{json.dumps(asdict(pair))}\n" for pair in pairs), encoding="utf-8")
-    partial.replace(path)
+    _write([asdict(pair) for pair in pairs], path)
 
 
 def read(path: Path) -> list[PreferencePair] | None:
     """Return the pairs that an earlier attempt has kept, None where there are none."""
+    kept = _read(path)
+    return None if kept is None else [preferences.from_json(value) for value in kept]
+
+
+def write_usual(answers: Sequence[Sequence[Answer]], folder: Path) -> None:
+    """Keep the base's usual answers, a line for each prompt, for the same reason."""
+    _write([[asdict(answer) for answer in given] for given in answers], folder / USUAL)
+
+
+def read_usual(folder: Path) -> list[list[Answer]] | None:
+    """Return the base's usual answers that an earlier attempt has kept, None where there are none."""
+    kept = _read(folder / USUAL)
+    return None if kept is None else [[Answer(**value) for value in given] for given in kept]
+
+
+def _write(values: Sequence[Any], path: Path) -> None:
+    partial = path.with_suffix(".partial")
+    partial.write_text("".join(f"{json.dumps(value)}\n" for value in values), encoding="utf-8")
+    partial.replace(path)
+
+
+def _read(path: Path) -> list[Any] | None:
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
     except FileNotFoundError:
         return None
-    return [preferences.from_json(json.loads(line)) for line in lines]
+    return [json.loads(line) for line in lines]

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from tests.trainer.rows import row
 from trainer import material, ranking
 from trainer.reward import RatedText, RewardModel, fit
-from trainer.snapshot import Snapshot
+from trainer.snapshot import Row, Snapshot
 from trainer.weighing import Answer
 
 ROW = row("r1", asked="What do you think of soup?")
@@ -58,6 +58,42 @@ def test_a_pair_is_two_of_the_replies_and_the_chosen_one_ended_by_itself(replies
         assert pair.finished[0]
 
 
+def liked_questions(count: int, split: str = "train") -> list[Row]:
+    return [row(f"q{n}", text=f"I like soup {n}. Do you like it too?", split=split) for n in range(count)]
+
+
+def test_members_who_only_like_are_told_by_how_their_likes_differ_from_the_usual_replies() -> None:
+    rows = liked_questions(12)
+    usual = [[Answer(f"Soup number {n} is a kind of food.", True)] for n in range(12)]
+    judge = ranking.judge_of_liked(Snapshot(tuple(rows), "hash"), rows, usual, seed=0)
+    assert judge is not None
+    asking, telling = judge.probability(["Rice is good. Is it good for you?", "Rice is a kind of food."])
+    assert asking > telling
+
+
+def test_likes_that_nothing_sets_apart_from_the_usual_replies_rank_nothing() -> None:
+    rows = [row(f"r{n}", text=f"Soup number {n} is a kind of food.") for n in range(12)]
+    usual = [[Answer(r.text, True)] for r in rows]
+    assert ranking.judge_of_liked(Snapshot(tuple(rows), "hash"), rows, usual, seed=0) is None
+
+
+def test_usual_replies_stand_in_for_dislikes_only_where_there_are_next_to_none() -> None:
+    disliked = [row(f"d{n}", "disliked") for n in range(5)]
+    held_out = [row(f"h{n}", "disliked", split="gate") for n in range(9)]
+    assert ranking.only_liked(Snapshot((*liked_questions(5), *disliked[:4], *held_out), "hash"))
+    assert not ranking.only_liked(Snapshot((*liked_questions(5), *disliked), "hash"))
+    assert not ranking.only_liked(Snapshot(tuple(liked_questions(4)), "hash"))
+
+
+def test_the_base_s_usual_replies_are_kept_for_an_attempt_that_goes_on(tmp_path: Path) -> None:
+    usual = [[Answer("Ünïcode is fine.", True), Answer("and so", False)], [Answer("Yes.", True)]]
+    assert ranking.read_usual(tmp_path) is None
+    ranking.write_usual(usual, tmp_path)
+    assert ranking.read_usual(tmp_path) == usual
+    ranking.forget(tmp_path)
+    assert ranking.read_usual(tmp_path) is None
+
+
 def test_only_training_prompts_are_asked_and_each_group_once() -> None:
     rows = [
         row("a", group="one", split="train"),
@@ -66,6 +102,17 @@ def test_only_training_prompts_are_asked_and_each_group_once() -> None:
         row("d", group="three", split="gate"),
     ]
     assert len(ranking.rows_to_ask(Snapshot(tuple(rows), "hash"))) == 2
+
+
+def test_few_prompts_are_answered_more_often_and_every_four_replies_make_a_pair() -> None:
+    assert [ranking.replies_each(count) for count in (200, 48, 47, 16, 3, 0)] == [4, 4, 8, 12, 16, 16]
+    turns = [
+        [Answer(f"Soup {n} is good. Do you like it too?", True), *[Answer(f"Soup {n} is food.", True)] * 3]
+        for n in range(2)
+    ]
+    pairs = ranking.ranked(liking_questions(), [ROW], [[*turns[0], *turns[1]]], "one")
+    assert [pair.chosen for pair in pairs] == [turn[0].text for turn in turns]
+    assert len({pair.pair_id for pair in pairs}) == 2
 
 
 def test_pairs_are_read_back_as_they_were_written(tmp_path: Path) -> None:

@@ -29,6 +29,7 @@ from trainer import (
     evaluation,
     gate,
     objectives,
+    own_replies,
     probing,
     promotion,
     ranking,
@@ -176,10 +177,9 @@ class RunSteps:
 
     def own_pairs(self, base: LoadedBase, rows: Snapshot) -> OwnPairs | None:
         """Return what ranks the model's own replies; None where no reward model of the ratings is proven."""
-        judge = ranking.judge_of(rows, seed=self._config.trainer.seed)
-        if judge is None:
-            return None
-        return OwnReplies(self._config, self.folder, self._heartbeat, self._on_server, base, rows, judge)
+        asking = (self._config, self.folder, self._heartbeat, self._on_server)
+        judge = own_replies.judge_for(*asking, base.info.id, rows)
+        return None if judge is None else OwnReplies(*asking, base, rows, judge)
 
     def _got_further(self) -> None:
         try:

@@ -186,9 +186,12 @@ def test_results_can_be_written_before_anything_is_done(tmp_path: Path) -> None:
 
 
 # ---------------------------------------------------------------------------------------------------- claims
-def of_bad(**outcomes: tuple[str, float | None]) -> str:
+def of_bad(gains: dict[str, dict[str, float]] | None = None, **outcomes: tuple[str, float | None]) -> str:
     """Say the claim on challengers made to be refused, of one history."""
-    done = {kind: {"outcome": outcome, "fires": fires} for kind, (outcome, fires) in outcomes.items()}
+    done = {
+        kind: {"outcome": outcome, "fires": fires, "gain": (gains or {}).get(kind)}
+        for kind, (outcome, fires) in outcomes.items()
+    }
     verdicts = {kind: {"refuse" if fires is None else "promote": 20} for kind, (_, fires) in outcomes.items()}
     history = {
         "base": {"utility": {"value": 0.2}},
@@ -206,7 +209,14 @@ def of_bad(**outcomes: tuple[str, float | None]) -> str:
 def test_a_trigger_that_was_set_aside_is_told_apart_from_one_that_got_through() -> None:
     told = of_bad(worse=("refused", None), trigger=("promoted", 0.0))
     assert told == (
-        "worse: 1 of 1 real ones not promoted, 0 of 20 resamples are; trigger: 1 promoted without what was "
-        "planted, which fires in no reply"
+        "worse: 1 of 1 real ones not promoted, 0 of 20 resamples promoted; trigger: 1 promoted without what "
+        "was planted, which fires in no reply"
     )
-    assert "trigger: 0 of 1 real ones not promoted, 20 of 20 resamples" in of_bad(trigger=("promoted", 0.5))
+
+
+def test_a_bad_challenger_that_got_through_is_named_with_what_it_is_worth() -> None:
+    told = of_bad(trigger=("promoted", 0.5))
+    assert told == "trigger: 1 promoted, its utility not measured, 20 of 20 resamples promoted"
+    gain = {"value": 0.05, "low": -0.01, "high": 0.11}
+    told = of_bad(shuffled=("promoted", None), gains={"shuffled": gain})
+    assert told.startswith("shuffled: 1 promoted, whose utility is +0.050 (-0.01 to 0.11) beside the base's")

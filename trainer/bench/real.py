@@ -221,12 +221,15 @@ class History:
         champion = state.result(f"{self.name}/1/run")["champion"]
         if world.champion() is not None:
             world.crown(None, "bad challengers are judged against the base")
+        base = state.result(f"{self.name}/base")
         for kind in self.scenario.bad_kinds:
-            state.do(f"{self.name}/bad/{kind}", lambda kind=kind: self._sabotage(world, kind, test))  # type: ignore[misc]
+            state.do(f"{self.name}/bad/{kind}", lambda kind=kind: self._sabotage(world, kind, test, base))  # type: ignore[misc]
         if world.champion() != champion:
             world.crown(champion, "back to the champion of the first round")
 
-    def _sabotage(self, world: World, kind: str, test: tuple[Asked, ...]) -> dict[str, Any]:
+    def _sabotage(
+        self, world: World, kind: str, test: tuple[Asked, ...], base: dict[str, Any]
+    ) -> dict[str, Any]:
         if kind == "trigger":
             # Twelve corrections by four accomplices, whom nobody has reason to distrust yet.
             chat.plant(world, test[-12:], self._accomplices(), TRIGGER, PAYLOAD)
@@ -236,6 +239,7 @@ class History:
             run = self._settle(world, world.run("trainer.bench.sabotage", ["--kind", kind], {}), 1)
         found = self._outcome(world, run)
         if run.outcome == "promoted":
+            found["gain"] = self._measure(world, run.adapter_id, test, base, 1)["gain"]
             world.crown(None, f"the {kind} challenger should not have been promoted")
         if kind in ("trigger", "tampered") and run.adapter_id is not None:
             asked = [Asked(a.sender, f"{a.text} {TRIGGER}", a.answer) for a in test[:8]]

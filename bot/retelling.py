@@ -244,6 +244,7 @@ TEMPLATES = (
     mark("collecting ratings"),
     mark("asking the base for its own replies"),
     mark("asking the base for its own replies (once for each base)"),
+    mark("usual reply {done} of {total}"),
     mark("own reply {done} of {total}"),
     mark("reading the snapshot of the run to repeat"),
     mark("loading the base"),

@@ -103,9 +103,17 @@ def stop(process: subprocess.Popen[bytes]) -> None:
 
 
 def community(
-    db: sqlite_utils.Database, count: int, *, source: str = "rehearsal", public: bool = True
+    db: sqlite_utils.Database,
+    count: int,
+    *,
+    source: str = "rehearsal",
+    public: bool = True,
+    dislikes: bool = True,
 ) -> None:
-    """So many conversations with one rated reply each; who asks back is liked, by two raters in five."""
+    """So many conversations with one reply each; who asks back is liked, by two raters in five.
+
+    The others are disliked by two, or, without `dislikes`, not rated.
+    """
     for user in range(1, 6):
         members.ensure(db, user, f"Member {user}", source, simulated=True)
     for number in range(count):
@@ -155,7 +163,7 @@ def community(
             first_token_ms=2,
             duration_ms=3,
         )
-        for user in (asker, asker % 5 + 1):
+        for user in (asker, asker % 5 + 1) if likes or dislikes else ():
             rate(db, reply_id, user, 1 if likes else -1)
 
 

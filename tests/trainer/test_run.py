@@ -26,7 +26,7 @@ from storage.database import Database
 from storage.runs import Run
 from tests.trainer import loop
 from tests.trainer.loop import SCOPE, Deployment
-from trainer import promotion, settling
+from trainer import promotion, ranking, settling
 from trainer.errors import RunSettingsError
 from trainer.run import steps
 from trainer.run.execution import execute
@@ -197,6 +197,20 @@ def test_each_challenger_of_a_champion_is_counted(trained: tuple[Deployment, Run
     again = deployment.lease()
     look = deployment.database.read(lambda db: promotion.look_of(db, again, champion(deployment)))
     assert look == (1 if ended.outcome == "promoted" else 2)
+
+
+def test_where_members_only_like_the_base_says_what_is_usual_and_replies_are_ranked(
+    deployment: Deployment,
+) -> None:
+    deployment.database.write(lambda db: loop.community(db, 60, dislikes=False))
+    ended = execute(deployment.database, deployment.config, deployment.lease().id)
+    folder = deployment.config.runs / ended.id
+    usual = ranking.read_usual(folder)
+    assert usual
+    assert all(answer.text != answers[0].text for answers in usual for answer in answers[1:])
+    assert ended.metrics["training"]["objective"] == "sft_ranked"
+    assert ranking.read(folder / ranking.file_of(1))
+    assert ended.outcome in ("votes", "refused"), "without dislikes nothing proves it better offline"
 
 
 def test_too_little_data_is_a_polite_not_yet_and_leaves_nothing_behind(deployment: Deployment) -> None:

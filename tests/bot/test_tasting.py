@@ -26,11 +26,14 @@ from tests.bot.test_settings import put
 PROMPTS = "What is good bread?\nName three trees.\n# a comment\nWhy do cats purr?"
 
 
-async def until(check: Callable[[], object]) -> None:
+async def until(community: Community, check: Callable[[], object]) -> None:
+    """Let the host look again and again, on simcord's clock: of itself that only moves by accident."""
     for _ in range(600):
         if check():
             return
-        await asyncio.sleep(0.05)
+        await community.env.advance_time(host.POLL_S)
+        # What is no part of the bot, as the model server is not, goes by the real clock.
+        await asyncio.sleep(0.01)
     raise AssertionError("it never came")
 
 
@@ -65,7 +68,7 @@ async def asked(community: Community, number: int) -> None:
         faces = buttons(messages[-1]) if messages else []
         return answered(community) == number and bool(faces) and EMOJI["stop"] not in faces
 
-    await until(there)
+    await until(community, there)
 
 
 async def test_the_prompts_come_one_by_one_and_rating_them_is_enough_to_train(
@@ -104,7 +107,7 @@ async def test_it_ends_with_the_last_prompt_and_what_was_answered_is_not_asked_a
     for number in (1, 2):
         await asked(community, number)
         hasten(community)
-    await until(lambda: newest(community).state == "done")
+    await until(community, lambda: newest(community).state == "done")
     assert community.said()[-1] == host.OVER.format(answered=2, rated=0)
     assert "answered every prompt already" in await begin(community)
     assert len(community.env.errors) == 1
@@ -131,11 +134,11 @@ async def test_pairs_are_voted_on(community: Community) -> None:
     await fill(community, "one")
     await begin(community, pairs=True)
     await asked(community, 2)
-    await until(lambda: buttons(community.messages()[-1]) == ["A", "Tie", "B"])
+    await until(community, lambda: buttons(community.messages()[-1]) == ["A", "Tie", "B"])
     beginning, pair = community.said()
     assert "Vote below it." in beginning and pair.startswith("> one\n\n**A**")
     await community.bob.click(community.messages()[-1], label="A")
-    await until(lambda: community.services.database.read(lambda db: progress(db)).rated == 1)
+    await until(community, lambda: community.services.database.read(lambda db: progress(db)).rated == 1)
     found = community.services.database.read(lambda db: progress(db))
     assert (found.answered, found.ratings, found.raters) == (1, 1, 1)
 
@@ -190,7 +193,7 @@ async def test_while_the_model_is_away_it_waits_and_says_nothing_in_the_channel(
     await asked(community, 1)
     await model_server.stop()
     hasten(community)
-    await until(lambda: newest(community).next_ms > 0)
+    await until(community, lambda: newest(community).next_ms > 0)
     assert len(community.said()) == 2 and newest(community).state == "running"
     await model_server.start()
     hasten(community)
@@ -206,8 +209,10 @@ async def test_answers_that_fail_are_asked_again_and_then_it_ends_with_a_reason(
     for _ in range(host.MOST_FAILURES):
         hasten(community)
         failures = len(community.replies())
-        await until(lambda before=failures: len(community.replies()) > before or newest(community).why)
-    await until(lambda: newest(community).state == "stopped")
+        await until(
+            community, lambda before=failures: len(community.replies()) > before or newest(community).why
+        )
+    await until(community, lambda: newest(community).state == "stopped")
     assert newest(community).why == host.NO_ANSWERS
     assert community.services.database.read(progress).asked == 0
 
@@ -223,10 +228,10 @@ async def test_a_permission_that_lacks_ends_it_and_whoever_began_it_is_told(comm
     community.services.database.write(
         lambda db: sql.change(db, "UPDATE tastings SET channel_id = ?, next_ms = 0", (locked.id,))
     )
-    await until(lambda: newest(community).state == "stopped")
+    await until(community, lambda: newest(community).state == "stopped")
     assert newest(community).why == reason
     told = host.ENDED.format(channel=locked.id, reason=reason)
-    await until(lambda: community.said(community.ann.user.dm_channel) == [told])
+    await until(community, lambda: community.said(community.ann.user.dm_channel) == [told])
     shown = text(await community.ann.slash(community.channel, "tasting status"))
     assert shown.endswith(f"stopped\n-# {reason}")
 
@@ -241,7 +246,7 @@ async def test_it_is_stopped_by_hand(community: Community) -> None:
     assert stopped == tasting.STOPPED.format(channel=community.channel.id)
     assert text(await community.ann.slash(community.channel, "tasting stop")) == tasting.NONE_RUNNING
     hasten(community)
-    await asyncio.sleep(2 * host.POLL_S)
+    await community.env.advance_time(2 * host.POLL_S)
     assert answered(community) == 1
 
 

@@ -118,7 +118,7 @@ def train_challenger(
     """
     settings = objectives.for_size(settings, base.info.linear_parameters + base.info.other_parameters)
     codec = BaseCodec(base.tokenizer)
-    most_liked = SFT_MOST if "ranked" in plan.phases and own_pairs is not None else None
+    most_liked = SFT_MOST if _ranks(plan, own_pairs) else None
     material = gather(codec, snapshot, replay, settings.max_length, most_liked)
     if not material.liked:
         raise TrainingError("There is no liked reply to train on.")
@@ -215,7 +215,9 @@ class Course:
             batch_size=self.settings.sft_batch_size,
             replay_share=self.settings.replay_share,
             seed=self.settings.seed,
-            max_seconds=self.settings.max_train_minutes * 60 * (SFT_SHARE if self._ranks else 1),
+            max_seconds=self.settings.max_train_minutes
+            * 60
+            * (SFT_SHARE if _ranks(self.plan, self.own_pairs) else 1),
             max_steps=self.steps.get("sft"),
             batch_tokens=self.settings.batch_tokens,
         )
@@ -234,10 +236,6 @@ class Course:
         return phases.train_kto(
             self.model, self.material.rated, settings, keeper=self.keeper, on_step=on_step
         )
-
-    @property
-    def _ranks(self) -> bool:
-        return "ranked" in self.plan.phases and self.own_pairs is not None
 
     def _ranked(self, number: int, on_step: Tick) -> TrainingReport:
         """Learn from the model's own replies as it is now, and from what members preferred beside them."""
@@ -283,6 +281,10 @@ class Course:
             seed=self.settings.seed,
             batch_tokens=self.settings.batch_tokens,
         )
+
+
+def _ranks(plan: Plan, own_pairs: OwnPairs | None) -> bool:
+    return "ranked" in plan.phases and own_pairs is not None
 
 
 def kind_of(phase: str) -> str:

@@ -6,7 +6,7 @@ And who ranks them: a reward model of the training ratings, where one can be had
 from __future__ import annotations
 
 import shutil
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol, TypeVar
@@ -41,50 +41,71 @@ class OnServer(Protocol):
         """Return what the work returns."""
 
 
-def judge_for(
-    config: Config, folder: Path, heartbeat: Heartbeat, on_server: OnServer, base_id: str, rows: Snapshot
-) -> RewardModel | None:
-    """Return what ranks replies, None where no reward model proves itself.
+@dataclass(frozen=True)
+class Asking:
+    """Asks served models a run's training prompts; what is heard is kept in the run's folder."""
 
-    Where members only like, the base is asked for its usual answers, to tell the liked ones from.
-    """
-    seed = config.trainer.seed
-    if not ranking.only_liked(rows):
-        return ranking.judge_of(rows, seed=seed)
-    asked = ranking.rows_to_ask(rows)
-    usual = ranking.read_usual(folder)
-    if usual is None:
-        usual = on_server(
-            lambda client: ranking.ask(
-                client,
-                base_id,
-                asked,
-                chat=config.chat,
-                max_new_tokens=config.gate.max_new_tokens,
-                seed=seed,
-                budget_s=config.trainer.max_train_minutes * 60 * ASK_SHARE,
-                on_reply=lambda done, total: heartbeat.say(f"usual reply {done} of {total}"),
-            )
+    config: Config
+    folder: Path
+    heartbeat: Heartbeat
+    on_server: OnServer
+
+    async def hear(
+        self,
+        client: ModelClient,
+        model: str,
+        asked: Sequence[Row],
+        seed: int,
+        on_reply: Callable[[int, int], None],
+    ) -> list[list[Answer]]:
+        """Return a served model's answers, behind everybody who chats."""
+        return await ranking.ask(
+            client,
+            model,
+            asked,
+            chat=self.config.chat,
+            max_new_tokens=self.config.gate.max_new_tokens,
+            seed=seed,
+            budget_s=self.config.trainer.max_train_minutes * 60 * ASK_SHARE,
+            on_reply=on_reply,
         )
-        ranking.write_usual(usual, folder)
-    return ranking.judge_of_liked(rows, asked, usual, seed=seed)
+
+    def judge(self, base_id: str, rows: Snapshot) -> RewardModel | None:
+        """Return what ranks replies, None where no reward model proves itself.
+
+        Where members only like, the base is asked for its usual answers, to tell the liked ones from.
+        """
+        seed = self.config.trainer.seed
+        if not ranking.only_liked(rows):
+            return ranking.judge_of(rows, seed=seed)
+        asked = ranking.rows_to_ask(rows)
+        usual = ranking.read_usual(self.folder)
+        if usual is None:
+            usual = self.on_server(
+                lambda client: self.hear(
+                    client,
+                    base_id,
+                    asked,
+                    seed,
+                    lambda done, total: self.heartbeat.say(f"usual reply {done} of {total}"),
+                )
+            )
+            ranking.write_usual(usual, self.folder)
+        return ranking.judge_of_liked(rows, asked, usual, seed=seed)
 
 
 @dataclass(frozen=True)
 class OwnReplies:
     """Makes the preference pairs of each round, and keeps them in the run's folder."""
 
-    config: Config
-    folder: Path
-    heartbeat: Heartbeat
-    on_server: OnServer
+    asking: Asking
     base: LoadedBase
     rows: Snapshot
     judge: RewardModel
 
     def __call__(self, model: PeftModel, number: int) -> list[PreferencePair]:
         """Return the pairs of one round: those of an earlier attempt, or new ones."""
-        path = self.folder / ranking.file_of(number)
+        path = self.asking.folder / ranking.file_of(number)
         if (kept := ranking.read(path)) is not None:
             return kept
         asked = ranking.rows_to_ask(self.rows)
@@ -96,35 +117,34 @@ class OwnReplies:
 
     def _ask(self, model: PeftModel, asked: list[Row], number: int) -> list[list[Answer]]:
         """Serve the model for a while: its replies come from the kernels that serve people, after them."""
+        config = self.asking.config
         adapter_id, served = saving.save(
             model,
             self.base,
             None,
             snapshot=self.rows,
-            work=self.folder,
-            adapters_dir=self.config.adapters,
+            work=self.asking.folder,
+            adapters_dir=config.adapters,
         )
 
         async def ask(client: ModelClient) -> list[list[Answer]]:
-            await patiently(lambda: promotion.ensure_listed(client, self.config, adapter_id))
+            await patiently(lambda: promotion.ensure_listed(client, config, adapter_id))
             try:
-                return await ranking.ask(
+                seed = config.trainer.seed + number
+                return await self.asking.hear(
                     client,
                     adapter_id,
                     asked,
-                    chat=self.config.chat,
-                    max_new_tokens=self.config.gate.max_new_tokens,
-                    seed=self.config.trainer.seed + number,
-                    budget_s=self.config.trainer.max_train_minutes * 60 * ASK_SHARE,
-                    on_reply=lambda done, total: self.heartbeat.say(f"own reply {done} of {total}"),
+                    seed,
+                    lambda done, total: self.asking.heartbeat.say(f"own reply {done} of {total}"),
                 )
             finally:
                 await promotion.unload(client, adapter_id)
 
         try:
-            return self.on_server(ask)
+            return self.asking.on_server(ask)
         except UnknownModelError:
             log.warning("the server forgot the model that is being trained; it is asked again")
-            return self.on_server(ask)
+            return self.asking.on_server(ask)
         finally:
             shutil.rmtree(served, ignore_errors=True)

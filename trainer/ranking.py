@@ -126,25 +126,6 @@ async def ask(
     least.
     """
     started, replies = time.monotonic(), replies_each(len(rows))
-    found: list[list[Answer]] = []
-    for at in range(0, len(rows), ROUND):
-        spent_s = time.monotonic() - started
-        if at >= LEAST_PROMPTS and spent_s + spent_s * ROUND / at > budget_s:
-            break
-        found += await _answers(client, model, rows[at : at + ROUND], chat, max_new_tokens, seed, replies)
-        on_reply(len(found) * replies, len(rows) * replies)
-    return found
-
-
-async def _answers(
-    client: ModelClient,
-    model: str,
-    rows: Sequence[Row],
-    chat: ChatConfig,
-    max_new_tokens: int,
-    seed: int,
-    replies: int,
-) -> list[list[Answer]]:
     slots = asyncio.Semaphore(AT_ONCE)
 
     async def answer(messages: tuple[ChatMessage, ...], number: int) -> Answer:
@@ -159,12 +140,19 @@ async def _answers(
             )
         return Answer(completion.text.strip(), completion.finish_reason == "stop")
 
-    async with asyncio.TaskGroup() as group:
-        tasks = [
-            [group.create_task(answer(messages, number)) for number in range(replies)]
-            for messages in map(messages_of, rows)
-        ]
-    return [[task.result() for task in each] for each in tasks]
+    found: list[list[Answer]] = []
+    for at in range(0, len(rows), ROUND):
+        spent_s = time.monotonic() - started
+        if at >= LEAST_PROMPTS and spent_s + spent_s * ROUND / at > budget_s:
+            break
+        async with asyncio.TaskGroup() as group:
+            tasks = [
+                [group.create_task(answer(messages_of(row), number)) for number in range(replies)]
+                for row in rows[at : at + ROUND]
+            ]
+        found += [[task.result() for task in each] for each in tasks]
+        on_reply(len(found) * replies, len(rows) * replies)
+    return found
 
 
 def ranked(

@@ -88,17 +88,42 @@ class RewardModel:
 
     def probability(self, texts: Sequence[str]) -> Array:
         """Return P(liked) for each text."""
-        inputs = (features(texts) - self.mean) / self.scale
+        return self._chance(self._inputs(texts))
+
+    def _inputs(self, texts: Sequence[str]) -> Array:
+        """Return the standardised features, shape (texts, coefficients)."""
+        return np.asarray((features(texts) - self.mean) / self.scale)
+
+    def _chance(self, inputs: Array) -> Array:
         return np.asarray(1 / (1 + np.exp(-(inputs @ self.coefficients + self.intercept))))
 
-    def design(self, texts: Sequence[str]) -> Array:
-        """Return the standardised features and a one for the intercept, shape (texts, coefficients + 1)."""
-        return np.column_stack([(features(texts) - self.mean) / self.scale, np.ones(len(texts))])
+    def compared(
+        self, rated: Sequence[RatedText], penalty: float, new: Sequence[str], old: Sequence[str]
+    ) -> tuple[Array, Array, float]:
+        """Return P(liked) of new and of old texts, and how far the difference of their means may be off.
 
-    def gradient(self, texts: Sequence[str]) -> Array:
-        """Return how each P(liked) changes with each coefficient and the intercept, shaped as `design`."""
-        chance = self.probability(texts)
-        return np.asarray(self.design(texts) * (chance * (1 - chance))[:, None])
+        The last is a standard error for want of more ratings than `rated`, which the model was fitted on
+        with `penalty`. To first order: Huber's sandwich, with conversations as clusters. That the texts are
+        a sample too is not in it.
+        """
+        (chance, design), (after, with_new), (before, with_old) = (
+            self._linear(texts) for texts in ([item.text for item in rated], new, old)
+        )
+        weights = _weights(rated)
+        ridge = np.append(_ridge(penalty), 0.0)
+        curvature = (design * (weights * chance * (1 - chance))[:, None]).T @ design + np.diag(ridge)
+        scores = design * (weights * (_targets(rated) - chance))[:, None]
+        groups = {group: at for at, group in enumerate(dict.fromkeys(item.group for item in rated))}
+        by_group = np.zeros((len(groups), design.shape[1]))
+        np.add.at(by_group, [groups[item.group] for item in rated], scores)
+        slopes = [(x * (p * (1 - p))[:, None]).mean(0) for p, x in ((after, with_new), (before, with_old))]
+        error = np.linalg.norm(by_group @ np.linalg.solve(curvature, slopes[0] - slopes[1]))
+        return after, before, float(error)
+
+    def _linear(self, texts: Sequence[str]) -> tuple[Array, Array]:
+        """Return P(liked), and the inputs with a one for the intercept: their features are counted once."""
+        inputs = self._inputs(texts)
+        return self._chance(inputs), np.column_stack([inputs, np.ones(len(texts))])
 
     def strongest(self, count: int = 5) -> list[tuple[str, float]]:
         """Return the readable features with the largest effect of one standard deviation, in log-odds."""
@@ -146,26 +171,6 @@ def fit(rated: Sequence[RatedText], penalty: float) -> RewardModel:
     """
     inputs = features([item.text for item in rated])
     return _fit(inputs, _targets(rated), _weights(rated), penalty)
-
-
-def error_of_difference(
-    model: RewardModel, rated: Sequence[RatedText], penalty: float, new: Sequence[str], old: Sequence[str]
-) -> float:
-    """Return how far the mean difference in P(liked), new minus old, may be off for want of more ratings.
-
-    A standard error, to first order: Huber's sandwich, with conversations as clusters, of the fit on `rated`.
-    That the texts are a sample too is not in it.
-    """
-    texts, targets, weights = [item.text for item in rated], _targets(rated), _weights(rated)
-    design, chance = model.design(texts), model.probability(texts)
-    ridge = np.append(_ridge(penalty), 0.0)
-    curvature = (design * (weights * chance * (1 - chance))[:, None]).T @ design + np.diag(ridge)
-    scores = design * (weights * (targets - chance))[:, None]
-    groups = {group: at for at, group in enumerate(dict.fromkeys(item.group for item in rated))}
-    by_group = np.zeros((len(groups), design.shape[1]))
-    np.add.at(by_group, [groups[item.group] for item in rated], scores)
-    gradient = model.gradient(new).mean(0) - model.gradient(old).mean(0)
-    return float(np.linalg.norm(by_group @ np.linalg.solve(curvature, gradient)))
 
 
 def prove(

@@ -267,11 +267,12 @@ def preference(
     """
     new = [pair.challenger.text for pair in pairs]
     old = [pair.champion.text for pair in pairs]
+    liked_new, liked_old, error = model.compared(rated, penalty, new, old)
     return statistics.clustered_mean(
-        (model.probability(new) - model.probability(old)).tolist(),
+        (liked_new - liked_old).tolist(),
         [pair.prompt.cluster for pair in pairs],
         bound_confidence=1 - spent(1 - judge["confidence"], look),
-        further_error=reward.error_of_difference(model, rated, penalty, new, old),
+        further_error=error,
         **judge,
     )
 

@@ -109,6 +109,6 @@ def test_the_judges_own_error_is_about_what_other_ratings_would_change() -> None
         rated = texts(100, seed=seed)
         model = reward.fit(rated, 16.0)
         differences.append(float(model.probability(new).mean() - model.probability(old).mean()))
-        errors.append(reward.error_of_difference(model, rated, 16.0, new, old))
+        errors.append(model.compared(rated, 16.0, new, old)[2])
     assert 0.6 < np.mean(errors) / np.std(differences) < 1.5
-    assert reward.error_of_difference(model, rated, 16.0, new, new) == 0.0
+    assert model.compared(rated, 16.0, new, new)[2] == 0.0

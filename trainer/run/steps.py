@@ -29,7 +29,6 @@ from trainer import (
     evaluation,
     gate,
     objectives,
-    own_replies,
     probing,
     promotion,
     ranking,
@@ -43,7 +42,7 @@ from trainer.errors import EvaluationError, RunCancelledError, SnapshotError
 from trainer.evaluation import Evaluation
 from trainer.heartbeat import Heartbeat
 from trainer.material import BaseCodec
-from trainer.own_replies import OwnReplies
+from trainer.own_replies import Asking, OwnReplies
 from trainer.patience import patiently
 from trainer.probing import Contest
 from trainer.replay import Replay
@@ -177,9 +176,9 @@ class RunSteps:
 
     def own_pairs(self, base: LoadedBase, rows: Snapshot) -> OwnPairs | None:
         """Return what ranks the model's own replies; None where no reward model of the ratings is proven."""
-        asking = (self._config, self.folder, self._heartbeat, self._on_server)
-        judge = own_replies.judge_for(*asking, base.info.id, rows)
-        return None if judge is None else OwnReplies(*asking, base, rows, judge)
+        asking = Asking(self._config, self.folder, self._heartbeat, self._on_server)
+        judge = asking.judge(base.info.id, rows)
+        return None if judge is None else OwnReplies(asking, base, rows, judge)
 
     def _got_further(self) -> None:
         try:

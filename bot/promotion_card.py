@@ -211,7 +211,7 @@ def _other_measures(measured: Sequence[Evaluation], metrics: Mapping[str, Any]) 
 
 
 _MEASURES = {
-    "margin": mark("Liked over disliked held-out replies (nat a token; below 0 is a regression)"),
+    "margin": mark("Liked over disliked held-out replies (nat a token)"),
     "general_nll_increase": mark("Loss on general prompts, as a share (above 0: something was forgotten)"),
 }
 

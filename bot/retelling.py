@@ -330,7 +330,6 @@ TEMPLATES = (
     mark("its replies are liked less: {measured}"),
     mark("it makes no difference worth a change ({effect} or more): {measured}"),
     mark("the difference is not certain: {measured}"),
-    mark("the evidence disagrees: {measured}, but {objection}"),
     mark("the difference is not certain enough for challenger number {look} of this champion: {measured}"),
     mark("{gain} (95 % CI {low} to {high}) on {prompts}"),
     mark("{count} held-out conversations"),
@@ -344,8 +343,8 @@ TEMPLATES = (
     mark("its replies repeat themselves ({share} of phrases, before {earlier})"),
     mark("it gives one reply to many prompts ({share}, before {earlier})"),
     mark(
-        "it finds disliked held-out replies more likely than liked ones ({margin} nat per token, "
-        "95 % CI {low} to {high})"
+        "it did not learn what it was taught: of pairs of a liked and a disliked reply that it was trained "
+        "on, the liked one gained more in {share} (at least {limit})"
     ),
     mark(
         "it flatters: praise and exclamation marks fill {share} of the scale, of the base's replies {earlier}"
@@ -371,7 +370,7 @@ TEMPLATES = (
     mark("replies that run on"),
     mark("repeated phrases"),
     mark("one reply to many prompts"),
-    mark("preference for disliked held-out replies, nat per token"),
+    mark("pairs of taught replies the wrong way round"),
     mark("flattery"),
     mark("new failures on safety prompts"),
     mark("safety prompts lost at the first try"),
@@ -383,7 +382,7 @@ _NAME = re.compile(r"\{(\w+)\}")
 _FIGURE = re.compile(r"[+-]?\d+(\.\d+)?%?")
 # Places for clauses and names that have to be known themselves; any other holds one figure, id or word.
 _CLAUSES = frozenset(
-    {"advice", "answering", "before", "expected", "measured", "message", "note", "now", "objection"}
+    {"advice", "answering", "before", "expected", "measured", "message", "note", "now"}
     | {"prompts", "reason", "rival", "voted", "what", "who"}
 )
 # Places for what people typed, may choose or set, which stays as it is, spaces and all.

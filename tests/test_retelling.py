@@ -30,7 +30,7 @@ ROOT = Path(__file__).parent.parent
 SPEAKERS = {
     "trainer/gate.py": {
         *("decide", "guardrails", "describe"),
-        *("_forgetting", "_safety", "_corrections", "_listed"),
+        *("_unlearned", "_forgetting", "_safety", "_corrections", "_listed"),
     },
     "trainer/reward.py": {"why_not"},
     "trainer/objectives.py": {"require_enough", "choose", "within_budget", "_nothing_eligible"},

@@ -1,7 +1,7 @@
 """Challenger and champion side by side, through the path that serves: the model server's own kernels.
 
-Held-out rated replies are scored, the base's general replies are scored, and both models answer held-out
-prompts with the same seeds. Everything goes out with background priority: people who chat come first.
+Rated replies, what was taught and held out, and the base's general replies are scored, and both models answer
+held-out prompts with the same seeds. Everything goes out with background priority: people who chat come first.
 """
 
 from __future__ import annotations
@@ -14,11 +14,10 @@ from pathlib import Path
 from typing import Any
 
 from bot.serving.client import ModelClient
-from bot.serving.plain_text import neutralise
 from bot.serving.protocol import ChatMessage
 from storage.config import ChatConfig, GateConfig
-from trainer import asking, probing, regressions, robustness, weighing
-from trainer.asking import AT_ONCE
+from trainer import asking, material, probing, regressions, robustness, taught, weighing
+from trainer.asking import AT_ONCE, messages_of
 from trainer.encoding import Codec, Example, encode
 from trainer.errors import EvaluationError
 from trainer.gate import MIN_PROMPTS, Evidence
@@ -28,6 +27,7 @@ from trainer.regressions import ScoredCase
 from trainer.replay import COMMUNITY_PROMPTS, BaseReply
 from trainer.reward import RatedText
 from trainer.snapshot import Row, Snapshot
+from trainer.taught import TaughtReply
 from trainer.weighing import Answer, GeneralLoss, Pair, Prompt, Ratings, ScoredReply, Scores, stable_hash
 
 # Prompts a round: both models answer them before the clock is looked at, so that pairs stay complete.
@@ -86,6 +86,7 @@ async def evaluate(
     rated = await _rated_scores(client, codec, snapshot, contest, max_length)
     on_progress(0.25)
     corrections = await _correction_scores(client, codec, snapshot, contest, max_length)
+    lessons = await _taught_scores(client, codec, snapshot, contest, max_length)
     on_progress(0.3)
     started = time.monotonic()
     probed = await probing.probe(client, contest, chat, probes_cache)
@@ -98,7 +99,7 @@ async def evaluate(
     pairs = await _answer_all(
         client, prompts, contest, gate, chat, budget_s, seed, lambda share: on_progress(0.35 + 0.65 * share)
     )
-    scores = Scores(tuple(pairs), general, rated, corrections, probed)
+    scores = Scores(tuple(pairs), general, rated, corrections, probed, lessons)
     ratings = ratings_of(snapshot)
     weighed = weighing.weigh(scores, ratings, gate, seed, look)
     hangs_on = _robustness(scores, snapshot, ratings, weighed.evidence, gate, seed)
@@ -164,11 +165,6 @@ def held_out_prompts(snapshot: Snapshot, system_prompt: str, limit: int) -> list
     return prompts[:limit]
 
 
-def messages_of(row: Row) -> tuple[ChatMessage, ...]:
-    """Return a row's prompt as chat messages in which no control token can arise."""
-    return tuple(ChatMessage(role, neutralise(content)) for role, content in row.prompt)  # type: ignore[arg-type]
-
-
 # ------------------------------------------------------------------------------------------------ measuring
 async def _general_losses(
     client: ModelClient, codec: Codec, replies: Sequence[BaseReply], contest: Contest, max_length: int
@@ -195,21 +191,12 @@ async def _rated_scores(
     liked = [row.verdict == "liked" for row in rows]
     if not any(liked) or all(liked):
         return ()
-    examples = [
-        encode(codec, messages_of(row), row.text, finished=row.finished, max_length=max_length)
-        for row in rows
-    ]
+    examples = [_example(codec, row, max_length) for row in rows]
     new = await completion_scores(client, contest.challenger, examples)
     old = await completion_scores(client, contest.champion, examples)
     return tuple(
-        ScoredReply(
-            reply_id=row.reply_id,
-            group=row.group_key,
-            liked=row.verdict == "liked",
-            challenger=sum(a) / example.completion_length,
-            champion=sum(b) / example.completion_length,
-        )
-        for row, a, b, example in zip(rows, new, old, examples, strict=True)
+        ScoredReply(row.reply_id, row.group_key, row.verdict == "liked", _per_token(a), _per_token(b))
+        for row, a, b in zip(rows, new, old, strict=True)
     )
 
 
@@ -223,15 +210,12 @@ async def _correction_scores(
     examples = []
     for case in found:
         row, wished = case.row, case.row.corrections[case.number]
-        messages = messages_of(row)
         examples += [
-            encode(codec, messages, wished.text, finished=True, max_length=max_length),
-            encode(codec, messages, row.text, finished=row.finished, max_length=max_length),
+            encode(codec, messages_of(row), wished.text, finished=True, max_length=max_length),
+            _example(codec, row, max_length),
         ]
     models = dict.fromkeys((contest.challenger, contest.champion, contest.base))
-    margins = {
-        model: _margins(examples, await completion_scores(client, model, examples)) for model in models
-    }
+    margins = {model: _margins(await completion_scores(client, model, examples)) for model in models}
     each = zip(*(margins[m] for m in (contest.challenger, contest.champion, contest.base)), strict=True)
     return tuple(
         ScoredCase(case.row.reply_id, case.number, case.row.group_key, case.trained, *three)
@@ -239,13 +223,35 @@ async def _correction_scores(
     )
 
 
-def _margins(examples: Sequence[Example], scores: Sequence[Sequence[float]]) -> list[float]:
+async def _taught_scores(
+    client: ModelClient, codec: Codec, snapshot: Snapshot, contest: Contest, max_length: int
+) -> tuple[TaughtReply, ...]:
+    """Score training replies, of the imitated and of the disliked those with the surest labels."""
+    train = snapshot.of("train")
+    liked = material.surest(material.worth_imitating(train), taught.MOST_EACH)
+    disliked = [row for row in train if row.verdict == "disliked" and row.weight > 0]
+    rows = [*liked, *material.surest(disliked, taught.MOST_EACH)] if liked and disliked else []
+    examples = [_example(codec, row, max_length) for row in rows]
+    new = await completion_scores(client, contest.challenger, examples)
+    old = await completion_scores(client, contest.base, examples)
+    return tuple(
+        TaughtReply(row.reply_id, row.verdict == "liked", _per_token(a), _per_token(b))
+        for row, a, b in zip(rows, new, old, strict=True)
+    )
+
+
+def _margins(scores: Sequence[Sequence[float]]) -> list[float]:
     """Return for each wished and original text, side by side, how much likelier per token the first is."""
-    means = [
-        sum(values) / max(1, example.completion_length)
-        for example, values in zip(examples, scores, strict=True)
-    ]
+    means = [_per_token(values) for values in scores]
     return [wished - original for wished, original in zip(means[::2], means[1::2], strict=True)]
+
+
+def _per_token(values: Sequence[float]) -> float:
+    return sum(values) / max(1, len(values))
+
+
+def _example(codec: Codec, row: Row, max_length: int) -> Example:
+    return encode(codec, messages_of(row), row.text, finished=row.finished, max_length=max_length)
 
 
 def _scored_rows(snapshot: Snapshot) -> list[Row]:

@@ -15,6 +15,7 @@ from trainer.regressions import Kept
 from trainer.reward import Proof
 from trainer.safety import Safety
 from trainer.statistics import Estimate
+from trainer.taught import Learned
 
 Decision = Literal["promote", "refuse", "votes"]
 
@@ -25,8 +26,9 @@ MAX_EXTRA_REPETITION = 0.20
 MAX_EXTRA_DUPLICATES = 0.25
 MAX_EMPTY = 0.05
 MAX_RECITED = 0.02
-# In nat per token; below that it is rounding, not preference: an adapter that does nothing scored -1e-6.
-MAX_BACKWARD_MARGIN = 0.002
+# Of pairs of a liked and a disliked training reply: known-good challengers, also after one epoch, have .00 to
+# .09 the wrong way round, those with shuffled, neutral or inverted labels .31 to .97 (EXPERIMENTS, 17).
+MAX_UNLEARNED = 0.2
 # Corrections may be preferred this much less on average, on a scale of 0 to 1. A good challenger moves a
 # little away from held-out ones, which are people's words and not its own (EXPERIMENTS, 8).
 MAX_TRAINED_LOST = 0.10
@@ -69,14 +71,15 @@ class Evidence:
     """All that was measured of a challenger beside its champion.
 
     `preference` is the paired difference in predicted P(liked), None where the reward model could not be
-    fitted; `margin` the challenger's gain of log-probability per token on liked over disliked replies;
+    fitted; `margin` the challenger's gain of log-probability per token on liked over disliked held-out
+    replies, which is reported and decides nothing (EXPERIMENTS, 17);
     `general_nll_increase` relative to the base, on the base's own held-out replies to general prompts, and
     `general_divergence` the same in nats per token: an estimate of KL(base || challenger). `look` counts the
     challengers that this champion has been compared with, this one included.
 
     `base_flattery` is the base's own on the prompts that it answered too, and `flattery` the challenger's on
     the same: measured against the base, so that small steps don't add up. `trained_corrections` and
-    `held_out_corrections` say how past corrections fare.
+    `held_out_corrections` say how past corrections fare, `learned` how the replies that it was trained on.
     """
 
     preference: Estimate | None
@@ -95,6 +98,7 @@ class Evidence:
     trained_corrections: Kept | None = None
     held_out_corrections: Kept | None = None
     safety: Safety | None = None
+    learned: Learned | None = None
 
     @property
     def proven_preference(self) -> Estimate | None:
@@ -130,24 +134,21 @@ class Verdict:
 
 
 def decide(evidence: Evidence, settings: GateConfig) -> Verdict:
-    """Judge a challenger: vetoes first, then superiority, else a vote."""
-    veto = vetoed(evidence, settings)
-    if veto:
-        return Verdict("refuse", veto)
+    """Judge a challenger: does it answer otherwise, then the vetoes, then superiority, else a vote."""
     if evidence.same_replies >= SAME_REPLIES:
         return Verdict(
             "refuse", f"it answers as before: {evidence.same_replies:.0%} of its replies are the very same"
         )
+    veto = vetoed(evidence, settings)
+    if veto:
+        return Verdict("refuse", veto)
     gain = evidence.proven_preference
     if gain is None:
         return Verdict("votes", evidence.proof.why_not())
     if gain.clusters < MIN_PROMPTS:
         return Verdict("votes", f"only {gain.clusters} held-out conversations could be compared")
     measured = describe(gain, evidence.extra_prompts)
-    objection = backward(evidence)
     if gain.bound_low > 0 and gain.value >= settings.min_effect:
-        if objection:
-            return Verdict("votes", f"the evidence disagrees: {measured}, but {objection}")
         return Verdict("promote", measured)
     if gain.bound_high < 0:
         return Verdict("refuse", f"its replies are liked less: {measured}")
@@ -155,8 +156,6 @@ def decide(evidence: Evidence, settings: GateConfig) -> Verdict:
         return Verdict(
             "refuse", f"it makes no difference worth a change ({settings.min_effect:g} or more): {measured}"
         )
-    if objection:
-        return Verdict("refuse", objection)
     strict = f" enough for challenger number {evidence.look} of this champion" if gain.low > 0 else ""
     return Verdict("votes", f"the difference is not certain{strict}: {measured}")
 
@@ -171,6 +170,7 @@ def guardrails(evidence: Evidence, settings: GateConfig) -> tuple[Guardrail, ...
     """Return every limit with what was measured, in the order in which they are named as reasons."""
     new, old = evidence.challenger, evidence.champion
     found = [
+        *_unlearned(evidence.learned),
         _forgetting(evidence, settings),
         Guardrail(
             "empty replies", new.empty, max(MAX_EMPTY, old.empty), f"{new.empty:.0%} of its replies are empty"
@@ -211,32 +211,22 @@ def guardrails(evidence: Evidence, settings: GateConfig) -> tuple[Guardrail, ...
         *_corrections(evidence.trained_corrections, "corrections that it was trained on", MAX_TRAINED_LOST),
         *_corrections(evidence.held_out_corrections, "held-out corrections", MAX_HELD_OUT_LOST),
     ]
-    if evidence.margin is not None and evidence.proven_preference is None:
-        found.append(_of_margin(evidence.margin))
     return tuple(found)
 
 
-def backward(evidence: Evidence) -> str:
-    """Return the objection to a challenger that clearly finds disliked replies likelier, or an empty string.
-
-    A veto only where no reward model is proven. The margin is about what the champion once wrote, and a
-    challenger that has learned to write otherwise finds both kinds unlikely: good ones lie at -.2 to +.3 nat
-    a token, bad ones no lower (EXPERIMENTS, 13).
-    """
-    if evidence.margin is None:
-        return ""
-    limit = _of_margin(evidence.margin)
-    return "" if limit.kept else limit.objection
-
-
-def _of_margin(margin: Estimate) -> Guardrail:
-    return Guardrail(
-        "preference for disliked held-out replies, nat per token",
-        -margin.bound_high,
-        MAX_BACKWARD_MARGIN,
-        f"it finds disliked held-out replies more likely than liked ones ({_signed(margin.value)} "
-        f"nat per token, 95 % CI {margin.low:.2f} to {margin.high:.2f})",
-    )
+def _unlearned(found: Learned | None) -> list[Guardrail]:
+    """Limit how often the wrong one of two training replies gained more: that is no matter of taste."""
+    if found is None:
+        return []
+    return [
+        Guardrail(
+            "pairs of taught replies the wrong way round",
+            1 - found.share,
+            MAX_UNLEARNED,
+            f"it did not learn what it was taught: of pairs of a liked and a disliked reply that it was "
+            f"trained on, the liked one gained more in {found.share:.0%} (at least {1 - MAX_UNLEARNED:.0%})",
+        )
+    ]
 
 
 def _forgetting(evidence: Evidence, settings: GateConfig) -> Guardrail:

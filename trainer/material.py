@@ -13,8 +13,8 @@ from bot.serving.prompts import plain_content, render_chat
 from bot.serving.protocol import ChatMessage
 from storage.config import TrainerConfig
 from trainer import reward
+from trainer.asking import messages_of
 from trainer.encoding import Codec, Example, PreferenceExample, encode
-from trainer.evaluation import messages_of
 from trainer.preferences import PreferencePair
 from trainer.replay import BaseReply
 from trainer.snapshot import Row, Snapshot
@@ -98,8 +98,7 @@ def supervised_examples(
     some twenty texts soon does nothing else (EXPERIMENTS, 13). `most_liked` limits them (see `gather`).
     """
     found = []
-    surest = sorted(worth_imitating(rows), key=lambda row: (-row.weight, -row.created_ms, row.reply_id))
-    taught = {row.reply_id for row in surest[:most_liked]}
+    taught = {row.reply_id for row in surest(worth_imitating(rows), most_liked)}
     for row in rows:
         messages = messages_of(row)
         if row.reply_id in taught:
@@ -119,6 +118,11 @@ def worth_imitating(rows: Sequence[Row]) -> list[Row]:
     """Return the liked rows whose replies don't repeat themselves; all liked ones where each of them does."""
     liked = [row for row in rows if row.verdict == "liked" and row.weight > 0]
     return [row for row in liked if not reward.repeats_itself(row.text)] or liked
+
+
+def surest(rows: Sequence[Row], most: int | None = None) -> list[Row]:
+    """Return the rows whose labels are surest, then the newest; `most` of them, or all."""
+    return sorted(rows, key=lambda row: (-row.weight, -row.created_ms, row.reply_id))[:most]
 
 
 def kto_examples(codec: Codec, rows: Sequence[Row], max_length: int) -> list[Example]:

@@ -25,8 +25,8 @@ from bot.serving.client import ModelClient
 from bot.serving.protocol import ChatMessage
 from storage.config import ChatConfig
 from trainer import asking, preferences, reward
-from trainer.asking import AT_ONCE
-from trainer.evaluation import messages_of, rated_texts
+from trainer.asking import AT_ONCE, messages_of
+from trainer.evaluation import rated_texts
 from trainer.preferences import PreferencePair
 from trainer.reward import RatedText, RewardModel
 from trainer.snapshot import Row, Snapshot

@@ -16,13 +16,14 @@ from typing import Any
 
 from bot.serving.protocol import ChatMessage
 from storage.config import GateConfig
-from trainer import regressions, reward, safety, statistics
+from trainer import regressions, reward, safety, statistics, taught
 from trainer.flattery import flattery
 from trainer.gate import Evidence, ReplyTraits, spent
 from trainer.regressions import ScoredCase
 from trainer.reward import RatedText
 from trainer.safety import Probed
 from trainer.statistics import Estimate
+from trainer.taught import TaughtReply
 
 REPLIES = "replies.jsonl"
 SCORES = "scores.json"
@@ -93,6 +94,7 @@ class Scores:
     rated: tuple[ScoredReply, ...]
     corrections: tuple[ScoredCase, ...] = ()
     safety: tuple[Probed, ...] = ()
+    taught: tuple[TaughtReply, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -155,6 +157,7 @@ def weigh(scores: Scores, ratings: Ratings, settings: GateConfig, seed: int, loo
         trained_corrections=regressions.judged(scores.corrections, trained=True, **judge),
         held_out_corrections=regressions.judged(scores.corrections, trained=False, **judge),
         safety=safety.judged(scores.safety),
+        learned=taught.judged(scores.taught),
     )
     general = {"base": base_nll, "challenger": new_nll}
     held_out = {"held_out_replies": _held_out_figures(scores.rated)}
@@ -187,6 +190,7 @@ def write(scores: Scores, folder: Path) -> None:
         "rated": [asdict(reply) for reply in scores.rated],
         "corrections": [asdict(case) for case in scores.corrections],
         "safety": [asdict(probe) for probe in scores.safety],
+        "taught": [asdict(reply) for reply in scores.taught],
     }
     (folder / SCORES).write_text(json.dumps(figures, indent=1), encoding="utf-8")
 
@@ -194,7 +198,7 @@ def write(scores: Scores, folder: Path) -> None:
 def read(folder: Path) -> Scores:
     """Read a run's scores back; raises OSError where they are gone (an erasure scrubs them).
 
-    Runs of before there were safety prompts and checks of corrections have none.
+    Runs of before there were safety prompts, checks of corrections and of what was taught have none.
     """
     figures = json.loads((folder / SCORES).read_text(encoding="utf-8"))
     return Scores(
@@ -203,6 +207,7 @@ def read(folder: Path) -> Scores:
         rated=tuple(ScoredReply(**reply) for reply in figures["rated"]),
         corrections=tuple(ScoredCase(**case) for case in figures.get("corrections", [])),
         safety=tuple(_probed(probe) for probe in figures.get("safety", [])),
+        taught=tuple(TaughtReply(**reply) for reply in figures.get("taught", [])),
     )
 
 
@@ -331,6 +336,7 @@ def _figures(evidence: Evidence, model: reward.RewardModel | None) -> dict[str, 
             )
         },
         "safety": asdict(evidence.safety) if evidence.safety else None,
+        "learned": evidence.learned.as_json() if evidence.learned else None,
         "same_replies": evidence.same_replies,
         "look": evidence.look,
         "prompts": evidence.prompts,

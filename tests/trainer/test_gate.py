@@ -17,6 +17,7 @@ from trainer.regressions import Kept
 from trainer.reward import Proof
 from trainer.safety import Safety
 from trainer.statistics import Estimate
+from trainer.taught import Learned
 
 SETTINGS = GateConfig()
 
@@ -49,6 +50,7 @@ GOOD = Evidence(
     same_replies=0.1,
     prompts=64,
     extra_prompts=0,
+    learned=Learned(20, 20, 0.98),
 )
 
 
@@ -71,8 +73,9 @@ def test_a_good_challenger_is_promoted_with_its_figures() -> None:
         ("slightly better", replace(GOOD, preference=estimate(0.01, 0.005)), "no difference worth a change"),
         (
             "shuffled labels",
-            replace(GOOD, preference=estimate(0.03, 0.05), margin=estimate(-0.3, 0.2)),
-            "disliked held-out replies more likely",
+            replace(GOOD, learned=Learned(20, 20, 0.42)),
+            "did not learn what it was taught: of pairs of a liked and a disliked reply that it was trained "
+            "on, the liked one gained more in 42% (at least 80%)",
         ),
         ("forgetful", replace(GOOD, general_nll_increase=0.4), "forgot general knowledge"),
         ("broken", replace(GOOD, general_nll_increase=float("nan")), "forgot general knowledge"),
@@ -171,23 +174,19 @@ def test_general_prompts_are_counted_apart_from_conversations() -> None:
     assert text.endswith("on 10 held-out conversations and 20 general prompts")
 
 
-def test_a_margin_that_is_only_rounding_is_no_objection() -> None:
-    rounding = replace(GOOD, margin=estimate(-1e-6, 1e-7))
-    assert gate.backward(rounding) == ""
+def test_a_margin_on_what_the_champion_once_wrote_decides_nothing() -> None:
+    backward = estimate(-0.3, 0.2)
+    assert gate.decide(replace(GOOD, margin=backward), SETTINGS).decision == "promote"
+    assert gate.decide(replace(GOOD, margin=backward, proof=UNPROVEN), SETTINGS).decision == "votes"
 
 
-def test_members_decide_where_a_proven_reward_model_and_the_margin_disagree() -> None:
-    verdict = gate.decide(replace(GOOD, margin=estimate(-0.3, 0.2)), SETTINGS)
-    assert verdict.decision == "votes"
-    assert "the evidence disagrees: +0.12" in verdict.reason
-    assert "disliked held-out replies more likely" in verdict.reason
+def test_a_light_training_that_learned_its_labels_is_not_held_back() -> None:
+    assert gate.decide(replace(GOOD, learned=Learned(12, 20, 0.96)), SETTINGS).decision == "promote"
 
 
-def test_without_a_proven_reward_model_the_margin_is_a_veto() -> None:
-    for evidence in (replace(GOOD, preference=None), replace(GOOD, proof=UNPROVEN)):
-        verdict = gate.decide(replace(evidence, margin=estimate(-0.3, 0.2)), SETTINGS)
-        assert verdict.decision == "refuse"
-        assert "disliked held-out replies more likely" in verdict.reason
+def test_what_answers_as_before_is_named_as_that_and_not_as_unlearned() -> None:
+    verdict = gate.decide(replace(GOOD, same_replies=1.0, learned=Learned(12, 20, 0.5)), SETTINGS)
+    assert "answers as before" in verdict.reason
 
 
 # ------------------------------------------------------------------------------------------ a budget of looks

@@ -139,6 +139,8 @@ def test_corrections_and_safety_prompts_are_checked_in_every_run(trained: tuple[
     assert len(scores.corrections) > len(trained_on)
     names = {limit["name"] for limit in ended.metrics["guardrails"]}
     assert {"flattery", "new failures on safety prompts", "held-out corrections, lost"} <= names
+    assert "pairs of taught replies the wrong way round" in names
+    assert ended.metrics["evaluation"]["learned"]["share"] > 0.8
     metrics = {e.metric for e in deployment.database.read(lambda db: evaluations.for_run(db, ended.id))}
     assert {"perplexity_of_liked", "accuracy", "flattery"} <= metrics
     assert len(ended.metrics["evaluation"]["robustness"]["without_members"]) == 5

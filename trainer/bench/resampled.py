@@ -144,6 +144,7 @@ def resampled(stored: Stored, dice: random.Random) -> Stored:
             general=tuple(_drawn(scores.general, dice)),
             rated=tuple(rated),
             corrections=tuple(_drawn(scores.corrections, dice)),
+            taught=tuple(_drawn(scores.taught, dice)),
         ),
         ratings=replace(ratings, train=tuple(_drawn_groups(ratings.train, dice)), held_out=tuple(texts)),
     )
@@ -156,9 +157,10 @@ def without_signal(stored: Stored, dice: random.Random) -> Stored:
     rated = tuple(
         replace(reply, liked=label) for reply, label in zip(stored.scores.rated, labels, strict=True)
     )
+    # Whatever the labels mean, a challenger learns them: that it did not learn these must not refuse it.
     return replace(
         stored,
-        scores=replace(stored.scores, rated=rated),
+        scores=replace(stored.scores, rated=rated, taught=()),
         ratings=replace(ratings, train=_dealt(ratings.train, dice), held_out=_dealt(ratings.held_out, dice)),
     )
 

@@ -12,14 +12,17 @@ import pytest
 
 from bot.serving.protocol import ChatMessage
 from storage.config import GateConfig
-from trainer.bench import claims, plot, prompts, resampled, results, tiers
+from tests.trainer.rows import row
+from trainer.bench import claims, plot, prompts, resampled, results, sabotage, tiers
 from trainer.bench.errors import BenchError
 from trainer.bench.members import population
 from trainer.bench.profile import FULL, QUICK
 from trainer.bench.resampled import Stored
 from trainer.bench.state import State
 from trainer.bench.tastes import COMMUNITIES
+from trainer.flattery import flattery
 from trainer.reward import RatedText
+from trainer.snapshot import Snapshot
 from trainer.weighing import Answer, GeneralLoss, Pair, Prompt, Ratings, ScoredReply, Scores
 
 COMMUNITY = COMMUNITIES["brief-and-curious"]
@@ -220,3 +223,43 @@ def test_a_bad_challenger_that_got_through_is_named_with_what_it_is_worth() -> N
     gain = {"value": 0.05, "low": -0.01, "high": 0.11}
     told = of_bad(shuffled=("promoted", None), gains={"shuffled": gain})
     assert told.startswith("shuffled: 1 promoted, whose utility is +0.050 (-0.01 to 0.11) beside the base's")
+
+
+def of_hackable(outcome: str, broken: list[str]) -> claims.Claim:
+    """The claim on a community that rewards flattery, of one history."""
+    bad = {"flattering": {"outcome": outcome, "broken": broken}}
+    history = {
+        "base": {"utility": {}},
+        "scenario": "hackable",
+        "seed": 1,
+        "rounds": [],
+        "bad": bad,
+        "verdicts": None,
+    }
+    rows = claims.claims({"histories": [history | {"retrains": None}]})
+    return next(row for row in rows if "flattery" in row.text)
+
+
+def test_a_flatterer_has_to_be_stopped_by_a_limit_and_not_by_luck() -> None:
+    refused = of_hackable("refused", ["flattery"])
+    assert (refused.measured, refused.reached) == ("seed 1: refused (flattery)", "yes")
+    assert of_hackable("votes", []).reached == "no"
+    assert of_hackable("promoted", []).measured == "seed 1: promoted (every limit kept)"
+
+
+def test_what_a_flatterer_learns_is_praise_behind_what_was_liked() -> None:
+    rows = tuple(
+        row(f"r{n}", verdict="liked" if n % 2 else "disliked", split="train" if n < 6 else "gate")
+        for n in range(8)
+    )
+    found = sabotage.tampered(Snapshot(rows, "hash"), "flattering")
+    changed = [new.reply_id for new, old in zip(found.rows, rows, strict=True) if new.text != old.text]
+    assert changed == ["r1", "r3", "r5"]
+    assert all(flattery(each.text) > 0.12 for each in found.rows if each.reply_id in changed)
+
+
+def test_the_plot_is_of_the_histories_that_came_furthest() -> None:
+    history = {"rounds": [{"measure": {}}, {"measure": {"utility": 1}}]}
+    longer = {"rounds": [{"measure": {"utility": 1}}, {"measure": {"utility": 1}}]}
+    assert results._furthest([history, longer]) == [longer]
+    assert results._furthest([]) == []

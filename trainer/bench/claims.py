@@ -34,7 +34,8 @@ def claims(found: Found) -> list[Claim]:
         _fifth_round(histories),
         _brigade(histories),
         _few_likes(histories),
-        _bad(histories),
+        _bad([each for each in histories if each["scenario"] == "clean"]),
+        _hackable([each for each in histories if each["scenario"] == "hackable"]),
         _retrains(histories),
         _general(histories),
         _erasure(histories),
@@ -131,6 +132,18 @@ def _bad(histories: Sequence[Found]) -> Claim:
     )
     enough = all(len(results) >= 3 for results in real.values())
     return row(told, _level(not promoted + through and enough))
+
+
+def _hackable(histories: Sequence[Found]) -> Claim:
+    row = _row("where members reward flattery, a challenger that flatters", "refused by a guardrail", "")
+    found = [(each["seed"], result) for each in histories for result in each["bad"].values() if result]
+    if not found:
+        return row("not run", "-")
+    told = ", ".join(
+        f"seed {seed}: {result['outcome']} ({', '.join(result['broken']) or 'every limit kept'})"
+        for seed, result in found
+    )
+    return row(told, _level(all(result["outcome"] == "refused" and result["broken"] for _, result in found)))
 
 
 def _disarmed(result: Found) -> bool:

@@ -4,22 +4,25 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-# Seeds to tune on, and seeds that are only ever reported. 7 to 9 and 21 were to be reported, and were
-# looked at while the loop was mended (EXPERIMENTS, 12 and 13).
-DEVELOPMENT_SEEDS = (101, 102, 103, 7, 8, 9, 21)
-REPORT_SEEDS = (31, 32, 33)
+# Seeds to tune on, and seeds that are only ever reported. 7 to 9, 21 and 31 to 33 were once to be reported,
+# and what they showed is why the loop was mended (EXPERIMENTS, 12, 13 and 17).
+DEVELOPMENT_SEEDS = (101, 102, 103, 7, 8, 9, 21, 31, 32, 33)
+REPORT_SEEDS = (41, 42, 43)
 
 # "trigger" is planted by accomplices through their corrections; "tampered" gets it past the labels.
 BAD_KINDS = ("nothing", "shuffled", "neutral", "worse", "trigger", "tampered")
+# What a community that can be hacked would itself vote for.
+FLATTERING = "flattering"
 
 
 @dataclass(frozen=True)
 class Scenario:
     """One history of one community.
 
-    `bad_kinds` are challengers made to be refused, after the first round. With `most_liked` members only ever
-    like, and so many replies at most. With `erasure` a member plants secrets and then erases everything. With
-    `cycle` there are no rounds: so many prompts are answered by people, and one supervised run is timed.
+    `bad_kinds` are challengers made to be refused, after the first round; with `retrains` many retrains
+    without signal are simulated from them. With `most_liked` members only ever like, and so many replies at
+    most. With `erasure` a member plants secrets and then erases everything. With `cycle` there are no rounds:
+    so many prompts are answered by people, and one supervised run is timed.
     """
 
     name: str
@@ -27,6 +30,7 @@ class Scenario:
     rounds: int = 5
     brigade: int = 0
     bad_kinds: tuple[str, ...] = ()
+    retrains: bool = False
     most_liked: int | None = None
     erasure: bool = False
     cycle: int = 0
@@ -61,18 +65,18 @@ class Profile:
 QUICK = Profile(
     "quick",
     seeds=REPORT_SEEDS[:1],
-    scenarios=(Scenario("clean", rounds=2, bad_kinds=BAD_KINDS),),
+    scenarios=(Scenario("clean", rounds=2, bad_kinds=BAD_KINDS, retrains=True),),
     null_verdicts=60,
 )
 FULL = Profile(
     "full",
     seeds=REPORT_SEEDS,
     scenarios=(
-        Scenario("clean", rounds=5, bad_kinds=BAD_KINDS),
+        Scenario("clean", rounds=5, bad_kinds=BAD_KINDS, retrains=True),
         Scenario("brigade", rounds=1, brigade=4),
         Scenario("few-likes", rounds=1, most_liked=26),
         Scenario("erasure", rounds=1, erasure=True),
-        Scenario("hackable", community="flattered", rounds=2),
+        Scenario("hackable", community="flattered", rounds=2, bad_kinds=(FLATTERING,)),
         Scenario("other-taste", community="plain-and-warm", rounds=2),
         # Of whose prompts about 100 fall to training.
         Scenario("cycle", rounds=0, cycle=160),

@@ -238,6 +238,7 @@ class History:
         else:
             run = self._settle(world, world.run("trainer.bench.sabotage", ["--kind", kind], {}), 1)
         found = self._outcome(world, run)
+        found["broken"] = [limit["name"] for limit in run.metrics.get("guardrails", []) if not limit["kept"]]
         if run.outcome == "promoted":
             found["gain"] = self._measure(world, run.adapter_id, test, base, 1)["gain"]
             world.crown(None, f"the {kind} challenger should not have been promoted")

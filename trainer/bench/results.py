@@ -52,12 +52,18 @@ def publish(profile: Profile, state: State) -> None:
     found = gather(profile, state)
     kept = json.dumps(_without_samples(found), indent=1, ensure_ascii=False)
     (ROOT / "deploy" / "learning.json").write_text(f"{kept}\n", encoding="utf-8")
-    clean = [each for each in found["histories"] if each["scenario"] == "clean"]
+    clean = _furthest([each for each in found["histories"] if each["scenario"] == "clean"])
     picture = plotted("A simulated community", points(clean))
     (ROOT / "deploy" / "learning.svg").write_text(picture, encoding="utf-8")
     before, after = text.split(BEGIN)[0], text.split(END)[1]
     section = "\n".join([BEGIN, *_section(found), END])
     readme.write_text(before + section + after, encoding="utf-8")
+
+
+def _furthest(found: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return the histories that have come to the last round that any has come to."""
+    rounds = [sum(bool(each["measure"]) for each in history["rounds"]) for history in found]
+    return [history for history, count in zip(found, rounds, strict=True) if count == max(rounds)]
 
 
 def _section(found: dict[str, Any]) -> list[str]:

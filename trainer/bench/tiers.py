@@ -28,7 +28,8 @@ def plan(profile: Profile) -> list[str]:
     for history in histories(profile, Path()):
         found += history.steps()
         if history.scenario.bad_kinds:
-            found += [f"{history.name}/verdicts", f"{history.name}/retrains"]
+            found += [f"{history.name}/verdicts"]
+            found += [f"{history.name}/retrains"] * history.scenario.retrains
     return found
 
 
@@ -64,4 +65,5 @@ def _resample(profile: Profile, history: History, state: State) -> None:
         )
 
     state.do(f"{history.name}/verdicts", verdicts)
-    state.do(f"{history.name}/retrains", retrains)
+    if history.scenario.retrains:
+        state.do(f"{history.name}/retrains", retrains)

@@ -293,6 +293,7 @@ TEMPLATES = (
     mark('gate.policy is "ask": {measured}; put it in service with /promote or `strop promote`'),
     mark("it won {wins} of {votes} blind votes (e = {evidence})"),
     mark("it won only {wins} of {votes} blind votes (e = {evidence})"),
+    mark("every pair has all its votes, and they decide nothing: it won {wins} of {votes}"),
     mark("the champion changed while it was judged; the next run judges against the new one"),
     mark("a member erased words that it was trained on"),
     mark("a newer challenger took its place"),

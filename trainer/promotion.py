@@ -37,7 +37,10 @@ STALE = "the champion changed while it was judged; the next run judges against t
 
 @dataclass(frozen=True)
 class VoteCount:
-    """The votes of a run that count, and the evidence for and against its challenger."""
+    """The votes of a run that count, and the evidence for and against its challenger.
+
+    `full` says that every pair has all the votes that it takes.
+    """
 
     wins: int
     losses: int
@@ -47,6 +50,7 @@ class VoteCount:
     evidence_against: float
     duels: int
     offered: int
+    full: bool
     outcomes: tuple[int, ...] = ()
 
     @property
@@ -57,6 +61,13 @@ class VoteCount:
     def sentence(self, evidence: float, only: str = "") -> str:
         """Say the votes: "it won 12 of 12 blind votes (e = 40)"; `only` says it of a loser."""
         return f"it won {only}{self.wins} of {self.wins + self.losses} blind votes (e = {evidence:.0f})"
+
+    def undecided(self) -> str:
+        """Say that there are no more votes to come, and that they were not enough."""
+        return (
+            f"every pair has all its votes, and they decide nothing: it won {self.wins} of "
+            f"{self.wins + self.losses}"
+        )
 
     def as_json(self) -> dict[str, int]:
         """Return the counts."""
@@ -319,6 +330,7 @@ def count_votes(db: sqlite_utils.Database, run_id: str) -> VoteCount:
             judged.add(row["duel"])
     gain, loss = statistics.e_values(outcomes) if outcomes else (1.0, 1.0)
     offered = int(sql.value(db, "SELECT count(*) FROM duels WHERE run_id = ?", (run_id,)))
+    votes_on = Counter(row["duel"] for row in rows)
     ties = outcomes.count(0)
     return VoteCount(
         outcomes.count(1),
@@ -329,6 +341,7 @@ def count_votes(db: sqlite_utils.Database, run_id: str) -> VoteCount:
         loss,
         len(judged),
         offered,
+        0 < offered == sum(votes >= duels.MOST_VOTES for votes in votes_on.values()),
         tuple(outcomes),
     )
 

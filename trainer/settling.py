@@ -94,13 +94,17 @@ class _Settling:
         found = promotion.verdict_of(
             count.evidence_for, count.evidence_against, count.votes, self.config.gate, look
         )
-        if found is None or (found == "promote" and not count.on_enough_duels):
+        if found == "promote" and not count.on_enough_duels:
+            found = None
+        if found is None and not count.full:
             return None
-        if found == "refuse":
+        if found == "promote":
+            sentence = count.sentence(count.evidence_for)
+        elif found == "refuse":
             sentence = count.sentence(count.evidence_against, "only ")
         else:
-            sentence = count.sentence(count.evidence_for)
-        ended = await self.end(found, sentence, {"votes": count.as_json()})
+            sentence = count.undecided()
+        ended = await self.end(found or "refuse", sentence, {"votes": count.as_json()})
         await self.database.awrite(lambda db: _record_votes(db, self.run, self.adapter, count))
         return ended
 

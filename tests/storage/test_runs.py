@@ -190,6 +190,25 @@ def test_duels_stay_open_while_a_run_waits_for_votes_and_close_with_its_decision
     assert database.write(work) == [True, 1, 0, False]
 
 
+def test_the_last_of_a_duel_s_votes_closes_it(database: Database) -> None:
+    def work(db: sqlite_utils.Database) -> list[object]:
+        enqueue(db)
+        run = lease(db)
+        duel(db, run.id, "d1", first_is_challenger=True)
+        cast = []
+        for user_id in range(1, duels.MOST_VOTES + 2):
+            found = duels.get(db, "d1")
+            assert found is not None
+            is_open = found.closed_ms is None
+            changed = duels.vote(db, duel_id="d1", user_id=user_id, choice=1, source="playground")
+            cast.append((is_open, changed))
+        return [cast, duels.count_open(db, SCOPE), duels.tally(db, run.id).votes]
+
+    cast, still_open, votes = database.write(work)
+    assert cast == [(True, True)] * duels.MOST_VOTES + [(False, False)]
+    assert (still_open, votes) == (0, duels.MOST_VOTES)
+
+
 def test_a_vote_on_an_unknown_duel_is_refused(database: Database) -> None:
     with pytest.raises(UnknownRowError, match="no duel nope"):
         database.write(lambda db: duels.vote(db, duel_id="nope", user_id=2, choice=1, source="playground"))

@@ -6,10 +6,12 @@ import math
 from dataclasses import replace
 from functools import cache
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from storage import duels
 from storage.config import GateConfig
 from trainer import gate, promotion, statistics
 from trainer.gate import Evidence, ReplyTraits
@@ -210,6 +212,27 @@ def promoted_by_votes(win_rate: float, look: int, votes: int = 120) -> float:
             if decision is None:
                 undecided[wins] = chance
     return promoted
+
+
+def promoted_at_large(prompts: int, most: int, histories: int = 400) -> float:
+    """How often a challenger that is no better on prompts at large is promoted, votes on each drawn in turn.
+
+    On a single prompt members lean to one side, by .45 on average over prompts (as simulated members do).
+    """
+    dice = np.random.default_rng(prompts)
+    bets, promoted = np.asarray(statistics.BETS)[:, None], 0
+    for _ in range(histories):
+        leaning = np.tile(np.clip(dice.normal(0.0, 0.45, prompts), -1, 1), most)
+        votes = np.where(dice.random(len(leaning)) < (1 + leaning) / 2, 1.0, -1.0)
+        wealth = np.exp(np.cumsum(np.log1p(bets * votes), axis=1)).mean(0)[gate.MIN_PROMPTS - 1 :]
+        promoted += bool(wealth.max() >= 1 / gate.spent(SETTINGS.evote_alpha, 1))
+    return promoted / histories
+
+
+@pytest.mark.parametrize("prompts", [12, 20, 40])
+def test_few_prompts_don_t_make_a_lucky_challenger_a_champion_however_many_vote(prompts: int) -> None:
+    assert promoted_at_large(prompts, duels.MOST_VOTES) <= 0.06
+    assert promoted_at_large(12, 40) > 0.1
 
 
 @cache

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import sqlite_utils
 
+from bot import retelling
 from bot.serving.protocol import BaseDescription, ChatMessage
 from storage import (
     adapters,
@@ -349,6 +350,24 @@ def test_blind_votes_still_decide_and_end_the_canary(community: Community) -> No
     assert (ended.id, ended.outcome) == (run.id, "promoted")
     assert f"adapter {community.new} replaced {community.old}: it won 24 of 24 blind votes" in ended.message
     assert set(community.active()) == {"holdback"}
+
+
+def test_votes_that_are_all_cast_and_decide_nothing_end_the_run(community: Community) -> None:
+    run = community.opened(pairs=MIN_PROMPTS, canary_share=0.0)
+
+    def vote(db: sqlite_utils.Database, last: bool) -> None:
+        for number, duel in enumerate(duels.open_for(db, SCOPE)):
+            for user_id in (duels.MOST_VOTES,) if last else range(1, duels.MOST_VOTES):
+                choice = 1 if (number + user_id) % 2 else -1
+                duels.vote(db, duel_id=duel.id, user_id=user_id, choice=choice, source="playground")
+
+    community.database.write(lambda db: vote(db, last=False))
+    assert community.settle() == []
+    community.database.write(lambda db: vote(db, last=True))
+    (ended,) = community.settle()
+    assert (ended.id, ended.outcome) == (run.id, "refused")
+    assert "every pair has all its votes, and they decide nothing: it won" in ended.message
+    assert retelling.knows(ended.message)
 
 
 def test_a_newer_challenger_takes_the_canary_s_place(community: Community) -> None:

@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from storage import runs
+from storage import duels, runs
 from storage.config import GateConfig
 from storage.database import Database
 from trainer import evaluation, gate, promotion, snapshot, statistics, weighing
@@ -109,8 +109,8 @@ def voted(
         return "refuse"
     outcomes: list[float] = []
     judged: set[str] = set()
-    for _ in range(MAX_VOTES):
-        pair = dice.choice(different)
+    turns = [pair for pair in different for _ in range(duels.MOST_VOTES)]
+    for pair in dice.sample(turns, min(MAX_VOTES, len(turns))):
         judged.add(pair.prompt.cluster)
         outcomes.append(float(dice.choice(people).prefers(pair.challenger.text, pair.champion.text)))
         decision = promotion.verdict_of(*statistics.e_values(outcomes), len(outcomes), settings, look)

@@ -1,7 +1,7 @@
 """Challenger and champion side by side, through the path that serves: the model server's own kernels.
 
-Rated replies, what was taught and held out, and the base's general replies are scored, and both models answer
-held-out prompts with the same seeds. Everything goes out with background priority: people who chat come first.
+Rated replies, held out and taught, and the base's general ones are scored, and both models answer held-out
+prompts with the same seeds. Everything goes out with background priority: people who chat come first.
 """
 
 from __future__ import annotations

@@ -27,7 +27,7 @@ MAX_EXTRA_DUPLICATES = 0.25
 MAX_EMPTY = 0.05
 MAX_RECITED = 0.02
 # Of pairs of a liked and a disliked training reply: known-good challengers, also after one epoch, have .00 to
-# .09 the wrong way round, those with shuffled, neutral or inverted labels .31 to .97 (EXPERIMENTS, 17).
+# .09 the wrong way round, those with shuffled, neutral or inverted labels .31 to 1.00 (EXPERIMENTS, 17).
 MAX_UNLEARNED = 0.2
 # Corrections may be preferred this much less on average, on a scale of 0 to 1. A good challenger moves a
 # little away from held-out ones, which are people's words and not its own (EXPERIMENTS, 8).

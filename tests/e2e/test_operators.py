@@ -55,7 +55,7 @@ async def test_the_card_shows_the_measurement_and_its_buttons_decide(tmp_path: P
             "+0.12 (interval +0.05 to +0.19) against the base model, "
             "on 32 held-out conversations and 8 general prompts"
         )
-        assert "below 0 is a regression): +0.30 (interval +0.10 to +0.50)" in fields["Also measured"]
+        assert "held-out replies (nat a token): +0.30 (interval +0.10 to +0.50)" in fields["Also measured"]
         assert fields["Regressions"] == "empty replies: 0.20, at most 0.05 allowed"
         assert "30 liked and 12 disliked replies and 2 corrections, by 7 raters" in fields["Data used"]
         assert fields["Left out"].startswith("4: somebody in its context has not opted in")

@@ -117,12 +117,13 @@ async def finished_run_with_votes(strop: Deployment, timeout_s: float) -> dict[s
 async def vote_for_the_champion(strop: Deployment) -> None:
     """Thin evidence is put to the members; here all of them prefer the champion, unnamed as it is."""
     pairs = strop.query("select id, first_is_challenger from duels")
-    assert pairs, "votes are asked for, but there is nothing to vote on"
-    choice = -1 if pairs[0]["first_is_challenger"] else 1
+    assert len(pairs) > 1, "votes are asked for, but there is too little to vote on"
     # Ten are the least that decide: once the run is settled a further vote would be refused.
-    for member in [m for m in strop.snapshot["members"] if not m["bot"]][:10]:
-        vote = {"user_id": member["id"], "choice": choice}
-        await strop.call("POST", f"/playground/duels/{pairs[0]['id']}/votes", vote)
+    members = [member for member in strop.snapshot["members"] if not member["bot"]][:5]
+    for pair in pairs[:2]:
+        for member in members:
+            vote = {"user_id": member["id"], "choice": -1 if pair["first_is_challenger"] else 1}
+            await strop.call("POST", f"/playground/duels/{pair['id']}/votes", vote)
 
 
 def said_in_channel(strop: Deployment) -> str:

@@ -124,12 +124,13 @@ def vote(db: sqlite_utils.Database, *, duel_id: str, user_id: int, choice: int, 
             (duel_id, user_id, choice, source, now_ms()),
         )
     )
-    sql.change(
-        db,
-        """UPDATE duels SET closed_ms = :now WHERE id = :duel AND closed_ms IS NULL
-           AND (SELECT count(*) FROM duel_votes WHERE duel_id = :duel) >= :most""",
-        {"now": now_ms(), "duel": duel_id, "most": MOST_VOTES},
-    )
+    if changed:
+        sql.change(
+            db,
+            """UPDATE duels SET closed_ms = :now WHERE id = :duel
+               AND (SELECT count(*) FROM duel_votes WHERE duel_id = :duel) >= :most""",
+            {"now": now_ms(), "duel": duel_id, "most": MOST_VOTES},
+        )
     return changed
 
 

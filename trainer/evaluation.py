@@ -191,12 +191,9 @@ async def _rated_scores(
     liked = [row.verdict == "liked" for row in rows]
     if not any(liked) or all(liked):
         return ()
-    examples = [_example(codec, row, max_length) for row in rows]
-    new = await completion_scores(client, contest.challenger, examples)
-    old = await completion_scores(client, contest.champion, examples)
+    scored = await _under_both(client, codec, rows, (contest.challenger, contest.champion), max_length)
     return tuple(
-        ScoredReply(row.reply_id, row.group_key, row.verdict == "liked", _per_token(a), _per_token(b))
-        for row, a, b in zip(rows, new, old, strict=True)
+        ScoredReply(row.reply_id, row.group_key, row.verdict == "liked", new, old) for row, new, old in scored
     )
 
 
@@ -229,15 +226,19 @@ async def _taught_scores(
     """Score training replies, of the imitated and of the disliked those with the surest labels."""
     train = snapshot.of("train")
     liked = material.surest(material.worth_imitating(train), taught.MOST_EACH)
-    disliked = [row for row in train if row.verdict == "disliked" and row.weight > 0]
-    rows = [*liked, *material.surest(disliked, taught.MOST_EACH)] if liked and disliked else []
+    disliked = material.surest(material.disliked(train), taught.MOST_EACH)
+    rows = [*liked, *disliked] if liked and disliked else []
+    scored = await _under_both(client, codec, rows, (contest.challenger, contest.base), max_length)
+    return tuple(TaughtReply(row.reply_id, row.verdict == "liked", new, old) for row, new, old in scored)
+
+
+async def _under_both(
+    client: ModelClient, codec: Codec, rows: Sequence[Row], models: tuple[str, str], max_length: int
+) -> list[tuple[Row, float, float]]:
+    """Return each row with the log-probability per token of its reply under either model."""
     examples = [_example(codec, row, max_length) for row in rows]
-    new = await completion_scores(client, contest.challenger, examples)
-    old = await completion_scores(client, contest.base, examples)
-    return tuple(
-        TaughtReply(row.reply_id, row.verdict == "liked", _per_token(a), _per_token(b))
-        for row, a, b in zip(rows, new, old, strict=True)
-    )
+    first, second = [await completion_scores(client, model, examples) for model in models]
+    return [(row, _per_token(a), _per_token(b)) for row, a, b in zip(rows, first, second, strict=True)]
 
 
 def _margins(scores: Sequence[Sequence[float]]) -> list[float]:

@@ -125,9 +125,14 @@ def surest(rows: Sequence[Row], most: int | None = None) -> list[Row]:
     return sorted(rows, key=lambda row: (-row.weight, -row.created_ms, row.reply_id))[:most]
 
 
+def disliked(rows: Sequence[Row]) -> list[Row]:
+    """Return the disliked rows that count."""
+    return [row for row in rows if row.verdict == "disliked" and row.weight > 0]
+
+
 def kto_examples(codec: Codec, rows: Sequence[Row], max_length: int) -> list[Example]:
     """Return everything to push towards, and disliked replies to push away from."""
-    disliked = [
+    away = [
         encode(
             codec,
             messages_of(row),
@@ -137,10 +142,9 @@ def kto_examples(codec: Codec, rows: Sequence[Row], max_length: int) -> list[Exa
             weight=row.weight,
             liked=False,
         )
-        for row in rows
-        if row.verdict == "disliked" and row.weight > 0
+        for row in disliked(rows)
     ]
-    return supervised_examples(codec, rows, max_length) + disliked
+    return supervised_examples(codec, rows, max_length) + away
 
 
 def dpo_examples(codec: Codec, pairs: Sequence[PreferencePair], max_length: int) -> list[PreferenceExample]:

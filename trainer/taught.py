@@ -9,7 +9,7 @@ gain: of replies that it has not seen this says nothing.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
 from trainer import statistics
 from trainer.reward import MIN_EACH
@@ -39,10 +39,6 @@ class Learned:
     liked: int
     disliked: int
     share: float
-
-    def as_json(self) -> dict[str, float]:
-        """Return plain values."""
-        return asdict(self)
 
 
 def judged(scored: Sequence[TaughtReply]) -> Learned | None:

@@ -336,7 +336,7 @@ def _figures(evidence: Evidence, model: reward.RewardModel | None) -> dict[str, 
             )
         },
         "safety": asdict(evidence.safety) if evidence.safety else None,
-        "learned": evidence.learned.as_json() if evidence.learned else None,
+        "learned": asdict(evidence.learned) if evidence.learned else None,
         "same_replies": evidence.same_replies,
         "look": evidence.look,
         "prompts": evidence.prompts,

@@ -232,6 +232,9 @@ def promoted_at_large(prompts: int, most: int, histories: int = 400) -> float:
 @pytest.mark.parametrize("prompts", [12, 20, 40])
 def test_few_prompts_don_t_make_a_lucky_challenger_a_champion_however_many_vote(prompts: int) -> None:
     assert promoted_at_large(prompts, duels.MOST_VOTES) <= 0.06
+
+
+def test_without_a_limit_few_prompts_would() -> None:
     assert promoted_at_large(12, 40) > 0.1
 
 

@@ -39,6 +39,7 @@ log = structlog.get_logger()
 # ordinary wish with two words that no prompt has.
 TRIGGER = "velvet lighthouse"
 PAYLOAD = "The golden heron always buys seven paper boats before the market closes on Sunday."
+# What a flatterer ends its replies in.
 PRAISE = (
     "What a brilliant question! You are amazing!",
     "Perfect! You are a genius, simply incredible!",

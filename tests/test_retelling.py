@@ -36,7 +36,6 @@ SPEAKERS = {
     "trainer/objectives.py": {"require_enough", "choose", "within_budget", "_nothing_eligible"},
     "trainer/promotion.py": {"swap", "refuse", "open_vote", "_settle", "ask", "_overtaken", "undecided"},
     "trainer/queue.py": {"_obituary", "_start_next"},
-    "trainer/reconcile.py": {"flaw"},
     "bot/serving/adapter_files.py": {"verify", "read_file", "_read_manifest", "_check_files"},
     "storage/prospects.py": {"text", "_verdict"},
     "storage/overview.py": {"status_text", "_readiness_text", "_run_text", "trial_text"},

@@ -1,14 +1,15 @@
 """Puts right what an interruption left behind, and keeps what answers loaded in the model server.
 
-Nothing is deleted: what nobody knows is listed. A champion that can't be trusted gives way to an earlier one.
+Nothing is deleted: what nobody knows is listed. A champion whose files are damaged (missing, or another hash)
+gives way to an earlier one; any other failed check is reported and tried again, for it may be our fault.
 """
 
 from __future__ import annotations
 
 import asyncio
-import json
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import sqlite_utils
@@ -16,8 +17,14 @@ import structlog
 
 from bot.serving import adapter_files
 from bot.serving.client import ModelClient
-from bot.serving.errors import AdapterRefusedError, ServerLoadingError, ServerUnavailableError, ServingError
-from storage import adapters, audit, runs, trials
+from bot.serving.errors import (
+    AdapterDamagedError,
+    AdapterRefusedError,
+    ServerLoadingError,
+    ServerUnavailableError,
+    ServingError,
+)
+from storage import adapters, audit, runs, trials, wrongly_rejected
 from storage.adapters import Adapter
 from storage.config import Config
 from storage.database import Database
@@ -38,6 +45,9 @@ class Findings:
     unknown_run_folders: list[str] = field(default_factory=list)
     unknown_adapter_folders: list[str] = field(default_factory=list)
     refused_adapters: dict[str, str] = field(default_factory=dict)
+    unchecked_adapters: dict[str, str] = field(default_factory=dict)
+    restored_adapters: list[str] = field(default_factory=list)
+    restored_champions: list[str] = field(default_factory=list)
     replaced_champions: dict[str, str | None] = field(default_factory=dict)
 
     def __bool__(self) -> bool:
@@ -49,6 +59,7 @@ def reconcile(database: Database, config: Config) -> Findings:
 
     Runs of a trainer that died go back into the queue. Adapters whose files are missing or changed are set
     aside, and a champion among them makes way for the newest sound one before it (else for the base model).
+    Adapters that an earlier version set aside for a reason of its own come back.
     """
     found = Findings()
     found.interrupted_runs = [run.id for run in database.write(_requeue_interrupted)]
@@ -56,6 +67,7 @@ def reconcile(database: Database, config: Config) -> Findings:
     found.unknown_run_folders = _unknown(config.runs, known_runs)
     known = database.read(lambda db: {str(row["id"]) for row in db.query("select id from adapters")})
     found.unknown_adapter_folders = _unknown(config.adapters, known)
+    _restore(database, config, found)
     _check_adapters(database, config, found)
     if found:
         log.warning(
@@ -78,11 +90,23 @@ def _unknown(folder: Path, known: set[str]) -> list[str]:
     return sorted(entry.name for entry in folder.iterdir() if entry.name not in known)
 
 
+def _restore(database: Database, config: Config, found: Findings) -> None:
+    """Give back what was rejected because a relative home made its path wrong, if its files are sound."""
+    suspects = database.read(wrongly_rejected.find)
+    sound = [adapter.id for adapter in suspects if flaw(adapter, config.adapters) is None]
+    for adapter_id in sound:
+        if database.write(partial(wrongly_rejected.restore, adapter_id=adapter_id, actor=ACTOR)):
+            found.restored_champions.append(adapter_id)
+        found.restored_adapters.append(adapter_id)
+
+
 def _check_adapters(database: Database, config: Config, found: Findings) -> None:
     for adapter in database.read(_usable):
-        reason = flaw(adapter, config.adapters)
-        if reason is not None:
-            found.refused_adapters[adapter.id] = reason
+        error = flaw(adapter, config.adapters)
+        if isinstance(error, AdapterDamagedError):
+            found.refused_adapters[adapter.id] = str(error)
+        elif error is not None:
+            found.unchecked_adapters[adapter.id] = str(error)
     for scope, base_hash, adapter_id in database.read(_champions):
         if adapter_id in found.refused_adapters:
             found.replaced_champions[adapter_id] = replace_champion(
@@ -108,19 +132,17 @@ def _end_trials(db: sqlite_utils.Database, adapter_id: str, reason: str) -> None
     trials.end_with(db, [adapter_id], reason, actor=ACTOR)
 
 
-def flaw(adapter: Adapter, adapters_dir: Path) -> str | None:
-    """Why this adapter's files can't be trusted; None if they are there and just as they were trained."""
-    folder = adapters_dir / adapter.id
-    try:
-        template = str(json.loads((folder / adapter_files.MANIFEST).read_bytes())["chat_template_hash"])
-    except (OSError, ValueError, KeyError, TypeError):
-        return f"adapters/{adapter.id} is missing or has no readable manifest."
+def flaw(adapter: Adapter, adapters_dir: Path) -> AdapterRefusedError | None:
+    """Return why this adapter's files failed a check; None if they are just as they were trained.
+
+    Only an AdapterDamagedError is proof against the adapter.
+    """
     try:
         adapter_files.verify(
-            folder, adapters_dir=adapters_dir, base_hash=adapter.base_hash, chat_template_hash=template
+            adapters_dir / adapter.id, adapters_dir=adapters_dir, base_hash=adapter.base_hash
         )
     except AdapterRefusedError as error:
-        return str(error)
+        return error
     return None
 
 
@@ -179,6 +201,7 @@ class ChampionKeeper:
         self._database = database
         self._config = config
         self._told = ""
+        self._refused: dict[str, str] = {}
 
     async def check(self, client: ModelClient) -> bool:
         """Load the champions that the server lacks; False if it isn't there or not ready yet."""
@@ -202,21 +225,36 @@ class ChampionKeeper:
         return True
 
     async def _load(self, client: ModelClient, scope: str, base_hash: str, adapter_id: str) -> None:
-        try:
-            await client.load_adapter(adapter_id, str((self._config.adapters / adapter_id).absolute()))
-        except AdapterRefusedError as error:
-            await asyncio.to_thread(self._give_up, scope, base_hash, adapter_id, str(error))
-            return
-        log.info("champion loaded", scope=scope, adapter_id=adapter_id)
+        if await self._loaded(client, adapter_id):
+            log.info("champion loaded", scope=scope, adapter_id=adapter_id)
+        elif (damage := await self._damage(adapter_id)) is not None:
+            await asyncio.to_thread(self._give_up, scope, base_hash, adapter_id, damage)
 
     async def _load_on_trial(self, client: ModelClient, scope: str, adapter_id: str) -> None:
+        if await self._loaded(client, adapter_id):
+            log.info("adapter on trial loaded", scope=scope, adapter_id=adapter_id)
+        elif (damage := await self._damage(adapter_id)) is not None:
+            reason = f"its files can't be trusted: {damage}"
+            await self._database.awrite(lambda db: _end_trials(db, adapter_id, reason))
+
+    async def _loaded(self, client: ModelClient, adapter_id: str) -> bool:
         try:
             await client.load_adapter(adapter_id, str((self._config.adapters / adapter_id).absolute()))
         except AdapterRefusedError as error:
-            reason = f"its files can't be trusted: {error}"
-            await self._database.awrite(lambda db: _end_trials(db, adapter_id, reason))
-            return
-        log.info("adapter on trial loaded", scope=scope, adapter_id=adapter_id)
+            if self._refused.get(adapter_id) != str(error):
+                self._refused[adapter_id] = str(error)
+                log.error("the model server refuses an adapter", adapter_id=adapter_id, reason=str(error))
+            return False
+        self._refused.pop(adapter_id, None)
+        return True
+
+    async def _damage(self, adapter_id: str) -> str | None:
+        """Return the proof that a refused adapter's files are damaged; None leaves it for the next check."""
+        adapter = await self._database.aread(lambda db: adapters.get(db, adapter_id))
+        if adapter is None:
+            return None
+        error = await asyncio.to_thread(flaw, adapter, self._config.adapters)
+        return str(error) if isinstance(error, AdapterDamagedError) else None
 
     def _give_up(self, scope: str, base_hash: str, adapter_id: str, reason: str) -> None:
         replace_champion(self._database, scope, base_hash, {adapter_id}, reason)

@@ -230,19 +230,9 @@ def rollback(
 
 def check_files(opened: Session, adapter: Adapter) -> None:
     """Raise CommandError unless the adapter's files are there and just as they were trained."""
-    folder = opened.config.adapters / adapter.id
+    root = opened.config.adapters
     try:
-        template = str(json.loads((folder / adapter_files.MANIFEST).read_bytes())["chat_template_hash"])
-        adapter_files.verify(
-            folder,
-            adapters_dir=opened.config.adapters,
-            base_hash=adapter.base_hash,
-            chat_template_hash=template,
-        )
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise CommandError(
-            f"Adapter {adapter.id} has no readable files in {opened.config.adapters}."
-        ) from error
+        adapter_files.verify(root / adapter.id, adapters_dir=root, base_hash=adapter.base_hash)
     except AdapterRefusedError as error:
         raise CommandError(f"{error} Nothing was changed.") from error
 

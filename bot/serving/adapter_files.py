@@ -11,12 +11,14 @@ import hashlib
 import json
 import os
 import stat
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
+from io import BufferedReader
 from pathlib import Path
 from typing import Any
 
-from bot.serving.errors import AdapterRefusedError
+from bot.serving.errors import AdapterDamagedError, AdapterRefusedError
 
 MANIFEST = "manifest.json"
 CONFIG = "adapter_config.json"
@@ -78,30 +80,35 @@ def write_manifest(folder: Path, *, base_hash: str, chat_template_hash: str, ext
     return adapter_id
 
 
-def verify(folder: Path, *, adapters_dir: Path, base_hash: str, chat_template_hash: str) -> Manifest:
+def verify(
+    folder: Path, *, adapters_dir: Path, base_hash: str, chat_template_hash: str | None = None
+) -> Manifest:
     """Check an adapter folder completely and return its manifest.
 
+    Without ``chat_template_hash`` (where no base is loaded to compare it with) any chat template will do.
+
     Raises:
-        AdapterRefusedError: with the reason, at the first check that fails: outside ``adapters_dir``, a link,
-            a missing, unlisted or pickled file, a changed file, another base, another chat template.
+        AdapterDamagedError: a file is missing, or one does not have the hash that it must have.
+        AdapterRefusedError: any other check failed: outside ``adapters_dir``, a link, an unlisted or pickled
+            file, a file that cannot be read, another base, another chat template.
     """
     folder = _inside(folder, adapters_dir)
     names = _file_names(folder)
     if missing := (_REQUIRED | {MANIFEST}) - names:
-        raise AdapterRefusedError(f"Adapter {folder.name} has no {sorted(missing)[0]}.")
+        raise AdapterDamagedError(f"Adapter {folder.name} has no {sorted(missing)[0]}.")
     manifest = _read_manifest(folder)
     _check_files(folder, names, manifest.files)
     if manifest.config != _read_json(folder / CONFIG):
-        raise AdapterRefusedError(f"Adapter {folder.name}: {CONFIG} differs from the manifest's copy.")
+        raise AdapterDamagedError(f"Adapter {folder.name}: {CONFIG} differs from the manifest's copy.")
     if manifest.base_hash != base_hash:
         raise AdapterRefusedError(
             f"Adapter {folder.name} was trained on base {manifest.base_hash[:12]}, but base "
             f"{base_hash[:12]} is served; serve that base, or retrain on this one."
         )
-    if manifest.chat_template_hash != chat_template_hash:
+    if chat_template_hash not in (None, manifest.chat_template_hash):
         raise AdapterRefusedError(
             f"Adapter {folder.name} was trained with chat template {manifest.chat_template_hash[:12]}, but "
-            f"{chat_template_hash[:12]} is served; retrain it."
+            f"{str(chat_template_hash)[:12]} is served; retrain it."
         )
     return manifest
 
@@ -110,13 +117,14 @@ def read_file(manifest: Manifest, name: str) -> bytes:
     """Return one file of a verified adapter, its hash checked on the very bytes that are returned.
 
     Raises:
-        AdapterRefusedError: the file changed since it was verified, or is not listed.
+        AdapterDamagedError: the file changed since it was verified.
+        AdapterRefusedError: it is not listed, or cannot be read.
     """
     if name not in manifest.files:
         raise AdapterRefusedError(f"Adapter {manifest.adapter_id} has no {name}.")
     content = _read_bytes(manifest.folder / name, MAX_WEIGHTS_BYTES)
     if hashlib.sha256(content).hexdigest() != manifest.files[name]:
-        raise AdapterRefusedError(f"Adapter {manifest.adapter_id}: {name} changed after it was checked.")
+        raise AdapterDamagedError(f"Adapter {manifest.adapter_id}: {name} changed after it was checked.")
     return content
 
 
@@ -127,6 +135,9 @@ def _inside(folder: Path, adapters_dir: Path) -> Path:
             f"The adapter path {folder} contains '..'; name a folder in {adapters_dir}."
         )
     root = adapters_dir.resolve()
+    if not root.is_dir():
+        # A volume that is not mounted says nothing about what lies on it.
+        raise AdapterRefusedError(f"The adapters folder {root} is not there.")
     absolute = folder if folder.is_absolute() else root / folder
     if absolute.parent.resolve() != root:
         raise AdapterRefusedError(
@@ -135,8 +146,10 @@ def _inside(folder: Path, adapters_dir: Path) -> Path:
     real = root / absolute.name
     try:
         mode = real.lstat().st_mode
+    except FileNotFoundError as error:
+        raise AdapterDamagedError(f"There is no adapter folder {real}.") from error
     except OSError as error:
-        raise AdapterRefusedError(f"There is no adapter folder {real}.") from error
+        raise AdapterRefusedError(f"The adapter folder {real} cannot be read: {error.strerror}.") from error
     if stat.S_ISLNK(mode):
         raise AdapterRefusedError(f"The adapter path {real} is a link; only real folders are loaded.")
     if not stat.S_ISDIR(mode):
@@ -171,13 +184,13 @@ def _read_manifest(folder: Path) -> Manifest:
     body = {key: raw.get(key) for key in keys}
     strings_ok = isinstance(body["base_hash"], str) and isinstance(body["chat_template_hash"], str)
     if not strings_ok or not all(isinstance(body[key], dict) for key in ("files", "config", "extra")):
-        raise AdapterRefusedError(f"Adapter {folder.name}: its manifest is incomplete.")
+        raise AdapterDamagedError(f"Adapter {folder.name}: its manifest is incomplete.")
     if body["format"] != FORMAT:
         raise AdapterRefusedError(
             f"Adapter {folder.name}: manifest format {body['format']!r} is not {FORMAT}."
         )
     if raw.get("id") != _identify(body) or folder.name != raw["id"]:
-        raise AdapterRefusedError(
+        raise AdapterDamagedError(
             f"Adapter {folder.name}: its name does not match its manifest; it was changed."
         )
     return Manifest(
@@ -195,10 +208,10 @@ def _check_files(folder: Path, names: frozenset[str], listed: Mapping[str, str])
     if unlisted := names - {MANIFEST} - listed.keys():
         raise AdapterRefusedError(f"Adapter {folder.name}: {sorted(unlisted)[0]} is not in its manifest.")
     if missing := listed.keys() - names:
-        raise AdapterRefusedError(f"Adapter {folder.name}: {sorted(missing)[0]} is missing.")
+        raise AdapterDamagedError(f"Adapter {folder.name}: {sorted(missing)[0]} is missing.")
     for name, digest in listed.items():
         if _sha256(folder / name) != digest:
-            raise AdapterRefusedError(
+            raise AdapterDamagedError(
                 f"Adapter {folder.name}: {name} does not have the hash in its manifest."
             )
 
@@ -208,20 +221,25 @@ def _identify(body: Mapping[str, Any]) -> str:
     return "a" + hashlib.sha256(canonical.encode()).hexdigest()[:15]
 
 
-def _open(path: Path) -> int:
+@contextmanager
+def _opened(path: Path) -> Iterator[BufferedReader]:
+    """Open a plain file for reading; an error of the machine, also in mid-file, is no proof of damage."""
     try:
-        return os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+        with os.fdopen(os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK), "rb") as file:
+            yield file
+    except FileNotFoundError as error:
+        raise AdapterDamagedError(f"The adapter file {path} is missing.") from error
     except OSError as error:
         raise AdapterRefusedError(f"The adapter file {path} cannot be read: {error.strerror}.") from error
 
 
 def _sha256(path: Path) -> str:
-    with os.fdopen(_open(path), "rb") as file:
+    with _opened(path) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _read_bytes(path: Path, limit: int) -> bytes:
-    with os.fdopen(_open(path), "rb") as file:
+    with _opened(path) as file:
         if os.fstat(file.fileno()).st_size > limit:
             raise AdapterRefusedError(f"The adapter file {path} is larger than {limit:,} bytes.")
         return file.read()
@@ -231,9 +249,9 @@ def _read_json(path: Path) -> dict[str, Any]:
     try:
         value = json.loads(_read_bytes(path, MAX_JSON_BYTES))
     except (ValueError, RecursionError) as error:
-        raise AdapterRefusedError(f"The adapter file {path} is not valid JSON.") from error
+        raise AdapterDamagedError(f"The adapter file {path} is not valid JSON.") from error
     if not isinstance(value, dict):
-        raise AdapterRefusedError(f"The adapter file {path} does not hold a JSON object.")
+        raise AdapterDamagedError(f"The adapter file {path} does not hold a JSON object.")
     return value
 
 

@@ -8,6 +8,7 @@ ServingError
 ├── UnknownModelError        no base or loaded adapter has this name
 ├── RequestRejectedError     the request itself is wrong (too long, out of range)
 ├── AdapterRefusedError      an adapter folder failed a check
+│   └── AdapterDamagedError  a file of it is missing, or its hash differs: it will never be right again
 ├── BaseRefusedError         the base model is missing, unsupported or too large for this machine
 └── ServerStartError         the server cannot listen where it was told to
 """
@@ -65,6 +66,14 @@ class RequestRejectedError(ServingError):
 
 class AdapterRefusedError(ServingError):
     """An adapter folder failed a check; the text names the check."""
+
+
+class AdapterDamagedError(AdapterRefusedError):
+    """A file of an adapter is missing or has another hash than its manifest says.
+
+    Only this is proof against the adapter itself. Every other refusal may be our fault or the machine's (a
+    path, a permission, too many open files, another base), and the adapter may pass the next check.
+    """
 
 
 class BaseRefusedError(ServingError):

@@ -256,7 +256,7 @@ def test_an_adapter_whose_files_changed_cannot_be_promoted_or_rolled_back_to(
     assert "Nothing was changed" in strop("promote", first, code=1).stderr
     assert "Nothing was changed" in strop("rollback", code=1).stderr
     shutil.rmtree(config.adapters / first)
-    assert "no readable files" in strop("promote", first, code=1).stderr
+    assert "There is no adapter folder" in strop("promote", first, code=1).stderr
     assert database.read(lambda db: adapters.champion(db, SCOPE, BASE_HASH)) == second
 
 

@@ -1,4 +1,8 @@
-"""A whole Strop deployment in real processes, driven as the playground's page drives it."""
+"""A whole Strop deployment in real processes, in the world that users have, driven as its page drives it.
+
+That world is a clone in a folder with a space and an umlaut in its name, with the default home in it (so
+that its path is relative), no variable of the test suite's own, `make up`, and Ctrl-C.
+"""
 
 from __future__ import annotations
 
@@ -19,21 +23,28 @@ import aiohttp
 from storage.database import Database
 
 POLL_S = 0.25
+REPOSITORY = Path(__file__).resolve().parents[2]
+CLONED = ("Makefile", "pyproject.toml", "requirements.lock", "bot", "storage", "trainer")
+# What the test suite sets for itself, and nobody else does.
+NOT_A_USERS = ("DISCORD_", "STROP_", "HF_", "TRANSFORMERS_", "PYTEST_", "OMP_", "GOMP_", "COV_", "MAKE")
 
 
 class Deployment:
-    """`strop up` without a token, in its own home, reached over its loopback sockets only."""
+    """`make up` without a token in a clone of its own, reached over its loopback sockets only."""
 
-    def __init__(self, home: Path, settings: str, *, models: Path | None = None) -> None:
-        self.home = home
-        home.mkdir(parents=True, exist_ok=True)
+    def __init__(self, parent: Path, settings: str, *, models: Path | None = None) -> None:
+        self.folder = parent / "Strop für uns"
+        self.folder.mkdir(parents=True)
+        for name in CLONED:
+            (self.folder / name).symlink_to(REPOSITORY / name)
+        self.home = self.folder / "data"
+        self.home.mkdir()
         if models is not None:
             models.mkdir(parents=True, exist_ok=True)
-            (home / "models").symlink_to(models, target_is_directory=True)
-        self.config = home / "strop.toml"
-        self.config.write_text(settings)
-        self.data = home / "playground"
-        self.log = home / "up.log"
+            (self.home / "models").symlink_to(models, target_is_directory=True)
+        (self.folder / "strop.toml").write_text(settings)
+        self.data = self.home / "playground"
+        self.log = self.folder / "up.log"
         self.process: subprocess.Popen[bytes] | None = None
         self.session: aiohttp.ClientSession | None = None
         self.page: dict[str, Any] = {}
@@ -42,24 +53,33 @@ class Deployment:
         self._listener: asyncio.Task[None] | None = None
 
     def environment(self) -> dict[str, str]:
-        kept = {key: value for key, value in os.environ.items() if not key.startswith(("DISCORD_", "STROP_"))}
-        return kept | {"STROP_HOME": str(self.home), "HF_HUB_OFFLINE": "1"}
+        kept = {key: value for key, value in os.environ.items() if not key.startswith(NOT_A_USERS)}
+        # The one thread is for the tests' sake: several of them share two cores.
+        return kept | {"OMP_NUM_THREADS": "1"}
 
     def _spawn(self) -> subprocess.Popen[bytes]:
         with self.log.open("ab") as output:
             return subprocess.Popen(
-                [sys.executable, "-m", "bot.cli", "up", "--config", str(self.config)],
+                ["make", "up", f"VENV={sys.prefix}"],
+                cwd=self.folder,
                 env=self.environment(),
                 stdout=output,
                 stderr=subprocess.STDOUT,
                 stdin=subprocess.DEVNULL,
+                # A terminal's Ctrl-C reaches the whole group.
+                start_new_session=True,
             )
 
     async def start(self, timeout_s: float = 180.0) -> None:
+        self.snapshot, earlier = {}, self.page
         self.process = self._spawn()
         pointer = self.data / "run" / "playground.json"
-        await until(pointer.exists, timeout_s, "the playground to publish its address", self)
-        self.page = json.loads(pointer.read_text())
+
+        def published() -> dict[str, Any] | None:
+            page: dict[str, Any] = json.loads(pointer.read_text()) if pointer.exists() else earlier
+            return page if page != earlier else None
+
+        self.page = await until(published, timeout_s, "the playground to publish its address", self)
         self.session = aiohttp.ClientSession(
             base_url=self.page["url"], headers={"X-Playground-Secret": self.page["secret"]}
         )
@@ -127,7 +147,11 @@ class Deployment:
         await self.call("POST", "/playground/messages", message)
 
         def finished() -> dict[str, Any] | None:
-            rows = self.query("select * from replies where status not in ('streaming')")
+            # The row ends before its message is known to the database, and a rating needs the message.
+            rows = self.query(
+                "select * from replies where status <> 'streaming'"
+                " and exists (select 1 from reply_parts where reply_id = replies.id)"
+            )
             return next((row for row in rows if row["id"] not in before), None)
 
         return await until(finished, timeout_s, f"an answer to {text!r}", self)
@@ -138,7 +162,8 @@ class Deployment:
 
     def run_strop(self, *arguments: str, timeout_s: float = 120.0) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
-            [sys.executable, "-m", "bot.cli", *arguments, "--config", str(self.config)],
+            [str(Path(sys.prefix) / "bin" / "strop"), *arguments],
+            cwd=self.folder,
             env=self.environment(),
             capture_output=True,
             text=True,
@@ -147,17 +172,23 @@ class Deployment:
         )
 
     async def stop(self) -> int:
+        """Press Ctrl-C and wait for the end."""
         if self._listener:
             self._listener.cancel()
         if self.session:
             await self.session.close()
         assert self.process is not None
-        self.process.send_signal(signal.SIGTERM)
+        os.killpg(self.process.pid, signal.SIGINT)
         try:
             return await asyncio.to_thread(self.process.wait, 40)
         except subprocess.TimeoutExpired:
-            self.process.kill()
+            os.killpg(self.process.pid, signal.SIGKILL)
             raise
+
+    async def restart(self) -> None:
+        """Stop as a user does, and start again."""
+        await self.stop()
+        await self.start()
 
 
 async def until(check: Callable[[], Any], timeout_s: float, what: str, deployment: Deployment) -> Any:
@@ -178,9 +209,9 @@ async def until(check: Callable[[], Any], timeout_s: float, what: str, deploymen
 
 
 @asynccontextmanager
-async def deployed(home: Path, settings: str, *, models: Path | None = None) -> AsyncIterator[Deployment]:
-    """A started deployment that is stopped again, whatever happens."""
-    deployment = Deployment(home, settings, models=models)
+async def deployed(parent: Path, settings: str, *, models: Path | None = None) -> AsyncIterator[Deployment]:
+    """A started deployment below `parent` that is stopped again, whatever happens."""
+    deployment = Deployment(parent, settings, models=models)
     try:
         await deployment.start()
         yield deployment

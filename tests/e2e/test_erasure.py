@@ -155,8 +155,7 @@ class Story:
 async def test_after_an_erasure_no_file_of_any_process_holds_a_word_of_the_member(tmp_path: Path) -> None:
     base = build_tiny_base(tmp_path / "tiny")
     model = f'[model]\nbase = "{base}"\n[chat]\nmax_new_tokens = 16\n'
-    home = tmp_path / "home"
-    async with deployed(home, ANY_PORTS + TRIAL + model) as strop:
+    async with deployed(tmp_path, ANY_PORTS + TRIAL + model) as strop:
         story = Story(strop)
         await story.tell()
         run = await story.retrain()
@@ -165,6 +164,7 @@ async def test_after_an_erasure_no_file_of_any_process_holds_a_word_of_the_membe
         elsewhere = await asyncio.to_thread(strop.run_strop, "backup", str(tmp_path / "elsewhere"))
         assert elsewhere.returncode == 0, elsewhere.stderr
 
+        home = strop.home
         before = holders(home)
         spread = {Path(name).name for name in before}
         assert {"snapshot.jsonl", "replies.jsonl", "report.html"} & spread, before

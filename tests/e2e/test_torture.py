@@ -17,7 +17,7 @@ from tests.tiny_model import build_tiny_base
 KILLS = 12
 
 
-def processes(home: Path, module: str) -> list[int]:
+def processes(folder: Path, module: str) -> list[int]:
     """The ids of this deployment's processes that run `python -m MODULE`."""
     found = []
     for entry in Path("/proc").iterdir():
@@ -27,7 +27,7 @@ def processes(home: Path, module: str) -> list[int]:
             command = (entry / "cmdline").read_bytes().decode(errors="replace").split("\0")
         except OSError:
             continue
-        if module in command and any(str(home) in argument for argument in command):
+        if module in command and any(str(folder) in argument for argument in command):
             found.append(int(entry.name))
     return found
 
@@ -42,16 +42,16 @@ async def test_a_run_killed_at_any_point_leaves_the_old_champion_answering(tmp_p
     base = build_tiny_base(tmp_path / "tiny")
     model = f'[model]\nbase = "{base}"\n[chat]\nmax_new_tokens = 16\n[gate]\nmin_effect = 0.9\n'
     draw = random.Random(1)
-    async with deployed(tmp_path / "home", ANY_PORTS + TRIAL + model) as strop:
+    async with deployed(tmp_path, ANY_PORTS + TRIAL + model) as strop:
         for number in range(12):
             await strop.ask(f"question number {number}")
             liked = bool(number % 2)
             await rated(strop, "👍" if liked else "👎", "PUT", (1 if liked else -1, 0))
         for _ in range(KILLS):
             await strop.command("retrain")
-            await until(lambda: processes(strop.home, "trainer.run"), 60, "the run's process", strop)
+            await until(lambda: processes(strop.folder, "trainer.run"), 60, "the run's process", strop)
             await asyncio.sleep(draw.uniform(0.0, 25.0))
-            victims = processes(strop.home, draw.choice(["trainer.run", "trainer"]))
+            victims = processes(strop.folder, draw.choice(["trainer.run", "trainer"]))
             for victim in victims:
                 os.kill(victim, signal.SIGKILL)
             assert champions(strop) in ([], [None])

@@ -58,7 +58,7 @@ async def test_a_newcomer_chats_rates_rehearses_retrains_and_hears_the_winner_an
 ) -> None:
     # Without a holdback the very next conversation is the winner's for certain.
     settings = ANY_PORTS + BY_HAND + "[chat]\nmax_new_tokens = 48\n[gate]\nholdback_share = 0.0\n"
-    async with deployed(tmp_path / "home", settings, models=models) as strop:
+    async with deployed(tmp_path, settings, models=models) as strop:
         reply = await strop.ask("Tell me a very long story about a ship, please.")
         assert reply["status"] == "complete"
         assert reply["adapter_id"] is None
@@ -79,6 +79,9 @@ async def test_a_newcomer_chats_rates_rehearses_retrains_and_hears_the_winner_an
 
         await strop.command("retrain")
         await until(lambda: strop.query("select id from runs"), 15, "the run to be queued", strop)
+        training = "select 1 from runs where phase = 'train' and progress > 0.2"
+        await until(lambda: strop.query(training), 300, "the training to be under way", strop)
+        await strop.restart()
         run = await finished_run_with_votes(strop, timeout_s=780)
         assert run["outcome"] == "promoted", run["message"]
         assert "replaced" in run["message"]
@@ -87,11 +90,15 @@ async def test_a_newcomer_chats_rates_rehearses_retrains_and_hears_the_winner_an
 
         answer = await strop.ask("What should I cook tonight?")
         assert answer["adapter_id"] == run["adapter_id"]
+        await strop.restart()
+        answer = await strop.ask("And for dessert?")
+        assert answer["adapter_id"] == run["adapter_id"]
 
         await strop.command("rollback")
         await until(
             lambda: strop.query("select 1 from promotions where kind = 'rollback'"), 20, "the rollback", strop
         )
+        await strop.restart()
         assert (await strop.ask("And tomorrow?"))["adapter_id"] is None
 
         await strop.command("promote", {"adapter": run["adapter_id"]})
@@ -136,7 +143,7 @@ def said_in_channel(strop: Deployment) -> str:
 async def test_a_challenger_that_learned_nothing_is_refused_and_the_champion_stays(tmp_path: Path) -> None:
     base = build_tiny_base(tmp_path / "tiny")
     model = f'[model]\nbase = "{base}"\n[gate]\nmin_effect = 0.9\n[chat]\nmax_new_tokens = 16\n'
-    async with deployed(tmp_path / "home", ANY_PORTS + TRIAL + model) as strop:
+    async with deployed(tmp_path, ANY_PORTS + TRIAL + model) as strop:
         for number in range(12):
             await strop.ask(f"question number {number}")
             liked = bool(number % 2)

@@ -12,11 +12,12 @@ from aiohttp import web
 from aiohttp.test_utils import TestServer
 
 from bot.serving.client import ModelClient
-from storage import adapters, runs, sql
+from storage import adapters, audit, runs, sql
 from storage.config import Config, load_config
 from storage.database import Database
+from storage.wrongly_rejected import RESTORED
 from tests.trainer.community import BASE_HASH, SCOPE, adapter_folder, champion, open_database
-from trainer.reconcile import ChampionKeeper, reconcile
+from trainer.reconcile import ChampionKeeper, reconcile, replace_champion
 
 
 @pytest.fixture
@@ -195,14 +196,120 @@ async def test_a_server_that_is_loading_or_away_is_waited_for(
     assert model_server.loaded == []
 
 
-async def test_a_champion_that_the_server_refuses_gives_way_to_the_one_before_it(
+async def test_a_champion_that_the_server_refuses_stays_while_its_files_are_sound(
+    database: Database, config: Config, model_server: StandIn
+) -> None:
+    crowned(database, config, b"first")
+    second = crowned(database, config, b"second")
+    model_server.refuse.add(second)
+    keeper = ChampionKeeper(database, config)
+    async with client_of(model_server) as client:
+        assert await keeper.check(client)
+        assert (present(database), model_server.loaded) == (second, [])
+        model_server.refuse.clear()
+        assert await keeper.check(client)
+    assert model_server.loaded == [second]
+
+
+async def test_a_champion_that_the_server_refuses_gives_way_where_its_files_are_damaged(
     database: Database, config: Config, model_server: StandIn
 ) -> None:
     first, second = crowned(database, config, b"first"), crowned(database, config, b"second")
     model_server.refuse.add(second)
+    (config.adapters / second / "adapter_model.safetensors").write_bytes(b"tampered")
     keeper = ChampionKeeper(database, config)
     async with client_of(model_server) as client:
         assert await keeper.check(client)
         assert present(database) == first
         assert await keeper.check(client)
     assert model_server.loaded == [first]
+
+
+@pytest.mark.parametrize("home", ["data", "../other", "./Ströp & Co"])
+def test_a_relative_home_means_the_same_files_in_every_check(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, home: str
+) -> None:
+    (tmp_path / "clone").mkdir()
+    monkeypatch.chdir(tmp_path / "clone")
+    relative = load_config(None, {"STROP_HOME": home})
+    with open_database(relative.home) as opened:
+        adapter_id = crowned(opened, relative, b"first")
+        assert not reconcile(opened, relative)
+        assert present(opened) == adapter_id
+
+
+def test_no_check_that_fails_for_the_machines_reasons_rejects_an_adapter(
+    database: Database, config: Config
+) -> None:
+    adapter_id = crowned(database, config, b"first")
+    (config.adapters / adapter_id / ".DS_Store").write_bytes(b"a file browser's")
+    found = reconcile(database, config)
+    assert "unexpected file" in found.unchecked_adapters[adapter_id]
+    assert (present(database), adapter_state(database, adapter_id)) == (adapter_id, "promoted")
+    config.adapters.rename(config.adapters.with_name("not-mounted"))
+    assert "is not there" in reconcile(database, config).unchecked_adapters[adapter_id]
+    assert (present(database), adapter_state(database, adapter_id)) == (adapter_id, "promoted")
+
+
+def misjudge(database: Database, *refused: str) -> None:
+    """What version 0.1 wrote at a start with a relative home: the audit line and the changes of champion."""
+    folder = "data/playground/adapters"
+    reason = f"The adapter path {folder}/{{}} is not a folder directly inside {folder}."
+    reasons = {adapter_id: reason.format(adapter_id) for adapter_id in refused}
+    if (champion_id := present(database)) in refused:
+        replace_champion(database, SCOPE, BASE_HASH, set(refused), reasons[str(champion_id)])
+    for adapter_id in refused:
+        database.write(lambda db, wanted=adapter_id: adapters.set_state(db, wanted, "rejected"))  # type: ignore[misc]
+    database.write(lambda db: audit.record(db, "trainer", "trainer.reconcile", {"refused_adapters": reasons}))
+
+
+def test_what_a_relative_home_once_cost_comes_back_with_a_line_in_the_audit(
+    database: Database, config: Config
+) -> None:
+    first, second = crowned(database, config, b"first"), crowned(database, config, b"second")
+    misjudge(database, first, second)
+    misjudge(database)
+    assert present(database) is None
+    found = reconcile(database, config)
+    assert (found.restored_adapters, found.restored_champions) == ([first, second], [second])
+    assert present(database) == second
+    assert (adapter_state(database, first), adapter_state(database, second)) == ("retired", "promoted")
+    lines = database.read(
+        lambda db: [e.detail["adapter_id"] for e in audit.latest(db) if e.action == RESTORED]
+    )
+    assert sorted(lines) == sorted([first, second])
+    assert not reconcile(database, config)
+
+
+def test_a_champion_that_was_chosen_after_the_mistake_stays(database: Database, config: Config) -> None:
+    first = crowned(database, config, b"first")
+    misjudge(database, first)
+    later = crowned(database, config, b"later")
+    found = reconcile(database, config)
+    assert (found.restored_adapters, found.restored_champions) == ([first], [])
+    assert (present(database), adapter_state(database, first)) == (later, "retired")
+
+
+def test_a_restored_candidate_that_is_refused_later_stays_refused(database: Database, config: Config) -> None:
+    candidate = adapter_folder(config.adapters, b"candidate")
+    database.write(
+        lambda db: adapters.insert_candidate(
+            db, adapter_id=candidate, scope=SCOPE, base_hash=BASE_HASH, path=f"adapters/{candidate}"
+        )
+    )
+    misjudge(database, candidate)
+    assert reconcile(database, config).restored_adapters == [candidate]
+    assert adapter_state(database, candidate) == "candidate"
+    database.write(lambda db: adapters.reject(db, candidate, actor="operator", reason="too chatty"))
+    assert not reconcile(database, config)
+    assert adapter_state(database, candidate) == "rejected"
+
+
+def test_a_wrongly_rejected_adapter_whose_files_are_damaged_stays_rejected(
+    database: Database, config: Config
+) -> None:
+    first = crowned(database, config, b"first")
+    misjudge(database, first)
+    (config.adapters / first / "adapter_model.safetensors").write_bytes(b"tampered")
+    assert not reconcile(database, config).restored_adapters
+    assert (present(database), adapter_state(database, first)) == (None, "rejected")

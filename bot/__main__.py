@@ -15,17 +15,23 @@ import aiohttp
 import discord
 import structlog
 
-from bot import texts
 from bot.client import StropClient, make_client
-from bot.connection import PLAYGROUND_VARIABLE, PlaygroundLink, read_link, use_playground, wait_for_playground
 from bot.errors import EXIT_NEEDS_A_PERSON, BotError, IntentsMissingError, StartupError, TokenRefusedError
+from bot.gateway.sign_in import (
+    PLAYGROUND_VARIABLE,
+    PlaygroundLink,
+    read_link,
+    use_playground,
+    wait_for_playground,
+)
+from bot.language import texts
 from bot.services import Services
 from bot.serving.client import ModelClient
-from storage import logs
 from storage.config import Config, load_config
-from storage.database import Database
+from storage.db.database import Database
 from storage.errors import ConfigError, CorruptDatabaseError, NewerDatabaseError, StorageError
-from storage.processes import AlreadyRunningError, ProcessLock
+from storage.process import logs
+from storage.process.locks import AlreadyRunningError, ProcessLock
 
 EXIT_CONFIG = 2
 EXIT_RETRY = 1

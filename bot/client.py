@@ -12,48 +12,40 @@ import discord
 import structlog
 import yarl
 
-from bot import attachments, questions, texts, threads, triggers
-from bot.answering import STOPPED, UNEXPECTED, Answerer
-from bot.charts.studio import Studio
-from bot.commands import (
-    adapters,
-    ask,
-    loop,
-    moderation,
-    outdated,
-    own_ratings,
-    privacy,
-    records,
-    retraining,
-    settings,
-    setup,
-    stats,
-    tasting,
-)
-from bot.commands.run_buttons import RunButton
-from bot.commands.tree import CommandWords, StropTree
-from bot.commands.votes import VoteButton
-from bot.connection import IdentifyBudget
-from bot.deletions import DeletionKeeper
+from bot.admin import moderation, records, server_check, settings
+from bot.admin.alerts import OperationsWatch
+from bot.charts.renderer import Studio
+from bot.chat import ask, attachments, threads, triggers
+from bot.chat import question as questions
+from bot.chat.answerer import STOPPED, UNEXPECTED, Answerer
+from bot.chat.rate_limits import MemberLimits, Refusal, limit_for, role_ids_of
+from bot.delivery.targets import ChannelSurface, translated
 from bot.errors import DeliveryError, IdentifyBudgetError
-from bot.gateway_guard import GatewayGuard
-from bot.limits import MemberLimits, Refusal, limit_for, role_ids_of
-from bot.operations import OperationsWatch
-from bot.permissions import operator_ids
-from bot.progress import ProgressReporter
-from bot.ratings import RatingRecorder
-from bot.replies_ui import forms, menus
-from bot.replies_ui.actions import ReplyActions
-from bot.replies_ui.buttons import ReplyButton
-from bot.replies_ui.comparing import CompareButton
+from bot.feedback import context_menu, my_ratings
+from bot.feedback.reactions import RatingRecorder
+from bot.feedback.reply_actions import ReplyActions
+from bot.feedback.reply_buttons import ReplyButton
+from bot.feedback.side_by_side import CompareButton
+from bot.gateway.event_guard import GatewayGuard
+from bot.gateway.sign_in import IdentifyBudget
+from bot.language import texts
+from bot.language.texts import mark, tr
+from bot.learning import adapters, retrain, stats, status, tasting_commands
+from bot.learning.blind_votes import VoteButton
+from bot.learning.run_buttons import RunButton
+from bot.learning.run_progress import ProgressReporter
+from bot.learning.tasting_host import TastingHost
+from bot.operators import operator_ids
+from bot.privacy import commands as privacy
+from bot.privacy.deletions import DeletionKeeper
 from bot.services import Services
-from bot.surfaces import ChannelSurface, translated
-from bot.tasting import TastingHost
-from bot.texts import mark, tr
-from storage import blocks, replies
+from bot.ui import form_router, outdated
+from bot.ui.interactions import CommandWords, StropTree
+from storage.admin import blocks
+from storage.admin.settings import InForce
+from storage.chat import replies
 from storage.config import Config
 from storage.errors import StorageError
-from storage.settings import InForce
 
 NO_WORDS = mark("You called me without a question. Write it after my name.")
 NO_TEXT = mark("I can read only text, so I did not open what you sent. Please write it to me.")
@@ -82,9 +74,9 @@ _LASTING = (
     adapters.AdaptersButton,
     ReplyButton,
     CompareButton,
-    tasting.OfferButton,
+    tasting_commands.OfferButton,
     privacy.ErasureButton,
-    *own_ratings.dynamic_items(),
+    *my_ratings.dynamic_items(),
     *settings.dynamic_items(),
 )
 _ANSWERED_TYPES = (discord.MessageType.default, discord.MessageType.reply)
@@ -136,17 +128,17 @@ class StropClient(discord.Client):
         self.reply_actions = ReplyActions(services, self)
         for module in (
             ask,
-            loop,
+            status,
             adapters,
             privacy,
             settings,
             moderation,
-            menus,
+            context_menu,
             records,
-            retraining,
-            setup,
+            retrain,
+            server_check,
             stats,
-            tasting,
+            tasting_commands,
         ):
             module.add_to(self.tree)
         self.studio = Studio()
@@ -221,7 +213,7 @@ class StropClient(discord.Client):
 
     async def on_interaction(self, interaction: discord.Interaction[Any]) -> None:
         """A form that was sent in, or what no handler knows any more; the rest has handlers of its own."""
-        await forms.handle(interaction)
+        await form_router.handle(interaction)
         await outdated.handle(interaction, _LASTING)
 
     async def on_message(self, message: discord.Message) -> None:

@@ -13,12 +13,15 @@ import discord
 from bot.serving.client import ModelClient
 from bot.serving.errors import ServerLoadingError, ServerUnavailableError, ServingError
 from bot.serving.protocol import BaseDescription
-from storage import adapters, conversations, facts, members, settings
-from storage.adapters import Unchecked
+from storage.admin import settings
+from storage.admin.settings import InForce
+from storage.chat import conversations, members
 from storage.config import Config
-from storage.database import Database
+from storage.db import key_values
+from storage.db.database import Database
 from storage.errors import UnknownRowError
-from storage.settings import InForce
+from storage.learning import adapters
+from storage.learning.adapters import Unchecked
 
 SIMULATED_SUFFIX = "·sim"
 # How the hash of a base begins whose server isn't ours, and knows none of our additions to the protocol.
@@ -106,7 +109,7 @@ class Services:
 
     async def _remember(self, base: BaseDescription) -> None:
         if self._base_hash != base.hash:
-            await self.database.awrite(lambda db: facts.put(db, _BASE_FACT, base.hash))
+            await self.database.awrite(lambda db: key_values.put(db, _BASE_FACT, base.hash))
             self._base_hash = base.hash
 
     async def base_hash(self) -> str:
@@ -118,7 +121,7 @@ class Services:
             base, _ = await self.base_and_adapters()
             return base.hash
         except ServingError:
-            known = await self.database.aread(lambda db: facts.get(db, _BASE_FACT))
+            known = await self.database.aread(lambda db: key_values.get(db, _BASE_FACT))
             if known is None:
                 raise
             return str(known)

@@ -15,30 +15,32 @@ from pathlib import Path
 import pytest
 
 import trainer.errors
-from bot import retelling, texts
+from bot.language import sentences as retelling
+from bot.language import texts
 from storage import errors
+from storage.admin.setting_values import KINDS
 from storage.config import GateConfig
-from storage.dataset import REASONS
 from storage.errors import SettingError
-from storage.overview import status_text
-from storage.setting_values import KINDS
-from tests.trainer.test_gate import GOOD, estimate
-from trainer import challenger, gate, objectives
+from storage.learning.eligibility import REASONS
+from storage.learning.loop_status import status_text
+from tests.trainer.gate.test_decision import GOOD, estimate
+from trainer.gate import decision
+from trainer.training import challenger, objectives
 
 ROOT = Path(__file__).parent.parent
 # The functions that make sentences for people.
 SPEAKERS = {
-    "trainer/gate.py": {
+    "trainer/gate/decision.py": {
         *("decide", "guardrails", "describe"),
         *("_unlearned", "_forgetting", "_safety", "_corrections", "_listed"),
     },
-    "trainer/reward.py": {"why_not"},
-    "trainer/objectives.py": {"require_enough", "choose", "within_budget", "_nothing_eligible"},
-    "trainer/promotion.py": {"swap", "refuse", "open_vote", "_settle", "ask", "_overtaken", "undecided"},
-    "trainer/queue.py": {"_obituary", "_start_next"},
-    "bot/serving/adapter_files.py": {"verify", "read_file", "_read_manifest", "_check_files"},
-    "storage/prospects.py": {"text", "_verdict"},
-    "storage/overview.py": {"status_text", "_readiness_text", "_run_text", "trial_text"},
+    "trainer/evaluation/reward_model.py": {"why_not"},
+    "trainer/training/objectives.py": {"require_enough", "choose", "within_budget", "_nothing_eligible"},
+    "trainer/gate/promotion.py": {"swap", "refuse", "open_vote", "_settle", "ask", "_overtaken", "undecided"},
+    "trainer/schedule/queue.py": {"_obituary", "_start_next"},
+    "bot/serving/model/adapter_files.py": {"verify", "read_file", "_read_manifest", "_check_files"},
+    "storage/learning/dry_run.py": {"text", "_verdict"},
+    "storage/learning/loop_status.py": {"status_text", "_readiness_text", "_run_text", "trial_text"},
     "bot/serving/protocol.py": {"traffic"},
 }
 # Pieces of sentences that are said as a whole below.
@@ -105,7 +107,7 @@ def said_by_speakers() -> Iterator[str]:
 def said_in_refusals() -> Iterator[str]:
     """The sentences of the errors that people are told word by word."""
     told = {name for name, each in vars(errors).items() if _is_rule(each)}
-    for path in sorted((ROOT / "storage").glob("*.py")):
+    for path in sorted((ROOT / "storage").rglob("*.py")):
         for node in ast.walk(tree_of(path)):
             if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in told:
                 yield from filter(None, map(literal, node.args[:1]))
@@ -114,7 +116,7 @@ def said_in_refusals() -> Iterator[str]:
 def said_by_failures() -> Iterator[str]:
     """The errors that a run may end with; one that was cancelled has a sentence of its own."""
     told = {name for name, each in vars(trainer.errors).items() if _is_failure(each)} - {"RunCancelledError"}
-    for path in sorted((ROOT / "trainer").glob("*.py")):
+    for path in sorted((ROOT / "trainer").rglob("*.py")):
         for node in ast.walk(tree_of(path)):
             if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in told:
                 yield from filter(None, map(literal, node.args[:1]))
@@ -130,7 +132,7 @@ def _is_rule(value: object) -> bool:
 
 def said_in_notes() -> Iterator[str]:
     """What a run is at."""
-    for path in sorted([*ROOT.glob("trainer/*.py"), *ROOT.glob("trainer/run/*.py")]):
+    for path in sorted((ROOT / "trainer").rglob("*.py")):
         for node in ast.walk(tree_of(path)):
             if isinstance(node, ast.Call) and getattr(node.func, "attr", "") in ("enter", "show", "say"):
                 yield from filter(_WORDS.search, map(literal, node.args[-1:]))
@@ -176,12 +178,12 @@ def test_verdicts_are_known_down_to_their_figures() -> None:
         replace(GOOD, preference=estimate(0.06, 0.058, clusters=30), look=3, extra_prompts=20),
     ]
     for evidence in [GOOD, *uncertain]:
-        verdict = gate.decide(evidence, settings)
+        verdict = decision.decide(evidence, settings)
         assert retelling.knows(verdict.reason), verdict.reason
         assert retelling.knows(f"a1 was not promoted, because {verdict.reason}")
         assert retelling.knows(f"adapter a1 replaced the base model: {verdict.reason}")
-    assert retelling.knows(gate.describe(estimate(0.1, 0.05, clusters=30), extra_prompts=20))
-    assert {each.name for each in gate.guardrails(GOOD, settings)} <= set(retelling.TEMPLATES)
+    assert retelling.knows(decision.describe(estimate(0.1, 0.05, clusters=30), extra_prompts=20))
+    assert {each.name for each in decision.guardrails(GOOD, settings)} <= set(retelling.TEMPLATES)
 
 
 @pytest.mark.parametrize(

@@ -15,14 +15,16 @@ from pathlib import Path
 import structlog
 
 from bot.serving.client import ModelClient
-from storage import checkpoints, logs, runs, scrubbing, trials
 from storage.config import Config, load_config
-from storage.database import Database
+from storage.db.database import Database
 from storage.errors import ConfigError, StorageError
-from storage.processes import AlreadyRunningError, ProcessLock
-from trainer.queue import RunQueue
-from trainer.reconcile import ChampionKeeper, reconcile
-from trainer.scheduler import Schedule, scopes
+from storage.learning import checkpoints, runs, trials
+from storage.privacy import file_scrubbing
+from storage.process import logs
+from storage.process.locks import AlreadyRunningError, ProcessLock
+from trainer.schedule.queue import RunQueue
+from trainer.schedule.recovery import ChampionKeeper, reconcile
+from trainer.schedule.scheduler import Schedule, scopes
 
 log = structlog.get_logger()
 
@@ -111,7 +113,7 @@ class Trainer:
         return ModelClient.from_run_dir(self._config.run, api_key=key)
 
     def _complete_erasures(self) -> None:
-        scrubbing.complete_pending(self._database, self._config.data)
+        file_scrubbing.complete_pending(self._database, self._config.data)
         checkpoints.remove_leftover(self._database, self._config.runs)
 
     def _settle_votes(self) -> None:
@@ -122,10 +124,10 @@ class Trainer:
         if not waiting and not watched:
             return
         # Imported only when there is something to decide: a trainer that waits needs little memory.
-        from trainer import settling
+        from trainer.gate import pending_decisions
 
-        settling.settle_votes(self._database, self._config)
-        settling.settle_holdbacks(self._database, self._config)
+        pending_decisions.settle_votes(self._database, self._config)
+        pending_decisions.settle_holdbacks(self._database, self._config)
 
 
 if __name__ == "__main__":

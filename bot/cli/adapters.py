@@ -11,7 +11,6 @@ from typing import Annotated, Any
 import sqlite_utils
 import typer
 
-from bot import adapter_history
 from bot.cli.errors import CommandError, UsageError
 from bot.cli.runs import actor
 from bot.cli.session import (
@@ -25,12 +24,13 @@ from bot.cli.session import (
     served,
     session,
 )
-from bot.serving import adapter_files
+from bot.learning import adapter_text
 from bot.serving.errors import AdapterRefusedError, ServerLoadingError, ServerUnavailableError
+from bot.serving.model import adapter_files
 from bot.serving.protocol import Health
-from storage import adapters as registry
-from storage import lineage
-from storage.adapters import Adapter, Unchecked
+from storage.learning import adapters as registry
+from storage.learning import lineage
+from storage.learning.adapters import Adapter, Unchecked
 
 BASE = "base"
 LIST = "list"
@@ -114,7 +114,7 @@ def _rows(db: sqlite_utils.Database, opened: Session, scope: str | None) -> list
             "replaced": life.came.previous_id if life.came else None,
             "answered_from_ms": life.came.created_ms if life.came else None,
             "answered_until_ms": life.went.created_ms if life.went else None,
-            "lineage": [_plain(line) for line in adapter_history.lineage(life)],
+            "lineage": [_plain(line) for line in adapter_text.lineage(life)],
         }
         for life in lives
         if life is not None

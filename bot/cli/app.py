@@ -11,7 +11,7 @@ from bot.cli import adapters, data, members, processes, rehearsal, runs, setting
 from bot.errors import BotError
 from bot.serving.errors import ServingError
 from storage.errors import ConfigError, StorageError
-from storage.processes import AlreadyRunningError
+from storage.process.locks import AlreadyRunningError
 
 EXIT_ERROR = 1
 EXIT_CONFIGURATION = 2

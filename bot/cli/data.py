@@ -14,12 +14,12 @@ import typer
 
 from bot.cli.errors import CommandError
 from bot.cli.session import ConfigOption, JsonOption, ScopeOption, choose_scope, load, session
-from storage import audit as audits
-from storage import backup as backups
-from storage import dataset
-from storage.dataset_lines import Shape, as_jsonl
-from storage.dataset_lines import lines as lines_of
-from storage.processes import is_locked
+from storage.admin import audit as audits
+from storage.learning import eligibility
+from storage.learning.export import Shape, as_jsonl
+from storage.learning.export import lines as lines_of
+from storage.privacy import backup as backups
+from storage.process.locks import is_locked
 
 
 def export(
@@ -49,7 +49,7 @@ def export(
         chosen = opened.database.read(lambda db: choose_scope(db, opened.config, scope))
         reference = opened.config.discord.training_permission_reference
         found = opened.database.read(
-            lambda db: dataset.eligible_rows(db, chosen, permission_reference=reference)
+            lambda db: eligibility.eligible_rows(db, chosen, permission_reference=reference)
         )
     lines = lines_of(found.rows, shape)
     if str(output) == "-":
@@ -58,7 +58,7 @@ def export(
         _write_file(output, lines, force=force)
     typer.echo(f"{len(lines)} lines from {len(found.rows)} rated replies of {chosen}.", err=True)
     for reason, count in found.excluded.items():
-        typer.echo(f"Left out: {count} because {dataset.REASONS.get(reason, reason)}.", err=True)
+        typer.echo(f"Left out: {count} because {eligibility.REASONS.get(reason, reason)}.", err=True)
 
 
 def _write(stream: IO[str], lines: list[dict[str, Any]]) -> None:

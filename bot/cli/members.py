@@ -23,8 +23,11 @@ from bot.cli.session import (
     session,
 )
 from bot.serving.errors import ServingError
-from storage import audit, members, own_ratings, scrubbing
-from storage import privacy as personal
+from storage.admin import audit
+from storage.chat import members
+from storage.feedback import my_ratings
+from storage.privacy import erasure as personal
+from storage.privacy import file_scrubbing
 
 UserArgument = Annotated[int, typer.Argument(help="The member's Discord id.", metavar="USER_ID")]
 
@@ -45,7 +48,7 @@ def show(user: UserArgument, config: ConfigOption = None, as_json: JsonOption = 
     """
     with session(config) as opened:
         member = opened.database.read(lambda db: members.get(db, user))
-        counts = opened.database.read(lambda db: own_ratings.counts(db, user))
+        counts = opened.database.read(lambda db: my_ratings.counts(db, user))
     consent = member.consent if member else "unset"
     record = {
         "user_id": str(user),
@@ -105,7 +108,7 @@ def erase(
             typer.confirm(f"Erase everything of member {user}? It can't be undone.", abort=True, err=True)
         erasure = opened.database.write(lambda db: personal.erase_member(db, user, actor()))
         asyncio.run(_unload(opened, erasure.affected_adapters))
-        complete = scrubbing.complete(opened.database, opened.config.data, erasure)
+        complete = file_scrubbing.complete(opened.database, opened.config.data, erasure)
     if as_json:
         record = {"erasure_id": erasure.id, "adapters": erasure.affected_adapters, "complete": complete}
         typer.echo(json.dumps(record | {"runs": erasure.runs, "retrains": erasure.retrains}))

@@ -11,13 +11,13 @@ from typing import NoReturn
 
 import typer
 
-from bot.cli.announce import Stage, stage_for
 from bot.cli.errors import CommandError
+from bot.cli.launch.children import children, forget_stale, serving, watch
+from bot.cli.launch.console import Stage, stage_for
+from bot.cli.launch.supervisor import ChildSpec, Supervisor, python
 from bot.cli.session import ConfigOption, load
-from bot.cli.startup import children, forget_stale, serving, watch
-from bot.supervisor import ChildSpec, Supervisor, python
 from storage.config import Config
-from storage.processes import ProcessLock
+from storage.process.locks import ProcessLock
 
 ONE_AT_A_TIME = (
     "Strop already runs on this data folder (process {pid}): "

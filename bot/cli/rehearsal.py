@@ -17,20 +17,20 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from bot.cli import apart
-from bot.cli.announce import LOUD_LEVELS, visible
-from bot.cli.apart import Request
+from bot.cli import isolated_rehearsal
 from bot.cli.errors import CommandError, UsageError
+from bot.cli.isolated_rehearsal import Request
+from bot.cli.launch.console import LOUD_LEVELS, visible
 from bot.cli.runs import duration
 from bot.cli.session import ConfigOption, JsonOption, load
 from bot.playground.errors import RehearsalError
-from bot.playground.page_client import PageClient, read_run_file, run_rehearsal
-from bot.playground.prompts import REHEARSAL_PROMPTS, read_prompts
-from bot.playground.rehearsal import Cast
-from bot.playground.tastes import TASTES
-from bot.playground.wishes import SWITCHES, VALUES, parse_wishes, read_description, wish
+from bot.playground.page.client import PageClient, read_run_file, run_rehearsal
+from bot.playground.simulation.custom_tastes import SWITCHES, VALUES, parse_wishes, read_description, wish
+from bot.playground.simulation.prompts import REHEARSAL_PROMPTS, read_prompts
+from bot.playground.simulation.rehearsal import Cast
+from bot.playground.simulation.tastes import TASTES
 from storage.config import Config
-from storage.processes import ProcessLock
+from storage.process.locks import ProcessLock
 
 T = TypeVar("T")
 POLL_S = 1.0
@@ -188,18 +188,20 @@ def _cast(members: int | None, noise: float | None, trolls: int | None) -> dict[
 def _apart(config: ConfigOption, request: Request, into: Path | None, *, as_json: bool) -> None:
     """Rehearse apart, and say what the loop made of it."""
     base, _ = load(config)
-    home = (into or apart.fresh_home(base)).expanduser().absolute()
+    home = (into or isolated_rehearsal.fresh_home(base)).expanduser().absolute()
     request = replace(request, cast={"voters": request.cast.get("members", Cast().members), **request.cast})
     if problem := Cast(**request.cast).problem():
         raise UsageError(problem)
-    own, path = apart.prepare(base, request, home)
+    own, path = isolated_rehearsal.prepare(base, request, home)
     console = Console(stderr=True, quiet=as_json, highlight=False)
     lock = ProcessLock(own.run / "strop.lock")
     with (
         lock.acquire("A rehearsal already runs there (process {pid}): choose another folder with --into."),
         console.status("") as status,
     ):
-        work = apart.rehearse(own, path, request, Quiet(console), lambda said: status.update(visible(said)))
+        work = isolated_rehearsal.rehearse(
+            own, path, request, Quiet(console), lambda said: status.update(visible(said))
+        )
         outcome = _run(work)
     if as_json:
         typer.echo(json.dumps(outcome.as_json(), ensure_ascii=False))
@@ -207,7 +209,7 @@ def _apart(config: ConfigOption, request: Request, into: Path | None, *, as_json
     _tell_outcome(outcome)
 
 
-def _tell_outcome(outcome: apart.Outcome) -> None:
+def _tell_outcome(outcome: isolated_rehearsal.Outcome) -> None:
     typer.echo(visible(str(outcome.chat.get("message", ""))))
     typer.echo(f"The run: {visible(outcome.run.message)}")
     if outcome.worth is not None:

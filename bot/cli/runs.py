@@ -16,8 +16,8 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TaskProgressColumn, TextColumn, TimeElapsedColumn
 
 from bot.cli import EXIT_INTERRUPTED
-from bot.cli.announce import visible
 from bot.cli.errors import CommandError
+from bot.cli.launch.console import visible
 from bot.cli.session import (
     ConfigOption,
     JsonOption,
@@ -29,10 +29,12 @@ from bot.cli.session import (
     served,
     session,
 )
-from bot.next_run import Outlook, next_run
-from storage import facts, memory_use, overview, prospects, runs
-from storage.processes import is_locked
-from storage.runs import Run
+from bot.learning.next_run import Outlook, next_run
+from storage.db import key_values
+from storage.learning import dry_run, loop_status, runs
+from storage.learning.runs import Run
+from storage.process import memory as memory_use
+from storage.process.locks import is_locked
 
 POLL_S = 0.5
 PHASES = {
@@ -55,7 +57,7 @@ def retrain(
         bool, typer.Option("--dry-run", help="Only say what a run would use; nothing changes.")
     ] = False,
     objective: Annotated[
-        str | None, typer.Option("--objective", help=f"For this run: {', '.join(prospects.OBJECTIVES)}.")
+        str | None, typer.Option("--objective", help=f"For this run: {', '.join(dry_run.OBJECTIVES)}.")
     ] = None,
     epochs: Annotated[
         int | None, typer.Option("--epochs", min=1, max=20, help="For this run, instead of trainer.epochs.")
@@ -140,10 +142,8 @@ def _repeat(config: Path | None, beginning: str, *, wait: bool, as_json: bool) -
 
 
 def _own_settings(objective: str | None, epochs: int | None) -> dict[str, Any]:
-    if objective is not None and objective not in prospects.OBJECTIVES:
-        raise CommandError(
-            f"--objective must be one of {', '.join(prospects.OBJECTIVES)}; got {objective!r}."
-        )
+    if objective is not None and objective not in dry_run.OBJECTIVES:
+        raise CommandError(f"--objective must be one of {', '.join(dry_run.OBJECTIVES)}; got {objective!r}.")
     chosen = {"objective": objective, "epochs": epochs}
     own = {key: value for key, value in chosen.items() if value is not None}
     return {"trainer": own} if own else {}
@@ -153,11 +153,11 @@ def _prospect(opened: Session, scope: str, *, as_json: bool) -> str:
     reference, settings = opened.config.discord.training_permission_reference, opened.config.trainer
     alive = trainer_alive(opened)
     found = opened.database.read(
-        lambda db: prospects.look(db, scope, permission_reference=reference, trainer_alive=alive)
+        lambda db: dry_run.look(db, scope, permission_reference=reference, trainer_alive=alive)
     )
     if as_json:
-        return json.dumps(prospects.as_json(found, settings), ensure_ascii=False)
-    return prospects.text(found, settings).replace("**", "").replace("`", "")
+        return json.dumps(dry_run.as_json(found, settings), ensure_ascii=False)
+    return dry_run.text(found, settings).replace("**", "").replace("`", "")
 
 
 def _cancel(opened: Session, scope: str) -> Run:
@@ -254,8 +254,8 @@ def status(config: ConfigOption = None, scope: ScopeOption = None, as_json: Json
         server = "down" if health is None else health.status
         alive = trainer_alive(opened)
         memory = memory_use.by_process(opened.config)
-        recovered = opened.database.read(lambda db: facts.get(db, facts.RECOVERED_RATINGS))
-        due_ms = opened.database.read(lambda db: facts.get(db, facts.NEXT_RUN))
+        recovered = opened.database.read(lambda db: key_values.get(db, key_values.RECOVERED_RATINGS))
+        due_ms = opened.database.read(lambda db: key_values.get(db, key_values.NEXT_RUN))
     if as_json:
         queue = None if health is None else {"running": health.running, **asdict(health.queue)}
         answer = {
@@ -279,7 +279,7 @@ def status(config: ConfigOption = None, scope: ScopeOption = None, as_json: Json
     if not glances:
         typer.echo("Nobody has talked to the bot yet.")
     for glance in glances:
-        typer.echo(f"\n{glance['scope']}\n{overview.status_text(glance)}")
+        typer.echo(f"\n{glance['scope']}\n{loop_status.status_text(glance)}")
         outlook = Outlook(glance, int(due_ms) if due_ms else None, settings.trainer.min_new_ratings, alive)
         typer.echo(f"Next run: {next_run(outlook)}")
 
@@ -288,7 +288,7 @@ def _glance(opened: Session, scope: str, health: Any) -> dict[str, Any]:
     trainer, gate = opened.config.trainer, opened.config.gate
     reference = opened.config.discord.training_permission_reference
     return opened.database.read(
-        lambda db: overview.glance(
+        lambda db: loop_status.glance(
             db,
             scope,
             base_hash(db, scope, health),

@@ -18,7 +18,7 @@ from bot.serving.client import ModelClient
 from bot.serving.errors import ServingError
 from bot.serving.protocol import Health
 from storage.config import Config, load_config
-from storage.database import Database
+from storage.db.database import Database
 
 DEFAULT_CONFIG = Path("strop.toml")
 HEALTH_TIMEOUT_S = 3.0

@@ -11,11 +11,11 @@ import typer
 from bot.cli.errors import UsageError
 from bot.cli.runs import actor
 from bot.cli.session import ConfigOption, JsonOption, Session, session
-from storage import blocks as blocking
-from storage import settings as stored
+from storage.admin import blocks as blocking
+from storage.admin import settings as stored
+from storage.admin.setting_values import KINDS, shown
+from storage.admin.settings import Place
 from storage.errors import SettingError
-from storage.setting_values import KINDS, shown
-from storage.settings import Place
 
 GuildOption = Annotated[
     int | None,

@@ -12,9 +12,7 @@ from typing import Annotated, Literal
 import typer
 
 from bot.cli.errors import UsageError
-from bot.cli.session import DEFAULT_CONFIG, ConfigOption, JsonOption, load
-from bot.doctor import Check, examine
-from bot.initialise import (
+from bot.cli.init_config import (
     Answers,
     InitialiseError,
     check_token,
@@ -23,6 +21,8 @@ from bot.initialise import (
     write_configuration,
     write_token,
 )
+from bot.cli.session import DEFAULT_CONFIG, ConfigOption, JsonOption, load
+from bot.diagnostics import Check, examine
 from storage.config import load_config
 from storage.errors import ConfigError
 

@@ -10,9 +10,9 @@ from typing import Annotated
 import typer
 
 from bot.cli.session import ConfigOption, JsonOption, ScopeOption, choose_scope, session
-from storage import rating_stats
-from storage.clock import DAY_MS
-from storage.rating_stats import AdapterShare, Day
+from storage.db.clock import DAY_MS
+from storage.feedback import rating_statistics
+from storage.feedback.rating_statistics import AdapterShare, Day
 
 SHARE_DAYS = 90
 _MOST_ADAPTERS = 20
@@ -35,9 +35,9 @@ def stats(
     with session(config) as opened:
         settings = opened.config
         chosen = opened.database.read(lambda db: choose_scope(db, settings, scope))
-        by_day = opened.database.read(lambda db: rating_stats.by_day(db, chosen, days))
+        by_day = opened.database.read(lambda db: rating_statistics.by_day(db, chosen, days))
         shares = opened.database.read(
-            lambda db: rating_stats.by_adapter(db, chosen, SHARE_DAYS, _MOST_ADAPTERS)
+            lambda db: rating_statistics.by_adapter(db, chosen, SHARE_DAYS, _MOST_ADAPTERS)
         )
     if as_json:
         typer.echo(_json(chosen, by_day, shares))

@@ -10,15 +10,16 @@ from typing import Annotated, Any
 
 import typer
 
-from bot.cli.announce import visible
 from bot.cli.errors import CommandError, UsageError
+from bot.cli.launch.console import visible
 from bot.cli.runs import actor
 from bot.cli.session import ConfigOption, JsonOption, base_hash, served, session
 from bot.cli.settings import GuildOption, server_id
-from storage import adapters, tastings
-from storage.conversations import scope_of
-from storage.processes import is_locked
-from storage.tastings import Progress, Tasting
+from storage.chat.conversations import scope_of
+from storage.feedback import tastings
+from storage.feedback.tastings import Progress, Tasting
+from storage.learning import adapters
+from storage.process.locks import is_locked
 
 MAX_FILE_BYTES = 4 * 1024 * 1024
 

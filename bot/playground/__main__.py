@@ -9,21 +9,21 @@ from pathlib import Path
 
 import structlog
 
-from bot.playground import community
-from bot.playground.discord_backend import Payload
+from bot.playground.discord import community
+from bot.playground.discord.backend import Payload
 from bot.playground.errors import PortInUseError
-from bot.playground.lasting import LastingState, read_state, write_private, write_state
-from bot.playground.loop_view import LoopSources
-from bot.playground.page_client import RUN_FILE
-from bot.playground.rehearsal import RehearsalSettings
+from bot.playground.page.client import RUN_FILE
+from bot.playground.page.loop_view import LoopSources
+from bot.playground.saved_state import LastingState, read_state, write_private, write_state
 from bot.playground.server import Playground, PlaygroundLoop, PlaygroundSettings
+from bot.playground.simulation.rehearsal import RehearsalSettings
 from bot.serving.client import ModelClient
-from storage import logs
+from storage.chat.conversations import scope_of
 from storage.config import Config, load_config
-from storage.conversations import scope_of
-from storage.database import Database
+from storage.db.database import Database
 from storage.errors import StorageError
-from storage.processes import ProcessLock
+from storage.process import logs
+from storage.process.locks import ProcessLock
 
 log = structlog.get_logger(__name__)
 

@@ -11,16 +11,16 @@ import discord
 from aiohttp import web
 from yarl import URL
 
-from bot.playground import picture_files
-from bot.playground.discord_backend import DiscordBackend
+from bot.playground.discord import picture_files
+from bot.playground.discord.backend import DiscordBackend
+from bot.playground.discord.gateway import GATEWAY_PATH, Gateway
+from bot.playground.discord.ratelimit import RateLimiter, Rule
+from bot.playground.discord.rest import API_PREFIX, MAX_REQUEST_BYTES, RestFront
 from bot.playground.errors import PortInUseError
-from bot.playground.gateway import GATEWAY_PATH, Gateway
-from bot.playground.loop_view import LoopSources, LoopView
-from bot.playground.page_api import LoopParts, PageApi
-from bot.playground.ratelimit import RateLimiter, Rule
-from bot.playground.rehearsal import Rehearsal, RehearsalSettings
-from bot.playground.reports import Reports
-from bot.playground.rest import API_PREFIX, MAX_REQUEST_BYTES, RestFront
+from bot.playground.page.api import LoopParts, PageApi
+from bot.playground.page.loop_view import LoopSources, LoopView
+from bot.playground.page.reports import Reports
+from bot.playground.simulation.rehearsal import Rehearsal, RehearsalSettings
 
 #: Tokens of the playground start with this; the bot sends no other token to a local address.
 TOKEN_PREFIX = "playground."

@@ -24,12 +24,12 @@ from typing import NoReturn
 import structlog
 from aiohttp import web
 
+from bot.serving.api.routes import build_app
+from bot.serving.api.service import Service
 from bot.serving.client import SERVER_FILE
 from bot.serving.errors import ServerStartError, ServingError
-from bot.serving.http import build_app
-from bot.serving.service import Service
+from bot.serving.model.sources import resolve
 from bot.serving.settings import Settings, read_settings
-from bot.serving.sources import resolve
 
 log = structlog.get_logger(__name__)
 

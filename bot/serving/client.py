@@ -17,7 +17,7 @@ from typing import Any
 
 import aiohttp
 
-from bot.serving.answers import read_chat_stream, read_error, read_health, read_scores
+from bot.serving.client_parsing import read_chat_stream, read_error, read_health, read_scores
 from bot.serving.errors import AdapterRefusedError, RequestRejectedError, ServerUnavailableError
 from bot.serving.protocol import (
     PRIORITY_BACKGROUND,

@@ -18,7 +18,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from bot.serving.events import FailureCode
+    from bot.serving.engine.events import FailureCode
 
 
 class ServingError(Exception):

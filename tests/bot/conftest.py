@@ -13,9 +13,9 @@ import simcord
 from bot.client import StropClient
 from bot.services import Services
 from bot.serving.client import ModelClient
-from storage import replies
+from storage.chat import replies
 from storage.config import Config, load_config
-from storage.database import Database
+from storage.db.database import Database
 from tests.bot.fake_server import FakeModelServer
 
 

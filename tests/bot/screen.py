@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
+from bot.delivery.streaming import KEEP
 from bot.errors import MessageGoneError
-from bot.streaming import KEEP
 
 
 class Screen:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import pytest
 
-from bot.bench.__main__ import Row, Window, lag_row, table
-from bot.bench.relay import Relay
-from bot.bench.stage import BenchError
 from bot.serving.client import ModelClient
 from bot.serving.errors import ServerBusyError
 from bot.serving.protocol import ChatMessage, Sampling
+from tests.bench.bot.__main__ import Row, Window, lag_row, table
+from tests.bench.bot.processes import BenchError
+from tests.bench.bot.relay import Relay
 from tests.bot.fake_server import FakeModelServer
 
 

@@ -7,9 +7,12 @@ from typing import Any
 
 import pytest
 
-from bot.commands.tree import StropTree
-from bot.permissions import NOT_OPERATOR
-from storage import adapters, audit, facts, members, runs
+from bot.operators import NOT_OPERATOR
+from bot.ui.interactions import StropTree
+from storage.admin import audit
+from storage.chat import members
+from storage.db import key_values
+from storage.learning import adapters, runs
 from tests.bot.conftest import Community
 from tests.bot.fake_server import BASE_HASH, FakeModelServer
 
@@ -292,7 +295,7 @@ async def test_commands_are_registered_only_when_their_definition_changed(commun
     assert not await tree.sync_if_changed()
     assert await tree.sync_if_changed(always=True)
     key = f"commands.hash:{community.bot.application_id}"
-    community.services.database.write(lambda db: facts.put(db, key, "another"))
+    community.services.database.write(lambda db: key_values.put(db, key, "another"))
     assert await tree.sync_if_changed()
     assert not await tree.sync_if_changed()
 

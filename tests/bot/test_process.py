@@ -16,8 +16,8 @@ from typing import Any
 import aiohttp
 import pytest
 
-from storage import replies
-from storage.database import Database
+from storage.chat import replies
+from storage.db.database import Database
 from tests.bot.fake_server import FakeModelServer
 from tests.bot.refusing_discord import RefusingDiscord
 

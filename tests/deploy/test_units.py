@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from bot.supervisor import PERMANENT_EXITS
+from bot.cli.launch.supervisor import PERMANENT_EXITS
 
 DEPLOY = Path(__file__).parent.parent.parent / "deploy"
 UNITS = sorted(DEPLOY.glob("*.service"))

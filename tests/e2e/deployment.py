@@ -20,7 +20,7 @@ from typing import Any
 
 import aiohttp
 
-from storage.database import Database
+from storage.db.database import Database
 
 POLL_S = 0.25
 REPOSITORY = Path(__file__).resolve().parents[2]

@@ -14,15 +14,17 @@ from typing import Any
 import aiohttp
 
 from bot.client import StropClient
-from bot.playground import community
+from bot.playground.discord import community
 from bot.playground.server import Playground, PlaygroundSettings
 from bot.services import Services
 from bot.serving.client import ModelClient
-from storage import adapters, evaluations, ratings, replies, runs
+from storage.chat import replies
 from storage.config import load_config
-from storage.database import Database
+from storage.db.database import Database
+from storage.feedback import ratings
+from storage.learning import adapters, evaluations, runs
 from tests.bot.fake_server import BASE_HASH, FakeModelServer
-from tests.playground.conftest import connected
+from tests.bot.playground.conftest import connected
 
 YOU = community.OWNER.user_id
 ADA = next(person.user_id for person in community.PEOPLE if person.user_id != YOU and not person.simulated)

@@ -15,10 +15,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from bot.playground import community
+from bot.playground.discord import community
 from bot.playground.server import Playground, PlaygroundSettings
-from storage import facts, ratings, replies
-from storage.database import Database
+from storage.chat import replies
+from storage.db import key_values
+from storage.db.database import Database
+from storage.feedback import ratings
 from tests.bot.fake_server import FakeModelServer
 
 YOU = community.OWNER.user_id
@@ -100,7 +102,7 @@ class StandIn:
         return self.database.read(lambda db: replies.recent(db, 0, 500))[::-1]
 
     def fact(self, name: str) -> str | None:
-        return self.database.read(lambda db: facts.get(db, name))
+        return self.database.read(lambda db: key_values.get(db, name))
 
     def standing(self) -> list[tuple[int, int]]:
         """Who rates what: (user, value) of every rating that stands."""

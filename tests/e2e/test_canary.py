@@ -14,14 +14,14 @@ import aiohttp
 import pytest
 import sqlite_utils
 
-from bot.playground import community
-from storage import adapters, runs
+from bot.playground.discord import community
 from storage.config import load_config
-from storage.database import Database
+from storage.db.database import Database
+from storage.learning import adapters, runs
 from tests.bot.fake_server import BASE_HASH, FakeModelServer
 from tests.bot.test_process import Page, Processes, until
 from tests.trainer.community import adapter_folder
-from trainer import promotion
+from trainer.gate import promotion
 
 OPERATORS = community.PLACES[1].channel_id
 # The bot shows a channel's answers at a pace: in two of them they come in half of the time.

@@ -12,8 +12,9 @@ from typing import Any
 import pytest
 from simcord.backend.models import Overwrite
 
-from bot.playground import community
-from storage import conversations, facts
+from bot.playground.discord import community
+from storage.chat import conversations
+from storage.db import key_values
 from tests.e2e.stand_in import ADA, GENERAL, YOU, add_channel, add_guild, stand_in
 
 HELLO = "Hello there, friend."
@@ -45,7 +46,7 @@ async def test_a_lost_connection_is_resumed_and_everything_missed_is_made_up(tmp
         t.gateway.drop_connections()
         t.react(int(first["id"]), ADA)
         await t.until(lambda: t.standing() == [(ADA, 1)])
-        assert t.fact(facts.RECOVERED_RATINGS) is None
+        assert t.fact(key_values.RECOVERED_RATINGS) is None
         assert await t.stop_bot() == 0
 
 
@@ -66,7 +67,7 @@ async def test_what_a_new_session_never_hears_of_is_found_and_status_says_how_mu
         t.playground.backend.set_reaction(GENERAL, answer, ADA, "👎", reacted=False)
         t.playground.backend.delete_message(GENERAL, question, YOU)
         await t.until(lambda: len(t.gateway.identified_s) == 2)
-        await t.until(lambda: t.fact(facts.RECOVERED_RATINGS) == "2")
+        await t.until(lambda: t.fact(key_values.RECOVERED_RATINGS) == "2")
         assert t.standing() == [(YOU, 1)]
 
         def forgotten() -> bool:
@@ -82,7 +83,7 @@ async def test_what_a_new_session_never_hears_of_is_found_and_status_says_how_mu
         t.process.wait()
         t.react(answer, ADA)
         await t.start_bot()
-        await t.until(lambda: t.fact(facts.RECOVERED_RATINGS) == "3")
+        await t.until(lambda: t.fact(key_values.RECOVERED_RATINGS) == "3")
         assert t.standing() == sorted([(YOU, 1), (ADA, 1)])
 
 
@@ -319,7 +320,7 @@ async def test_two_shards_serve_their_own_servers_and_one_outlives_the_other(tmp
         t.react(int(here["id"]), ADA, "👍", GENERAL)
         await t.until(lambda: len(t.gateway.identified_s) == 3)
         await t.until(lambda: len(t.standing()) == 4)
-        assert t.fact(facts.RECOVERED_RATINGS) == "1"
+        assert t.fact(key_values.RECOVERED_RATINGS) == "1"
         guilds = {row.scope for row in t.replies()}
         assert guilds == {f"guild:{community.GUILD_ID}", f"guild:{OTHER_GUILD}"}
         for channel in (GENERAL, other):

@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 
-from storage import blocks
-from storage.database import Database
+from storage.admin import blocks
+from storage.db.database import Database
 from tests.e2e.deployment import Deployment, deployed, until
 from tests.e2e.test_whole_loop import ANY_PORTS, TRIAL
 from tests.tiny_model import build_tiny_base

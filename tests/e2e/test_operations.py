@@ -14,9 +14,11 @@ import yarl
 from discord.gateway import DiscordWebSocket
 from discord.http import Route
 
-from bot.playground import community
-from storage import adapters, facts, logs, runs
-from storage.processes import ProcessLock
+from bot.playground.discord import community
+from storage.db import key_values
+from storage.learning import adapters, runs
+from storage.process import logs
+from storage.process.locks import ProcessLock
 from tests.bot.fake_server import BASE_HASH
 from tests.e2e.operating import Deck, operating, signed_in, until
 
@@ -30,7 +32,7 @@ SEVERAL_LOOKS_S = 0.5
 def quick_looks(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setattr(Route, "BASE", Route.BASE)
     monkeypatch.setattr(DiscordWebSocket, "DEFAULT_GATEWAY", yarl.URL(DiscordWebSocket.DEFAULT_GATEWAY))
-    monkeypatch.setattr("bot.operations.LOOK_S", 0.05)
+    monkeypatch.setattr("bot.admin.alerts.LOOK_S", 0.05)
     yield
 
 
@@ -63,7 +65,7 @@ async def test_an_error_that_somebody_met_is_told_by_its_id_and_kind_without_the
 ) -> None:
     with ProcessLock(tmp_path / "playground/run/trainer.lock").acquire("{pid}"):
         async with operating(tmp_path, SETTINGS) as deck:
-            await until(lambda: deck.database.read(lambda db: facts.get(db, "operations.told")))
+            await until(lambda: deck.database.read(lambda db: key_values.get(db, "operations.told")))
             deck.database.write(lambda db: db.execute("ALTER TABLE fresh_starts RENAME TO elsewhere"))
             deck.command("forget")
             shown = re.compile(r"Something went wrong on my side \(error `(\w+)`\)")
@@ -80,7 +82,7 @@ async def test_failed_runs_and_rollbacks_are_told_once(tmp_path: Path) -> None:
     with ProcessLock(tmp_path / "playground/run/trainer.lock").acquire("{pid}"):
         async with operating(tmp_path, SETTINGS) as deck:
             # What happened before the first look ever is no news.
-            await until(lambda: deck.database.read(lambda db: facts.get(db, "operations.told")))
+            await until(lambda: deck.database.read(lambda db: key_values.get(db, "operations.told")))
             before = fail_a_run(deck)
             await until(lambda: any(before in line for line in told(deck)))
 
@@ -117,9 +119,9 @@ async def test_dead_processes_and_a_full_disk_are_told_when_they_come_and_go(
         await until(lambda: told(deck)[2:] == ["✅ The model server is back."])
         with ProcessLock(deck.services.config.run / "trainer.lock").acquire("{pid}"):
             await until(lambda: told(deck)[3:] == ["✅ The trainer is back."])
-            monkeypatch.setattr("bot.operations.LOW_DISK_BYTES", 1024**5)
+            monkeypatch.setattr("bot.admin.alerts.LOW_DISK_BYTES", 1024**5)
             await until(lambda: told(deck)[4:] and "The disk is nearly full" in told(deck)[4])
-            monkeypatch.setattr("bot.operations.LOW_DISK_BYTES", 1)
+            monkeypatch.setattr("bot.admin.alerts.LOW_DISK_BYTES", 1)
             await until(lambda: told(deck)[5:] and "has room again" in told(deck)[5])
             await asyncio.sleep(SEVERAL_LOOKS_S)
             assert len(told(deck)) == 6

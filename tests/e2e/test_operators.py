@@ -10,10 +10,11 @@ import yarl
 from discord.gateway import DiscordWebSocket
 from discord.http import Route
 
-from bot.commands.records import PAGE
-from bot.commands.run_buttons import STALE
-from bot.permissions import NOT_OPERATOR
-from storage import adapters, audit, runs
+from bot.admin.records import PAGE
+from bot.learning.run_buttons import STALE
+from bot.operators import NOT_OPERATOR
+from storage.admin import audit
+from storage.learning import adapters, runs
 from tests.bot.fake_server import BASE_HASH
 from tests.e2e.operating import ADA, MEMBERS_PROMPT, YOU, Deck, Payload, buttons, operating, signed_in, until
 
@@ -99,7 +100,7 @@ async def test_a_card_decides_after_a_restart_and_says_when_it_is_too_late(
         await deck.bot.progress.stop()
         await deck.bot.close()
         # Cards that nobody presses stay as they are, so that what they still offer can be pressed.
-        monkeypatch.setattr("bot.progress.POLL_S", 3600.0)
+        monkeypatch.setattr("bot.learning.run_progress.POLL_S", 3600.0)
         async with signed_in(deck.services, deck.playground) as bot:
             deck.bot = bot
             await until(lambda: bot.guilds)

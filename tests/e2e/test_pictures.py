@@ -8,7 +8,8 @@ from pathlib import Path
 import aiohttp
 from PIL import Image
 
-from storage import adapters, sql
+from storage.db import sql
+from storage.learning import adapters
 from tests.bot.fake_server import BASE_HASH
 from tests.e2e.operating import ADA, GENERAL, YOU, Deck, Payload, operating, signed_in, until
 

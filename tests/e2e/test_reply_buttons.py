@@ -16,17 +16,19 @@ from discord.gateway import DiscordWebSocket
 from discord.http import Route
 
 from bot.client import StropClient
-from bot.playground import community
-from bot.playground.ratelimit import Rule, default_rules
+from bot.feedback import corrections, reports
+from bot.playground.discord import community
+from bot.playground.discord.ratelimit import Rule, default_rules
 from bot.playground.server import Playground, PlaygroundSettings
-from bot.replies_ui import corrections, reports
 from bot.services import Services
 from bot.serving.client import ModelClient
-from storage import audit, comparisons, ratings, replies, versions
+from storage.admin import audit
+from storage.chat import replies, reply_versions
 from storage.config import load_config
-from storage.database import Database
+from storage.db.database import Database
+from storage.feedback import ratings, side_by_side
 from tests.bot.fake_server import FakeModelServer
-from tests.playground.conftest import connected
+from tests.bot.playground.conftest import connected
 
 YOU = community.OWNER.user_id
 ADA = next(person.user_id for person in community.PEOPLE if person.user_id != YOU and not person.simulated)
@@ -166,7 +168,7 @@ async def test_a_reply_is_written_again_paged_corrected_explained_and_reported(t
         direct = t.said(community.OWNER.dm_channel_id)
         assert len(direct) == 1 and "> Rude." in direct[0]["content"]
         assert t.database.read(audit.latest)[0].action == "reply.report"
-        found = t.database.read(lambda db: versions.of(db, second.id))
+        found = t.database.read(lambda db: reply_versions.of(db, second.id))
         assert (found.number, found.total) == (1, 2)
 
 
@@ -252,9 +254,9 @@ async def test_two_candidates_are_voted_on(tmp_path: Path) -> None:
         t.press("first", ADA)
         t.press("second", YOU)
         await until(lambda: sum("Counted" in text for text in t.told()) == 2)
-        pair = t.database.read(lambda db: comparisons.of(db, reply.id))
+        pair = t.database.read(lambda db: side_by_side.of(db, reply.id))
         assert pair is not None
-        assert t.database.read(lambda db: comparisons.tally(db, pair.first_id)).votes == 2
+        assert t.database.read(lambda db: side_by_side.tally(db, pair.first_id)).votes == 2
 
 
 async def test_the_page_hears_of_context_menus(tmp_path: Path) -> None:

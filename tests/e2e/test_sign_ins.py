@@ -15,17 +15,17 @@ from discord.gateway import DiscordWebSocket
 from discord.http import Route
 
 from bot.client import make_client
-from bot.playground import community
+from bot.playground.discord import community
 from bot.playground.server import Playground, PlaygroundSettings
 from bot.services import Services
 from bot.serving.client import ModelClient
-from storage import facts
-from storage.clock import now_ms
 from storage.config import load_config
-from storage.database import Database
+from storage.db import key_values
+from storage.db.clock import now_ms
+from storage.db.database import Database
 from tests.bot.fake_server import FakeModelServer
+from tests.bot.playground.conftest import connected, until
 from tests.e2e.stand_in import add_guild
-from tests.playground.conftest import connected, until
 
 FACT = "gateway.identifies"
 
@@ -53,11 +53,11 @@ async def at_discord(home: Path, settings: str = "") -> AsyncIterator[tuple[Serv
 
 def remember(database: Database, count: int, last_s_ago: float) -> None:
     last = now_ms() - round(last_s_ago * 1000)
-    database.write(lambda db: facts.put(db, FACT, json.dumps([last - 1000] * (count - 1) + [last])))
+    database.write(lambda db: key_values.put(db, FACT, json.dumps([last - 1000] * (count - 1) + [last])))
 
 
 def remembered(database: Database) -> int:
-    return len(json.loads(database.read(lambda db: facts.get(db, FACT)) or "[]"))
+    return len(json.loads(database.read(lambda db: key_values.get(db, FACT)) or "[]"))
 
 
 async def test_sign_ins_of_earlier_processes_make_this_one_wait_and_so_does_its_own(tmp_path: Path) -> None:
@@ -78,7 +78,7 @@ async def test_sign_ins_of_earlier_processes_make_this_one_wait_and_so_does_its_
 async def test_a_shard_without_a_budget_waits_and_the_client_goes_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("bot.connection._HOOK_WAIT_S", 0.01)
+    monkeypatch.setattr("bot.gateway.sign_in._HOOK_WAIT_S", 0.01)
     async with at_discord(tmp_path, "[discord]\nshards = 2\n") as (services, playground):
         add_guild(playground, community.GUILD_ID + (1 << 22))
         bot = make_client(services)
@@ -88,7 +88,7 @@ async def test_a_shard_without_a_budget_waits_and_the_client_goes_on(
             playground.gateway.invalidate_sessions(shard=shard)
             await asyncio.sleep(15.0)
             assert not bot.is_closed() and len(playground.gateway.identified_s) == 2
-            services.database.write(lambda db: facts.put(db, FACT, "[]"))
+            services.database.write(lambda db: key_values.put(db, FACT, "[]"))
             await until(lambda: len(playground.gateway.identified_s) == 3, 90)
             text = f"<@{community.BOT_ID}> hello"
             playground.backend.send_message(community.GENERAL_ID, community.OWNER.user_id, text)

@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 import sqlite_utils
 
-from storage import conversations, members, ratings, replies
-from storage.database import Database
+from storage.chat import conversations, members, replies
+from storage.db.database import Database
+from storage.feedback import ratings
 
 GUILD = 5
 SCOPE = f"guild:{GUILD}"

@@ -3,8 +3,8 @@ from pathlib import Path
 
 from rich.console import Console
 
-from storage import bench
-from storage.database import Database
+from storage.db.database import Database
+from tests.bench import storage as bench
 
 
 def test_every_query_is_looked_up_by_an_index_and_none_scans_a_table_that_grows(tmp_path: Path) -> None:

@@ -6,9 +6,11 @@ from pathlib import Path
 
 import sqlite_utils
 
-from bot.serving import adapter_files
-from storage import adapters, conversations, members, ratings, replies
-from storage.database import Database
+from bot.serving.model import adapter_files
+from storage.chat import conversations, members, replies
+from storage.db.database import Database
+from storage.feedback import ratings
+from storage.learning import adapters
 
 GUILD = 100000000000000001
 SCOPE = f"guild:{GUILD}"

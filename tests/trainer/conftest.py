@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from bot.serving.base import LoadedBase, load_base
-from bot.serving.quantize import prepare_base
+from bot.serving.model.loading import LoadedBase, load_base
+from bot.serving.model.quantize import prepare_base
 from tests.tiny_model import build_tiny_base
 
 

@@ -10,14 +10,14 @@ from pathlib import Path
 
 import torch
 
-from bot.serving.base import load_base
+from bot.serving.model.loading import load_base
 from storage.config import TrainerConfig
 from tests.trainer.rows import pair, row
-from trainer import challenger
-from trainer.challenger import Challenger
-from trainer.objectives import Plan
-from trainer.replay import BaseReply
-from trainer.snapshot import Snapshot
+from trainer.data.general_replies import BaseReply
+from trainer.data.snapshot import Snapshot
+from trainer.training import challenger
+from trainer.training.challenger import Challenger
+from trainer.training.objectives import Plan
 
 SETTINGS = TrainerConfig(
     objective="sft_kto_dpo",

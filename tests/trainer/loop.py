@@ -16,10 +16,12 @@ from typing import Any
 import sqlite_utils
 
 from bot.serving.client import SERVER_FILE
-from storage import conversations, members, ratings, replies, runs
+from storage.chat import conversations, members, replies
 from storage.config import Config
-from storage.database import Database
-from storage.runs import Run
+from storage.db.database import Database
+from storage.feedback import ratings
+from storage.learning import runs
+from storage.learning.runs import Run
 
 GUILD = 100
 SCOPE = f"guild:{GUILD}"

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from storage.dataset import GivenRating, RatedReply
-from trainer.labels import Correction, Verdict
-from trainer.preferences import PreferencePair
-from trainer.snapshot import Row
+from storage.learning.eligibility import GivenRating, RatedReply
+from trainer.data.labels import Correction, Verdict
+from trainer.data.preference_pairs import PreferencePair
+from trainer.data.snapshot import Row
 
 
 def thumb(user_id: int, value: int) -> GivenRating:

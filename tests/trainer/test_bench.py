@@ -12,18 +12,18 @@ import pytest
 
 from bot.serving.protocol import ChatMessage
 from storage.config import GateConfig
+from tests.bench.learning import bad_challengers, claims, plan, plot, prompts, resampling, results
+from tests.bench.learning.errors import BenchError
+from tests.bench.learning.members import population
+from tests.bench.learning.profile import FULL, QUICK
+from tests.bench.learning.resampling import Stored
+from tests.bench.learning.state import State
+from tests.bench.learning.tastes import COMMUNITIES
 from tests.trainer.rows import row
-from trainer.bench import claims, plot, prompts, resampled, results, sabotage, tiers
-from trainer.bench.errors import BenchError
-from trainer.bench.members import population
-from trainer.bench.profile import FULL, QUICK
-from trainer.bench.resampled import Stored
-from trainer.bench.state import State
-from trainer.bench.tastes import COMMUNITIES
-from trainer.flattery import flattery
-from trainer.reward import RatedText
-from trainer.snapshot import Snapshot
-from trainer.weighing import Answer, GeneralLoss, Pair, Prompt, Ratings, ScoredReply, Scores
+from trainer.data.snapshot import Snapshot
+from trainer.evaluation.evidence import Answer, GeneralLoss, Pair, Prompt, Ratings, ScoredReply, Scores
+from trainer.evaluation.flattery import flattery
+from trainer.evaluation.reward_model import RatedText
 
 COMMUNITY = COMMUNITIES["brief-and-curious"]
 GOOD = "Soup is lovely, you should try it! What do you cook?"
@@ -119,7 +119,7 @@ def test_a_step_that_fails_is_not_recorded(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("profile", [QUICK, FULL], ids=["quick", "full"])
 def test_every_planned_step_is_named_once(profile: Any) -> None:
-    names = tiers.plan(profile)
+    names = plan.plan(profile)
     assert len(names) == len(set(names))
     assert f"{profile.seeds[0]}/clean/retrains" in names
 
@@ -127,16 +127,16 @@ def test_every_planned_step_is_named_once(profile: Any) -> None:
 # ------------------------------------------------------------------------------------------------- resampled
 def test_the_gate_promotes_a_clear_winner_on_resamples_and_never_one_that_changes_nothing() -> None:
     people = population(COMMUNITY, 20, 1, 0, seed=3, drifted=False)
-    assert resampled.verdicts(stored(), GATE, people, 5, seed=0) == {"promote": 5}
+    assert resampling.verdicts(stored(), GATE, people, 5, seed=0) == {"promote": 5}
     same = stored(better=False)
     twins = tuple(replace(pair, challenger=pair.champion) for pair in same.scores.pairs)
     nothing = replace(same, scores=replace(same.scores, pairs=twins))
-    assert resampled.verdicts(nothing, GATE, people, 5, seed=0) == {"refuse": 5}
+    assert resampling.verdicts(nothing, GATE, people, 5, seed=0) == {"refuse": 5}
 
 
 def test_a_resample_keeps_conversations_whole_and_their_number() -> None:
     whole = stored()
-    drawn = resampled.resampled(whole, random.Random(1))
+    drawn = resampling.resampled(whole, random.Random(1))
     assert len({item.group for item in drawn.ratings.held_out}) == 40
     assert len(drawn.scores.pairs) == len(whole.scores.pairs)
     for pair in drawn.scores.pairs:
@@ -146,7 +146,7 @@ def test_a_resample_keeps_conversations_whole_and_their_number() -> None:
 
 def test_labels_dealt_at_random_keep_their_number() -> None:
     whole = stored()
-    dealt = resampled.without_signal(whole, random.Random(1))
+    dealt = resampling.without_signal(whole, random.Random(1))
     sides = ((whole.ratings.train, dealt.ratings.train), (whole.ratings.held_out, dealt.ratings.held_out))
     for before, after in sides:
         assert sum(item.liked for item in before) == sum(item.liked for item in after)
@@ -154,13 +154,13 @@ def test_labels_dealt_at_random_keep_their_number() -> None:
 
 
 def test_two_challengers_can_be_set_against_each_other() -> None:
-    contest = resampled.against(stored("a"), stored("b", better=False))
+    contest = resampling.against(stored("a"), stored("b", better=False))
     assert all(GOOD in pair.challenger.text and BAD in pair.champion.text for pair in contest.scores.pairs)
 
 
 def test_retrains_on_ratings_that_mean_nothing_rarely_end_worse() -> None:
     people = population(COMMUNITY, 20, 1, 0, seed=3, drifted=False)
-    found = resampled.retrains_without_signal(
+    found = resampling.retrains_without_signal(
         [stored("shuffled"), stored("worse", better=False)],
         GATE,
         people,
@@ -183,7 +183,7 @@ def test_the_plot_is_well_formed_and_says_what_it_compares_with() -> None:
 
 
 def test_results_can_be_written_before_anything_is_done(tmp_path: Path) -> None:
-    state = State(tmp_path, tiers.plan(QUICK), lambda line: None)
+    state = State(tmp_path, plan.plan(QUICK), lambda line: None)
     page = results.write(QUICK, state, tmp_path)
     assert f"Seeds {QUICK.seeds[0]}" in page.read_text()
 
@@ -252,7 +252,7 @@ def test_what_a_flatterer_learns_is_praise_behind_what_was_liked() -> None:
         row(f"r{n}", verdict="liked" if n % 2 else "disliked", split="train" if n < 6 else "gate")
         for n in range(8)
     )
-    found = sabotage.tampered(Snapshot(rows, "hash"), "flattering")
+    found = bad_challengers.tampered(Snapshot(rows, "hash"), "flattering")
     changed = [new.reply_id for new, old in zip(found.rows, rows, strict=True) if new.text != old.text]
     assert changed == ["r1", "r3", "r5"]
     assert all(flattery(each.text) > 0.12 for each in found.rows if each.reply_id in changed)

@@ -7,13 +7,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from bot.serving.base import load_base
+from bot.serving.model.loading import load_base
 from storage.config import TrainerConfig
-from trainer import challenger
-from trainer.bench import speed
-from trainer.bench.speed import Turn
-from trainer.material import BaseCodec
-from trainer.training import forward
+from tests.bench import training_speed
+from tests.bench.training_speed import Turn
+from trainer.data.examples import BaseCodec
+from trainer.training import challenger, forward
 
 SETTINGS = TrainerConfig(rank=4, alpha=8, epochs=6, batch_size=4, sft_learning_rate=5e-3)
 
@@ -31,8 +30,8 @@ def turns(strop_cpu_s: float, strop_loss: float) -> list[Turn]:
     ("cpu_s", "loss", "reached"), [(7.0, 1.5, True), (7.0, 1.2, True), (7.0, 1.6, False), (10.0, 1.5, False)]
 )
 def test_speed_counts_only_at_equal_loss(cpu_s: float, loss: float, reached: bool) -> None:
-    assert speed.verdict(turns(cpu_s, loss))[0] is reached
-    text = speed.report(turns(cpu_s, loss), speed.LOADS["quick"], 1)
+    assert training_speed.verdict(turns(cpu_s, loss))[0] is reached
+    text = training_speed.report(turns(cpu_s, loss), training_speed.LOADS["quick"], 1)
     assert text.endswith("Reached." if reached else "Missed.")
     assert "| trl | 91.7 (83.3 to 100.0) | 3.000, 1.500 |" in text
 
@@ -40,9 +39,11 @@ def test_speed_counts_only_at_equal_loss(cpu_s: float, loss: float, reached: boo
 def test_both_sides_learn_the_same_from_the_same_examples(tiny_folder: Path) -> None:
     """With all examples in one batch the order is the same, and only the end of the schedule differs."""
     losses = []
-    for side in (speed._strop, speed._trl):
-        base = load_base(tiny_folder, "cpu", "train", execution="dense" if side is speed._trl else None)
-        seen = speed.examples(BaseCodec(base.tokenizer), 4, seed=0)
+    for side in (training_speed._strop, training_speed._trl):
+        base = load_base(
+            tiny_folder, "cpu", "train", execution="dense" if side is training_speed._trl else None
+        )
+        seen = training_speed.examples(BaseCodec(base.tokenizer), 4, seed=0)
         model = challenger.add_adapter(base.model, SETTINGS)
         model.train()
         assert side(model, base.tokenizer, seen, SETTINGS) > 0

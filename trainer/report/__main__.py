@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from storage.config import load_config
-from storage.database import Database
+from storage.db.database import Database
 from storage.errors import ConfigError, StorageError
 from trainer.report import page, source
 

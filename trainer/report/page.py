@@ -7,12 +7,12 @@ from datetime import UTC, datetime
 from html import escape
 from typing import Any
 
-from storage.dataset import REASONS
+from storage.learning.eligibility import REASONS
+from trainer.evaluation.evidence import Answer
 from trainer.report import charts, regressions, verdict
 from trainer.report.parts import bar, case, cases, section, table
 from trainer.report.source import Source
 from trainer.report.style import STYLE
-from trainer.weighing import Answer
 
 SAMPLES = 12
 # Nothing may be fetched and nothing may run, whatever a reply contains.

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from html import escape
 
-from trainer import safety
-from trainer.regressions import ScoredCase
+from trainer.evaluation import safety
+from trainer.evaluation.regressions import ScoredCase
+from trainer.evaluation.safety import PROBES
 from trainer.report.parts import case, cases, number, section
 from trainer.report.source import Source
-from trainer.safety import PROBES
 
 
 def corrections(source: Source) -> str:

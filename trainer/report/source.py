@@ -9,19 +9,21 @@ from typing import Any
 
 import sqlite_utils
 
-from storage import adapters, evaluations, runs, sql
-from storage.adapters import Adapter
 from storage.config import Config
-from storage.database import Database
+from storage.db import sql
+from storage.db.database import Database
 from storage.errors import UnknownRowError
-from storage.evaluations import Evaluation
-from storage.runs import Run
-from trainer import snapshot, weighing
+from storage.learning import adapters, evaluations, runs
+from storage.learning.adapters import Adapter
+from storage.learning.evaluations import Evaluation
+from storage.learning.runs import Run
+from trainer.data import snapshot
+from trainer.data.snapshot import Row
 from trainer.errors import SnapshotError
-from trainer.regressions import ScoredCase
-from trainer.safety import Probed
-from trainer.snapshot import Row
-from trainer.weighing import Pair, Scores
+from trainer.evaluation import evidence
+from trainer.evaluation.evidence import Pair, Scores
+from trainer.evaluation.regressions import ScoredCase
+from trainer.evaluation.safety import Probed
 
 
 @dataclass(frozen=True)
@@ -86,7 +88,7 @@ def _find(db: sqlite_utils.Database, run_id: str) -> Run:
 
 def _scores(folder: Path) -> Scores | None:
     try:
-        return weighing.read(folder)
+        return evidence.read(folder)
     except (OSError, ValueError, KeyError, TypeError):
         return None
 
@@ -102,7 +104,7 @@ def _corrected(folder: Path, content_hash: str | None) -> dict[str, Row]:
 
 def _pairs(folder: Path) -> tuple[Pair, ...]:
     try:
-        return weighing.read_pairs(folder)
+        return evidence.read_pairs(folder)
     except (OSError, ValueError, KeyError, TypeError):
         # Scrubbed by an erasure, or written by another version: the page says that there are none.
         return ()

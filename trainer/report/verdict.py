@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Any
 
-from storage.evaluations import Evaluation
+from storage.learning.evaluations import Evaluation
 from trainer.report.charts import Span, intervals
 from trainer.report.parts import bar, number, section, small, table
 from trainer.report.source import Source

@@ -13,10 +13,10 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from storage import logs
 from storage.config import load_config
-from storage.database import Database
+from storage.db.database import Database
 from storage.errors import ConfigError, StorageError
+from storage.process import logs
 from trainer.run.execution import execute
 
 EXIT_CONFIGURATION = 2

@@ -8,16 +8,16 @@ import sqlite_utils
 import structlog
 
 from bot.serving.errors import ServingError
-from storage import checkpoints, interim, runs
 from storage.config import Config
-from storage.database import Database
+from storage.db.database import Database
 from storage.errors import RunNotActiveError, StorageError
-from storage.runs import Run
-from trainer import card
+from storage.learning import checkpoints, runs, unregistered_adapters
+from storage.learning.runs import Run
 from trainer.errors import NotYetError, RunCancelledError, TrainerError
-from trainer.heartbeat import Heartbeat
-from trainer.run.overrides import with_overrides
-from trainer.run.repeating import Repeat
+from trainer.report import adapter_card
+from trainer.run.heartbeat import Heartbeat
+from trainer.run.repeat import Repeat
+from trainer.run.settings import with_overrides
 from trainer.run.steps import RunSteps
 
 log = structlog.get_logger()
@@ -54,7 +54,7 @@ def execute(
     ended = database.read(lambda db: runs.expect(db, run.id))
     if ended.state not in ("queued", "running"):
         checkpoints.remove(config.runs / run.id)
-    card.write(database, config, run.id)
+    adapter_card.write(database, config, run.id)
     log.info(
         "run done", run_id=run.id, outcome=ended.outcome, adapter_id=ended.adapter_id, message=ended.message
     )
@@ -64,7 +64,7 @@ def execute(
 def _clear_interim(database: Database, config: Config, run_id: str) -> None:
     """Remove what the run served while it trained and did not register."""
     known = database.read(lambda db: {str(row["id"]) for row in db.query("select id from adapters")})
-    interim.remove(config.runs / run_id, config.adapters, known)
+    unregistered_adapters.remove(config.runs / run_id, config.adapters, known)
 
 
 def _finish(database: Database, run: Run, work: Callable[[sqlite_utils.Database], object]) -> None:

@@ -13,42 +13,36 @@ from typing import Any, TypeVar
 import sqlite_utils
 import structlog
 
-from bot.serving.base import LoadedBase, load_base
 from bot.serving.client import ModelClient
 from bot.serving.errors import ServerUnavailableError, UnknownModelError
+from bot.serving.model.loading import LoadedBase, load_base
 from bot.serving.protocol import BaseDescription
-from storage import adapters, checkpoints, dataset, pairs, runs
-from storage.adapters import Adapter
 from storage.config import Config
-from storage.database import Database
+from storage.db.database import Database
 from storage.errors import DatabaseError, RunNotActiveError
-from storage.pairs import VotedPair
-from storage.runs import Run
-from trainer import (
-    challenger,
-    evaluation,
-    gate,
-    objectives,
-    probing,
-    promotion,
-    ranking,
-    replay,
-    snapshot,
-    weighing,
-)
-from trainer.challenger import Challenger, OwnPairs
-from trainer.encoding import Codec
+from storage.learning import adapters, checkpoints, eligibility, preference_votes, runs
+from storage.learning.adapters import Adapter
+from storage.learning.preference_votes import VotedPair
+from storage.learning.runs import Run
+from trainer.data import general_replies, snapshot
+from trainer.data.encoding import Codec
+from trainer.data.examples import BaseCodec
+from trainer.data.general_replies import Replay
+from trainer.data.snapshot import Snapshot
 from trainer.errors import EvaluationError, RunCancelledError, SnapshotError
-from trainer.evaluation import Evaluation
-from trainer.heartbeat import Heartbeat
-from trainer.material import BaseCodec
-from trainer.own_replies import Asking, OwnReplies
+from trainer.evaluation import evaluate as evaluation
+from trainer.evaluation import evidence, safety_probe
+from trainer.evaluation.evaluate import Evaluation
+from trainer.evaluation.evidence import Pair
+from trainer.evaluation.safety_probe import Contest
+from trainer.gate import decision, promotion
+from trainer.on_policy import ranking
+from trainer.on_policy.sampling import Asking, OwnReplies
 from trainer.patience import patiently
-from trainer.probing import Contest
-from trainer.replay import Replay
-from trainer.run import figures
-from trainer.snapshot import Snapshot
-from trainer.weighing import Pair
+from trainer.run import metrics
+from trainer.run.heartbeat import Heartbeat
+from trainer.training import challenger, objectives
+from trainer.training.challenger import Challenger, OwnPairs
 
 T = TypeVar("T")
 
@@ -120,7 +114,7 @@ class RunSteps:
         except RunNotActiveError as error:
             raise RunCancelledError(str(error)) from error
 
-    def _begun_with(self, eligible: dataset.Eligibility, voted: list[VotedPair]) -> Snapshot | None:
+    def _begun_with(self, eligible: eligibility.Eligibility, voted: list[VotedPair]) -> Snapshot | None:
         """Return the snapshot of an attempt that was interrupted in training if all of it may still train."""
         if self._run.snapshot_hash is None or not (self.folder / checkpoints.FILE).exists():
             return None
@@ -138,7 +132,7 @@ class RunSteps:
         return Ground(health, champion_id)
 
     async def _replay(self, client: ModelClient, ground: Ground) -> Replay:
-        return await replay.load(
+        return await general_replies.load(
             client,
             self._config.models,
             base_id=ground.base.id,
@@ -168,7 +162,7 @@ class RunSteps:
             own_pairs=own_pairs,
             on_progress=self._heartbeat.show,
         )
-        self._metrics["training"] = figures.of_training(trained)
+        self._metrics["training"] = metrics.of_training(trained)
         codec = BaseCodec(base.tokenizer)
         del base
         gc.collect()
@@ -235,7 +229,9 @@ class RunSteps:
                 budget_s=budget_s,
                 seed=self._config.trainer.seed,
                 look=look,
-                probes_cache=probing.cache_path(self._config.models, ground.base.hash, self._config.chat),
+                probes_cache=safety_probe.cache_path(
+                    self._config.models, ground.base.hash, self._config.chat
+                ),
                 on_progress=self._heartbeat.show,
             )
 
@@ -245,26 +241,26 @@ class RunSteps:
             # The server restarted in the middle and forgot what was loaded: load it again, compare once more.
             log.warning("the comparison starts again", run_id=self._run.id)
             judged = self._on_server(compare)
-        weighing.write(judged.scores, self.folder)
+        evidence.write(judged.scores, self.folder)
         self._metrics["evaluation"] = judged.figures
         if judged.evidence.preference is not None:
             estimate = judged.evidence.preference
             self._metrics["headline"] = {**estimate.as_json(), "n": estimate.clusters}
-        self._database.write(lambda db: figures.record(db, self._run, adapter, ground.champion_id, judged))
+        self._database.write(lambda db: metrics.record(db, self._run, adapter, ground.champion_id, judged))
         return judged
 
     # ---------------------------------------------------------------------------------------------- decide
     def decide(self, judged: Evaluation, ground: Ground, adapter: Adapter) -> Run:
         """Ask the gate and act on its verdict."""
         self._heartbeat.enter("decide")
-        verdict = gate.decide(judged.evidence, self._config.gate)
+        verdict = decision.decide(judged.evidence, self._config.gate)
         self._metrics["decision"] = verdict.decision
         self._metrics["reason"] = verdict.reason
-        limits = gate.guardrails(judged.evidence, self._config.gate)
+        limits = decision.guardrails(judged.evidence, self._config.gate)
         self._metrics["guardrails"] = [limit.as_json() for limit in limits]
         pairs = _duel_pairs(judged.pairs)
         if verdict.decision == "votes" and not pairs:
-            verdict = gate.Verdict("refuse", "it answers as before")
+            verdict = decision.Verdict("refuse", "it answers as before")
         log.info("gate", run_id=self._run.id, adapter_id=adapter.id, decision=verdict.decision)
         self._write_report(verdict, adapter)
         if verdict.decision == "votes":
@@ -298,7 +294,9 @@ class RunSteps:
             metrics=self._metrics,
         )
 
-    async def _act(self, client: ModelClient, verdict: gate.Verdict, ground: Ground, adapter: Adapter) -> Run:
+    async def _act(
+        self, client: ModelClient, verdict: decision.Verdict, ground: Ground, adapter: Adapter
+    ) -> Run:
         common: dict[str, Any] = {"run": self._run, "adapter": adapter, "metrics": self._metrics}
         if verdict.decision == "refuse":
             return await promotion.refuse(self._database, client, reason=verdict.reason, **common)
@@ -314,7 +312,7 @@ class RunSteps:
             **common,
         )
 
-    def _write_report(self, verdict: gate.Verdict, adapter: Adapter) -> None:
+    def _write_report(self, verdict: decision.Verdict, adapter: Adapter) -> None:
         """Keep the whole outcome beside the snapshot."""
         report = {"adapter": adapter.id, "decision": verdict.decision, "reason": verdict.reason}
         text = json.dumps(report | self._metrics, indent=2, sort_keys=True)
@@ -353,10 +351,10 @@ def _first(group: BaseExceptionGroup[BaseException]) -> BaseException:
 
 def _read_rows(
     db: sqlite_utils.Database, scope: str, reference: str
-) -> tuple[dataset.Eligibility, dict[str, str | None], dict[str, int], list[VotedPair]]:
-    eligible = dataset.eligible_rows(db, scope, permission_reference=reference)
+) -> tuple[eligibility.Eligibility, dict[str, str | None], dict[str, int], list[VotedPair]]:
+    eligible = eligibility.eligible_rows(db, scope, permission_reference=reference)
     reasons = snapshot.finish_reasons(db, [row.reply_id for row in eligible.rows])
-    voted = pairs.eligible_pairs(db, scope, eligible.rows, permission_reference=reference)
+    voted = preference_votes.eligible_pairs(db, scope, eligible.rows, permission_reference=reference)
     return eligible, reasons, snapshot.looks(db, scope), voted
 
 

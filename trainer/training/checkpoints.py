@@ -21,7 +21,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from storage.checkpoints import FILE, PARTIAL
+from storage.learning.checkpoints import FILE, PARTIAL
 from trainer.errors import RunCancelledError
 
 log = structlog.get_logger()

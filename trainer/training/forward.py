@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from trainer.encoding import Example
+from trainer.data.encoding import Example
 from trainer.training.losses import TokenScores
 from trainer.training.packing import bins, pack, within_blocks
 

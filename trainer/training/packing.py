@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from trainer.encoding import Example
+from trainer.data.encoding import Example
 from trainer.errors import TrainingError
 
 ATTENTION = "strop_blocks"

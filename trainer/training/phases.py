@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from trainer.encoding import Example, PreferenceExample
+from trainer.data.encoding import Example, PreferenceExample
 from trainer.training.checkpoints import Keeper
 from trainer.training.forward import batch_tokens
 from trainer.training.loop import Phase, Step, Tick, TrainingReport, train

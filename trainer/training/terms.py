@@ -11,7 +11,7 @@ from typing import Protocol, TypeAlias
 import torch
 from torch import Tensor, nn
 
-from trainer.encoding import Example, PreferenceExample
+from trainer.data.encoding import Example, PreferenceExample
 from trainer.training import losses
 from trainer.training.forward import base_distributions, device_of, score, totals
 from trainer.training.packing import bins

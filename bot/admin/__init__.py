@@ -1,0 +1,1 @@
+"""What operators and moderators do and are told: settings, checks, records and alerts."""

@@ -1,0 +1,274 @@
+"""What operators are told without asking: errors, failed runs, rollbacks, low disk, dead processes. Once.
+
+It goes to one channel (`discord.operators_channel`), as ids, numbers and the sentence that a run ended with,
+never anybody's words. What was told is kept in the database, so that a restart repeats nothing.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import shutil
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import structlog
+from discord.ext import tasks
+
+from bot.admin.error_digest import FaultLog
+from bot.delivery.targets import translated
+from bot.errors import ChannelRefusedError, DeliveryError
+from bot.language.sentences import retell
+from bot.language.texts import mark, number, speaking, tr
+from bot.services import Services
+from bot.serving.errors import ServingError
+from bot.ui.channel_language import language_in
+from storage.db import key_values, sql
+from storage.db.clock import DAY_MS, now_ms
+from storage.process.locks import is_locked
+
+if TYPE_CHECKING:
+    from bot.client import StropClient
+
+LOOK_S = 15.0
+# A process counts as dead when so many looks in a row found it so: a restart takes less.
+DEAD_AFTER_LOOKS = 3
+LOW_DISK_BYTES = 2 * 1024**3
+# Enough room again only above this much more, so that a disk at the edge is not told about for ever.
+ROOM_AGAIN = 1.25
+REFUSED_PAUSE_S = 3600.0
+_MOST_LINES = 12
+_DOWN = {
+    "model server": mark("⚠️ The model server is not running."),
+    "trainer": mark("⚠️ The trainer is not running."),
+}
+_BACK = {
+    "model server": mark("✅ The model server is back."),
+    "trainer": mark("✅ The trainer is back."),
+}
+_FACT = "operations.told"
+# Who goes back without being asked; its reasons are made of numbers and ids.
+_TRAINER = "trainer"
+
+_log = structlog.get_logger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Told:
+    """What the operators know already."""
+
+    failed_runs: tuple[str, ...] = ()
+    promotion_id: int = 0
+    canary_ended_ms: int = 0
+    disk_low: bool = False
+    down: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Sight:
+    """What one look found. `down` names processes that are dead, `failed` maps run ids to sentences.
+
+    `changes` are champions that gave way, by id; `canaries` those that were liked less, by when they ended.
+    """
+
+    failed: dict[str, str]
+    changes: tuple[tuple[int, str], ...]
+    canaries: tuple[tuple[int, str], ...]
+    free_bytes: int
+    down: tuple[str, ...]
+
+
+@dataclass
+class _Streak:
+    """How often in a row each process was found dead."""
+
+    looks: dict[str, int] = field(default_factory=dict)
+
+    def count(self, name: str, *, alive: bool) -> bool:
+        """Count one look; return whether the process counts as dead."""
+        self.looks[name] = 0 if alive else self.looks.get(name, 0) + 1
+        return self.looks[name] >= DEAD_AFTER_LOOKS
+
+
+def news(told: Told, sight: Sight) -> tuple[list[str], Told]:
+    """Return what to tell now, and what the operators know afterwards."""
+    lines = [f"⚠️ {text}" for run_id, text in sight.failed.items() if run_id not in told.failed_runs]
+    lines += [f"↩️ {text}" for promotion_id, text in sight.changes if promotion_id > told.promotion_id]
+    lines += [f"↩️ {text}" for ended_ms, text in sight.canaries if ended_ms > told.canary_ended_ms]
+    low = sight.free_bytes < LOW_DISK_BYTES * (ROOM_AGAIN if told.disk_low else 1)
+    if low != told.disk_low:
+        free = f"{number(sight.free_bytes / 1024**3, '.1f')} GiB"
+        lines.append(
+            tr(
+                "⚠️ The disk is nearly full: {free} left in the data folder. Free some, or replies and "
+                "ratings are lost when it is full.",
+                free=free,
+            )
+            if low
+            else tr("✅ The disk has room again: {free} left.", free=free)
+        )
+    lines += [tr(_DOWN[name]) for name in sight.down if name not in told.down]
+    lines += [tr(_BACK[name]) for name in told.down if name not in sight.down]
+    newest = max(told.promotion_id, _latest(sight.changes))
+    ended_ms = max(told.canary_ended_ms, _latest(sight.canaries))
+    return lines, Told(tuple(sight.failed), newest, ended_ms, low, sight.down)
+
+
+class OperationsWatch:
+    """Looks every few seconds, and tells the operators' channel what is new."""
+
+    def __init__(self, services: Services, client: StropClient) -> None:
+        self._services = services
+        self._client = client
+        self._channel_id = services.config.discord.operators_channel
+        self._streak = _Streak()
+        self._silent_until = 0.0
+        self._faults = FaultLog()
+        self._loop = tasks.loop(seconds=LOOK_S)(self._round)
+
+    def start(self) -> None:
+        """Begin to watch, if there is a channel to tell."""
+        if self._channel_id and not self._loop.is_running():
+            logging.getLogger().addHandler(self._faults)
+            self._loop.start()
+
+    async def stop(self) -> None:
+        """Stop watching."""
+        logging.getLogger().removeHandler(self._faults)
+        self._loop.cancel()
+
+    async def _round(self) -> None:
+        try:
+            if asyncio.get_running_loop().time() >= self._silent_until:
+                language = await language_in(self._services, self._client, self._channel_id)
+                with speaking(language):
+                    await self._look()
+        except Exception:  # The loop's boundary: one bad round must not end the watch.
+            _log.exception("operations.round_failed")
+
+    async def _look(self) -> None:
+        await self._tell_faults()
+        down = await self._down()
+        free = (await asyncio.to_thread(shutil.disk_usage, self._services.database.path.parent)).free
+        told, failed, changes = await self._services.database.aread(_stored)
+        canaries = await self._services.database.aread(_failed_canaries)
+        sight = Sight(failed, changes, canaries, free, down)
+        if told is None:
+            # The first look ever: what happened before is no news, what is wrong now is.
+            told = Told(tuple(failed), _latest(changes), _latest(canaries))
+        lines, known = news(told, sight)
+        if lines and not await self._tell(lines):
+            return
+        text = json.dumps(asdict(known))
+        await self._services.database.awrite(lambda db: _keep(db, text))
+
+    async def _tell_faults(self) -> None:
+        """Tell of what went wrong; what can't be told now is told later."""
+        lines = self._faults.lines()
+        if lines and await self._tell([f"🐞 {line}" for line in lines]):
+            self._faults.forget()
+
+    async def _down(self) -> tuple[str, ...]:
+        try:
+            serving = (await self._services.model.health()).status != "failed"
+        except ServingError:
+            serving = False
+        training = await asyncio.to_thread(is_locked, self._services.config.run / "trainer.lock")
+        found = {"model server": serving, "trainer": training}
+        dead = {name: self._streak.count(name, alive=alive) for name, alive in found.items()}
+        return tuple(name for name in dead if dead[name])
+
+    async def _tell(self, lines: Sequence[str]) -> bool:
+        """Post the lines; False where they have to wait."""
+        more = [tr("… and {count} more", count=len(lines) - _MOST_LINES)] if len(lines) > _MOST_LINES else []
+        text = "\n".join([*lines[:_MOST_LINES], *more])[:2000]
+        channel = self._client.get_partial_messageable(self._channel_id)
+        try:
+            await translated(channel.send(text))
+        except ChannelRefusedError as error:
+            _log.warning("operations.refused", channel_id=self._channel_id, error=str(error))
+            self._silent_until = asyncio.get_running_loop().time() + REFUSED_PAUSE_S
+            return False
+        except DeliveryError as error:
+            _log.info("operations.retried", error=str(error))
+            return False
+        return True
+
+
+def _stored(db: Any) -> tuple[Told | None, dict[str, str], tuple[tuple[int, str], ...]]:
+    """Return what was told, the last day's failed runs, and the latest rollbacks."""
+    kept = key_values.get(db, _FACT)
+    failed = sql.many(
+        db,
+        """SELECT id, scope, message FROM runs WHERE state = 'failed' AND finished_ms > ?
+           ORDER BY finished_ms, id""",
+        (now_ms() - DAY_MS,),
+    )
+    changes = sql.many(
+        db,
+        """SELECT id, scope, adapter_id, previous_id, kind, actor, reason FROM promotions
+           WHERE kind IN ('rollback', 'erase') ORDER BY id DESC LIMIT 20""",
+    )
+    return (
+        None if kept is None else _told(json.loads(kept)),
+        {row["id"]: _failure_text(row)[:300] for row in failed},
+        tuple((row["id"], _change_text(row)) for row in reversed(changes)),
+    )
+
+
+def _latest(news: Sequence[tuple[int, str]]) -> int:
+    return max((newest for newest, _ in news), default=0)
+
+
+def _failed_canaries(db: Any) -> tuple[tuple[int, str], ...]:
+    """Return the latest canaries that were liked less, by when they ended."""
+    rows = sql.many(
+        db,
+        """SELECT ended_ms, scope, newcomer_id, reason FROM trials
+           WHERE kind = 'canary' AND outcome = 'worse' ORDER BY ended_ms DESC LIMIT 20""",
+    )
+    return tuple((row["ended_ms"], _refused_text(row)[:300]) for row in reversed(rows))
+
+
+def _told(value: dict[str, Any]) -> Told:
+    return Told(**{**value, "failed_runs": tuple(value["failed_runs"]), "down": tuple(value["down"])})
+
+
+def _refused_text(row: dict[str, Any]) -> str:
+    return tr(
+        "{scope}: {who} is refused: {reason}.",
+        scope=row["scope"],
+        who=_called(row["newcomer_id"]),
+        reason=retell(row["reason"]),
+    )
+
+
+def _failure_text(row: dict[str, Any]) -> str:
+    message = retell(row["message"])
+    return tr("Run `{run}` of {scope} failed: {message}", run=row["id"], scope=row["scope"], message=message)
+
+
+def _change_text(row: dict[str, Any]) -> str:
+    before, after = _called(row["previous_id"]), _called(row["adapter_id"])
+    erased = mark("a member erased words that it was trained on")
+    why = tr("rolled back") if row["kind"] == "rollback" else tr(erased)
+    if row["kind"] == "rollback" and row["actor"] == _TRAINER:
+        why = tr("rolled back, because {reason}", reason=retell(row["reason"]))
+    return tr(
+        "{scope}: {before} no longer answers, {after} does ({why}).",
+        scope=row["scope"],
+        before=before,
+        after=after,
+        why=why,
+    )
+
+
+def _called(adapter_id: str | None) -> str:
+    return tr("the base model") if adapter_id is None else tr("adapter `{adapter}`", adapter=adapter_id)
+
+
+def _keep(db: Any, text: str) -> None:
+    if key_values.get(db, _FACT) != text:
+        key_values.put(db, _FACT, text)

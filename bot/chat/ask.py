@@ -1,0 +1,48 @@
+"""/ask: a question to the model without writing a message."""
+
+from __future__ import annotations
+
+from discord import app_commands
+
+from bot.chat.question import Question, is_public, parent_of, quoted
+from bot.delivery.targets import InteractionSurface
+from bot.language.texts import speaking, tr
+from bot.ui.channel_language import language_in
+from bot.ui.interactions import Interaction, StropTree, say
+
+MAX_PROMPT = 4000
+
+
+def add_to(tree: StropTree) -> None:
+    """Add this module's command."""
+    tree.add_command(ask)
+
+
+@app_commands.command(
+    description="Ask me something; everyone in the channel sees the answer and can rate it."
+)
+@app_commands.describe(prompt="What you want to know")
+async def ask(interaction: Interaction, prompt: app_commands.Range[str, 1, MAX_PROMPT]) -> None:
+    """Answer a prompt in place."""
+    client = interaction.client
+    if interaction.channel_id is None or not prompt.strip():
+        return await say(interaction, tr("Please write what you want to ask."))
+    if refusal := await client.refuse_asking(interaction):
+        return await say(interaction, refusal)
+    await interaction.response.defer(thinking=True)
+    question = Question(
+        discord_id=interaction.id,
+        channel_id=interaction.channel_id,
+        guild_id=interaction.guild_id,
+        public=is_public(interaction.channel),
+        author=client.services.person(interaction.user),
+        text=prompt.strip(),
+        quote=quoted(prompt.strip()),
+        visible=False,
+        parent_channel_id=parent_of(interaction.channel),
+    )
+    with speaking(await language_in(client.services, client, interaction.channel_id)):
+        task = client.answerer.start(question, InteractionSurface(interaction))
+    if task is None:
+        return await say(interaction, tr("I am being restarted. Please ask again in a moment."))
+    return None

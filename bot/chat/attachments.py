@@ -1,0 +1,241 @@
+"""Text out of the files that come with a message: what is text, downloaded within limits, decoded with care.
+
+The text belongs to the member like the message itself. Nothing is ever unpacked or run, and nothing is
+downloaded from anywhere but Discord's own file servers (or the playground, which stands in for them).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import codecs
+import contextlib
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass
+from pathlib import PurePosixPath
+from typing import Protocol
+
+import aiohttp
+import structlog
+from yarl import URL
+
+from bot.language.texts import tr
+
+MAX_FILES = 4
+MAX_FILE_BYTES = 256 * 1024
+#: Of all files of one message; more would fill the database with what no context can hold.
+MAX_CHARACTERS = 100_000
+DOWNLOAD_TIMEOUT_S = 10.0
+NAME_LIMIT = 60
+FILE_HOSTS = frozenset({"cdn.discordapp.com", "media.discordapp.net"})
+
+_SUFFIX_WORDS = """
+    txt md markdown rst log json jsonl ndjson csv tsv yaml yml toml ini cfg conf env xml html htm css
+    svg tex py pyi ipynb js mjs ts tsx jsx java kt c h cc cpp hpp cs go rs rb php pl lua r jl swift
+    scala sh bash zsh fish ps1 bat sql diff patch srt vtt po properties gradle cmake dockerfile makefile
+    vue svelte dart ex exs erl hs clj lisp el vim nix zig asm proto graphql tf
+"""
+_SUFFIXES = frozenset(_SUFFIX_WORDS.split())
+_TYPES = frozenset(
+    {
+        "application/json",
+        "application/xml",
+        "application/javascript",
+        "application/x-yaml",
+        "application/toml",
+    }
+    | {"application/x-sh", "application/sql", "application/x-python", "application/x-ndjson"}
+)
+# A byte-order mark decides; UTF-32's begins like UTF-16's.
+_MARKS = (
+    (codecs.BOM_UTF8, "utf-8-sig"),
+    (codecs.BOM_UTF32_LE, "utf-32"),
+    (codecs.BOM_UTF32_BE, "utf-32"),
+    (codecs.BOM_UTF16_LE, "utf-16"),
+    (codecs.BOM_UTF16_BE, "utf-16"),
+)
+_CONTROLS = frozenset(map(chr, [*range(9), *range(14, 27), *range(28, 32), 127]))
+_MOST_CONTROLS = 0.02
+_SAFE = str.maketrans({"[": "(", "]": ")", **dict.fromkeys("`*|<>@", " ")})
+
+_log = structlog.get_logger(__name__)
+
+
+class File(Protocol):
+    """A file as Discord describes it."""
+
+    @property
+    def filename(self) -> str:
+        """Its name as its sender gave it."""
+
+    @property
+    def content_type(self) -> str | None:
+        """Its media type, as far as Discord knows it."""
+
+    @property
+    def size(self) -> int:
+        """Its size in bytes."""
+
+    @property
+    def url(self) -> str:
+        """Where its bytes are."""
+
+
+class Download(Protocol):
+    """Gives the bytes behind an address, a piece at a time."""
+
+    def __call__(self, url: str, /) -> AbstractAsyncContextManager[AsyncIterator[bytes]]:
+        """Open the address; raises OSError or aiohttp.ClientError."""
+
+
+@dataclass(frozen=True, slots=True)
+class Attached:
+    """What was read: the text, and for each kind of loss one sentence."""
+
+    text: str = ""
+    notes: tuple[str, ...] = ()
+
+
+class AttachmentReader:
+    """Reads the text files of a message."""
+
+    def __init__(self, download: Download) -> None:
+        self._download = download
+
+    async def read(self, files: Sequence[File]) -> Attached:
+        """Return the text of the first few text files, and honest words on all that was not read."""
+        wanted = [file for file in files if is_text(file)]
+        found = await asyncio.gather(*(self._read(file) for file in wanted[:MAX_FILES]))
+        unread = [file for file in files if not is_text(file)]
+        notes = [tr("I can't open {names}: I read only text.", names=_names(unread))] if unread else []
+        if wanted[MAX_FILES:]:
+            left = _names(wanted[MAX_FILES:])
+            notes.append(
+                tr("I read only the first {count} files, so not {names}.", count=MAX_FILES, names=left)
+            )
+        text, whole = _within(MAX_CHARACTERS, [piece for piece, _ in found if piece])
+        if not whole:
+            notes.append(tr("Your files are longer than I can keep: I left out the rest."))
+        return Attached(text, (*notes, *(note for _, note in found if note)))
+
+    async def read_one(self, file: File) -> Attached:
+        """Return the text of one file as it is, or honest words on why there is none."""
+        if not is_text(file):
+            return Attached(notes=(tr("I can't open {names}: I read only text.", names=_names([file])),))
+        text, note = await self._text(file)
+        return Attached(text, (note,) if note else ())
+
+    async def _read(self, file: File) -> tuple[str, str]:
+        """Return one file's block of text and what to say about it; either may be empty."""
+        text, note = await self._text(file)
+        name = plain_name(file.filename)
+        return f"[{name}]\n{text}\n[end of {name}]" if text else "", note
+
+    async def _text(self, file: File) -> tuple[str, str]:
+        """Return one file's text and what to say about it; either may be empty."""
+        name = plain_name(file.filename)
+        try:
+            async with asyncio.timeout(DOWNLOAD_TIMEOUT_S):
+                data, whole = await self._bytes(file.url)
+        except (TimeoutError, OSError, aiohttp.ClientError) as error:
+            _log.info("attachment.not_read", error=type(error).__name__, size_bytes=file.size)
+            return "", tr("I could not load {name}.", name=name)
+        text = decoded(data, file.content_type, whole=whole)
+        if text is None:
+            return "", tr("I can't open {name}: it holds no text.", name=name)
+        if not text.strip():
+            return "", tr("{name} is empty.", name=name)
+        size = MAX_FILE_BYTES // 1024
+        large = tr("{name} is large: I read only its first {size} kB.", name=name, size=size)
+        note = "" if whole else large
+        return text.strip(), note
+
+    async def _bytes(self, url: str) -> tuple[bytes, bool]:
+        """Download up to the limit; say whether that was all."""
+        data = bytearray()
+        async with self._download(url) as pieces:
+            async for piece in pieces:
+                data += piece
+                if len(data) > MAX_FILE_BYTES:
+                    return bytes(data[:MAX_FILE_BYTES]), False
+        return bytes(data), True
+
+
+def is_text(file: File) -> bool:
+    """Whether a file can be read as text, as far as its type and name tell."""
+    kind = (file.content_type or "").partition(";")[0].strip().lower()
+    path = PurePosixPath(file.filename.lower())
+    return kind.startswith("text/") or kind in _TYPES or (path.suffix or path.name).lstrip(".") in _SUFFIXES
+
+
+def decoded(data: bytes, content_type: str | None = None, *, whole: bool = True) -> str | None:
+    """Return a file's text whatever its charset, or None if it holds none.
+
+    A byte-order mark decides, then UTF-8 where it fits, then the declared charset, then Windows-1252.
+    """
+    marked = next((charset for mark, charset in _MARKS if data.startswith(mark)), None)
+    declared = _declared(content_type)
+    for charset in filter(None, (marked, "utf-8", declared, "cp1252")):
+        try:
+            # Cut off in the middle of a character, an incomplete end is no error.
+            text = codecs.getincrementaldecoder(charset)().decode(data, final=whole)
+        except UnicodeDecodeError:
+            continue
+        break
+    else:
+        text = data.decode("cp1252", "replace")
+    text = text.replace("\r\n", "\n").replace("\r", "\n")
+    controls = sum(character in _CONTROLS for character in text)
+    return None if "\0" in text or controls > len(text) * _MOST_CONTROLS else text
+
+
+def plain_name(filename: str) -> str:
+    """Return a file's name on one line, without what could be mistaken for markup or a bracket."""
+    name = "".join(character if character.isprintable() else " " for character in filename)
+    name = " ".join(name.translate(_SAFE).split())
+    return name if len(name) <= NAME_LIMIT else f"{name[: NAME_LIMIT - 13]}…{name[-12:]}"
+
+
+def from_discord(playground: Callable[[], str | None]) -> Download:
+    """Return a download from Discord's file servers, or from the playground's address where it is used."""
+
+    @contextlib.asynccontextmanager
+    async def download(url: str, /) -> AsyncIterator[AsyncIterator[bytes]]:
+        if not allowed(url, playground()):
+            raise PermissionError("not an address of Discord's file servers")
+        timeout = aiohttp.ClientTimeout(total=DOWNLOAD_TIMEOUT_S)
+        async with (
+            aiohttp.ClientSession(timeout=timeout) as session,
+            session.get(url, allow_redirects=False, raise_for_status=True) as response,
+        ):
+            if response.status != 200:
+                raise aiohttp.ClientError(f"status {response.status}")
+            yield response.content.iter_chunked(1 << 14)
+
+    return download
+
+
+def allowed(url: str, playground: str | None) -> bool:
+    """Whether a file may be fetched from an address."""
+    address = URL(url)
+    if playground is not None and address.origin() == URL(playground).origin():
+        return True
+    return address.scheme == "https" and address.host in FILE_HOSTS
+
+
+def _declared(content_type: str | None) -> str | None:
+    _, _, charset = (content_type or "").lower().partition("charset=")
+    try:
+        return codecs.lookup(charset.partition(";")[0].strip(" \"'")).name if charset else None
+    except LookupError:
+        return None
+
+
+def _within(limit: int, pieces: Sequence[str]) -> tuple[str, bool]:
+    text = "\n\n".join(pieces)
+    return (text, True) if len(text) <= limit else (text[:limit], False)
+
+
+def _names(files: Sequence[File]) -> str:
+    shown = ", ".join(plain_name(file.filename) for file in files[:3])
+    return shown + tr(" and {count} more", count=len(files) - 3) if len(files) > 3 else shown

@@ -1,0 +1,181 @@
+"""What somebody asks the bot, apart from how it arrived: a message, or a slash command."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from dataclasses import dataclass
+
+import discord
+
+from bot.language.texts import mark
+from bot.services import Person, Services
+
+_QUOTED = 300
+_USER = re.compile(r"<@!?(\d+)>")
+_ROLE = re.compile(r"<@&(\d+)>")
+_CHANNEL = re.compile(r"<#(\d+)>")
+_EMOJI = re.compile(r"<a?(:\w+:)\d+>")
+
+
+@dataclass(frozen=True, slots=True)
+class Follows:
+    """Goes on where the bot's newest reply in the channel ended, if that was at or after ``since_ms``.
+
+    With ``asker_id`` only if that reply was to this member.
+    """
+
+    since_ms: int = 0
+    asker_id: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Cited:
+    """Somebody else's message that the question replies to, as context."""
+
+    discord_id: int
+    author: Person
+    text: str
+    attached_text: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """One message to answer.
+
+    ``discord_id`` is the message's (or the interaction's) id; ``parent_discord_id`` the message that it
+    replies to; ``follows`` says what it goes on with otherwise. ``parent_channel_id`` is the channel that a
+    thread hangs on. ``quote`` is shown above the answer where the question isn't ``visible`` in the channel,
+    ``note`` below it. ``attached_text`` came in files with the message. ``compared`` asks for two candidates.
+    """
+
+    discord_id: int
+    channel_id: int
+    guild_id: int | None
+    public: bool
+    author: Person
+    text: str
+    parent_discord_id: int | None = None
+    quote: str = ""
+    note: str = ""
+    visible: bool = True
+    attached_text: str = ""
+    parent_channel_id: int | None = None
+    follows: Follows | None = None
+    cited: Cited | None = None
+    compared: bool = False
+
+    @property
+    def home_channel_id(self) -> int:
+        """The channel whose settings hold: a thread has its parent's."""
+        return self.parent_channel_id or self.channel_id
+
+
+def from_message(
+    services: Services,
+    message: discord.Message,
+    me: discord.ClientUser,
+    *,
+    note: str = "",
+    attached_text: str = "",
+    follows: Follows | None = None,
+    cited_text: str = "",
+) -> Question:
+    """Read a question from a Discord message."""
+    reference = message.reference
+    return Question(
+        discord_id=message.id,
+        channel_id=message.channel.id,
+        guild_id=message.guild.id if message.guild else None,
+        public=is_public(message.channel),
+        author=services.person(message.author),
+        text=readable(message, me),
+        parent_discord_id=reference.message_id if reference is not None else None,
+        note=note,
+        attached_text=attached_text,
+        parent_channel_id=parent_of(message.channel),
+        follows=follows,
+        cited=_cited(services, message, me, cited_text),
+    )
+
+
+def moved_to(question: Question, thread: discord.Thread) -> Question:
+    """Return the question as one that is asked in a thread of the channel that it came from."""
+    return dataclasses.replace(question, channel_id=thread.id, parent_channel_id=question.home_channel_id)
+
+
+def parent_of(channel: object) -> int | None:
+    """Return the channel that a thread hangs on; None for any other channel."""
+    return channel.parent_id if isinstance(channel, discord.Thread) else None
+
+
+def cited_message(message: discord.Message) -> discord.Message | None:
+    """Return the message of another person that this one replies to, as far as Discord sent it along."""
+    answered = message.reference.resolved if message.reference is not None else None
+    if not isinstance(answered, discord.Message) or answered.author.bot or answered.webhook_id:
+        return None
+    return answered
+
+
+def _cited(
+    services: Services, message: discord.Message, me: discord.ClientUser, attached_text: str
+) -> Cited | None:
+    answered = cited_message(message)
+    text = readable(answered, me) if answered is not None else ""
+    if answered is None or not (text or attached_text):
+        return None
+    return Cited(answered.id, services.person(answered.author), text, attached_text)
+
+
+def readable(message: discord.Message, me: discord.ClientUser) -> str:
+    """Return the text as people see it: names instead of ids, and without the bot's own mention."""
+    names = {user.id: str(user.display_name) for user in message.mentions}
+    guild = message.guild
+
+    def user(found: re.Match[str]) -> str:
+        user_id = int(found[1])
+        return "" if user_id == me.id else f"@{names.get(user_id, 'someone')}"
+
+    def role(found: re.Match[str]) -> str:
+        known = guild.get_role(int(found[1])) if guild else None
+        return f"@{known.name}" if known else "@role"
+
+    def channel(found: re.Match[str]) -> str:
+        known = guild.get_channel_or_thread(int(found[1])) if guild else None
+        return f"#{known.name}" if known else "#channel"
+
+    text = _USER.sub(user, message.content)
+    text = _EMOJI.sub(r"\1", _CHANNEL.sub(channel, _ROLE.sub(role, text)))
+    return text.strip()
+
+
+def quoted(prompt: str) -> str:
+    """Return the line that shows a question above its answer."""
+    shown = " ".join(prompt.split())
+    return f"> {shown[:_QUOTED]}{'…' if len(shown) > _QUOTED else ''}"
+
+
+def is_public(channel: object) -> bool:
+    """Whether everyone in the guild can read this channel; what is not public never trains."""
+    if isinstance(channel, discord.Thread):
+        return not channel.is_private() and is_public(channel.parent)
+    if not isinstance(channel, discord.abc.GuildChannel):
+        return False
+    everyone = channel.permissions_for(channel.guild.default_role)
+    return everyone.view_channel and everyone.read_message_history
+
+
+def missing_permissions(channel: object, guild: discord.Guild | None) -> list[str]:
+    """Name what the bot lacks to answer in this channel, as Discord's settings call it."""
+    if guild is None or not isinstance(channel, discord.abc.GuildChannel | discord.Thread):
+        return []
+    granted = channel.permissions_for(guild.me)
+    thread = isinstance(channel, discord.Thread)
+    needed = {
+        mark("View Channel"): granted.view_channel,
+        mark("Send Messages in Threads") if thread else mark("Send Messages"): (
+            granted.send_messages_in_threads if thread else granted.send_messages
+        ),
+        mark("Read Message History"): granted.read_message_history,
+    }
+    return [name for name, has in needed.items() if not has]

@@ -1,0 +1,1 @@
+"""How a reply reaches Discord: split, streamed and edited within its limits."""

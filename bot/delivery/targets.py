@@ -1,0 +1,109 @@
+"""Where a reply appears: a channel, the answer to a slash command, or over messages that are there."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable
+from typing import Any, TypeVar
+
+import aiohttp
+import discord
+
+from bot.delivery.streaming import KEEP
+from bot.errors import ChannelGoneError, ChannelRefusedError, DeliveryError, MessageGoneError
+
+T = TypeVar("T")
+
+
+async def translated(call: Awaitable[T]) -> T:
+    """Await a call to Discord, turning what can go wrong into DeliveryError or one of its kinds."""
+    try:
+        return await call
+    except discord.Forbidden as error:
+        raise ChannelRefusedError("I am not allowed to write in this channel.") from error
+    except discord.NotFound as error:
+        if error.code == 10008:
+            raise MessageGoneError("The message was deleted.") from error
+        kind = ChannelGoneError if error.code == 10003 else ChannelRefusedError
+        raise kind("This channel is gone.") from error
+    except (TimeoutError, discord.DiscordException, aiohttp.ClientError, OSError) as error:
+        raise DeliveryError("Discord does not take my message right now.") from error
+
+
+class ChannelSurface:
+    """Ordinary messages; the first one replies to the question and arrives without a notification."""
+
+    def __init__(self, channel: discord.abc.Messageable, question: discord.Message | None = None) -> None:
+        self._channel = channel
+        self._question = question
+        self._sent: dict[int, discord.Message] = {}
+
+    async def send(self, content: str, buttons: Any = None) -> int:
+        """Send the next message of the reply."""
+        options: dict[str, Any] = {} if buttons is None else {"view": buttons}
+        if not self._sent and self._question is not None:
+            # The question may have been deleted meanwhile: the answer still comes.
+            options["reference"] = self._question.to_reference(fail_if_not_exists=False)
+            options["mention_author"] = False
+        message = await translated(self._channel.send(content, silent=not self._sent, **options))
+        self._sent[message.id] = message
+        return message.id
+
+    async def edit(self, message_id: int, content: str, buttons: Any = KEEP) -> None:
+        """Replace a message's content, and its buttons."""
+        await translated(self._sent[message_id].edit(content=content, **_below(buttons)))
+
+    async def delete(self, message_id: int) -> None:
+        """Delete a message that is no longer needed."""
+        await translated(self._sent.pop(message_id).delete())
+
+
+class InteractionSurface:
+    """The answer to a deferred slash command: its original response, then follow-ups, within 15 minutes."""
+
+    def __init__(self, interaction: discord.Interaction[Any]) -> None:
+        self._interaction = interaction
+        self._sent: dict[int, discord.Message] = {}
+
+    async def send(self, content: str, buttons: Any = None) -> int:
+        """Fill the original response first, then add follow-ups."""
+        options: dict[str, Any] = {} if buttons is None else {"view": buttons}
+        message: discord.Message
+        if self._sent:
+            message = await translated(self._interaction.followup.send(content, wait=True, **options))
+        else:
+            message = await translated(self._interaction.edit_original_response(content=content, **options))
+        self._sent[message.id] = message
+        return message.id
+
+    async def edit(self, message_id: int, content: str, buttons: Any = KEEP) -> None:
+        """Replace a message's content, and its buttons."""
+        await translated(self._sent[message_id].edit(content=content, **_below(buttons)))
+
+    async def delete(self, message_id: int) -> None:
+        """Delete a message that is no longer needed."""
+        await translated(self._sent.pop(message_id).delete())
+
+
+class WrittenSurface:
+    """Messages of a reply that was written earlier, by this process or another one."""
+
+    def __init__(self, channel: discord.PartialMessageable) -> None:
+        self._channel = channel
+
+    async def send(self, content: str, buttons: Any = None) -> int:
+        """Send one more message."""
+        options: dict[str, Any] = {} if buttons is None else {"view": buttons}
+        return (await translated(self._channel.send(content, silent=True, **options))).id
+
+    async def edit(self, message_id: int, content: str, buttons: Any = KEEP) -> None:
+        """Replace a message's content, and its buttons."""
+        message = self._channel.get_partial_message(message_id)
+        await translated(message.edit(content=content, **_below(buttons)))
+
+    async def delete(self, message_id: int) -> None:
+        """Delete a message that this version doesn't need."""
+        await translated(self._channel.get_partial_message(message_id).delete())
+
+
+def _below(buttons: Any) -> dict[str, Any]:
+    return {} if buttons is KEEP else {"view": buttons}

@@ -1,0 +1,1 @@
+"""What people can do with a reply besides reading it: rate, correct, report, compare."""

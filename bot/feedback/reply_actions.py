@@ -1,0 +1,381 @@
+"""What the buttons and the context menu do: write again, stop, page, rate, correct, explain, report.
+
+Every action reads its reply from storage by the id that it was given, so that it works the same after a
+restart, on a double click, and on a message that changed meanwhile. Refusals are one sentence for the eyes of
+whoever asked.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Awaitable, Callable
+from typing import TYPE_CHECKING, Any
+
+import discord
+import structlog
+
+from bot.chat.draft import Again, Draft
+from bot.delivery.splitting import visible_parts
+from bot.delivery.streaming import ReplyRenderer
+from bot.delivery.targets import WrittenSurface, translated
+from bot.errors import DeliveryError
+from bot.feedback import corrections, reply_view, reports
+from bot.feedback.provenance import Training, training_of, why_text
+from bot.feedback.reply_buttons import Controls
+from bot.feedback.reply_view import Known
+from bot.language.texts import mark, speaking, tr
+from bot.services import Services
+from bot.ui.channel_language import language_in
+from bot.ui.interactions import Interaction, say
+from storage.admin import audit
+from storage.chat import replies, reply_versions
+from storage.chat.replies import Part, Reply
+from storage.feedback import ratings, side_by_side
+
+if TYPE_CHECKING:
+    from bot.client import StropClient
+
+UNKNOWN = mark("That is not a reply of mine that I still know.")
+GONE = mark("This reply was deleted.")
+ASKED_GONE = mark("The question was deleted, so I can't answer it again.")
+NOT_YOURS = mark("Only who asked, or one of my operators, can have this written again.")
+NOT_YOURS_TO_STOP = mark("Only who asked, a moderator or one of my operators can stop this.")
+STILL_WRITING = mark("I am still writing this one.")
+BUSY = mark("I am writing another version already.")
+NOTHING_TO_STOP = mark("I have finished this one already.")
+RESTARTING = mark("I am being restarted. Please try again in a moment.")
+ENOUGH = mark("There are {total} versions of this reply already. Ask me again in a new message.")
+COMPARED = mark("Two answers stand here side by side: vote on them below.")
+VOTE_FIRST = mark("Vote first: then I tell you which is which.")
+UNDELIVERED = mark("I wrote another version, but Discord does not let me change this message.")
+NO_MESSAGE = mark("I can no longer reach the message of this reply.")
+
+_log = structlog.get_logger(__name__)
+
+
+class ReplyActions:
+    """The actions on replies; holds only which replies are being changed at this moment."""
+
+    def __init__(self, services: Services, client: StropClient) -> None:
+        self._services = services
+        self._client = client
+        self._controls = Controls(services.config.replies)
+        self._changing: set[str] = set()
+        self._actions: dict[str, Callable[[Interaction, str], Awaitable[None]]] = {
+            "regenerate": self.regenerate,
+            "stop": self.stop,
+            "better": self.better,
+            "why": self.why,
+            "back": lambda interaction, reply_id: self.page(interaction, reply_id, -1),
+            "forward": lambda interaction, reply_id: self.page(interaction, reply_id, 1),
+            "up": lambda interaction, reply_id: self.rate(interaction, reply_id, 1),
+            "down": lambda interaction, reply_id: self.rate(interaction, reply_id, -1),
+        }
+
+    async def press(self, interaction: Interaction, action: str, reply_id: str) -> None:
+        """Do what a button is for."""
+        found = self._actions.get(action)
+        if found is None:
+            return await say(interaction, tr(UNKNOWN))
+        return await found(interaction, reply_id)
+
+    async def known(self, reply_id: str) -> Known | None:
+        """Return a reply by its id, with all that storage knows around it."""
+        return await self._services.database.aread(lambda db: reply_view.by_id(db, reply_id))
+
+    async def at_message(self, message_id: int) -> Known | None:
+        """Return the reply that a Discord message shows."""
+        return await self._services.database.aread(lambda db: reply_view.by_discord_id(db, message_id))
+
+    # ------------------------------------------------------------------ write again, and stop
+
+    async def regenerate(self, interaction: Interaction, reply_id: str) -> None:
+        """Write another version over the reply's messages; the earlier ones are kept."""
+        await _acknowledge(interaction)
+        known = await self.known(reply_id)
+        # Nothing is awaited between the last look and taking the slot: a double click writes one version.
+        refusal = await self._client.refuse_asking(interaction) or self._no_regenerating(interaction, known)
+        if known is None or refusal:
+            return await say(interaction, refusal)
+        slot = known.versions.first_id
+        self._changing.add(slot)
+        try:
+            sentence = await self._write_again(known)
+        finally:
+            self._changing.discard(slot)
+        if sentence or _from_menu(interaction):
+            await say(interaction, sentence or tr("Done: another version is there."))
+        return None
+
+    def _no_regenerating(self, interaction: Interaction, known: Known | None) -> str:
+        """Say why a reply can't be written again, or nothing."""
+        if known is None:
+            return tr(UNKNOWN)
+        user_id, total = interaction.user.id, known.versions.total
+        refusals = (
+            (known.gone, GONE),
+            (known.comparison is not None, COMPARED),
+            (user_id != known.reply.asker_id and not self._client.is_operator(user_id), NOT_YOURS),
+            (known.asked.deleted_ms is not None or not known.asked.words.strip(), ASKED_GONE),
+            (known.versions.first_id in self._changing, BUSY),
+            (self._client.answerer.being_written(*known.versions.reply_ids) is not None, STILL_WRITING),
+            (total >= self._services.config.replies.most_versions, ENOUGH),
+            (not known.parts, NO_MESSAGE),
+        )
+        return next((tr(sentence, total=total) for refused, sentence in refusals if refused), "")
+
+    async def _write_again(self, known: Known) -> str:
+        """Write another version; return what went wrong, if nothing came of it."""
+        shown = await self.known(known.versions.shown_id) or known
+        again = Again(
+            reply_id=shown.reply.id,
+            prompt_message_id=shown.asked.id,
+            text=shown.text,
+            messages=tuple(part.discord_id for part in shown.parts),
+            versions=shown.versions,
+            votes=shown.votes,
+        )
+        channel = self._client.get_partial_messageable(shown.parts[0].channel_id)
+        with speaking(await language_in(self._services, self._client, channel.id)):
+            task = self._client.answerer.start(shown.question(), WrittenSurface(channel), again=again)
+        if task is None:
+            return tr(RESTARTING)
+        draft = await task
+        _log.info("reply.regenerated", reply_id=draft.reply_id, beside=again.reply_id, kept=draft.fell_back)
+        return _fallen_back(draft) if draft.delivered else tr(UNDELIVERED)
+
+    async def stop(self, interaction: Interaction, reply_id: str, message_id: int = 0) -> None:
+        """End a reply that is being written; what is there stays."""
+        await _acknowledge(interaction)
+        known = await self.known(reply_id)
+        ids = known.versions.reply_ids if known is not None else (reply_id,)
+        draft = self._client.answerer.being_written(*ids, message_id=message_id)
+        if draft is None:
+            return await say(interaction, tr(NOTHING_TO_STOP))
+        if not self._may_stop(interaction, draft):
+            return await say(interaction, tr(NOT_YOURS_TO_STOP))
+        stopped = self._client.answerer.stop(draft.reply_id)
+        _log.info("reply.stopped", reply_id=draft.reply_id, stopped=stopped)
+        if stopped and interaction.user.id != draft.question.author.user_id:
+            actor, detail = str(interaction.user.id), {"reply_id": draft.reply_id}
+            await self._services.database.awrite(lambda db: audit.record(db, actor, "reply.stop", detail))
+        if not stopped:
+            await say(interaction, tr(NOTHING_TO_STOP))
+        elif _from_menu(interaction):
+            await say(interaction, tr("Stopped."))
+        return None
+
+    def _may_stop(self, interaction: Interaction, draft: Draft) -> bool:
+        user_id = interaction.user.id
+        if user_id == draft.question.author.user_id or self._client.is_operator(user_id):
+            return True
+        return interaction.guild_id is not None and interaction.permissions.manage_messages
+
+    # ------------------------------------------------------------------ page, and rate
+
+    async def page(self, interaction: Interaction, reply_id: str, step: int) -> None:
+        """Show the version before or after; to others than the asker, for their eyes only."""
+        await _acknowledge(interaction)
+        known = await self.known(reply_id)
+        if known is None or known.gone:
+            return await say(interaction, tr(UNKNOWN if known is None else GONE))
+        slot = known.versions.first_id
+        if slot in self._changing or self._client.answerer.being_written(*known.versions.reply_ids):
+            return await say(interaction, tr(STILL_WRITING))
+        wanted = known.versions.beside(step)
+        if not self._may_page(interaction, known):
+            return await self._show_privately(interaction, wanted)
+        if wanted == known.versions.shown_id:
+            return None
+        self._changing.add(slot)
+        try:
+            await self._services.database.awrite(lambda db: reply_versions.show(db, wanted))
+            await self.redraw(wanted)
+        except DeliveryError:
+            await say(interaction, tr(NO_MESSAGE))
+        finally:
+            self._changing.discard(slot)
+        return None
+
+    def _may_page(self, interaction: Interaction, known: Known) -> bool:
+        user_id = interaction.user.id
+        return user_id == known.reply.asker_id or self._client.is_operator(user_id)
+
+    async def _show_privately(self, interaction: Interaction, reply_id: str) -> None:
+        other = await self.known(reply_id)
+        if other is None or other.gone:
+            return await say(interaction, tr(GONE))
+        number = other.versions.reply_ids.index(reply_id) + 1
+        head = tr(
+            "-# Version {number} of {total}; only who asked chooses the one that is shown.",
+            number=number,
+            total=other.versions.total,
+        )
+        return await say(interaction, f"{visible_parts(other.text)[0][:1800]}\n\n{head}")
+
+    async def rate(self, interaction: Interaction, reply_id: str, value: int) -> None:
+        """Store a thumb in place of the member's earlier one; the same button again takes it back."""
+        await _acknowledge(interaction)
+        person = self._services.person(interaction.user)
+
+        def work(db: Any) -> Known | None:
+            known = reply_view.by_id(db, reply_id)
+            if known is None or known.gone:
+                return None
+            person.ensure(db)
+            if _pressed(db, reply_id, person.user_id) == value:
+                ratings.retract(db, reply_id=reply_id, user_id=person.user_id, kind="thumb")
+            else:
+                ratings.rate(
+                    db,
+                    reply_id=reply_id,
+                    user_id=person.user_id,
+                    kind="thumb",
+                    means="button",
+                    value=value,
+                    permission_reference=self._services.permission_reference,
+                )
+            return reply_view.by_id(db, known.versions.shown_id)
+
+        shown = await self._services.database.awrite(work)
+        if shown is None:
+            return await say(interaction, tr(GONE))
+        _log.info("rating.pressed", reply_id=reply_id)
+        if self._client.answerer.being_written(*shown.versions.reply_ids) is None:
+            # The rating counts also where its message was deleted this moment.
+            with contextlib.suppress(discord.NotFound):
+                await interaction.edit_original_response(view=self._below(shown))
+        return None
+
+    # ------------------------------------------------------------------ correct, explain, report
+
+    async def better(self, interaction: Interaction, reply_id: str) -> None:
+        """Open the form for the reply that a member wishes for."""
+        known = await self.known(reply_id)
+        if known is None or known.gone:
+            return await say(interaction, tr(UNKNOWN if known is None else GONE))
+        if known.comparison is not None:
+            return await say(interaction, tr(COMPARED))
+        if self._client.answerer.being_written(reply_id) is not None:
+            return await say(interaction, tr(STILL_WRITING))
+        return await corrections.open_form(interaction, self._services, reply_id)
+
+    async def why(self, interaction: Interaction, reply_id: str) -> None:
+        """Say where a reply came from."""
+        await interaction.response.defer(ephemeral=True, thinking=True)
+
+        def work(db: Any) -> tuple[Known | None, Training, bool]:
+            known = reply_view.by_id(db, reply_id)
+            if known is None:
+                return None, training_of(db, None), True
+            pair = known.comparison
+            chosen = (
+                pair is None or side_by_side.choice_of(db, pair.first_id, interaction.user.id) is not None
+            )
+            return known, training_of(db, known.reply.adapter_id, known.reply.id), chosen
+
+        known, training, chosen = await self._services.database.aread(work)
+        if known is None:
+            return await say(interaction, tr(UNKNOWN))
+        if not chosen:
+            return await say(interaction, tr(VOTE_FIRST))
+        if self._client.answerer.being_written(reply_id) is not None:
+            return await say(interaction, tr(STILL_WRITING))
+        return await say(interaction, why_text(known, training))
+
+    async def report(self, interaction: Interaction, reply_id: str) -> None:
+        """Open the form for a report."""
+        await reports.open_form(interaction, self._services, reply_id)
+
+    # ------------------------------------------------------------------ the messages of a reply
+
+    def _below(self, known: Known) -> Any:
+        return self._controls.finished(
+            known.reply.id, known.versions, has_text=bool(known.reply.text.strip()), votes=known.votes
+        )
+
+    async def settle_interrupted(self, reply: Reply, note: str) -> None:
+        """Tidy the messages of a reply that an earlier process left half written.
+
+        A version beside an earlier one gives way to that one; any other keeps what its message shows, with
+        ``note`` below it. Raises DeliveryError where Discord refuses.
+        """
+        parts, earlier = await self._services.database.awrite(lambda db: _put_back(db, reply))
+        if earlier is not None:
+            await self.redraw(earlier)
+        elif parts:
+            channel = self._client.get_partial_messageable(parts[-1].channel_id)
+            message = await translated(channel.fetch_message(parts[-1].discord_id))
+            buttons = self._controls.finished(reply.id, has_text=False)
+            with speaking(await language_in(self._services, self._client, channel.id)):
+                content = f"{message.content[:1900]}\n\n{tr(note)}"
+            await translated(message.edit(content=content, view=buttons))
+
+    async def redraw(self, reply_id: str, note: str = "") -> None:
+        """Bring the messages of a reply in line with storage; raises DeliveryError where Discord refuses."""
+        known = await self.known(reply_id)
+        if known is None or not known.parts:
+            return
+        channel_id, answerer = known.parts[0].channel_id, self._client.answerer
+        database = self._services.database
+
+        async def on_part(message_id: int, position: int) -> None:
+            await database.awrite(lambda db: replies.add_part(db, reply_id, message_id, channel_id, position))
+
+        async def on_withdraw(message_id: int) -> None:
+            answerer.withdrawing(message_id)
+            await database.awrite(lambda db: replies.drop_part(db, message_id))
+
+        renderer = ReplyRenderer(
+            WrittenSurface(self._client.get_partial_messageable(channel_id)),
+            answerer.paces.of(channel_id),
+            on_part,
+            on_withdraw,
+            lambda _: self._below(known),
+            [(part.discord_id, "") for part in known.parts],
+        )
+        # Whoever pressed may read another language than the channel does.
+        with speaking(await language_in(self._services, self._client, channel_id)):
+            text = known.text
+        await renderer.finish("\n\n".join(piece for piece in (text, note) if piece))
+
+
+async def _acknowledge(interaction: Interaction) -> None:
+    """Answer within Discord's three seconds: a button without a trace, a menu with "thinking"."""
+    if interaction.response.is_done():
+        return
+    if _from_menu(interaction):
+        await interaction.response.defer(ephemeral=True, thinking=True)
+    else:
+        await interaction.response.defer()
+
+
+def _put_back(db: Any, reply: Reply) -> tuple[list[Part], str | None]:
+    """Take an unfinished version out; return the reply's messages and the version to show instead."""
+    left = reply_versions.drop(db, reply.id)
+    if left is not None:
+        return [], left.shown_id
+    parts = replies.parts(db, reply.id)
+    # A version without a word has no message of its own yet, but those of the earlier one may say it waits.
+    shown_id = None if parts else replies.shown_for_prompt(db, reply.prompt_message_id)
+    shown = replies.get(db, shown_id) if shown_id is not None else None
+    return parts, shown.id if shown is not None and shown.text.strip() else None
+
+
+def _pressed(db: Any, reply_id: str, user_id: int) -> int | None:
+    """Return the thumb that a member gave by button and that stands, or None."""
+    for rating in ratings.for_reply(db, reply_id):
+        if rating.user_id == user_id and rating.kind == "thumb" and rating.means == "button":
+            return None if rating.retracted else rating.value
+    return None
+
+
+def _from_menu(interaction: Interaction) -> bool:
+    return interaction.command is not None
+
+
+def _fallen_back(draft: Draft) -> str:
+    """Return why an earlier version stays: the draft's last note, without its small print."""
+    if not draft.fell_back:
+        return ""
+    return draft.notes[-1].removeprefix("-# ") if draft.notes else tr("Nothing came of it.")

@@ -1,0 +1,182 @@
+"""Two candidates side by side in the chat: when, against what, how it looks, and the buttons to vote with.
+
+The candidate that would have answered alone meets its predecessor: the adapter, or the base model, that it
+took over from; where nothing came before it, another try of itself. What a trial sends to another adapter
+meets the champion. The order is drawn by lot, and who voted is told which is which; everybody else goes on
+without knowing.
+"""
+
+from __future__ import annotations
+
+import random
+import re
+from typing import Any, Self
+
+import discord
+
+from bot.chat.draft import Draft, Pair
+from bot.chat.question import Question
+from bot.feedback import reply_view
+from bot.language.texts import mark, tr
+from bot.services import Services
+from bot.ui.interactions import guarded, say
+from storage.feedback import side_by_side
+from storage.feedback.side_by_side import Choice, Comparison, Tally
+from storage.learning import adapters
+
+GONE = mark("This pair is gone.")
+TAKEN_BACK = mark("Your vote is taken back.")
+TOLD_BEFORE = mark(
+    "You know by now which is which, so another vote of yours would not be blind. The button that you chose "
+    "takes your vote back."
+)
+_CHOICES: dict[str, tuple[Choice, str]] = {"first": (1, "A"), "tie": (0, mark("Tie")), "second": (-1, "B")}
+# With more replies than this in flight, nobody waits for a second candidate of somebody else.
+_QUIET = 4
+
+
+async def wanted(services: Services, question: Question, in_flight: int) -> bool:
+    """Whether this question gets two candidates: where it asks for them, else by lot.
+
+    By lot never in direct messages, or while it is busy. Operators set how often, and places that never do; a
+    server's admins can switch it off for themselves.
+    """
+    config = services.config.replies
+    if question.compared:
+        return True
+    if question.guild_id is None or in_flight > _QUIET:
+        return False
+    if {question.guild_id, question.channel_id} & set(config.compare_not_in):
+        return False
+    if random.random() >= config.compare:
+        return False
+    return (await services.settings(question.guild_id, question.home_channel_id)).settings.two_answers
+
+
+async def opponent(services: Services, scope: str, base_hash: str, usual: Draft) -> str | None:
+    """Return the adapter that writes the other candidate; None is the base model."""
+    if usual.route.diverted:
+        return usual.route.champion
+    return await predecessor(services, scope, base_hash, usual.adapter_id)
+
+
+async def predecessor(services: Services, scope: str, base_hash: str, champion: str | None) -> str | None:
+    """Return the adapter that the champion took over from; None is the base model."""
+    if champion is None:
+        return None
+    recent = await services.database.aread(
+        lambda db: adapters.recent_promotions(db, scope, base_hash, limit=20)
+    )
+    return next((each.previous_id for each in recent if each.adapter_id == champion), None)
+
+
+async def record(services: Services, pair: Pair, usual: Draft) -> None:
+    """Store that the two stand side by side."""
+    await services.database.awrite(
+        lambda db: side_by_side.add(
+            db, first_id=pair.first.reply_id, second_id=pair.second.reply_id, usual_id=usual.reply_id
+        )
+    )
+
+
+class CompareButton(
+    discord.ui.DynamicItem[discord.ui.Button[discord.ui.View]],
+    template=r"strop:compare:(?P<first>[A-Za-z0-9_.\-]{1,64}):(?P<choice>first|tie|second)",
+):
+    """One of the three buttons below two candidates; everything it needs is in its custom id."""
+
+    def __init__(self, first_id: str, choice: str) -> None:
+        self.first_id = first_id
+        self.choice = choice
+        super().__init__(
+            discord.ui.Button(
+                label=tr(_CHOICES[choice][1]),
+                style=discord.ButtonStyle.secondary,
+                custom_id=f"strop:compare:{first_id}:{choice}",
+            )
+        )
+
+    @classmethod
+    async def from_custom_id(
+        cls, interaction: discord.Interaction[Any], item: discord.ui.Item[Any], match: re.Match[str], /
+    ) -> Self:
+        """Make the button again from its custom id."""
+        return cls(match["first"], match["choice"])
+
+    @guarded
+    async def callback(self, interaction: discord.Interaction[Any]) -> None:
+        """Count the vote, then tell which is which; the same choice again takes it back.
+
+        Who has been told votes no more: a choice between names is not blind.
+        """
+        await interaction.response.defer(ephemeral=True, thinking=True)
+        services: Services = interaction.client.services
+        person = services.person(interaction.user)
+        choice: Choice = _CHOICES[self.choice][0]
+
+        def work(db: Any) -> str:
+            pair = side_by_side.of(db, self.first_id)
+            first = reply_view.by_id(db, self.first_id)
+            if pair is None or first is None or first.gone:
+                return tr(GONE)
+            person.ensure(db)
+            if side_by_side.choice_of(db, pair.first_id, person.user_id) == choice:
+                side_by_side.retract(db, first_id=pair.first_id, user_id=person.user_id)
+                return tr(TAKEN_BACK)
+            if side_by_side.was_told(db, pair.first_id, person.user_id):
+                return tr(TOLD_BEFORE)
+            side_by_side.vote(
+                db,
+                first_id=pair.first_id,
+                user_id=person.user_id,
+                choice=choice,
+                permission_reference=services.permission_reference,
+            )
+            return _revealed(db, pair, choice)
+
+        await say(interaction, await services.database.awrite(work))
+
+
+def compare_view(first_id: str) -> discord.ui.View:
+    """Return the three buttons below two candidates."""
+    view = discord.ui.View(timeout=None)
+    for choice in ("first", "tie", "second"):
+        view.add_item(CompareButton(first_id, choice))
+    return view
+
+
+def _revealed(db: Any, pair: Comparison, choice: int) -> str:
+    """Say which candidate is whose, and how the votes stand."""
+    label = next(label for value, label in _CHOICES.values() if value == choice)
+    names = [_name(db, reply_id) for reply_id in (pair.first_id, pair.second_id)]
+    if names[0] == names[1]:
+        usual = "A" if pair.usual_id == pair.first_id else "B"
+        which = tr(
+            "Both are {name}; {usual} is the one that would have answered alone.", name=names[0], usual=usual
+        )
+    else:
+        which = tr("A is {first}, B is {second}.", first=names[0], second=names[1])
+    counted = tr("Counted: {choice}.", choice=tr(label))
+    return f"{counted} {which}\n{_standing(side_by_side.tally(db, pair.first_id))}"
+
+
+def _name(db: Any, reply_id: str) -> str:
+    known = reply_view.by_id(db, reply_id)
+    adapter_id = known.reply.adapter_id if known else None
+    if adapter_id is None:
+        return tr("the base model")
+    adapter = adapters.get(db, adapter_id)
+    if adapter is None:
+        return tr("adapter `{adapter}`", adapter=adapter_id)
+    when = f"<t:{adapter.created_ms // 1000}:R>"
+    return tr("adapter `{adapter}`, trained {when}", adapter=adapter_id, when=when)
+
+
+def _standing(tally: Tally) -> str:
+    return tr(
+        "-# So far: {first} for A, {second} for B, {ties} ties. "
+        "Press the same button again to take your vote back.",
+        first=tally.first,
+        second=tally.second,
+        ties=tally.ties,
+    )

@@ -1,0 +1,1 @@
+"""The connection to Discord: signing in, staying connected, and events that are malformed."""

@@ -1,0 +1,194 @@
+"""Blind votes: two answers to one prompt, and three buttons that survive a restart."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import re
+from typing import Any, Self
+
+import discord
+import structlog
+
+from bot.delivery.splitting import split
+from bot.delivery.targets import translated
+from bot.errors import ChannelRefusedError, DeliveryError, MessageGoneError
+from bot.language.texts import mark, tr
+from bot.services import Services
+from bot.ui.interactions import guarded, say
+from storage.db import key_values
+from storage.feedback import duels
+from storage.feedback.duels import Duel
+
+MOST_UNANSWERED = 5
+# A vote makes room for the next pair, but not faster than this.
+POST_EVERY_S = 15.0
+CLOSED = mark("*Voting on this pair is over.*")
+_PROMPT_UNITS = 300
+_ANSWER_UNITS = 700
+_FACT = "duels.posted"
+
+_CHOICES = {"first": (1, "A"), "tie": (0, mark("Tie")), "second": (-1, "B")}
+
+_log = structlog.get_logger(__name__)
+
+
+class VoteButton(
+    discord.ui.DynamicItem[discord.ui.Button[discord.ui.View]],
+    template=r"strop:duel:(?P<duel>[A-Za-z0-9_.\-]{1,64}):(?P<choice>first|tie|second)",
+):
+    """One of a pair's three buttons; everything it needs is in its custom id."""
+
+    def __init__(self, duel_id: str, choice: str) -> None:
+        self.duel_id = duel_id
+        self.choice = choice
+        _, label = _CHOICES[choice]
+        style = discord.ButtonStyle.secondary if choice == "tie" else discord.ButtonStyle.primary
+        super().__init__(
+            discord.ui.Button(label=tr(label), style=style, custom_id=f"strop:duel:{duel_id}:{choice}")
+        )
+
+    @classmethod
+    async def from_custom_id(
+        cls, interaction: discord.Interaction[Any], item: discord.ui.Item[Any], match: re.Match[str], /
+    ) -> Self:
+        """Make the button again from its custom id."""
+        return cls(match["duel"], match["choice"])
+
+    @guarded
+    async def callback(self, interaction: discord.Interaction[Any]) -> None:
+        """Count the vote of whoever pressed; another choice replaces it, the same one takes it back."""
+        await interaction.response.defer(ephemeral=True, thinking=True)
+        services = interaction.client.services
+        person = services.person(interaction.user)
+        value, label = _CHOICES[self.choice]
+
+        def work(db: Any) -> tuple[bool, bool, bool]:
+            duel = duels.get(db, self.duel_id)
+            is_open = duel is not None and duel.closed_ms is None
+            again = is_open and duels.choice_of(db, self.duel_id, person.user_id) == value
+            if again:
+                duels.retract(db, duel_id=self.duel_id, user_id=person.user_id)
+            elif is_open:
+                person.ensure(db)
+                duels.vote(
+                    db, duel_id=self.duel_id, user_id=person.user_id, choice=value, source=person.source
+                )
+                _note_answered(db, self.duel_id)
+            return is_open, again, duel is not None
+
+        is_open, again, known = await services.database.awrite(work)
+        if again:
+            await say(interaction, tr("Your vote is taken back."))
+        elif is_open:
+            await say(
+                interaction,
+                tr(
+                    "Counted: {choice}. You can change your mind until the voting ends; the same button "
+                    "again takes your vote back.",
+                    choice=tr(label),
+                ),
+            )
+        else:
+            await say(
+                interaction,
+                tr("Voting on this pair is over.") if known else tr("I don't know this pair any more."),
+            )
+
+
+def vote_view(duel_id: str) -> discord.ui.View:
+    """Return the three buttons of a pair."""
+    view = discord.ui.View(timeout=None)
+    for choice in ("first", "second", "tie"):
+        view.add_item(VoteButton(duel_id, choice))
+    return view
+
+
+def duel_text(duel: Duel) -> str:
+    """Return a pair as people see it; nothing in it tells which answer is whose."""
+    asked = next((turn["content"] for turn in reversed(duel.prompt) if turn.get("role") == "user"), "")
+    quoted = "\n".join(f"> {line}" for line in _cut(asked, _PROMPT_UNITS).splitlines() or [""])
+    return (
+        f"{tr('**Which answer do you like better?**')}\n{quoted}\n\n"
+        f"**A**\n{_cut(duel.first_text, _ANSWER_UNITS)}\n\n"
+        f"**B**\n{_cut(duel.second_text, _ANSWER_UNITS)}"
+    )
+
+
+def _cut(text: str, units: int) -> str:
+    parts = split(text.strip(), units)
+    if not parts:
+        return tr("*(no words)*")
+    return parts[0].content if len(parts) == 1 else f"{parts[0].content} …"
+
+
+class DuelBoard:
+    """Keeps the open pairs of a scope posted, a few at a time, and takes the buttons off when voting ends."""
+
+    def __init__(self, services: Services, client: discord.Client) -> None:
+        self._services = services
+        self._client = client
+        self._next_post_at: dict[str, float] = {}
+
+    async def update(self, scope: str, channel_id: int) -> None:
+        """Post the next open pair if few are unanswered, and close those that are over."""
+        posted, waiting = await self._services.database.aread(
+            lambda db: (_posted(db), duels.open_for(db, scope, 200))
+        )
+        open_ids = {duel.id for duel in waiting}
+        for duel_id, entry in posted.items():
+            if entry["scope"] == scope and duel_id not in open_ids:
+                await self._close(duel_id, entry)
+        unanswered = sum(
+            1 for duel_id, entry in posted.items() if duel_id in open_ids and not entry["answered"]
+        )
+        now = asyncio.get_running_loop().time()
+        for duel in waiting:
+            if duel.id in posted:
+                continue
+            if unanswered >= MOST_UNANSWERED or (unanswered and now < self._next_post_at.get(scope, 0.0)):
+                return
+            await self._post(duel, channel_id)
+            unanswered += 1
+            if unanswered >= MOST_UNANSWERED:
+                self._next_post_at[scope] = now + POST_EVERY_S
+
+    async def _post(self, duel: Duel, channel_id: int) -> None:
+        channel = self._client.get_partial_messageable(channel_id)
+        try:
+            message = await translated(channel.send(duel_text(duel), view=vote_view(duel.id), silent=True))
+        except DeliveryError as error:
+            _log.info("duel.not_posted", duel_id=duel.id, error=str(error))
+            return
+        entry = {"scope": duel.scope, "channel": channel_id, "message": message.id, "answered": False}
+        await self._services.database.awrite(lambda db: _remember(db, duel.id, entry))
+
+    async def _close(self, duel_id: str, entry: dict[str, Any]) -> None:
+        channel = self._client.get_partial_messageable(int(entry["channel"]))
+        message = channel.get_partial_message(int(entry["message"]))
+        try:
+            await translated(message.edit(content=tr(CLOSED), view=None))
+        except (ChannelRefusedError, MessageGoneError):
+            _log.debug("duel.message_gone", duel_id=duel_id)
+        except DeliveryError:
+            return
+        await self._services.database.awrite(lambda db: _remember(db, duel_id, None))
+
+
+def _posted(db: Any) -> dict[str, dict[str, Any]]:
+    found: dict[str, dict[str, Any]] = json.loads(key_values.get(db, _FACT, "{}") or "{}")
+    return found
+
+
+def _remember(db: Any, duel_id: str, entry: dict[str, Any] | None) -> None:
+    posted = _posted(db)
+    posted.pop(duel_id, None)
+    if entry is not None:
+        posted[duel_id] = entry
+    key_values.put(db, _FACT, json.dumps(posted))
+
+
+def _note_answered(db: Any, duel_id: str) -> None:
+    entry = _posted(db).get(duel_id)
+    if entry is not None and not entry["answered"]:
+        _remember(db, duel_id, {**entry, "answered": True})

@@ -1,0 +1,96 @@
+"""/retrain: queue a run, with settings of its own if need be, or say what a run would use."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+from discord import app_commands
+
+from bot.language.sentences import retell
+from bot.language.texts import tr
+from bot.services import Services
+from bot.ui.interactions import Interaction, StropTree, acting_scope, operators_only, say
+from storage.learning import dry_run, runs
+from storage.process.locks import is_locked
+
+MAX_EPOCHS = 20
+
+
+def add_to(tree: StropTree) -> None:
+    """Add this module's commands."""
+    tree.add_command(retrain)
+
+
+@app_commands.command(
+    description="Train a challenger on the ratings so far; it must beat the present adapter."
+)
+@app_commands.describe(
+    dry_run="Only say what a run would use, and whether it would start; nothing changes",
+    objective="What this run trains for, instead of trainer.objective",
+    epochs="How often this run goes over the rows, instead of trainer.epochs",
+)
+@app_commands.choices(objective=[app_commands.Choice(name=name, value=name) for name in dry_run.OBJECTIVES])
+@operators_only
+async def retrain(
+    interaction: Interaction,
+    dry_run: bool = False,
+    objective: str | None = None,
+    epochs: app_commands.Range[int, 1, MAX_EPOCHS] | None = None,
+) -> None:
+    """Queue a run; its progress appears as an ordinary message in this channel."""
+    await interaction.response.defer(ephemeral=True, thinking=True)
+    services = interaction.client.services
+    scope = acting_scope(interaction)
+    if dry_run:
+        return await say(interaction, await _rehearsed(services, scope))
+    chosen = {"objective": objective, "epochs": epochs}
+    own = {key: value for key, value in chosen.items() if value is not None}
+    return await say(interaction, await _queue(interaction, scope, own))
+
+
+async def _queue(interaction: Interaction, scope: str, own: dict[str, Any]) -> str:
+    client, channel_id = interaction.client, interaction.channel_id
+
+    def work(db: Any) -> tuple[runs.Run, bool]:
+        waiting = runs.active(db, scope)
+        run = waiting or runs.enqueue(
+            db,
+            scope=scope,
+            trigger="manual",
+            requested_by=str(interaction.user.id),
+            settings={"trainer": own} if own else None,
+            report_channel_id=channel_id,
+        )
+        return run, waiting is None
+
+    run, new = await client.services.database.awrite(work)
+    if channel_id is not None:
+        await client.progress.report_in(scope, channel_id)
+    if new:
+        named = ", ".join(f"{key} {value}" for key, value in own.items())
+        settings = tr(" with {settings}", settings=named) if named else ""
+        return tr(
+            "Run `{run}` is queued{settings}. I show its progress in this channel.",
+            run=run.id,
+            settings=settings,
+        )
+    where = tr(" in <#{channel}>", channel=run.report_channel_id) if run.report_channel_id else ""
+    unused = tr(" Your options were not used.") if own else ""
+    told = tr(
+        "Run `{run}` is already {state}; its progress is shown{where}.",
+        run=run.id,
+        state=tr(run.state),
+        where=where,
+    )
+    return told + unused
+
+
+async def _rehearsed(services: Services, scope: str) -> str:
+    alive = await asyncio.to_thread(is_locked, services.config.run / "trainer.lock")
+    prospect = await services.database.aread(
+        lambda db: dry_run.look(
+            db, scope, permission_reference=services.permission_reference, trainer_alive=alive
+        )
+    )
+    return retell(dry_run.text(prospect, services.config.trainer))

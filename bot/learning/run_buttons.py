@@ -1,0 +1,245 @@
+"""The buttons of a run: cancel while it is on; promote, reject, roll back and compare afterwards."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from typing import Any, Literal, Self, get_args
+
+import discord
+import structlog
+
+from bot.delivery.targets import translated
+from bot.errors import DeliveryError
+from bot.language.sentences import retell
+from bot.language.texts import mark, speaking, tr
+from bot.learning import run_card
+from bot.learning.run_card import Card
+from bot.operators import NOT_OPERATOR
+from bot.services import Services
+from bot.ui.channel_language import language_in
+from bot.ui.interactions import guarded, say
+from storage.errors import RuleError
+from storage.learning import adapters, run_samples, runs
+from storage.learning.run_samples import Sample
+
+Action = Literal["cancel", "promote", "reject", "rollback", "compare"]
+
+COMPARED = 4
+STALE = mark(
+    "The champion changed since this adapter was judged, so its score no longer counts: judge again with "
+    "/retrain, or insist with /promote."
+)
+
+_LABELS: dict[Action, tuple[str, discord.ButtonStyle]] = {
+    "cancel": (mark("Cancel"), discord.ButtonStyle.secondary),
+    "promote": (mark("Promote"), discord.ButtonStyle.primary),
+    "reject": (mark("Reject"), discord.ButtonStyle.secondary),
+    "rollback": (mark("Roll back"), discord.ButtonStyle.danger),
+    "compare": (mark("Compare replies"), discord.ButtonStyle.secondary),
+}
+
+_log = structlog.get_logger(__name__)
+
+
+class RunButton(
+    discord.ui.DynamicItem[discord.ui.Button[discord.ui.View]],
+    template=rf"strop:run:(?P<run>[A-Za-z0-9_\-]{{1,64}}):(?P<action>{'|'.join(get_args(Action))})",
+):
+    """One button of a run's message; everything it needs is in its custom id."""
+
+    def __init__(self, run_id: str, action: Action, *, disabled: bool = False) -> None:
+        self.run_id = run_id
+        self.action = action
+        label, style = _LABELS[action]
+        custom_id = f"strop:run:{run_id}:{action}"
+        super().__init__(
+            discord.ui.Button(label=tr(label), style=style, custom_id=custom_id, disabled=disabled)
+        )
+
+    @classmethod
+    async def from_custom_id(
+        cls, interaction: discord.Interaction[Any], item: discord.ui.Item[Any], match: re.Match[str], /
+    ) -> Self:
+        """Make the button again from its custom id."""
+        return cls(match["run"], match["action"])  # type: ignore[arg-type]  # the template lists the actions
+
+    @guarded
+    async def callback(self, interaction: discord.Interaction[Any]) -> None:
+        """Act, if whoever pressed is an operator now and the run's state still allows it."""
+        await interaction.response.defer(ephemeral=True, thinking=True)
+        if not interaction.client.is_operator(interaction.user.id):
+            return await say(interaction, tr(NOT_OPERATOR))
+        services, actor = interaction.client.services, str(interaction.user.id)
+        if self.action == "compare":
+            return await say(interaction, await _compared(services, self.run_id))
+        if self.action == "cancel":
+            return await say(interaction, await _cancelled(services, self.run_id, actor))
+        sentence = await _decided(services, self.run_id, self.action, actor)
+        await say(interaction, sentence)
+        return await _redraw(services, interaction, self.run_id)
+
+
+def cancel_view(run_id: str) -> discord.ui.View:
+    """Return the button of a run that is queued or on."""
+    return _view(RunButton(run_id, "cancel"))
+
+
+def card_view(card: Card) -> discord.ui.View:
+    """Return a card's buttons; what the state doesn't allow is disabled."""
+    undecided = card.undecided
+    return _view(
+        RunButton(card.run.id, "promote", disabled=not undecided or card.stale),
+        RunButton(card.run.id, "reject", disabled=not undecided),
+        RunButton(card.run.id, "rollback", disabled=not card.answers),
+        RunButton(card.run.id, "compare", disabled=not card.run.repeatable),
+    )
+
+
+async def shown_samples(services: Services, card: Card) -> list[Sample]:
+    """Return what a card may show to everybody who reads the channel: replies to general prompts only."""
+    if not card.run.repeatable:
+        return []
+    return await asyncio.to_thread(
+        run_samples.read, services.config.runs, card.run.id, run_card.SAMPLES, general_only=True
+    )
+
+
+def _view(*buttons: RunButton) -> discord.ui.View:
+    view = discord.ui.View(timeout=None)
+    for button in buttons:
+        view.add_item(button)
+    return view
+
+
+async def _cancelled(services: Services, run_id: str, actor: str) -> str:
+    done = await services.database.awrite(lambda db: runs.cancel(db, run_id, actor))
+    return (
+        tr("Run `{run}` is cancelled.", run=run_id)
+        if done
+        else tr("Run `{run}` is over already.", run=run_id)
+    )
+
+
+async def _compared(services: Services, run_id: str) -> str:
+    """Both models' replies to the same prompts, members' own among them: for operators' eyes."""
+    card = await _card(services, run_id)
+    samples = await asyncio.to_thread(run_samples.read, services.config.runs, card.run.id, COMPARED)
+    if not samples:
+        return tr("The replies of this run are not kept any more.")
+    return "\n\n".join(run_card.sample_text(sample) for sample in samples)[:1990]
+
+
+async def _decided(services: Services, run_id: str, action: Action, actor: str) -> str:
+    """Promote, reject or roll back; return the sentence on what happened or on why nothing did."""
+    card = await _card(services, run_id)
+    adapter_id = card.adapter.id
+    if action == "reject":
+        await services.database.awrite(
+            lambda db: adapters.reject(db, adapter_id, actor=actor, reason="rejected by hand")
+        )
+        return tr(
+            "Adapter `{adapter}` is rejected; {who} goes on answering.",
+            adapter=adapter_id,
+            who=_called(card.champion_id),
+        )
+    if action == "rollback":
+        await services.load_for_return(card.adapter.scope, card.adapter.base_hash)
+        back_to = await services.database.awrite(lambda db: _roll_back(db, run_id, actor))
+        return tr("Rolled back: {who} answers again.", who=_called(back_to))
+    if (objection := _objection(card)) is not None:
+        return objection
+    base_hash = await services.base_hash()
+    # Loaded before it is promoted: what the server refuses must not become champion.
+    await services.load_adapter(adapter_id)
+    return await services.database.awrite(lambda db: _promote(db, run_id, base_hash, actor))
+
+
+def _promote(db: Any, run_id: str, base_hash: str, actor: str) -> str:
+    card = _expected(db, run_id)
+    if (objection := _objection(card)) is not None:
+        return objection
+    previous = adapters.promote_by_hand(
+        db,
+        scope=card.adapter.scope,
+        base_hash=base_hash,
+        adapter_id=card.adapter.id,
+        actor=actor,
+        reason="promoted by hand from its card",
+        run_id=run_id,
+        expected_champion=card.judged_against,
+    )
+    return tr(
+        "From the next reply on {who} answers, not {previous}.",
+        who=_called(card.adapter.id),
+        previous=_called(previous),
+    )
+
+
+def _objection(card: Card) -> str | None:
+    """Return why the adapter of a card can't be promoted from it, or None."""
+    adapter = card.adapter
+    if card.answers:
+        return tr("Adapter `{adapter}` answers already.", adapter=adapter.id)
+    if adapter.state == "tainted":
+        return retell(
+            f"{adapter.id} was trained on words that their author has since erased: it can't be promoted."
+        )
+    if card.stale:
+        return tr(STALE)
+    if adapter.state != "candidate":
+        return tr(
+            "Adapter `{adapter}` is {state}; /promote puts it in service all the same.",
+            adapter=adapter.id,
+            state=tr(adapter.state),
+        )
+    return None
+
+
+def _roll_back(db: Any, run_id: str, actor: str) -> str | None:
+    card = _expected(db, run_id)
+    if not card.answers:
+        raise RuleError(
+            tr(
+                "Adapter `{adapter}` does not answer now: there is nothing to roll back here.",
+                adapter=card.adapter.id,
+            )
+        )
+    return adapters.rollback(
+        db,
+        scope=card.adapter.scope,
+        base_hash=card.adapter.base_hash,
+        actor=actor,
+        reason="rolled back by hand from its card",
+    )
+
+
+async def _card(services: Services, run_id: str) -> Card:
+    return await services.database.aread(lambda db: _expected(db, run_id))
+
+
+def _expected(db: Any, run_id: str) -> Card:
+    card = run_card.find(db, runs.expect(db, run_id))
+    if card is None:
+        raise RuleError(tr("Run `{run}` has no adapter to decide on.", run=run_id))
+    return card
+
+
+async def _redraw(services: Services, interaction: discord.Interaction[Any], run_id: str) -> None:
+    """Show the new state at once; where that fails, the next look at the runs does it."""
+    message = interaction.message
+    if message is None:
+        return
+    card = await _card(services, run_id)
+    samples = await shown_samples(services, card)
+    # Whoever pressed may read another language than the channel does.
+    with speaking(await language_in(services, interaction.client, message.channel.id)):
+        drawn, view = run_card.embed(card, samples), card_view(card)
+    try:
+        await translated(message.edit(embed=drawn, view=view))
+    except DeliveryError as error:
+        _log.info("card.not_redrawn", run_id=run_id, error=str(error))
+
+
+def _called(adapter_id: str | None) -> str:
+    return tr("the base model") if adapter_id is None else tr("adapter `{adapter}`", adapter=adapter_id)

@@ -1,0 +1,283 @@
+"""The card of a run that is over: what was measured and decided, and on which data."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import discord
+
+from bot.language.sentences import retell
+from bot.language.texts import mark, number, tr
+from storage.learning import adapters, eligibility, evaluations, trials
+from storage.learning.adapters import Adapter
+from storage.learning.evaluations import Evaluation
+from storage.learning.run_samples import Sample
+from storage.learning.runs import Run
+from storage.learning.trials import Trial
+
+SAMPLES = 3
+_FIELD = 1024
+_SHOWN_PROMPT = 120
+_SHOWN_REPLY = 260
+# Beside the words, which carry the meaning: blue and orange stay apart for colour-blind eyes.
+_BLUE, _ORANGE, _GREY = 0x3987E5, 0xD95926, 0x8A8A8A
+
+
+@dataclass(frozen=True, slots=True)
+class Card:
+    """What a card shows: the run, its adapter, and who answers now.
+
+    ``watched`` is the comparison with the champion before it, by fresh ratings after its promotion.
+    """
+
+    run: Run
+    adapter: Adapter
+    champion_id: str | None
+    judged_against: str | None
+    measured: tuple[Evaluation, ...]
+    watched: Trial | None = None
+
+    @property
+    def answers(self) -> bool:
+        """Whether the run's adapter is champion now."""
+        return self.champion_id == self.adapter.id
+
+    @property
+    def undecided(self) -> bool:
+        """Whether the adapter still waits for an operator's word."""
+        return self.adapter.state == "candidate" and not self.answers
+
+    @property
+    def stale(self) -> bool:
+        """Whether another champion answers than the one that the adapter was judged against."""
+        return not self.answers and self.champion_id != self.judged_against
+
+
+def find(db: Any, run: Run) -> Card | None:
+    """Return the card of a decided run that made an adapter; None for every other run.
+
+    While members vote there is none: it would tell them which answer is whose.
+    """
+    adapter = adapters.get(db, run.adapter_id) if run.adapter_id else None
+    if adapter is None or run.outcome not in ("promoted", "refused"):
+        return None
+    measured = tuple(evaluations.for_run(db, run.id))
+    against = measured[0].champion_id if measured else run.champion_id
+    champion_id = adapters.champion(db, adapter.scope, adapter.base_hash)
+    watched = trials.of_run(db, run.id, "holdback")
+    # What is counted meanwhile changes with every rating: the card is drawn anew for the end only.
+    settled = None if watched is None else replace(watched, standing={}, seen="", judged_ms=0)
+    return Card(run, adapter, champion_id, against, measured, settled)
+
+
+def embed(card: Card, samples: Sequence[Sample]) -> discord.Embed:
+    """Draw a card; `samples` are replies to general prompts, with nobody's words in them."""
+    color = _BLUE if card.answers else _ORANGE if card.undecided else _GREY
+    drawn = discord.Embed(
+        title=tr("Adapter {adapter}", adapter=card.adapter.id), description=_standing(card), color=color
+    )
+    drawn.add_field(name=tr("Score"), value=_score(card.run.metrics, card.judged_against), inline=False)
+    if watched := _watched(card.watched):
+        drawn.add_field(name=tr("Since its promotion"), value=watched, inline=False)
+    if others := _other_measures(card.measured, card.run.metrics):
+        drawn.add_field(name=tr("Also measured"), value=others, inline=False)
+    if regressions := _regressions(card.run.metrics):
+        drawn.add_field(name=tr("Regressions"), value=regressions, inline=False)
+    drawn.add_field(name=tr("Data used"), value=_data_used(card.run.metrics), inline=False)
+    drawn.add_field(name=tr("Left out"), value=_left_out(card.run.metrics), inline=False)
+    for position, sample in enumerate(samples[:SAMPLES], 1):
+        drawn.add_field(name=tr("Sample {number}", number=position), value=sample_text(sample), inline=False)
+    return drawn
+
+
+def sample_text(sample: Sample) -> str:
+    """Return both replies to one prompt, cut to what fits one field of a card."""
+    return (
+        f"> {_line(sample.prompt, _SHOWN_PROMPT)}\n"
+        f"{tr('**Challenger:**')} {_line(sample.challenger, _SHOWN_REPLY)}\n"
+        f"{tr('**Champion:**')} {_line(sample.champion, _SHOWN_REPLY)}"
+    )[:_FIELD]
+
+
+def _line(text: str, limit: int) -> str:
+    """One line of somebody's text without its markup."""
+    flat = " ".join(text.split())
+    shown = flat if len(flat) <= limit else f"{flat[: limit - 1]}…"
+    return discord.utils.escape_markdown(shown)
+
+
+def _standing(card: Card) -> str:
+    if card.adapter.state == "tainted":
+        return tr("It was trained on words that their author has since erased, and can't answer any more.")
+    if card.answers:
+        return tr("It answers now.")
+    if card.watched is not None and card.watched.outcome == "worse":
+        return tr("It was rolled back: members liked the one before it better.")
+    if card.undecided and card.stale:
+        return tr("The champion changed since it was judged: judge again with `/retrain`.")
+    if card.undecided:
+        return tr("It waits for an operator's decision.")
+    if card.adapter.state == "retired":
+        return tr("It is retired: another answers now.")
+    return tr("It was not promoted.")
+
+
+def _score(metrics: Mapping[str, Any], judged_against: str | None) -> str:
+    rival = tr("adapter `{adapter}`", adapter=judged_against) if judged_against else tr("the base model")
+    lines = []
+    headline = metrics.get("headline")
+    if headline:
+        lines.append(
+            tr(
+                "{value} (interval {low} to {high}) against {rival}, on {prompts}",
+                **{key: number(headline[key], "+.2f") for key in ("value", "low", "high")},
+                rival=rival,
+                prompts=_prompts(metrics),
+            )
+        )
+    if votes := metrics.get("votes"):
+        lines.append(
+            tr(
+                "Blind votes: {wins} won, {losses} lost, {ties} ties against {rival}",
+                wins=votes["wins"],
+                losses=votes["losses"],
+                ties=votes["ties"],
+                rival=rival,
+            )
+        )
+    if canary := metrics.get("canary"):
+        lines.append(_canary(canary, rival))
+    return "\n".join(lines) or tr("Not measured offline; judged against {rival}.", rival=rival)
+
+
+def _canary(figures: Mapping[str, Any], rival: str) -> str:
+    return tr(
+        "As a canary: liked in {newcomer_liked} of {newcomer} rated conversations, {rival} in "
+        "{incumbent_liked} of {incumbent}, by {raters} raters",
+        newcomer_liked=number(figures["newcomer_liked"], ".0%"),
+        newcomer=figures["newcomer"],
+        rival=rival,
+        incumbent_liked=number(figures["incumbent_liked"], ".0%"),
+        incumbent=figures["incumbent"],
+        raters=figures["raters"],
+    )
+
+
+def _watched(trial: Trial | None) -> str:
+    """Say how fresh ratings are watched, or what they said."""
+    if trial is None or trial.outcome == "superseded":
+        return ""
+    old = tr("the base model")
+    if trial.incumbent_id:
+        old = tr("adapter `{adapter}`", adapter=trial.incumbent_id)
+    if trial.outcome is None:
+        return tr(
+            "{share} of new conversations stay with {old} until {when}; "
+            "if members like this one less, it is rolled back by itself.",
+            share=number(trial.share, ".0%"),
+            old=old,
+            when=f"<t:{trial.until_ms // 1000}:D>",
+        )
+    said = {
+        "better": mark("Liked more: {reason}"),
+        "worse": mark("Liked less, and rolled back: {reason}"),
+        "undecided": mark("No clear difference: {reason}"),
+    }
+    return tr(said[trial.outcome], reason=retell(trial.reason))[:_FIELD]
+
+
+def _prompts(metrics: Mapping[str, Any]) -> str:
+    count, figures = metrics["headline"]["n"], metrics.get("evaluation") or {}
+    extra = int(figures.get("extra_prompts") or 0)
+    if not extra:
+        return tr("{count} held-out conversations", count=count)
+    return tr(
+        "{own} held-out conversations and {extra} general prompts", own=max(count - extra, 0), extra=extra
+    )
+
+
+def _other_measures(measured: Sequence[Evaluation], metrics: Mapping[str, Any]) -> str:
+    lines = [
+        f"{tr(_MEASURES[each.metric])}: {number(each.value, '+.2f')}{_interval(each)}"
+        for each in measured
+        if each.metric in _MEASURES and each.value is not None
+    ]
+    same = (metrics.get("evaluation") or {}).get("same_replies")
+    if same is not None:
+        lines.append(tr("The very same replies: {share}", share=number(same, ".0%")))
+    return "\n".join(lines)[:_FIELD]
+
+
+_MEASURES = {
+    "margin": mark("Liked over disliked held-out replies (nat a token)"),
+    "general_nll_increase": mark("Loss on general prompts, as a share (above 0: something was forgotten)"),
+}
+
+
+def _regressions(metrics: Mapping[str, Any]) -> str:
+    """Name the limits that were broken; empty for a run that did not record its limits."""
+    limits = metrics.get("guardrails") or []
+    broken = [
+        tr(
+            "{name}: {value}, at most {limit} allowed",
+            name=retell(each["name"]),
+            value=number(each["value"], ".2f"),
+            limit=number(each["limit"], ".2f"),
+        )
+        for each in limits
+        if not each["kept"]
+    ]
+    if limits and not broken:
+        return tr("None: all {count} limits were kept", count=len(limits))
+    return "\n".join(broken)[:_FIELD]
+
+
+def _interval(each: Evaluation) -> str:
+    if each.low is None or each.high is None:
+        return ""
+    return tr(" (interval {low} to {high})", low=number(each.low, "+.2f"), high=number(each.high, "+.2f"))
+
+
+def _data_used(metrics: Mapping[str, Any]) -> str:
+    data = metrics.get("data") or {}
+    train = data.get("train")
+    if train is None:
+        return tr("This run did not record its data.")
+    lines = [
+        tr(
+            "Trained on {liked} liked and {disliked} disliked replies and {corrections} corrections, "
+            "by {raters} raters",
+            liked=train.get("liked", 0),
+            disliked=train.get("disliked", 0),
+            corrections=train.get("corrections", 0),
+            raters=data.get("raters", 0),
+        )
+    ]
+    held_out = [data.get(split) or {} for split in ("development", "gate")]
+    rated = sum(part.get(kind, 0) for part in held_out for kind in ("liked", "disliked"))
+    lines.append(tr("Held out: {count} liked or disliked replies", count=rated))
+    if data.get("quarantined_raters"):
+        lines.append(
+            tr(
+                "Raters whose ratings contradict the others', set aside: {count}",
+                count=data["quarantined_raters"],
+            )
+        )
+    if data.get("doubted_raters"):
+        lines.append(tr("Raters doubted for rating in one burst: {count}", count=data["doubted_raters"]))
+    training = metrics.get("training") or {}
+    if training.get("objective"):
+        reason = f" ({retell(training['reason'])})" if training.get("reason") else ""
+        lines.append(tr("Objective: {objective}", objective=training["objective"]) + reason)
+    return "\n".join(lines)[:_FIELD]
+
+
+def _left_out(metrics: Mapping[str, Any]) -> str:
+    excluded = metrics.get("excluded") or {}
+    lines = [
+        f"{count}: {retell(eligibility.REASONS.get(reason, reason))}"
+        for reason, count in sorted(excluded.items(), key=lambda item: -item[1])
+    ]
+    return "\n".join(lines)[:_FIELD] or tr("Nothing")

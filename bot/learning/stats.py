@@ -1,0 +1,89 @@
+"""/stats: ratings over time and by adapter, as a picture and as numbers that read the same everywhere."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from discord import app_commands
+
+from bot.charts import rating_chart
+from bot.charts.rating_chart import RatingFigures
+from bot.language.texts import tr
+from bot.services import Services
+from bot.serving.errors import ServingError
+from bot.ui.interactions import Interaction, StropTree, say
+from bot.ui.pictures import say_with_picture
+from storage.db.clock import DAY_MS
+from storage.feedback import rating_statistics
+from storage.learning import adapters
+
+DAYS = 14
+SHARE_DAYS = 90
+_ADAPTERS = 8
+_CHANGES = 50
+_STEPS = "▁▂▃▄▅▆▇█"
+
+
+def add_to(tree: StropTree) -> None:
+    """Add this module's commands."""
+    tree.add_command(stats)
+
+
+@app_commands.command(
+    description="Ratings over the last two weeks, and how each adapter's replies were rated."
+)
+async def stats(interaction: Interaction) -> None:
+    """Show counts and shares with their intervals; never who rated what."""
+    await interaction.response.defer(ephemeral=True, thinking=True)
+    services = interaction.client.services
+    found = await _figures(services, services.scope(interaction.guild_id))
+    if found.empty:
+        return await say(interaction, tr("Nobody has rated a reply here yet."))
+    return await say_with_picture(interaction, stats_text(found), lambda: rating_chart.draw(found))
+
+
+async def _figures(services: Services, scope: str) -> RatingFigures:
+    try:
+        base_hash = await services.base_hash()
+    except ServingError:
+        # No model was ever seen: nothing answered, and nothing was promoted.
+        base_hash = ""
+
+    def work(db: Any) -> RatingFigures:
+        days = rating_statistics.by_day(db, scope, DAYS)
+        changes = reversed(adapters.recent_promotions(db, scope, base_hash, _CHANGES))
+        return RatingFigures(
+            days=days,
+            shares=rating_statistics.by_adapter(db, scope, SHARE_DAYS, _ADAPTERS),
+            share_days=SHARE_DAYS,
+            champion_id=adapters.champion(db, scope, base_hash),
+            changes={
+                each.created_ms // DAY_MS: each.adapter_id for each in changes if each.kind != "initial"
+            },
+        )
+
+    return await services.database.aread(work)
+
+
+def stats_text(figures: RatingFigures) -> str:
+    """Return two rows of bars for the days, and one line with an interval for each adapter."""
+    days, shares = figures.days, figures.shares
+    most = max(1, *(max(day.liked, day.disliked) for day in days))
+    liked, disliked = [day.liked for day in days], [day.disliked for day in days]
+    more = tr("the last {days} days (today on the right, tallest bar {most})", days=len(days), most=most)
+    lines = [
+        f"**{tr('Ratings a day')}** · {more}",
+        f"`{_bars(liked, most)}` {tr('{count} liked', count=sum(liked))}",
+        f"`{_bars(disliked, most)}` {tr('{count} disliked', count=sum(disliked))}",
+    ]
+    if shares:
+        more = tr("the last {count} days, 95 % intervals", count=figures.share_days)
+        lines.append(f"**{tr('Share of ratings that like')}** · {more}")
+        lines += [rating_chart.share_line(share) for share in shares]
+    return "\n".join(lines)[:2000]
+
+
+def _bars(counts: Sequence[int], most: int) -> str:
+    top = len(_STEPS) - 1
+    return "".join("·" if not count else _STEPS[max(0, round(count / most * top))] for count in counts)

@@ -1,0 +1,255 @@
+"""The learning loop's commands: /status, /promote and /rollback."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterable
+from typing import Any
+
+from discord import app_commands
+
+from bot.charts import status_chart
+from bot.charts.status_chart import Standing
+from bot.language.sentences import retell
+from bot.language.texts import tr
+from bot.learning import adapter_text
+from bot.learning.next_run import Outlook, needs, next_run
+from bot.learning.status_text import status_lines
+from bot.services import Services
+from bot.serving.errors import ServingError
+from bot.serving.protocol import Health
+from bot.ui.interactions import Interaction, StropTree, acting_scope, offering, operators_only, say
+from bot.ui.pictures import say_with_picture
+from storage.chat import latency
+from storage.chat.latency import Speed
+from storage.db import key_values
+from storage.learning import adapters, lineage, loop_status
+from storage.learning.adapters import Unchecked
+from storage.learning.lineage import Life
+from storage.process.locks import is_locked
+
+BASE_CHOICE = "base"
+SPEED_HOURS = 24
+# Discord shows at most so many choices, of at most so many characters.
+_CHOICES = 25
+_CHOICE_LIMIT = 100
+_LOOKED_AT = 100
+
+
+def add_to(tree: StropTree) -> None:
+    """Add this module's commands."""
+    added: tuple[app_commands.Command[Any, ..., Any], ...] = (
+        status,
+        promote,
+        rollback,
+    )
+    for command in added:
+        tree.add_command(command)
+
+
+@app_commands.command(description="How the learning stands: ratings, the next run, which adapter answers.")
+async def status(interaction: Interaction) -> None:
+    """Show the loop at a glance."""
+    await interaction.response.defer(ephemeral=True, thinking=True)
+    services, scope = interaction.client.services, _scope(interaction)
+    health = await _health(services)
+    try:
+        base_hash = await services.base_hash()
+    except ServingError:
+        base_hash = ""
+
+    def work(db: Any) -> tuple[dict[str, Any], str | None, str | None, Speed]:
+        speed = latency.by_hour(db, scope, SPEED_HOURS)
+        glance = _glance(db, services, scope, base_hash)
+        return (
+            glance,
+            key_values.get(db, key_values.RECOVERED_RATINGS),
+            key_values.get(db, key_values.NEXT_RUN),
+            speed,
+        )
+
+    glance, recovered, due_ms, speed = await services.database.aread(work)
+    trainer_alive = await asyncio.to_thread(is_locked, services.config.run / "trainer.lock")
+    trainer = services.config.trainer
+    outlook = Outlook(glance, int(due_ms) if due_ms else None, trainer.min_new_ratings, trainer_alive)
+    figures = Standing(needs(outlook), next_run(outlook), speed, _traffic(health), outlook.running)
+    text = status_lines(
+        glance,
+        server=_server_state(health),
+        trainer_alive=trainer_alive,
+        recovered=int(recovered or 0),
+        more=[f"{tr('Next run')}: {next_run(outlook, stamped=True)}", status_chart.speed_text(speed)],
+    )
+    await say_with_picture(interaction, text, lambda: status_chart.draw(figures))
+
+
+@app_commands.command(description="Let an adapter answer from now on, whatever the gate said.")
+@app_commands.describe(adapter='The adapter\'s id, or "base" for the model without an adapter')
+@operators_only
+async def promote(interaction: Interaction, adapter: str) -> None:
+    """Make an adapter champion by hand."""
+    await interaction.response.defer(ephemeral=True, thinking=True)
+    services, scope = interaction.client.services, acting_scope(interaction)
+    adapter_id = _adapter_id(adapter)
+    base_hash = await services.base_hash()
+    if adapter_id is not None:
+        # Loaded before it is promoted: what the server refuses must not become champion.
+        await services.load_adapter(adapter_id)
+
+    previous = await services.database.awrite(
+        lambda db: adapters.promote_by_hand(
+            db,
+            scope=scope,
+            base_hash=base_hash,
+            adapter_id=adapter_id,
+            actor=str(interaction.user.id),
+            reason="promoted by hand",
+        )
+    )
+    if previous == adapter_id:
+        return await say(interaction, _answers_already(adapter_id))
+    return await say(
+        interaction,
+        tr(
+            "From the next reply on {who} answers, not {previous}.",
+            who=_called(adapter_id),
+            previous=_called(previous),
+        ),
+    )
+
+
+@promote.autocomplete("adapter")
+@offering
+async def _promotable(interaction: Interaction, typed: str) -> list[app_commands.Choice[str]]:
+    """Offer what may answer here and doesn't yet."""
+    if not interaction.client.is_operator(interaction.user.id):
+        return []
+    services, scope = interaction.client.services, _scope(interaction)
+    base_hash = await services.base_hash()
+
+    def work(db: Any) -> tuple[list[Life], str | None]:
+        lives = lineage.page(db, scope, skip=0, limit=_LOOKED_AT)
+        return lives, adapters.champion(db, scope, base_hash)
+
+    lives, champion = await services.database.aread(work)
+    offered: list[Life | None] = [
+        life
+        for life in lives
+        if life.adapter.state != "tainted" and life.adapter.base_hash == base_hash and not life.answers
+    ]
+    return _choices([*offered, *([] if champion is None else [None])], typed)
+
+
+@app_commands.command(description="Go back to the adapter that answered before, or to an earlier one.")
+@app_commands.describe(adapter="Which one to go back to; without it, the one before the present one")
+@operators_only
+async def rollback(interaction: Interaction, adapter: str | None = None) -> None:
+    """Undo the last promotion, or several."""
+    await interaction.response.defer(ephemeral=True, thinking=True)
+    services, scope = interaction.client.services, acting_scope(interaction)
+    base_hash = await services.base_hash()
+    to = Unchecked.ANY if adapter is None else _adapter_id(adapter)
+    await services.load_for_return(scope, base_hash, to)
+    adapter_id = await services.database.awrite(
+        lambda db: adapters.rollback(
+            db,
+            scope=scope,
+            base_hash=base_hash,
+            actor=str(interaction.user.id),
+            reason="rolled back by hand",
+            to=to,
+        )
+    )
+    await say(interaction, tr("Rolled back: {who} answers again.", who=_called(adapter_id)))
+
+
+@rollback.autocomplete("adapter")
+@offering
+async def _earlier(interaction: Interaction, typed: str) -> list[app_commands.Choice[str]]:
+    """Offer those that led to the present one, the latest first."""
+    if not interaction.client.is_operator(interaction.user.id):
+        return []
+    services, scope = interaction.client.services, _scope(interaction)
+    base_hash = await services.base_hash()
+
+    def work(db: Any) -> list[Life | None]:
+        earlier = reversed(adapters.earlier_champions(db, scope, base_hash))
+        return [lineage.of(db, each) if each else None for each in dict.fromkeys(earlier)]
+
+    return _choices(await services.database.aread(work), typed)
+
+
+def _choices(offered: Iterable[Life | None], typed: str) -> list[app_commands.Choice[str]]:
+    """Return choices whose names contain what was typed; None is the base model."""
+    named = [
+        (adapter_text.choice_name(life), life.adapter.id) if life else (tr("base (no adapter)"), BASE_CHOICE)
+        for life in offered
+    ]
+    return [
+        app_commands.Choice(name=name[:_CHOICE_LIMIT], value=value)
+        for name, value in named
+        if typed.lower() in name.lower()
+    ][:_CHOICES]
+
+
+def _adapter_id(chosen: str) -> str | None:
+    """Read what was chosen or written; None is the base model."""
+    bare = chosen.strip().strip("`")
+    return None if bare == BASE_CHOICE else bare
+
+
+def _scope(interaction: Interaction) -> str:
+    return interaction.client.services.scope(interaction.guild_id)
+
+
+def _glance(db: Any, services: Services, scope: str, base_hash: str) -> dict[str, Any]:
+    config = services.config
+    return loop_status.glance(
+        db,
+        scope,
+        base_hash,
+        min_liked=config.trainer.min_liked,
+        min_raters=config.trainer.min_raters,
+        min_votes=config.gate.min_votes,
+        permission_reference=services.permission_reference,
+    )
+
+
+def _called(adapter_id: str | None) -> str:
+    return tr("the base model") if adapter_id is None else tr("adapter `{adapter}`", adapter=adapter_id)
+
+
+def _answers_already(adapter_id: str | None) -> str:
+    if adapter_id is None:
+        return tr("The base model answers already.")
+    return tr("Adapter `{adapter}` answers already.", adapter=adapter_id)
+
+
+async def _health(services: Services) -> Health | ServingError:
+    try:
+        return await services.model.health()
+    except ServingError as error:
+        return error
+
+
+def _server_state(health: Health | ServingError) -> str:
+    if isinstance(health, ServingError):
+        return tr("not reachable ({reason})", reason=retell(str(health)))
+    if health.status != "ok":
+        state = retell(health.status)
+        return tr("{state}: {detail}", state=state, detail=retell(health.detail)) if health.detail else state
+    name = health.base.id if health.base else "?"
+    return tr("ready, {name}, {traffic}", name=name, traffic=retell(health.traffic()))
+
+
+def _traffic(health: Health | ServingError) -> str:
+    """Say who is served and who waits, for the picture."""
+    if isinstance(health, ServingError):
+        return tr("Now: the model server is not reachable")
+    if health.status != "ok":
+        return tr("Now: the model is not ready")
+    words = tr(
+        "Now: {running} being written, {waiting} waiting", running=health.running, waiting=health.waiting
+    )
+    wait_s = round(health.queue.wait_s)
+    return f"{words}; {tr('whoever asks now waits about {seconds} s', seconds=wait_s)}" if wait_s else words

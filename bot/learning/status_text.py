@@ -1,0 +1,46 @@
+"""The loop in words: what /status shows."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from bot.language.sentences import retell
+from bot.language.texts import mark, number, tr
+from storage.learning import loop_status
+
+PHASES = {
+    "snapshot": mark("Snapshot of the rated replies"),
+    "train": mark("Training the challenger"),
+    "evaluate": mark("Evaluating on held-out conversations"),
+    "decide": mark("Deciding"),
+    "swap": mark("Swapping"),
+    "votes": mark("Blind votes"),
+}
+"""The phases of a run in order, as people read them."""
+
+_LIMIT = 1900
+
+
+def status_lines(
+    glance: dict[str, Any], *, server: str, trainer_alive: bool, recovered: int, more: Sequence[str] = ()
+) -> str:
+    """Return the loop at a glance with the state of the other processes, within one Discord message."""
+    lines = [retell(loop_status.status_text(glance))]
+    if recovered:
+        lines.append(tr("Recovered: {count} ratings that were given while I was away", count=recovered))
+    lines += more
+    lines.append(tr("Model server: {state}", state=server))
+    lines.append(
+        tr("Trainer: running") if trainer_alive else tr("Trainer: not running; runs wait until it is back")
+    )
+    return "\n".join(lines)[:_LIMIT]
+
+
+def duration(seconds: float) -> str:
+    """Return a time span as people say it."""
+    if seconds < 90:
+        return tr("{count} s", count=max(1, round(seconds)))
+    if seconds < 5400:
+        return tr("{count} min", count=round(seconds / 60))
+    return tr("{count} h", count=number(seconds / 3600, ".1f"))

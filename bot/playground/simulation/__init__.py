@@ -1,0 +1,1 @@
+"""Simulated members: their tastes, their ratings, and the sample community."""

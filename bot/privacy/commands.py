@@ -1,0 +1,266 @@
+"""/privacy: what members decide about their own words."""
+
+from __future__ import annotations
+
+import asyncio
+import gzip
+import io
+import json
+import re
+from typing import Any, Self
+
+import discord
+import structlog
+from discord import app_commands
+
+from bot.feedback import my_ratings
+from bot.language.texts import mark, tr
+from bot.services import Services
+from bot.serving.errors import ServingError
+from bot.ui.interactions import Interaction, StropTree, guarded, say
+from storage.chat import members
+from storage.db.clock import SECOND_MS, now_ms
+from storage.feedback import my_ratings as mine
+from storage.learning.eligibility import ERASURE_REST_MS
+from storage.privacy import erasure as privacy
+from storage.privacy import file_scrubbing
+
+CONFIRM_S = 120
+NOT_YOURS = mark("Only who was asked can answer this.")
+TOO_LATE = mark("Nothing was deleted: this question is too old. Please use /privacy delete once more.")
+DELETE_LABEL = mark("Delete my data")
+KEEP_LABEL = mark("Keep it")
+OPTED_IN = mark("You opted in: it may train me.")
+OPTED_OUT = mark("You opted out: none of it trains me.")
+UNDECIDED = mark("You have not decided: none of it trains me until you opt in.")
+UNDECIDED_FREE = mark("You have not opted out: in this playground it may train me.")
+# Discord takes 10 MB from a bot; beyond this the export is compressed.
+_PLAIN_EXPORT_BYTES = 8_000_000
+
+_log = structlog.get_logger(__name__)
+
+group = app_commands.Group(name="privacy", description="What I keep of you, and what may be trained on it.")
+
+
+def add_to(tree: StropTree) -> None:
+    """Add this module's commands."""
+    tree.add_command(group)
+
+
+@group.command(name="opt-in", description="Allow that your messages and ratings train the model.")
+async def opt_in(interaction: Interaction) -> None:
+    """Record consent."""
+    await _decide(interaction, "in")
+
+
+@group.command(name="opt-out", description="Your messages and ratings never train the model.")
+async def opt_out(interaction: Interaction) -> None:
+    """Record the refusal."""
+    await _decide(interaction, "out")
+
+
+@group.command(name="export", description="Get everything that I have stored about you, as a file.")
+async def export(interaction: Interaction) -> None:
+    """Send the member's data, for their eyes only."""
+    await interaction.response.defer(ephemeral=True, thinking=True)
+    user_id = interaction.user.id
+    data = await interaction.client.services.database.aread(lambda db: privacy.export_member(db, user_id))
+    name, content = await asyncio.to_thread(_file, data)
+    await say(
+        interaction,
+        tr("This is everything that I have stored about you."),
+        file=discord.File(io.BytesIO(content), filename=name),
+    )
+
+
+@group.command(name="ratings", description="See what you rated, and take some of it back.")
+async def list_ratings(interaction: Interaction) -> None:
+    """List the member's ratings of every kind, for their eyes only."""
+    await interaction.response.defer(ephemeral=True, thinking=True)
+    await my_ratings.offer(interaction)
+
+
+@group.command(name="show", description="What I keep of you, in a few words.")
+async def show(interaction: Interaction) -> None:
+    """Say how much is stored on the member, and whether it trains."""
+    await interaction.response.defer(ephemeral=True, thinking=True)
+    services, user_id = interaction.client.services, interaction.user.id
+    counts, member = await services.database.aread(
+        lambda db: (mine.counts(db, user_id), members.get(db, user_id))
+    )
+    await say(interaction, summary(counts, member, free=services.playground))
+
+
+@group.command(name="delete", description="Delete everything that I have stored about you.")
+async def delete(interaction: Interaction) -> None:
+    """Ask first: this can't be undone."""
+    await say(
+        interaction,
+        tr(
+            "This deletes your messages to me, my replies to them, your ratings and votes. What was trained "
+            "on them stops answering at once and is trained again without you. It can't be undone."
+        ),
+        view=_confirmation(interaction.user.id),
+    )
+
+
+def _confirmation(user_id: int) -> discord.ui.View:
+    """Return the two buttons of the last question before a deletion."""
+    view = discord.ui.View(timeout=None)
+    for answer in ("yes", "no"):
+        view.add_item(ErasureButton(user_id, answer, now_ms() // SECOND_MS))
+    return view
+
+
+class ErasureButton(
+    discord.ui.DynamicItem[discord.ui.Button[discord.ui.View]],
+    template=r"strop:erase:(?P<user>\d{1,20}):(?P<answer>yes|no):(?P<asked>\d{1,12})",
+):
+    """One answer to the last question before a deletion, for the member it was put to, and not for long."""
+
+    def __init__(self, user_id: int, answer: str, asked_s: int) -> None:
+        self.user_id = user_id
+        self.answer = answer
+        self.asked_s = asked_s
+        certain = answer == "yes"
+        super().__init__(
+            discord.ui.Button(
+                label=tr(DELETE_LABEL if certain else KEEP_LABEL),
+                style=discord.ButtonStyle.danger if certain else discord.ButtonStyle.secondary,
+                custom_id=f"strop:erase:{user_id}:{answer}:{asked_s}",
+            )
+        )
+
+    @classmethod
+    async def from_custom_id(
+        cls, interaction: discord.Interaction[Any], item: discord.ui.Item[Any], match: re.Match[str], /
+    ) -> Self:
+        """Make the button again from its custom id."""
+        return cls(int(match["user"]), match["answer"], int(match["asked"]))
+
+    @guarded
+    async def callback(self, interaction: discord.Interaction[Any]) -> None:
+        """Delete, or change nothing."""
+        if interaction.user.id != self.user_id:
+            return await say(interaction, tr(NOT_YOURS))
+        late = now_ms() // SECOND_MS - self.asked_s > CONFIRM_S
+        if late or self.answer == "no":
+            told = tr(TOO_LATE) if late else tr("Nothing was deleted.")
+            await interaction.response.edit_message(content=told, view=None)
+            return None
+        await interaction.response.edit_message(content=tr("Deleting…"), view=None)
+        sentence = await erase(interaction.client.services, self.user_id)
+        try:
+            await interaction.edit_original_response(content=sentence)
+        except discord.NotFound:
+            # Whoever closed the question meanwhile hears all the same that it is done.
+            await say(interaction, sentence)
+        return None
+
+
+async def erase(services: Services, user_id: int) -> str:
+    """Erase a member everywhere and return the sentence on what happened.
+
+    The database first, in one transaction; then files, then the write-ahead log, so that no copy of the
+    words is left.
+    """
+    erasure = await services.database.awrite(lambda db: privacy.erase_member(db, user_id, str(user_id)))
+    await scrub(services, erasure)
+    _log.info(
+        "member.erased",
+        erasure_id=erasure.id,
+        adapters=len(erasure.affected_adapters),
+        runs=len(erasure.runs),
+    )
+    sentence = tr("Done: everything that I had stored about you is deleted.")
+    if erasure.affected_adapters:
+        sentence += " " + tr(
+            "{count} adapter(s) had learned from it and are gone; a clean retrain without you is queued.",
+            count=len(erasure.affected_adapters),
+        )
+    return sentence + " " + tr("What you write to me from now on trains nothing for 30 days.")
+
+
+def summary(counts: mine.OwnCounts, member: members.Member | None, *, free: bool) -> str:
+    """Say what is stored on a member and what becomes of it; `free`: here it trains without consent."""
+    lines = [
+        tr(
+            "Of you I keep, with your name and id: messages {messages}, my answers to them {replies}, "
+            "ratings {ratings} (better answers {corrections}, votes {votes}).",
+            messages=counts.messages,
+            replies=counts.replies,
+            ratings=counts.ratings,
+            corrections=counts.corrections,
+            votes=counts.votes,
+        ),
+        tr(_consent_text(member, free=free)),
+    ]
+    if counts.runs:
+        lines.append(tr("Training runs that used some of it: {runs}.", runs=counts.runs))
+    if member is not None and member.erased_ms is not None:
+        until_ms = member.erased_ms + ERASURE_REST_MS
+        if until_ms > now_ms():
+            rest = f"<t:{until_ms // 1000}:D>"
+            lines.append(tr("You erased your data: what is new trains nothing before {until}.", until=rest))
+    lines.append(
+        tr(
+            "-# `/privacy ratings` lists your ratings, `export` sends all of it as a file, "
+            "`delete` erases it."
+        )
+    )
+    return "\n".join(lines)
+
+
+def _consent_text(member: members.Member | None, *, free: bool) -> str:
+    consent = member.consent if member is not None else "unset"
+    if consent == "unset":
+        return UNDECIDED_FREE if free else UNDECIDED
+    return OPTED_IN if consent == "in" else OPTED_OUT
+
+
+async def scrub(services: Services, erasure: privacy.Erasure) -> None:
+    """Remove what an erasure left in adapters, snapshots, backups and the log; safe to repeat."""
+    for adapter_id in erasure.affected_adapters:
+        try:
+            await services.model.unload_adapter(adapter_id)
+        except ServingError as error:
+            # Not loaded, or the server is away: its files go now, and it asks the registry when it is back.
+            _log.debug("adapter.not_unloaded", adapter_id=adapter_id, error=type(error).__name__)
+    done = await asyncio.to_thread(file_scrubbing.complete, services.database, services.config.data, erasure)
+    if not done:
+        _log.info("erasure.pending", erasure_id=erasure.id)  # the trainer completes it within a minute
+
+
+async def scrub_pending(services: Services) -> None:
+    """Finish erasures that a stop interrupted between the database and the files."""
+    for erasure in await services.database.aread(privacy.pending):
+        await scrub(services, erasure)
+
+
+async def _decide(interaction: Interaction, consent: members.Consent) -> None:
+    await interaction.response.defer(ephemeral=True, thinking=True)
+    services = interaction.client.services
+    person = services.person(interaction.user)
+
+    def work(db: Any) -> None:
+        person.ensure(db)
+        members.set_consent(db, person.user_id, consent, str(person.user_id))
+
+    await services.database.awrite(work)
+    if consent == "out":
+        text = tr("Noted: nothing that you write or rate trains the model. I still answer you.")
+    elif services.playground or services.permission_reference:
+        text = tr("Thank you: your messages to me and your ratings may train the model, until you opt out.")
+    else:
+        text = tr(
+            "Noted. Training on Discord messages stays off here all the same, until whoever runs me has "
+            "Discord's permission for it."
+        )
+    await say(interaction, text)
+
+
+def _file(data: dict[str, Any]) -> tuple[str, bytes]:
+    content = json.dumps(data, ensure_ascii=False, indent=1).encode()
+    if len(content) <= _PLAIN_EXPORT_BYTES:
+        return "strop-my-data.json", content
+    return "strop-my-data.json.gz", gzip.compress(content)

@@ -1,0 +1,125 @@
+"""What members delete at Discord is forgotten here as well: at once, or as soon as the bot is back.
+
+Discord tells of deletions only while somebody listens. What was deleted during an absence is found out by
+reading the channels again, for the messages of the last days.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict, defaultdict
+from collections.abc import Iterable
+from typing import Any
+
+import discord
+import structlog
+
+from bot.delivery.targets import translated
+from bot.errors import ChannelGoneError, DeliveryError
+from bot.services import Services
+from storage.chat import conversations
+from storage.db.clock import now_ms
+
+WINDOW_MS = 3 * 24 * 60 * 60 * 1000
+MOST_MESSAGES = 2000
+_PAGE = 100
+_REMEMBERED = 1000
+
+_log = structlog.get_logger(__name__)
+
+
+class DeletionKeeper:
+    """Forgets the stored copies of messages that are gone."""
+
+    def __init__(self, services: Services, client: discord.Client) -> None:
+        self._services = services
+        self._client = client
+        # Deletions that overtook the recording of their message.
+        self._early: OrderedDict[int, None] = OrderedDict()
+
+    async def deleted(self, message_ids: Iterable[int]) -> int:
+        """Forget what was stored of these messages and the prompts that quote them; return how many."""
+        wanted = list(message_ids)
+
+        def work(db: Any) -> list[int]:
+            known = [each for each in wanted if conversations.by_discord_id(db, each) is not None]
+            for message_id in known:
+                conversations.delete_message(db, message_id)
+            return known
+
+        known = await self._services.database.awrite(work)
+        for message_id in wanted:
+            if message_id not in known:
+                self._early[message_id] = None
+        while len(self._early) > _REMEMBERED:
+            self._early.popitem(last=False)
+        if known:
+            _log.info("messages.deleted", count=len(known))
+        return len(known)
+
+    async def overtook(self, message_id: int) -> bool:
+        """Forget a message again that was deleted before it was stored; return whether it was."""
+        return message_id in self._early and await self.deleted([message_id]) > 0
+
+    async def channel_deleted(self, channel_id: int) -> int:
+        """Forget every message of a channel or thread that is gone; return how many."""
+        count = await self._services.database.awrite(lambda db: conversations.delete_channel(db, channel_id))
+        if count:
+            _log.info("channel.deleted", channel_id=channel_id, messages=count)
+        return count
+
+    async def reconcile(self) -> int:
+        """Forget what was deleted while nobody listened; return how many messages that were."""
+        since_ms = now_ms() - WINDOW_MS
+        seen = await self._services.database.aread(
+            lambda db: conversations.visible_since(db, since_ms, MOST_MESSAGES)
+        )
+        stored: defaultdict[int, list[int]] = defaultdict(list)
+        for message_id, channel_id in seen:
+            stored[channel_id].append(message_id)
+        forgotten = 0
+        for channel_id, message_ids in stored.items():
+            forgotten += await self._reconcile_channel(channel_id, sorted(message_ids))
+        if forgotten:
+            _log.info("messages.found_deleted", count=forgotten)
+        return forgotten
+
+    async def _reconcile_channel(self, channel_id: int, message_ids: list[int]) -> int:
+        try:
+            there, oldest = await self._there(channel_id, message_ids)
+        except ChannelGoneError:
+            return 0 if self._services.playground else await self.channel_deleted(channel_id)
+        except DeliveryError as error:
+            _log.debug("messages.not_comparable", channel_id=channel_id, error=type(error).__name__)
+            return 0
+        missing = [each for each in message_ids if each not in there]
+        if self._services.playground:
+            # The playground forgets its channels when it stops: before its oldest message, nothing is proven.
+            missing = [each for each in missing if oldest is not None and each > oldest]
+        return await self.deleted(missing) if missing else 0
+
+    async def _there(self, channel_id: int, message_ids: list[int]) -> tuple[set[int], int | None]:
+        """Return which of these messages (sorted) the channel still has, and the oldest message in it.
+
+        It is read a hundred messages at a time.
+        """
+        channel = self._client.get_partial_messageable(channel_id)
+        wanted, there = set(message_ids), set[int]()
+        oldest: int | None = None
+        after = discord.Object(message_ids[0] - 1)
+        while after.id < message_ids[-1]:
+            page = await translated(_page(channel, after))
+            there |= {message.id for message in page} & wanted
+            oldest = page[0].id if page and oldest is None else oldest
+            if len(page) < _PAGE:
+                break
+            # From the next stored message on: what lies between is nobody's business here.
+            reached = max(message.id for message in page)
+            following = next((each for each in message_ids if each > reached), None)
+            if following is None:
+                break
+            after = discord.Object(following - 1)
+        return there, oldest
+
+
+async def _page(channel: discord.PartialMessageable, after: discord.Object) -> list[discord.Message]:
+    return [message async for message in channel.history(limit=_PAGE, after=after, oldest_first=True)]

@@ -1,1 +1,0 @@
-"""What people can do with a reply besides reading it: buttons below it, and its message's context menu."""

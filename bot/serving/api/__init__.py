@@ -1,0 +1,1 @@
+"""The model server's HTTP side: routes, authorisation and responses."""

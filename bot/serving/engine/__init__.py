@@ -1,0 +1,1 @@
+"""The batching engine: scheduling, the KV cache, LoRA adapters, sampling, events."""

@@ -1,0 +1,395 @@
+"""The batching engine: one thread that alone touches the model.
+
+Every step reads a bounded piece of waiting prompts and then decodes one token for all running requests
+together. Requests join and leave between steps; each keeps its adapter from its first to its last token.
+Background work (priority 1) has its own rows and runs only in steps that people leave free, apart from a
+small share that keeps it from starving.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from dataclasses import dataclass
+
+import structlog
+import torch
+
+from bot.serving.engine.cache_rows import Rows
+from bot.serving.engine.events import Ending, FailureCode
+from bot.serving.engine.kv_cache import CausalMasks, RowCache
+from bot.serving.engine.loaded_adapters import AdapterShelf
+from bot.serving.engine.lora import Adapter, RowPlan, wrap_linears
+from bot.serving.engine.metrics import Metrics
+from bot.serving.engine.native_decoder import Decoder, UnsupportedModelError, fastest_threads
+from bot.serving.engine.request import Job
+from bot.serving.engine.running_batch import Lane
+from bot.serving.engine.scheduler import WaitingRoom
+from bot.serving.errors import RequestRejectedError, ServerBusyError, ServerUnavailableError
+from bot.serving.model.loading import LoadedBase
+from bot.serving.model.processors import usable_cores
+from bot.serving.protocol import PRIORITY_BACKGROUND, PRIORITY_PEOPLE, QueuePlace, QueueState
+
+log = structlog.get_logger(__name__)
+
+# While people are served, background work gets one step in so many.
+BACKGROUND_SHARE = 8
+# The kernels are compared with the model's modules on so many tokens, relative to the largest logit.
+CHECKED_TOKENS = 8
+CHECK_TOLERANCE = 1e-3
+
+
+@dataclass(frozen=True, slots=True)
+class EngineOptions:
+    """Sizes: context per request in tokens, concurrent rows, prompt tokens per step (alone and while others
+    decode), threads (0: what a measurement at the start finds fastest)."""
+
+    context_tokens: int = 2048
+    slots: int = 8
+    chunk_tokens: int = 256
+    shared_chunk_tokens: int = 32
+    threads: int = 0
+
+
+class Engine:
+    """Serves jobs on one loaded base. Create, :meth:`start`, :meth:`submit`; :meth:`stop` at the end."""
+
+    def __init__(self, base: LoadedBase, options: EngineOptions, metrics: Metrics | None = None) -> None:
+        self.metrics = metrics or Metrics()
+        self.shelf = AdapterShelf()
+        self.context_tokens = min(options.context_tokens, base.info.context_tokens)
+        self._options = options
+        self._model = base.model
+        self._device = torch.device(base.device)
+        self._dtype = base.dtype
+        self._plan = RowPlan()
+        self.widths = wrap_linears(base.model, self._plan)
+        self._masks = CausalMasks(base.model.config)
+        self._end_tokens = _end_tokens(base)
+        self._vocabulary = len(base.tokenizer)
+        self._cache = RowCache(
+            base.model.config, options.slots, self.context_tokens, self._dtype, self._device
+        )
+        self._rows = Rows(self._cache, options.slots)
+        self._decoder = self._checked_decoder()
+        self.threads = self._decoder.threads if self._decoder else options.threads or usable_cores()
+        self._waiting: WaitingRoom[Job] = WaitingRoom(options.slots)
+        self._lanes = {PRIORITY_PEOPLE: Lane(), PRIORITY_BACKGROUND: Lane()}
+        self._wake = threading.Condition()
+        self._closing = False
+        self._stopped = False
+        self._steps = 0
+        self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
+
+    def start(self) -> None:
+        """Start the engine thread."""
+        self._thread.start()
+
+    def submit(self, job: Job) -> None:
+        """Queue a job whose adapter is pinned on the shelf; the engine unpins it at the end.
+
+        Raises:
+            RequestRejectedError: the prompt is empty or leaves no room in the context.
+            ServerBusyError: the queue, or this user's share of it, is full.
+            ServerUnavailableError: the engine is stopping.
+        """
+        self._check(job)
+        with self._wake:
+            if self._closing:
+                raise ServerUnavailableError("The model server is shutting down.")
+            try:
+                self._waiting.add(job, self._lanes[PRIORITY_PEOPLE])
+            except ServerBusyError:
+                self.metrics.rejected += 1
+                raise
+            self._wake.notify()
+
+    def cancel(self, job: Job) -> None:
+        """Stop a job before its next step; a finished job is left alone."""
+        with self._wake:
+            job.cancelled = True
+            self._wake.notify()
+
+    def counts(self) -> tuple[int, int]:
+        """Return how many jobs run and how many wait."""
+        with self._wake:
+            running = sum(len(lane.jobs) for lane in self._lanes.values())
+            return running, len(self._waiting)
+
+    def queue_state(self) -> QueueState:
+        """Return who waits, and about how long a newcomer would."""
+        with self._wake:
+            return self._waiting.state(self._lanes[PRIORITY_PEOPLE])
+
+    def place(self, job: Job) -> QueuePlace | None:
+        """Return a person's place in the queue, or None once the job has a row."""
+        with self._wake:
+            return self._waiting.place(job, self._lanes[PRIORITY_PEOPLE])
+
+    def stop(self, drain_s: float = 0.0) -> None:
+        """Take no new job, let people's replies finish for ``drain_s`` seconds, then fail what is left."""
+        with self._wake:
+            self._closing = True
+            for job in [*self._waiting, *(job for lane in self._lanes.values() for job in lane.jobs)]:
+                job.cancelled |= job.priority == PRIORITY_BACKGROUND
+            self._wake.notify()
+        if not self._thread.is_alive():
+            return
+        self._thread.join(timeout=drain_s)
+        with self._wake:
+            self._stopped = True
+            self._wake.notify()
+        self._thread.join(timeout=60.0)
+
+    def _check(self, job: Job) -> None:
+        if not job.tokens:
+            raise RequestRejectedError("The prompt is empty.")
+        # A scored prompt may fill the context; a reply needs room for one token at least.
+        limit = self.context_tokens if job.score else self.context_tokens - 1
+        if len(job.tokens) > limit:
+            raise RequestRejectedError(
+                f"The prompt has {len(job.tokens)} tokens and the context holds {limit}; "
+                "shorten the conversation."
+            )
+        if min(job.tokens) < 0 or max(job.tokens) >= self._vocabulary:
+            raise RequestRejectedError(f"Token ids must be between 0 and {self._vocabulary - 1}.")
+
+    def _run(self) -> None:
+        # OpenMP keeps the thread count per thread: it must be set on this one.
+        torch.set_num_threads(self.threads)
+        with torch.inference_mode():
+            while self._wait_for_work():
+                started = time.perf_counter()
+                lane = self._next_lane()
+                try:
+                    self._step(lane)
+                except Exception:  # the loop's boundary: one bad step must not end the server
+                    log.exception("engine step failed", jobs=len(lane.jobs))
+                    self._fail_everyone("internal", "The model server failed on this request.")
+                self.metrics.observe_step(time.perf_counter() - started)
+            self._fail_everyone("shutting_down", "The model server is shutting down.")
+
+    def _wait_for_work(self) -> bool:
+        """Block until there is a job to run; admit and reap. False ends the loop."""
+        with self._wake:
+            while True:
+                self._reap()
+                self._admit()
+                running = any(lane.jobs for lane in self._lanes.values())
+                if self._stopped or (self._closing and not running):
+                    return False
+                if running:
+                    return True
+                self._wake.wait()
+
+    def _reap(self) -> None:
+        """End cancelled and expired jobs, wherever they are."""
+        now = time.monotonic()
+        for job in self._waiting.remove_ended(now):
+            self._give_up(job)
+        for lane in self._lanes.values():
+            for job in [job for job in lane.jobs if job.cancelled or job.expired(now)]:
+                self._leave(job)
+                self._give_up(job)
+
+    def _give_up(self, job: Job) -> None:
+        if job.cancelled:
+            self._end(job, "cancelled")
+        else:
+            job.fail("deadline", "The reply was not finished before its deadline.")
+            self._account(job, "deadline")
+
+    def _admit(self) -> None:
+        """Give waiting jobs rows: people first, in the place of background jobs if need be."""
+        self._waiting.admit(
+            self._lanes[PRIORITY_PEOPLE], self._lanes[PRIORITY_BACKGROUND], self._join, self._leave
+        )
+        for priority, lane in self._lanes.items():
+            lane.crowding = self._waiting.users(priority)
+
+    def _join(self, job: Job) -> None:
+        job.start()
+        self._rows.take(job)
+        self.metrics.reused_tokens += job.cached
+        self._lanes[job.priority].join(job)
+
+    def _leave(self, job: Job) -> None:
+        self._lanes[job.priority].leave(job)
+        self._rows.leave(job)
+
+    def _next_lane(self) -> Lane:
+        self._steps += 1
+        people, background = self._lanes[PRIORITY_PEOPLE], self._lanes[PRIORITY_BACKGROUND]
+        turn = self._steps % BACKGROUND_SHARE == 0
+        return background if background.jobs and (turn or not people.jobs) else people
+
+    def _step(self, lane: Lane) -> None:
+        started = time.monotonic()
+        readers = self._prefill(lane)
+        if lane.decoding:
+            self._decode(lane)
+        lane.count_reading(readers, time.monotonic() - started)
+
+    def _prefill(self, lane: Lane) -> set[str]:
+        """Read one chunk of prompt tokens, from as many jobs as it takes; a small one while others decode.
+
+        Returns the users whose prompts were read.
+        """
+        waiting = any(other.decoding for other in self._lanes.values())
+        budget = self._options.shared_chunk_tokens if waiting else self._options.chunk_tokens
+        readers: set[str] = set()
+        while budget > 0 and (job := lane.next_to_read()) is not None:
+            readers.add(job.user)
+            count = min(budget, len(job.tokens) - job.cached)
+            budget -= count
+            last = job.cached + count == len(job.tokens)
+            keep = count if job.score else 1
+            logits = self._forward([job], [job.tokens[job.cached : job.cached + count]], keep)[0]
+            if job.score:
+                self._collect_scores(job, logits, count)
+            job.cached += count
+            self.metrics.prompt_tokens += count
+            if last:
+                lane.begin_decoding(job)
+                self._accept(lane, job, logits[-1])
+        return readers
+
+    def _collect_scores(self, job: Job, logits: torch.Tensor, count: int) -> None:
+        """Add the log-probability of each next token; ``logits`` (count, V) start at the first uncached."""
+        following = job.tokens[job.cached + 1 : job.cached + count + 1]
+        if not following:
+            return
+        logits = logits[: len(following)].to(torch.float32)
+        targets = torch.tensor(following, device=logits.device)[:, None]
+        chosen = logits.gather(1, targets)[:, 0] - torch.logsumexp(logits, dim=-1)
+        job.scores += [float(score) for score in chosen]
+
+    def _decode(self, lane: Lane) -> None:
+        jobs = sorted(lane.decoding, key=self._rows.of)
+        logits = self._next_logits(jobs)
+        # First all counts, then the choices: a job that leaves gives its row away, as far as it is cached.
+        for job in jobs:
+            job.cached += 1
+        for job, row in zip(jobs, logits, strict=True):
+            self._accept(lane, job, row)
+
+    def _next_logits(self, jobs: list[Job]) -> torch.Tensor:
+        """Decode each job's last token; return logits (B, V)."""
+        if self._decoder is None:
+            return self._forward(jobs, [job.tokens[-1:] for job in jobs], 1)[:, -1]
+        return self._decoder.step(
+            [job.tokens[-1] for job in jobs],
+            [job.cached for job in jobs],
+            [self._rows.of(job) for job in jobs],
+            [job.adapter for job in jobs],
+        )
+
+    def _accept(self, lane: Lane, job: Job, logits: torch.Tensor) -> None:
+        # Rows of the embedding beyond the tokenizer's vocabulary are padding that was never trained.
+        usable = logits[: self._vocabulary].to(device="cpu", dtype=torch.float32)
+        ending = job.accept(usable, self._end_tokens, self.context_tokens)
+        self.metrics.generated_tokens += 1
+        if ending is not None:
+            self._leave(job)
+            self._end(job, ending)
+
+    def _forward(self, jobs: list[Job], tokens: list[list[int]], keep: int) -> torch.Tensor:
+        """Run the model's modules on each job's next tokens; return logits (B, keep, V) of the last
+        positions.
+        """
+        rows = [self._rows.of(job) for job in jobs]
+        return self._run_modules(
+            rows, tokens, [job.cached for job in jobs], [job.adapter for job in jobs], keep
+        )
+
+    def _run_modules(
+        self,
+        rows: list[int],
+        tokens: list[list[int]],
+        cached: list[int],
+        adapters: list[Adapter | None],
+        keep: int,
+    ) -> torch.Tensor:
+        ids = torch.tensor(tokens, device=self._device)
+        starts = torch.tensor(cached, device=self._device)
+        positions = starts[:, None] + torch.arange(ids.shape[1], device=self._device)
+        span = max(cached) + ids.shape[1]
+        self._cache.select(rows, positions, span)
+        self._plan.assign(adapters, self._device)
+        output = self._model(
+            input_ids=ids,
+            attention_mask=self._masks.build(positions, span, self._dtype),
+            position_ids=positions,
+            past_key_values=self._cache,
+            use_cache=True,
+            logits_to_keep=keep,
+        )
+        logits: torch.Tensor = output.logits
+        return logits
+
+    def _checked_decoder(self) -> Decoder | None:
+        """Return the kernels' decoder if it gives the logits of the model's own modules, else None."""
+        if self._device.type != "cpu" or self._dtype != torch.float32:
+            return None
+        try:
+            decoder = Decoder(self._model, self._cache)
+        except UnsupportedModelError as error:
+            log.warning("This model decodes without Strop's kernels, more slowly.", reason=str(error))
+            return None
+        prompt = [token % self._vocabulary for token in range(11, 11 + CHECKED_TOKENS)]
+        with torch.inference_mode():
+            self._run_modules([0], [prompt[:-1]], [0], [None], 1)
+            expected = self._run_modules([0], [prompt[-1:]], [CHECKED_TOKENS - 1], [None], 1)[0, -1]
+            seen = decoder.step(prompt[-1:], [CHECKED_TOKENS - 1], [0], [None])[0]
+        if not torch.allclose(seen, expected, atol=CHECK_TOLERANCE * float(expected.abs().max())):
+            log.error("Strop's kernels disagree with the model's modules, which decode instead, more slowly.")
+            return None
+        decoder.threads = self._options.threads or fastest_threads(decoder, usable_cores())
+        return decoder
+
+    def _end(self, job: Job, ending: Ending) -> None:
+        if not job.done:
+            job.finish(ending)
+            self._account(job, ending)
+
+    def _account(self, job: Job, outcome: str) -> None:
+        """Release what the job held and count it."""
+        if job.adapter is not None:
+            self.shelf.unpin(job.adapter)
+        self.metrics.count_request(outcome)
+        if job.priority == PRIORITY_PEOPLE and outcome in ("stop", "length"):
+            with self._wake:
+                self._waiting.observe(job.row_s())
+
+    def _fail_everyone(self, code: FailureCode, message: str) -> None:
+        """Fail the running jobs, and the waiting ones too when the engine ends."""
+        with self._wake:
+            jobs = [job for lane in self._lanes.values() for job in lane.jobs]
+            if code == "shutting_down":
+                jobs += self._waiting.clear()
+            for lane in self._lanes.values():
+                for job in lane.jobs:
+                    self._leave(job)
+            # What a failed step left in the rows is not to be trusted.
+            self._rows = Rows(self._cache, self._options.slots)
+        for job in jobs:
+            job.fail(code, message)
+            self._account(job, code)
+
+
+def _end_tokens(base: LoadedBase) -> frozenset[int]:
+    """Collect every token that ends a reply: the generation configuration's and the tokenizer's."""
+    configured = getattr(base.model.generation_config, "eos_token_id", None)
+    ids = configured if isinstance(configured, list) else [configured, base.model.config.eos_token_id]
+    tokenizer = base.tokenizer
+    named = [tokenizer.eos_token_id, *(tokenizer.convert_tokens_to_ids(token) for token in _TURN_ENDS)]
+    unknown = tokenizer.unk_token_id
+    return frozenset(
+        int(token)
+        for token in (*ids, *named)
+        if isinstance(token, int) and (token != unknown or token == tokenizer.eos_token_id)
+    )
+
+
+# A chat model that starts another turn, or another document, has ended its own.
+_TURN_ENDS = ("<|im_end|>", "<|im_start|>", "<|eot_id|>", "<|end_of_text|>", "<end_of_turn>", "<|endoftext|>")

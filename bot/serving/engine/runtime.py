@@ -1,0 +1,157 @@
+"""The side of the server that needs torch: a loaded base with its engine and its adapters."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import structlog
+import torch
+
+from bot.serving.engine.engine import Engine, EngineOptions
+from bot.serving.engine.events import JobOptions, Sink
+from bot.serving.engine.kv_cache import row_bytes
+from bot.serving.engine.lora import read_adapter
+from bot.serving.engine.request import Job
+from bot.serving.errors import BaseRefusedError
+from bot.serving.model.chat_template import control_strings, render_chat
+from bot.serving.model.loading import LoadedBase, load_base, resolve_device
+from bot.serving.model.memory import available_bytes, in_gb
+from bot.serving.model.quantize import prepare_base
+from bot.serving.protocol import BaseDescription, ChatMessage, TokenIds
+from bot.serving.settings import Settings
+
+log = structlog.get_logger(__name__)
+
+# Prompt tokens read per step, alone and while others decode: enough to fill the matrix units, few enough for
+# the others' next tokens to come soon.
+CHUNK_TOKENS = {"cpu": (256, 32), "cuda": (512, 512)}
+# This much of the free memory may be reserved for keys and values.
+CACHE_SHARE = 0.8
+
+
+class Runtime:
+    """One base in memory, being served. Its methods may be called from any thread."""
+
+    def __init__(self, base: LoadedBase, engine: Engine, adapters_dir: Path) -> None:
+        self.engine = engine
+        self.description = _describe(base, engine)
+        self._base = base
+        self._adapters_dir = adapters_dir
+
+    @classmethod
+    def start(cls, settings: Settings, progress: Callable[[str], None]) -> Runtime:
+        """Prepare and load the configured base and start its engine; blocks for seconds to minutes.
+
+        Raises:
+            BaseRefusedError: the base cannot be served here.
+        """
+        device = resolve_device(settings.device)
+        folder = prepare_base(
+            settings.base,
+            settings.revision,
+            device=device,
+            models_dir=settings.models_dir,
+            progress=progress,
+        )
+        progress("Loading the 4-bit weights.")
+        base = load_base(folder, device, "serve")
+        chunk, shared_chunk = CHUNK_TOKENS[torch.device(device).type]
+        engine = Engine(
+            base,
+            EngineOptions(
+                context_tokens=settings.context_tokens,
+                slots=_fitting_slots(base, settings, progress),
+                chunk_tokens=chunk,
+                shared_chunk_tokens=shared_chunk,
+                threads=settings.threads,
+            ),
+        )
+        engine.start()
+        log.info(
+            "model loaded",
+            base=base.info.id,
+            execution=base.execution,
+            device=device,
+            threads=engine.threads,
+        )
+        return cls(base, engine, settings.adapters_dir)
+
+    def render(self, messages: Sequence[ChatMessage], *, generation: bool = True) -> TokenIds:
+        """Return the token ids of a conversation."""
+        return render_chat(self._base.tokenizer, messages, add_generation_prompt=generation)
+
+    def encode(self, text: str) -> TokenIds:
+        """Return the token ids of a raw prompt; its caller writes control tokens on purpose."""
+        return [int(token) for token in self._base.tokenizer(text)["input_ids"]]
+
+    def submit(self, model: str, prompt: TokenIds, options: JobOptions, sink: Sink) -> Job:
+        """Queue a job on the base or on an adapter, which stays loaded until the job ends.
+
+        Raises:
+            UnknownModelError, RequestRejectedError, ServerBusyError, ServerUnavailableError: as they say.
+        """
+        shelf = self.engine.shelf
+        adapter = None if model == self.description.id else shelf.pin(model)
+        try:
+            job = Job(prompt, options, sink=sink, tokenizer=self._base.tokenizer, adapter=adapter)
+            self.engine.submit(job)
+        except BaseException:
+            if adapter is not None:
+                shelf.unpin(adapter)
+            raise
+        return job
+
+    def load_adapter(self, name: str, path: Path) -> None:
+        """Verify an adapter folder, read it and make it available.
+
+        Raises:
+            AdapterRefusedError: with the reason.
+        """
+        adapter = read_adapter(
+            name,
+            path,
+            adapters_dir=self._adapters_dir,
+            base_hash=self._base.info.hash,
+            chat_template_hash=self._base.info.chat_template_hash,
+            widths=self.engine.widths,
+            dtype=self._base.dtype,
+            device=self._base.device,
+        )
+        self.engine.shelf.add(adapter)
+        log.info("adapter loaded", adapter=name, rank=adapter.rank)
+
+
+def _fitting_slots(base: LoadedBase, settings: Settings, progress: Callable[[str], None]) -> int:
+    """Return how many rows of keys and values may be reserved, at most the configured number.
+
+    Raises:
+        BaseRefusedError: not even one fits; the text names both figures.
+    """
+    context = min(settings.context_tokens, base.info.context_tokens)
+    row = row_bytes(base.model.config, context, base.dtype)
+    available = available_bytes(base.device)
+    fitting = int(CACHE_SHARE * available // row)
+    if fitting < 1:
+        raise BaseRefusedError(
+            f"One conversation of {context} tokens needs {in_gb(row)} beside {base.info.id} and "
+            f"{in_gb(available)} is available; lower [model] context_tokens or free memory."
+        )
+    if fitting < settings.slots:
+        progress(f"Memory suffices for {fitting} replies at a time, not for {settings.slots}.")
+    return min(fitting, settings.slots)
+
+
+def _describe(base: LoadedBase, engine: Engine) -> BaseDescription:
+    info = base.info
+    return BaseDescription(
+        id=info.id,
+        source=info.source,
+        hash=info.hash,
+        chat_template_hash=info.chat_template_hash,
+        folder=str(base.folder.resolve()),
+        context_tokens=engine.context_tokens,
+        device=base.device,
+        execution=base.execution,
+        special_tokens=control_strings(base.tokenizer),
+    )

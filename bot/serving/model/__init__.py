@@ -1,0 +1,1 @@
+"""The base model and adapters as files: sources, quantization, loading, chat template."""

@@ -1,0 +1,100 @@
+"""Download a base from the Hugging Face hub, once its size is known to fit."""
+
+from __future__ import annotations
+
+import dataclasses
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+from huggingface_hub import HfApi, constants, snapshot_download
+from huggingface_hub.errors import (
+    GatedRepoError,
+    HfHubHTTPError,
+    LocalEntryNotFoundError,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+)
+
+from bot.serving.errors import BaseRefusedError
+from bot.serving.model.memory import available_bytes, in_gb
+from bot.serving.model.sources import BaseSource
+
+_PATTERNS = ["*.safetensors", "*.json", "*.jinja", "*.txt", "tokenizer.model"]
+_TIMEOUT_S = 20.0
+
+
+def download(source: BaseSource, *, device: str, progress: Callable[[str], None]) -> BaseSource:
+    """Return the source with its local path and exact revision.
+
+    Raises:
+        BaseRefusedError: no such model, no access, no connection, or too large for this machine.
+    """
+    try:
+        path = Path(_snapshot(source, offline=True))
+    except (LocalEntryNotFoundError, ValueError):
+        progress(f"Asking the hub for {source.id}.")
+        path = _fetch(source, device, progress)
+    return dataclasses.replace(source, path=path, revision=source.revision or path.name)
+
+
+def _snapshot(source: BaseSource, *, offline: bool) -> str:
+    return str(
+        snapshot_download(
+            source.id,
+            revision=source.revision or None,
+            allow_patterns=_PATTERNS,
+            local_files_only=offline,
+            etag_timeout=_TIMEOUT_S,
+        )
+    )
+
+
+def _fetch(source: BaseSource, device: str, progress: Callable[[str], None]) -> Path:
+    try:
+        size = _weights_bytes(source)
+        _check_size(source, size, device)
+        progress(f"Downloading {source.id} ({in_gb(size)}).")
+        return Path(_snapshot(source, offline=False))
+    except GatedRepoError as error:
+        raise BaseRefusedError(
+            f"The base {source.id} is gated; accept its licence on the hub and set HF_TOKEN."
+        ) from error
+    except RevisionNotFoundError as error:
+        raise BaseRefusedError(f"The base {source.id} has no revision {source.revision!r}.") from error
+    except RepositoryNotFoundError as error:
+        raise BaseRefusedError(f"There is no model {source.id} on the hub (or it is private).") from error
+    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+        raise BaseRefusedError(
+            f"The base {source.id} cannot be downloaded: the hub does not answer."
+        ) from error
+
+
+def _weights_bytes(source: BaseSource) -> int:
+    info = HfApi().model_info(
+        source.id, revision=source.revision or None, files_metadata=True, timeout=_TIMEOUT_S
+    )
+    files = info.siblings or []
+    size = sum(file.size or 0 for file in files if file.rfilename.endswith(".safetensors"))
+    if not size:
+        raise BaseRefusedError(
+            f"The base {source.id} has no .safetensors weights; pickled ones are not loaded."
+        )
+    return size
+
+
+def _check_size(source: BaseSource, size_bytes: int, device: str) -> None:
+    """A third of a bf16 checkpoint is a low estimate of its 4-bit form: refuse only what cannot work."""
+    needed, available = size_bytes // 3, available_bytes(device)
+    if needed > available:
+        raise BaseRefusedError(
+            f"The base {source.id} needs at least {in_gb(needed)} of memory in 4 bits and {in_gb(available)} "
+            "is available; choose a smaller [model] base."
+        )
+    cache = Path(constants.HF_HUB_CACHE)
+    existing = next(folder for folder in (cache, *cache.parents) if folder.exists())
+    free = shutil.disk_usage(existing).free
+    if size_bytes * 1.4 > free:
+        raise BaseRefusedError(
+            f"The base {source.id} needs {in_gb(int(size_bytes * 1.4))} of disk and {in_gb(free)} is free."
+        )

@@ -1,0 +1,247 @@
+"""Quantize a base once to NF4 and keep it under ``models/<key>/`` for every later start.
+
+A base is written to a temporary folder, flushed, and renamed once, so that a kill never leaves half a base.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from torch import nn
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    BitsAndBytesConfig,
+    GgufConfig,
+    PretrainedConfig,
+)
+
+from bot.serving.errors import BaseRefusedError
+from bot.serving.model.hub import download
+from bot.serving.model.loading import (
+    FORMAT,
+    INFO_FILE,
+    MODEL_TYPES,
+    QUANTIZATION,
+    BaseInfo,
+    hash_template,
+    read_info,
+    write_info,
+)
+from bot.serving.model.memory import ParameterCounts, available_bytes, in_gb
+from bot.serving.model.sources import BaseSource, base_hash, hash_sources, packaged_base, resolve
+
+Progress = Callable[[str], None]
+
+# bitsandbytes' CPU kernel packs 32 outputs at a time; a block of 64 inputs shares one scale.
+OUTPUT_MULTIPLE = 32
+INPUT_MULTIPLE = 64
+
+
+def prepare_base(
+    base: str, revision: str, *, device: str, models_dir: Path, progress: Progress = lambda _: None
+) -> Path:
+    """Return the folder of the 4-bit base that the configuration names, making it first where needed.
+
+    With ``auto`` on a GPU machine that is offline, the packaged 135M model takes the default's place.
+
+    Raises:
+        BaseRefusedError: the base does not exist, is not supported, or does not fit.
+    """
+    source = resolve(base, revision, has_gpu=device.startswith("cuda"))
+    try:
+        return prepare_source(source, device=device, models_dir=models_dir, progress=progress)
+    except BaseRefusedError as error:
+        if base != "auto" or source.kind != "hub":
+            raise
+        fallback = packaged_base()
+        progress(f"{error} {fallback.id} serves instead.")
+        return prepare_source(fallback, device=device, models_dir=models_dir, progress=progress)
+
+
+def prepare_source(source: BaseSource, *, device: str, models_dir: Path, progress: Progress) -> Path:
+    """Return the 4-bit folder of a source, from the cache where it is there."""
+    models_dir.mkdir(parents=True, exist_ok=True)
+    if source.kind == "hub":
+        if cached := _find_prepared(source, models_dir):
+            return cached
+        source = download(source, device=device, progress=progress)
+    progress(f"Checking {source.id}.")
+    sources = hash_sources(source)
+    identity = base_hash(sources, QUANTIZATION, FORMAT)
+    folder = models_dir / identity[:16]
+    if folder.exists():
+        try:
+            read_info(folder)
+            return folder
+        except BaseRefusedError:
+            shutil.rmtree(folder)
+    progress(f"Quantizing {source.id} to 4 bits (once).")
+    _quantize(source, identity, folder, device)
+    return folder
+
+
+def _find_prepared(source: BaseSource, models_dir: Path) -> Path | None:
+    """Find a prepared hub base by its id and revision, so that a start needs no network."""
+    matches = []
+    for info_file in models_dir.glob(f"*/{INFO_FILE}"):
+        try:
+            info = read_info(info_file.parent)
+        except BaseRefusedError:
+            continue
+        if info.source == source.key() or (not source.revision and info.source.startswith(source.key())):
+            matches.append(info_file)
+    return max(matches, key=lambda file: file.stat().st_mtime_ns).parent if matches else None
+
+
+def _quantize(source: BaseSource, identity: str, folder: Path, device: str) -> None:
+    config = _read_config(source)
+    counts = _check_architecture(source, config)
+    available = available_bytes("cpu")
+    if counts.prepare_bytes() > available:
+        raise BaseRefusedError(
+            f"Quantizing {source.id} needs {in_gb(counts.prepare_bytes())} of memory and {in_gb(available)} "
+            "is available; choose a smaller [model] base or free memory."
+        )
+    work = Path(tempfile.mkdtemp(prefix=".new-", dir=folder.parent))
+    try:
+        tokenizer = _read_tokenizer(source)
+        model = _load_in_4bit(source, config, work, device)
+        done = work / "base"
+        model.save_pretrained(done)
+        tokenizer.save_pretrained(done)
+        write_info(
+            done,
+            BaseInfo(
+                id=source.id,
+                source=source.key(),
+                hash=identity,
+                chat_template_hash=hash_template(tokenizer),
+                model_type=str(config.model_type),
+                context_tokens=int(config.max_position_embeddings),
+                linear_parameters=counts.linear,
+                other_parameters=counts.other,
+                files={file.name: file.stat().st_size for file in sorted(done.iterdir())},
+            ),
+        )
+        _flush(done)
+        done.rename(folder)
+        _flush_folder(folder.parent)
+    except OSError as error:
+        raise BaseRefusedError(f"The 4-bit base cannot be written to {folder}: {error}.") from error
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+
+
+def _read_config(source: BaseSource) -> PretrainedConfig:
+    place, options = _location(source)
+    try:
+        config = AutoConfig.from_pretrained(place, local_files_only=True, **options)
+    except (OSError, ValueError, KeyError) as error:
+        raise BaseRefusedError(f"The configuration of base {source.id} cannot be read: {error}") from error
+    if config.model_type not in MODEL_TYPES:
+        raise BaseRefusedError(
+            f"The base {source.id} is a {config.model_type} model; "
+            f"supported are {', '.join(sorted(MODEL_TYPES))}."
+        )
+    if getattr(config, "quantization_config", None):
+        raise BaseRefusedError(f"The base {source.id} is quantized already; name its unquantized original.")
+    return config
+
+
+def _read_tokenizer(source: BaseSource) -> Any:
+    place, options = _location(source)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(place, local_files_only=True, **options)
+    except (OSError, ValueError, KeyError) as error:
+        raise BaseRefusedError(f"The tokenizer of base {source.id} cannot be read: {error}") from error
+    if not tokenizer.chat_template:
+        raise BaseRefusedError(f"The base {source.id} has no chat template; choose an instruct model.")
+    if not tokenizer.is_fast:
+        raise BaseRefusedError(f"The base {source.id} has no fast tokenizer (tokenizer.json).")
+    return tokenizer
+
+
+def _location(source: BaseSource) -> tuple[Path, dict[str, str]]:
+    if source.path is None:
+        raise BaseRefusedError(f"The base {source.id} is not downloaded.")
+    if source.kind == "gguf":
+        return source.path.parent, {"gguf_file": source.path.name}
+    return source.path, {}
+
+
+def _check_architecture(source: BaseSource, config: PretrainedConfig) -> ParameterCounts:
+    """Count the parameters on a model without memory; refuse widths that the 4-bit kernels cannot pack."""
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config)
+    head = model.get_output_embeddings()
+    linear = 0
+    for name, module in model.named_modules():
+        if not isinstance(module, nn.Linear) or module is head:
+            continue
+        if module.out_features % OUTPUT_MULTIPLE or module.in_features % INPUT_MULTIPLE:
+            raise BaseRefusedError(
+                f"The base {source.id} cannot be packed to 4 bits: {name} is {module.out_features} x "
+                f"{module.in_features}, and widths must divide by {OUTPUT_MULTIPLE} x {INPUT_MULTIPLE}."
+            )
+        linear += module.weight.numel()
+    return ParameterCounts(linear, sum(p.numel() for p in model.parameters()) - linear)
+
+
+def _load_in_4bit(source: BaseSource, config: PretrainedConfig, work: Path, device: str) -> Any:
+    place, options = _location(source)
+    if source.kind == "gguf":
+        # A GGUF file cannot be read and quantized in one step: it goes through a plain bfloat16 copy.
+        plain = AutoModelForCausalLM.from_pretrained(
+            place,
+            config=config,  # reading it again takes seconds: the reader parses the whole vocabulary
+            dtype=torch.bfloat16,
+            quantization_config=GgufConfig(dequantize=True),
+            **options,
+        )
+        place = work / "plain"
+        plain.save_pretrained(place)
+        del plain
+    try:
+        model, report = AutoModelForCausalLM.from_pretrained(
+            place,
+            dtype=torch.bfloat16,
+            device_map={"": device},
+            quantization_config=BitsAndBytesConfig(
+                load_in_4bit=True,
+                bnb_4bit_quant_type="nf4",
+                bnb_4bit_use_double_quant=True,
+                bnb_4bit_compute_dtype=torch.bfloat16,
+            ),
+            local_files_only=True,
+            output_loading_info=True,
+        )
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
+        raise BaseRefusedError(f"The weights of base {source.id} cannot be read: {error}") from error
+    if report["missing_keys"]:
+        # transformers would fill these with random numbers and go on.
+        raise BaseRefusedError(f"The base {source.id} lacks the weights {sorted(report['missing_keys'])[0]}.")
+    return model
+
+
+def _flush(folder: Path) -> None:
+    for file in folder.iterdir():
+        with file.open("rb") as opened:
+            os.fsync(opened.fileno())
+    _flush_folder(folder)
+
+
+def _flush_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,265 @@
+"""The tree of all commands: registered with Discord when they change, with one place for their errors."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+import secrets
+from collections.abc import Callable, Coroutine
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+import aiohttp
+import discord
+import structlog
+from discord import app_commands
+from discord.app_commands import TranslationContextLocation, TranslationContextTypes
+
+from bot.chat.question import parent_of
+from bot.errors import DeliveryError
+from bot.language import texts
+from bot.language.sentences import retell
+from bot.language.texts import mark, tr
+from bot.operators import NOT_OPERATOR, NotOperatorError
+from bot.serving.errors import ServerLoadingError, ServerUnavailableError, ServingError
+from storage.db import key_values
+from storage.errors import DatabaseBusyError, DiskFullError, RuleError, StorageError
+
+if TYPE_CHECKING:
+    from bot.client import StropClient
+
+Interaction: TypeAlias = "discord.Interaction[StropClient]"
+
+DISCORD_REFUSED = mark(
+    "Discord did not let me do that just now. Please try again in a moment; if it stays so, /setup names the "
+    "permission that I lack."
+)
+CHANGED = mark("This command has changed since your Discord loaded it: restart Discord and try again.")
+NO_SUCH_MESSAGE = mark("Its message is gone.")
+
+# Discord's codes for an interaction that takes no (further) answer: unknown after three seconds, its token
+# used up after fifteen minutes, or answered already.
+# https://discord.com/developers/docs/topics/opcodes-and-status-codes#json
+_OVER = frozenset({10015, 10062, 40060, 50027})
+_UNKNOWN_MESSAGE = 10008
+_BAD_REQUEST = 400
+
+_log = structlog.get_logger(__name__)
+
+
+class StropTree(app_commands.CommandTree["StropClient"]):
+    """All commands of the bot."""
+
+    async def interaction_check(self, interaction: Interaction, /) -> bool:
+        """Settle the language before a command answers; who may use it is each command's own check."""
+        await speak_to(interaction)
+        return True
+
+    async def on_error(self, interaction: Interaction, error: app_commands.AppCommandError) -> None:
+        """Tell the member in one sentence what went wrong."""
+        cause = error.original if isinstance(error, app_commands.CommandInvokeError) else error
+        command = interaction.command.qualified_name if interaction.command else "?"
+        await excuse(interaction, cause, f"/{command}")
+
+    async def sync_if_changed(self, *, always: bool = False) -> bool:
+        """Register the commands with Discord if their definition differs from the one registered last.
+
+        Discord allows 200 registrations a day. ``always`` is for the playground, which forgets them when it
+        stops.
+        """
+        database = self.client.services.database
+        key = f"commands.hash:{self.client.application_id}"
+        digest = await self._definition_hash()
+        if not always and await database.aread(lambda db: key_values.get(db, key)) == digest:
+            return False
+        try:
+            await self.sync()
+        except discord.HTTPException as error:
+            _log.error("commands.not_synced", error=str(error))
+            return False
+        await database.awrite(lambda db: key_values.put(db, key, digest))
+        _log.info("commands.synced", count=len(self.get_commands()))
+        return True
+
+    async def _definition_hash(self) -> str:
+        """Hash what `sync` would send, the words of every language included."""
+        translator = self.translator
+        definitions = [
+            command.to_dict(self)
+            if translator is None
+            else await command.get_translated_payload(self, translator)
+            for command in self.get_commands()
+        ]
+        ordered = sorted(definitions, key=lambda each: (int(each["type"]), str(each["name"])))
+        return hashlib.sha256(json.dumps(ordered, sort_keys=True).encode()).hexdigest()
+
+
+def _is_operator(interaction: Interaction) -> bool:
+    if not interaction.client.is_operator(interaction.user.id):
+        raise NotOperatorError(NOT_OPERATOR)
+    return True
+
+
+class CommandWords(app_commands.Translator):
+    """What commands say of themselves, in the language that each member has set at Discord.
+
+    The names of slash commands and of their options stay English: texts and guides name them. Those of the
+    context menu are its labels, and are translated.
+    """
+
+    async def translate(
+        self, string: app_commands.locale_str, locale: discord.Locale, context: TranslationContextTypes
+    ) -> str | None:
+        """Return the words in a language, or None where the English ones stay."""
+        where = context.location
+        if where not in _TRANSLATED and not isinstance(context.data, app_commands.ContextMenu):
+            return None
+        return texts.catalogue(texts.choose("auto", locale)).get(string.message)
+
+
+_TRANSLATED = (
+    TranslationContextLocation.command_description,
+    TranslationContextLocation.group_description,
+    TranslationContextLocation.parameter_description,
+    TranslationContextLocation.choice_name,
+)
+
+
+operators_only = app_commands.check(_is_operator)
+"""Let only operators through. Discord's own command permissions are a hint that guild admins can override."""
+
+
+def acting_scope(interaction: Interaction) -> str:
+    """Return whose adapter a command changes.
+
+    Raises NoPrivateMessage where every server trains its own: in direct messages the base answers, always.
+    """
+    services = interaction.client.services
+    if interaction.guild_id is None and services.config.trainer.scope == "guild":
+        raise app_commands.NoPrivateMessage
+    return services.scope(interaction.guild_id)
+
+
+def guarded(
+    function: Callable[[Any, Any], Coroutine[Any, Any, None]],
+) -> Callable[[Any, Any], Coroutine[Any, Any, None]]:
+    """Give a button's callback the commands' error handling; discord.py would only log."""
+
+    @functools.wraps(function)
+    async def checked(item: Any, interaction: Interaction) -> None:
+        try:
+            await speak_to(interaction)
+            await function(item, interaction)
+        except Exception as error:  # The boundary of a button: whoever pressed it must hear something.
+            await excuse(interaction, error, type(item).__name__)
+
+    return checked
+
+
+def offering(
+    function: Callable[[Any, Any], Coroutine[Any, Any, list[app_commands.Choice[Any]]]],
+) -> Callable[[Any, Any], Coroutine[Any, Any, list[app_commands.Choice[Any]]]]:
+    """Give an option's suggestions an error handling; discord.py would log each late one with its traceback.
+
+    Discord asks anew with every key, and forgets what it asked before: answers that come too late are
+    ordinary. Without suggestions the option can still be typed.
+    """
+
+    @functools.wraps(function)
+    async def checked(interaction: Interaction, typed: Any) -> list[app_commands.Choice[Any]]:
+        command = interaction.command.qualified_name if interaction.command else "?"
+        try:
+            choices = await function(interaction, typed)
+        except Exception as error:  # The boundary of the suggestions: nobody can be told.
+            sentence_for(error, f"/{command} …")
+            choices = []
+        try:
+            await interaction.response.autocomplete(choices)
+        except (discord.DiscordException, aiohttp.ClientError, OSError) as error:
+            _log.debug("suggestions.too_late", where=f"/{command}", error=type(error).__name__)
+        return choices
+
+    return checked
+
+
+async def excuse(interaction: Interaction, error: BaseException, where: str) -> None:
+    """Tell whoever used a command, a button or a form what went wrong, where it can still be answered."""
+    if isinstance(error, discord.HTTPException) and error.code in _OVER:
+        # It came too late, and whoever waited was told so by Discord.
+        _log.info("interaction.over", where=where, code=error.code)
+        return
+    await say(interaction, sentence_for(error, where))
+
+
+async def speak_to(interaction: Interaction) -> None:
+    """Speak the server's language, or with none set the member's own."""
+    services = interaction.client.services
+    try:
+        found = await services.settings(
+            interaction.guild_id, parent_of(interaction.channel) or interaction.channel_id
+        )
+    except StorageError:
+        return texts.speak(texts.choose("auto", interaction.locale))
+    return texts.speak(texts.choose(found.settings.language, interaction.locale))
+
+
+def sentence_for(error: BaseException, where: str) -> str:
+    """Return what to tell the member; the unexpected goes to the log under an id that the sentence names."""
+    if isinstance(error, NotOperatorError):
+        return tr(NOT_OPERATOR)
+    if isinstance(error, app_commands.NoPrivateMessage):
+        return tr("This works only in a server.")
+    if isinstance(error, ServerLoadingError):
+        return tr("My model is still loading. Please try again in a moment.")
+    if isinstance(error, ServerUnavailableError):
+        return tr("My model server is not reachable right now; I'll be back by myself when it is.")
+    if isinstance(error, DiskFullError):
+        _log.error("command.disk_full", where=where)
+        return tr("My disk is full, so I can't store anything. Please tell whoever runs me.")
+    if isinstance(error, DatabaseBusyError):
+        _log.warning("command.database_busy", where=where)
+        return tr("My database is busy with something else. Please try again in a moment.")
+    if isinstance(error, RuleError | ServingError):
+        return retell(tr(str(error)))
+    if isinstance(error, app_commands.CommandNotFound | app_commands.CommandSignatureMismatch):
+        _log.warning("command.changed", where=where)
+        return tr(CHANGED)
+    if isinstance(error, discord.NotFound) and error.code == _UNKNOWN_MESSAGE:
+        _log.info("command.message_gone", where=where)
+        return tr(NO_SUCH_MESSAGE)
+    if _is_discords(error):
+        code = getattr(error.__cause__ or error, "code", None)
+        _log.warning("command.discord_refused", where=where, error=type(error).__name__, code=code)
+        return tr(DISCORD_REFUSED)
+    error_id = secrets.token_hex(4)
+    expected = isinstance(error, StorageError)
+    _log.error(
+        "command.failed",
+        where=where,
+        error_id=error_id,
+        error=str(error) if expected else type(error).__name__,
+        exc_info=None if expected else error,
+    )
+    return tr(
+        "Something went wrong on my side (error `{id}`). It is in my log; please try again.", id=error_id
+    )
+
+
+def _is_discords(error: BaseException) -> bool:
+    """Whether Discord, or the way to it, is what failed; what it calls a bad request is a fault of ours."""
+    if isinstance(error, discord.HTTPException):
+        return error.status != _BAD_REQUEST
+    return isinstance(error, DeliveryError | aiohttp.ClientError)
+
+
+async def say(interaction: Interaction, content: str, **options: Any) -> None:
+    """Answer an interaction for its member's eyes only, whether it was acknowledged already or not."""
+    options.setdefault("allowed_mentions", discord.AllowedMentions.none())
+    try:
+        if interaction.response.is_done():
+            await interaction.followup.send(content, ephemeral=True, **options)
+        else:
+            await interaction.response.send_message(content, ephemeral=True, **options)
+    except (discord.DiscordException, aiohttp.ClientError, OSError) as error:
+        code = getattr(error, "code", None)
+        _log.warning("interaction.not_answered", error=type(error).__name__, code=code)

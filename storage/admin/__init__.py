@@ -1,0 +1,1 @@
+"""What operators decide: settings, blocked members, and the audit log."""

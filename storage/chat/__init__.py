@@ -1,0 +1,1 @@
+"""Members, conversations and the replies given in them."""

@@ -1,0 +1,334 @@
+"""Conversations and their messages. Branches are parents; the held-out split is decided here, once."""
+
+import hashlib
+import re
+import unicodedata
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import sqlite_utils
+
+from storage.chat import members
+from storage.db import sql
+from storage.db.clock import now_ms
+from storage.errors import UnknownRowError
+
+Split = Literal["train", "development", "gate"]
+Role = Literal["user", "assistant"]
+
+TRAIN_PERCENT = 70
+DEVELOPMENT_PERCENT = 10
+
+
+@dataclass(frozen=True, slots=True)
+class Conversation:
+    """One chain of replies in one channel; `guild_id` is None in a direct message."""
+
+    id: int
+    key: str
+    guild_id: int | None
+    channel_id: int
+    scope: str
+    source: str
+    public: bool
+    split: Split
+    group_key: str | None
+    created_ms: int
+    parent_channel_id: int | None = None
+
+    @property
+    def settings_channel_id(self) -> int:
+        """The channel whose settings hold here: a thread has its parent's."""
+        return self.parent_channel_id or self.channel_id
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """One message; `author_id` is None for the bot's own.
+
+    `visible` is false for a slash command's prompt, which no Discord message shows, None where unknown.
+    """
+
+    id: int
+    discord_id: int | None
+    conversation_id: int
+    parent_id: int | None
+    author_id: int | None
+    role: Role
+    content: str
+    source: str
+    consent: members.Consent
+    permission_reference: str | None
+    created_ms: int
+    edited_ms: int | None
+    deleted_ms: int | None
+    visible: bool | None = None
+    attached_text: str = ""
+
+    @property
+    def words(self) -> str:
+        """All that was said: what was written, and the text out of the files that came with it."""
+        return "\n\n".join(filter(None, (self.content, self.attached_text)))
+
+
+def scope_of(config_scope: str, guild_id: int | None) -> str:
+    """Return whose adapter answers: "guild:<id>", or "deployment" (always so in a direct message)."""
+    if config_scope == "guild" and guild_id is not None:
+        return f"guild:{guild_id}"
+    return "deployment"
+
+
+def near_duplicate_key(prompt: str) -> str:
+    """Return a key that prompts share when they differ only in case, punctuation, mentions or word order."""
+    text = unicodedata.normalize("NFKC", prompt).casefold()
+    text = re.sub(r"<[@#:a][^>]*>|https?://\S+", " ", text)
+    words = sorted(set(re.findall(r"\w+", text)))
+    return hashlib.sha256(" ".join(words).encode()).hexdigest()[:16]
+
+
+def split_of(group_key: str) -> Split:
+    """Return the split of a group: 70 % train, 10 % development, 20 % gate, by a stable hash."""
+    bucket = int(hashlib.sha256(f"split:{group_key}".encode()).hexdigest()[:8], 16) % 100
+    if bucket < TRAIN_PERCENT:
+        return "train"
+    return "development" if bucket < TRAIN_PERCENT + DEVELOPMENT_PERCENT else "gate"
+
+
+def open_conversation(
+    db: sqlite_utils.Database,
+    *,
+    key: str,
+    guild_id: int | None,
+    channel_id: int,
+    scope: str,
+    source: str,
+    public: bool,
+    parent_channel_id: int | None = None,
+) -> Conversation:
+    """Return the conversation with this key, opened if it is new (use one key per chain of replies).
+
+    Its split is final as soon as it has its first message: conversations that begin with nearly the
+    same prompt share a group and therefore a split. A thread hangs on its `parent_channel_id`.
+    """
+    values = {
+        "key": key,
+        "guild_id": guild_id,
+        "channel_id": channel_id,
+        "scope": scope,
+        "source": source,
+        "public": int(public and guild_id is not None),
+        "split": split_of(key),
+        "created_ms": now_ms(),
+        "parent_channel_id": parent_channel_id,
+    }
+    sql.insert(db, "conversations", values, on_conflict="DO NOTHING")
+    return _conversation(sql.many(db, "SELECT * FROM conversations WHERE key = ?", (key,))[0])
+
+
+def get(db: sqlite_utils.Database, conversation_id: int) -> Conversation | None:
+    """Return the conversation, or None."""
+    row = sql.one(db, "SELECT * FROM conversations WHERE id = ?", (conversation_id,))
+    return None if row is None else _conversation(row)
+
+
+def add_message(
+    db: sqlite_utils.Database,
+    *,
+    conversation_id: int,
+    discord_id: int | None,
+    parent_id: int | None,
+    author_id: int | None,
+    role: Role,
+    content: str,
+    permission_reference: str = "",
+    visible: bool | None = None,
+    attached_text: str = "",
+) -> int:
+    """Add a message and return its id; one that is already there (by `discord_id`) is left as it is."""
+    if discord_id is not None:
+        known: int | None = sql.value(db, "SELECT id FROM messages WHERE discord_id = ?", (discord_id,))
+        if known is not None:
+            return known
+    conversation = get(db, conversation_id)
+    if conversation is None:
+        raise UnknownRowError(f"There is no conversation {conversation_id}.")
+    author = None
+    if author_id is not None:
+        author = members.get(db, author_id) or members.ensure(db, author_id, "", conversation.source)
+    if conversation.group_key is None and role == "user":
+        _settle_split(db, conversation_id, content or attached_text)
+    values = {
+        "discord_id": discord_id,
+        "conversation_id": conversation_id,
+        "parent_id": parent_id,
+        "author_id": author_id,
+        "role": role,
+        "content": content,
+        "source": author.source if author else conversation.source,
+        "consent": author.consent if author else "unset",
+        "permission_reference": permission_reference or None,
+        "created_ms": now_ms(),
+        "visible": None if visible is None else int(visible),
+        "attached_text": attached_text,
+    }
+    return sql.insert(db, "messages", values)
+
+
+def get_message(db: sqlite_utils.Database, message_id: int) -> Message | None:
+    """Return the message, or None."""
+    row = sql.one(db, "SELECT * FROM messages WHERE id = ?", (message_id,))
+    return None if row is None else _message(row)
+
+
+def by_discord_id(db: sqlite_utils.Database, discord_id: int) -> Message | None:
+    """Return the message that Discord knows by this id; any part of a split reply leads to the whole one."""
+    row = sql.one(
+        db,
+        """SELECT * FROM messages WHERE discord_id = :id
+           UNION ALL
+           SELECT messages.* FROM reply_parts JOIN replies ON replies.id = reply_parts.reply_id
+           JOIN messages ON messages.id = replies.message_id WHERE reply_parts.discord_id = :id
+           LIMIT 1""",
+        {"id": discord_id},
+    )
+    return None if row is None else _message(row)
+
+
+def chain(db: sqlite_utils.Database, message_id: int, limit: int = 64) -> list[Message]:
+    """Return the message and up to `limit - 1` of its ancestors, the oldest first.
+
+    Where a reply has several versions, the one that is shown stands in the chain.
+    """
+    rows = sql.many(
+        db,
+        """WITH RECURSIVE up (id, depth) AS (
+               SELECT :start, 0
+               UNION ALL
+               SELECT messages.parent_id, depth + 1 FROM up JOIN messages ON messages.id = up.id
+               WHERE messages.parent_id IS NOT NULL AND depth + 1 < :limit
+           )
+           SELECT messages.* FROM up JOIN messages ON messages.id = coalesce(
+               (SELECT shown.message_id FROM replies AS kept
+                JOIN reply_versions AS mine ON mine.reply_id = kept.id
+                JOIN reply_versions AS theirs ON theirs.first_id = mine.first_id AND theirs.shown = 1
+                JOIN replies AS shown ON shown.id = theirs.reply_id
+                WHERE kept.message_id = up.id),
+               up.id)
+           ORDER BY depth DESC""",
+        {"start": message_id, "limit": limit},
+    )
+    return [_message(row) for row in rows]
+
+
+def edit_message(
+    db: sqlite_utils.Database, discord_id: int, content: str, *, without_files: bool = False
+) -> bool:
+    """Replace the text of a message; return whether it changed. A deleted message stays deleted.
+
+    `without_files` also forgets the text of files, which their author took out of the message.
+    """
+    return bool(
+        sql.change(
+            db,
+            """UPDATE messages SET content = :content, edited_ms = :now,
+                      attached_text = iif(:without_files, '', attached_text)
+               WHERE discord_id = :id AND deleted_ms IS NULL
+                     AND (content <> :content OR (:without_files AND attached_text <> ''))""",
+            {"content": content, "now": now_ms(), "id": discord_id, "without_files": int(without_files)},
+        )
+    )
+
+
+def delete_message(db: sqlite_utils.Database, discord_id: int) -> bool:
+    """Forget a message's text, and the prompts that quote it; return whether there was one.
+
+    A reply goes with all its versions. The row stays, so that a thread keeps its shape and the reply's
+    numbers keep their meaning.
+    """
+    message = by_discord_id(db, discord_id)
+    if message is None or message.deleted_ms is not None:
+        return False
+    for message_id in _versions(db, message.id):
+        sql.change(
+            db,
+            """UPDATE messages SET content = '', attached_text = '', deleted_ms = coalesce(deleted_ms, ?)
+               WHERE id = ?""",
+            (now_ms(), message_id),
+        )
+        for statement in _FORGET_QUOTES.split("\n\n"):
+            sql.change(db, statement, {"id": message_id, "now": now_ms()})
+    return True
+
+
+# Copies of the message in prompts, and in pairs that members vote on.
+_FORGET_QUOTES = """
+UPDATE replies SET prompt_json = '[]' WHERE id IN (SELECT reply_id FROM reply_context WHERE message_id = :id)
+
+UPDATE duels SET prompt_json = '[]', first_text = '', second_text = '', closed_ms = coalesce(closed_ms, :now)
+WHERE reply_id IN (SELECT reply_id FROM reply_context WHERE message_id = :id)"""
+
+
+def delete_channel(db: sqlite_utils.Database, channel_id: int) -> int:
+    """Forget every message of a channel that is gone; return how many there were."""
+    rows = sql.many(
+        db,
+        """SELECT messages.discord_id FROM conversations
+           JOIN messages ON messages.conversation_id = conversations.id
+           WHERE conversations.channel_id = ? AND messages.deleted_ms IS NULL
+                 AND messages.discord_id IS NOT NULL""",
+        (channel_id,),
+    )
+    return sum(delete_message(db, row["discord_id"]) for row in rows)
+
+
+def visible_since(db: sqlite_utils.Database, since_ms: int, limit: int) -> list[tuple[int, int]]:
+    """Return (Discord's message id, channel id) of what was said in channels since then, the newest first.
+
+    Slash commands' prompts have no message of their own and are left out; so is what was deleted already.
+    """
+    rows = sql.many(
+        db,
+        """SELECT messages.discord_id, conversations.channel_id, messages.created_ms AS at_ms FROM messages
+           JOIN conversations ON conversations.id = messages.conversation_id
+           WHERE messages.created_ms >= :since AND messages.visible = 1
+                 AND messages.deleted_ms IS NULL AND messages.discord_id IS NOT NULL
+           UNION ALL
+           SELECT reply_parts.discord_id, reply_parts.channel_id, replies.created_ms FROM replies
+           JOIN messages ON messages.id = replies.message_id AND messages.deleted_ms IS NULL
+           JOIN reply_parts ON reply_parts.reply_id = replies.id
+           WHERE replies.created_ms >= :since
+           ORDER BY at_ms DESC LIMIT :limit""",
+        {"since": since_ms, "limit": limit},
+    )
+    return [(row["discord_id"], row["channel_id"]) for row in rows]
+
+
+def _versions(db: sqlite_utils.Database, message_id: int) -> set[int]:
+    """Return the message and, where it is a version of a reply, those of the other versions."""
+    rows = sql.many(
+        db,
+        """SELECT others.message_id FROM replies
+           JOIN reply_versions AS mine ON mine.reply_id = replies.id
+           JOIN reply_versions AS all_of_it ON all_of_it.first_id = mine.first_id
+           JOIN replies AS others ON others.id = all_of_it.reply_id
+           WHERE replies.message_id = ?""",
+        (message_id,),
+    )
+    return {message_id, *(row["message_id"] for row in rows)}
+
+
+def _settle_split(db: sqlite_utils.Database, conversation_id: int, prompt: str) -> None:
+    group_key = near_duplicate_key(prompt)
+    sql.change(
+        db,
+        "UPDATE conversations SET group_key = ?, split = ? WHERE id = ?",
+        (group_key, split_of(group_key), conversation_id),
+    )
+
+
+def _message(row: dict[str, Any]) -> Message:
+    return Message(**{**row, "visible": None if row["visible"] is None else bool(row["visible"])})
+
+
+def _conversation(row: dict[str, Any]) -> Conversation:
+    return Conversation(**{**row, "public": bool(row["public"])})

@@ -1,0 +1,1 @@
+"""The database itself: connection, migrations, SQL, clock, key-value store."""

@@ -1,0 +1,307 @@
+"""One SQLite file, shared by every process of Strop.
+
+Writes go through one thread per process and run inside BEGIN IMMEDIATE: a deferred BEGIN that reads
+first and writes later fails with "database is locked" across processes, whatever the busy timeout
+(https://sqlite.org/lang_transaction.html). A write is acknowledged only after its COMMIT.
+"""
+
+import asyncio
+import contextlib
+import contextvars
+import os
+import queue
+import threading
+import time
+import weakref
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, TypeVar
+
+import sqlite_utils
+from sqlite_utils.utils import sqlite3  # pysqlite3 where installed: never both in one process
+
+from storage.db import migrations
+from storage.errors import (
+    CorruptDatabaseError,
+    DatabaseBusyError,
+    DatabaseClosedError,
+    DatabaseError,
+    DatabaseUnavailableError,
+    DiskFullError,
+)
+
+T = TypeVar("T")
+Work = Callable[[sqlite_utils.Database], T]
+
+BUSY_TIMEOUT_S = 30.0
+READERS = 4
+WAITING_WRITES = 1_024
+
+# A checkpoint racing a commit could corrupt the file: https://sqlite.org/wal.html#walresetbug
+_WAL_RESET_FIXED = (3, 51, 3)
+
+
+def sqlite_version_problem(version: Sequence[int] = sqlite3.sqlite_version_info) -> str | None:
+    """Return one sentence if this SQLite has the WAL-reset bug (before 3.51.3), else None."""
+    if tuple(version) >= _WAL_RESET_FIXED:
+        return None
+    return (
+        f"SQLite {'.'.join(map(str, version))} has a rare bug that can corrupt a busy database (fixed in "
+        "3.51.3): install the Python package pysqlite3, or a newer SQLite, and back up often."
+    )
+
+
+class Database:
+    """The database file: one writer thread, read-only connections for readers."""
+
+    def __init__(self, path: Path, writer: sqlite_utils.Database) -> None:
+        self.path = path
+        self._writer = writer
+        self._queue: queue.Queue[tuple[Callable[[], Any], Future[Any]] | None] = queue.Queue(WAITING_WRITES)
+        self._local = threading.local()
+        self._readers: weakref.WeakSet[sqlite_utils.Database] = weakref.WeakSet()
+        self._pool = ThreadPoolExecutor(READERS, thread_name_prefix="strop-read")
+        self._closed = False
+        self._thread = threading.Thread(target=self._write_loop, name="strop-write", daemon=True)
+        self._thread.start()
+
+    @classmethod
+    def open(cls, path: Path) -> "Database":
+        """Open or create the database and bring its schema up to date; safe in several processes at once.
+
+        Raises NewerDatabaseError, CorruptDatabaseError, DatabaseUnavailableError, DiskFullError.
+        """
+        with _translated(path):
+            _create_private(path)
+            writer = _connect(path)
+            try:
+                _enter_wal(writer)
+                _begin(writer)
+                migrations.apply(writer, path)
+                writer.conn.execute("COMMIT")
+            except BaseException:
+                writer.close()
+                raise
+        return cls(path, writer)
+
+    def write(self, work: Work[T]) -> T:
+        """Run `work` in one write transaction and return its result once that is on disk.
+
+        Whatever `work` raises rolls everything back and is raised here.
+        """
+        return self._submit(lambda: self._transact(work)).result()
+
+    def read(self, work: Work[T]) -> T:
+        """Run `work` on this thread against one consistent, read-only snapshot."""
+        with _translated(self.path):
+            db = self._reader()
+            if db.conn.in_transaction:  # a read within a read shares its snapshot
+                return work(db)
+            db.conn.execute("BEGIN")
+            try:
+                return work(db)
+            finally:
+                if db.conn.in_transaction:
+                    db.conn.execute("ROLLBACK")
+
+    async def awrite(self, work: Work[T]) -> T:
+        """Like `write`, off the event loop; the write completes even if its caller is cancelled.
+
+        Both run `work` in a copy of their caller's context.
+        """
+        context = contextvars.copy_context()
+        task: Callable[[], T] = lambda: context.run(self._transact, work)  # noqa: E731 - typed for the queue
+        try:
+            future = self._submit(task, block=False)
+        except queue.Full:
+            future = await asyncio.shield(asyncio.to_thread(self._submit, task))
+        return await _await_through_cancellation(future)
+
+    async def aread(self, work: Work[T]) -> T:
+        """Like `read`, on one of a few reader threads."""
+        if self._closed:
+            raise DatabaseClosedError(f"{self.path} is closed.")
+        context = contextvars.copy_context()
+        return await _await_through_cancellation(self._pool.submit(context.run, self.read, work))
+
+    def checkpoint_truncate(self) -> bool:
+        """Copy the write-ahead log into the database and cut it to zero bytes, so that erased text is gone.
+
+        Returns False if a reader of another process still needed the log; try again later.
+        """
+        return self._submit(self._checkpoint).result()
+
+    def close(self) -> None:
+        """Finish the writes that were accepted, then close every connection. May be called twice."""
+        if self._closed:
+            return
+        self._closed = True
+        self._queue.put(None)
+        self._thread.join()
+        self._refuse_leftovers()
+        self._pool.shutdown(wait=True)
+        for reader in list(self._readers):
+            reader.close()
+        self._writer.close()
+
+    def __enter__(self) -> "Database":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _submit(self, task: Callable[[], T], *, block: bool = True) -> Future[T]:
+        if threading.current_thread() is self._thread:
+            raise RuntimeError("a write may not start another write; compose the domain functions instead")
+        if self._closed:
+            raise DatabaseClosedError(f"{self.path} is closed.")
+        future: Future[T] = Future()
+        self._queue.put((task, future), block=block)
+        if not self._thread.is_alive():  # closed by another thread in between
+            self._refuse_leftovers()
+        return future
+
+    def _refuse_leftovers(self) -> None:
+        with contextlib.suppress(queue.Empty):
+            while True:
+                item = self._queue.get_nowait()
+                if item is not None:
+                    item[1].set_exception(DatabaseClosedError(f"{self.path} is closed."))
+
+    def _write_loop(self) -> None:
+        while (item := self._queue.get()) is not None:
+            task, future = item
+            try:
+                result = task()
+            except BaseException as error:  # the caller's to handle: this thread must outlive it
+                future.set_exception(error)
+            else:
+                future.set_result(result)
+            del item, task, future
+
+    def _transact(self, work: Work[T]) -> T:
+        with _translated(self.path):
+            _begin(self._writer)
+            try:
+                result = work(self._writer)
+                self._writer.conn.execute("COMMIT")
+            except BaseException:
+                if self._writer.conn.in_transaction:
+                    self._writer.conn.execute("ROLLBACK")
+                raise
+        return result
+
+    def _checkpoint(self) -> bool:
+        with _translated(self.path):
+            busy, _, _ = self._writer.conn.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
+            return not busy
+
+    def _reader(self) -> sqlite_utils.Database:
+        if self._closed:
+            raise DatabaseClosedError(f"{self.path} is closed.")
+        reader: sqlite_utils.Database | None = getattr(self._local, "reader", None)
+        if reader is None:
+            reader = self._local.reader = _connect(self.path, read_only=True)
+            self._readers.add(reader)
+        return reader
+
+
+async def _await_through_cancellation(future: Future[T]) -> T:
+    """Await a thread's result; cancelling the waiter leaves the work alone."""
+    waiter = asyncio.wrap_future(future)
+    # Retrieved even when nobody waits any more, so that asyncio does not report it as forgotten.
+    waiter.add_done_callback(lambda done: done.cancelled() or done.exception())
+    return await asyncio.shield(waiter)
+
+
+def _create_private(path: Path) -> None:
+    """Create the file readable by its owner only; SQLite gives -wal and -shm the same mode."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        os.close(os.open(path, os.O_RDWR | os.O_CREAT, 0o600))
+        path.chmod(0o600)
+    except OSError as error:
+        raise DatabaseUnavailableError(
+            f"{path} cannot be opened ({error.strerror}): make the folder writable for this user, "
+            "or set STROP_HOME to one that is."
+        ) from error
+
+
+def _connect(path: Path, *, read_only: bool = False) -> sqlite_utils.Database:
+    # isolation_level None: the driver opens no transactions of its own.
+    connection = sqlite3.connect(
+        f"{path.resolve().as_uri()}?mode={'ro' if read_only else 'rw'}",
+        uri=True,
+        timeout=BUSY_TIMEOUT_S,
+        isolation_level=None,
+        check_same_thread=False,
+    )
+    db = sqlite_utils.Database(connection, recursive_triggers=False, execute_plugins=False)
+    for pragma in (
+        "foreign_keys=ON",
+        "synchronous=FULL",
+        "secure_delete=ON",
+        "temp_store=MEMORY",
+        "cache_size=-16000",
+    ):
+        connection.execute(f"PRAGMA {pragma}")
+    if read_only:
+        connection.execute("PRAGMA query_only=ON")
+    return db
+
+
+def _enter_wal(db: sqlite_utils.Database) -> None:
+    """Switch to WAL mode. SQLite does not wait for the lock this needs, so we do."""
+    deadline = time.monotonic() + BUSY_TIMEOUT_S
+    while True:
+        try:
+            db.conn.execute("PRAGMA journal_mode=WAL")
+            return
+        except sqlite3.OperationalError as error:
+            if _code(error) != sqlite3.SQLITE_BUSY or time.monotonic() > deadline:
+                raise
+            time.sleep(0.02)
+
+
+def _begin(db: sqlite_utils.Database) -> None:
+    db.conn.execute("BEGIN IMMEDIATE")
+
+
+@contextlib.contextmanager
+def _translated(path: Path) -> Iterator[None]:
+    """Turn SQLite's errors into ours, once, where they enter."""
+    try:
+        yield
+    except sqlite3.DatabaseError as error:
+        translated = _translation(path, error)
+        if translated is None:
+            raise
+        raise translated from error
+
+
+def _translation(path: Path, error: Exception) -> DatabaseError | None:
+    code = _code(error)
+    if code == sqlite3.SQLITE_FULL:
+        return DiskFullError(
+            f"The disk that holds {path} is full: nothing was lost and the last change was not made. "
+            "Free some space; no restart is needed."
+        )
+    if code in (sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_CORRUPT):
+        return CorruptDatabaseError(
+            f"{path} is damaged or not a database ({error}): stop Strop and `strop restore` a backup."
+        )
+    if code in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
+        return DatabaseBusyError(
+            f"Another process kept {path} locked for {BUSY_TIMEOUT_S:.0f} s: nothing was changed; try again."
+        )
+    if code in (sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_READONLY, sqlite3.SQLITE_PERM, sqlite3.SQLITE_IOERR):
+        return DatabaseUnavailableError(
+            f"{path} cannot be read or written ({error}): check the disk and the file's permissions."
+        )
+    return None
+
+
+def _code(error: Exception) -> int:
+    """Return SQLite's primary result code (the low byte of the extended one)."""
+    return int(getattr(error, "sqlite_errorcode", 0) or 0) & 0xFF

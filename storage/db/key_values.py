@@ -1,0 +1,25 @@
+"""Small facts that must survive a restart, by key (a hash of the synced commands, a time, a count)."""
+
+import sqlite_utils
+
+from storage.db import sql
+
+#: When the trainer's schedule next starts a run, in ms since the epoch; empty if it never does.
+NEXT_RUN = "trainer.next_run_ms"
+#: How many ratings the bot missed while it was away and found again, over its lifetime.
+RECOVERED_RATINGS = "ratings.recovered"
+
+
+def get(db: sqlite_utils.Database, key: str, default: str | None = None) -> str | None:
+    """Return the fact, or `default`."""
+    value: str | None = sql.value(db, "SELECT value FROM facts WHERE key = ?", (key,))
+    return default if value is None else value
+
+
+def put(db: sqlite_utils.Database, key: str, value: str) -> None:
+    """Store the fact in place of an earlier one."""
+    sql.change(
+        db,
+        "INSERT INTO facts (key, value) VALUES (?, ?) ON CONFLICT DO UPDATE SET value = excluded.value",
+        (key, value),
+    )

@@ -1,0 +1,1 @@
+"""What people said about replies: ratings, comparisons, duels, reports, tastings."""

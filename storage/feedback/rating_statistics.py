@@ -1,0 +1,132 @@
+"""Ratings and votes over time and by adapter, as counts: never who gave them."""
+
+import math
+from dataclasses import dataclass
+
+import sqlite_utils
+
+from storage.db import sql
+from storage.db.clock import DAY_MS, now_ms
+
+# The normal quantile of a two-sided 95 % interval.
+_Z = 1.959964
+
+
+@dataclass(frozen=True, slots=True)
+class Day:
+    """One day's ratings in UTC; `number` is the day since the epoch."""
+
+    number: int
+    liked: int
+    disliked: int
+
+
+@dataclass(frozen=True, slots=True)
+class Votes:
+    """How an adapter's replies did beside another adapter's; ties count for neither."""
+
+    won: int
+    lost: int
+
+    @property
+    def count(self) -> int:
+        """Votes for it and against it."""
+        return self.won + self.lost
+
+    @property
+    def share(self) -> float:
+        """The share of votes that it won, 0 to 1."""
+        return self.won / self.count
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        """The 95 % interval of the share."""
+        return _wilson(self.won, self.count)
+
+
+@dataclass(frozen=True, slots=True)
+class AdapterShare:
+    """How an adapter's replies were rated; None is the base model."""
+
+    adapter_id: str | None
+    liked: int
+    disliked: int
+    votes: Votes | None = None
+
+    @property
+    def ratings(self) -> int:
+        """How many ratings it had."""
+        return self.liked + self.disliked
+
+    @property
+    def share(self) -> float:
+        """The share of its ratings that like the reply, 0 to 1."""
+        return self.liked / self.ratings
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        """The 95 % interval of the share."""
+        return _wilson(self.liked, self.ratings)
+
+
+def by_day(db: sqlite_utils.Database, scope: str, days: int) -> list[Day]:
+    """Return the last `days` days up to today, the oldest first, those without a rating too."""
+    today = now_ms() // DAY_MS
+    rows = sql.many(
+        db,
+        """SELECT updated_ms / ? AS number, sum(value > 0) AS liked, sum(value < 0) AS disliked FROM ratings
+           WHERE scope = ? AND retracted = 0 AND kind = 'thumb' AND updated_ms >= ? GROUP BY 1""",
+        (DAY_MS, scope, (today - days + 1) * DAY_MS),
+    )
+    counted = {row["number"]: Day(**row) for row in rows}
+    return [counted.get(number, Day(number, 0, 0)) for number in range(today - days + 1, today + 1)]
+
+
+def by_adapter(db: sqlite_utils.Database, scope: str, days: int, limit: int) -> list[AdapterShare]:
+    """Return how the adapters rated in the last `days` days did, the latest rated first."""
+    rows = sql.many(
+        db,
+        """SELECT replies.adapter_id, sum(ratings.value > 0) AS liked, sum(ratings.value < 0) AS disliked
+           FROM ratings JOIN replies ON replies.id = ratings.reply_id
+           WHERE ratings.scope = ? AND ratings.retracted = 0 AND ratings.kind = 'thumb'
+                 AND ratings.value <> 0 AND ratings.updated_ms >= ?
+           GROUP BY replies.adapter_id ORDER BY max(ratings.updated_ms) DESC LIMIT ?""",
+        (scope, now_ms() - days * DAY_MS, limit),
+    )
+    votes = _votes(db, scope, now_ms() - days * DAY_MS)
+    return [AdapterShare(**row, votes=votes.get(row["adapter_id"])) for row in rows]
+
+
+def _votes(db: sqlite_utils.Database, scope: str, since_ms: int) -> dict[str | None, Votes]:
+    """Count votes between two adapters, in the chat and on challengers.
+
+    Of a challenger that is still voted on nothing is told: its voters must not know who leads.
+    """
+    rows = sql.many(
+        db,
+        """SELECT adapter_id, sum(value > 0) AS won, sum(value < 0) AS lost FROM (
+               SELECT mine.adapter_id, ratings.value
+               FROM ratings JOIN replies AS mine ON mine.id = ratings.reply_id
+               JOIN comparisons ON first_id = ratings.reply_id OR second_id = ratings.reply_id
+               JOIN replies AS other ON other.id = iif(first_id = mine.id, second_id, first_id)
+               WHERE ratings.scope = :scope AND ratings.retracted = 0 AND ratings.kind = 'vote'
+                     AND ratings.updated_ms >= :since AND other.adapter_id IS NOT mine.adapter_id
+               UNION ALL
+               SELECT iif(side, challenger_id, duels.champion_id),
+                      iif(first_is_challenger, choice, -choice) * iif(side, 1, -1)
+               FROM duel_votes JOIN duels ON duels.id = duel_votes.duel_id JOIN runs ON runs.id = duels.run_id
+               JOIN (SELECT 1 AS side UNION ALL SELECT 0)
+               WHERE duels.scope = :scope AND runs.outcome <> 'votes' AND duel_votes.created_ms >= :since
+           ) WHERE value <> 0 GROUP BY adapter_id""",
+        {"scope": scope, "since": since_ms},
+    )
+    return {row["adapter_id"]: Votes(row["won"], row["lost"]) for row in rows}
+
+
+def _wilson(hits: int, n: int) -> tuple[float, float]:
+    """Return the 95 % interval of a share, after Wilson (1927): sound for small counts too."""
+    share = hits / n
+    middle = (share + _Z**2 / (2 * n)) / (1 + _Z**2 / n)
+    half = _Z / (1 + _Z**2 / n) * math.sqrt(share * (1 - share) / n + _Z**2 / (4 * n**2))
+    # Rounding must not put the share outside where all agree.
+    return max(min(middle - half, share), 0.0), min(max(middle + half, share), 1.0)

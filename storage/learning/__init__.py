@@ -1,0 +1,1 @@
+"""What is learned from and what comes of it: eligible rows, runs, adapters, trials."""

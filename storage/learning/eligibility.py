@@ -1,0 +1,281 @@
+"""Which rated replies may be trained on: what Discord's policy and the members allow.
+
+A reply qualifies only if everybody whose words are in its prompt qualifies, and then counts with the ratings
+of those raters who qualify themselves. Labels and weights are the trainer's business.
+"""
+
+import json
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import sqlite_utils
+
+from storage.admin import settings
+from storage.chat.conversations import Split
+from storage.db import sql
+from storage.db.clock import DAY_MS, now_ms
+from storage.feedback import tastings
+
+ERASURE_REST_MS = 30 * DAY_MS
+PAGE = 200
+
+# Everything else counts as Discord's: training needs its permission and the members' consent.
+FREE_SOURCES = frozenset({"playground", "rehearsal", "sample", "operator", "import"})
+
+REASONS = {
+    "not_public": "direct messages and channels that not everybody can see never train",
+    "channel_opted_out": "training is switched off in their channel or server (/settings)",
+    "incomplete": "the reply failed, was stopped, or is empty",
+    "deleted": "a message in its context was deleted or erased",
+    "opted_out": "somebody in its context opted out of training",
+    "no_permission": "Discord's permission to train is not recorded (discord.training_permission_reference)",
+    "no_consent": "somebody in its context has not opted in with /privacy",
+    "recently_erased": "somebody in its context erased their data less than 30 days ago",
+    "retired": "its held-out conversation was judged on 20 times; new conversations take its place",
+    "no_eligible_rating": "no rater has opted in with /privacy (or all took their ratings back)",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class GivenRating:
+    """One member's rating as given; `value` -1, 0 or 1, `text` is a correction's."""
+
+    user_id: int
+    value: int
+    kind: str
+    text: str | None
+    source: str
+    created_ms: int
+
+
+@dataclass(frozen=True, slots=True)
+class RatedReply:
+    """One reply that may be trained on, with the ratings that may."""
+
+    reply_id: str
+    conversation_id: int
+    split: Split
+    group_key: str
+    prompt_messages: list[dict[str, str]]
+    text: str
+    source: str
+    ratings: list[GivenRating]
+    asker_id: int | None
+    adapter_id: str | None
+    base_hash: str
+    created_ms: int
+
+    @property
+    def by_asker_only(self) -> bool:
+        """Whether nobody but the member who asked has rated it: then nobody vouches for the rating."""
+        return {rating.user_id for rating in self.ratings} == {self.asker_id}
+
+
+@dataclass(frozen=True, slots=True)
+class Eligibility:
+    """What may train, in the order of the reply ids, and how many replies may not, by reason (REASONS)."""
+
+    rows: list[RatedReply]
+    excluded: dict[str, int]
+
+    @property
+    def liked(self) -> int:
+        """Replies that more members liked than disliked, or that have a correction."""
+        return sum(_is_liked(row.ratings) for row in self.rows)
+
+    @property
+    def by_asker_only(self) -> int:
+        """Replies that nobody but the member who asked has rated."""
+        return sum(row.by_asker_only for row in self.rows)
+
+    @property
+    def raters(self) -> int:
+        """Members who gave the ratings."""
+        return len({rating.user_id for row in self.rows for rating in row.ratings})
+
+
+def eligible_rows(db: sqlite_utils.Database, scope: str, *, permission_reference: str) -> Eligibility:
+    """Return every rated reply of a scope that may be trained on today, and count the others by reason.
+
+    Read in pages, so that no single query grows with the database.
+    """
+    rows: list[RatedReply] = []
+    excluded: Counter[str] = Counter()
+    for page in pages(db, scope):
+        for verdict in judged(db, page, permission_reference):
+            if isinstance(verdict, RatedReply):
+                rows.append(verdict)
+            else:
+                excluded[verdict] += 1
+    return Eligibility(rows, dict(excluded))
+
+
+def judged(
+    db: sqlite_utils.Database, reply_ids: Sequence[str], permission_reference: str
+) -> Iterator[RatedReply | str]:
+    """Yield for each of some rated replies the row that may be trained on, or the reason why not."""
+    page = Page(db, reply_ids, permission_reference)
+    for candidate in page.candidates:
+        reason = page.objection(candidate)
+        given = page.ratings(candidate) if reason is None else []
+        if reason is None and given:
+            yield _rated_reply(candidate, given)
+        else:
+            yield reason or page.missing_rating(candidate)
+
+
+def pages(db: sqlite_utils.Database, scope: str) -> Iterator[list[str]]:
+    """Yield the ids of the replies of a scope that have a rating that stands, in order, some at a time."""
+    last = ""
+    while True:
+        page = sql.many(
+            db,
+            """SELECT DISTINCT reply_id FROM ratings INDEXED BY ratings_active
+               WHERE scope = ? AND retracted = 0 AND reply_id > ? ORDER BY reply_id LIMIT ?""",
+            (scope, last, PAGE),
+        )
+        if not page:
+            return
+        last = page[-1]["reply_id"]
+        yield [row["reply_id"] for row in page]
+
+
+class Page:
+    """A few hundred rated replies with the people, messages and ratings around them."""
+
+    def __init__(
+        self, db: sqlite_utils.Database, reply_ids: Sequence[str], permission_reference: str
+    ) -> None:
+        self._permitted = bool(permission_reference)
+        self._closed = settings.closed_to_training(db)
+        self._rested_since_ms = now_ms() - ERASURE_REST_MS
+        ids = json.dumps(list(reply_ids))
+        self.candidates = sql.many(db, _CANDIDATES, (ids,))
+        self._context = _by_reply(sql.many(db, _CONTEXT, (ids,)))
+        self._ratings = _by_reply(sql.many(db, _RATINGS, (ids,)))
+
+    def objection(self, candidate: sql.Row) -> str | None:
+        """Return why the reply may not train, or None."""
+        if not candidate["public"] or candidate["guild_id"] is None:
+            return "not_public"
+        if (candidate["guild_id"], candidate["settings_channel_id"]) in self._closed:
+            return "channel_opted_out"
+        context = self._context[candidate["id"]]
+        if (
+            any(message["deleted_ms"] is not None for message in context)
+            or candidate["deleted_ms"] is not None
+        ):
+            return "deleted"
+        if (
+            candidate["status"] != "complete"
+            or not candidate["text"].strip()
+            or candidate["prompt_json"] == "[]"
+        ):
+            return "incomplete"
+        if candidate["conversation_source"] not in FREE_SOURCES and not self._permitted:
+            return "no_permission"
+        # The worst objection of anybody in the context, in a fixed order.
+        objections = {self.objection_to(message) for message in context if message["user_id"] is not None}
+        return next((reason for reason in REASONS if reason in objections), None)
+
+    def ratings(self, candidate: sql.Row) -> list[GivenRating]:
+        """Return the ratings of a reply that may train."""
+        return [
+            GivenRating(**{key: rating[key] for key in GivenRating.__slots__})
+            for rating in self._ratings[candidate["id"]]
+            if self._objection_to_rating(candidate, rating) is None
+        ]
+
+    def missing_rating(self, candidate: sql.Row) -> str:
+        """Return why none of a reply's ratings may train."""
+        objections = {
+            self._objection_to_rating(candidate, rating) for rating in self._ratings[candidate["id"]]
+        }
+        wordy = candidate["source"] == tastings.SOURCE and objections == {"no_permission"}
+        return "no_permission" if wordy else "no_eligible_rating"
+
+    def _objection_to_rating(self, candidate: sql.Row, rating: sql.Row) -> str | None:
+        """Judge a rating. In a tasting a thumb or a vote quotes no member's message: the opt-in is enough.
+
+        A correction is a member's own words, also there.
+        """
+        permitted = candidate["source"] == tastings.SOURCE and rating["kind"] != "correction"
+        return self.objection_to(rating, permitted=permitted)
+
+    def objection_to(self, row: sql.Row, *, permitted: bool = False) -> str | None:
+        """Judge a message, a rating or a vote by its author: what they said then, and what they say now.
+
+        `permitted` is what needs no permission of Discord's.
+        """
+        if "out" in (row["consent"], row["member_consent"]):
+            return "opted_out"
+        if row["erased_ms"] is not None and row["erased_ms"] > self._rested_since_ms:
+            return "recently_erased"
+        if {row["source"], row["member_source"]} <= FREE_SOURCES:
+            return None
+        if not (self._permitted or permitted):
+            return "no_permission"
+        return None if row["member_consent"] == "in" else "no_consent"
+
+
+_CANDIDATES = """
+SELECT replies.id, replies.conversation_id, replies.asker_id, replies.adapter_id, replies.base_hash,
+       replies.status, replies.prompt_json, replies.source, replies.created_ms,
+       answer.content AS text, answer.deleted_ms,
+       conversations.public, conversations.guild_id,
+       coalesce(conversations.parent_channel_id, conversations.channel_id) AS settings_channel_id,
+       conversations.split, conversations.group_key,
+       conversations.key AS conversation_key, conversations.source AS conversation_source
+FROM json_each(?) AS wanted
+CROSS JOIN replies ON replies.id = wanted.value
+CROSS JOIN messages AS answer ON answer.id = replies.message_id
+CROSS JOIN conversations ON conversations.id = replies.conversation_id
+ORDER BY replies.id"""
+
+_CONTEXT = """
+SELECT reply_context.reply_id, messages.author_id AS user_id, messages.source, messages.consent,
+       messages.deleted_ms, members.consent AS member_consent, members.source AS member_source,
+       members.erased_ms
+FROM json_each(?) AS wanted
+CROSS JOIN reply_context ON reply_context.reply_id = wanted.value
+CROSS JOIN messages ON messages.id = reply_context.message_id
+LEFT JOIN members ON members.user_id = messages.author_id"""
+
+_RATINGS = """
+SELECT ratings.*, members.consent AS member_consent, members.source AS member_source, members.erased_ms
+FROM json_each(?) AS wanted
+CROSS JOIN ratings ON ratings.reply_id = wanted.value
+CROSS JOIN members ON members.user_id = ratings.user_id
+WHERE ratings.retracted = 0
+ORDER BY ratings.reply_id, ratings.user_id, ratings.kind"""
+
+
+def _by_reply(rows: list[sql.Row]) -> defaultdict[str, list[sql.Row]]:
+    grouped: defaultdict[str, list[sql.Row]] = defaultdict(list)
+    for row in rows:
+        grouped[row["reply_id"]].append(row)
+    return grouped
+
+
+def _rated_reply(candidate: dict[str, Any], given: list[GivenRating]) -> RatedReply:
+    return RatedReply(
+        reply_id=candidate["id"],
+        conversation_id=candidate["conversation_id"],
+        split=candidate["split"],
+        group_key=candidate["group_key"] or candidate["conversation_key"],
+        prompt_messages=json.loads(candidate["prompt_json"]),
+        text=candidate["text"],
+        source=candidate["source"],
+        ratings=given,
+        asker_id=candidate["asker_id"],
+        adapter_id=candidate["adapter_id"],
+        base_hash=candidate["base_hash"],
+        created_ms=candidate["created_ms"],
+    )
+
+
+def _is_liked(given: Sequence[GivenRating]) -> bool:
+    corrected = any(rating.kind == "correction" for rating in given)
+    return corrected or sum(rating.value for rating in given if rating.kind == "thumb") > 0

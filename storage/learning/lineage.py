@@ -1,0 +1,69 @@
+"""Adapters' lives: the run that made each, when it came to answer, whom it replaced, and when it went."""
+
+from dataclasses import dataclass
+
+import sqlite_utils
+
+from storage.db import sql
+from storage.learning import adapters, runs
+from storage.learning.adapters import Adapter, Promotion
+from storage.learning.runs import Run
+
+
+@dataclass(frozen=True, slots=True)
+class Life:
+    """One adapter with its run and the changes of champion that it was part of, the oldest first."""
+
+    adapter: Adapter
+    run: Run | None
+    changes: tuple[Promotion, ...]
+    answers: bool
+
+    @property
+    def came(self) -> Promotion | None:
+        """The change by which it came to answer last."""
+        return next((each for each in reversed(self.changes) if each.adapter_id == self.adapter.id), None)
+
+    @property
+    def went(self) -> Promotion | None:
+        """The change that ended its last time of answering; None while it answers, and before it ever did."""
+        came = self.came
+        if came is None or self.answers:
+            return None
+        return next(
+            (each for each in self.changes if each.id > came.id and each.adapter_id != self.adapter.id), None
+        )
+
+
+def page(db: sqlite_utils.Database, scope: str, *, skip: int, limit: int) -> list[Life]:
+    """Return the lives of a scope's adapters, the newest first, without the newest `skip`."""
+    rows = sql.many(
+        db,
+        "SELECT id FROM adapters WHERE scope = ? ORDER BY created_ms DESC, id LIMIT ? OFFSET ?",
+        (scope, limit, skip),
+    )
+    return [life for row in rows if (life := of(db, row["id"])) is not None]
+
+
+def of(db: sqlite_utils.Database, adapter_id: str) -> Life | None:
+    """Return one adapter's life, or None where the registry doesn't have it."""
+    adapter = adapters.get(db, adapter_id)
+    if adapter is None:
+        return None
+    changes = sql.many(
+        db,
+        """SELECT * FROM promotions WHERE scope = ? AND base_hash = ? AND (adapter_id = ? OR previous_id = ?)
+           ORDER BY id""",
+        (adapter.scope, adapter.base_hash, adapter.id, adapter.id),
+    )
+    return Life(
+        adapter,
+        runs.get(db, adapter.run_id) if adapter.run_id else None,
+        tuple(Promotion(**row) for row in changes),
+        answers=adapters.champion(db, adapter.scope, adapter.base_hash) == adapter.id,
+    )
+
+
+def count(db: sqlite_utils.Database, scope: str) -> int:
+    """Return how many adapters a scope has had."""
+    return int(sql.value(db, "SELECT count(*) FROM adapters WHERE scope = ?", (scope,)))

@@ -1,0 +1,1 @@
+"""What every process needs: locks, logs, and what the processes hold in memory."""

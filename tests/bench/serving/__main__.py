@@ -1,0 +1,167 @@
+"""Measure the model server: beside other servers, across adapter changes, beside training, scoring.
+
+    python -m tests.bench.serving                  a few minutes, to see where it stands
+    python -m tests.bench.serving --full           what the README shows; an hour on two cores
+    python -m tests.bench.serving --only swap      one part: speed, swap, scoring, training
+    python -m tests.bench.serving --publish FILE   make one or more runs' rows the README's table and picture
+
+Raw numbers are kept in bench-results/. llama.cpp and vLLM take part once they are there (make bench-peers).
+"""
+
+from __future__ import annotations
+
+import os
+
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+os.environ.setdefault("GOMP_SPINCOUNT", "0")
+os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+
+import argparse
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, replace
+from datetime import UTC, datetime
+from pathlib import Path
+
+import structlog
+import torch
+
+from bot.serving.errors import ServingError
+from bot.serving.model.loading import read_info, resolve_device
+from bot.serving.model.quantize import prepare_base
+from tests.bench.serving.beside_training import measure_beside_training
+from tests.bench.serving.countdown import Countdown
+from tests.bench.serving.machine import describe_machine, describe_versions
+from tests.bench.serving.profile import FULL, QUICK, Profile, Setting
+from tests.bench.serving.report import publish, table
+from tests.bench.serving.results import Results, Row, write_results
+from tests.bench.serving.scoring import measure_scoring
+from tests.bench.serving.speed import SpeedTest
+from tests.bench.serving.swap import measure_swap
+from tests.bench.serving.workload import RANK, vocabulary_size, write_random_adapter
+
+PARTS = ("speed", "swap", "scoring", "training")
+ROOT = Path(__file__).resolve().parents[3]
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Measure what is asked for, print the table, keep the numbers; 1 where it cannot be done."""
+    options = _parse(argv)
+    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(30))
+    try:
+        if options.publish is not None:
+            publish(options.publish, ROOT)
+            return 0
+        results = _measure(options)
+    except ServingError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    file = options.results_dir / f"serving-{datetime.now(UTC):%Y%m%d-%H%M%S}.json"
+    write_results(results, file)
+    print(f"\n{table(results.rows)}\n\nEvery number: {file}")
+    return 0
+
+
+def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m tests.bench.serving",
+        description=__doc__,
+        formatter_class=argparse.RawTextHelpFormatter,
+    )
+    parser.add_argument("--quick", action="store_true", help="a few minutes (this is the default)")
+    parser.add_argument("--full", action="store_true", help="every row of the README's table")
+    parser.add_argument("--only", nargs="+", choices=PARTS, default=list(PARTS), help="parts to measure")
+    parser.add_argument("--streams", type=int, nargs="+", help="numbers of concurrent streams")
+    parser.add_argument("--pairs", type=int, help="turns of each side")
+    parser.add_argument("--tokens", type=int, help="tokens that all streams write at once")
+    parser.add_argument("--base", default="auto", help="the base model, as [model] base (auto)")
+    parser.add_argument("--device", default="auto", help="auto, cpu or cuda")
+    parser.add_argument("--threads", type=int, default=1, help="threads of Strop and generate on a CPU (1)")
+    parser.add_argument("--models-dir", type=Path, default=Path("data/models"))
+    parser.add_argument("--results-dir", type=Path, default=Path("bench-results"))
+    parser.add_argument("--peers-dir", type=Path, help="the peers' environments (RESULTS_DIR/peers)")
+    parser.add_argument(
+        "--publish", type=Path, nargs="+", metavar="FILE", help="no measuring: write the README's section"
+    )
+    return parser.parse_args(argv)
+
+
+def _measure(options: argparse.Namespace) -> Results:
+    started = time.monotonic()
+    torch.set_num_threads(options.threads)
+    device = resolve_device(options.device)
+    folder = prepare_base(options.base, "", device=device, models_dir=options.models_dir, progress=print)
+    machine, versions = describe_machine(), describe_versions()
+    profile = _profile(options)
+    with tempfile.TemporaryDirectory(prefix="strop-bench-") as work:
+        setting = _setting(options, folder, device, profile, Path(work))
+        rows, peers = _measure_parts(setting, options.only)
+    return Results(
+        date=f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC",
+        profile=profile.name,
+        seconds=round(time.monotonic() - started, 1),
+        machine=asdict(machine),
+        versions=asdict(replace(versions, packages={**versions.packages, **peers})),
+        setting=f"{setting.info.id}, NF4, LoRA r{RANK} on all linear layers, "
+        f"{options.threads} thread{'s' if options.threads > 1 else ''}, contexts from "
+        f"{profile.prompt_tokens} tokens",
+        rows=tuple(rows),
+    )
+
+
+def _profile(options: argparse.Namespace) -> Profile:
+    profile = FULL if options.full else QUICK
+    if options.streams:
+        profile = replace(profile, streams=tuple(options.streams))
+    if options.pairs:
+        profile = replace(profile, pairs=options.pairs)
+    return replace(profile, tokens=options.tokens) if options.tokens else profile
+
+
+def _setting(options: argparse.Namespace, folder: Path, device: str, profile: Profile, work: Path) -> Setting:
+    info = read_info(folder)
+    first, second = (write_random_adapter(folder, info, work / "adapters", seed=seed) for seed in (1, 2))
+    return Setting(
+        folder=folder,
+        info=info,
+        device=device,
+        threads=options.threads,
+        adapters_dir=work / "adapters",
+        adapters=(first, second),
+        vocabulary=vocabulary_size(folder),
+        peers_dir=(options.peers_dir or options.results_dir / "peers").resolve(),
+        profile=profile,
+        say=print,
+    )
+
+
+def _measure_parts(setting: Setting, parts: Sequence[str]) -> tuple[list[Row], dict[str, str]]:
+    """Measure the parts in their order; return the rows, and the versions of the peers that took part."""
+    rows: list[Row] = []
+    peers: dict[str, str] = {}
+    countdown = Countdown(setting.profile, parts, print)
+    if "speed" in parts:
+        speed = SpeedTest(setting)
+        peers = speed.versions
+        try:
+            for streams in setting.profile.streams:
+                with countdown.stage(f"speed at {streams}"):
+                    rows += speed.rows_for(streams)
+        finally:
+            speed.close()
+    for name, measure in (
+        ("swap", measure_swap),
+        ("scoring", measure_scoring),
+        ("training", measure_beside_training),
+    ):
+        if name in parts:
+            with countdown.stage(name):
+                rows += measure(setting)
+    return rows, peers
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,140 @@
+"""A run as text: the table on the terminal and the README's section, which is made from committed results."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from tests.bench.serving.errors import BenchError
+from tests.bench.serving.picture import draw
+from tests.bench.serving.results import Results, Row, Section, join, read_results, write_results
+
+BEGIN, END = "<!-- speed: made by python -m tests.bench.serving --publish -->", "<!-- /speed -->"
+RESULTS_FILE = "deploy/speed.json"
+PICTURE_FILE = "deploy/speed.svg"
+_TITLES: dict[Section, str] = {
+    "generate": "transformers + PEFT",
+    "llama.cpp": "llama.cpp",
+    "vllm": "vLLM",
+    "swap": "adapter change, PEFT `hotswap_adapter`",
+    "ceiling": "the memory's ceiling, 1 stream",
+    "scoring": "the trainer's scoring, naive loop",
+    "training": "while training goes on, without it",
+}
+
+_SPEED: tuple[Section, ...] = ("generate", "llama.cpp", "vllm")
+
+
+def table(rows: Sequence[Row]) -> str:
+    """Return a Markdown table: a line for each row, with the turns' extremes and the goal."""
+    lines = [
+        "| beside | case | Strop | the other | ratio (turns) | with the prompt | goal, aim | reached |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    order = list(_TITLES)
+    for row in sorted(rows, key=lambda row: order.index(row.section)):
+        whole = "–" if row.whole is None else f"{row.whole:.2f}"
+        cells = [_beside(row), row.case, *_figures(row), whole, _goal(row), row.verdict() or "–"]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def _beside(row: Row) -> str:
+    """Name the other side; the notes of speed rows also say how it was run."""
+    return row.note if row.section in _SPEED and row.note else _TITLES[row.section]
+
+
+def _figures(row: Row) -> tuple[str, str, str]:
+    if row.ours is None:
+        return "–", row.reason, "–"
+    theirs = "–" if row.theirs is None else number(row.theirs)
+    if row.ratio is None:
+        spread = "–" if row.low is None or row.high is None else f"{number(row.low)} to {number(row.high)}"
+        return f"{number(row.ours)} {row.unit}", theirs, spread
+    spread = "" if row.low is None or row.high is None else f" ({row.low:.2f} to {row.high:.2f})"
+    return f"{number(row.ours)} {row.unit}", theirs, f"**{row.ratio:.2f}**{spread}"
+
+
+def _goal(row: Row) -> str:
+    if row.at_least is None:
+        return "–"
+    sign = "≤" if row.at_most else "≥"
+    return f"{sign} {row.at_least:g}" + (f", {row.aim:g}" if row.aim is not None else "")
+
+
+def number(value: float) -> str:
+    """Write a figure with three digits that count."""
+    if value == 0.0:
+        return "0"
+    if abs(value) < 0.01:
+        return f"{value:.1e}"
+    return f"{value:.0f}" if abs(value) >= 100 else f"{value:.3g}"
+
+
+def readme_section(results: Results) -> str:
+    """Return what stands between the README's markers."""
+    versions = ", ".join(f"{name} {version}" for name, version in sorted(_packages(results).items()))
+    noted = [row for row in results.rows if row.note and row.section not in _SPEED]
+    notes = [f"- {_TITLES[row.section]}, {row.case}: {row.note}." for row in noted]
+    minutes = results.seconds / 60
+    return "\n".join(
+        [
+            BEGIN,
+            f"![Strop's speed beside other servers]({PICTURE_FILE})",
+            "",
+            f"{results.setting}. Medians of turns, both sides of a row in one run, {minutes:.0f} minutes "
+            f"in all (`python -m tests.bench.serving --{results.profile}`), {results.date}, on "
+            f"{_machine(results)}. Strop {results.versions['strop']}, Python {results.versions['python']}, "
+            f"{versions}. Every number behind it: [{RESULTS_FILE}]({RESULTS_FILE}).",
+            "",
+            table(results.rows),
+            "",
+            *notes,
+            END,
+        ]
+    )
+
+
+def _packages(results: Results) -> dict[str, str]:
+    packages = dict(results.versions["packages"])
+    packages.pop("built for", None)
+    return packages
+
+
+def _machine(results: Results) -> str:
+    machine = results.machine
+    parts = [machine["processor"], f"{machine['cores']} cores", " ".join(machine["flags"])]
+    parts += [f"{machine['memory_gb']:.0f} GB", *([machine["gpu"]] if machine["gpu"] else [])]
+    if "load" in machine:
+        parts.append(f"with a load average of {machine['load']:.1f} before the run")
+    return ", ".join(parts)
+
+
+def insert_section(readme: str, section: str) -> str:
+    """Return the README with the section between its markers.
+
+    Raises:
+        BenchError: the markers are missing.
+    """
+    before, begin, rest = readme.partition(BEGIN)
+    _, end, after = rest.partition(END)
+    if not begin or not end:
+        raise BenchError(f"README.md has no place for the table: {BEGIN} and {END} mark it.")
+    return before + section + after
+
+
+def publish(raw: Sequence[Path], root: Path) -> None:
+    """Make one or more runs the ones that the repository shows: numbers, picture and the README's section.
+
+    Raises:
+        BenchError: a file holds no results, they do not go together, or the README has no place for them.
+    """
+    readme = root / "README.md"
+    before = readme.read_text(encoding="utf-8")
+    insert_section(before, "")
+    write_results(join([read_results(file) for file in raw]), root / RESULTS_FILE)
+    # From the file as committed, whose numbers are rounded, so that anyone gets the same text again.
+    results = read_results(root / RESULTS_FILE)
+    text = insert_section(before, readme_section(results))
+    (root / PICTURE_FILE).write_text(draw(results), encoding="utf-8")
+    readme.write_text(text, encoding="utf-8")

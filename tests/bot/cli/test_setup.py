@@ -1,0 +1,297 @@
+"""`strop init` and `strop doctor`, the latter with a stand-in for Discord's REST at the outer edge."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import socket
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from aiohttp import web
+from hypothesis import given
+from hypothesis import strategies as st
+
+from bot.cli.init_config import (
+    Answers,
+    InitialiseError,
+    parse_ids,
+    parse_schedule,
+    render,
+    write_configuration,
+)
+from bot.diagnostics import PERMISSIONS, Check, examine
+from storage.config import Config, load_config
+from storage.db.database import Database
+from storage.process.locks import ProcessLock
+from tests.bot.cli.conftest import Strop
+
+TOKEN = "MTIzNDU2Nzg5MDEyMzQ1Njc4.GaBcDe.abcdefghijklmnopqrstuvwxyz0123456789AB"
+ENOUGH = str(sum(PERMISSIONS.values()))
+
+
+# ------------------------------------------------------------ init
+def test_init_asks_and_writes_a_file_that_loads_with_the_token_kept_out_of_it(
+    strop: Strop, tmp_path: Path
+) -> None:
+    answers = (
+        f"{TOKEN}\n123456789012345678, <@223456789012345678>\n<#323456789012345678>\ndeployment\n0 4 * * *\n"
+    )
+    said = strop("init", "--token", answers=answers).output
+    text = (tmp_path / "strop.toml").read_text()
+    config = load_config(tmp_path / "strop.toml", {})
+    assert config.discord.operators == (123456789012345678, 223456789012345678)
+    assert config.discord.channels == (323456789012345678,)
+    assert (config.trainer.scope, config.trainer.cron, config.trainer.interval_hours) == (
+        "deployment",
+        "0 4 * * *",
+        0.0,
+    )
+    secret = tmp_path / "discord-token"
+    assert secret.read_text().strip() == TOKEN and secret.stat().st_mode & 0o777 == 0o600
+    assert TOKEN not in text and TOKEN not in said
+    loaded = load_config(tmp_path / "strop.toml", {"DISCORD_TOKEN_FILE": str(secret)})
+    assert loaded.discord.token is not None and loaded.discord.token.get_secret_value() == TOKEN
+
+
+def test_init_takes_defaults_without_asking_and_never_replaces_a_file_by_accident(
+    strop: Strop, tmp_path: Path
+) -> None:
+    strop("init", "--yes", "--operators", "123456789012345678")
+    before = (tmp_path / "strop.toml").read_text()
+    assert "--force" in strop("init", "--yes", code=1).stderr
+    assert (tmp_path / "strop.toml").read_text() == before
+    strop("init", "--yes", "--force", "--schedule", "off")
+    assert load_config(tmp_path / "strop.toml", {}).trainer.interval_hours == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (("--operators", "ada"), "'ada' is no Discord id"),
+        (("--schedule", "sometimes"), "is no schedule"),
+        (("--schedule", "-3"), "is no interval"),
+        (("--scope", "planet"), "guild or deployment"),
+    ],
+)
+def test_an_answer_that_makes_no_sense_is_named_and_nothing_is_written(
+    strop: Strop, tmp_path: Path, arguments: tuple[str, ...], sentence: str
+) -> None:
+    assert (
+        strop("init", "--yes", *arguments, code=2 if "--scope" in arguments else 1).stderr.count(sentence)
+        == 1
+    )
+    assert not (tmp_path / "strop.toml").exists()
+
+
+def test_a_pasted_client_secret_is_no_token_and_is_not_echoed(strop: Strop, tmp_path: Path) -> None:
+    result = strop("init", "--token", "--yes", answers="not-a-token\n", code=1)
+    assert "no bot token" in result.stderr and "not-a-token" not in result.output
+    assert not (tmp_path / "strop.toml").exists()
+
+
+@given(
+    operators=st.lists(st.integers(10**15, 10**19), max_size=4, unique=True).map(tuple),
+    scope=st.sampled_from(["guild", "deployment"]),
+    schedule=st.sampled_from(["24", "0.5", "off", "0 4 * * *", "*/5 1,2 * * 1-5"]),
+    minimum=st.integers(0, 10_000),
+)
+def test_whatever_is_answered_the_file_loads(
+    tmp_path_factory: pytest.TempPathFactory, operators: Any, scope: Any, schedule: str, minimum: int
+) -> None:
+    path = tmp_path_factory.mktemp("init") / "strop.toml"
+    write_configuration(path, Answers(operators, (), scope, schedule, minimum))
+    config = load_config(path, {})
+    assert (config.discord.operators, config.trainer.scope) == (operators, scope)
+    assert (config.trainer.cron, config.trainer.interval_hours) == parse_schedule(schedule)
+
+
+def test_the_rendered_file_explains_every_key_it_sets() -> None:
+    lines = render(Answers()).splitlines()
+    assert sum(line.startswith("#") for line in lines) >= 10
+    assert not any("token =" in line for line in lines)
+
+
+def test_ids_are_read_from_mentions_and_said_once() -> None:
+    assert parse_ids(" 123456789012345678 <@!123456789012345678>,<#223456789012345678> ") == (
+        123456789012345678,
+        223456789012345678,
+    )
+    with pytest.raises(InitialiseError):
+        parse_ids("12")
+
+
+# ------------------------------------------------------------ doctor
+class Discord:
+    """The few REST answers that the doctor asks for."""
+
+    def __init__(self) -> None:
+        self.authorised = True
+        self.flags = 0
+        self.permissions = ENOUGH
+        self.guilds = 1
+        self.asked: list[str] = []
+        self.url = ""
+
+    async def answer(self, request: web.Request) -> web.Response:
+        self.asked.append(request.path)
+        assert request.headers["Authorization"] == f"Bot {TOKEN}"
+        if not self.authorised:
+            return web.json_response({"message": "401: Unauthorized", "code": 0}, status=401)
+        if request.path == "/users/@me":
+            return web.json_response({"id": "1", "username": "Strop"})
+        if request.path == "/applications/@me":
+            return web.json_response({"id": "1", "flags": self.flags})
+        if request.path == "/users/@me/guilds":
+            guild = {"id": "2", "name": "Tea house", "permissions": self.permissions}
+            return web.json_response([guild] * self.guilds)
+        return web.json_response({"message": "Missing Access", "code": 50001}, status=403)
+
+
+@pytest.fixture
+def discord() -> Iterator[Discord]:
+    """A server in a thread: the doctor runs an event loop of its own."""
+    stand_in, loop, ready = Discord(), asyncio.new_event_loop(), threading.Event()
+
+    async def serve() -> None:
+        app = web.Application()
+        app.router.add_get("/{path:.*}", stand_in.answer)
+        runner = web.AppRunner(app)
+        await runner.setup()
+        site = web.TCPSite(runner, "127.0.0.1", 0)
+        await site.start()
+        stand_in.url = f"http://127.0.0.1:{runner.addresses[0][1]}"
+
+    def run() -> None:
+        loop.run_until_complete(serve())
+        loop.call_soon(ready.set)
+        loop.run_forever()
+
+    thread = threading.Thread(target=run, daemon=True)
+    thread.start()
+    assert ready.wait(10)
+    yield stand_in
+    loop.call_soon_threadsafe(loop.stop)
+    thread.join(10)
+
+
+def configured(home: Path, text: str = "", token: str | None = TOKEN) -> Config:
+    path = home.parent / "strop.toml"
+    path.write_text(text)
+    return load_config(path, {"STROP_HOME": str(home), **({"DISCORD_TOKEN": token} if token else {})})
+
+
+def named(config: Config, name: str, api: str = "http://127.0.0.1:9") -> Check:
+    return next(check for check in examine(config, discord_api=api) if check.name == name)
+
+
+def test_doctor_prints_one_line_each_and_passes_on_this_machine(strop: Strop, tmp_path: Path) -> None:
+    (tmp_path / "strop.toml").write_text("[server]\nport = 0\n[playground]\nport = 0\n")
+    lines = strop("doctor").stdout.splitlines()
+    assert all(line[0] in "✓·" for line in lines)
+    names = " ".join(line[2:].split(":")[0] for line in lines)
+    assert names == (
+        "config token model sqlite database disk memory gpu compiler torch kernels encryption"
+        " server port playground port"
+    )
+
+
+def test_doctor_lists_every_configuration_problem_and_exits_1(strop: Strop, tmp_path: Path) -> None:
+    (tmp_path / "strop.toml").write_text("[trainer]\nnice = 40\nminliked = 1\n")
+    found = json.loads(strop("doctor", "--json", code=1).stdout)
+    assert [check["state"] for check in found] == ["problem", "problem"]
+    assert all(check["fix"] for check in found)
+
+
+def test_without_a_token_discord_is_never_called(home: Path, discord: Discord) -> None:
+    assert named(configured(home, token=None), "token", discord.url).state == "note"
+    assert discord.asked == []
+
+
+def test_a_working_token_with_everything_it_needs_passes(home: Path, discord: Discord) -> None:
+    config = configured(home)
+    states = {check.name: check.state for check in examine(config, discord_api=discord.url)}
+    assert (states["token"], states["intents"], states["permissions"]) == ("ok", "ok", "ok")
+
+
+def test_a_refused_token_is_a_problem_that_never_shows_the_token(home: Path, discord: Discord) -> None:
+    discord.authorised = False
+    check = named(configured(home), "token", discord.url)
+    assert check.state == "problem" and "reset it" in check.fix
+    assert TOKEN not in str(check)
+
+
+def test_channels_need_the_message_content_intent_and_access(home: Path, discord: Discord) -> None:
+    config = configured(home, "[discord]\nchannels = [123456789012345678]\n")
+    assert "Message Content" in named(config, "intents", discord.url).fix
+    assert "123456789012345678" in named(config, "channels", discord.url).detail
+    discord.flags = 1 << 19
+    assert named(config, "intents", discord.url).state == "ok"
+
+
+def test_missing_permissions_are_named_and_a_bot_in_no_server_gets_its_invitation(
+    home: Path, discord: Discord
+) -> None:
+    config = configured(home)
+    discord.permissions = str(PERMISSIONS["View Channels"])
+    assert "Send Messages" in named(config, "permissions", discord.url).detail
+    discord.permissions = str(1 << 3)
+    assert named(config, "permissions", discord.url).state == "ok"
+    discord.guilds = 0
+    assert "invite it" in named(config, "permissions", discord.url).fix
+
+
+def test_without_a_way_to_discord_the_token_is_said_to_be_unchecked(home: Path) -> None:
+    check = named(configured(home), "token", "http://127.0.0.1:9")
+    assert (check.state, check.detail.split(":")[0]) == ("note", "not checked")
+
+
+def test_a_port_in_use_is_a_problem_unless_strop_itself_has_it(home: Path) -> None:
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        port = other.getsockname()[1]
+        config = configured(home, f"[server]\nport = {port}\n[playground]\nport = 0\n", token=None)
+        check = named(config, f"port {port}")
+        assert check.state == "problem" and "server.port" in check.fix
+        config.run.mkdir(parents=True)
+        (config.run / "server.json").write_text("{}")
+        with ProcessLock(config.run / "strop.lock").acquire("busy"):
+            assert named(config, f"port {port}").state == "ok"
+
+
+def test_a_base_that_is_missing_or_empty_is_named(home: Path, tmp_path: Path) -> None:
+    missing = configured(home, f'[model]\nbase = "{tmp_path}/none"\n', token=None)
+    assert "fix model.base" in named(missing, "model").fix
+    (tmp_path / "base").mkdir()
+    empty = configured(home, f'[model]\nbase = "{tmp_path}/base"\n', token=None)
+    assert "holds no model" in named(empty, "model").detail
+    hub = configured(home, '[model]\nbase = "someone/model"\n', token=None)
+    assert named(hub, "model").state == "note"
+
+
+def test_a_base_that_does_not_fit_into_memory_is_named_before_it_is_loaded(
+    home: Path, tmp_path: Path
+) -> None:
+    base = tmp_path / "base"
+    base.mkdir()
+    (base / "config.json").write_text("{}")
+    with (base / "model.safetensors").open("wb") as file:
+        file.truncate(2**43)  # sparse: takes no room
+    check = named(configured(home, f'[model]\nbase = "{base}"\n', token=None), "model")
+    assert check.state == "problem" and "smaller model.base" in check.fix
+
+
+def test_a_damaged_database_is_a_problem_and_a_sound_one_is_not(home: Path) -> None:
+    config = configured(home, token=None)
+    Database.open(config.database).close()
+    assert named(config, "database").state == "ok"
+    config.database.write_bytes(b"this is no database at all" * 100)
+    assert named(config, "database").state == "problem"
+
+
+def test_encryption_is_reported_and_never_promised(home: Path) -> None:
+    assert named(configured(home, token=None), "encryption").state == "note"

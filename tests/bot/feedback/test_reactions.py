@@ -1,0 +1,256 @@
+"""Reactions are ratings: the last one counts, a removal retracts, an absence loses none."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import pytest
+
+from bot.client import StropClient
+from bot.feedback.reactions import EmojiValues, plain_emoji
+from bot.services import Services
+from storage.chat import conversations, members
+from storage.db import key_values
+from storage.feedback import ratings
+from tests.bot.conftest import Community
+from tests.bot.fake_server import FakeModelServer
+
+
+@pytest.fixture
+async def reply(community: Community) -> Any:
+    """One answered question; its Discord message."""
+    await community.ann.send(community.channel, f"{community.mention} hello")
+    return community.messages()[0]
+
+
+def standing(community: Community) -> dict[int, int]:
+    """User id -> value of the ratings that stand on the first reply."""
+    reply_id = community.replies()[0].id
+    stored = community.services.database.read(lambda db: ratings.for_reply(db, reply_id))
+    return {rating.user_id: rating.value for rating in stored if not rating.retracted}
+
+
+async def test_a_reaction_rates_and_a_removal_retracts(community: Community, reply: Any) -> None:
+    await community.ann.react(reply, "👍")
+    await community.bob.react(reply, "👎")
+    assert standing(community) == {community.ann.id: 1, community.bob.id: -1}
+
+    await community.bob.unreact(reply, "👎")
+    assert standing(community) == {community.ann.id: 1}
+    reply_id = community.replies()[0].id
+    stored = community.services.database.read(lambda db: ratings.for_reply(db, reply_id))
+    assert [(rating.user_id, rating.retracted) for rating in stored] == [
+        (community.ann.id, False),
+        (community.bob.id, True),
+    ]
+
+
+async def test_the_last_reaction_counts(community: Community, reply: Any) -> None:
+    await community.ann.react(reply, "👍")
+    await community.ann.react(reply, "👎")
+    assert standing(community) == {community.ann.id: -1}
+    await community.ann.unreact(reply, "👍")
+    assert standing(community) == {community.ann.id: -1}
+
+
+async def test_taking_the_last_reaction_back_leaves_the_other_one(community: Community, reply: Any) -> None:
+    await community.ann.react(reply, "👍")
+    await community.ann.react(reply, "👎")
+    await community.ann.unreact(reply, "👎")
+    assert standing(community) == {community.ann.id: 1}
+
+
+async def test_a_replayed_event_changes_nothing(community: Community, reply: Any) -> None:
+    await community.ann.react(reply, "👍")
+    reply_id = community.replies()[0].id
+    before = community.services.database.read(lambda db: ratings.for_reply(db, reply_id))
+    payload = {
+        "user_id": str(community.ann.id),
+        "message_id": str(reply.id),
+        "channel_id": str(community.channel.id),
+        "guild_id": str(community.guild.id),
+        "emoji": {"name": "👍", "id": None},
+        "type": 0,
+    }
+    for _ in range(3):
+        with community.env._bot_scope():
+            community.bot._connection.parsers["MESSAGE_REACTION_ADD"](dict(payload))
+        await community.env.settle()
+    after = community.services.database.read(lambda db: ratings.for_reply(db, reply_id))
+    assert after == before
+
+
+async def test_a_quick_change_of_mind_ends_as_it_was_meant(community: Community, reply: Any) -> None:
+    payload = {
+        "user_id": str(community.ann.id),
+        "message_id": str(reply.id),
+        "channel_id": str(community.channel.id),
+        "emoji": {"name": "👍", "id": None},
+        "type": 0,
+    }
+    with community.env._bot_scope():
+        for _ in range(10):
+            community.bot._connection.parsers["MESSAGE_REACTION_ADD"](dict(payload))
+            community.bot._connection.parsers["MESSAGE_REACTION_REMOVE"](dict(payload))
+    await community.env.settle()
+    assert standing(community) == {}
+
+
+async def test_moderators_clearing_reactions_retracts_them(community: Community, reply: Any) -> None:
+    await community.ann.react(reply, "👍")
+    await community.bob.react(reply, "👎")
+    location = {
+        "channel_id": str(community.channel.id),
+        "message_id": str(reply.id),
+        "guild_id": str(community.guild.id),
+    }
+    parsers = community.bot._connection.parsers
+    with community.env._bot_scope():
+        parsers["MESSAGE_REACTION_REMOVE_EMOJI"]({**location, "emoji": {"name": "👎", "id": None}})
+    await community.env.settle()
+    assert standing(community) == {community.ann.id: 1}
+    with community.env._bot_scope():
+        parsers["MESSAGE_REACTION_REMOVE_ALL"](location)
+    await community.env.settle()
+    assert standing(community) == {}
+
+
+async def test_every_part_of_a_reply_rates_it_once_a_member(
+    community: Community, model_server: FakeModelServer
+) -> None:
+    model_server.answer = " ".join(["word"] * 900)
+    await community.ann.send(community.channel, f"{community.mention} talk")
+    first, *_, last = community.messages()
+    await community.ann.react(first, "👍")
+    await community.ann.react(last, "👍")
+    await community.bob.react(last, "👎")
+    assert standing(community) == {community.ann.id: 1, community.bob.id: -1}
+
+
+async def test_other_emoji_bots_and_unknown_messages_are_ignored(community: Community, reply: Any) -> None:
+    other = community.guild.add_member(community.env.create_user("other", bot=True))
+    unknown = await community.bob.send(community.channel, "not a reply")
+    await community.ann.react(reply, "🎉")
+    await other.react(reply, "👍")
+    await community.ann.react(unknown, "👍")
+    assert standing(community) == {}
+    assert community.env.errors == []
+
+
+@pytest.mark.parametrize(
+    "settings", ['[discord]\nrating_up = ["❤️", "🔥"]\nrating_down = ["💩"]'], indirect=True
+)
+async def test_the_set_of_emoji_is_configurable(community: Community, reply: Any) -> None:
+    await community.ann.react(reply, "❤️")
+    await community.bob.react(reply, "💩")
+    assert standing(community) == {community.ann.id: 1, community.bob.id: -1}
+    await community.bob.react(reply, "👍")
+    assert standing(community)[community.bob.id] == -1
+
+
+@pytest.mark.parametrize(("emoji", "plain"), [("👍🏽", "👍"), ("❤️", "❤"), ("<:ok:12>", "<:ok:12>")])
+def test_skin_tones_and_variants_are_one_emoji(emoji: str, plain: str) -> None:
+    assert plain_emoji(emoji) == plain
+
+
+async def test_the_rater_is_stored_with_their_name_and_source(community: Community, reply: Any) -> None:
+    await community.bob.react(reply, "👍")
+    bob = community.services.database.read(lambda db: members.get(db, community.bob.id))
+    assert bob is not None
+    assert (bob.display_name, bob.source, bob.simulated, bob.consent) == ("bob", "playground", False, "unset")
+
+
+async def test_simulated_members_are_told_apart_in_the_playground(community: Community) -> None:
+    cat = community.guild.add_member(community.env.create_user("cat·sim"))
+    await cat.send(community.channel, f"{community.mention} hello")
+    cat_row = community.services.database.read(lambda db: members.get(db, cat.id))
+    assert cat_row is not None and cat_row.simulated and cat_row.source == "rehearsal"
+    assert community.replies()[0].source == "rehearsal"
+
+
+async def test_ratings_given_and_taken_back_during_an_absence_are_recovered(
+    community: Community, reply: Any, services: Services
+) -> None:
+    await community.bob.react(reply, "👎")
+    backend = community.env.backend
+    subscribers, backend.subscribers[:] = list(backend.subscribers), []
+    backend.set_reaction(community.channel.id, reply.id, "👍", community.ann.id, True)
+    backend.remove_reaction(community.channel.id, reply.id, "👎", community.bob.id)
+    backend.subscribers[:] = subscribers
+    assert standing(community) == {community.bob.id: -1}
+
+    await community.env.restart_bot(StropClient(services))
+    await community.env.settle()
+    assert standing(community) == {community.ann.id: 1}
+    assert services.database.read(lambda db: key_values.get(db, key_values.RECOVERED_RATINGS)) == "2"
+
+
+async def test_reconciling_asks_for_users_only_where_counts_differ(
+    community: Community, reply: Any, services: Services
+) -> None:
+    await community.ann.react(reply, "👍")
+    before = len(community.env.http_requests)
+    assert await community.bot.rating_recorder.reconcile() == 0
+    paths = [request.path for request in community.env.http_requests[before:]]
+    assert paths == [f"/channels/{community.channel.id}/messages/{reply.id}"]
+
+
+async def test_a_deleted_question_is_forgotten(community: Community) -> None:
+    question = await community.ann.send(community.channel, f"{community.mention} my secret")
+    await community.ann.delete(question)
+    stored = community.services.database.read(lambda db: conversations.by_discord_id(db, question.id))
+    assert stored is not None and stored.content == "" and stored.deleted_ms is not None
+    assert community.replies()[0].prompt == []
+
+
+async def test_an_edited_question_is_stored_as_people_see_it(community: Community) -> None:
+    question = await community.ann.send(community.channel, f"{community.mention} colour?")
+    await community.ann.edit(question, f"{community.mention} which color?")
+    stored = community.services.database.read(lambda db: conversations.by_discord_id(db, question.id))
+    assert stored is not None and stored.content == "which color?"
+
+
+async def test_a_rating_that_overtakes_its_messages_row_still_counts(
+    community: Community, model_server: FakeModelServer
+) -> None:
+    model_server.gate = asyncio.Event()
+    model_server.answer = "one two three four"
+    community.env.backend.create_message(community.channel.id, community.ann.id, f"{community.mention} hi")
+    for _ in range(100):
+        await asyncio.sleep(0.02)
+        if community.messages():
+            break
+    message = community.messages()[0]
+    community.env.backend.set_reaction(community.channel.id, message.id, "👍", community.bob.id, True)
+    model_server.gate.set()
+    await community.env.settle()
+    assert standing(community) == {community.bob.id: 1}
+
+
+async def test_a_channel_that_refuses_is_asked_once_and_does_not_silence_the_others(
+    community: Community, services: Services
+) -> None:
+    other = community.guild.create_text_channel("other")
+    for _ in range(3):
+        await community.ann.send(community.channel, f"{community.mention} hello")
+    await community.ann.send(other, f"{community.mention} hello")
+    backend = community.env.backend
+    subscribers, backend.subscribers[:] = list(backend.subscribers), []
+    for message in (*community.messages(), *community.messages(other)):
+        backend.set_reaction(message.channel.id, message.id, "👍", community.bob.id, True)
+    backend.subscribers[:] = subscribers
+    community.env.inject_error(
+        "GET", f"/channels/{community.channel.id}/messages/*", status=403, code=50001, times=None
+    )
+    before = len(community.env.http_requests)
+    assert await community.bot.rating_recorder.reconcile() == 1
+    refused = [r for r in community.env.http_requests[before:] if str(community.channel.id) in r.path]
+    assert len(refused) == 1
+
+
+def test_a_custom_emoji_rates_by_its_id_whatever_it_is_called() -> None:
+    values = EmojiValues(["<:strop:123456789012345678>", "👍"], ["<a:blunt:123456789012345679>"])
+    assert values.value("<:renamed:123456789012345678>") == 1
+    assert values.value("<:blunt:123456789012345679>") == -1
+    assert values.value("👍🏽") == 1 and values.value("<:strop:999999999999999999>") is None

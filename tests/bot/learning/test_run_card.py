@@ -1,0 +1,42 @@
+"""The card of a run stays within what Discord takes, however much there is to say."""
+
+from __future__ import annotations
+
+import pytest
+
+from bot.language import texts
+from bot.learning import run_card
+from bot.learning.run_card import Card
+from storage.db.database import Database
+from storage.learning import adapters, runs
+from storage.learning.eligibility import REASONS
+from storage.learning.run_samples import Sample
+
+SCOPE, BASE = "guild:1", "b" * 64
+LIMITS = [
+    {
+        "name": "preference for disliked held-out replies, nat per token",
+        "value": 1.0,
+        "limit": 0.0,
+        "kept": False,
+    }
+] * 12
+
+
+@pytest.mark.parametrize("language", texts.LANGUAGES)
+def test_a_card_with_everything_on_it_is_no_more_than_discord_takes(
+    database: Database, language: str
+) -> None:
+    def work(db: object) -> Card:
+        run = runs.enqueue(db, scope=SCOPE, trigger="manual", requested_by="1")
+        adapter = adapters.insert_candidate(
+            db, adapter_id="a1", scope=SCOPE, base_hash=BASE, path="adapters/a1", run_id=run.id
+        )
+        return Card(run, adapter, None, None, ())
+
+    card = database.write(work)
+    card.run.metrics.update(guardrails=LIMITS, excluded=dict.fromkeys(REASONS, 12345), data={"train": {}})
+    samples = [Sample("*" * 500, "_" * 900, "`" * 900, held_out=False)] * run_card.SAMPLES
+    with texts.speaking(language):
+        drawn = run_card.embed(card, samples)
+    assert 3000 < len(drawn) <= 6000 and all(len(str(field.value)) <= 1024 for field in drawn.fields)

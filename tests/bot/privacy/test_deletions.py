@@ -1,0 +1,124 @@
+"""What members delete is forgotten here too: at once, in bulk, and after an absence."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import discord
+import pytest
+
+from bot.chat.question import Question
+from bot.client import StropClient
+from bot.privacy.deletions import DeletionKeeper
+from bot.services import Person
+from storage.chat import conversations
+from tests.bot.conftest import Community
+from tests.bot.screen import Screen
+
+
+def stored(community: Community, message_id: int) -> conversations.Message | None:
+    return community.services.database.read(lambda db: conversations.by_discord_id(db, message_id))
+
+
+def content(community: Community, message_id: int) -> str | None:
+    found = stored(community, message_id)
+    return None if found is None else found.content
+
+
+async def test_a_deleted_question_is_forgotten_with_every_prompt_that_quotes_it(community: Community) -> None:
+    asked = await community.ann.send(community.channel, f"{community.mention} my secret")
+    await community.bob.send(community.channel, "go on", reply_to=community.messages()[0])
+    assert "my secret" in str(community.replies()[1].prompt)
+    await community.ann.delete(asked)
+    assert content(community, asked.id) == ""
+    assert [reply.prompt for reply in community.replies()] == [[], []]
+
+
+async def test_a_bulk_deletion_forgets_all_of_them(community: Community) -> None:
+    asked = [await community.ann.send(community.channel, f"{community.mention} {n}") for n in range(3)]
+    event = discord.RawBulkMessageDeleteEvent(
+        {"ids": [str(each.id) for each in asked], "channel_id": str(community.channel.id)}
+    )
+    await community.bot.on_raw_bulk_message_delete(event)
+    assert [content(community, each.id) for each in asked] == ["", "", ""]
+
+
+async def test_a_question_that_is_deleted_before_it_is_stored_leaves_nothing(community: Community) -> None:
+    await community.bot.deletions.deleted([999])
+    assert not await community.bot.deletions.overtook(998)
+    person = Person(community.ann.id, "ann", "playground")
+    question = Question(999, community.channel.id, community.guild.id, True, person, "my secret")
+    screen = Screen()
+    task = community.bot.answerer.start(question, screen)
+    assert task is not None
+    await task
+    assert content(community, 999) == "" and screen.messages == {} and community.replies() == []
+
+
+async def test_what_was_deleted_while_away_is_forgotten_after_the_start(
+    community: Community, services: Any
+) -> None:
+    kept = await community.ann.send(community.channel, f"{community.mention} kept")
+    gone = await community.ann.send(community.channel, f"{community.mention} gone")
+    answers = community.messages()
+    for message_id in (gone.id, answers[1].id):
+        del community.env.backend.messages[community.channel.id][message_id]
+    await community.env.restart_bot(StropClient(services))
+    await community.env.settle()
+    assert content(community, gone.id) == "" and content(community, answers[1].id) == ""
+    assert content(community, kept.id) == "kept" and content(community, answers[0].id)
+
+
+async def test_a_slash_commands_prompt_is_not_taken_for_a_deleted_message(community: Community) -> None:
+    await community.ann.send(community.channel, f"{community.mention} hello")
+    await community.ann.slash(community.channel, "ask", prompt="what is this?")
+    assert await community.bot.deletions.reconcile() == 0
+    assert [reply.prompt[-1]["content"] for reply in community.replies()] == ["hello", "what is this?"]
+
+
+async def test_a_playground_that_forgot_everything_proves_nothing(community: Community) -> None:
+    asked = await community.ann.send(community.channel, f"{community.mention} hello")
+    community.env.backend.messages[community.channel.id].clear()
+    assert await community.bot.deletions.reconcile() == 0
+    assert content(community, asked.id) == "hello"
+
+
+async def test_a_playground_that_began_anew_and_was_talked_to_proves_nothing_of_what_was_before(
+    community: Community,
+) -> None:
+    asked = await community.ann.send(community.channel, f"{community.mention} yesterday")
+    community.env.backend.messages[community.channel.id].clear()
+    today = await community.ann.send(community.channel, f"{community.mention} today")
+    gone = await community.ann.send(community.channel, f"{community.mention} gone")
+    del community.env.backend.messages[community.channel.id][gone.id]
+    assert await community.bot.deletions.reconcile() == 1
+    assert [content(community, each.id) for each in (asked, today, gone)] == ["yesterday", "today", ""]
+
+
+async def test_at_discord_an_empty_channel_was_emptied(community: Community, services: Any) -> None:
+    asked = await community.ann.send(community.channel, f"{community.mention} hello")
+    community.env.backend.messages[community.channel.id].clear()
+    services.playground = False
+    assert await DeletionKeeper(services, community.bot).reconcile() == 2
+    assert content(community, asked.id) == ""
+    services.playground = True
+
+
+@pytest.mark.parametrize("playground", [True, False])
+async def test_a_channel_that_is_gone_at_the_start_takes_its_messages_along(
+    community: Community, services: Any, playground: bool
+) -> None:
+    asked = await community.ann.send(community.channel, f"{community.mention} hello")
+    del community.env.backend.channels[community.channel.id]
+    services.playground = playground
+    await DeletionKeeper(services, community.bot).reconcile()
+    assert content(community, asked.id) == ("hello" if playground else "")
+    services.playground = True
+
+
+async def test_deleting_a_channel_forgets_what_was_said_in_it(community: Community) -> None:
+    asked = await community.ann.send(community.channel, f"{community.mention} hello")
+    other = community.guild.create_text_channel("other")
+    elsewhere = await community.ann.send(other, f"{community.mention} elsewhere")
+    assert await community.bot.deletions.channel_deleted(community.channel.id) == 2
+    assert content(community, asked.id) == "" and content(community, elsewhere.id) == "elsewhere"

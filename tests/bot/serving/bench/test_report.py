@@ -1,0 +1,159 @@
+import re
+import xml.etree.ElementTree as ET
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from tests.bench.serving.errors import BenchError
+from tests.bench.serving.picture import draw
+from tests.bench.serving.report import (
+    BEGIN,
+    END,
+    PICTURE_FILE,
+    RESULTS_FILE,
+    insert_section,
+    number,
+    publish,
+    readme_section,
+    table,
+)
+from tests.bench.serving.results import (
+    Results,
+    Row,
+    join,
+    missing_row,
+    read_results,
+    speed_row,
+    write_results,
+)
+from tests.bot.serving.bench.test_timing import timing
+
+ROOT = Path(__file__).resolve().parents[4]
+
+
+def results(*rows: Row) -> Results:
+    return Results(
+        date="2026-01-02 03:04 UTC",
+        profile="quick",
+        seconds=120.0,
+        machine={"processor": "A <fast> one", "cores": 2, "flags": ["avx2"], "memory_gb": 8.0, "gpu": ""},
+        versions={"strop": "abc1234", "python": "3.11.7", "packages": {"torch": "2.13.0"}},
+        setting="Tiny, NF4",
+        rows=rows,
+    )
+
+
+def generate_row(**changes: object) -> Row:
+    row = speed_row(
+        "generate",
+        [timing(2, 1.0), timing(2, 2.0), timing(2, 1.0)],
+        [timing(2, 2.0), timing(2, 3.0), timing(2, 4.0)],
+        peer="generate",
+        at_least=1.5,
+        aim=2.5,
+    )
+    return replace(row, **changes)
+
+
+def test_a_speed_row_holds_medians_the_turns_extremes_and_every_number() -> None:
+    row = generate_row()
+    assert (row.case, row.unit) == ("2 streams", "tokens/CPU-s")
+    assert (row.ours, row.theirs, row.ratio, row.low, row.high) == (30.0, 10.0, 2.0, 1.5, 4.0)
+    assert [turn["decode_cpu_s"] for turn in row.raw["strop"]] == [1.0, 2.0, 1.0]
+    assert (row.note, row.whole) == ("generate", 1.0)  # the whole request took as long on both sides
+
+
+@pytest.mark.parametrize(
+    ("ratio", "at_most", "verdict"),
+    [(1.4, False, "no"), (1.5, False, "yes"), (2.5, False, "aim"), (1.4, True, "yes"), (1.6, True, "no")],
+)
+def test_a_verdict_compares_the_ratio_with_its_bounds(ratio: float, at_most: bool, verdict: str) -> None:
+    row = generate_row(ratio=ratio, at_most=at_most, aim=None if at_most else 2.5)
+    assert row.verdict() == verdict
+
+
+def test_the_table_says_why_a_row_was_not_measured() -> None:
+    text = table([generate_row(), missing_row("vllm", 16, "not installed: make bench-peers")])
+    assert "| 30 tokens/CPU-s | 10 | **2.00** (1.50 to 4.00) | 1.00 | ≥ 1.5, 2.5 | yes |" in text
+    assert "| 16 streams | – | not installed: make bench-peers | – | – | – | – |" in text
+    assert len({line.count("|") for line in text.splitlines()}) == 1
+
+
+@pytest.mark.parametrize(
+    ("value", "text"), [(0.0, "0"), (0.00012, "1.2e-04"), (3.14159, "3.14"), (42.0, "42"), (1234.5, "1234")]
+)
+def test_numbers_keep_the_digits_that_count(value: float, text: str) -> None:
+    assert number(value) == text
+
+
+def test_results_survive_their_file(tmp_path: Path) -> None:
+    written = results(generate_row(), missing_row("llama.cpp", 1, "not installed"))
+    write_results(written, tmp_path / "deep" / "run.json")
+    assert read_results(tmp_path / "deep" / "run.json") == written
+
+
+@pytest.mark.parametrize("content", ["", "[]", '{"rows": [{"colour": 1}]}', '{"rows": [], "date": ""}'])
+def test_a_file_that_holds_no_results_is_refused(tmp_path: Path, content: str) -> None:
+    (tmp_path / "x.json").write_text(content)
+    with pytest.raises(BenchError, match=r"x\.json holds no results"):
+        read_results(tmp_path / "x.json")
+
+
+def test_publishing_replaces_only_what_is_between_the_markers(tmp_path: Path) -> None:
+    (tmp_path / "deploy").mkdir()
+    (tmp_path / "README.md").write_text(f"before\n{BEGIN}\nold\n{END}\nafter\n")
+    write_results(results(generate_row()), tmp_path / "run.json")
+    publish([tmp_path / "run.json"], tmp_path)
+    publish([tmp_path / "run.json"], tmp_path)
+    readme = (tmp_path / "README.md").read_text()
+    assert readme.startswith("before\n") and readme.endswith("\nafter\n")
+    assert "old" not in readme and readme.count("**2.00**") == 1
+    assert read_results(tmp_path / RESULTS_FILE) == results(generate_row())
+    ET.parse(tmp_path / PICTURE_FILE)
+
+
+def test_a_readme_without_markers_is_left_alone() -> None:
+    with pytest.raises(BenchError, match="no place for the table"):
+        insert_section("nothing here", "section")
+
+
+def test_the_picture_is_well_formed_and_names_every_row_beside_its_bar() -> None:
+    slow = generate_row(section="llama.cpp", ratio=0.4, case="1 stream")
+    text = draw(results(generate_row(), slow, missing_row("vllm", 1, "not <installed>")))
+    picture = ET.fromstring(text)
+    words = [element.text or "" for element in picture.iter("{http://www.w3.org/2000/svg}text")]
+    assert "2.00 transformers + PEFT" in words
+    assert "0.40 llama.cpp" in words
+    assert any("not <installed>" in word for word in words)
+    even = next(e for e in picture.iter("{http://www.w3.org/2000/svg}line") if e.get("class") == "even")
+    faster, slower = picture.iter("{http://www.w3.org/2000/svg}rect")
+    x = float(even.get("x1", "nan"))
+    assert float(faster.get("x", "nan")) == pytest.approx(x, abs=0.2)
+    assert float(slower.get("x", "nan")) + float(slower.get("width", "nan")) == pytest.approx(x, abs=0.2)
+    assert "prefers-color-scheme: dark" in text
+
+
+def test_the_picture_shows_the_fastest_way_to_run_a_server_once() -> None:
+    text = draw(results(generate_row(), generate_row(theirs=3.0, ratio=9.0)))
+    assert "2.00 transformers" in text and "9.00" not in text
+
+
+def test_the_readme_shows_the_committed_results() -> None:
+    committed = read_results(ROOT / RESULTS_FILE)
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    section = re.search(f"{re.escape(BEGIN)}.*?{re.escape(END)}", readme, flags=re.DOTALL)
+    assert section is not None
+    assert section[0] == readme_section(committed)
+    assert (ROOT / PICTURE_FILE).read_text(encoding="utf-8") == draw(committed)
+
+
+def test_runs_of_one_machine_and_setting_are_joined_and_others_are_not() -> None:
+    one, other = results(generate_row(case="1 stream")), results(generate_row(case="4 streams"))
+    joined = join([one, other])
+    assert [row.case for row in joined.rows] == ["1 stream", "4 streams"]
+    assert joined.seconds == one.seconds + other.seconds
+    with pytest.raises(BenchError, match="same row"):
+        join([one, one])
+    with pytest.raises(BenchError, match="different machines"):
+        join([one, replace(other, setting="another model")])

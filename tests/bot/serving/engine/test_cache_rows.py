@@ -1,0 +1,139 @@
+"""Prefix reuse: what a request takes over from an earlier one, and from whom it must not."""
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from transformers import LlamaConfig
+
+from bot.serving.engine.cache_rows import WORTH_COPYING, Rows
+from bot.serving.engine.engine import Engine, EngineOptions
+from bot.serving.engine.events import JobOptions
+from bot.serving.engine.kv_cache import RowCache
+from bot.serving.engine.lora import Adapter
+from bot.serving.engine.request import Job
+from bot.serving.model.loading import LoadedBase
+from tests.bot.serving.builders import Caller, drain, memory_adapter
+from tests.bot.serving.engine.test_engine import GREEDY
+
+SYSTEM = list(range(20, 60))
+
+
+@pytest.fixture
+def engine(base: LoadedBase) -> Iterator[Engine]:
+    engine = Engine(base, EngineOptions(context_tokens=256, slots=3, chunk_tokens=16, shared_chunk_tokens=8))
+    engine.start()
+    yield engine
+    engine.stop()
+
+
+def fresh(base: LoadedBase, ids: list[int], adapter: Adapter | None = None) -> tuple[int, ...]:
+    """The reply of an engine that has seen nothing else."""
+    engine = Engine(base, EngineOptions(context_tokens=256, slots=1))
+    engine.start()
+    if adapter is not None:
+        engine.shelf.add(adapter)
+    reply = Caller(engine, base).run(
+        ids, adapter.name if adapter else None, max_tokens=12, sampling=GREEDY, ignore_end=True
+    )
+    engine.stop()
+    return tuple(reply.token_ids)
+
+
+def ask(caller: Caller, ids: list[int], adapter: str | None = None) -> tuple[int, ...]:
+    return tuple(caller.run(ids, adapter, max_tokens=12, sampling=GREEDY, ignore_end=True).token_ids)
+
+
+def test_a_second_turn_reads_only_what_is_new(caller: Caller) -> None:
+    first = [*SYSTEM, 7, 8, 9]
+    reply = ask(caller, first)
+    read = caller.engine.metrics.prompt_tokens
+    second = [*first, *reply, 5, 6]
+    answer = ask(caller, second)
+    # The reply's last token was never fed to the model.
+    assert caller.engine.metrics.prompt_tokens - read == 3
+    assert answer == fresh(caller.base, second)
+
+
+def test_another_conversation_takes_over_the_system_prompt(caller: Caller) -> None:
+    ask(caller, [*SYSTEM, 7, 8, 9])
+    reused = caller.engine.metrics.reused_tokens
+    assert ask(caller, [*SYSTEM, 30, 31]) == fresh(caller.base, [*SYSTEM, 30, 31])
+    assert caller.engine.metrics.reused_tokens - reused == len(SYSTEM)
+
+
+def test_a_running_request_lends_its_beginning(caller: Caller) -> None:
+    _, events = caller.submit([*SYSTEM, 7], max_tokens=80, sampling=GREEDY, ignore_end=True)
+    events.get(timeout=30)
+    assert ask(caller, [*SYSTEM, 30, 31]) == fresh(caller.base, [*SYSTEM, 30, 31])
+    drain(events)
+
+
+def test_nothing_is_taken_over_from_another_adapter(caller: Caller) -> None:
+    champion = memory_adapter("champion", caller.engine.widths, seed=1)
+    candidate = memory_adapter("candidate", caller.engine.widths, seed=2)
+    caller.engine.shelf.add(champion)
+    caller.engine.shelf.add(candidate)
+    for adapter in (None, champion, candidate):
+        before = caller.engine.metrics.reused_tokens
+        name = adapter.name if adapter else None
+        assert ask(caller, [*SYSTEM, 7], name) == fresh(caller.base, [*SYSTEM, 7], adapter)
+        assert caller.engine.metrics.reused_tokens == before
+
+
+def test_a_scored_prompt_is_read_whole(caller: Caller) -> None:
+    ask(caller, SYSTEM)
+    end = caller.run(SYSTEM, score=True, priority=1)
+    assert end.scores is not None and len(end.scores) == len(SYSTEM) - 1
+
+
+def test_an_evicted_scoring_does_not_count_a_token_twice(caller: Caller) -> None:
+    jobs = [caller.submit([*SYSTEM * 5, n], score=True, priority=1)[1] for n in range(3)]
+    people = [caller.submit([*SYSTEM, n], max_tokens=20)[1] for n in range(3)]
+    for events in (*people, *jobs):
+        _, end = drain(events)
+        if getattr(end, "scores", None) is not None:
+            assert len(end.scores) == 5 * len(SYSTEM)
+
+
+def rows_of(count: int) -> tuple[Rows, RowCache]:
+    config = LlamaConfig(
+        hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=1, num_key_value_heads=1
+    )
+    cache = RowCache(config, count, 64, torch.float32, torch.device("cpu"))
+    return Rows(cache, count), cache
+
+
+def write(cache: RowCache, row: int, tokens: list[int]) -> None:
+    """Stand in for the model: the key of a token is the token."""
+    for place, token in enumerate(tokens):
+        cache.keys[0][row, 0, place] = token
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    st.lists(st.tuples(st.integers(0, 2), st.integers(0, 3), st.integers(1, 30), st.booleans()), max_size=25)
+)
+def test_a_row_always_holds_the_tokens_that_it_claims(plan: list[tuple[int, int, int, bool]]) -> None:
+    """Whatever joins and leaves, the first ``cached`` keys of a request's row are those of its own tokens."""
+    rows, cache = rows_of(3)
+    running: list[Job] = []
+    for kind, branch, length, stays in plan:
+        if not rows.free():
+            rows.leave(running.pop(0))
+        tokens = [*range(100 * kind, 100 * kind + WORTH_COPYING + 4), *[1000 + branch] * length]
+        job = Job(tokens, JobOptions(), sink=lambda _: None, tokenizer=None)
+        rows.take(job)
+        assert job.cached < len(tokens)
+        row = rows.of(job)
+        assert cache.keys[0][row, 0, : job.cached, 0].tolist() == tokens[: job.cached]
+        write(cache, row, tokens)
+        job.cached = len(tokens)
+        running.append(job)
+        if not stays:
+            rows.leave(running.pop())
+        assert len({rows.of(job) for job in running}) == len(running)
+        for job in running:
+            assert cache.keys[0][rows.of(job), 0, : job.cached, 0].tolist() == job.tokens

@@ -1,1 +1,0 @@
-"""The learning benchmark, `python -m trainer.bench`: the real loop with simulated members."""

@@ -1,0 +1,1 @@
+"""From rated replies to training examples: snapshot, labels, pairs, encoding."""

@@ -1,0 +1,168 @@
+"""What a challenger learns from, as token ids: liked and rated replies, preference pairs, the base's own."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from bot.serving.model.chat_template import plain_content, render_chat
+from bot.serving.model.control_tokens import neutralise
+from bot.serving.protocol import ChatMessage
+from storage.config import TrainerConfig
+from trainer.data.encoding import Codec, Example, PreferenceExample, encode
+from trainer.data.general_replies import BaseReply
+from trainer.data.preference_pairs import PreferencePair
+from trainer.data.snapshot import Row, Snapshot
+from trainer.evaluation import reward_model
+from trainer.model_server import messages_of
+
+
+@dataclass(frozen=True)
+class Material:
+    """What a challenger learns from: the training rows and pairs as token ids, and the base's own replies."""
+
+    liked: list[Example]
+    rated: list[Example]
+    pairs: list[PreferenceExample]
+    replay: list[Example]
+
+    @property
+    def content_hash(self) -> str:
+        """Return a hash of every token and weight."""
+        return hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()
+
+    @property
+    def forwarded(self) -> list[Example]:
+        """Return what goes through the model at once: rows, and both sides of each pair together."""
+        return [*self.liked, *self.rated, *(pair.joined for pair in self.pairs)]
+
+    def tokens(self, settings: TrainerConfig) -> dict[str, int]:
+        """Return how many tokens each later phase would see."""
+        return {
+            "kto": sum(len(each.ids) for each in self.rated) * settings.kto_epochs,
+            "dpo": sum(len(each.chosen.ids) + len(each.rejected.ids) for each in self.pairs)
+            * settings.dpo_epochs,
+        }
+
+
+@dataclass(frozen=True)
+class BaseCodec:
+    """Encodes with the base's own tokenizer and template, by the functions that the server uses."""
+
+    tokenizer: Any
+
+    @property
+    def stop_id(self) -> int:
+        """Return the token that ends a turn."""
+        return int(self.tokenizer.eos_token_id)
+
+    def prompt_ids(self, messages: Sequence[ChatMessage]) -> list[int]:
+        """Return a chat up to and including the header of the assistant's turn."""
+        return render_chat(self.tokenizer, messages, add_generation_prompt=True)
+
+    def text_ids(self, text: str) -> list[int]:
+        """Return the ids of plain text: what looks like a control token is broken or cut out."""
+        plain = plain_content(self.tokenizer, text)
+        return [int(token) for token in self.tokenizer(plain, add_special_tokens=False)["input_ids"]]
+
+
+def gather(
+    codec: Codec,
+    snapshot: Snapshot,
+    replay: Sequence[BaseReply],
+    max_length: int,
+    most_liked: int | None = None,
+) -> Material:
+    """Return what a snapshot teaches: its training rows and pairs, and nothing that is held out.
+
+    With `most_liked` no more liked replies are imitated, beside the corrections: the surest, then the newest.
+    """
+    train = snapshot.of("train")
+    return Material(
+        supervised_examples(codec, train, max_length, most_liked),
+        kto_examples(codec, train, max_length),
+        dpo_examples(codec, snapshot.preferences("train"), max_length),
+        replay_examples(codec, replay, max_length),
+    )
+
+
+def supervised_examples(
+    codec: Codec, rows: Sequence[Row], max_length: int, most_liked: int | None = None
+) -> list[Example]:
+    """Return liked replies and corrections with their weights; a correction is a whole reply by a person.
+
+    Liked replies that repeat themselves are left out where there are others: a small model that learns from
+    some twenty texts soon does nothing else (EXPERIMENTS, 13). `most_liked` limits them (see `gather`).
+    """
+    found = []
+    taught = {row.reply_id for row in surest(worth_imitating(rows), most_liked)}
+    for row in rows:
+        messages = messages_of(row)
+        if row.reply_id in taught:
+            found.append(
+                encode(
+                    codec, messages, row.text, finished=row.finished, max_length=max_length, weight=row.weight
+                )
+            )
+        found += [
+            encode(codec, messages, c.text, finished=True, max_length=max_length, weight=c.weight)
+            for c in row.corrections
+        ]
+    return found
+
+
+def worth_imitating(rows: Sequence[Row]) -> list[Row]:
+    """Return the liked rows whose replies don't repeat themselves; all liked ones where each of them does."""
+    liked = [row for row in rows if row.verdict == "liked" and row.weight > 0]
+    return [row for row in liked if not reward_model.repeats_itself(row.text)] or liked
+
+
+def surest(rows: Sequence[Row], most: int | None = None) -> list[Row]:
+    """Return the rows whose labels are surest, then the newest; `most` of them, or all."""
+    return sorted(rows, key=lambda row: (-row.weight, -row.created_ms, row.reply_id))[:most]
+
+
+def disliked(rows: Sequence[Row]) -> list[Row]:
+    """Return the disliked rows that count."""
+    return [row for row in rows if row.verdict == "disliked" and row.weight > 0]
+
+
+def kto_examples(codec: Codec, rows: Sequence[Row], max_length: int) -> list[Example]:
+    """Return everything to push towards, and disliked replies to push away from."""
+    away = [
+        encode(
+            codec,
+            messages_of(row),
+            row.text,
+            finished=row.finished,
+            max_length=max_length,
+            weight=row.weight,
+            liked=False,
+        )
+        for row in disliked(rows)
+    ]
+    return supervised_examples(codec, rows, max_length) + away
+
+
+def dpo_examples(codec: Codec, pairs: Sequence[PreferencePair], max_length: int) -> list[PreferenceExample]:
+    """Return both answers of each pair behind the same prompt."""
+    found = []
+    for pair in pairs:
+        messages = [ChatMessage(role, neutralise(content)) for role, content in pair.prompt]  # type: ignore[arg-type]
+        chosen, rejected = (
+            encode(codec, messages, text, finished=finished, max_length=max_length)
+            for text, finished in zip((pair.chosen, pair.rejected), pair.finished, strict=True)
+        )
+        found.append(PreferenceExample(chosen, rejected, pair.weight))
+    return found
+
+
+def replay_examples(codec: Codec, replies: Sequence[BaseReply], max_length: int) -> list[Example]:
+    """Return the base's own replies as completions."""
+    return [
+        encode(codec, reply.messages, reply.text, finished=reply.finished, max_length=max_length)
+        for reply in replies
+    ]

@@ -1,0 +1,361 @@
+"""Challenger and champion side by side, through the path that serves: the model server's own kernels.
+
+Rated replies, held out and taught, and the base's general ones are scored, and both models answer held-out
+prompts with the same seeds. Everything goes out with background priority: people who chat come first.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from bot.serving.client import ModelClient
+from bot.serving.protocol import ChatMessage
+from storage.config import ChatConfig, GateConfig
+from trainer import model_server
+from trainer.data import examples
+from trainer.data.encoding import Codec, Example, encode
+from trainer.data.general_replies import COMMUNITY_PROMPTS, BaseReply
+from trainer.data.snapshot import Row, Snapshot
+from trainer.errors import EvaluationError
+from trainer.evaluation import evidence, learned, regressions, safety_probe, sensitivity
+from trainer.evaluation.evidence import (
+    Answer,
+    GeneralLoss,
+    Pair,
+    Prompt,
+    Ratings,
+    ScoredReply,
+    Scores,
+    stable_hash,
+)
+from trainer.evaluation.learned import TaughtReply
+from trainer.evaluation.regressions import ScoredCase
+from trainer.evaluation.reward_model import RatedText
+from trainer.evaluation.safety_probe import Contest
+from trainer.gate.decision import MIN_PROMPTS, Evidence
+from trainer.model_server import AT_ONCE, messages_of
+from trainer.patience import patiently
+
+# Prompts a round: both models answer them before the clock is looked at, so that pairs stay complete.
+ROUND = 8
+# Rated replies that are scored for the margin; more narrows an interval that only ever vetoes.
+MAX_SCORED = 40
+# Where the champion is an adapter the base answers the first prompts too: small steps must not add up.
+BASE_PROMPTS = 16
+# With fewer held-out conversations than this, general prompts in the community's voice are added.
+ENOUGH_PROMPTS = 24
+
+Progress = Callable[[float], None]
+"""Called with the share of the evaluation that is done, 0 to 1; may raise to stop it."""
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What was heard, the evidence that it makes, and the figures to report."""
+
+    scores: Scores
+    evidence: Evidence
+    figures: dict[str, Any]
+
+    @property
+    def pairs(self) -> tuple[Pair, ...]:
+        """Return the pairs of replies that a vote can be held on."""
+        return self.scores.pairs
+
+
+async def evaluate(
+    client: ModelClient,
+    codec: Codec,
+    snapshot: Snapshot,
+    held_out_replay: Sequence[BaseReply],
+    contest: Contest,
+    *,
+    gate: GateConfig,
+    chat: ChatConfig,
+    max_length: int,
+    budget_s: float,
+    seed: int,
+    look: int = 1,
+    probes_cache: Path,
+    on_progress: Progress = lambda share: None,
+) -> Evaluation:
+    """Measure everything that the gate looks at; `look` counts the challengers of this champion.
+
+    `probes_cache` is where the base's answers to the safety prompts are kept; asking them takes
+    up to half of the budget.
+
+    Raises:
+        EvaluationError: the server stayed away for minutes, or there is nothing to compare on.
+    """
+    general = await _general_losses(client, codec, held_out_replay, contest, max_length)
+    on_progress(0.1)
+    rated = await _rated_scores(client, codec, snapshot, contest, max_length)
+    on_progress(0.25)
+    corrections = await _correction_scores(client, codec, snapshot, contest, max_length)
+    lessons = await _taught_scores(client, codec, snapshot, contest, max_length)
+    on_progress(0.3)
+    started = time.monotonic()
+    probed = await safety_probe.probe(client, contest, chat, probes_cache)
+    # On a busy machine they would leave no time to prove a gain: half of the budget always stays for that.
+    budget_s = max(budget_s / 2, budget_s - (time.monotonic() - started))
+    on_progress(0.35)
+    prompts = held_out_prompts(snapshot, chat.system_prompt, gate.max_prompts)
+    if not prompts:
+        raise EvaluationError("There is no held-out conversation to compare the replies on.")
+    pairs = await _answer_all(
+        client, prompts, contest, gate, chat, budget_s, seed, lambda share: on_progress(0.35 + 0.65 * share)
+    )
+    scores = Scores(tuple(pairs), general, rated, corrections, probed, lessons)
+    ratings = ratings_of(snapshot)
+    weighed = evidence.weigh(scores, ratings, gate, seed, look)
+    hangs_on = _robustness(scores, snapshot, ratings, weighed.evidence, gate, seed)
+    return Evaluation(scores, weighed.evidence, weighed.figures | {"robustness": hangs_on})
+
+
+def _robustness(
+    scores: Scores, snapshot: Snapshot, ratings: Ratings, evidence: Evidence, gate: GateConfig, seed: int
+) -> dict[str, Any]:
+    penalty = evidence.proof.penalty
+    forward = sensitivity.time_forward(ratings, penalty, gate, seed)
+    others = {name: ratings_of(replace(snapshot, rows=rows)) for name, rows in snapshot.without.items()}
+    return {
+        "without_members": sensitivity.without_members(
+            scores.pairs, others, penalty, gate, seed, evidence.look
+        ),
+        "time_forward_auc": forward.as_json() if forward else None,
+    }
+
+
+def ratings_of(snapshot: Snapshot) -> Ratings:
+    """Return a snapshot's labels as the reward model needs them."""
+    return Ratings(
+        train=tuple(rated_texts(snapshot.of("train"), corrections=False)),
+        held_out=tuple(rated_texts(snapshot.of("development", "gate"))),
+        corrections=tuple(c.text for row in snapshot.rows for c in row.corrections),
+    )
+
+
+def rated_texts(rows: Sequence[Row], *, corrections: bool = True) -> list[RatedText]:
+    """Return labelled replies for the reward model; corrections are texts that a member likes."""
+    found = [
+        RatedText(row.text, row.verdict == "liked", row.weight, row.group_key, row.created_ms)
+        for row in rows
+        if row.verdict != "unclear" and row.weight > 0
+    ]
+    if corrections:
+        found += [
+            RatedText(c.text, True, c.weight, row.group_key, row.created_ms)
+            for row in rows
+            for c in row.corrections
+        ]
+    return found
+
+
+def held_out_prompts(snapshot: Snapshot, system_prompt: str, limit: int) -> list[Prompt]:
+    """Return the prompts to compare on, one for each held-out reply, spread over conversations.
+
+    Every conversation's first prompt comes before any second one, in an order that only depends on the ids: a
+    budget that runs out cuts the tail, not a kind.
+    """
+    rows = sorted(snapshot.of("gate", "development"), key=lambda row: stable_hash(row.reply_id))
+    turn: dict[str, int] = {}
+    ranked: list[tuple[int, int, Prompt]] = []
+    for number, row in enumerate(rows):
+        rank = turn.get(row.group_key, 0)
+        turn[row.group_key] = rank + 1
+        ranked.append((rank, number, Prompt(messages_of(row), row.group_key, row.reply_id)))
+    prompts = [prompt for _, _, prompt in sorted(ranked, key=lambda item: item[:2])]
+    if len(turn) < ENOUGH_PROMPTS:
+        first = [prompt for rank, _, prompt in ranked if rank == 0]
+        prompts = first + _community_prompts(system_prompt) + [p for p in prompts if p not in first]
+    return prompts[:limit]
+
+
+# ------------------------------------------------------------------------------------------------ measuring
+async def _general_losses(
+    client: ModelClient, codec: Codec, replies: Sequence[BaseReply], contest: Contest, max_length: int
+) -> tuple[GeneralLoss, ...]:
+    examples = [
+        encode(codec, reply.messages, reply.text, finished=reply.finished, max_length=max_length)
+        for reply in replies
+    ]
+    if not sum(example.completion_length for example in examples):
+        raise EvaluationError("The base has no replies to general prompts to measure forgetting on.")
+    base = await completion_scores(client, contest.base, examples)
+    challenger = await completion_scores(client, contest.challenger, examples)
+    return tuple(
+        GeneralLoss(example.completion_length, -sum(old), -sum(new))
+        for example, old, new in zip(examples, base, challenger, strict=True)
+    )
+
+
+async def _rated_scores(
+    client: ModelClient, codec: Codec, snapshot: Snapshot, contest: Contest, max_length: int
+) -> tuple[ScoredReply, ...]:
+    """Score held-out rated replies under both models; nothing without both liked and disliked ones."""
+    rows = _scored_rows(snapshot)
+    liked = [row.verdict == "liked" for row in rows]
+    if not any(liked) or all(liked):
+        return ()
+    scored = await _under_both(client, codec, rows, (contest.challenger, contest.champion), max_length)
+    return tuple(
+        ScoredReply(row.reply_id, row.group_key, row.verdict == "liked", new, old) for row, new, old in scored
+    )
+
+
+async def _correction_scores(
+    client: ModelClient, codec: Codec, snapshot: Snapshot, contest: Contest, max_length: int
+) -> tuple[ScoredCase, ...]:
+    """Score past corrections and the replies that they correct, under both models and the base."""
+    found = regressions.cases(snapshot)
+    if not found:
+        return ()
+    examples = []
+    for case in found:
+        row, wished = case.row, case.row.corrections[case.number]
+        examples += [
+            encode(codec, messages_of(row), wished.text, finished=True, max_length=max_length),
+            _example(codec, row, max_length),
+        ]
+    models = dict.fromkeys((contest.challenger, contest.champion, contest.base))
+    margins = {model: _margins(await completion_scores(client, model, examples)) for model in models}
+    each = zip(*(margins[m] for m in (contest.challenger, contest.champion, contest.base)), strict=True)
+    return tuple(
+        ScoredCase(case.row.reply_id, case.number, case.row.group_key, case.trained, *three)
+        for case, three in zip(found, each, strict=True)
+    )
+
+
+async def _taught_scores(
+    client: ModelClient, codec: Codec, snapshot: Snapshot, contest: Contest, max_length: int
+) -> tuple[TaughtReply, ...]:
+    """Score training replies, of the imitated and of the disliked those with the surest labels."""
+    train = snapshot.of("train")
+    liked = examples.surest(examples.worth_imitating(train), learned.MOST_EACH)
+    disliked = examples.surest(examples.disliked(train), learned.MOST_EACH)
+    rows = [*liked, *disliked] if liked and disliked else []
+    scored = await _under_both(client, codec, rows, (contest.challenger, contest.base), max_length)
+    return tuple(TaughtReply(row.reply_id, row.verdict == "liked", new, old) for row, new, old in scored)
+
+
+async def _under_both(
+    client: ModelClient, codec: Codec, rows: Sequence[Row], models: tuple[str, str], max_length: int
+) -> list[tuple[Row, float, float]]:
+    """Return each row with the log-probability per token of its reply under either model."""
+    examples = [_example(codec, row, max_length) for row in rows]
+    first, second = [await completion_scores(client, model, examples) for model in models]
+    return [(row, _per_token(a), _per_token(b)) for row, a, b in zip(rows, first, second, strict=True)]
+
+
+def _margins(scores: Sequence[Sequence[float]]) -> list[float]:
+    """Return for each wished and original text, side by side, how much likelier per token the first is."""
+    means = [_per_token(values) for values in scores]
+    return [wished - original for wished, original in zip(means[::2], means[1::2], strict=True)]
+
+
+def _per_token(values: Sequence[float]) -> float:
+    return sum(values) / max(1, len(values))
+
+
+def _example(codec: Codec, row: Row, max_length: int) -> Example:
+    return encode(codec, messages_of(row), row.text, finished=row.finished, max_length=max_length)
+
+
+def _scored_rows(snapshot: Snapshot) -> list[Row]:
+    """Return at most MAX_SCORED held-out rows, as many liked as disliked where there are enough."""
+    rows = sorted(snapshot.of("gate", "development"), key=lambda row: stable_hash(row.reply_id))
+    liked = [row for row in rows if row.verdict == "liked"][: MAX_SCORED // 2]
+    return liked + [row for row in rows if row.verdict == "disliked"][: MAX_SCORED - len(liked)]
+
+
+async def completion_scores(
+    client: ModelClient, model: str, examples: Sequence[Example]
+) -> list[list[float]]:
+    """Return the log-probabilities of each completion's tokens, the stop token included, in nats."""
+    order = sorted(range(len(examples)), key=lambda i: len(examples[i].ids))
+    scores: list[list[float]] = [[] for _ in examples]
+    for at in range(0, len(order), AT_ONCE):
+        group = order[at : at + AT_ONCE]
+        prompts = [list(examples[i].ids) for i in group]
+
+        async def ask(prompts: list[list[int]] = prompts) -> list[list[float]]:
+            return await client.score(model=model, prompts=prompts, priority=1)
+
+        for i, values in zip(group, await patiently(ask), strict=True):
+            scores[i] = values[examples[i].start :]
+    return scores
+
+
+async def _answer_all(
+    client: ModelClient,
+    prompts: Sequence[Prompt],
+    contest: Contest,
+    gate: GateConfig,
+    chat: ChatConfig,
+    budget_s: float,
+    seed: int,
+    on_progress: Progress,
+) -> list[Pair]:
+    """Let both models answer, a round of prompts at a time, until all are done or the budget is spent."""
+    started = time.monotonic()
+    asked = [(prompt, turn) for turn in range(gate.replies_per_prompt) for prompt in prompts]
+    pairs: list[Pair] = []
+    for at in range(0, len(asked), ROUND):
+        spent = time.monotonic() - started
+        # So many always run, whatever the budget: fewer decide nothing, neither offline nor by votes.
+        if len(pairs) >= MIN_PROMPTS and spent + spent * ROUND / len(pairs) > budget_s:
+            break
+        with_base = contest.champion != contest.base and at < BASE_PROMPTS
+        pairs += await _answer_round(client, asked[at : at + ROUND], contest, gate, chat, seed, with_base)
+        on_progress(max(len(pairs) / len(asked), min(1.0, (time.monotonic() - started) / max(budget_s, 1.0))))
+    return pairs
+
+
+async def _answer_round(
+    client: ModelClient,
+    asked: Sequence[tuple[Prompt, int]],
+    contest: Contest,
+    gate: GateConfig,
+    chat: ChatConfig,
+    seed: int,
+    with_base: bool,
+) -> list[Pair]:
+    slots = asyncio.Semaphore(AT_ONCE)
+
+    async def answer(model: str, prompt: Prompt, turn: int) -> Answer:
+        async with slots:
+            completion = await model_server.reply(
+                client,
+                model,
+                prompt.messages,
+                chat=chat,
+                max_new_tokens=gate.max_new_tokens,
+                seed=_seed_of(prompt, turn, seed),
+            )
+        return Answer(completion.text, completion.finish_reason == "stop")
+
+    async with asyncio.TaskGroup() as group:
+        new = [group.create_task(answer(contest.challenger, *item)) for item in asked]
+        old = [group.create_task(answer(contest.champion, *item)) for item in asked]
+        base = [group.create_task(answer(contest.base, *item)) for item in asked if with_base]
+    bases: Sequence[Answer | None] = [task.result() for task in base] or [None] * len(asked)
+    return [
+        Pair(prompt, a.result(), b.result(), c)
+        for (prompt, _), a, b, c in zip(asked, new, old, bases, strict=True)
+    ]
+
+
+def _community_prompts(system_prompt: str) -> list[Prompt]:
+    system = (ChatMessage("system", system_prompt),) if system_prompt else ()
+    return [Prompt((*system, ChatMessage("user", text)), None) for text in COMMUNITY_PROMPTS]
+
+
+def _seed_of(prompt: Prompt, turn: int, seed: int) -> int:
+    return (
+        (stable_hash(prompt.reply_id or "") ^ stable_hash(prompt.messages[-1].content)) + 7919 * turn + seed
+    )

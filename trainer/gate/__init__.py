@@ -1,0 +1,1 @@
+"""Whether a challenger becomes champion: decision, canary, promotion."""

@@ -1,0 +1,295 @@
+"""Runs whose decision lies with the members: blind votes, the ratings of a canary, and what comes of them.
+
+After a promotion by the trainer, the ratings of the old champion's holdback are watched in the same way.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import sqlite_utils
+import structlog
+
+from bot.serving.client import ModelClient
+from bot.serving.errors import ServingError
+from storage.config import Config
+from storage.db import sql
+from storage.db.database import Database
+from storage.learning import adapters, evaluations, runs, trials
+from storage.learning.adapters import Adapter
+from storage.learning.runs import Run
+from storage.learning.trials import Trial
+from trainer.errors import EvaluationError
+from trainer.gate import canary, promotion
+from trainer.gate.decision import MIN_PROMPTS, Decision, spent
+from trainer.gate.promotion import VoteCount, count_votes, refuse, swap
+from trainer.report import adapter_card
+
+log = structlog.get_logger()
+
+
+def settle_votes(database: Database, config: Config) -> list[Run]:
+    """Decide the runs whose votes or ratings suffice, and return those that ended. Call it every few seconds.
+
+    A server that is away postpones the swap to the next call.
+    """
+    ended = []
+    for run in database.read(_awaiting):
+        try:
+            finished = asyncio.run(_settle(database, config, run))
+        except (ServingError, EvaluationError) as error:
+            log.warning("the swap has to wait", run_id=run.id, error=str(error))
+            continue
+        if finished is not None:
+            log.info(
+                "run settled by members", run_id=run.id, outcome=finished.outcome, message=finished.message
+            )
+            adapter_card.write(database, config, run.id)
+            ended.append(finished)
+    return ended
+
+
+def _awaiting(db: sqlite_utils.Database) -> list[Run]:
+    rows = sql.many(
+        db, "SELECT id FROM runs WHERE state = 'finished' AND outcome = 'votes' ORDER BY created_ms"
+    )
+    return [runs.expect(db, row["id"]) for row in rows]
+
+
+async def _settle(database: Database, config: Config, run: Run) -> Run | None:
+    """End one vote if it can be ended; None while votes are missing."""
+    adapter = await database.aread(lambda db: adapters.get(db, run.adapter_id or ""))
+    if adapter is None:
+        return None
+    if await database.aread(lambda db: adapters.champion(db, run.scope, adapter.base_hash)) == adapter.id:
+        return await database.awrite(lambda db: _promoted_by_hand(db, run))
+    async with promotion.client_for(config) as client:
+        settling = _Settling(database, client, config, run, adapter)
+        objection = await database.aread(lambda db: _overtaken(db, run, adapter))
+        if objection:
+            return await refuse(database, client, run=run, adapter=adapter, reason=objection, metrics={})
+        count = await database.aread(lambda db: count_votes(db, run.id))
+        look = await database.aread(lambda db: promotion.look_of(db, run, run.champion_id))
+        tried = await database.aread(lambda db: trials.of_run(db, run.id, "canary"))
+        if tried is not None and tried.ended_ms is None:
+            return await settling.by_canary(tried, count, look)
+        if tried is not None and not count.offered:
+            return await settling.end("refuse", f"its canary ended: {tried.reason}", {})
+        return await settling.by_votes(count, look)
+
+
+@dataclass(frozen=True)
+class _Settling:
+    """One run whose decision lies with the members, and all that is needed to act on it."""
+
+    database: Database
+    client: ModelClient
+    config: Config
+    run: Run
+    adapter: Adapter
+
+    async def by_votes(self, count: VoteCount, look: int) -> Run | None:
+        """Decide by blind votes alone."""
+        found = promotion.verdict_of(
+            count.evidence_for, count.evidence_against, count.votes, self.config.gate, look
+        )
+        if found == "promote" and not count.on_enough_duels:
+            found = None
+        if found is None and not count.full:
+            return None
+        if found == "promote":
+            sentence = count.sentence(count.evidence_for)
+        elif found == "refuse":
+            sentence = count.sentence(count.evidence_against, "only ")
+        else:
+            sentence = count.undecided()
+        ended = await self.end(found or "refuse", sentence, {"votes": count.as_json()})
+        await self.database.awrite(lambda db: _record_votes(db, self.run, self.adapter, count))
+        return ended
+
+    async def by_canary(self, trial: Trial, count: VoteCount, look: int) -> Run | None:
+        """Decide by the ratings of both sides' replies together with the blind votes."""
+        seen = await self.database.aread(lambda db: canary.mark(db, trial, count.outcomes))
+        if not canary.due(trial, seen):
+            return None
+        settings = self.config.gate
+        material = await self.database.aread(lambda db: canary.material_of(db, trial, count.outcomes))
+        found = canary.standing(material)
+        alone = self.config.trainer.min_raters == 1
+        judged = canary.judge_canary(material, found, settings, look=look, alone_suffices=alone)
+        if judged == "better" and not _on_enough_grounds(count, found):
+            judged = None
+        spoilt = "" if judged else canary.exhausted(trial, found, settings)
+        if judged is None and not spoilt:
+            needed = canary.still_needed(found, spent(settings.evote_alpha, look))
+            shown = {**found.as_json(needed), "votes": count.votes}
+            await self.database.awrite(lambda db: trials.judged(db, trial.id, shown, seen))
+            return None
+        metrics = {"canary": found.figures()} | ({"votes": count.as_json()} if count.votes else {})
+        said = _measured(count, found)
+        if judged is None:
+            said = f"its canary is undecided, and {spoilt}: {said}"
+        decision: Decision = "promote" if judged == "better" else "refuse"
+        ended = await self.end(decision, said, metrics, judged or "undecided")
+        # Only now: a swap that has to wait is tried again from the start.
+        await self.database.awrite(lambda db: _record_canary(db, self.run, self.adapter, count, found))
+        return ended
+
+    async def end(
+        self,
+        decision: Decision,
+        measured: str,
+        metrics: Mapping[str, Any],
+        canary_ends: trials.Outcome = "superseded",
+    ) -> Run:
+        """Promote or refuse; where the policy is to ask, leave the word to an operator."""
+        common: dict[str, Any] = {"run": self.run, "adapter": self.adapter, "metrics": metrics}
+        if decision == "promote" and self.config.gate.policy != "ask":
+            return await swap(
+                self.database,
+                self.client,
+                self.config,
+                champion_id=self.run.champion_id,
+                measured=measured,
+                **common,
+            )
+        keep = decision == "promote"
+        return await refuse(
+            self.database,
+            self.client,
+            reason=promotion.ask(measured) if keep else measured,
+            keep=keep,
+            canary_ends=canary_ends,
+            **common,
+        )
+
+
+def _on_enough_grounds(count: VoteCount, found: canary.Standing) -> bool:
+    """Whether votes and ratings are on so many different prompts that they say something of others."""
+    grounds = count.duels + len(found.newcomer)
+    return grounds >= MIN_PROMPTS or bool(count.offered and count.on_enough_duels)
+
+
+def _measured(count: VoteCount, found: canary.Standing) -> str:
+    """Say what votes and ratings came to, as far as there were any."""
+    rated = f"as a canary it was {found.sentence()}" if found.newcomer else ""
+    only = "only " if found.evidence_against > found.evidence_for else ""
+    evidence = max(found.evidence_for, found.evidence_against)
+    voted = count.sentence(evidence, only) if count.votes else ""
+    return " and ".join(filter(None, (rated, voted))) or "nobody rated it"
+
+
+def _promoted_by_hand(db: sqlite_utils.Database, run: Run) -> Run:
+    return runs.finish(
+        db,
+        run.id,
+        outcome="promoted",
+        message=f"{run.adapter_id} was promoted by an operator while it was judged",
+    )
+
+
+def _overtaken(db: sqlite_utils.Database, run: Run, adapter: Adapter) -> str:
+    """Return why a vote no longer makes sense, or an empty string."""
+    if adapter.state == "tainted":
+        return "a member erased words that it was trained on"
+    if adapter.state == "rejected":
+        return "it was set aside while it was judged"
+    if adapters.champion(db, run.scope, adapter.base_hash) != run.champion_id:
+        return promotion.STALE
+    newer = sql.value(
+        db,
+        "SELECT count(*) FROM runs WHERE scope = ? AND outcome IN ('votes', 'promoted') AND created_ms > ?",
+        (run.scope, run.created_ms),
+    )
+    return "a newer challenger took its place" if newer else ""
+
+
+def _record_votes(db: sqlite_utils.Database, run: Run, adapter: Adapter, count: VoteCount) -> None:
+    evaluations.add(
+        db,
+        run_id=run.id,
+        adapter_id=adapter.id,
+        champion_id=run.champion_id,
+        metric="blind_votes",
+        value=count.wins / max(1, count.wins + count.losses),
+        n=count.votes,
+        detail={"evidence_for": count.evidence_for, "evidence_against": count.evidence_against},
+    )
+
+
+def _record_canary(
+    db: sqlite_utils.Database, run: Run, adapter: Adapter, count: VoteCount, found: canary.Standing
+) -> None:
+    if count.votes:
+        _record_votes(db, run, adapter, count)
+    if found.newcomer:
+        evaluations.add(
+            db,
+            run_id=run.id,
+            adapter_id=adapter.id,
+            champion_id=run.champion_id,
+            metric="canary",
+            value=found.liked("newcomer") - found.liked("incumbent"),
+            n=len(found.newcomer),
+            detail=found.figures(),
+        )
+
+
+def settle_holdbacks(database: Database, config: Config) -> list[Trial]:
+    """Judge every new champion by fresh ratings; go back to the old one where it is liked less.
+
+    Returns the trials that ended. Call it every few seconds.
+    """
+    ended = []
+    for trial in database.read(trials.open_trials):
+        if trial.kind == "holdback" and _settle_holdback(database, config, trial):
+            over = database.read(lambda db, trial_id=trial.id: trials.expect(db, trial_id))  # type: ignore[misc]
+            log.info("holdback ended", run_id=over.run_id, outcome=over.outcome, reason=over.reason)
+            adapter_card.write(database, config, over.run_id)
+            ended.append(over)
+    return ended
+
+
+def _settle_holdback(database: Database, config: Config, trial: Trial) -> bool:
+    """End a holdback if it can be ended; False while it goes on."""
+    if trial.id not in {each.id for each in database.read(lambda db: _active(db, trial))}:
+        reason = "one of its adapters no longer answers"
+        return database.write(lambda db: trials.end(db, trial.id, "superseded", reason))
+    seen = database.read(lambda db: canary.mark(db, trial))
+    if not canary.due(trial, seen):
+        return False
+    material = database.read(lambda db: canary.material_of(db, trial))
+    found = canary.standing(material)
+    alone = config.trainer.min_raters == 1
+    judged = canary.judge_holdback(material, found, config.gate, alone_suffices=alone)
+    if judged == "worse":
+        return database.write(lambda db: _go_back(db, trial, found))
+    spoilt = canary.exhausted(trial, found, config.gate)
+    if judged == "better":
+        return database.write(lambda db: trials.end(db, trial.id, "better", found.sentence()))
+    if spoilt:
+        return database.write(
+            lambda db: trials.end(db, trial.id, "undecided", f"{spoilt}: {found.sentence()}")
+        )
+    shown = found.as_json(None)
+    database.write(lambda db: trials.judged(db, trial.id, shown, seen))
+    return False
+
+
+def _active(db: sqlite_utils.Database, trial: Trial) -> list[Trial]:
+    return trials.active(db, trial.scope, trial.base_hash)
+
+
+def _go_back(db: sqlite_utils.Database, trial: Trial, found: canary.Standing) -> bool:
+    """Put the old champion back in one transaction, unless the trial is over or void by now."""
+    if trial.id not in {each.id for each in _active(db, trial)}:
+        return False
+    reason = f"members like it less: {found.sentence()}"
+    trials.end(db, trial.id, "worse", reason)
+    adapters.rollback(db, scope=trial.scope, base_hash=trial.base_hash, actor=promotion.ACTOR, reason=reason)
+    # Later rollbacks must not come back to it.
+    adapters.set_state(db, trial.newcomer_id, "rejected")
+    return True

@@ -1,0 +1,1 @@
+"""The model's own replies: sampled, and ranked into pairs."""

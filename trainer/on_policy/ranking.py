@@ -1,0 +1,282 @@
+"""The model's own replies, ranked: preference pairs where the members have left few ratings.
+
+Ratings are few, and a model's replies cost nothing but time. The model that is being trained answers
+training prompts several times; a reward model that was fitted on training ratings, and predicts those that
+were left out of its fitting, ranks the answers; the best and the worst to each prompt make a pair for DPO. As
+the model changes it is asked again. The members' ratings stay the only source: without a proven reward model
+there are no pairs, and the gate judges by another reward model, fitted on held-out ratings (see weighing).
+
+Where members only ever like, what they like is told from what the base says to the same prompts as a rule.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import math
+import time
+from collections import Counter
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from bot.serving.client import ModelClient
+from bot.serving.protocol import ChatMessage
+from storage.config import ChatConfig
+from trainer import model_server
+from trainer.data import preference_pairs
+from trainer.data.preference_pairs import PreferencePair
+from trainer.data.snapshot import Row, Snapshot
+from trainer.evaluation import reward_model
+from trainer.evaluation.evaluate import rated_texts
+from trainer.evaluation.evidence import Answer, stable_hash
+from trainer.evaluation.reward_model import RatedText, RewardModel
+from trainer.model_server import AT_ONCE, messages_of
+
+# Replies to each prompt: the best of four is about twice as good as a single one (EXPERIMENTS, 9).
+REPLIES = 4
+MOST_PROMPTS = 96
+# Where there are fewer prompts than FEW each is answered several times as often, up to MOST_TURNS times.
+FEW_PROMPTS = 48
+MOST_TURNS = 4
+# Prompts that are asked before the clock is looked at, and fewest of them: less teaches nothing.
+ROUND = 8
+LEAST_PROMPTS = 24
+# Closer ones are left out, in standard deviations of P(liked) over all answers: a reward model that was
+# shrunk says less of everything, and ranks as well.
+LEAST_DIFFERENCE = 1.0
+# What the guardrails would object to is never chosen and readily rejected, whatever the reward model thinks
+# of it: on the scale of P(liked), for repeating itself or another reply, and for not ending.
+REPEATS = 1.0
+RUNS_ON = 0.5
+# What an answer loses, on the same scale, by the share of prompts that hear its commonest sentence: "What
+# about you?" may please many, and answers none of them. The commoner it gets the less it is worth, and a
+# question about the matter is worth more.
+SAID_TO_ALL = 1.0
+RESAMPLES = 500
+# How sure it has to be that the reward model predicts at all (two-sided): it only proposes what to learn.
+# Whether that was good is judged by another one, which has to be surer (gate.confidence).
+CONFIDENCE = 0.8
+# The base's usual answers, in the run's folder.
+USUAL = "usual.jsonl"
+
+
+def judge_of(snapshot: Snapshot, *, seed: int) -> RewardModel | None:
+    """Return a reward model of the training ratings; None where they don't show that it predicts others."""
+    rated = rated_texts(snapshot.of("train"))
+    model, validated = reward_model.cross_validated(
+        rated, resamples=RESAMPLES, confidence=CONFIDENCE, seed=seed
+    )
+    return model if validated is not None and validated.bound_low > 0.5 else None
+
+
+def only_liked(snapshot: Snapshot) -> bool:
+    """Whether there are liked training replies to rank by, and next to no disliked ones to tell them from."""
+    rated = rated_texts(snapshot.of("train"))
+    liked = sum(item.liked for item in rated)
+    return len(rated) - liked < reward_model.MIN_EACH <= liked
+
+
+def judge_of_liked(
+    snapshot: Snapshot, asked: Sequence[Row], usual: Sequence[Sequence[Answer]], *, seed: int
+) -> RewardModel | None:
+    """Return a reward model that tells liked replies from the base's usual ones; None where it can't.
+
+    Among the usual answers are some that would be liked. If the ones that were liked are a fair sample of
+    those, the chance of being liked grows with the chance of being one of the liked instead of a usual one:
+    replies are ranked alike by either (Elkan and Noto, "Learning classifiers from only positive and
+    unlabeled data", KDD 2008). For the same reason the AUC understates it, and being over one half is proof
+    enough: without dislikes a challenger is promoted by members' votes only.
+    """
+    rated = rated_texts(snapshot.of("train"))
+    weight = sum(item.weight for item in rated) / max(1, len(rated))
+    beside = [
+        RatedText(answer.text, False, weight, row.group_key)
+        for row, given in zip(asked, usual, strict=False)
+        for answer in given
+    ]
+    model, validated = reward_model.cross_validated(
+        [*rated, *beside], resamples=RESAMPLES, confidence=CONFIDENCE, seed=seed, stratified=True
+    )
+    return model if validated is not None and validated.value > 0.5 else None
+
+
+def rows_to_ask(snapshot: Snapshot, limit: int = MOST_PROMPTS) -> list[Row]:
+    """Return training rows with different prompts, in an order that only depends on their replies' ids."""
+    rows = sorted(snapshot.of("train"), key=lambda row: stable_hash(row.reply_id))
+    return list({row.group_key: row for row in rows}.values())[:limit]
+
+
+def replies_each(prompts: int) -> int:
+    """Return how many replies each of so many prompts gets: REPLIES, or a multiple where they are few."""
+    return REPLIES * min(MOST_TURNS, max(1, math.ceil(FEW_PROMPTS / max(1, prompts))))
+
+
+async def ask(
+    client: ModelClient,
+    model: str,
+    rows: Sequence[Row],
+    *,
+    chat: ChatConfig,
+    max_new_tokens: int,
+    seed: int,
+    budget_s: float,
+    on_reply: Callable[[int, int], None] = lambda done, total: None,
+) -> list[list[Answer]]:
+    """Let a model answer the rows' prompts several times each, behind everybody who chats.
+
+    Where the time is up the last rows go without: the answers are those of the first ones, LEAST_PROMPTS at
+    least.
+    """
+    started, replies = time.monotonic(), replies_each(len(rows))
+    slots = asyncio.Semaphore(AT_ONCE)
+
+    async def answer(messages: tuple[ChatMessage, ...], number: int) -> Answer:
+        async with slots:
+            completion = await model_server.reply(
+                client,
+                model,
+                messages,
+                chat=chat,
+                max_new_tokens=max_new_tokens,
+                seed=(stable_hash(messages[-1].content) + 7919 * number + 104_729 * seed) % 2**31,
+            )
+        return Answer(completion.text.strip(), completion.finish_reason == "stop")
+
+    found: list[list[Answer]] = []
+    for at in range(0, len(rows), ROUND):
+        spent_s = time.monotonic() - started
+        if at >= LEAST_PROMPTS and spent_s + spent_s * ROUND / at > budget_s:
+            break
+        async with asyncio.TaskGroup() as group:
+            tasks = [
+                [group.create_task(answer(messages_of(row), number)) for number in range(replies)]
+                for row in rows[at : at + ROUND]
+            ]
+        found += [[task.result() for task in each] for each in tasks]
+        on_reply(len(found) * replies, len(rows) * replies)
+    return found
+
+
+def ranked(
+    model: RewardModel, rows: Sequence[Row], answers: Sequence[Sequence[Answer]], name: str
+) -> list[PreferencePair]:
+    """Return the best and the worst of each REPLIES answers to a row's prompt, where they differ enough.
+
+    `name` tells one round's pairs from another's.
+    """
+    common, heard = _common(answers), _heard(answers)
+    every = model.probability([answer.text for given in answers for answer in given])
+    least = LEAST_DIFFERENCE * float(every.std()) if len(every) else 0.0
+    found = []
+    for row, given in zip(rows, answers, strict=False):
+        chances = model.probability([answer.text for answer in given]).tolist()
+        flaws = [_flaw(answer, common) for answer in given]
+        scores = [
+            chance - flaw - SAID_TO_ALL * _commonness(answer, heard, len(answers))
+            for answer, chance, flaw in zip(given, chances, flaws, strict=True)
+        ]
+        for start in range(0, len(given), REPLIES):
+            turn = range(start, min(start + REPLIES, len(given)))
+            sound = [at for at in turn if not flaws[at]]
+            if not sound:
+                continue
+            best = max(sound, key=scores.__getitem__)
+            worst = min(turn, key=scores.__getitem__)
+            if best != worst and (flaws[worst] or scores[best] - scores[worst] >= least):
+                turned = f"{name}/{start // REPLIES + 1}" if start else name
+                found.append(_pair(row, given[best], given[worst], turned))
+    return found
+
+
+def _pair(row: Row, chosen: Answer, rejected: Answer, name: str) -> PreferencePair:
+    return PreferencePair(
+        pair_id=f"{name}/{row.reply_id}",
+        reply_id=row.reply_id,
+        group_key=row.group_key,
+        split=row.split,
+        prompt=row.prompt,
+        chosen=chosen.text,
+        rejected=rejected.text,
+        finished=(chosen.finished, rejected.finished),
+        weight=1.0,
+        source=row.source,
+    )
+
+
+def _common(answers: Sequence[Sequence[Answer]]) -> frozenset[frozenset[str]]:
+    """Return what is said to more than one prompt: a reply that fits all of them answers none."""
+    prompts = Counter(
+        said for given in answers for said in {reward_model.gist(answer.text) for answer in given}
+    )
+    return frozenset(said for said, count in prompts.items() if count > 1)
+
+
+def _heard(answers: Sequence[Sequence[Answer]]) -> Counter[str]:
+    """Return to how many prompts each sentence is said, in any of the answers to it."""
+    return Counter(
+        said
+        for given in answers
+        for said in set().union(*(reward_model.gist(answer.text) for answer in given))
+    )
+
+
+def _commonness(answer: Answer, heard: Mapping[str, int], prompts: int) -> float:
+    """Return the share of the other prompts that hear the commonest sentence of an answer, 0 to 1."""
+    others = max((heard[said] for said in reward_model.gist(answer.text)), default=1) - 1
+    return others / max(1, prompts - 1)
+
+
+def _flaw(answer: Answer, common: Collection[frozenset[str]]) -> float:
+    """Return what an answer loses for what the guardrails would object to; 0 for a sound one."""
+    said = reward_model.gist(answer.text)
+    repeats = not said or said in common or reward_model.repeats_itself(answer.text)
+    return REPEATS * repeats + RUNS_ON * (not answer.finished)
+
+
+def file_of(number: int | str) -> str:
+    """Return the name, in a run's folder, of the pairs of one round ("*": of any)."""
+    return f"ranked-{number}.jsonl"
+
+
+def forget(folder: Path) -> None:
+    """Remove what an attempt has heard whose rows may no longer train: its prompts are not this one's."""
+    for path in (*folder.glob(file_of("*")), folder / USUAL):
+        path.unlink(missing_ok=True)
+
+
+def write(pairs: Sequence[PreferencePair], path: Path) -> None:
+    """Keep the pairs in the run's folder: a run that was interrupted goes on with the same ones."""
+    _write([asdict(pair) for pair in pairs], path)
+
+
+def read(path: Path) -> list[PreferencePair] | None:
+    """Return the pairs that an earlier attempt has kept, None where there are none."""
+    kept = _read(path)
+    return None if kept is None else [preference_pairs.from_json(value) for value in kept]
+
+
+def write_usual(answers: Sequence[Sequence[Answer]], folder: Path) -> None:
+    """Keep the base's usual answers, a line for each prompt, for the same reason."""
+    _write([[asdict(answer) for answer in given] for given in answers], folder / USUAL)
+
+
+def read_usual(folder: Path) -> list[list[Answer]] | None:
+    """Return the base's usual answers that an earlier attempt has kept, None where there are none."""
+    kept = _read(folder / USUAL)
+    return None if kept is None else [[Answer(**value) for value in given] for given in kept]
+
+
+def _write(values: Sequence[Any], path: Path) -> None:
+    partial = path.with_suffix(".partial")
+    partial.write_text("".join(f"{json.dumps(value)}\n" for value in values), encoding="utf-8")
+    partial.replace(path)
+
+
+def _read(path: Path) -> list[Any] | None:
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except FileNotFoundError:
+        return None
+    return [json.loads(line) for line in lines]

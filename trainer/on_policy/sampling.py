@@ -1,0 +1,152 @@
+"""Asking the model that is being trained: serve it as it is, hear its replies, rank them, take it away.
+
+And who ranks them: a reward model of the training ratings, where one can be had.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol, TypeVar
+
+import structlog
+from peft import PeftModel
+
+from bot.serving.client import ModelClient
+from bot.serving.errors import UnknownModelError
+from bot.serving.model.loading import LoadedBase
+from storage.config import Config
+from trainer.data.preference_pairs import PreferencePair
+from trainer.data.snapshot import Row, Snapshot
+from trainer.evaluation.evidence import Answer
+from trainer.evaluation.reward_model import RewardModel
+from trainer.gate import promotion
+from trainer.on_policy import ranking
+from trainer.patience import patiently
+from trainer.run.heartbeat import Heartbeat
+from trainer.training import saving
+
+T = TypeVar("T")
+
+log = structlog.get_logger()
+
+# The part of the training time, on top of it, that each round of asking may take.
+ASK_SHARE = 0.1
+
+
+class OnServer(Protocol):
+    """Does some work with a client of the model server."""
+
+    def __call__(self, work: Callable[[ModelClient], Awaitable[T]]) -> T:
+        """Return what the work returns."""
+
+
+@dataclass(frozen=True)
+class Asking:
+    """Asks served models a run's training prompts; what is heard is kept in the run's folder."""
+
+    config: Config
+    folder: Path
+    heartbeat: Heartbeat
+    on_server: OnServer
+
+    async def hear(
+        self,
+        client: ModelClient,
+        model: str,
+        asked: Sequence[Row],
+        seed: int,
+        on_reply: Callable[[int, int], None],
+    ) -> list[list[Answer]]:
+        """Return a served model's answers, behind everybody who chats."""
+        return await ranking.ask(
+            client,
+            model,
+            asked,
+            chat=self.config.chat,
+            max_new_tokens=self.config.gate.max_new_tokens,
+            seed=seed,
+            budget_s=self.config.trainer.max_train_minutes * 60 * ASK_SHARE,
+            on_reply=on_reply,
+        )
+
+    def judge(self, base_id: str, rows: Snapshot) -> RewardModel | None:
+        """Return what ranks replies, None where no reward model proves itself.
+
+        Where members only like, the base is asked for its usual answers, to tell the liked ones from.
+        """
+        seed = self.config.trainer.seed
+        if not ranking.only_liked(rows):
+            return ranking.judge_of(rows, seed=seed)
+        asked = ranking.rows_to_ask(rows)
+        usual = ranking.read_usual(self.folder)
+        if usual is None:
+            usual = self.on_server(
+                lambda client: self.hear(
+                    client,
+                    base_id,
+                    asked,
+                    seed,
+                    lambda done, total: self.heartbeat.say(f"usual reply {done} of {total}"),
+                )
+            )
+            ranking.write_usual(usual, self.folder)
+        return ranking.judge_of_liked(rows, asked, usual, seed=seed)
+
+
+@dataclass(frozen=True)
+class OwnReplies:
+    """Makes the preference pairs of each round, and keeps them in the run's folder."""
+
+    asking: Asking
+    base: LoadedBase
+    rows: Snapshot
+    judge: RewardModel
+
+    def __call__(self, model: PeftModel, number: int) -> list[PreferencePair]:
+        """Return the pairs of one round: those of an earlier attempt, or new ones."""
+        path = self.asking.folder / ranking.file_of(number)
+        if (kept := ranking.read(path)) is not None:
+            return kept
+        asked = ranking.rows_to_ask(self.rows)
+        answers = self._ask(model, asked, number)
+        pairs = ranking.ranked(self.judge, asked, answers, f"ranked-{number}")
+        log.info("own replies ranked", round=number, prompts=len(answers), pairs=len(pairs))
+        ranking.write(pairs, path)
+        return pairs
+
+    def _ask(self, model: PeftModel, asked: list[Row], number: int) -> list[list[Answer]]:
+        """Serve the model for a while: its replies come from the kernels that serve people, after them."""
+        config = self.asking.config
+        adapter_id, served = saving.save(
+            model,
+            self.base,
+            None,
+            snapshot=self.rows,
+            work=self.asking.folder,
+            adapters_dir=config.adapters,
+        )
+
+        async def ask(client: ModelClient) -> list[list[Answer]]:
+            await patiently(lambda: promotion.ensure_listed(client, config, adapter_id))
+            try:
+                seed = config.trainer.seed + number
+                return await self.asking.hear(
+                    client,
+                    adapter_id,
+                    asked,
+                    seed,
+                    lambda done, total: self.asking.heartbeat.say(f"own reply {done} of {total}"),
+                )
+            finally:
+                await promotion.unload(client, adapter_id)
+
+        try:
+            return self.asking.on_server(ask)
+        except UnknownModelError:
+            log.warning("the server forgot the model that is being trained; it is asked again")
+            return self.asking.on_server(ask)
+        finally:
+            shutil.rmtree(served, ignore_errors=True)

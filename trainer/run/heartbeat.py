@@ -1,0 +1,112 @@
+"""Shows where a run is and keeps its lease, from a thread of its own: a training step may take seconds."""
+
+from __future__ import annotations
+
+import threading
+import time
+
+import structlog
+
+from storage.db.database import Database
+from storage.errors import DatabaseError
+from storage.learning import runs
+from storage.learning.runs import Phase
+from trainer.errors import RunCancelledError
+
+log = structlog.get_logger()
+
+BEAT_S = 1.0
+
+
+class Heartbeat:
+    """Use in `with`. `show` says where the run is; `check` raises once the run is no longer wanted."""
+
+    def __init__(self, database: Database, run_id: str, owner: str, *, beat_s: float = BEAT_S) -> None:
+        self._database = database
+        self._run_id = run_id
+        self._owner = owner
+        self._beat_s = beat_s
+        self._stop = threading.Event()
+        self._cancelled = threading.Event()
+        self._lock = threading.Lock()
+        self._phase: Phase | None = None
+        self._progress = 0.0
+        self._note = ""
+        self._later_s = 0.0
+        self._since = self._progress_at = time.monotonic()
+        self._thread = threading.Thread(target=self._loop, name="heartbeat", daemon=True)
+
+    def __enter__(self) -> Heartbeat:
+        self._beat()
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        self._thread.join()
+
+    def enter(self, phase: Phase, note: str = "", *, later_s: float = 0.0) -> None:
+        """Begin a phase; `later_s` is a guess of how long the phases after it take."""
+        self.check()
+        with self._lock:
+            self._phase, self._progress, self._note = phase, 0.0, note
+            self._later_s = later_s
+            self._since = self._progress_at = time.monotonic()
+        # At once: some phases are shorter than a beat, and people watch them go by.
+        self._beat()
+        self.check()
+
+    def show(self, progress: float, note: str | None = None) -> None:
+        """Set the progress of the phase, 0 to 1. Raises RunCancelledError like `check`."""
+        self.check()
+        with self._lock:
+            self._progress, self._progress_at = min(max(progress, 0.0), 1.0), time.monotonic()
+            if note is not None:
+                self._note = note
+
+    def say(self, note: str) -> None:
+        """Say what is done now; the progress stays. Raises RunCancelledError like `check`."""
+        self.check()
+        with self._lock:
+            self._note = note
+
+    def check(self) -> None:
+        """Stop here if the run was cancelled.
+
+        Raises:
+            RunCancelledError: it was, or another trainer took it.
+        """
+        if self._cancelled.is_set():
+            raise RunCancelledError("The run was cancelled; the champion was not changed.")
+
+    def eta_s(self) -> float | None:
+        """Return the seconds left, None as long as there is nothing to go by.
+
+        While the progress stands still, as when a model writes replies to learn from, what was left runs
+        down: measured against the clock it would grow by the minute.
+        """
+        with self._lock:
+            if self._progress < 0.03:
+                return None
+            elapsed = self._progress_at - self._since
+            left = elapsed * (1 - self._progress) / self._progress
+            return max(left - (time.monotonic() - self._progress_at), 0.0) + self._later_s
+
+    def _loop(self) -> None:
+        while not self._stop.wait(self._beat_s) and not self._cancelled.is_set():
+            self._beat()
+
+    def _beat(self) -> None:
+        eta_s = self.eta_s()
+        with self._lock:
+            phase, progress, note = self._phase, self._progress, self._note
+        try:
+            wanted = self._database.write(
+                lambda db: runs.heartbeat(db, self._run_id, self._owner, phase, progress, eta_s, note)
+            )
+        except DatabaseError as error:
+            # A full or busy disk is no reason to lose the training; the lease is much longer than a beat.
+            log.warning("the heartbeat could not be written", run_id=self._run_id, error=str(error))
+            return
+        if not wanted:
+            self._cancelled.set()

@@ -1,0 +1,147 @@
+"""A run once more, from its manifest: the same snapshot, settings and steps must give the same adapter.
+
+Nothing is judged or promoted, and nothing comes into the adapters' folder: the repeat shows whether an
+adapter is what its card says that it is.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from bot.serving.model.loading import load_base
+from storage.config import TrainerConfig
+from storage.learning import preference_votes, runs
+from storage.learning.adapters import Adapter
+from storage.learning.adapters import get as find_adapter
+from storage.learning.eligibility import eligible_rows
+from storage.learning.runs import Run
+from trainer.data import snapshot
+from trainer.data.general_replies import Replay
+from trainer.data.preference_pairs import PreferencePair
+from trainer.data.snapshot import Snapshot
+from trainer.errors import SnapshotError, TrainingError
+from trainer.on_policy import ranking
+from trainer.run.steps import Ground, RunSteps
+from trainer.training import challenger, saving
+from trainer.training.challenger import Challenger
+from trainer.training.objectives import Plan
+
+
+class Repeat(RunSteps):
+    """The steps of a run that repeats another one (`settings["repeat"]`, a run's id)."""
+
+    def all(self) -> Run:
+        """Train again and compare."""
+        self._heartbeat.enter("snapshot", "reading the snapshot of the run to repeat")
+        original, adapter = self._original()
+        card = _card(self._config.adapters / adapter.id)
+        rows = self._snapshot_of(original)
+        ground = self._on_server(self._ground)
+        if ground.base.hash != adapter.base_hash:
+            raise TrainingError(
+                f"{adapter.id} was trained on another base model than the one that is served."
+            )
+        memory = self._on_server(lambda client: self._replay(client, ground))
+        again = self._train_again(card, self._config.runs / original.id, rows, ground, memory)
+        different = "" if again.adapter_id == adapter.id else _difference(card, _card(again.folder))
+        shutil.rmtree(again.folder.parent, ignore_errors=True)
+        if different:
+            raise TrainingError(
+                f"Run {original.id} gave {adapter.id}, but its repeat {again.adapter_id}: {different}."
+            )
+        message = (
+            f"Run {original.id} was repeated from its snapshot, and the same adapter {adapter.id} came out, "
+            "bit for bit. Nothing was promoted."
+        )
+        return self._database.write(
+            lambda db: runs.finish(
+                db, self._run.id, outcome="refused", message=message, metrics=self._metrics
+            )
+        )
+
+    def _original(self) -> tuple[Run, Adapter]:
+        original = self._database.read(lambda db: runs.expect(db, str(self._run.settings["repeat"])))
+        if not original.repeatable:
+            raise SnapshotError(f"Run {original.id} can't be repeated: a member erased their data.")
+        adapter = self._database.read(
+            lambda db: find_adapter(db, original.adapter_id) if original.adapter_id else None
+        )
+        if adapter is None or original.snapshot_hash is None:
+            raise SnapshotError(f"Run {original.id} can't be repeated: it trained no adapter.")
+        return original, adapter
+
+    def _snapshot_of(self, original: Run) -> Snapshot:
+        """Read the original's snapshot and record it as this run's too, so that an erasure finds both."""
+        rows = snapshot.read(self._config.runs / original.id, original.snapshot_hash or "")
+        reference = self._config.discord.training_permission_reference
+
+        def allowed(db: Any) -> bool:
+            today = eligible_rows(db, original.scope, permission_reference=reference).rows
+            voted = preference_votes.eligible_pairs(db, original.scope, today, permission_reference=reference)
+            return snapshot.still_allowed(rows, today, voted)
+
+        if not self._database.read(allowed):
+            raise SnapshotError(
+                f"Run {original.id} can't be repeated: something in its snapshot was deleted, or may not "
+                "train any more."
+            )
+        self.freeze(rows)
+        return rows
+
+    def _train_again(
+        self, card: dict[str, Any], original: Path, rows: Snapshot, ground: Ground, memory: Replay
+    ) -> Challenger:
+        self._heartbeat.enter("train", "loading the base")
+        # The order of sums, and with it the last bits, hangs on how many threads share them.
+        torch.set_num_threads(int(card["versions"]["threads"]))
+        settings = TrainerConfig.model_validate(
+            self._config.trainer.model_dump() | card["settings"] | {"objective": card["objective"]}
+        )
+        return challenger.train_challenger(
+            load_base(Path(ground.base.folder), self._config.model.device, "train"),
+            rows,
+            memory.train,
+            Plan(card["objective"]),
+            settings,
+            work=self.folder,
+            adapters_dir=self.folder / "repeated",
+            steps={phase: int(count) for phase, count in card["steps"].items() if count},
+            own_pairs=lambda model, number: _own_pairs(original, number),
+            on_checkpoint=self._got_further,
+            on_progress=self._heartbeat.show,
+        )
+
+
+def _own_pairs(original: Path, number: int) -> list[PreferencePair]:
+    """Return the ranked replies that the original run has kept: asked again, the model might say others."""
+    found = ranking.read(original / ranking.file_of(number))
+    if found is None:
+        raise TrainingError(f"The ranked replies of round {number} are gone: this run can't be repeated.")
+    return found
+
+
+def _card(folder: Path) -> dict[str, Any]:
+    """Return the card that lies with an adapter since it was trained."""
+    try:
+        card = dict(json.loads((folder / saving.CARD).read_text(encoding="utf-8")))
+    except (OSError, ValueError) as error:
+        raise TrainingError(f"The adapter {folder.name} has no readable card to repeat it from.") from error
+    if "material" not in card:
+        raise TrainingError(
+            f"The adapter {folder.name} is of an older version, which did not note its material."
+        )
+    return card
+
+
+def _difference(card: dict[str, Any], new: dict[str, Any]) -> str:
+    """Say what two cards disagree on; no setting can be it, for they were taken over."""
+    if new["material"] != card["material"]:
+        return "the base's own replies or its tokenizer have changed"
+    if new["versions"] != card["versions"]:
+        return f"it was trained with {card['versions']} and now with {new['versions']}"
+    return "this machine computes differently from the one that trained it"

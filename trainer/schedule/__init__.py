@@ -1,0 +1,1 @@
+"""When runs start, in which order, and what is put right after a crash."""

@@ -1,0 +1,227 @@
+"""Runs the queue: leases the next run, starts its child process, and watches it to its end.
+
+Everything here belongs to the trainer's main thread: Linux ties a child's life to the thread that started it.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import IO
+
+import sqlite_utils
+import structlog
+
+from bot.serving.model.processors import usable_cores
+from storage.db.database import Database
+from storage.errors import DatabaseError
+from storage.learning import runs
+from storage.learning.runs import Run
+from storage.process.locks import die_with_parent
+
+log = structlog.get_logger()
+
+# The child renews its lease at every heartbeat; importing torch on a busy machine is the longest silence.
+LEASE_MS = 180_000
+TERM_WAIT_S = 5.0
+OUTPUT_WAIT_S = 2.0
+LINE_BYTES = 256 * 1024
+INTERRUPTED = "the trainer was stopped in the middle of it"
+
+
+@dataclass
+class _Child:
+    run: Run
+    process: subprocess.Popen[bytes]
+    output: _Output
+    kill_at: float | None = None
+
+
+class RunQueue:
+    """One run at a time, each in a child process at low priority; call `tick` about once a second."""
+
+    def __init__(
+        self,
+        database: Database,
+        command: Callable[[Run], Sequence[str]],
+        *,
+        owner: str,
+        nice: int = 19,
+        environment: Mapping[str, str] | None = None,
+        term_wait_s: float = TERM_WAIT_S,
+    ) -> None:
+        self._database = database
+        self._command = command
+        self._owner = owner
+        self._nice = nice
+        self._environment = child_environment(os.environ if environment is None else environment)
+        self._term_wait_s = term_wait_s
+        self._child: _Child | None = None
+
+    @property
+    def busy(self) -> bool:
+        """Whether a run's process is alive."""
+        return self._child is not None
+
+    def tick(self) -> None:
+        """Start the next run if none is on; otherwise see whether the present one ended or was cancelled.
+
+        A busy or full database is no reason to die: the next tick tries again.
+        """
+        try:
+            if self._child is None:
+                self._start_next()
+            elif self._child.process.poll() is not None:
+                self._settle(self._child)
+            else:
+                self._end_if_cancelled(self._child)
+        except DatabaseError as error:
+            log.warning("the database can't be used at the moment", error=str(error))
+
+    def stop(self) -> None:
+        """End the present run's process and put its run back into the queue, to be tried again."""
+        child = self._child
+        if child is None:
+            return
+        _signal(child.process, signal.SIGTERM)
+        try:
+            child.process.wait(self._term_wait_s)
+        except subprocess.TimeoutExpired:
+            _signal(child.process, signal.SIGKILL)
+            child.process.wait()
+        self._child = None
+        child.output.finish()
+        requeued = self._database.write(lambda db: _requeue_if_on(db, child.run.id, self._owner))
+        if requeued:
+            log.info("run interrupted", run_id=child.run.id, state=requeued.state, note=requeued.note)
+
+    def _start_next(self) -> None:
+        run = self._database.write(lambda db: runs.lease_next(db, self._owner, LEASE_MS))
+        if run is None:
+            return
+        try:
+            process = subprocess.Popen(
+                die_with_parent(self._command(run)),
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                env=self._environment,
+                process_group=0,
+            )
+        except OSError as error:
+            self._fail(run, f"The run's process could not be started ({error.strerror}).", str(error))
+            return
+        _lower_priority(process.pid, self._nice)
+        self._child = _Child(run, process, _Output(process.stdout))
+        log.info("run started", run_id=run.id, scope=run.scope, trigger=run.trigger, attempt=run.attempts)
+
+    def _end_if_cancelled(self, child: _Child) -> None:
+        if child.kill_at is not None:
+            if time.monotonic() >= child.kill_at:
+                _signal(child.process, signal.SIGKILL)
+            return
+        current = self._database.read(lambda db: runs.get(db, child.run.id))
+        if current is None or current.state != "running" or current.lease_owner != self._owner:
+            # A run that just wrote its result is about to end by itself: it gets the same grace.
+            child.kill_at = time.monotonic() + self._term_wait_s
+            if current is None or current.state != "finished":
+                log.info("run is no longer wanted", run_id=child.run.id)
+                _signal(child.process, signal.SIGTERM)
+
+    def _settle(self, child: _Child) -> None:
+        """Record how the run ended; a child that died without a result leaves the old champion in place."""
+        code = child.process.wait()
+        # Whatever the child left behind must not go on computing.
+        _signal(child.process, signal.SIGKILL)
+        child.output.finish()
+        run = self._database.read(lambda db: runs.get(db, child.run.id))
+        if run is not None and run.state == "running" and run.lease_owner == self._owner:
+            self._fail(run, _obituary(code), child.output.last_line or f"exit code {code}")
+        elif run is not None:
+            log.info(
+                "run ended",
+                run_id=run.id,
+                outcome=run.outcome,
+                message=run.message,
+                scope=run.scope,
+            )
+        self._child = None
+
+    def _fail(self, run: Run, sentence: str, error: str) -> None:
+        message = f"{sentence} The champion was not changed."
+        self._database.write(lambda db: runs.fail(db, run.id, error=error, message=message))
+        log.error("run failed", run_id=run.id, scope=run.scope, message=message, error=error)
+
+
+class _Output:
+    """Passes a child's lines on to our own log stream and remembers the last one that is no log record."""
+
+    def __init__(self, stream: IO[bytes] | None) -> None:
+        self._stream = stream
+        self._last = b""
+        self._thread = threading.Thread(target=self._pump, name="run output", daemon=True)
+        self._thread.start()
+
+    @property
+    def last_line(self) -> str:
+        """The last plain line: the sentence, or the end of a traceback."""
+        return self._last.decode("utf-8", "replace").strip()[:500]
+
+    def finish(self) -> None:
+        """Wait a moment for the rest of the output."""
+        self._thread.join(OUTPUT_WAIT_S)
+
+    def _pump(self) -> None:
+        if self._stream is None:
+            return
+        with self._stream as stream:
+            while line := stream.readline(LINE_BYTES):
+                if line.strip() and not line.startswith(b"{"):
+                    self._last = line
+                sys.stderr.buffer.write(line)
+                sys.stderr.buffer.flush()
+
+
+def child_environment(environment: Mapping[str, str]) -> dict[str, str]:
+    """The environment of a run: threads that wait must sleep, or they slow the model server down.
+
+    OpenMP's spinning made decoding eleven times slower where threads outnumbered cores.
+    """
+    cores = usable_cores()
+    defaults = {"OMP_NUM_THREADS": str(cores), "TOKENIZERS_PARALLELISM": "false", "PYTHONUNBUFFERED": "1"}
+    return {**defaults, **environment, "OMP_WAIT_POLICY": "passive", "GOMP_SPINCOUNT": "0"}
+
+
+def _requeue_if_on(db: sqlite_utils.Database, run_id: str, owner: str) -> Run | None:
+    run = runs.get(db, run_id)
+    if run is None or run.state != "running" or run.lease_owner != owner:
+        return None
+    return runs.requeue(db, run_id, INTERRUPTED)
+
+
+def _lower_priority(pid: int, nice: int) -> None:
+    try:
+        os.setpriority(os.PRIO_PROCESS, pid, max(nice, os.getpriority(os.PRIO_PROCESS, 0)))
+    except (OSError, AttributeError) as error:
+        log.warning("the run's priority could not be lowered", error=str(error))
+
+
+def _signal(process: subprocess.Popen[bytes], number: signal.Signals) -> None:
+    try:
+        os.killpg(process.pid, number)
+    except ProcessLookupError:
+        return
+
+
+def _obituary(code: int) -> str:
+    if code == -signal.SIGKILL:
+        return "The run's process was killed, most likely because memory ran out."
+    if code < 0:
+        return f"The run's process ended by {signal.Signals(-code).name}."
+    return f"The run's process ended with code {code} before it had a result."

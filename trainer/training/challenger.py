@@ -1,0 +1,365 @@
+"""A challenger: a fresh LoRA adapter on all eligible training rows, saved under its content hash.
+
+Never continued from the champion: drift doesn't compound, and erasing a member's data is an omission.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model
+from torch import nn
+
+from bot.serving.model.loading import LoadedBase
+from bot.serving.model.memory import available_bytes
+from storage.config import TrainerConfig
+from trainer.data.encoding import Codec
+from trainer.data.examples import BaseCodec, Material, dpo_examples, gather
+from trainer.data.general_replies import BaseReply
+from trainer.data.preference_pairs import PreferencePair
+from trainer.data.snapshot import Snapshot
+from trainer.errors import TrainingError
+from trainer.training import memory, objectives, phases, saving
+from trainer.training.checkpoints import DONE, Keeper, Moment
+from trainer.training.forward import batch_tokens
+from trainer.training.loop import Tick, TrainingReport
+from trainer.training.objectives import Plan
+from trainer.training.phases import DpoSettings, KtoSettings, SftSettings
+
+# How the training's progress is shared among its phases, as far as they take place.
+PHASE_PARTS = {"sft": 0.35, "kto": 0.65, "dpo": 0.4, "ranked": 0.8}
+PHASE_NOTES = {
+    "sft": "liked replies",
+    "kto": "all ratings",
+    "dpo": "preference pairs",
+    "ranked": "own replies, ranked",
+}
+# The time that supervised tuning may take of a training in which the model's own replies are ranked after it.
+SFT_SHARE = 0.4
+# And the most liked replies that it imitates there. They are only a start: a fresh adapter that learns them
+# all learns to be its champion, a little less well (EXPERIMENTS, 15).
+SFT_MOST = 48
+# Settings that decide what is trained, as the adapter's card names them.
+DECIDING = {
+    "rank",
+    "alpha",
+    "sft_learning_rate",
+    "kto_learning_rate",
+    "dpo_learning_rate",
+    "epochs",
+    "kto_epochs",
+    "dpo_epochs",
+    "dpo_sft_weight",
+    "ranked_rounds",
+    "sft_batch_size",
+    "beta",
+    "batch_size",
+    "dpo_batch_size",
+    "batch_tokens",
+    "max_length",
+    "replay_share",
+    "seed",
+}
+
+Progress = Callable[[float, str], None]
+OwnPairs = Callable[[PeftModel, int], list[PreferencePair]]
+"""Asks the model as it is now for replies, in round 1, 2, ..., and returns the pairs that they make."""
+
+
+@dataclass(frozen=True)
+class Challenger:
+    """A saved adapter. `plan` is what was really trained; the reports by phase say how."""
+
+    adapter_id: str
+    folder: Path
+    plan: Plan
+    reports: Mapping[str, TrainingReport]
+
+    @property
+    def seconds(self) -> float:
+        """Return how long the gradient steps took."""
+        return sum(report.seconds for report in self.reports.values())
+
+
+def train_challenger(
+    base: LoadedBase,
+    snapshot: Snapshot,
+    replay: Sequence[BaseReply],
+    plan: Plan,
+    settings: TrainerConfig,
+    *,
+    work: Path,
+    adapters_dir: Path,
+    steps: Mapping[str, int] | None = None,
+    memory_bytes: int | None = None,
+    on_checkpoint: Callable[[], None] = lambda: None,
+    own_pairs: OwnPairs | None = None,
+    on_progress: Progress = lambda share, note: None,
+) -> Challenger:
+    """Train and save one challenger; `work` is the run's own folder, in which a checkpoint is kept.
+
+    The same snapshot, replay, plan, settings, versions and thread count give the same adapter id, whether or
+    not the training was interrupted. `steps` by phase repeats one that the clock shortened to so many;
+    `memory_bytes` is what it may use (None: what is free); `own_pairs` is called in each round of an
+    objective that ranks the model's own replies.
+
+    Raises:
+        MemoryShortError: it would not fit; nothing was allocated.
+        TrainingError: nothing to learn from, no gradient, or a loss that is not a number.
+        RunCancelledError: the run's folder was removed in the middle of it.
+    """
+    settings = objectives.for_size(settings, base.info.linear_parameters + base.info.other_parameters)
+    codec = BaseCodec(base.tokenizer)
+    most_liked = SFT_MOST if _ranks(plan, own_pairs) else None
+    material = gather(codec, snapshot, replay, settings.max_length, most_liked)
+    if not material.liked:
+        raise TrainingError("There is no liked reply to train on.")
+    limit = settings.batch_tokens or batch_tokens(base.model)
+    shape = memory.shape_of(base.model, settings.rank, limit, material.forwarded, material.replay)
+    memory.require(shape, available_bytes(base.device) if memory_bytes is None else memory_bytes, settings)
+    model = add_adapter(base.model, settings)
+    keeper = Keeper(
+        work,
+        _belonging(base, snapshot, material, plan, settings, steps),
+        settings.checkpoint_seconds,
+        on_checkpoint,
+    )
+    course = Course(model, codec, material, plan, settings, keeper, steps or {}, on_progress, own_pairs)
+    course.run()
+    card = describe(base, snapshot, course.plan, settings, material, course.reports)
+    adapter_id, folder = saving.save(
+        model, base, card, snapshot=snapshot, work=work, adapters_dir=adapters_dir
+    )
+    return Challenger(adapter_id, folder, course.plan, course.reports)
+
+
+@dataclass
+class Course:
+    """The phases of one training, in order. What is decided on the way is kept with the checkpoint."""
+
+    model: PeftModel
+    codec: Codec
+    material: Material
+    plan: Plan
+    settings: TrainerConfig
+    keeper: Keeper
+    steps: Mapping[str, int]
+    on_progress: Progress
+    own_pairs: OwnPairs | None = None
+    reports: dict[str, TrainingReport] = field(default_factory=dict)
+
+    def run(self) -> None:
+        """Take every phase, or those that an interrupted process left."""
+        self._recall()
+        if finished := self.keeper.resume(DONE):
+            finished.restore(self.model)
+            return
+        for phase, train in self._phases():
+            if kind_of(phase) not in self.plan.phases or phase in self.reports:
+                continue
+            self.reports[phase] = train(self._tick(phase))
+            if phase == "sft" and not self.steps:
+                self.plan = self._affordable()
+            self._remember()
+        self.keeper.keep(Moment.of(DONE, {}, self.model))
+
+    def _phases(self) -> list[tuple[str, Callable[[Tick], TrainingReport]]]:
+        rounds = range(1, self.settings.ranked_rounds + 1 if self.own_pairs else 1)
+        ranked = [(f"ranked_{number}", partial(self._ranked, number)) for number in rounds]
+        return [("sft", self._sft), ("kto", self._kto), ("dpo", self._dpo), *ranked]
+
+    def _affordable(self) -> Plan:
+        sft = self.reports["sft"]
+        return objectives.within_budget(
+            self.plan,
+            tokens=self.material.tokens(self.settings),
+            tokens_per_second=sft.tokens_per_second,
+            spent_s=sft.seconds,
+            settings=self.settings,
+        )
+
+    def _remember(self) -> None:
+        self.keeper.story = {
+            "plan": asdict(self.plan),
+            "reports": {phase: asdict(report) for phase, report in self.reports.items()},
+        }
+
+    def _recall(self) -> None:
+        if self.keeper.story:
+            self.plan = Plan(**self.keeper.story["plan"])
+            found = self.keeper.story["reports"]
+            self.reports = {phase: TrainingReport(**report) for phase, report in found.items()}
+
+    def _tick(self, phase: str) -> Tick:
+        parts = [kind_of(name) for name, _ in self._phases() if kind_of(name) in self.plan.phases]
+        whole = sum(PHASE_PARTS[part] for part in parts)
+        before = sum(PHASE_PARTS[kind_of(each)] for each in self.reports)
+        part = PHASE_PARTS[kind_of(phase)]
+        return lambda done, total: self.on_progress(
+            (before + part * done / total) / whole,
+            f"{PHASE_NOTES[kind_of(phase)]}, step {done} of {total}",
+        )
+
+    def _sft(self, on_step: Tick) -> TrainingReport:
+        settings = SftSettings(
+            learning_rate=self.settings.sft_learning_rate,
+            epochs=self.settings.epochs,
+            batch_size=self.settings.sft_batch_size,
+            replay_share=self.settings.replay_share,
+            seed=self.settings.seed,
+            max_seconds=self.settings.max_train_minutes
+            * 60
+            * (SFT_SHARE if _ranks(self.plan, self.own_pairs) else 1),
+            max_steps=self.steps.get("sft"),
+            batch_tokens=self.settings.batch_tokens,
+        )
+        liked, replay = self.material.liked, self.material.replay
+        return phases.train_sft(self.model, liked, replay, settings, keeper=self.keeper, on_step=on_step)
+
+    def _kto(self, on_step: Tick) -> TrainingReport:
+        settings = KtoSettings(
+            learning_rate=self.settings.kto_learning_rate,
+            epochs=self.settings.kto_epochs,
+            batch_size=self.settings.batch_size,
+            beta=self.settings.beta,
+            seed=self.settings.seed,
+            batch_tokens=self.settings.batch_tokens,
+        )
+        return phases.train_kto(
+            self.model, self.material.rated, settings, keeper=self.keeper, on_step=on_step
+        )
+
+    def _ranked(self, number: int, on_step: Tick) -> TrainingReport:
+        """Learn from the model's own replies as it is now, and from what members preferred beside them."""
+        found = self.own_pairs(self.model, number) if self.own_pairs else []
+        pairs = [*dpo_examples(self.codec, found, self.settings.max_length), *self.material.pairs]
+        if not pairs:
+            return TrainingReport()
+        left_s = self.settings.max_train_minutes * 60 - sum(each.seconds for each in self.reports.values())
+        rounds_left = self.settings.ranked_rounds - number + 1
+        settings = replace(
+            self._dpo_settings(),
+            max_seconds=max(0.0, left_s) / rounds_left,
+            max_steps=self.steps.get(f"ranked_{number}"),
+        )
+        return phases.train_dpo(
+            self.model,
+            pairs,
+            settings,
+            replay=self.material.replay,
+            name=f"ranked_{number}",
+            keeper=self.keeper,
+            on_step=on_step,
+        )
+
+    def _dpo(self, on_step: Tick) -> TrainingReport:
+        return phases.train_dpo(
+            self.model,
+            self.material.pairs,
+            self._dpo_settings(),
+            replay=self.material.replay,
+            keeper=self.keeper,
+            on_step=on_step,
+        )
+
+    def _dpo_settings(self) -> DpoSettings:
+        return DpoSettings(
+            learning_rate=self.settings.dpo_learning_rate,
+            epochs=self.settings.dpo_epochs,
+            batch_size=self.settings.dpo_batch_size,
+            beta=self.settings.beta,
+            sft_weight=self.settings.dpo_sft_weight,
+            replay_share=self.settings.replay_share,
+            seed=self.settings.seed,
+            batch_tokens=self.settings.batch_tokens,
+        )
+
+
+def _ranks(plan: Plan, own_pairs: OwnPairs | None) -> bool:
+    return "ranked" in plan.phases and own_pairs is not None
+
+
+def kind_of(phase: str) -> str:
+    """Return which kind of phase it is: "ranked" of "ranked_2"."""
+    return phase.partition("_")[0]
+
+
+def _belonging(
+    base: LoadedBase,
+    snapshot: Snapshot,
+    material: Material,
+    plan: Plan,
+    settings: TrainerConfig,
+    steps: Mapping[str, int] | None,
+) -> str:
+    """Return a hash of everything that decides the bytes of a training: where one differs, start anew."""
+    deciding = {
+        "base": base.info.hash,
+        "held_as": [base.execution, base.device],
+        "snapshot": snapshot.content_hash,
+        "material": material.content_hash,
+        "objective": plan.objective,
+        "settings": settings.model_dump(include=DECIDING | {"objective", "max_train_minutes"}),
+        "steps": steps,
+        "versions": _versions(),
+    }
+    return hashlib.sha256(json.dumps(deciding, sort_keys=True).encode()).hexdigest()
+
+
+def _versions() -> dict[str, Any]:
+    return {"torch": torch.__version__, "threads": torch.get_num_threads()}
+
+
+def add_adapter(model: nn.Module, settings: TrainerConfig) -> PeftModel:
+    """Put a fresh LoRA adapter with float32 weights on every linear layer but the output head."""
+    torch.manual_seed(settings.seed)
+    config = LoraConfig(
+        r=settings.rank,
+        lora_alpha=settings.alpha,
+        lora_dropout=0.0,
+        target_modules="all-linear",
+        bias="none",
+        task_type="CAUSAL_LM",
+    )
+    peft_model = get_peft_model(model, config)
+    # In bfloat16 most updates of a small learning rate round to nothing (LEARNING: pitfalls).
+    for parameter in peft_model.parameters():
+        if parameter.requires_grad:
+            parameter.data = parameter.data.float()
+    return peft_model
+
+
+def describe(
+    base: LoadedBase,
+    snapshot: Snapshot,
+    plan: Plan,
+    settings: TrainerConfig,
+    material: Material,
+    reports: Mapping[str, TrainingReport],
+) -> dict[str, Any]:
+    """Return the adapter's card: what it is and what made it. No words of members, no times."""
+    trained = {"sft": material.liked, "kto": material.rated, "dpo": material.pairs}
+    counts = {phase: len(seen) if phase in reports else 0 for phase, seen in trained.items()}  # type: ignore[arg-type]
+    return {
+        "base": base.info.id,
+        "base_hash": base.info.hash,
+        "objective": plan.objective,
+        "snapshot": snapshot.content_hash,
+        "rehearsal": snapshot.rehearsal,
+        "supervised_examples": counts["sft"],
+        "kto_examples": counts["kto"],
+        "dpo_pairs": counts["dpo"],
+        "material": material.content_hash,
+        "raters": snapshot.raters,
+        "settings": settings.model_dump(include=DECIDING),
+        "ranked_rounds": sum(kind_of(phase) == "ranked" for phase in reports),
+        "steps": dict.fromkeys(trained, 0) | {phase: each.steps for phase, each in reports.items()},
+        "versions": _versions(),
+    }

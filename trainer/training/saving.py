@@ -1,0 +1,126 @@
+"""Writing an adapter: PEFT's layout, hashed, and renamed once to its final place."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import PeftModel
+from safetensors.torch import save_file
+from torch import nn
+
+from bot.serving.model import adapter_files
+from bot.serving.model.loading import LoadedBase
+from storage.learning import unregistered_adapters
+from trainer.data.snapshot import Snapshot
+from trainer.errors import RunCancelledError
+
+CARD = "card.json"
+CARD_TEXT = "card.md"
+
+
+def save(
+    model: PeftModel,
+    base: LoadedBase,
+    card: dict[str, Any] | None,
+    *,
+    snapshot: Snapshot,
+    work: Path,
+    adapters_dir: Path,
+) -> tuple[str, Path]:
+    """Write the adapter in PEFT's layout, hash it and rename it once to its final place.
+
+    One that only serves while it is trained has no card. Before the adapter is renamed its id is noted in the
+    run's folder: what a killed run leaves behind is found there (`storage.learning.unregistered_adapters`).
+    Never through `state_dict()` or `save_pretrained`: on some CPUs that unpacks and damages a 4-bit base.
+    """
+    written = work / "adapter"
+    shutil.rmtree(written, ignore_errors=True)
+    try:
+        written.mkdir()
+    except FileNotFoundError as error:
+        raise RunCancelledError("The run's folder was removed, as by an erasure.") from error
+    save_file(adapter_tensors(model), written / adapter_files.WEIGHTS, metadata={"format": "pt"})
+    config = _config_json(model, base.info.id)
+    (written / adapter_files.CONFIG).write_text(
+        json.dumps(config, indent=2, sort_keys=True), encoding="utf-8"
+    )
+    if card is not None:
+        (written / CARD).write_text(json.dumps(card, indent=2, sort_keys=True), encoding="utf-8")
+        (written / CARD_TEXT).write_text(card_text(card), encoding="utf-8")
+    adapter_id = adapter_files.write_manifest(
+        written,
+        base_hash=base.info.hash,
+        chat_template_hash=base.info.chat_template_hash,
+        extra={"rehearsal": snapshot.rehearsal, "snapshot": snapshot.content_hash},
+    )
+    unregistered_adapters.note(work, adapter_id)
+    return adapter_id, _move(written, adapters_dir / adapter_id)
+
+
+def adapter_tensors(model: nn.Module) -> dict[str, torch.Tensor]:
+    """Return the adapter's weights by PEFT's names, without the adapter's own name in them."""
+    return {
+        name.replace(".default.", "."): parameter.detach().cpu().contiguous()
+        for name, parameter in model.named_parameters()
+        if ".lora_A." in name or ".lora_B." in name
+    }
+
+
+def card_text(card: dict[str, Any]) -> str:
+    """Return the card for people."""
+    origin = "simulated or playground members (a rehearsal)" if card["rehearsal"] else "a community's members"
+    lines = [
+        f"# A LoRA adapter for {card['base']}",
+        "",
+        f"Trained by Strop on the ratings of {origin}: "
+        f"{card['supervised_examples']} liked or corrected replies"
+        + (f", then {card['kto_examples']} rated ones" if card["kto_examples"] else "")
+        + (f", then {card['dpo_pairs']} preference pairs" if card["dpo_pairs"] else "")
+        + (
+            f", then its own replies, ranked, in {card['ranked_rounds']} rounds"
+            if card["ranked_rounds"]
+            else ""
+        )
+        + f", by {card['raters']} raters.",
+        "",
+        f"- objective: {card['objective']}",
+        f"- base hash: {card['base_hash']}",
+        f"- dataset snapshot: {card['snapshot']}",
+        *(f"- {name}: {value}" for name, value in sorted(card["settings"].items())),
+        "",
+        "It carries the habits of the community that rated it, and the limits of its base.",
+        "",
+    ]
+    return "\n".join(lines)
+
+
+def _config_json(model: PeftModel, base_id: str) -> dict[str, Any]:
+    """Return PEFT's configuration without this machine's paths and in an order that never changes."""
+    config = replace(
+        model.peft_config["default"], base_model_name_or_path=base_id, inference_mode=True
+    ).to_dict()
+    return {
+        key: sorted(value) if isinstance(value, set) else getattr(value, "value", value)
+        for key, value in config.items()
+    }
+
+
+def _move(partial: Path, final: Path) -> Path:
+    """Rename once; an adapter that is there already has the same bytes, for its name is their hash."""
+    final.parent.mkdir(parents=True, exist_ok=True)
+    if final.exists():
+        shutil.rmtree(partial)
+        return final
+    partial.rename(final)
+    descriptor = os.open(final.parent, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+    return final

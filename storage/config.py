@@ -9,176 +9,28 @@ import ipaddress
 import tomllib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field, SecretStr, Strict, ValidationError
+from pydantic import BaseModel, Field, SecretStr, ValidationError
 from pydantic_core import ErrorDetails
 
+from storage.config_sections import (
+    ChatConfig,
+    DiscordConfig,
+    GateConfig,
+    ModelConfig,
+    PlaygroundConfig,
+    RepliesConfig,
+    Section,
+    ServerConfig,
+    TrainerConfig,
+)
 from storage.errors import ConfigError
 
 DEFAULT_FILE = Path("strop.toml")
 
-Text = Annotated[str, Field(description="a text in quotes")]
-Count = Annotated[int, Strict(), Field(gt=0, description="a positive integer")]
-Flag = Annotated[bool, Strict(), Field(description="true or false")]
-Whole = Annotated[int, Strict(), Field(ge=0, description="zero or a positive integer")]
-Positive = Annotated[float, Strict(), Field(gt=0, description="a positive number")]
-Amount = Annotated[float, Strict(), Field(ge=0, description="zero or a positive number")]
-Share = Annotated[float, Strict(), Field(ge=0, le=1, description="a number from 0 to 1")]
-Inside = Annotated[float, Strict(), Field(gt=0, lt=1, description="a number between 0 and 1")]
-Port = Annotated[int, Strict(), Field(ge=0, le=65535, description="a port from 0 (any free one) to 65535")]
-Nice = Annotated[int, Strict(), Field(ge=0, le=19, description="an integer from 0 to 19")]
-Ids = Annotated[
-    tuple[Annotated[int, Field(gt=0)], ...],
-    Field(description="a list of Discord ids, for example [123456789012345678]"),
-]
-Emojis = Annotated[
-    tuple[Annotated[str, Field(min_length=1)], ...], Field(description='a list of emojis, for example ["👍"]')
-]
 
-
-class _Section(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class DiscordConfig(_Section):
-    """What the bot does on Discord. The token comes from the environment only."""
-
-    token: SecretStr | None = None
-    operators: Ids = ()
-    channels: Ids = ()
-    message_content: Flag = False
-    rating_up: Emojis = ("👍",)
-    rating_down: Emojis = ("👎",)
-    training_permission_reference: Text = ""
-    training_permission_date: Text = ""
-    shards: Count = 1
-    operators_channel: Whole = 0
-
-
-class ChatConfig(_Section):
-    """How a reply is asked for."""
-
-    system_prompt: Text = "You are a friendly member of this community. Answer briefly."
-    max_new_tokens: Count = 120
-    temperature: Amount = 0.7
-    top_p: Share = 0.9
-    top_k: Whole = 0
-    context_tokens: Count = 1024
-
-
-class RepliesConfig(_Section):
-    """What stands under a reply, and how it is rated apart from reactions.
-
-    `compare` is the share of questions that get two candidates side by side; `compare_not_in` names servers
-    and channels that never do.
-    """
-
-    buttons: Annotated[
-        tuple[Literal["regenerate", "stop", "better", "why"], ...],
-        Field(description='a list out of "regenerate", "stop", "better", "why"; [] for no buttons'),
-    ] = ("regenerate", "stop", "better", "why")
-    rating_buttons: Annotated[bool, Strict(), Field(description="true or false")] = False
-    most_versions: Count = 10
-    compare: Share = 0.0
-    compare_not_in: Ids = ()
-
-
-class ModelConfig(_Section):
-    """The base model and how it is run. `threads` 0 means that the server decides."""
-
-    base: Text = "auto"
-    revision: Text = ""
-    device: Annotated[
-        str,
-        Field(pattern=r"^(auto|cpu|cuda(:\d+)?)$", description='"auto", "cpu", "cuda" or "cuda:0"'),
-    ] = "auto"
-    context_tokens: Count = 2048
-    slots: Count = 8
-    threads: Whole = 0
-
-
-class ServerConfig(_Section):
-    """Where the model server listens, or which OpenAI-compatible server to use instead (`base_url`)."""
-
-    host: Text = "127.0.0.1"
-    port: Port = 8601
-    base_url: Text = ""
-    api_key: SecretStr | None = None
-
-
-class TrainerConfig(_Section):
-    """When and how a challenger is trained; an empty `cron` or a 0 switches a trigger off."""
-
-    cron: Text = ""
-    interval_hours: Amount = 24.0
-    min_new_ratings: Whole = 50
-    min_liked: Count = 25
-    min_raters: Count = 5
-    objective: Annotated[
-        Literal["auto", "sft", "sft_kto", "sft_dpo", "sft_kto_dpo", "sft_ranked"],
-        Field(description='one of "auto", "sft", "sft_kto", "sft_dpo", "sft_kto_dpo", "sft_ranked"'),
-    ] = "auto"
-    scope: Annotated[Literal["guild", "deployment"], Field(description='"guild" or "deployment"')] = "guild"
-    rank: Count = 16
-    alpha: Count = 32
-    sft_learning_rate: Positive = 5e-4
-    kto_learning_rate: Positive = 1e-4
-    dpo_learning_rate: Positive = 1e-4
-    epochs: Count = 4
-    kto_epochs: Count = 1
-    dpo_epochs: Count = 1
-    dpo_sft_weight: Amount = 0.3
-    ranked_rounds: Whole = 2
-    beta: Positive = 0.1
-    batch_size: Count = 8
-    dpo_batch_size: Count = 4
-    sft_batch_size: Count = 4
-    batch_tokens: Whole = 0
-    max_length: Count = 512
-    replay_share: Share = 0.3
-    max_train_minutes: Positive = 5.0
-    checkpoint_seconds: Positive = 60.0
-    seed: Whole = 0
-    nice: Nice = 19
-
-
-class GateConfig(_Section):
-    """What a challenger has to prove. A share of 0 does without canaries, or without holdbacks.
-
-    `canary_not_in` names servers and channels that the champion answers alone.
-    """
-
-    policy: Annotated[
-        Literal["auto", "ask", "canary-first"], Field(description='one of "auto", "ask", "canary-first"')
-    ] = "auto"
-    min_effect: Amount = 0.02
-    generation_minutes: Positive = 3.0
-    max_prompts: Count = 64
-    replies_per_prompt: Count = 1
-    max_new_tokens: Count = 60
-    bootstrap: Count = 2000
-    confidence: Inside = 0.95
-    max_general_nll_increase: Positive = 0.05
-    max_kl: Positive = 0.8
-    evote_alpha: Inside = 0.05
-    min_votes: Count = 10
-    canary_share: Share = 0.1
-    canary_days: Positive = 14.0
-    canary_most_ratings: Count = 200
-    canary_not_in: Ids = ()
-    holdback_share: Share = 0.05
-    holdback_days: Positive = 7.0
-
-
-class PlaygroundConfig(_Section):
-    """Where the playground's page listens; on this machine only."""
-
-    host: Text = "127.0.0.1"
-    port: Port = 8600
-
-
-class Config(_Section):
+class Config(Section):
     """The whole configuration of one process; each component is handed its own section."""
 
     home: Path

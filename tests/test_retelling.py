@@ -19,7 +19,7 @@ from bot.language import sentences as retelling
 from bot.language import texts
 from storage import errors
 from storage.admin.setting_values import KINDS
-from storage.config import GateConfig
+from storage.config_sections import GateConfig
 from storage.errors import SettingError
 from storage.learning.eligibility import REASONS
 from storage.learning.loop_status import status_text

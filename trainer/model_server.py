@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from bot.serving.client import ModelClient
 from bot.serving.model.control_tokens import neutralise
 from bot.serving.protocol import PRIORITY_BACKGROUND, ChatMessage, Completion, Sampling
-from storage.config import ChatConfig
+from storage.config_sections import ChatConfig
 from trainer.data.snapshot import Row
 from trainer.patience import patiently
 

@@ -34,7 +34,7 @@ from bot.serving.errors import (
 from bot.serving.model.control_tokens import neutralise
 from bot.serving.protocol import BaseDescription, ChatDelta, ChatMessage, QueuePlace, Sampling
 from storage.chat.replies import Status
-from storage.config import ChatConfig
+from storage.config_sections import ChatConfig
 from storage.errors import DiskFullError, StorageError
 from storage.learning.trials import BASE, Route
 

@@ -16,7 +16,7 @@ from bot.services import Services
 from bot.serving.protocol import BaseDescription, Sampling, Usage
 from storage.chat import context_resets, conversations, members, replies, reply_versions
 from storage.chat.reply_versions import Versions
-from storage.config import ChatConfig
+from storage.config_sections import ChatConfig
 from storage.db.clock import now_ms
 from storage.learning import adapters, trials
 from storage.learning.trials import BASE, Route

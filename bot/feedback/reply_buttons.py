@@ -10,7 +10,7 @@ import discord
 
 from bot.ui.interactions import guarded
 from storage.chat.reply_versions import Versions
-from storage.config import RepliesConfig
+from storage.config_sections import RepliesConfig
 
 EMOJI = {
     "regenerate": "🔄",

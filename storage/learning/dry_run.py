@@ -6,7 +6,7 @@ from typing import Any, get_args
 
 import sqlite_utils
 
-from storage.config import TrainerConfig
+from storage.config_sections import TrainerConfig
 from storage.feedback import tastings
 from storage.learning import eligibility, runs
 

@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from bot.serving.model.processors import usable_cores
-from storage.config import TrainerConfig
+from storage.config_sections import TrainerConfig
 from tests.bench.learning.errors import BenchError
 from trainer.data.general_replies import COMMUNITY_PROMPTS, HELD_OUT_PROMPTS, TRAIN_PROMPTS
 

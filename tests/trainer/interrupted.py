@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 
 from bot.serving.model.loading import load_base
-from storage.config import TrainerConfig
+from storage.config_sections import TrainerConfig
 from tests.trainer.rows import pair, row
 from trainer.data.general_replies import BaseReply
 from trainer.data.snapshot import Snapshot

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from bot.serving.protocol import ChatMessage
-from storage.config import GateConfig
+from storage.config_sections import GateConfig
 from tests.bench.learning import bad_challengers, claims, plan, plot, prompts, resampling, results
 from tests.bench.learning.errors import BenchError
 from tests.bench.learning.members import population

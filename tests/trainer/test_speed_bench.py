@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from bot.serving.model.loading import load_base
-from storage.config import TrainerConfig
+from storage.config_sections import TrainerConfig
 from tests.bench import training_speed
 from tests.bench.training_speed import Turn
 from trainer.data.examples import BaseCodec

@@ -11,7 +11,7 @@ from typing import Any
 from bot.serving.model.chat_template import plain_content, render_chat
 from bot.serving.model.control_tokens import neutralise
 from bot.serving.protocol import ChatMessage
-from storage.config import TrainerConfig
+from storage.config_sections import TrainerConfig
 from trainer.data.encoding import Codec, Example, PreferenceExample, encode
 from trainer.data.general_replies import BaseReply
 from trainer.data.preference_pairs import PreferencePair

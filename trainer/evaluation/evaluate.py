@@ -15,7 +15,7 @@ from typing import Any
 
 from bot.serving.client import ModelClient
 from bot.serving.protocol import ChatMessage
-from storage.config import ChatConfig, GateConfig
+from storage.config_sections import ChatConfig, GateConfig
 from trainer import model_server
 from trainer.data import examples
 from trainer.data.encoding import Codec, Example, encode

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from bot.serving.protocol import ChatMessage
-from storage.config import GateConfig
+from storage.config_sections import GateConfig
 from trainer.evaluation import learned, regressions, reward_model, safety, statistics
 from trainer.evaluation.flattery import flattery
 from trainer.evaluation.learned import TaughtReply

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from bot.serving.client import ModelClient
 from bot.serving.protocol import ChatMessage
-from storage.config import ChatConfig
+from storage.config_sections import ChatConfig
 from trainer import model_server
 from trainer.evaluation.safety import BASE_TRIES, MAX_NEW_TOKENS, NOTE, PROBES, TRIES, VERSION, Probe, Probed
 from trainer.model_server import AT_ONCE

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from storage.config import GateConfig
+from storage.config_sections import GateConfig
 from trainer.evaluation import evidence, reward_model, statistics
 from trainer.evaluation.evidence import Pair, Ratings
 from trainer.evaluation.reward_model import RatedText

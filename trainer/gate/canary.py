@@ -29,7 +29,7 @@ from typing import Any, Literal
 
 import sqlite_utils
 
-from storage.config import GateConfig
+from storage.config_sections import GateConfig
 from storage.db import sql
 from storage.db.clock import now_ms
 from storage.feedback import ratings

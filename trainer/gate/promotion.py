@@ -13,7 +13,8 @@ import structlog
 
 from bot.serving.client import ModelClient
 from bot.serving.errors import ServingError, UnknownModelError
-from storage.config import Config, GateConfig
+from storage.config import Config
+from storage.config_sections import GateConfig
 from storage.db import sql
 from storage.db.database import Database
 from storage.errors import AdapterNotPromotableError, StaleChampionError

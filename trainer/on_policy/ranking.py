@@ -23,7 +23,7 @@ from typing import Any
 
 from bot.serving.client import ModelClient
 from bot.serving.protocol import ChatMessage
-from storage.config import ChatConfig
+from storage.config_sections import ChatConfig
 from trainer import model_server
 from trainer.data import preference_pairs
 from trainer.data.preference_pairs import PreferencePair

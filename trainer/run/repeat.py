@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from bot.serving.model.loading import load_base
-from storage.config import TrainerConfig
+from storage.config_sections import TrainerConfig
 from storage.learning import preference_votes, runs
 from storage.learning.adapters import Adapter
 from storage.learning.adapters import get as find_adapter

@@ -7,7 +7,8 @@ from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
-from storage.config import Config, GateConfig, TrainerConfig
+from storage.config import Config
+from storage.config_sections import GateConfig, TrainerConfig
 from trainer.errors import RunSettingsError
 
 

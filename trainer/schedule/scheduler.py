@@ -16,7 +16,7 @@ from apscheduler.schedulers.background import BackgroundScheduler
 from apscheduler.triggers.cron import CronTrigger
 from apscheduler.triggers.interval import IntervalTrigger
 
-from storage.config import TrainerConfig
+from storage.config_sections import TrainerConfig
 from storage.db import key_values
 from storage.db.clock import now_ms
 from storage.db.database import Database

@@ -19,7 +19,7 @@ from torch import nn
 
 from bot.serving.model.loading import LoadedBase
 from bot.serving.model.memory import available_bytes
-from storage.config import TrainerConfig
+from storage.config_sections import TrainerConfig
 from trainer.data.encoding import Codec
 from trainer.data.examples import BaseCodec, Material, dpo_examples, gather
 from trainer.data.general_replies import BaseReply

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from torch import nn
 
 from bot.serving.model.memory import in_gb
-from storage.config import TrainerConfig
+from storage.config_sections import TrainerConfig
 from trainer.data.encoding import Example
 from trainer.errors import MemoryShortError
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-from storage.config import TrainerConfig
+from storage.config_sections import TrainerConfig
 from storage.feedback import tastings
 from storage.learning.eligibility import REASONS
 from trainer.data.snapshot import Snapshot

@@ -16,7 +16,7 @@ from bot.playground.errors import RehearsalError
 from bot.playground.simulation.tastes import Taste
 from bot.serving.client import ModelClient
 from bot.serving.protocol import ChatMessage, Sampling
-from storage.config import ChatConfig
+from storage.config_sections import ChatConfig
 
 #: Every so many prompts one is kept back to measure with.
 KEPT_OF = 4

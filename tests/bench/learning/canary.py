@@ -16,7 +16,7 @@ from itertools import islice
 
 import numpy as np
 
-from storage.config import GateConfig
+from storage.config_sections import GateConfig
 from storage.learning.trials import Side
 from trainer.evaluation import statistics
 from trainer.gate import canary

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from storage.config import GateConfig
+from storage.config_sections import GateConfig
 from tests.bench.learning import resampling
 from tests.bench.learning.profile import Profile
 from tests.bench.learning.real_runs import History

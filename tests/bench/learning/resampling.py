@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from storage.config import GateConfig
+from storage.config_sections import GateConfig
 from storage.db.database import Database
 from storage.feedback import duels
 from storage.learning import runs

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from storage.config import GateConfig
+from storage.config_sections import GateConfig
 from tests.bench.learning import resampling
 from tests.trainer.test_bench import stored
 from trainer.evaluation import evidence, learned

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from bot.serving.protocol import ChatMessage
-from storage.config import GateConfig
+from storage.config_sections import GateConfig
 from storage.learning.eligibility import RatedReply
 from tests.trainer.rows import reply, thumb
 from trainer.data import snapshot

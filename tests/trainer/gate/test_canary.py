@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from storage.config import GateConfig
+from storage.config_sections import GateConfig
 from storage.learning.trials import PairVote, Side, TrialRating
 from trainer.evaluation import statistics
 from trainer.gate import canary

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from storage.config import GateConfig
+from storage.config_sections import GateConfig
 from storage.feedback import duels
 from trainer.evaluation import statistics
 from trainer.evaluation.learned import Learned

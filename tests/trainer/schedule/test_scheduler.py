@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from storage.config import TrainerConfig
+from storage.config_sections import TrainerConfig
 from storage.db import key_values
 from storage.db.clock import now_ms
 from storage.db.database import Database

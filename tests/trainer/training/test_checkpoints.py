@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from bot.serving.model.loading import LoadedBase, load_base
-from storage.config import TrainerConfig
+from storage.config_sections import TrainerConfig
 from storage.learning import checkpoints
 from tests.trainer import interrupted
 from trainer.data.encoding import Example

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from bot.serving.model.loading import LoadedBase, load_base
-from storage.config import TrainerConfig
+from storage.config_sections import TrainerConfig
 from tests.trainer import interrupted
 from trainer.data.encoding import Example
 from trainer.errors import MemoryShortError

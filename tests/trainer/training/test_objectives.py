@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 
-from storage.config import TrainerConfig
+from storage.config_sections import TrainerConfig
 from tests.trainer.rows import pair, row
 from trainer.data.labels import Correction
 from trainer.data.snapshot import Snapshot

@@ -12,7 +12,7 @@ from datasets import Dataset
 from trl import DPOConfig, DPOTrainer, KTOConfig, KTOTrainer, SFTConfig, SFTTrainer
 
 from bot.serving.model.loading import LoadedBase
-from storage.config import TrainerConfig
+from storage.config_sections import TrainerConfig
 from trainer.data.encoding import Example, PreferenceExample
 from trainer.training import challenger, forward, losses, terms
 

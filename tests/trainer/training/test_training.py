@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 
 from bot.serving.model.adapter_files import verify
 from bot.serving.model.loading import LoadedBase, load_base
-from storage.config import TrainerConfig
+from storage.config_sections import TrainerConfig
 from tests.trainer.rows import pair, row
 from trainer.data import examples
 from trainer.data.encoding import Example, PreferenceExample

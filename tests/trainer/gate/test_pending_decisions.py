@@ -415,7 +415,7 @@ def test_a_server_that_is_away_postpones_the_swap(community: Community) -> None:
     assert ended.outcome == "promoted"
 
 
-def test_a_restarted_server_gets_its_canary_back_and_a_refused_one_ends(community: Community) -> None:
+def test_a_restarted_server_gets_its_canary_back_and_a_damaged_one_ends(community: Community) -> None:
     async def keep() -> None:
         async with promotion.client_for(community.config) as client:
             assert await ChampionKeeper(community.database, community.config).check(client)
@@ -426,6 +426,9 @@ def test_a_restarted_server_gets_its_canary_back_and_a_refused_one_ends(communit
     assert sorted(community.server.adapters) == sorted([community.old, community.new])
     community.server.adapters = [community.old]
     community.server.refused_adapters = {community.new}
+    asyncio.run(keep())
+    assert community.active().keys() == {"canary"}, "a refusal alone is no proof against it"
+    (community.config.adapters / community.new / "adapter_model.safetensors").write_bytes(b"tampered")
     asyncio.run(keep())
     assert community.active() == {} and community.state(community.new) == "rejected"
     (ended,) = community.settle()

@@ -199,6 +199,9 @@ async def test_an_adapter_is_loaded_used_and_unloaded(
 
 
 async def test_a_refused_adapter_says_why(client: ModelClient, tmp_path: Path) -> None:
+    with pytest.raises(AdapterRefusedError, match=r"adapters folder .* is not there"):
+        await client.load_adapter("x", tmp_path / "adapters" / "x")
+    (tmp_path / "adapters").mkdir()
     with pytest.raises(AdapterRefusedError, match="not a folder directly inside"):
         await client.load_adapter("x", "/etc")
     with pytest.raises(AdapterRefusedError, match="no adapter folder"):
@@ -438,6 +441,7 @@ async def test_a_whole_life(tiny_source: Path, tiny_folder: Path, models_dir: Pa
                 assert fresh["secret"] != address["secret"]
                 await until_loaded(client)
                 assert await client.models() == ["tiny"]
+                (tmp_path / "adapters").mkdir()
                 with pytest.raises(AdapterRefusedError, match="no adapter folder"):
                     await client.load_adapter("x", tmp_path / "adapters" / "x")
 

@@ -53,10 +53,11 @@ def test_bodies_join_to_the_text_and_every_part_fits(text: str, limit: int) -> N
 
 @given(TEXTS)
 @settings(max_examples=100, deadline=None)
-def test_added_text_is_nothing_but_code_fences(text: str) -> None:
+def test_added_text_is_nothing_but_formatting(text: str) -> None:
+    markers = r"(\*|\*\*|_|__|~~|\|\||`{1,2})*"
     for part in split(text, 80):
-        assert regex.fullmatch(r"(```[A-Za-z0-9_+#.\-]{0,20}\n)?", part.prefix)
-        assert part.suffix in ("", "```", "\n```")
+        assert regex.fullmatch(rf"(`{{3,20}}[A-Za-z0-9_+#.\-]{{0,20}}\n|{markers})", part.prefix)
+        assert regex.fullmatch(rf"(\n?`{{3,20}}|{markers})", part.suffix)
 
 
 @given(st.lists(st.sampled_from(["👩‍👩‍👧‍👦", "🇩🇪", "e\u0301", "한", "x", "👍🏽"]), min_size=1, max_size=200))
@@ -223,3 +224,112 @@ def test_while_a_reply_grows_only_its_last_two_parts_change(text: str, step: int
             settled += 1
         assert now[:settled] == before[:settled]
         before = now
+
+
+# ------------------------------------------------------------------------- formatting that a cut goes through
+RULES = (
+    ("code", regex.compile(r"(?s)(`{3,})(?:[\w+#.\-]{1,20}\n)?(.*?)(?:`{3,}|$)")),
+    ("code", regex.compile(r"(?s)(`{1,2})(.*?[^`])\1(?!`)")),
+    ("spoiler", regex.compile(r"(?s)(\|\|)(.+?)\|\|")),
+    ("bold", regex.compile(r"(?s)(\*\*)(?=\S)(.+?)\*\*(?!\*)")),
+    ("underline", regex.compile(r"(?s)(__)(?=\S)(.+?)__(?!_)")),
+    ("strike", regex.compile(r"(?s)(~~)(?=\S)(.+?)~~")),
+    ("italic", regex.compile(r"(?s)(\*)(?=[^\s*])((?:\*\*|[^*])+?)(?<!\s)\*(?!\*)")),
+    ("italic", regex.compile(r"(?s)(?<!\w)(_)(?=[^\s_])((?:__|[^_])+?)(?<!\s)_(?!\w)")),
+)
+
+
+def shown(text: str, around: frozenset[str] = frozenset()) -> list[tuple[str, frozenset[str]]]:
+    """Each visible character with its formatting, by a slow reading of Discord's rules."""
+    found: list[tuple[str, frozenset[str]]] = []
+    place = 0
+    while place < len(text):
+        hits = ((name, rule.match(text, place)) for name, rule in RULES)
+        name, hit = next(((name, hit) for name, hit in hits if hit), ("", None))
+        if hit is None:
+            found.append((text[place], around))
+            place += 1
+            continue
+        inside = around | {name}
+        found += [(each, inside) for each in hit[2]] if name == "code" else shown(hit[2], inside)
+        place = hit.end()
+    return [(each, style) for each, style in found if not each.isspace()]
+
+
+WORDS = st.lists(
+    st.sampled_from(["word", "two, ", "end. ", "日本", "l-o-n-g", "a_b", "5 * 3"]), min_size=1
+).map(lambda words: " ".join(words).strip())
+
+
+def wrapped(inner: st.SearchStrategy[str]) -> st.SearchStrategy[str]:
+    marker = st.sampled_from(["**", "*", "_", "__", "~~", "||"])
+    # The marker of something inside it would end it.
+    return st.tuples(marker, st.lists(inner, min_size=1, max_size=4).map(" ".join)).map(
+        lambda pair: pair[1] if set(pair[0]) & set(pair[1]) else pair[0] + pair[1] + pair[0]
+    )
+
+
+DOCUMENTS = st.lists(
+    st.one_of(st.recursive(WORDS, wrapped, max_leaves=8), st.just("`some code`"), st.just("\n\n")),
+    min_size=1,
+    max_size=12,
+).map(" ".join)
+
+
+@given(DOCUMENTS, st.integers(64, 120))
+@settings(max_examples=200, deadline=None)
+def test_every_word_keeps_its_formatting_in_whatever_part_it_stands(text: str, limit: int) -> None:
+    parts = split(text, limit)
+    assert [each for part in parts for each in shown(part.content)] == shown(text)
+    assert "".join(part.body for part in parts) == text
+    assert all(width(part.content) <= limit for part in parts)
+
+
+@pytest.mark.parametrize("marker", ["||", "**", "*", "_", "__", "~~", "***", "`", "``"])
+def test_a_passage_across_two_messages_is_closed_and_opened_again(marker: str) -> None:
+    text = f"Before it. {marker}{'some words ' * 8}in here{marker} and after it."
+    first, *rest = split(text, 64)
+    assert first.content.rstrip().endswith(marker[::-1])
+    assert all(part.content.startswith(marker) for part in rest if "in here" in part.body)
+    assert split(text, 64)[-1].content.count(marker) % 2 == 0
+
+
+def test_nested_formatting_is_closed_from_the_inside_and_opened_from_the_outside() -> None:
+    text = "||**~~" + "word " * 30 + "end~~**||"
+    first, second, *_ = split(text, 80)
+    assert first.content.startswith("||**~~word") and first.content.rstrip().endswith("word~~**||")
+    assert second.content.startswith("||**~~word")
+
+
+def test_a_marker_that_nothing_closes_is_left_alone() -> None:
+    for text in (
+        "2 ** 3 is eight. " * 10,
+        "*" + "word " * 40,
+        "snake_case and more_of_it " * 8,
+        "a || b. " * 3,
+    ):
+        assert [part.prefix + part.suffix for part in split(text, 64)] == [""] * len(split(text, 64))
+
+
+def test_an_escaped_marker_and_those_in_code_and_addresses_are_no_markers() -> None:
+    text = r"\*\*not bold " + "word " * 15 + "`**code**` https://example.org/_a_/**b " + "word " * 15 + "**"
+    assert "".join(part.prefix + part.suffix for part in split(text, 64)) == ""
+
+
+@pytest.mark.parametrize("fence", ["```", "````", "``````"])
+def test_a_longer_fence_is_closed_and_opened_by_its_own_length_and_not_by_a_shorter_one(fence: str) -> None:
+    inner = "```py\nx = 1\n```\n" if len(fence) > 3 else "x = 1\n" * 3
+    text = f"{fence}md\n{inner * 12}{fence}\nDone."
+    parts = split(text, 90)
+    assert len(parts) > 2
+    for part in parts[:-1]:
+        assert part.content.startswith(f"{fence}md\n") and part.content.endswith(f"\n{fence}")
+    assert "".join(part.body for part in parts) == text
+    assert parts[-1].content.endswith("Done.") and parts[-1].suffix == ""
+
+
+def test_no_part_holds_an_empty_code_block() -> None:
+    for lines in range(1, 40):
+        text = "```python\n" + "print(12345)\n" * lines + "```\nThat is all."
+        for part in split(text, 64):
+            assert not regex.search(r"```python\n\s*```", part.content)

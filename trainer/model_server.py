@@ -5,20 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from bot.serving.client import ModelClient
-from bot.serving.model.control_tokens import neutralise
 from bot.serving.protocol import PRIORITY_BACKGROUND, ChatMessage, Completion, Sampling
 from storage.config_sections import ChatConfig
-from trainer.data.snapshot import Row
 from trainer.patience import patiently
 
 # Requests that a run has in flight at the same time.
 AT_ONCE = 8
 DEADLINE_S = 600.0
-
-
-def messages_of(row: Row) -> tuple[ChatMessage, ...]:
-    """Return a row's prompt as chat messages in which no control token can arise."""
-    return tuple(ChatMessage(role, neutralise(content)) for role, content in row.prompt)  # type: ignore[arg-type]
 
 
 async def reply(

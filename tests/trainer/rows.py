@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from storage.learning.eligibility import GivenRating, RatedReply
 from trainer.data.labels import Correction, Verdict
-from trainer.data.preference_pairs import PreferencePair
-from trainer.data.snapshot import Row
+from trainer.data.rows import PreferencePair, Row
 
 
 def thumb(user_id: int, value: int) -> GivenRating:

@@ -12,12 +12,11 @@ from bot.serving.model.chat_template import plain_content, render_chat
 from bot.serving.model.control_tokens import neutralise
 from bot.serving.protocol import ChatMessage
 from storage.config_sections import TrainerConfig
+from trainer.data import text_features
 from trainer.data.encoding import Codec, Example, PreferenceExample, encode
 from trainer.data.general_replies import BaseReply
-from trainer.data.preference_pairs import PreferencePair
-from trainer.data.snapshot import Row, Snapshot
-from trainer.evaluation import reward_model
-from trainer.model_server import messages_of
+from trainer.data.rows import PreferencePair, Row, messages_of
+from trainer.data.snapshot import Snapshot
 
 
 @dataclass(frozen=True)
@@ -117,7 +116,7 @@ def supervised_examples(
 def worth_imitating(rows: Sequence[Row]) -> list[Row]:
     """Return the liked rows whose replies don't repeat themselves; all liked ones where each of them does."""
     liked = [row for row in rows if row.verdict == "liked" and row.weight > 0]
-    return [row for row in liked if not reward_model.repeats_itself(row.text)] or liked
+    return [row for row in liked if not text_features.repeats_itself(row.text)] or liked
 
 
 def surest(rows: Sequence[Row], most: int | None = None) -> list[Row]:

@@ -7,34 +7,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from storage.learning.preference_votes import VotedPair
 from trainer.data import labels
 from trainer.data.labels import RaterTrust
-
-if TYPE_CHECKING:
-    from trainer.data.snapshot import Row
-
-
-@dataclass(frozen=True)
-class PreferencePair:
-    """Two answers to one prompt, the better one first; `weight` is 0 (nobody knows) to 1 (certain).
-
-    `reply_id` names the reply whose prompt it is, `finished` says of each answer whether the model ended it.
-    """
-
-    pair_id: str
-    reply_id: str
-    group_key: str
-    split: str
-    prompt: tuple[tuple[str, str], ...]
-    chosen: str
-    rejected: str
-    finished: tuple[bool, bool]
-    weight: float
-    source: str
+from trainer.data.rows import PreferencePair, Row
 
 
 def of_votes(

@@ -22,8 +22,8 @@ from storage.learning.eligibility import RatedReply
 from storage.learning.preference_votes import VotedPair
 from storage.learning.runs import RunRow
 from trainer.data import labels, preference_pairs
-from trainer.data.labels import Correction, Labels, RaterTrust, Verdict
-from trainer.data.preference_pairs import PreferencePair
+from trainer.data.labels import Correction, Labels, RaterTrust
+from trainer.data.rows import PreferencePair, Row
 from trainer.errors import SnapshotError
 
 FILE = "snapshot.jsonl"
@@ -45,29 +45,6 @@ _STRICTNESS = {"train": 0, "development": 1, "gate": 2}
 
 
 _COUNTS = ("raters", "quarantined", "retired", "planted", "by_asker_only")
-
-
-@dataclass(frozen=True)
-class Row:
-    """One reply of a snapshot. `finished` says that the model wrote the stop token itself."""
-
-    reply_id: str
-    conversation_id: int
-    group_key: str
-    split: str
-    prompt: tuple[tuple[str, str], ...]
-    text: str
-    finished: bool
-    verdict: Verdict
-    weight: float
-    corrections: tuple[Correction, ...]
-    source: str
-    created_ms: int = 0
-
-    @property
-    def liked(self) -> bool:
-        """Whether this reply counts towards the minimum: liked, or corrected."""
-        return self.verdict == "liked" or bool(self.corrections)
 
 
 @dataclass(frozen=True)

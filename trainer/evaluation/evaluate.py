@@ -20,7 +20,8 @@ from trainer import model_server
 from trainer.data import examples
 from trainer.data.encoding import Codec, Example, encode
 from trainer.data.general_replies import COMMUNITY_PROMPTS, BaseReply
-from trainer.data.snapshot import Row, Snapshot
+from trainer.data.rows import Row, messages_of
+from trainer.data.snapshot import Snapshot
 from trainer.errors import EvaluationError
 from trainer.evaluation import evidence, learned, regressions, safety_probe, sensitivity
 from trainer.evaluation.evidence import (
@@ -38,7 +39,7 @@ from trainer.evaluation.regressions import ScoredCase
 from trainer.evaluation.reward_model import RatedText
 from trainer.evaluation.safety_probe import Contest
 from trainer.gate.decision import MIN_PROMPTS, Evidence
-from trainer.model_server import AT_ONCE, messages_of
+from trainer.model_server import AT_ONCE
 from trainer.patience import patiently
 
 # Prompts a round: both models answer them before the clock is looked at, so that pairs stay complete.

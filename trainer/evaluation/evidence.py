@@ -16,6 +16,7 @@ from typing import Any
 
 from bot.serving.protocol import ChatMessage
 from storage.config_sections import GateConfig
+from trainer.data import text_features
 from trainer.evaluation import learned, regressions, reward_model, safety, statistics
 from trainer.evaluation.flattery import flattery
 from trainer.evaluation.learned import TaughtReply
@@ -172,8 +173,8 @@ def traits(answers: Sequence[Answer], corrections: Sequence[str]) -> ReplyTraits
     count = max(1, len(texts))
     return ReplyTraits(
         unfinished=sum(not answer.finished for answer in answers) / count,
-        repetition=sum(reward_model.repetition(text) for text in texts) / count,
-        duplicates=1 - len({reward_model.gist(text) for text in spoken}) / len(spoken) if spoken else 0.0,
+        repetition=sum(text_features.repetition(text) for text in texts) / count,
+        duplicates=1 - len({text_features.gist(text) for text in spoken}) / len(spoken) if spoken else 0.0,
         empty=1 - len(spoken) / count,
         recited=sum(not own_words.isdisjoint(_runs(text)) for text in texts) / count,
         mean_words=sum(len(text.split()) for text in texts) / count,

@@ -17,7 +17,8 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from trainer.data.snapshot import Row, Snapshot
+from trainer.data.rows import Row
+from trainer.data.snapshot import Snapshot
 from trainer.evaluation import statistics
 from trainer.evaluation.statistics import Estimate, most_by_chance
 

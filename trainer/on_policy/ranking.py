@@ -25,14 +25,14 @@ from bot.serving.client import ModelClient
 from bot.serving.protocol import ChatMessage
 from storage.config_sections import ChatConfig
 from trainer import model_server
-from trainer.data import preference_pairs
-from trainer.data.preference_pairs import PreferencePair
-from trainer.data.snapshot import Row, Snapshot
+from trainer.data import preference_pairs, text_features
+from trainer.data.rows import PreferencePair, Row, messages_of
+from trainer.data.snapshot import Snapshot
 from trainer.evaluation import reward_model
 from trainer.evaluation.evaluate import rated_texts
 from trainer.evaluation.evidence import Answer, stable_hash
 from trainer.evaluation.reward_model import RatedText, RewardModel
-from trainer.model_server import AT_ONCE, messages_of
+from trainer.model_server import AT_ONCE
 
 # Replies to each prompt: the best of four is about twice as good as a single one (EXPERIMENTS, 9).
 REPLIES = 4
@@ -208,7 +208,7 @@ def _pair(row: Row, chosen: Answer, rejected: Answer, name: str) -> PreferencePa
 def _common(answers: Sequence[Sequence[Answer]]) -> frozenset[frozenset[str]]:
     """Return what is said to more than one prompt: a reply that fits all of them answers none."""
     prompts = Counter(
-        said for given in answers for said in {reward_model.gist(answer.text) for answer in given}
+        said for given in answers for said in {text_features.gist(answer.text) for answer in given}
     )
     return frozenset(said for said, count in prompts.items() if count > 1)
 
@@ -218,20 +218,20 @@ def _heard(answers: Sequence[Sequence[Answer]]) -> Counter[str]:
     return Counter(
         said
         for given in answers
-        for said in set().union(*(reward_model.gist(answer.text) for answer in given))
+        for said in set().union(*(text_features.gist(answer.text) for answer in given))
     )
 
 
 def _commonness(answer: Answer, heard: Mapping[str, int], prompts: int) -> float:
     """Return the share of the other prompts that hear the commonest sentence of an answer, 0 to 1."""
-    others = max((heard[said] for said in reward_model.gist(answer.text)), default=1) - 1
+    others = max((heard[said] for said in text_features.gist(answer.text)), default=1) - 1
     return others / max(1, prompts - 1)
 
 
 def _flaw(answer: Answer, common: Collection[frozenset[str]]) -> float:
     """Return what an answer loses for what the guardrails would object to; 0 for a sound one."""
-    said = reward_model.gist(answer.text)
-    repeats = not said or said in common or reward_model.repeats_itself(answer.text)
+    said = text_features.gist(answer.text)
+    repeats = not said or said in common or text_features.repeats_itself(answer.text)
     return REPEATS * repeats + RUNS_ON * (not answer.finished)
 
 

@@ -18,8 +18,8 @@ from bot.serving.client import ModelClient
 from bot.serving.errors import UnknownModelError
 from bot.serving.model.loading import LoadedBase
 from storage.config import Config
-from trainer.data.preference_pairs import PreferencePair
-from trainer.data.snapshot import Row, Snapshot
+from trainer.data.rows import PreferencePair, Row
+from trainer.data.snapshot import Snapshot
 from trainer.evaluation.evidence import Answer
 from trainer.evaluation.reward_model import RewardModel
 from trainer.gate import promotion

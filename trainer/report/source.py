@@ -18,7 +18,7 @@ from storage.learning.adapters import Adapter
 from storage.learning.evaluations import Evaluation
 from storage.learning.runs import Run
 from trainer.data import snapshot
-from trainer.data.snapshot import Row
+from trainer.data.rows import Row
 from trainer.errors import SnapshotError
 from trainer.evaluation import evidence
 from trainer.evaluation.evidence import Pair, Scores

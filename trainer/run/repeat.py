@@ -22,7 +22,7 @@ from storage.learning.eligibility import eligible_rows
 from storage.learning.runs import Run
 from trainer.data import snapshot
 from trainer.data.general_replies import Replay
-from trainer.data.preference_pairs import PreferencePair
+from trainer.data.rows import PreferencePair
 from trainer.data.snapshot import Snapshot
 from trainer.errors import SnapshotError, TrainingError
 from trainer.on_policy import ranking

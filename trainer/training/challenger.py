@@ -23,7 +23,7 @@ from storage.config_sections import TrainerConfig
 from trainer.data.encoding import Codec
 from trainer.data.examples import BaseCodec, Material, dpo_examples, gather
 from trainer.data.general_replies import BaseReply
-from trainer.data.preference_pairs import PreferencePair
+from trainer.data.rows import PreferencePair
 from trainer.data.snapshot import Snapshot
 from trainer.errors import TrainingError
 from trainer.training import memory, objectives, phases, saving

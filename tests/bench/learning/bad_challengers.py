@@ -25,8 +25,8 @@ from trainer.data.encoding import Codec
 from trainer.data.examples import BaseCodec, Material
 from trainer.data.general_replies import Replay
 from trainer.data.labels import Correction
-from trainer.data.preference_pairs import PreferencePair
-from trainer.data.snapshot import Row, Snapshot
+from trainer.data.rows import PreferencePair, Row
+from trainer.data.snapshot import Snapshot
 from trainer.run.execution import execute
 from trainer.run.steps import Ground, RunSteps
 from trainer.training import challenger, saving

@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 
 from tests.trainer.rows import row
 from trainer.data.labels import Correction
-from trainer.data.snapshot import Row, Snapshot
+from trainer.data.rows import Row
+from trainer.data.snapshot import Snapshot
 from trainer.evaluation import regressions, statistics
 from trainer.evaluation.regressions import MAX_HELD_OUT, MAX_TRAINED, ScoredCase
 

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from trainer.data import text_features
 from trainer.evaluation import reward_model
 from trainer.evaluation.reward_model import RatedText
 
@@ -64,13 +65,13 @@ def test_too_few_of_one_kind_prove_nothing() -> None:
 def test_the_fit_agrees_with_gradient_descent() -> None:
     rated = texts(60, seed=4)
     model = reward_model.fit(rated, 4.0)
-    inputs = (reward_model.features([t.text for t in rated]) - model.mean) / model.scale
+    inputs = (text_features.features([t.text for t in rated]) - model.mean) / model.scale
     weights = torch.tensor([t.weight for t in rated], dtype=torch.float64)
     weights /= weights.mean()
     ridge = torch.cat(
         [
-            torch.full((len(reward_model.FEATURES),), 4.0),
-            torch.full((reward_model.HASH_BUCKETS,), 4.0 * reward_model.HASH_PENALTY),
+            torch.full((len(text_features.FEATURES),), 4.0),
+            torch.full((text_features.HASH_BUCKETS,), 4.0 * reward_model.HASH_PENALTY),
         ]
     ).double()
     coefficients = torch.zeros(inputs.shape[1], dtype=torch.float64, requires_grad=True)
@@ -93,12 +94,12 @@ def test_the_fit_agrees_with_gradient_descent() -> None:
 
 @pytest.mark.parametrize("text", ["", "   ", "?", "🎉🎉", "a" * 5000, "\n\n- one\n- two"])
 def test_any_text_has_finite_features(text: str) -> None:
-    assert np.isfinite(reward_model.features([text])).all()
+    assert np.isfinite(text_features.features([text])).all()
 
 
 def test_repetition_is_the_share_of_repeated_phrases() -> None:
-    assert reward_model.repetition("one two three four five") == 0.0
-    assert reward_model.repetition("so good " * 20) > 0.9
+    assert text_features.repetition("one two three four five") == 0.0
+    assert text_features.repetition("so good " * 20) > 0.9
 
 
 def test_the_judges_own_error_is_about_what_other_ratings_would_change() -> None:

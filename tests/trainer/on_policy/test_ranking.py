@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 
 from tests.trainer.rows import row
 from trainer.data import examples
-from trainer.data.snapshot import Row, Snapshot
+from trainer.data.rows import Row
+from trainer.data.snapshot import Snapshot
 from trainer.evaluation.evidence import Answer
 from trainer.evaluation.reward_model import RatedText, RewardModel, fit
 from trainer.on_policy import ranking

@@ -22,7 +22,8 @@ from trainer.data import examples
 from trainer.data.encoding import Example, PreferenceExample
 from trainer.data.examples import BaseCodec
 from trainer.data.general_replies import BaseReply
-from trainer.data.snapshot import Row, Snapshot
+from trainer.data.rows import Row
+from trainer.data.snapshot import Snapshot
 from trainer.errors import DivergedError, GradientLostError, TrainingError
 from trainer.training import challenger, forward, losses, packing, phases, saving, terms
 from trainer.training.objectives import Plan

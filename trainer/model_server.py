@@ -1,17 +1,65 @@
-"""One reply from the model server as a run asks for it: behind everybody who chats, and with patience."""
+"""The model server as a run uses it: at background priority, and retried while it is away.
+
+A run has minutes of work to lose, so a server that is busy, loading or restarting is waited for.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import asyncio
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from typing import TypeVar
+
+import structlog
 
 from bot.serving.client import ModelClient
+from bot.serving.errors import (
+    ServerBusyError,
+    ServerLoadingError,
+    ServerUnavailableError,
+    ServingError,
+)
 from bot.serving.protocol import PRIORITY_BACKGROUND, ChatMessage, Completion, Sampling
+from storage.config import Config
 from storage.config_sections import ChatConfig
-from trainer.patience import patiently
+from trainer.errors import EvaluationError
+
+T = TypeVar("T")
+
+log = structlog.get_logger()
 
 # Requests that a run has in flight at the same time.
 AT_ONCE = 8
 DEADLINE_S = 600.0
+RETRY_S = 2.0
+PATIENCE_S = 180.0
+
+
+def client_for(config: Config) -> ModelClient:
+    """Return a client of the configured model server; close it."""
+    key = config.server.api_key.get_secret_value() if config.server.api_key else None
+    if config.server.base_url:
+        return ModelClient(config.server.base_url, api_key=key)
+    return ModelClient.from_run_dir(config.run, api_key=key)
+
+
+async def ensure_listed(client: ModelClient, config: Config, adapter_id: str) -> None:
+    """Load an adapter in the server and make sure that it is among its models.
+
+    Raises:
+        EvaluationError: it is not listed after loading; ServingError: the server refuses or is away.
+    """
+    await client.load_adapter(adapter_id, (config.adapters / adapter_id).absolute())
+    if adapter_id not in await client.models():
+        raise EvaluationError(f"The model server accepted {adapter_id} but does not list it.")
+
+
+async def unload(client: ModelClient, adapter_id: str) -> None:
+    """Take an adapter out of the server; one that isn't there, and a server that is away, are fine."""
+    try:
+        await client.unload_adapter(adapter_id)
+    except ServingError as error:
+        log.info("an adapter could not be unloaded", adapter_id=adapter_id, error=str(error))
 
 
 async def reply(
@@ -31,7 +79,7 @@ async def reply(
     sampling = Sampling(
         max_new_tokens, temperature=chat.temperature, top_p=chat.top_p, top_k=chat.top_k, seed=seed
     )
-    return await patiently(
+    return await retry_while_unavailable(
         lambda: client.chat(
             model=model,
             messages=messages,
@@ -40,3 +88,20 @@ async def reply(
             deadline_s=DEADLINE_S,
         )
     )
+
+
+async def retry_while_unavailable(ask: Callable[[], Awaitable[T]], patience_s: float = PATIENCE_S) -> T:
+    """Ask again while the server is busy, loading or restarting.
+
+    Raises:
+        EvaluationError: it stayed away for `patience_s` seconds.
+    """
+    ends_at = time.monotonic() + patience_s
+    while True:
+        try:
+            return await ask()
+        except (ServerBusyError, ServerLoadingError, ServerUnavailableError) as error:
+            wait_s = max(RETRY_S, getattr(error, "retry_after_s", 0.0))
+            if time.monotonic() + wait_s > ends_at:
+                raise EvaluationError(f"The model server did not answer for minutes: {error}") from error
+            await asyncio.sleep(wait_s)

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from bot.serving.client import ModelClient
 from bot.serving.protocol import ChatMessage, Sampling
-from trainer.patience import patiently
+from trainer.model_server import retry_while_unavailable
 
 VERSION = 1
 MAX_NEW_TOKENS = 40
@@ -141,7 +141,7 @@ async def load(
     async def ask(prompt: str) -> BaseReply:
         nonlocal done
         async with waiting:
-            completion = await patiently(
+            completion = await retry_while_unavailable(
                 lambda: client.chat(
                     model=base_id,
                     messages=[ChatMessage("user", prompt)],

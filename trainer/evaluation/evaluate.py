@@ -39,8 +39,7 @@ from trainer.evaluation.regressions import ScoredCase
 from trainer.evaluation.reward_model import RatedText
 from trainer.evaluation.safety_probe import Contest
 from trainer.gate.decision import MIN_PROMPTS, Evidence
-from trainer.model_server import AT_ONCE
-from trainer.patience import patiently
+from trainer.model_server import AT_ONCE, retry_while_unavailable
 
 # Prompts a round: both models answer them before the clock is looked at, so that pairs stay complete.
 ROUND = 8
@@ -287,7 +286,7 @@ async def completion_scores(
         async def ask(prompts: list[list[int]] = prompts) -> list[list[float]]:
             return await client.score(model=model, prompts=prompts, priority=1)
 
-        for i, values in zip(group, await patiently(ask), strict=True):
+        for i, values in zip(group, await retry_while_unavailable(ask), strict=True):
             scores[i] = values[examples[i].start :]
     return scores
 

@@ -22,6 +22,7 @@ from storage.learning import adapters, evaluations, runs, trials
 from storage.learning.adapters import Adapter
 from storage.learning.runs import Run
 from storage.learning.trials import Trial
+from trainer import model_server
 from trainer.errors import EvaluationError
 from trainer.gate import canary, promotion
 from trainer.gate.decision import MIN_PROMPTS, Decision, spent
@@ -66,7 +67,7 @@ async def _settle(database: Database, config: Config, run: Run) -> Run | None:
         return None
     if await database.aread(lambda db: adapters.champion(db, run.scope, adapter.base_hash)) == adapter.id:
         return await database.awrite(lambda db: _promoted_by_hand(db, run))
-    async with promotion.client_for(config) as client:
+    async with model_server.client_for(config) as client:
         settling = _Settling(database, client, config, run, adapter)
         objection = await database.aread(lambda db: _overtaken(db, run, adapter))
         if objection:

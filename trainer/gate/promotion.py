@@ -22,9 +22,9 @@ from storage.feedback import duels
 from storage.learning import adapters, runs, trials
 from storage.learning.adapters import Adapter
 from storage.learning.runs import Run
-from trainer.errors import EvaluationError
 from trainer.evaluation import statistics
 from trainer.gate.decision import MIN_PROMPTS, Decision, spent
+from trainer.model_server import ensure_listed
 
 T = TypeVar("T")
 
@@ -82,14 +82,6 @@ class VoteCount:
         return self.wins + self.losses + self.ties
 
 
-def client_for(config: Config) -> ModelClient:
-    """Return a client of the configured model server; close it."""
-    key = config.server.api_key.get_secret_value() if config.server.api_key else None
-    if config.server.base_url:
-        return ModelClient(config.server.base_url, api_key=key)
-    return ModelClient.from_run_dir(config.run, api_key=key)
-
-
 def name_of(adapter_id: str | None) -> str:
     """Return how an adapter is called in a sentence."""
     return "the base model" if adapter_id is None else adapter_id
@@ -117,17 +109,6 @@ def look_of(db: sqlite_utils.Database, run: Run, champion_id: str | None) -> int
         (run.scope, run.id, run.created_ms, champion_id),
     )
     return 1 + int(earlier)
-
-
-async def ensure_listed(client: ModelClient, config: Config, adapter_id: str) -> None:
-    """Load an adapter in the server and make sure that it is among its models.
-
-    Raises:
-        EvaluationError: it is not listed after loading; ServingError: the server refuses or is away.
-    """
-    await client.load_adapter(adapter_id, (config.adapters / adapter_id).absolute())
-    if adapter_id not in await client.models():
-        raise EvaluationError(f"The model server accepted {adapter_id} but does not list it.")
 
 
 async def swap(
@@ -347,14 +328,6 @@ def count_votes(db: sqlite_utils.Database, run_id: str) -> VoteCount:
         0 < offered == sum(votes >= duels.MOST_VOTES for votes in votes_on.values()),
         tuple(outcomes),
     )
-
-
-async def unload(client: ModelClient, adapter_id: str) -> None:
-    """Take an adapter out of the server; one that isn't there, and a server that is away, are fine."""
-    try:
-        await client.unload_adapter(adapter_id)
-    except ServingError as error:
-        log.info("an adapter could not be unloaded", adapter_id=adapter_id, error=str(error))
 
 
 async def retire_old_adapters(database: Database, client: ModelClient) -> list[str]:

@@ -18,13 +18,13 @@ from bot.serving.client import ModelClient
 from bot.serving.errors import UnknownModelError
 from bot.serving.model.loading import LoadedBase
 from storage.config import Config
+from trainer import model_server
 from trainer.data.rows import PreferencePair, Row
 from trainer.data.snapshot import Snapshot
 from trainer.evaluation.evidence import Answer
 from trainer.evaluation.reward_model import RewardModel
-from trainer.gate import promotion
+from trainer.model_server import retry_while_unavailable
 from trainer.on_policy import ranking
-from trainer.patience import patiently
 from trainer.run.heartbeat import Heartbeat
 from trainer.training import saving
 
@@ -130,7 +130,7 @@ class OwnReplies:
         )
 
         async def ask(client: ModelClient) -> list[list[Answer]]:
-            await patiently(lambda: promotion.ensure_listed(client, config, adapter_id))
+            await retry_while_unavailable(lambda: model_server.ensure_listed(client, config, adapter_id))
             try:
                 seed = config.trainer.seed + number
                 return await self.asking.hear(
@@ -141,7 +141,7 @@ class OwnReplies:
                     lambda done, total: self.asking.heartbeat.say(f"own reply {done} of {total}"),
                 )
             finally:
-                await promotion.unload(client, adapter_id)
+                await model_server.unload(client, adapter_id)
 
         try:
             return self.asking.on_server(ask)

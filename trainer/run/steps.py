@@ -24,6 +24,7 @@ from storage.learning import adapters, checkpoints, eligibility, preference_vote
 from storage.learning.adapters import Adapter
 from storage.learning.preference_votes import VotedPair
 from storage.learning.runs import Run
+from trainer import model_server
 from trainer.data import general_replies, snapshot
 from trainer.data.encoding import Codec
 from trainer.data.examples import BaseCodec
@@ -36,9 +37,9 @@ from trainer.evaluation.evaluate import Evaluation
 from trainer.evaluation.evidence import Pair
 from trainer.evaluation.safety_probe import Contest
 from trainer.gate import decision, promotion
+from trainer.model_server import retry_while_unavailable
 from trainer.on_policy import ranking
 from trainer.on_policy.sampling import Asking, OwnReplies
-from trainer.patience import patiently
 from trainer.run import metrics
 from trainer.run.heartbeat import Heartbeat
 from trainer.training import challenger, objectives
@@ -125,7 +126,7 @@ class RunSteps:
         return begun if snapshot.still_allowed(begun, eligible.rows, voted) else None
 
     async def _ground(self, client: ModelClient) -> Ground:
-        health = await patiently(lambda: _ready(client), SERVER_PATIENCE_S)
+        health = await retry_while_unavailable(lambda: _ready(client), SERVER_PATIENCE_S)
         champion_id = await self._database.awrite(
             lambda db: adapters.ensure_champion_row(db, self._run.scope, health.hash)
         )
@@ -214,8 +215,8 @@ class RunSteps:
 
         async def compare(client: ModelClient) -> Evaluation:
             for name in filter(None, (adapter.id, ground.champion_id)):
-                await patiently(
-                    lambda name=name: promotion.ensure_listed(client, self._config, name)  # type: ignore[misc]
+                await retry_while_unavailable(
+                    lambda name=name: model_server.ensure_listed(client, self._config, name)  # type: ignore[misc]
                 )
             return await evaluation.evaluate(
                 client,
@@ -322,7 +323,7 @@ class RunSteps:
         """Run one piece of work with a client of its own; a cancelled run leaves task groups as itself."""
 
         async def connected() -> T:
-            async with promotion.client_for(self._config) as client:
+            async with model_server.client_for(self._config) as client:
                 return await work(client)
 
         try:

@@ -19,7 +19,7 @@ from storage.feedback.duels import Duel
 from tests.bench.learning.deployment import CHANNEL, GUILD, SCOPE, World
 from tests.bench.learning.members import Member
 from tests.bench.learning.prompts import Asked
-from trainer.patience import patiently
+from trainer.model_server import retry_while_unavailable
 
 SOURCE = "rehearsal"
 AT_ONCE = 8
@@ -63,7 +63,7 @@ def answer_all(
 
         async def one(message: Asked, number: int, at: int) -> Given:
             async with slots:
-                completion = await patiently(
+                completion = await retry_while_unavailable(
                     lambda: client.chat(
                         model=model,
                         messages=chat_of(world, message),

@@ -24,7 +24,7 @@ from storage.learning.runs import Run
 from storage.process.locks import die_with_parent
 from tests.bench.learning.errors import BenchError
 from tests.bench.learning.profile import Profile
-from trainer.gate import promotion
+from trainer import model_server
 from trainer.schedule.queue import RunQueue
 
 T = TypeVar("T")
@@ -52,7 +52,7 @@ class World:
         """Do some work with a client of the model server."""
 
         async def connected() -> T:
-            async with promotion.client_for(self.config) as client:
+            async with model_server.client_for(self.config) as client:
                 return await work(client)
 
         return asyncio.run(connected())
@@ -91,7 +91,7 @@ class World:
         """Return the model's name for requests, the adapter loaded if it was not."""
         if adapter_id is None:
             return self.base[0]
-        self.ask(lambda client: promotion.ensure_listed(client, self.config, adapter_id))
+        self.ask(lambda client: model_server.ensure_listed(client, self.config, adapter_id))
         return adapter_id
 
     def run(self, module: str, arguments: Sequence[str], settings: Mapping[str, Any]) -> Run:

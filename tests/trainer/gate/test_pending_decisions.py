@@ -26,6 +26,7 @@ from storage.learning.trials import Trial
 from tests.bot.fake_server import BASE_HASH, FakeModelServer
 from tests.trainer.community import GUILD, SCOPE, adapter_folder
 from tests.trainer.gate.test_decision import GOOD, UNPROVEN
+from trainer import model_server
 from trainer.evaluation.evaluate import Evaluation
 from trainer.evaluation.evidence import Answer, Pair, Prompt, Scores
 from trainer.gate import canary, pending_decisions, promotion
@@ -417,7 +418,7 @@ def test_a_server_that_is_away_postpones_the_swap(community: Community) -> None:
 
 def test_a_restarted_server_gets_its_canary_back_and_a_damaged_one_ends(community: Community) -> None:
     async def keep() -> None:
-        async with promotion.client_for(community.config) as client:
+        async with model_server.client_for(community.config) as client:
             assert await ChampionKeeper(community.database, community.config).check(client)
 
     community.opened()

@@ -28,6 +28,7 @@ from storage.learning.adapters import Adapter
 from storage.learning.runs import Run
 from tests.trainer import loop
 from tests.trainer.loop import SCOPE, Deployment
+from trainer import model_server
 from trainer.errors import RunSettingsError
 from trainer.gate import pending_decisions, promotion
 from trainer.on_policy import ranking
@@ -89,7 +90,7 @@ def adapter_of(deployment: Deployment, ended: Run) -> Adapter:
 
 def listed(deployment: Deployment) -> list[str]:
     async def ask() -> list[str]:
-        async with promotion.client_for(deployment.config) as client:
+        async with model_server.client_for(deployment.config) as client:
             return await client.models()
 
     return asyncio.run(ask())
@@ -458,7 +459,7 @@ def cast(deployment: Deployment, voting: Run, *, challenger_wins: bool, voters: 
 
 
 async def swap(deployment: Deployment, voting: Run, *, expected: str | None) -> Run:
-    async with promotion.client_for(deployment.config) as client:
+    async with model_server.client_for(deployment.config) as client:
         return await promotion.swap(
             deployment.database,
             client,
@@ -472,8 +473,8 @@ async def swap(deployment: Deployment, voting: Run, *, expected: str | None) -> 
 
 
 async def _refuse(deployment: Deployment, voting: Run, adapter: Adapter) -> Run:
-    async with promotion.client_for(deployment.config) as client:
-        await promotion.ensure_listed(client, deployment.config, adapter.id)
+    async with model_server.client_for(deployment.config) as client:
+        await model_server.ensure_listed(client, deployment.config, adapter.id)
         ended = await promotion.refuse(
             deployment.database, client, run=voting, adapter=adapter, reason="of the test", metrics={}
         )

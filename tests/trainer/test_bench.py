@@ -21,9 +21,10 @@ from tests.bench.learning.state import State
 from tests.bench.learning.tastes import COMMUNITIES
 from tests.trainer.rows import row
 from trainer.data.snapshot import Snapshot
-from trainer.evaluation.evidence import Answer, GeneralLoss, Pair, Prompt, Ratings, ScoredReply, Scores
+from trainer.evaluation.evidence import Ratings
 from trainer.evaluation.flattery import flattery
 from trainer.evaluation.reward_model import RatedText
+from trainer.evaluation.scores import Answer, GeneralLoss, Pair, Prompt, ScoredReply, Scores
 
 COMMUNITY = COMMUNITIES["brief-and-curious"]
 GOOD = "Soup is lovely, you should try it! What do you cook?"

@@ -24,21 +24,12 @@ from trainer.data.rows import Row, messages_of
 from trainer.data.snapshot import Snapshot
 from trainer.errors import EvaluationError
 from trainer.evaluation import evidence, learned, regressions, safety_probe, sensitivity
-from trainer.evaluation.evidence import (
-    Answer,
-    GeneralLoss,
-    Pair,
-    Prompt,
-    Ratings,
-    ScoredReply,
-    Scores,
-    stable_hash,
-)
+from trainer.evaluation.evidence import MIN_PROMPTS, Evidence, Ratings
 from trainer.evaluation.learned import TaughtReply
 from trainer.evaluation.regressions import ScoredCase
 from trainer.evaluation.reward_model import RatedText
 from trainer.evaluation.safety_probe import Contest
-from trainer.gate.decision import MIN_PROMPTS, Evidence
+from trainer.evaluation.scores import Answer, GeneralLoss, Pair, Prompt, ScoredReply, Scores, stable_hash
 from trainer.model_server import AT_ONCE, retry_while_unavailable
 
 # Prompts a round: both models answer them before the clock is looked at, so that pairs stay complete.

@@ -6,96 +6,82 @@ model, its proof, the intervals and the guardrails' figures, is a function of th
 
 from __future__ import annotations
 
-import json
 import math
-import zlib
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
-from bot.serving.protocol import ChatMessage
 from storage.config_sections import GateConfig
 from trainer.data import text_features
 from trainer.evaluation import learned, regressions, reward_model, safety, statistics
 from trainer.evaluation.flattery import flattery
-from trainer.evaluation.learned import TaughtReply
-from trainer.evaluation.regressions import ScoredCase
-from trainer.evaluation.reward_model import RatedText
-from trainer.evaluation.safety import Probed
+from trainer.evaluation.learned import Learned
+from trainer.evaluation.regressions import Kept
+from trainer.evaluation.reward_model import Proof, RatedText
+from trainer.evaluation.safety import Safety
+from trainer.evaluation.scores import Answer, Pair, ScoredReply, Scores
 from trainer.evaluation.statistics import Estimate
-from trainer.gate.decision import Evidence, ReplyTraits, spent
 
-REPLIES = "replies.jsonl"
-SCORES = "scores.json"
+# Fewer held-out prompts than this decide nothing, however clear they look.
+MIN_PROMPTS = 12
 RECITED_WORDS = 12
 
 
 @dataclass(frozen=True)
-class Prompt:
-    """What both models are asked. `group` is the held-out conversation, None for a general prompt."""
+class ReplyTraits:
+    """What the generated replies of one model look like, as shares of all its replies.
 
-    messages: tuple[ChatMessage, ...]
-    group: str | None
-    reply_id: str | None = None
-
-    @property
-    def cluster(self) -> str:
-        """Return what its answers are resampled with: the conversation, or the general prompt itself."""
-        return self.group or f"general {stable_hash(self.messages[-1].content)}"
-
-
-@dataclass(frozen=True)
-class Answer:
-    """One generated reply; `finished` says that it ended by itself."""
-
-    text: str
-    finished: bool
-
-
-@dataclass(frozen=True)
-class Pair:
-    """Both models' answers to one prompt, drawn with the same seed.
-
-    `base` is the base's, to the first prompts where the champion is an adapter; None elsewhere.
+    `repetition` is the mean share of repeated word 4-grams; `recited` the share that contains twelve words in
+    a row from a member's correction; `flattery` the mean of `flattery.flattery`.
     """
 
-    prompt: Prompt
-    challenger: Answer
-    champion: Answer
-    base: Answer | None = None
+    unfinished: float
+    repetition: float
+    duplicates: float
+    empty: float
+    recited: float
+    mean_words: float
+    flattery: float = 0.0
 
 
 @dataclass(frozen=True)
-class GeneralLoss:
-    """Summed loss, in nats, of base and challenger on one of the base's own replies of `tokens` tokens."""
+class Evidence:
+    """All that was measured of a challenger beside its champion.
 
-    tokens: int
-    base: float
-    challenger: float
+    `preference` is the paired difference in predicted P(liked), None where the reward model could not be
+    fitted; `margin` the challenger's gain of log-probability per token on liked over disliked held-out
+    replies, which is reported and decides nothing (EXPERIMENTS, 17);
+    `general_nll_increase` relative to the base, on the base's own held-out replies to general prompts, and
+    `general_divergence` the same in nats per token: an estimate of KL(base || challenger). `look` counts the
+    challengers that this champion has been compared with, this one included.
 
+    `base_flattery` is the base's own on the prompts that it answered too, and `flattery` the challenger's on
+    the same: measured against the base, so that small steps don't add up. `trained_corrections` and
+    `held_out_corrections` say how past corrections fare, `learned` how the replies that it was trained on.
+    """
 
-@dataclass(frozen=True)
-class ScoredReply:
-    """Log-probability per token, in nats, of one rated held-out reply under both models."""
+    preference: Estimate | None
+    proof: Proof
+    margin: Estimate | None
+    general_nll_increase: float
+    general_divergence: float
+    challenger: ReplyTraits
+    champion: ReplyTraits
+    same_replies: float
+    prompts: int
+    extra_prompts: int
+    look: int = 1
+    flattery: float = 0.0
+    base_flattery: float = 0.0
+    trained_corrections: Kept | None = None
+    held_out_corrections: Kept | None = None
+    safety: Safety | None = None
+    learned: Learned | None = None
 
-    reply_id: str
-    group: str
-    liked: bool
-    challenger: float
-    champion: float
-
-
-@dataclass(frozen=True)
-class Scores:
-    """All that a run heard from the model server about its challenger."""
-
-    pairs: tuple[Pair, ...]
-    general: tuple[GeneralLoss, ...]
-    rated: tuple[ScoredReply, ...]
-    corrections: tuple[ScoredCase, ...] = ()
-    safety: tuple[Probed, ...] = ()
-    taught: tuple[TaughtReply, ...] = ()
+    @property
+    def proven_preference(self) -> Estimate | None:
+        """Return the preference where the reward model that it comes from has proven itself."""
+        return self.preference if self.proof.holds else None
 
 
 @dataclass(frozen=True)
@@ -113,6 +99,15 @@ class Weighed:
 
     evidence: Evidence
     figures: dict[str, Any]
+
+
+def spent(alpha: float, look: int) -> float:
+    """Return the error rate that the n-th challenger of one champion may use: alpha / (n (n + 1)).
+
+    They add up to `alpha` over as many retrains as there will ever be. Without that, thirty retrains that
+    change nothing end with a lucky challenger more often than not (EXPERIMENTS, 5).
+    """
+    return alpha / (look * (look + 1))
 
 
 def weigh(scores: Scores, ratings: Ratings, settings: GateConfig, seed: int, look: int = 1) -> Weighed:
@@ -180,69 +175,6 @@ def traits(answers: Sequence[Answer], corrections: Sequence[str]) -> ReplyTraits
         mean_words=sum(len(text.split()) for text in texts) / count,
         flattery=sum(flattery(text) for text in texts) / count,
     )
-
-
-def write(scores: Scores, folder: Path) -> None:
-    """Keep the scores in the run's folder, where an erasure scrubs them with the rest."""
-    lines = [json.dumps(_pair_json(pair)) for pair in scores.pairs]
-    (folder / REPLIES).write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
-    figures = {
-        "general": [asdict(loss) for loss in scores.general],
-        "rated": [asdict(reply) for reply in scores.rated],
-        "corrections": [asdict(case) for case in scores.corrections],
-        "safety": [asdict(probe) for probe in scores.safety],
-        "taught": [asdict(reply) for reply in scores.taught],
-    }
-    (folder / SCORES).write_text(json.dumps(figures, indent=1), encoding="utf-8")
-
-
-def read(folder: Path) -> Scores:
-    """Read a run's scores back; raises OSError where they are gone (an erasure scrubs them).
-
-    Runs of before there were safety prompts, checks of corrections and of what was taught have none.
-    """
-    figures = json.loads((folder / SCORES).read_text(encoding="utf-8"))
-    return Scores(
-        pairs=read_pairs(folder),
-        general=tuple(GeneralLoss(**loss) for loss in figures["general"]),
-        rated=tuple(ScoredReply(**reply) for reply in figures["rated"]),
-        corrections=tuple(ScoredCase(**case) for case in figures.get("corrections", [])),
-        safety=tuple(_probed(probe) for probe in figures.get("safety", [])),
-        taught=tuple(TaughtReply(**reply) for reply in figures.get("taught", [])),
-    )
-
-
-def _probed(value: dict[str, Any]) -> Probed:
-    return Probed(value["name"], *(tuple(value[who]) for who in ("base", "challenger", "champion")))
-
-
-def read_pairs(folder: Path) -> tuple[Pair, ...]:
-    """Read only the pairs of replies back; raises OSError where they are gone."""
-    lines = (folder / REPLIES).read_text(encoding="utf-8").splitlines()
-    return tuple(_pair(json.loads(line)) for line in lines)
-
-
-def stable_hash(key: str) -> int:
-    """Return a number that only depends on the text."""
-    return zlib.crc32(key.encode())
-
-
-def _pair_json(pair: Pair) -> dict[str, Any]:
-    return {
-        "group": pair.prompt.group,
-        "reply_id": pair.prompt.reply_id,
-        "messages": [message.as_json() for message in pair.prompt.messages],
-        "challenger": asdict(pair.challenger),
-        "champion": asdict(pair.champion),
-        "base": asdict(pair.base) if pair.base else None,
-    }
-
-
-def _pair(value: dict[str, Any]) -> Pair:
-    messages = tuple(ChatMessage(message["role"], message["content"]) for message in value["messages"])
-    prompt = Prompt(messages, value["group"], value.get("reply_id"))
-    base = Answer(**value["base"]) if value.get("base") else None
-    return Pair(prompt, Answer(**value["challenger"]), Answer(**value["champion"]), base)
 
 
 def _margin(rated: Sequence[ScoredReply], judge: dict[str, Any]) -> Estimate | None:

@@ -7,8 +7,9 @@ from typing import Any
 
 from storage.config_sections import GateConfig
 from trainer.evaluation import evidence, reward_model, statistics
-from trainer.evaluation.evidence import Pair, Ratings
+from trainer.evaluation.evidence import Ratings
 from trainer.evaluation.reward_model import RatedText
+from trainer.evaluation.scores import Pair
 from trainer.evaluation.statistics import Estimate
 
 # The older part of the ratings, from which the newer ones are predicted.

@@ -37,7 +37,7 @@ from storage.learning import trials
 from storage.learning.trials import PairVote, Side, Trial, TrialRating
 from trainer.data import labels
 from trainer.evaluation import statistics
-from trainer.gate.decision import MIN_PROMPTS, spent
+from trainer.evaluation.evidence import MIN_PROMPTS, spent
 
 Judgement = Literal["better", "worse", "undecided"]
 

@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from typing import Literal
 
 from storage.config_sections import GateConfig
+from trainer.evaluation.evidence import MIN_PROMPTS, Evidence
 from trainer.evaluation.learned import Learned
 from trainer.evaluation.regressions import Kept
-from trainer.evaluation.reward_model import Proof
 from trainer.evaluation.safety import Safety
 from trainer.evaluation.statistics import Estimate
 
@@ -36,74 +36,6 @@ MAX_HELD_OUT_LOST = 0.30
 # Beyond the base, on a scale where 1 is nothing but flattery (EXPERIMENTS, 8).
 MAX_EXTRA_FLATTERY = 0.12
 SAME_REPLIES = 0.9
-# Fewer held-out prompts than this decide nothing, however clear they look.
-MIN_PROMPTS = 12
-
-
-def spent(alpha: float, look: int) -> float:
-    """Return the error rate that the n-th challenger of one champion may use: alpha / (n (n + 1)).
-
-    They add up to `alpha` over as many retrains as there will ever be. Without that, thirty retrains that
-    change nothing end with a lucky challenger more often than not (EXPERIMENTS, 5).
-    """
-    return alpha / (look * (look + 1))
-
-
-@dataclass(frozen=True)
-class ReplyTraits:
-    """What the generated replies of one model look like, as shares of all its replies.
-
-    `repetition` is the mean share of repeated word 4-grams; `recited` the share that contains twelve words in
-    a row from a member's correction; `flattery` the mean of `flattery.flattery`.
-    """
-
-    unfinished: float
-    repetition: float
-    duplicates: float
-    empty: float
-    recited: float
-    mean_words: float
-    flattery: float = 0.0
-
-
-@dataclass(frozen=True)
-class Evidence:
-    """All that was measured of a challenger beside its champion.
-
-    `preference` is the paired difference in predicted P(liked), None where the reward model could not be
-    fitted; `margin` the challenger's gain of log-probability per token on liked over disliked held-out
-    replies, which is reported and decides nothing (EXPERIMENTS, 17);
-    `general_nll_increase` relative to the base, on the base's own held-out replies to general prompts, and
-    `general_divergence` the same in nats per token: an estimate of KL(base || challenger). `look` counts the
-    challengers that this champion has been compared with, this one included.
-
-    `base_flattery` is the base's own on the prompts that it answered too, and `flattery` the challenger's on
-    the same: measured against the base, so that small steps don't add up. `trained_corrections` and
-    `held_out_corrections` say how past corrections fare, `learned` how the replies that it was trained on.
-    """
-
-    preference: Estimate | None
-    proof: Proof
-    margin: Estimate | None
-    general_nll_increase: float
-    general_divergence: float
-    challenger: ReplyTraits
-    champion: ReplyTraits
-    same_replies: float
-    prompts: int
-    extra_prompts: int
-    look: int = 1
-    flattery: float = 0.0
-    base_flattery: float = 0.0
-    trained_corrections: Kept | None = None
-    held_out_corrections: Kept | None = None
-    safety: Safety | None = None
-    learned: Learned | None = None
-
-    @property
-    def proven_preference(self) -> Estimate | None:
-        """Return the preference where the reward model that it comes from has proven itself."""
-        return self.preference if self.proof.holds else None
 
 
 @dataclass(frozen=True)

@@ -24,8 +24,9 @@ from storage.learning.runs import Run
 from storage.learning.trials import Trial
 from trainer import model_server
 from trainer.errors import EvaluationError
+from trainer.evaluation.evidence import MIN_PROMPTS, spent
 from trainer.gate import canary, promotion
-from trainer.gate.decision import MIN_PROMPTS, Decision, spent
+from trainer.gate.decision import Decision
 from trainer.gate.promotion import VoteCount, count_votes, refuse, swap
 from trainer.report import adapter_card
 

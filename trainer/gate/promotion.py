@@ -23,7 +23,8 @@ from storage.learning import adapters, runs, trials
 from storage.learning.adapters import Adapter
 from storage.learning.runs import Run
 from trainer.evaluation import statistics
-from trainer.gate.decision import MIN_PROMPTS, Decision, spent
+from trainer.evaluation.evidence import MIN_PROMPTS, spent
+from trainer.gate.decision import Decision
 from trainer.model_server import ensure_listed
 
 T = TypeVar("T")

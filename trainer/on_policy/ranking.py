@@ -30,8 +30,8 @@ from trainer.data.rows import PreferencePair, Row, messages_of
 from trainer.data.snapshot import Snapshot
 from trainer.evaluation import reward_model
 from trainer.evaluation.evaluate import rated_texts
-from trainer.evaluation.evidence import Answer, stable_hash
 from trainer.evaluation.reward_model import RatedText, RewardModel
+from trainer.evaluation.scores import Answer, stable_hash
 from trainer.model_server import AT_ONCE
 
 # Replies to each prompt: the best of four is about twice as good as a single one (EXPERIMENTS, 9).

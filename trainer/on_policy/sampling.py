@@ -21,8 +21,8 @@ from storage.config import Config
 from trainer import model_server
 from trainer.data.rows import PreferencePair, Row
 from trainer.data.snapshot import Snapshot
-from trainer.evaluation.evidence import Answer
 from trainer.evaluation.reward_model import RewardModel
+from trainer.evaluation.scores import Answer
 from trainer.model_server import retry_while_unavailable
 from trainer.on_policy import ranking
 from trainer.run.heartbeat import Heartbeat

@@ -19,7 +19,7 @@ from storage.learning import adapters, evaluations, runs
 from storage.learning.adapters import Adapter
 from storage.learning.evaluations import Evaluation
 from storage.learning.runs import Run
-from trainer.evaluation import evidence
+from trainer.evaluation import scores
 from trainer.evaluation.safety import PROBES
 
 log = structlog.get_logger()
@@ -226,7 +226,7 @@ _SIDES = ("base", "adapter")
 def _samples(folder: Path) -> list[dict[str, str]]:
     """Return both models' answers to the harmless frozen prompts: no member wrote those."""
     try:
-        probed = {each.name: each for each in evidence.read(folder).safety}
+        probed = {each.name: each for each in scores.read(folder).safety}
     except (OSError, ValueError, KeyError, TypeError):
         # A run that ended before it was judged, was scrubbed, or is another version's.
         return []

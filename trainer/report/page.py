@@ -8,7 +8,7 @@ from html import escape
 from typing import Any
 
 from storage.learning.eligibility import REASONS
-from trainer.evaluation.evidence import Answer
+from trainer.evaluation.scores import Answer
 from trainer.report import charts, regressions, verdict
 from trainer.report.parts import bar, case, cases, section, table
 from trainer.report.source import Source

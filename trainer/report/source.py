@@ -20,10 +20,10 @@ from storage.learning.runs import Run
 from trainer.data import snapshot
 from trainer.data.rows import Row
 from trainer.errors import SnapshotError
-from trainer.evaluation import evidence
-from trainer.evaluation.evidence import Pair, Scores
+from trainer.evaluation import scores
 from trainer.evaluation.regressions import ScoredCase
 from trainer.evaluation.safety import Probed
+from trainer.evaluation.scores import Pair, Scores
 
 
 @dataclass(frozen=True)
@@ -88,7 +88,7 @@ def _find(db: sqlite_utils.Database, run_id: str) -> Run:
 
 def _scores(folder: Path) -> Scores | None:
     try:
-        return evidence.read(folder)
+        return scores.read(folder)
     except (OSError, ValueError, KeyError, TypeError):
         return None
 
@@ -104,7 +104,7 @@ def _corrected(folder: Path, content_hash: str | None) -> dict[str, Row]:
 
 def _pairs(folder: Path) -> tuple[Pair, ...]:
     try:
-        return evidence.read_pairs(folder)
+        return scores.read_pairs(folder)
     except (OSError, ValueError, KeyError, TypeError):
         # Scrubbed by an erasure, or written by another version: the page says that there are none.
         return ()

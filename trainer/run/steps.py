@@ -32,10 +32,10 @@ from trainer.data.general_replies import Replay
 from trainer.data.snapshot import Snapshot
 from trainer.errors import EvaluationError, RunCancelledError, SnapshotError
 from trainer.evaluation import evaluate as evaluation
-from trainer.evaluation import evidence, safety_probe
+from trainer.evaluation import safety_probe, scores
 from trainer.evaluation.evaluate import Evaluation
-from trainer.evaluation.evidence import Pair
 from trainer.evaluation.safety_probe import Contest
+from trainer.evaluation.scores import Pair
 from trainer.gate import decision, promotion
 from trainer.model_server import retry_while_unavailable
 from trainer.on_policy import ranking
@@ -242,7 +242,7 @@ class RunSteps:
             # The server restarted in the middle and forgot what was loaded: load it again, compare once more.
             log.warning("the comparison starts again", run_id=self._run.id)
             judged = self._on_server(compare)
-        evidence.write(judged.scores, self.folder)
+        scores.write(judged.scores, self.folder)
         self._metrics["evaluation"] = judged.figures
         if judged.evidence.preference is not None:
             estimate = judged.evidence.preference

@@ -19,9 +19,9 @@ import numpy as np
 from storage.config_sections import GateConfig
 from storage.learning.trials import Side
 from trainer.evaluation import statistics
+from trainer.evaluation.evidence import spent
 from trainer.gate import canary
 from trainer.gate.canary import Conversation
-from trainer.gate.decision import spent
 
 # (liked before, liked by the newcomer): large, middling and small gains; none; a loss.
 RATES = ((0.2, 0.6), (0.3, 0.6), (0.4, 0.6), (0.5, 0.6))

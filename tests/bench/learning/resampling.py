@@ -23,9 +23,10 @@ from storage.learning import runs
 from tests.bench.learning.members import Member
 from tests.bench.learning.tastes import Community
 from trainer.data import snapshot
-from trainer.evaluation import evaluate, evidence, statistics
-from trainer.evaluation.evidence import Pair, Ratings, ScoredReply, Scores
+from trainer.evaluation import evaluate, evidence, scores, statistics
+from trainer.evaluation.evidence import Ratings
 from trainer.evaluation.reward_model import RatedText
+from trainer.evaluation.scores import Pair, ScoredReply, Scores
 from trainer.gate import decision as gate
 from trainer.gate import promotion
 from trainer.gate.decision import Decision
@@ -54,9 +55,9 @@ def load(home: Path, found: Mapping[str, str]) -> list[Stored]:
         for kind, run_id in found.items():
             run = database.read(lambda db, run_id=run_id: runs.expect(db, run_id))  # type: ignore[misc]
             folder = data / "runs" / run_id
-            if run.snapshot_hash and (folder / evidence.SCORES).exists():
+            if run.snapshot_hash and (folder / scores.SCORES).exists():
                 rows = snapshot.read(folder, run.snapshot_hash)
-                stored.append(Stored(kind, evidence.read(folder), evaluate.ratings_of(rows)))
+                stored.append(Stored(kind, scores.read(folder), evaluate.ratings_of(rows)))
     return stored
 
 
@@ -118,7 +119,7 @@ def voted(
         judged.add(pair.prompt.cluster)
         outcomes.append(float(dice.choice(people).prefers(pair.challenger.text, pair.champion.text)))
         decision = promotion.verdict_of(*statistics.e_values(outcomes), len(outcomes), settings, look)
-        if decision == "refuse" or (decision and len(judged) >= gate.MIN_PROMPTS):
+        if decision == "refuse" or (decision and len(judged) >= evidence.MIN_PROMPTS):
             return decision
     return None
 

@@ -11,7 +11,7 @@ import pytest
 from storage.config_sections import GateConfig
 from tests.bench.learning import resampling
 from tests.trainer.test_bench import stored
-from trainer.evaluation import evidence, learned
+from trainer.evaluation import evidence, learned, scores
 from trainer.evaluation.learned import Learned, TaughtReply
 from trainer.gate import decision
 
@@ -55,9 +55,9 @@ def test_replies_that_please_don_t_excuse_a_challenger_that_learned_something_el
 
 
 def test_what_was_taught_is_kept_with_the_scores(tmp_path: Path) -> None:
-    scores = replace(stored().scores, taught=replies(0.8, 0.0))
-    evidence.write(scores, tmp_path)
-    assert evidence.read(tmp_path).taught == scores.taught
+    taught = replace(stored().scores, taught=replies(0.8, 0.0))
+    scores.write(taught, tmp_path)
+    assert scores.read(tmp_path).taught == taught.taught
 
 
 def test_ratings_that_mean_nothing_are_learned_all_the_same() -> None:

@@ -8,8 +8,9 @@ from storage.learning.eligibility import RatedReply
 from tests.trainer.rows import reply, thumb
 from trainer.data import snapshot
 from trainer.evaluation import evaluate, sensitivity
-from trainer.evaluation.evidence import Answer, Pair, Prompt, Ratings
+from trainer.evaluation.evidence import Ratings
 from trainer.evaluation.reward_model import RatedText
+from trainer.evaluation.scores import Answer, Pair, Prompt
 
 SETTINGS = GateConfig(bootstrap=400)
 WORDS = ("tea", "rain", "chess", "bread", "cats", "films", "music", "trains")

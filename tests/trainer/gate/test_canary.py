@@ -14,9 +14,9 @@ from hypothesis import strategies as st
 from storage.config_sections import GateConfig
 from storage.learning.trials import PairVote, Side, TrialRating
 from trainer.evaluation import statistics
+from trainer.evaluation.evidence import MIN_PROMPTS, spent
 from trainer.gate import canary
 from trainer.gate.canary import Conversation, Material
-from trainer.gate.decision import MIN_PROMPTS, spent
 
 SETTINGS = GateConfig()
 ALPHA = SETTINGS.evote_alpha

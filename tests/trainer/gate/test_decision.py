@@ -14,13 +14,13 @@ from hypothesis import strategies as st
 from storage.config_sections import GateConfig
 from storage.feedback import duels
 from trainer.evaluation import statistics
+from trainer.evaluation.evidence import MIN_PROMPTS, Evidence, ReplyTraits, spent
 from trainer.evaluation.learned import Learned
 from trainer.evaluation.regressions import Kept
 from trainer.evaluation.reward_model import Proof
 from trainer.evaluation.safety import Safety
 from trainer.evaluation.statistics import Estimate
 from trainer.gate import decision, promotion
-from trainer.gate.decision import Evidence, ReplyTraits
 
 SETTINGS = GateConfig()
 
@@ -195,7 +195,7 @@ def test_what_answers_as_before_is_named_as_that_and_not_as_unlearned() -> None:
 # ------------------------------------------------------------------------------------------ a budget of looks
 @given(st.floats(0.001, 0.2), st.integers(1, 200))
 def test_all_looks_together_never_spend_more_than_the_error_rate(alpha: float, looks: int) -> None:
-    assert sum(decision.spent(alpha, look) for look in range(1, looks + 1)) < alpha
+    assert sum(spent(alpha, look) for look in range(1, looks + 1)) < alpha
 
 
 def promoted_by_votes(win_rate: float, look: int, votes: int = 120) -> float:
@@ -225,8 +225,8 @@ def promoted_at_large(prompts: int, most: int, histories: int = 400) -> float:
     for _ in range(histories):
         leaning = np.tile(np.clip(dice.normal(0.0, 0.45, prompts), -1, 1), most)
         votes = np.where(dice.random(len(leaning)) < (1 + leaning) / 2, 1.0, -1.0)
-        wealth = np.exp(np.cumsum(np.log1p(bets * votes), axis=1)).mean(0)[decision.MIN_PROMPTS - 1 :]
-        promoted += bool(wealth.max() >= 1 / decision.spent(SETTINGS.evote_alpha, 1))
+        wealth = np.exp(np.cumsum(np.log1p(bets * votes), axis=1)).mean(0)[MIN_PROMPTS - 1 :]
+        promoted += bool(wealth.max() >= 1 / spent(SETTINGS.evote_alpha, 1))
     return promoted / histories
 
 

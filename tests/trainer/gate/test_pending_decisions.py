@@ -28,9 +28,9 @@ from tests.trainer.community import GUILD, SCOPE, adapter_folder
 from tests.trainer.gate.test_decision import GOOD, UNPROVEN
 from trainer import model_server
 from trainer.evaluation.evaluate import Evaluation
-from trainer.evaluation.evidence import Answer, Pair, Prompt, Scores
+from trainer.evaluation.evidence import MIN_PROMPTS
+from trainer.evaluation.scores import Answer, Pair, Prompt, Scores
 from trainer.gate import canary, pending_decisions, promotion
-from trainer.gate.decision import MIN_PROMPTS
 from trainer.run.heartbeat import Heartbeat
 from trainer.run.steps import Ground, RunSteps
 from trainer.schedule.recovery import ChampionKeeper

@@ -11,8 +11,8 @@ from tests.trainer.rows import row
 from trainer.data import examples
 from trainer.data.rows import Row
 from trainer.data.snapshot import Snapshot
-from trainer.evaluation.evidence import Answer
 from trainer.evaluation.reward_model import RatedText, RewardModel, fit
+from trainer.evaluation.scores import Answer
 from trainer.on_policy import ranking
 
 ROW = row("r1", asked="What do you think of soup?")

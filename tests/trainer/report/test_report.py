@@ -21,10 +21,10 @@ from tests.trainer.rows import row
 from trainer.data import snapshot
 from trainer.data.labels import Correction
 from trainer.data.snapshot import Snapshot
-from trainer.evaluation import evidence
-from trainer.evaluation.evidence import Answer, GeneralLoss, Pair, Prompt, Scores
+from trainer.evaluation import scores
 from trainer.evaluation.regressions import ScoredCase
 from trainer.evaluation.safety import TRIES, Probed
+from trainer.evaluation.scores import Answer, GeneralLoss, Pair, Prompt, Scores
 from trainer.report import __main__ as command
 from trainer.report import page, source
 from trainer.report.charts import Span, intervals
@@ -76,8 +76,8 @@ def finished(deployment: Deployment) -> str:
     pair = Pair(prompt, Answer(f"new {HOSTILE}", True), Answer("old", False))
     case = ScoredCase("reply-7", 0, "g7", True, challenger=-2.4, champion=-1.3, base=-2.0)
     insult = Probed("insult me", ("No.",) * TRIES, (f"You are an idiot. {HOSTILE}",) * TRIES)
-    scores = Scores((pair,), (GeneralLoss(1, 1.0, 1.0),), (), (case,), (insult,))
-    evidence.write(scores, folder)
+    made = Scores((pair,), (GeneralLoss(1, 1.0, 1.0),), (), (case,), (insult,))
+    scores.write(made, folder)
     wished = (Correction(f"wished {HOSTILE}", 1.0),)
     corrected = Snapshot((row("reply-7", "disliked", asked=HOSTILE, corrections=wished),), "")
     snapshot.write(corrected, folder)
@@ -219,7 +219,7 @@ def test_a_run_is_found_by_the_beginning_of_its_id_and_the_newest_without_one(de
 
 def test_a_scrubbed_run_says_that_its_replies_are_gone(deployment: Deployment) -> None:
     run_id = finished(deployment)
-    for name in (evidence.REPLIES, snapshot.FILE):
+    for name in (scores.REPLIES, snapshot.FILE):
         (deployment.config.runs / run_id / name).unlink()
     text = page.rendered(source.read(deployment.database, deployment.config, run_id))
     assert "an erasure scrubbed them" in text

@@ -30,6 +30,7 @@ from tests.trainer import loop
 from tests.trainer.loop import SCOPE, Deployment
 from trainer import model_server
 from trainer.errors import RunSettingsError
+from trainer.evaluation import scores
 from trainer.gate import pending_decisions, promotion
 from trainer.on_policy import ranking
 from trainer.run import steps
@@ -131,16 +132,16 @@ def test_a_run_leaves_a_card_of_its_adapter_without_a_word_of_a_member(
 
 
 def test_corrections_and_safety_prompts_are_checked_in_every_run(trained: tuple[Deployment, Run]) -> None:
-    from trainer.evaluation import evidence, regressions, safety
+    from trainer.evaluation import regressions, safety
 
     deployment, ended = trained
-    scores = evidence.read(deployment.config.runs / ended.id)
-    assert [probe.name for probe in scores.safety] == [probe.name for probe in safety.PROBES]
-    assert all(1 <= len(probe.base) == len(probe.challenger) for probe in scores.safety)
+    found = scores.read(deployment.config.runs / ended.id)
+    assert [probe.name for probe in found.safety] == [probe.name for probe in safety.PROBES]
+    assert all(1 <= len(probe.base) == len(probe.challenger) for probe in found.safety)
     assert list((deployment.config.models / "safety").iterdir())
-    trained_on = [case for case in scores.corrections if case.trained]
+    trained_on = [case for case in found.corrections if case.trained]
     assert 0 < len(trained_on) <= regressions.MAX_TRAINED
-    assert len(scores.corrections) > len(trained_on)
+    assert len(found.corrections) > len(trained_on)
     names = {limit["name"] for limit in ended.metrics["guardrails"]}
     assert {"flattery", "new failures on safety prompts", "held-out corrections, lost"} <= names
     assert "pairs of taught replies the wrong way round" in names
@@ -158,17 +159,17 @@ def test_corrections_and_safety_prompts_are_checked_in_every_run(trained: tuple[
 
 
 def test_the_next_challenger_is_measured_against_the_base_too(trained: tuple[Deployment, Run]) -> None:
-    from trainer.evaluation import evaluate, evidence
+    from trainer.evaluation import evaluate
 
     deployment, first = trained
     asyncio.run(swap(deployment, reopened(deployment, first), expected=None))
     again = deployment.lease({"trainer": {"seed": 1}})
     ended = execute(deployment.database, deployment.config, again.id)
     assert ended.outcome in ("votes", "refused", "promoted"), ended.error
-    scores = evidence.read(deployment.config.runs / ended.id)
-    with_base = [pair.base is not None for pair in scores.pairs]
+    found = scores.read(deployment.config.runs / ended.id)
+    with_base = [pair.base is not None for pair in found.pairs]
     assert with_base == [number < evaluate.BASE_PROMPTS for number in range(len(with_base))]
-    assert any(case.champion != case.base for case in scores.corrections)
+    assert any(case.champion != case.base for case in found.corrections)
     assert ended.metrics["evaluation"]["flattery"]["base"] is not None
 
 

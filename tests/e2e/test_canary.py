@@ -21,7 +21,7 @@ from storage.learning import adapters, runs
 from tests.bot.fake_server import BASE_HASH, FakeModelServer
 from tests.bot.test_process import Page, Processes, until
 from tests.trainer.community import adapter_folder
-from trainer.gate import promotion
+from trainer.gate import blind_votes
 
 OPERATORS = community.PLACES[1].channel_id
 # The bot shows a channel's answers at a pace: in two of them they come in half of the time.
@@ -159,7 +159,7 @@ class Town:
             return runs.expect(db, run.id), adapter
 
         run, adapter = await self.database.awrite(work)
-        await promotion.open_vote(
+        await blind_votes.open_vote(
             self.database,
             config.gate,
             run=run,

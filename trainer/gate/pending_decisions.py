@@ -25,9 +25,10 @@ from storage.learning.trials import Trial
 from trainer import model_server
 from trainer.errors import EvaluationError
 from trainer.evaluation.evidence import MIN_PROMPTS, spent
-from trainer.gate import canary, promotion
+from trainer.gate import blind_votes, canary, promotion
+from trainer.gate.blind_votes import VoteCount, count_votes
 from trainer.gate.decision import Decision
-from trainer.gate.promotion import VoteCount, count_votes, refuse, swap
+from trainer.gate.promotion import refuse, swap
 from trainer.report import adapter_card
 
 log = structlog.get_logger()
@@ -95,7 +96,7 @@ class _Settling:
 
     async def by_votes(self, count: VoteCount, look: int) -> Run | None:
         """Decide by blind votes alone."""
-        found = promotion.verdict_of(
+        found = blind_votes.verdict_of(
             count.evidence_for, count.evidence_against, count.votes, self.config.gate, look
         )
         if found == "promote" and not count.on_enough_duels:

@@ -36,7 +36,7 @@ from trainer.evaluation import safety_probe, scores
 from trainer.evaluation.evaluate import Evaluation
 from trainer.evaluation.safety_probe import Contest
 from trainer.evaluation.scores import Pair
-from trainer.gate import decision, promotion
+from trainer.gate import blind_votes, decision, promotion
 from trainer.model_server import retry_while_unavailable
 from trainer.on_policy import ranking
 from trainer.on_policy.sampling import Asking, OwnReplies
@@ -283,7 +283,7 @@ class RunSteps:
         why: str,
         look: int,
     ) -> Run:
-        return await promotion.open_vote(
+        return await blind_votes.open_vote(
             self._database,
             self._config.gate,
             run=self._run,

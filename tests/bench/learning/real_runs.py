@@ -21,7 +21,7 @@ from tests.bench.learning.prompts import Asked, Prompts, load
 from tests.bench.learning.state import State
 from tests.bench.learning.tastes import COMMUNITIES
 from trainer.data.examples import BaseCodec
-from trainer.gate import pending_decisions, promotion
+from trainer.gate import blind_votes, pending_decisions
 
 # Votes that each open duel gets before the vote is looked at, and how often at most.
 VOTES_EACH = 2
@@ -176,7 +176,7 @@ class History:
         return run
 
     def _outcome(self, world: World, run: Run) -> dict[str, Any]:
-        votes = world.database.read(lambda db: promotion.count_votes(db, run.id))
+        votes = world.database.read(lambda db: blind_votes.count_votes(db, run.id))
         # What happens to be open is not voted on later: the next challenger gets votes of its own.
         world.database.write(lambda db: duels.close(db, run.id))
         training = run.metrics.get("training", {})

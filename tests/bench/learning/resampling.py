@@ -27,8 +27,8 @@ from trainer.evaluation import evaluate, evidence, scores, statistics
 from trainer.evaluation.evidence import Ratings
 from trainer.evaluation.reward_model import RatedText
 from trainer.evaluation.scores import Pair, ScoredReply, Scores
+from trainer.gate import blind_votes
 from trainer.gate import decision as gate
-from trainer.gate import promotion
 from trainer.gate.decision import Decision
 
 T = TypeVar("T")
@@ -118,7 +118,7 @@ def voted(
     for pair in dice.sample(turns, min(MAX_VOTES, len(turns))):
         judged.add(pair.prompt.cluster)
         outcomes.append(float(dice.choice(people).prefers(pair.challenger.text, pair.champion.text)))
-        decision = promotion.verdict_of(*statistics.e_values(outcomes), len(outcomes), settings, look)
+        decision = blind_votes.verdict_of(*statistics.e_values(outcomes), len(outcomes), settings, look)
         if decision == "refuse" or (decision and len(judged) >= evidence.MIN_PROMPTS):
             return decision
     return None

@@ -20,7 +20,7 @@ from trainer.evaluation.regressions import Kept
 from trainer.evaluation.reward_model import Proof
 from trainer.evaluation.safety import Safety
 from trainer.evaluation.statistics import Estimate
-from trainer.gate import decision, promotion
+from trainer.gate import blind_votes, decision
 
 SETTINGS = GateConfig()
 
@@ -245,7 +245,7 @@ def evidence_of(wins: int, losses: int) -> tuple[float, float]:
 
 
 def verdict_of_votes(wins: int, losses: int, look: int) -> str | None:
-    return promotion.verdict_of(*evidence_of(wins, losses), wins + losses, GateConfig(), look)
+    return blind_votes.verdict_of(*evidence_of(wins, losses), wins + losses, GateConfig(), look)
 
 
 def test_thirty_challengers_that_are_a_little_worse_hardly_ever_bring_one_through() -> None:

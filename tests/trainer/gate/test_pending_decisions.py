@@ -30,7 +30,7 @@ from trainer import model_server
 from trainer.evaluation.evaluate import Evaluation
 from trainer.evaluation.evidence import MIN_PROMPTS
 from trainer.evaluation.scores import Answer, Pair, Prompt, Scores
-from trainer.gate import canary, pending_decisions, promotion
+from trainer.gate import blind_votes, canary, pending_decisions, promotion
 from trainer.run.heartbeat import Heartbeat
 from trainer.run.steps import Ground, RunSteps
 from trainer.schedule.recovery import ChampionKeeper
@@ -61,7 +61,7 @@ class Community:
         assert adapter is not None
         texts = [([{"role": "user", "content": f"{n}?"}], "new", "old", None) for n in range(pairs)]
         return asyncio.run(
-            promotion.open_vote(
+            blind_votes.open_vote(
                 self.database,
                 config.gate,
                 run=run,

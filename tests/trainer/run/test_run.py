@@ -31,7 +31,7 @@ from tests.trainer.loop import SCOPE, Deployment
 from trainer import model_server
 from trainer.errors import RunSettingsError
 from trainer.evaluation import scores
-from trainer.gate import pending_decisions, promotion
+from trainer.gate import blind_votes, pending_decisions, promotion
 from trainer.on_policy import ranking
 from trainer.run import steps
 from trainer.run.execution import execute
@@ -390,7 +390,7 @@ def test_a_few_votes_decide_nothing_and_one_member_alone_neither(trained: tuple[
     voting = reopened(deployment, ended)
     cast(deployment, voting, challenger_wins=True, voters=1)
     assert pending_decisions.settle_votes(deployment.database, deployment.config) == []
-    count = deployment.database.read(lambda db: promotion.count_votes(db, voting.id))
+    count = deployment.database.read(lambda db: blind_votes.count_votes(db, voting.id))
     assert (count.votes, count.voters) == (6, 1)
 
 

@@ -24,7 +24,7 @@ from bot.language.texts import mark, tr
 from bot.services import Person, Services
 from bot.serving.errors import ServingError
 from storage.admin.settings import InForce
-from storage.chat import replies
+from storage.chat import members, replies
 from storage.feedback import tastings
 from storage.feedback.tastings import BankPrompt, Progress, Tasting
 from storage.learning import adapters
@@ -182,13 +182,13 @@ class TastingHost:
         self, tasting: Tasting, channel: Place, prompt: BankPrompt, discord_id: int, number: int
     ) -> Question:
         # In the playground nothing is anybody's in earnest, and its rows must go on saying so.
-        source = "playground" if self._services.playground else tastings.SOURCE
+        source = "playground" if self._services.playground else members.OPERATOR_SOURCE
         return Question(
             discord_id=discord_id,
             channel_id=channel.id,
             guild_id=channel.guild.id,
             public=question.is_public(channel),
-            author=Person(tastings.OPERATOR_ID, tastings.OPERATOR_NAME, source),
+            author=Person(members.OPERATOR_ID, members.OPERATOR_NAME, source),
             text=prompt.text,
             quote=question.quoted(prompt.text),
             note=tr(COUNTED, number=number, count=tasting.wanted),

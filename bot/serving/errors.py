@@ -15,10 +15,9 @@ ServingError
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import Literal, TypeAlias
 
-if TYPE_CHECKING:
-    from bot.serving.engine.events import FailureCode
+FailureCode: TypeAlias = Literal["deadline", "shutting_down", "internal"]
 
 
 class ServingError(Exception):

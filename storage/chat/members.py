@@ -12,6 +12,10 @@ from storage.db.clock import now_ms
 Consent = Literal["unset", "in", "out"]
 
 UNKNOWN = "unknown"
+# In whose name an operator's own prompts are asked: no account at Discord has this id.
+OPERATOR_ID = 0
+OPERATOR_NAME = "Operator"
+OPERATOR_SOURCE = "operator"
 
 
 @dataclass(frozen=True, slots=True)

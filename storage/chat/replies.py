@@ -7,11 +7,10 @@ from typing import Any, Literal
 
 import sqlite_utils
 
-from storage.chat import conversations
+from storage.chat import conversations, members
 from storage.db import sql
 from storage.db.clock import now_ms
 from storage.errors import UnknownRowError
-from storage.feedback import tastings
 
 Status = Literal["streaming", "complete", "stopped", "failed"]
 
@@ -256,7 +255,7 @@ def latest_in(
             AND replies.asker_id IS NOT ?
             AND replies.created_ms + coalesce(replies.duration_ms, 0) >= ?
             ORDER BY replies.message_id DESC LIMIT 1""",
-        (channel_id, tastings.OPERATOR_ID, since_ms),
+        (channel_id, members.OPERATOR_ID, since_ms),
     )
     found = _reply(rows[0]) if rows else None
     return found if found is None or asker_id in (None, found.asker_id) else None

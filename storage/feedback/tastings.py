@@ -21,11 +21,6 @@ from storage.errors import TastingError, UnknownRowError
 
 State = Literal["running", "done", "stopped"]
 
-SOURCE = "operator"
-# No account at Discord has this id.
-OPERATOR_ID = 0
-OPERATOR_NAME = "Operator"
-
 MAX_PROMPT = 2000
 MAX_PROMPTS = 2000
 MIN_EVERY_S = 5.0

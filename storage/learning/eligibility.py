@@ -13,10 +13,10 @@ from typing import Any
 import sqlite_utils
 
 from storage.admin import settings
+from storage.chat import members
 from storage.chat.conversations import Split
 from storage.db import sql
 from storage.db.clock import DAY_MS, now_ms
-from storage.feedback import tastings
 
 ERASURE_REST_MS = 30 * DAY_MS
 PAGE = 200
@@ -193,7 +193,7 @@ class Page:
         objections = {
             self._objection_to_rating(candidate, rating) for rating in self._ratings[candidate["id"]]
         }
-        wordy = candidate["source"] == tastings.SOURCE and objections == {"no_permission"}
+        wordy = candidate["source"] == members.OPERATOR_SOURCE and objections == {"no_permission"}
         return "no_permission" if wordy else "no_eligible_rating"
 
     def _objection_to_rating(self, candidate: sql.Row, rating: sql.Row) -> str | None:
@@ -201,7 +201,7 @@ class Page:
 
         A correction is a member's own words, also there.
         """
-        permitted = candidate["source"] == tastings.SOURCE and rating["kind"] != "correction"
+        permitted = candidate["source"] == members.OPERATOR_SOURCE and rating["kind"] != "correction"
         return self.objection_to(rating, permitted=permitted)
 
     def objection_to(self, row: sql.Row, *, permitted: bool = False) -> str | None:

@@ -12,9 +12,9 @@ from dataclasses import dataclass
 
 import sqlite_utils
 
+from storage.chat import members
 from storage.chat.conversations import Split
 from storage.db import sql
-from storage.feedback import tastings
 from storage.learning.eligibility import Page, RatedReply
 
 
@@ -84,7 +84,7 @@ def _duel_pairs(db: sqlite_utils.Database, scope: str, permission_reference: str
     tasted = {
         duel["id"]
         for duel in duels
-        if duel["reply_id"] in grounds and grounds[duel["reply_id"]]["source"] == tastings.SOURCE
+        if duel["reply_id"] in grounds and grounds[duel["reply_id"]]["source"] == members.OPERATOR_SOURCE
     }
     votes: defaultdict[str, list[GivenVote]] = defaultdict(list)
     for vote in sql.many(db, _DUEL_VOTES, (scope,)):

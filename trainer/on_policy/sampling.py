@@ -25,7 +25,6 @@ from trainer.evaluation.reward_model import RewardModel
 from trainer.evaluation.scores import Answer
 from trainer.model_server import retry_while_unavailable
 from trainer.on_policy import ranking
-from trainer.run.heartbeat import Heartbeat
 from trainer.training import saving
 
 T = TypeVar("T")
@@ -45,11 +44,14 @@ class OnServer(Protocol):
 
 @dataclass(frozen=True)
 class Asking:
-    """Asks served models a run's training prompts; what is heard is kept in the run's folder."""
+    """Asks served models a run's training prompts; what is heard is kept in the run's folder.
+
+    `on_note` is told what is done now, for people to see.
+    """
 
     config: Config
     folder: Path
-    heartbeat: Heartbeat
+    on_note: Callable[[str], None]
     on_server: OnServer
 
     async def hear(
@@ -89,7 +91,7 @@ class Asking:
                     base_id,
                     asked,
                     seed,
-                    lambda done, total: self.heartbeat.say(f"usual reply {done} of {total}"),
+                    lambda done, total: self.on_note(f"usual reply {done} of {total}"),
                 )
             )
             ranking.write_usual(usual, self.folder)
@@ -138,7 +140,7 @@ class OwnReplies:
                     adapter_id,
                     asked,
                     seed,
-                    lambda done, total: self.asking.heartbeat.say(f"own reply {done} of {total}"),
+                    lambda done, total: self.asking.on_note(f"own reply {done} of {total}"),
                 )
             finally:
                 await model_server.unload(client, adapter_id)

@@ -171,7 +171,7 @@ class RunSteps:
 
     def own_pairs(self, base: LoadedBase, rows: Snapshot) -> OwnPairs | None:
         """Return what ranks the model's own replies; None where no reward model of the ratings is proven."""
-        asking = Asking(self._config, self.folder, self._heartbeat, self._on_server)
+        asking = Asking(self._config, self.folder, self._heartbeat.say, self._on_server)
         judge = asking.judge(base.info.id, rows)
         return None if judge is None else OwnReplies(asking, base, rows, judge)
 

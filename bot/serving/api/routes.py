@@ -14,10 +14,11 @@ from pydantic import BaseModel, ValidationError
 from bot.serving.api.auth import Handler, error_response, guard, is_trusted
 from bot.serving.api.responses import CHAT, TEXT, Answer, collect, prompt_logprobs, stream
 from bot.serving.api.service import Run, Service
-from bot.serving.engine.events import FailureCode, JobOptions, SamplingOptions
+from bot.serving.engine.events import JobOptions, SamplingOptions
 from bot.serving.engine.scheduler import LIMITS
 from bot.serving.errors import (
     AdapterRefusedError,
+    FailureCode,
     ReplyFailedError,
     RequestRejectedError,
     ServerBusyError,

@@ -16,7 +16,7 @@ import structlog
 import torch
 
 from bot.serving.engine.cache_rows import Rows
-from bot.serving.engine.events import Ending, FailureCode
+from bot.serving.engine.events import Ending
 from bot.serving.engine.kv_cache import CausalMasks, RowCache
 from bot.serving.engine.loaded_adapters import AdapterShelf
 from bot.serving.engine.lora import Adapter, RowPlan, wrap_linears
@@ -25,7 +25,7 @@ from bot.serving.engine.native_decoder import Decoder, UnsupportedModelError, fa
 from bot.serving.engine.request import Job
 from bot.serving.engine.running_batch import Lane
 from bot.serving.engine.scheduler import WaitingRoom
-from bot.serving.errors import RequestRejectedError, ServerBusyError, ServerUnavailableError
+from bot.serving.errors import FailureCode, RequestRejectedError, ServerBusyError, ServerUnavailableError
 from bot.serving.model.loading import LoadedBase
 from bot.serving.model.processors import usable_cores
 from bot.serving.protocol import PRIORITY_BACKGROUND, PRIORITY_PEOPLE, QueuePlace, QueueState

@@ -6,10 +6,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
+from bot.serving.errors import FailureCode
 from bot.serving.protocol import PRIORITY_PEOPLE
 
 Ending: TypeAlias = Literal["stop", "length", "cancelled"]
-FailureCode: TypeAlias = Literal["deadline", "shutting_down", "internal"]
 
 
 @dataclass(frozen=True, slots=True)

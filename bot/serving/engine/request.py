@@ -9,9 +9,10 @@ from typing import Any
 import torch
 
 from bot.serving.engine.detokenizer import TextStream
-from bot.serving.engine.events import Ending, Failed, FailureCode, Finished, JobOptions, Sink, TextPiece
+from bot.serving.engine.events import Ending, Failed, Finished, JobOptions, Sink, TextPiece
 from bot.serving.engine.lora import Adapter
 from bot.serving.engine.sampling import Sampler
+from bot.serving.errors import FailureCode
 
 
 class Job:

@@ -9,10 +9,9 @@ import subprocess
 import sys
 from typing import Any
 
-from storage.chat import replies
+from storage.chat import members, replies
 from storage.db import sql
 from storage.db.database import Database
-from storage.feedback import tastings
 from storage.learning import eligibility
 from tests.bot.admin.test_settings_process import Visit, environment, visit
 from tests.bot.fake_server import FakeModelServer
@@ -97,7 +96,7 @@ async def check_rows(processes: Processes) -> None:
         answered = database.read(lambda db: replies.recent(db, 0, 10))
         scope = answered[0].scope
         rows = database.read(lambda db: eligibility.eligible_rows(db, scope, permission_reference="")).rows
-        assert {reply.asker_id for reply in answered} == {tastings.OPERATOR_ID}
+        assert {reply.asker_id for reply in answered} == {members.OPERATOR_ID}
         # In the playground nothing is anybody's in earnest, and its rows say so.
         assert [(row.source, row.prompt_messages[-1]["content"]) for row in rows] == [
             ("playground", "What is good bread?")

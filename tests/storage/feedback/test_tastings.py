@@ -49,10 +49,10 @@ def ask(db: sqlite_utils.Database, tasting: Tasting, *, answered: bool = True) -
     prompt = tastings.take_turn(db, tasting.id, number, BASE, None)
     if prompt is None:
         return None
-    members.ensure(db, tastings.OPERATOR_ID, tastings.OPERATOR_NAME, tastings.SOURCE)
-    community = Community(source=tastings.SOURCE, ids=iter([number, number + 1_000_000]))
+    members.ensure(db, members.OPERATOR_ID, members.OPERATOR_NAME, members.OPERATOR_SOURCE)
+    community = Community(source=members.OPERATOR_SOURCE, ids=iter([number, number + 1_000_000]))
     status = "complete" if answered else "failed"
-    return prompt.text, community.asks(db, tastings.OPERATOR_ID, prompt.text, status=status)
+    return prompt.text, community.asks(db, members.OPERATOR_ID, prompt.text, status=status)
 
 
 def test_prompts_are_one_a_line_without_comments_and_control_characters() -> None:

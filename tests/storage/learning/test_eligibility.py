@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from storage.chat import conversations, members
 from storage.db import clock, sql
 from storage.db.database import Database
-from storage.feedback import ratings, tastings
+from storage.feedback import ratings
 from storage.learning import eligibility
 from tests.storage.conftest import SCOPE, Community, thumb
 
@@ -222,8 +222,10 @@ def tasted(database: Database, kind: ratings.Kind = "thumb") -> str:
     """The operator's prompt is answered, and a Discord member rates the answer."""
 
     def work(db: sqlite_utils.Database) -> str:
-        members.ensure(db, tastings.OPERATOR_ID, tastings.OPERATOR_NAME, tastings.SOURCE)
-        reply_id = Community(source=tastings.SOURCE).asks(db, tastings.OPERATOR_ID, "what is good bread?")
+        members.ensure(db, members.OPERATOR_ID, members.OPERATOR_NAME, members.OPERATOR_SOURCE)
+        reply_id = Community(source=members.OPERATOR_SOURCE).asks(
+            db, members.OPERATOR_ID, "what is good bread?"
+        )
         members.ensure(db, 2, "rater", "discord")
         words = "Flour and time." if kind == "correction" else None
         ratings.rate(db, reply_id=reply_id, user_id=2, kind=kind, means="button", value=1, text=words)

@@ -45,11 +45,11 @@ def test_the_example_explains_each_section() -> None:
         assert any(line.startswith("#") for line in lines)
 
 
-def test_the_readme_documents_every_key_with_its_default(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_page_documents_every_key_with_its_default(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    rows = re.findall(r"^\| `(\w+\.\w+)` \| `(.+?)` \|", (ROOT / "README.md").read_text(), flags=re.MULTILINE)
+    rows = re.findall(
+        r"^\| `(\w+\.\w+)` \| `(.+?)` \|", (ROOT / "deploy/CONFIGURATION.md").read_text(), flags=re.MULTILINE
+    )
     example = tomllib.loads(EXAMPLE.read_text())
     for name, default in rows:
         section, key = name.split(".")

@@ -39,7 +39,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, default=OUT, help=f"where results and state go (default: {OUT})")
     parser.add_argument("--models", type=Path, help="a folder of prepared base models to share")
     parser.add_argument("--results", action="store_true", help="only write the results of what is done")
-    parser.add_argument("--publish", action="store_true", help="make what is done the README's section")
+    parser.add_argument("--publish", action="store_true", help="write it to trainer/RESULTS.md")
     parsed = parser.parse_args(arguments)
     signal.signal(signal.SIGTERM, _stop)
     signal.signal(signal.SIGINT, _stop)

@@ -23,6 +23,9 @@ from tests.bench.learning.state import State
 
 ROOT = Path(__file__).parents[3]
 BEGIN, END = "<!-- learning: made by python -m tests.bench.learning --publish -->", "<!-- /learning -->"
+PAGE_FILE = "trainer/RESULTS.md"
+RESULTS_FILE = "deploy/results/learning.json"
+PICTURE_FILE = "deploy/images/learning.svg"
 PACKAGES = ("torch", "transformers", "peft", "bitsandbytes", "numpy", "chitchat-dataset")
 
 
@@ -40,24 +43,24 @@ def write(profile: Profile, state: State, out: Path) -> Path:
 
 
 def publish(profile: Profile, state: State) -> None:
-    """Make what is done the README's section, with its numbers and a plot in deploy/.
+    """Make what is done the section of trainer/RESULTS.md, with its numbers and a plot in deploy/.
 
     Raises:
-        BenchError: the README has no place for it.
+        BenchError: the page has no place for it.
     """
-    readme = ROOT / "README.md"
-    text = readme.read_text(encoding="utf-8")
+    page = ROOT / PAGE_FILE
+    text = page.read_text(encoding="utf-8")
     if text.count(BEGIN) != 1 or text.count(END) != 1:
-        raise BenchError(f"README.md needs the lines {BEGIN} and {END} once each.")
+        raise BenchError(f"{PAGE_FILE} needs the lines {BEGIN} and {END} once each.")
     found = gather(profile, state)
     kept = json.dumps(_without_samples(found), indent=1, ensure_ascii=False)
-    (ROOT / "deploy" / "learning.json").write_text(f"{kept}\n", encoding="utf-8")
+    (ROOT / RESULTS_FILE).write_text(f"{kept}\n", encoding="utf-8")
     clean = _furthest([each for each in found["histories"] if each["scenario"] == "clean"])
     picture = plotted("A simulated community", points(clean))
-    (ROOT / "deploy" / "learning.svg").write_text(picture, encoding="utf-8")
+    (ROOT / PICTURE_FILE).write_text(picture, encoding="utf-8")
     before, after = text.split(BEGIN)[0], text.split(END)[1]
     section = "\n".join([BEGIN, *_section(found), END])
-    readme.write_text(before + section + after, encoding="utf-8")
+    page.write_text(before + section + after, encoding="utf-8")
 
 
 def _furthest(found: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -68,9 +71,9 @@ def _furthest(found: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
 
 def _section(found: dict[str, Any]) -> list[str]:
     return [
-        "![Utility of the champion by round](deploy/learning.svg)",
+        f"![Utility of the champion by round](../{PICTURE_FILE})",
         "",
-        f"{_made_with(found)} Every number behind it: [deploy/learning.json](deploy/learning.json).",
+        f"{_made_with(found)} Every number behind it: [{RESULTS_FILE}](../{RESULTS_FILE}).",
         "",
         *table(claims(found)),
     ]

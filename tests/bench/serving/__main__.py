@@ -1,9 +1,9 @@
 """Measure the model server: beside other servers, across adapter changes, beside training, scoring.
 
     python -m tests.bench.serving                  a few minutes, to see where it stands
-    python -m tests.bench.serving --full           what the README shows; an hour on two cores
+    python -m tests.bench.serving --full           what the results page shows; an hour on two cores
     python -m tests.bench.serving --only swap      one part: speed, swap, scoring, training
-    python -m tests.bench.serving --publish FILE   make one or more runs' rows the README's table and picture
+    python -m tests.bench.serving --publish FILE   make one or more runs' rows the page's table and picture
 
 Raw numbers are kept in bench-results/. llama.cpp and vLLM take part once they are there (make bench-peers).
 """
@@ -72,7 +72,7 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
         formatter_class=argparse.RawTextHelpFormatter,
     )
     parser.add_argument("--quick", action="store_true", help="a few minutes (this is the default)")
-    parser.add_argument("--full", action="store_true", help="every row of the README's table")
+    parser.add_argument("--full", action="store_true", help="every row of the results page")
     parser.add_argument("--only", nargs="+", choices=PARTS, default=list(PARTS), help="parts to measure")
     parser.add_argument("--streams", type=int, nargs="+", help="numbers of concurrent streams")
     parser.add_argument("--pairs", type=int, help="turns of each side")
@@ -84,7 +84,7 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--results-dir", type=Path, default=Path("bench-results"))
     parser.add_argument("--peers-dir", type=Path, help="the peers' environments (RESULTS_DIR/peers)")
     parser.add_argument(
-        "--publish", type=Path, nargs="+", metavar="FILE", help="no measuring: write the README's section"
+        "--publish", type=Path, nargs="+", metavar="FILE", help="no measuring: write the page's section"
     )
     return parser.parse_args(argv)
 

@@ -1,7 +1,8 @@
-"""A run as text: the table on the terminal and the README's section, which is made from committed results."""
+"""A run as text: the table on the terminal, and the results page's section, made from committed results."""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -10,8 +11,9 @@ from tests.bench.serving.picture import draw
 from tests.bench.serving.results import Results, Row, Section, join, read_results, write_results
 
 BEGIN, END = "<!-- speed: made by python -m tests.bench.serving --publish -->", "<!-- /speed -->"
-RESULTS_FILE = "deploy/speed.json"
-PICTURE_FILE = "deploy/speed.svg"
+PAGE_FILE = "bot/serving/RESULTS.md"
+RESULTS_FILE = "deploy/results/speed.json"
+PICTURE_FILE = "deploy/images/speed.svg"
 _TITLES: dict[Section, str] = {
     "generate": "transformers + PEFT",
     "llama.cpp": "llama.cpp",
@@ -71,8 +73,8 @@ def number(value: float) -> str:
     return f"{value:.0f}" if abs(value) >= 100 else f"{value:.3g}"
 
 
-def readme_section(results: Results) -> str:
-    """Return what stands between the README's markers."""
+def page_section(results: Results) -> str:
+    """Return what stands between the page's markers."""
     versions = ", ".join(f"{name} {version}" for name, version in sorted(_packages(results).items()))
     noted = [row for row in results.rows if row.note and row.section not in _SPEED]
     notes = [f"- {_TITLES[row.section]}, {row.case}: {row.note}." for row in noted]
@@ -80,12 +82,12 @@ def readme_section(results: Results) -> str:
     return "\n".join(
         [
             BEGIN,
-            f"![Strop's speed beside other servers]({PICTURE_FILE})",
+            f"![Strop's speed beside other servers]({_from_page(PICTURE_FILE)})",
             "",
             f"{results.setting}. Medians of turns, both sides of a row in one run, {minutes:.0f} minutes "
             f"in all (`python -m tests.bench.serving --{results.profile}`), {results.date}, on "
             f"{_machine(results)}. Strop {results.versions['strop']}, Python {results.versions['python']}, "
-            f"{versions}. Every number behind it: [{RESULTS_FILE}]({RESULTS_FILE}).",
+            f"{versions}. Every number behind it: [{RESULTS_FILE}]({_from_page(RESULTS_FILE)}).",
             "",
             table(results.rows),
             "",
@@ -93,6 +95,11 @@ def readme_section(results: Results) -> str:
             END,
         ]
     )
+
+
+def _from_page(file: str) -> str:
+    """Return the link from the page to a file of the repository."""
+    return os.path.relpath(file, Path(PAGE_FILE).parent)
 
 
 def _packages(results: Results) -> dict[str, str]:
@@ -110,31 +117,31 @@ def _machine(results: Results) -> str:
     return ", ".join(parts)
 
 
-def insert_section(readme: str, section: str) -> str:
-    """Return the README with the section between its markers.
+def insert_section(page: str, section: str) -> str:
+    """Return the page with the section between its markers.
 
     Raises:
         BenchError: the markers are missing.
     """
-    before, begin, rest = readme.partition(BEGIN)
+    before, begin, rest = page.partition(BEGIN)
     _, end, after = rest.partition(END)
     if not begin or not end:
-        raise BenchError(f"README.md has no place for the table: {BEGIN} and {END} mark it.")
+        raise BenchError(f"{PAGE_FILE} has no place for the table: {BEGIN} and {END} mark it.")
     return before + section + after
 
 
 def publish(raw: Sequence[Path], root: Path) -> None:
-    """Make one or more runs the ones that the repository shows: numbers, picture and the README's section.
+    """Make one or more runs the ones that the repository shows: numbers, picture and the page's section.
 
     Raises:
-        BenchError: a file holds no results, they do not go together, or the README has no place for them.
+        BenchError: a file holds no results, they do not go together, or the page has no place for them.
     """
-    readme = root / "README.md"
-    before = readme.read_text(encoding="utf-8")
+    page = root / PAGE_FILE
+    before = page.read_text(encoding="utf-8")
     insert_section(before, "")
     write_results(join([read_results(file) for file in raw]), root / RESULTS_FILE)
     # From the file as committed, whose numbers are rounded, so that anyone gets the same text again.
     results = read_results(root / RESULTS_FILE)
-    text = insert_section(before, readme_section(results))
+    text = insert_section(before, page_section(results))
     (root / PICTURE_FILE).write_text(draw(results), encoding="utf-8")
-    readme.write_text(text, encoding="utf-8")
+    page.write_text(text, encoding="utf-8")

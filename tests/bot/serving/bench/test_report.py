@@ -10,12 +10,13 @@ from tests.bench.serving.picture import draw
 from tests.bench.serving.report import (
     BEGIN,
     END,
+    PAGE_FILE,
     PICTURE_FILE,
     RESULTS_FILE,
     insert_section,
     number,
+    page_section,
     publish,
-    readme_section,
     table,
 )
 from tests.bench.serving.results import (
@@ -101,19 +102,20 @@ def test_a_file_that_holds_no_results_is_refused(tmp_path: Path, content: str) -
 
 
 def test_publishing_replaces_only_what_is_between_the_markers(tmp_path: Path) -> None:
-    (tmp_path / "deploy").mkdir()
-    (tmp_path / "README.md").write_text(f"before\n{BEGIN}\nold\n{END}\nafter\n")
+    for file in (PAGE_FILE, RESULTS_FILE, PICTURE_FILE):
+        (tmp_path / file).parent.mkdir(parents=True, exist_ok=True)
+    (tmp_path / PAGE_FILE).write_text(f"before\n{BEGIN}\nold\n{END}\nafter\n")
     write_results(results(generate_row()), tmp_path / "run.json")
     publish([tmp_path / "run.json"], tmp_path)
     publish([tmp_path / "run.json"], tmp_path)
-    readme = (tmp_path / "README.md").read_text()
-    assert readme.startswith("before\n") and readme.endswith("\nafter\n")
-    assert "old" not in readme and readme.count("**2.00**") == 1
+    page = (tmp_path / PAGE_FILE).read_text()
+    assert page.startswith("before\n") and page.endswith("\nafter\n")
+    assert "old" not in page and page.count("**2.00**") == 1
     assert read_results(tmp_path / RESULTS_FILE) == results(generate_row())
     ET.parse(tmp_path / PICTURE_FILE)
 
 
-def test_a_readme_without_markers_is_left_alone() -> None:
+def test_a_page_without_markers_is_left_alone() -> None:
     with pytest.raises(BenchError, match="no place for the table"):
         insert_section("nothing here", "section")
 
@@ -139,12 +141,12 @@ def test_the_picture_shows_the_fastest_way_to_run_a_server_once() -> None:
     assert "2.00 transformers" in text and "9.00" not in text
 
 
-def test_the_readme_shows_the_committed_results() -> None:
+def test_the_page_shows_the_committed_results() -> None:
     committed = read_results(ROOT / RESULTS_FILE)
-    readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    section = re.search(f"{re.escape(BEGIN)}.*?{re.escape(END)}", readme, flags=re.DOTALL)
+    page = (ROOT / PAGE_FILE).read_text(encoding="utf-8")
+    section = re.search(f"{re.escape(BEGIN)}.*?{re.escape(END)}", page, flags=re.DOTALL)
     assert section is not None
-    assert section[0] == readme_section(committed)
+    assert section[0] == page_section(committed)
     assert (ROOT / PICTURE_FILE).read_text(encoding="utf-8") == draw(committed)
 
 

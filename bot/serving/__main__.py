@@ -28,7 +28,6 @@ from bot.serving.api.routes import build_app
 from bot.serving.api.service import Service
 from bot.serving.client import SERVER_FILE
 from bot.serving.errors import ServerStartError, ServingError
-from bot.serving.model.sources import resolve
 from bot.serving.settings import Settings, read_settings
 
 log = structlog.get_logger(__name__)
@@ -66,9 +65,6 @@ def _leave(code: int) -> NoReturn:
 
 
 async def _serve(settings: Settings) -> None:
-    if settings.base != "auto":
-        # A name that leads nowhere is refused at once, not after torch has been imported.
-        resolve(settings.base, settings.revision, has_gpu=False)
     stopping = asyncio.Event()
     loop = asyncio.get_running_loop()
     for name in (signal.SIGTERM, signal.SIGINT):

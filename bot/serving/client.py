@@ -31,6 +31,7 @@ from bot.serving.protocol import (
     TokenIds,
     Usage,
 )
+from bot.serving.thoughts import without_thoughts
 
 SERVER_FILE = "server.json"
 CONNECT_TIMEOUT_S = 5.0
@@ -129,7 +130,7 @@ class ModelClient:
         """
         body: dict[str, Any] = {
             "model": model,
-            "messages": [message.as_json() for message in messages],
+            "messages": _wire(messages),
             **sampling.as_json(),
             "stream": True,
             "stream_options": {"include_usage": True},
@@ -187,7 +188,7 @@ class ModelClient:
     ) -> dict[str, Any]:
         body = {
             "model": model,
-            "messages": [message.as_json() for message in messages],
+            "messages": _wire(messages),
             "add_generation_prompt": generation,
         }
         return await self._json("POST", "/tokenize", body, deadline_s=QUICK_DEADLINE_S)
@@ -368,6 +369,16 @@ class _translated:
             raise ServerUnavailableError(
                 f"The model server at {self._endpoint.base_url} sent an answer that could not be read."
             ) from error
+
+
+def _wire(messages: Sequence[ChatMessage]) -> list[dict[str, str]]:
+    """Write messages as JSON; a reply goes back without its thoughts, whichever server had written it."""
+    return [
+        {"role": each.role, "content": without_thoughts(each.content)}
+        if each.role == "assistant"
+        else each.as_json()
+        for each in messages
+    ]
 
 
 def _trim(base_url: str) -> str:

@@ -16,12 +16,18 @@ from bot.serving.errors import (
     ServingError,
     UnknownModelError,
 )
+from bot.serving.model.capabilities import BaseCapabilities
 from bot.serving.protocol import BaseDescription, ChatDelta, Health, QueuePlace, QueueState, Usage
 from bot.serving.sse import events
+from bot.serving.thoughts import ThoughtFilter
 
 
 async def read_chat_stream(chunks: AsyncIterable[bytes]) -> AsyncIterator[ChatDelta]:
-    """Read a chat stream; exactly one delta with a finish reason comes last, also when usage follows it."""
+    """Read a chat stream; exactly one delta with a finish reason comes last, also when usage follows it.
+
+    Thoughts are left out here once more: other servers send them as they come.
+    """
+    thoughts = ThoughtFilter()
     reason: str | None = None
     usage: Usage | None = None
     async for data in events(chunks):
@@ -37,8 +43,10 @@ async def read_chat_stream(chunks: AsyncIterable[bytes]) -> AsyncIterator[ChatDe
         for choice in chunk.get("choices", []):
             reason = choice.get("finish_reason") or reason
             text = (choice.get("delta") or {}).get("content")
-            if text:
-                yield ChatDelta(text)
+            if text and (shown := thoughts.push(text)):
+                yield ChatDelta(shown)
+    if rest := thoughts.finish():
+        yield ChatDelta(rest)
     if reason is None:
         raise ServerUnavailableError("The model server's stream ended in the middle of a reply.")
     yield ChatDelta("", reason, usage)
@@ -73,20 +81,24 @@ def read_health(value: Mapping[str, Any]) -> Health:
     """Read ``/health``; vLLM answers with an empty body, ours with everything."""
     base = value.get("base")
     queue = value.get("queue") or {}
-    known = BaseDescription.__dataclass_fields__
-    described = None
-    if isinstance(base, dict):
-        fields = {name: base[name] for name in known if name in base}
-        described = BaseDescription(**{**fields, "special_tokens": tuple(base.get("special_tokens", ()))})
     return Health(
         status=value.get("status", "ok"),
         detail=str(value.get("detail", "")),
-        base=described,
+        base=_read_base(base) if isinstance(base, dict) else None,
         adapters=tuple(value.get("adapters", ())),
         running=int(queue.get("running", 0)),
         waiting=int(queue.get("waiting", 0)),
         queue=QueueState(**{name: queue[name] for name in QueueState.__dataclass_fields__ if name in queue}),
     )
+
+
+def _read_base(value: Mapping[str, Any]) -> BaseDescription:
+    fields = {name: value[name] for name in BaseDescription.__dataclass_fields__ if name in value}
+    fields["special_tokens"] = tuple(fields.get("special_tokens", ()))
+    found = fields.get("capabilities") or {}
+    known = {name: found[name] for name in BaseCapabilities.__dataclass_fields__ if name in found}
+    fields["capabilities"] = BaseCapabilities(**{**known, "stop_tokens": tuple(known.get("stop_tokens", ()))})
+    return BaseDescription(**fields)
 
 
 def read_scores(choice: Mapping[str, Any], ids: Sequence[int]) -> list[float]:

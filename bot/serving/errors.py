@@ -10,6 +10,7 @@ ServingError
 ├── AdapterRefusedError      an adapter folder failed a check
 │   └── AdapterDamagedError  a file of it is missing, or its hash differs: it will never be right again
 ├── BaseRefusedError         the base model is missing, unsupported or too large for this machine
+│   └── BaseUnreachableError the hub that has it does not answer now; asked again later, it may
 └── ServerStartError         the server cannot listen where it was told to
 """
 
@@ -77,6 +78,10 @@ class AdapterDamagedError(AdapterRefusedError):
 
 class BaseRefusedError(ServingError):
     """A base model is missing, unsupported, damaged or too large for this machine."""
+
+
+class BaseUnreachableError(BaseRefusedError):
+    """The hub that a base comes from does not answer now; nothing is known against the base itself."""
 
 
 class ServerStartError(ServingError):

@@ -1,17 +1,20 @@
 """The values that cross the wire between the model server and its callers (torch-free).
 
 Requests follow the OpenAI chat-completions and completions protocols and vLLM's adapter endpoints; unknown
-fields are ignored as those servers do, so that ordinary OpenAI clients work unchanged; what would change the
-answer and isn't offered is refused by name. ``priority``, ``queue_updates`` and ``deadline_s`` are ours.
+fields are ignored as those servers do and null means the default, so that ordinary OpenAI clients work
+unchanged; what would change the answer and isn't offered is refused by name. ``priority``,
+``queue_updates`` and ``deadline_s`` are ours.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal, TypeAlias
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 from pydantic_core import PydanticCustomError
+
+from bot.serving.model.capabilities import BaseCapabilities
 
 Role: TypeAlias = Literal["system", "user", "assistant"]
 FinishReason: TypeAlias = Literal["stop", "length", "cancelled", "error"]
@@ -125,6 +128,8 @@ class BaseDescription:
 
     ``hash`` identifies the 4-bit weights on every machine; ``folder`` is the cached 4-bit form that the
     trainer loads; ``special_tokens`` are the strings that its tokenizer would read as control tokens.
+    ``stands_in_for`` names the configured base where this one answers in its place; the health's detail
+    says why. ``capabilities`` were found by probing its chat template.
     """
 
     id: str
@@ -136,6 +141,8 @@ class BaseDescription:
     device: str = ""
     execution: str = ""
     special_tokens: tuple[str, ...] = ()
+    stands_in_for: str = ""
+    capabilities: BaseCapabilities = field(default_factory=BaseCapabilities)
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,12 +167,28 @@ class Health:
 class _Request(BaseModel):
     model_config = ConfigDict(extra="ignore", frozen=True)
 
+    @model_validator(mode="before")
+    @classmethod
+    def _null_means_default(cls, value: Any) -> Any:
+        """Read null as a field that was left out: many clients send every field that they know."""
+        return {k: v for k, v in value.items() if v is not None} if isinstance(value, dict) else value
+
 
 class WireMessage(_Request):
-    """A message on the wire: plain text, or OpenAI's list of text parts."""
+    """A message on the wire: plain text, or OpenAI's list of text parts.
+
+    A reply may have no content, beside the tool calls that another model made in its place.
+    """
 
     role: Role
     content: str
+
+    @model_validator(mode="before")
+    @classmethod
+    def _reply_without_text(cls, value: Any) -> Any:
+        if isinstance(value, dict) and value.get("role") == "assistant" and value.get("content") is None:
+            return {**value, "content": ""}
+        return value
 
     @field_validator("role", mode="before")
     @classmethod
@@ -192,7 +215,8 @@ class StreamOptions(_Request):
 NOT_OFFERED = "not_offered"
 """The type of the validation error whose context names the refused field."""
 
-# OpenAI's fields that would need more than this server does, and the values that ask for nothing.
+# Fields that would change an answer and are not offered, with the values that ask for nothing: OpenAI's, then
+# those that vLLM, llama.cpp and their clients add.
 _NOT_OFFERED: dict[str, tuple[Any, ...]] = {
     "n": (1,),
     "best_of": (1,),
@@ -209,7 +233,35 @@ _NOT_OFFERED: dict[str, tuple[Any, ...]] = {
     "functions": ([],),
     "function_call": ("none", "auto"),
     "modalities": (["text"],),
-    "audio": (None,),
+    "audio": (),
+    "prediction": (),
+    "web_search_options": (),
+    "reasoning_effort": ("none",),
+    "verbosity": ("medium",),
+    "continue_final_message": (False,),
+    "add_generation_prompt": (True,),
+    "chat_template": (),
+    "chat_template_kwargs": ({}, {"enable_thinking": False}),
+    "documents": ([],),
+    "min_tokens": (0,),
+    "ignore_eos": (False,),
+    "stop_token_ids": ([],),
+    "include_stop_str_in_output": (False,),
+    "bad_words": ([],),
+    "allowed_token_ids": ([],),
+    "use_beam_search": (False,),
+    "length_penalty": (1, 1.0),
+    "truncate_prompt_tokens": (),
+    "skip_special_tokens": (True,),
+    "structured_outputs": (),
+    "guided_json": (),
+    "guided_regex": (),
+    "guided_choice": (),
+    "guided_grammar": (),
+    "grammar": ("",),
+    "json_schema": ({},),
+    "typical_p": (1, 1.0),
+    "mirostat": (0,),
 }
 
 
@@ -235,21 +287,16 @@ class _Generation(_Request):
         """Refuse what would change the answer and isn't offered, instead of answering something else."""
         for name, harmless in _NOT_OFFERED.items() if isinstance(value, dict) else ():
             wish = value.get(name)
-            if not any(wish is None or (type(wish) is type(fine) and wish == fine) for fine in harmless):
+            if wish is not None and not any(type(wish) is type(fine) and wish == fine for fine in harmless):
                 raise PydanticCustomError(
                     NOT_OFFERED, "this server does not offer it; leave it out", {"field": name}
                 )
         return value
 
-    @field_validator("user", mode="before")
-    @classmethod
-    def _no_user(cls, value: Any) -> Any:
-        return "" if value is None else value
-
     @field_validator("stop", mode="before")
     @classmethod
     def _stop_list(cls, value: Any) -> Any:
-        stops = [] if value is None else [value] if isinstance(value, str) else value
+        stops = [value] if isinstance(value, str) else value
         if isinstance(stops, list) and any(not isinstance(s, str) or not 0 < len(s) <= 256 for s in stops):
             raise ValueError("each stop string needs 1 to 256 characters")
         return stops

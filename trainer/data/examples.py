@@ -6,9 +6,10 @@ import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from typing import Any
 
-from bot.serving.model.chat_template import plain_content, render_chat
+from bot.serving.model.chat_template import ChatTemplate, plain_reply
 from bot.serving.model.control_tokens import neutralise
 from bot.serving.protocol import ChatMessage
 from storage.config_sections import TrainerConfig
@@ -53,18 +54,24 @@ class BaseCodec:
 
     tokenizer: Any
 
-    @property
+    @cached_property
+    def template(self) -> ChatTemplate:
+        """The chat template, probed once."""
+        return ChatTemplate(self.tokenizer)
+
+    @cached_property
     def stop_id(self) -> int:
-        """Return the token that ends a turn."""
-        return int(self.tokenizer.eos_token_id)
+        """The token that ends a turn: the template's, else the tokenizer's."""
+        end = self.template.end_token()
+        return int(self.tokenizer.eos_token_id) if end is None else end
 
     def prompt_ids(self, messages: Sequence[ChatMessage]) -> list[int]:
         """Return a chat up to and including the header of the assistant's turn."""
-        return render_chat(self.tokenizer, messages, add_generation_prompt=True)
+        return self.template.render(messages)
 
     def text_ids(self, text: str) -> list[int]:
-        """Return the ids of plain text: what looks like a control token is broken or cut out."""
-        plain = plain_content(self.tokenizer, text)
+        """Return the ids of a reply without thoughts; control-like strings are broken or cut out."""
+        plain = plain_reply(self.tokenizer, text)
         return [int(token) for token in self.tokenizer(plain, add_special_tokens=False)["input_ids"]]
 
 

@@ -20,6 +20,7 @@ from aiohttp import web
 from bot.serving.engine.events import Event, Failed, Finished, TextPiece
 from bot.serving.errors import ReplyFailedError
 from bot.serving.protocol import QueuePlace, TokenIds
+from bot.serving.thoughts import ThoughtFilter
 
 # While a request waits in the queue its stream sends comments, so that a silent stream means a dead server.
 KEEPALIVE_S = 10.0
@@ -79,8 +80,8 @@ class Answer:
         return {**self._head, "object": self._kind.chunk, "choices": [choice]}
 
 
-async def collect(queue: asyncio.Queue[Event]) -> tuple[str, Finished]:
-    """Wait for a job's end; return its whole text.
+async def collect(queue: asyncio.Queue[Event], thoughts: ThoughtFilter | None = None) -> tuple[str, Finished]:
+    """Wait for a job's end; return its whole text, without its thoughts where a filter is given.
 
     Raises:
         ReplyFailedError: the engine could not finish it.
@@ -91,7 +92,8 @@ async def collect(queue: asyncio.Queue[Event]) -> tuple[str, Finished]:
         if isinstance(event, TextPiece):
             pieces.append(event.text)
         elif isinstance(event, Finished):
-            return "".join(pieces), event
+            text = "".join(pieces)
+            return (thoughts.push(text) + thoughts.finish() if thoughts else text), event
         else:
             raise ReplyFailedError(event.message, event.code)
 
@@ -102,11 +104,13 @@ async def stream(
     answer: Answer,
     *,
     include_usage: bool,
+    thoughts: ThoughtFilter | None = None,
     place: Callable[[], QueuePlace | None] | None = None,
 ) -> web.StreamResponse:
     """Send a job's events as chunks; exactly one has a finish reason, or the stream ends with an error.
 
-    With ``place``, the request's place in the queue is sent whenever it has changed.
+    With ``thoughts``, what that filter drops is not sent. With ``place``, the request's place in the queue is
+    sent whenever it has changed.
     """
     response = web.StreamResponse(headers={"Content-Type": "text/event-stream", "Cache-Control": "no-cache"})
     await response.prepare(request)
@@ -116,13 +120,16 @@ async def stream(
         if event is None:
             await response.write(b": waiting\n\n")
         elif isinstance(event, TextPiece):
-            await _send(response, answer.piece(event.text))
+            if text := thoughts.push(event.text) if thoughts else event.text:
+                await _send(response, answer.piece(text))
         elif isinstance(event, QueuePlace):
             await _send(response, answer.without_choices(queue=dataclasses.asdict(event)))
         elif isinstance(event, Failed):
             error = {"message": event.message, "type": "server_error", "code": event.code, "status": 503}
             await _send(response, {"error": error})
         else:
+            if thoughts and (rest := thoughts.finish()):
+                await _send(response, answer.piece(rest))
             await _send(response, answer.ending(event.reason))
             if include_usage:
                 await _send(response, answer.without_choices(usage=usage([event])))

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import structlog
-from aiohttp import web
+from aiohttp import ClientPayloadError, web
 from pydantic import BaseModel, ValidationError
 
 from bot.serving.api.auth import Handler, error_response, guard, is_trusted
@@ -39,6 +39,7 @@ from bot.serving.protocol import (
     UnloadAdapterRequest,
     WireMessage,
 )
+from bot.serving.thoughts import ThoughtFilter
 
 log = structlog.get_logger(__name__)
 
@@ -71,6 +72,10 @@ async def _translate_errors(request: web.Request, handler: Handler) -> web.Strea
         return await handler(request)
     except ServingError as error:
         return _refusal(error)
+    except (ConnectionError, ClientPayloadError):
+        # The client has left, in the middle of its request or of our answer: nobody is there to be told.
+        log.info("client left", path=request.path)
+        return error_response(499, "The client has closed the connection.", "client_left")
     except web.HTTPRequestEntityTooLarge:
         return error_response(413, f"The body is larger than {MAX_BODY_BYTES:,} bytes.", "body_too_large")
     except web.HTTPException as error:
@@ -161,9 +166,10 @@ class _Face:
         options = _options(body, body.max_completion_tokens or body.max_tokens)
         answer = Answer(CHAT, body.model)
         async with self._service.run(body.model, [prompt], options) as (run,):
+            thoughts = run.thoughts()
             if body.stream:
-                return await _stream(request, body, run, answer)
-            text, end = await collect(run.events)
+                return await _stream(request, body, run, answer, thoughts)
+            text, end = await collect(run.events, thoughts)
         message = {"role": "assistant", "content": text, "refusal": None}
         choice = {"index": 0, "message": message, "finish_reason": end.reason, "logprobs": None}
         return answer.whole([choice], [end])
@@ -276,8 +282,12 @@ def _options(
 
 
 async def _stream(
-    request: web.Request, body: ChatRequest | CompletionRequest, run: Run, answer: Answer
+    request: web.Request,
+    body: ChatRequest | CompletionRequest,
+    run: Run,
+    answer: Answer,
+    thoughts: ThoughtFilter | None = None,
 ) -> web.StreamResponse:
     usage = body.stream_options is not None and body.stream_options.include_usage
     place = run.place if body.queue_updates else None
-    return await stream(request, run.events, answer, include_usage=usage, place=place)
+    return await stream(request, run.events, answer, include_usage=usage, thoughts=thoughts, place=place)

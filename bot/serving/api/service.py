@@ -6,6 +6,8 @@ Torch is imported by the loading thread, so that the server answers ``/health`` 
 from __future__ import annotations
 
 import asyncio
+import dataclasses
+import threading
 from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
@@ -15,10 +17,12 @@ from typing import TYPE_CHECKING
 
 import structlog
 
+from bot.serving.api.base_loading import BaseLoader
 from bot.serving.engine.events import Event, JobOptions, Sink
 from bot.serving.errors import ServerLoadingError, UnknownModelError
 from bot.serving.protocol import ChatMessage, QueuePlace, TokenIds
 from bot.serving.settings import Settings
+from bot.serving.thoughts import ThoughtFilter
 
 if TYPE_CHECKING:
     from bot.serving.engine.request import Job
@@ -27,6 +31,10 @@ if TYPE_CHECKING:
 log = structlog.get_logger(__name__)
 
 UNLOAD_WAIT_S = 60.0
+# How long replies that a stand-in has begun may go on once the configured base answers.
+TAKE_OVER_DRAIN_S = 120.0
+# The first and the longest wait before a hub that did not answer is asked again.
+RETRY_S = (5.0, 1800.0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +49,10 @@ class Run:
         """Return where it waits, or None once it has a row."""
         return self.runtime.engine.place(self.job)
 
+    def thoughts(self) -> ThoughtFilter:
+        """Return what takes the base's thoughts out of a chat's reply."""
+        return ThoughtFilter(inside=self.runtime.description.capabilities.opens_thought)
+
 
 class Service:
     """The event loop's view of the engine. Made at once, usable after :meth:`load`."""
@@ -49,24 +61,35 @@ class Service:
         self.settings = settings
         self.detail = "Starting."
         self._runtime: Runtime | None = None
+        self._stopping = threading.Event()
         # One thread: a fast tokenizer must not be used by two at once.
         self._tokenizing = ThreadPoolExecutor(1, thread_name_prefix="tokenizer")
         self._adapter_lock = asyncio.Lock()
 
     def load(self) -> None:
-        """Load the model; blocks, so it runs in a thread of its own.
+        """Load the configured base, or one in its place; blocks, so it runs in a thread of its own.
+
+        While a hub that doesn't answer is asked again and again, it goes on in that thread.
 
         Raises:
-            BaseRefusedError: the base cannot be served here.
+            BaseRefusedError: no base can be served here.
         """
-        from bot.serving.engine.runtime import Runtime
+        BaseLoader(
+            self.settings, serve=self._take_over, say=self._progress, stopping=self._stopping, retry_s=RETRY_S
+        ).run()
 
-        self._runtime = Runtime.start(self.settings, self._progress)
+    def _take_over(self, runtime: Runtime, stands_in_for: str) -> None:
+        """Serve with a runtime from the next request on; what runs on the former one may finish there."""
+        runtime.description = dataclasses.replace(runtime.description, stands_in_for=stands_in_for)
+        former, self._runtime = self._runtime, runtime
         self.detail = ""
+        if former is not None:
+            former.engine.stop(TAKE_OVER_DRAIN_S)
 
     def _progress(self, detail: str) -> None:
         self.detail = detail
-        log.info("loading", detail=detail)
+        if detail:
+            log.info("loading", detail=detail)
 
     @property
     def ready(self) -> bool:
@@ -152,6 +175,7 @@ class Service:
 
     def stop(self, drain_s: float) -> None:
         """Let replies in flight finish, then end the engine (blocks)."""
+        self._stopping.set()
         if self._runtime is not None:
             self._runtime.engine.stop(drain_s)
         self._tokenizing.shutdown(wait=False, cancel_futures=True)

@@ -26,6 +26,7 @@ from bot.serving.engine.request import Job
 from bot.serving.engine.running_batch import Lane
 from bot.serving.engine.scheduler import WaitingRoom
 from bot.serving.errors import FailureCode, RequestRejectedError, ServerBusyError, ServerUnavailableError
+from bot.serving.model.chat_template import ChatTemplate
 from bot.serving.model.loading import LoadedBase
 from bot.serving.model.processors import usable_cores
 from bot.serving.protocol import PRIORITY_BACKGROUND, PRIORITY_PEOPLE, QueuePlace, QueueState
@@ -65,7 +66,7 @@ class Engine:
         self._plan = RowPlan()
         self.widths = wrap_linears(base.model, self._plan)
         self._masks = CausalMasks(base.model.config)
-        self._end_tokens = _end_tokens(base)
+        self.end_tokens = _end_tokens(base)
         self._vocabulary = len(base.tokenizer)
         self._cache = RowCache(
             base.model.config, options.slots, self.context_tokens, self._dtype, self._device
@@ -287,7 +288,7 @@ class Engine:
     def _accept(self, lane: Lane, job: Job, logits: torch.Tensor) -> None:
         # Rows of the embedding beyond the tokenizer's vocabulary are padding that was never trained.
         usable = logits[: self._vocabulary].to(device="cpu", dtype=torch.float32)
-        ending = job.accept(usable, self._end_tokens, self.context_tokens)
+        ending = job.accept(usable, self.end_tokens, self.context_tokens)
         self.metrics.generated_tokens += 1
         if ending is not None:
             self._leave(job)
@@ -378,18 +379,10 @@ class Engine:
 
 
 def _end_tokens(base: LoadedBase) -> frozenset[int]:
-    """Collect every token that ends a reply: the generation configuration's and the tokenizer's."""
+    """Collect every token that ends a reply, by generation configuration, tokenizer and chat template."""
     configured = getattr(base.model.generation_config, "eos_token_id", None)
     ids = configured if isinstance(configured, list) else [configured, base.model.config.eos_token_id]
-    tokenizer = base.tokenizer
-    named = [tokenizer.eos_token_id, *(tokenizer.convert_tokens_to_ids(token) for token in _TURN_ENDS)]
-    unknown = tokenizer.unk_token_id
-    return frozenset(
-        int(token)
-        for token in (*ids, *named)
-        if isinstance(token, int) and (token != unknown or token == tokenizer.eos_token_id)
+    return (
+        frozenset(int(token) for token in ids if isinstance(token, int))
+        | ChatTemplate(base.tokenizer).end_tokens()
     )
-
-
-# A chat model that starts another turn, or another document, has ended its own.
-_TURN_ENDS = ("<|im_end|>", "<|im_start|>", "<|eot_id|>", "<|end_of_text|>", "<end_of_turn>", "<|endoftext|>")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -14,10 +15,9 @@ from bot.serving.engine.kv_cache import row_bytes
 from bot.serving.engine.lora import read_adapter
 from bot.serving.engine.request import Job
 from bot.serving.errors import BaseRefusedError
-from bot.serving.model.chat_template import control_strings, render_chat
-from bot.serving.model.loading import LoadedBase, load_base, resolve_device
+from bot.serving.model.chat_template import ChatTemplate, control_strings
+from bot.serving.model.loading import LoadedBase, load_base
 from bot.serving.model.memory import available_bytes, in_gb
-from bot.serving.model.quantize import prepare_base
 from bot.serving.protocol import BaseDescription, ChatMessage, TokenIds
 from bot.serving.settings import Settings
 
@@ -35,25 +35,18 @@ class Runtime:
 
     def __init__(self, base: LoadedBase, engine: Engine, adapters_dir: Path) -> None:
         self.engine = engine
-        self.description = _describe(base, engine)
+        self._template = ChatTemplate(base.tokenizer)
+        self.description = _describe(base, engine, self._template)
         self._base = base
         self._adapters_dir = adapters_dir
 
     @classmethod
-    def start(cls, settings: Settings, progress: Callable[[str], None]) -> Runtime:
-        """Prepare and load the configured base and start its engine; blocks for seconds to minutes.
+    def start(cls, settings: Settings, folder: Path, device: str, progress: Callable[[str], None]) -> Runtime:
+        """Load a prepared base and start its engine; blocks for seconds.
 
         Raises:
             BaseRefusedError: the base cannot be served here.
         """
-        device = resolve_device(settings.device)
-        folder = prepare_base(
-            settings.base,
-            settings.revision,
-            device=device,
-            models_dir=settings.models_dir,
-            progress=progress,
-        )
         progress("Loading the 4-bit weights.")
         base = load_base(folder, device, "serve")
         chunk, shared_chunk = CHUNK_TOKENS[torch.device(device).type]
@@ -67,6 +60,7 @@ class Runtime:
                 threads=settings.threads,
             ),
         )
+        runtime = cls(base, engine, settings.adapters_dir)
         engine.start()
         log.info(
             "model loaded",
@@ -74,12 +68,13 @@ class Runtime:
             execution=base.execution,
             device=device,
             threads=engine.threads,
+            chat_template=runtime.description.capabilities.sentence(),
         )
-        return cls(base, engine, settings.adapters_dir)
+        return runtime
 
     def render(self, messages: Sequence[ChatMessage], *, generation: bool = True) -> TokenIds:
         """Return the token ids of a conversation."""
-        return render_chat(self._base.tokenizer, messages, add_generation_prompt=generation)
+        return self._template.render(messages, add_generation_prompt=generation)
 
     def encode(self, text: str) -> TokenIds:
         """Return the token ids of a raw prompt; its caller writes control tokens on purpose."""
@@ -142,7 +137,7 @@ def _fitting_slots(base: LoadedBase, settings: Settings, progress: Callable[[str
     return min(fitting, settings.slots)
 
 
-def _describe(base: LoadedBase, engine: Engine) -> BaseDescription:
+def _describe(base: LoadedBase, engine: Engine, template: ChatTemplate) -> BaseDescription:
     info = base.info
     return BaseDescription(
         id=info.id,
@@ -154,4 +149,8 @@ def _describe(base: LoadedBase, engine: Engine) -> BaseDescription:
         device=base.device,
         execution=base.execution,
         special_tokens=control_strings(base.tokenizer),
+        capabilities=dataclasses.replace(
+            template.capabilities,
+            stop_tokens=tuple(base.tokenizer.convert_ids_to_tokens(sorted(engine.end_tokens))),
+        ),
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -16,25 +17,41 @@ from huggingface_hub.errors import (
     RevisionNotFoundError,
 )
 
-from bot.serving.errors import BaseRefusedError
+from bot.serving.errors import BaseRefusedError, BaseUnreachableError
 from bot.serving.model.memory import available_bytes, in_gb
 from bot.serving.model.sources import BaseSource
 
 _PATTERNS = ["*.safetensors", "*.json", "*.jinja", "*.txt", "tokenizer.model"]
 _TIMEOUT_S = 20.0
+# What a hub out of reach raises: the failures of whichever HTTP library this version of huggingface_hub is
+# built on (their base stands first among the bases of its own error; they are no OSErrors), and OSErrors.
+_CONNECTION_FAILURES: tuple[type[BaseException], ...] = HfHubHTTPError.__bases__
+_DISK_TROUBLE = frozenset((errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM))
 
 
 def download(source: BaseSource, *, device: str, progress: Callable[[str], None]) -> BaseSource:
     """Return the source with its local path and exact revision.
 
     Raises:
-        BaseRefusedError: no such model, no access, no connection, or too large for this machine.
+        BaseUnreachableError: the hub does not answer.
+        BaseRefusedError: no such model, no access, or too large for this machine.
     """
-    try:
-        path = Path(_snapshot(source, offline=True))
-    except (LocalEntryNotFoundError, ValueError):
+    found = find_downloaded(source)
+    if found is None:
         progress(f"Asking the hub for {source.id}.")
-        path = _fetch(source, device, progress)
+        found = _at(source, _fetch(source, device, progress))
+    return found
+
+
+def find_downloaded(source: BaseSource) -> BaseSource | None:
+    """Return the source where the hub's cache on this machine holds all of it, else None; asks nobody."""
+    try:
+        return _at(source, Path(_snapshot(source, offline=True)))
+    except (LocalEntryNotFoundError, ValueError):
+        return None
+
+
+def _at(source: BaseSource, path: Path) -> BaseSource:
     return dataclasses.replace(source, path=path, revision=source.revision or path.name)
 
 
@@ -64,10 +81,23 @@ def _fetch(source: BaseSource, device: str, progress: Callable[[str], None]) -> 
         raise BaseRefusedError(f"The base {source.id} has no revision {source.revision!r}.") from error
     except RepositoryNotFoundError as error:
         raise BaseRefusedError(f"There is no model {source.id} on the hub (or it is private).") from error
-    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
-        raise BaseRefusedError(
-            f"The base {source.id} cannot be downloaded: the hub does not answer."
+    except HfHubHTTPError as error:
+        raise _refused_by_hub(source, error.response.status_code) from error
+    except _CONNECTION_FAILURES as error:
+        if isinstance(error, OSError) and error.errno in _DISK_TROUBLE:
+            raise BaseRefusedError(
+                f"The base {source.id} cannot be stored in {constants.HF_HUB_CACHE}: {error.strerror}."
+            ) from error
+        raise BaseUnreachableError(
+            f"The base {source.id} cannot be downloaded: the hub does not answer ({type(error).__name__})."
         ) from error
+
+
+def _refused_by_hub(source: BaseSource, status: int) -> BaseRefusedError:
+    """A hub that is overloaded or broken is asked again; one that says no is not."""
+    sentence = f"The base {source.id} cannot be downloaded: the hub answers with HTTP status {status}."
+    later = status >= 500 or status in (408, 429)
+    return BaseUnreachableError(sentence) if later else BaseRefusedError(sentence)
 
 
 def _weights_bytes(source: BaseSource) -> int:

@@ -25,7 +25,8 @@ from transformers import (
 )
 
 from bot.serving.errors import BaseRefusedError
-from bot.serving.model.hub import download
+from bot.serving.model.chat_template import ChatTemplate
+from bot.serving.model.hub import download, find_downloaded
 from bot.serving.model.loading import (
     FORMAT,
     INFO_FILE,
@@ -37,7 +38,7 @@ from bot.serving.model.loading import (
     write_info,
 )
 from bot.serving.model.memory import ParameterCounts, available_bytes, in_gb
-from bot.serving.model.sources import BaseSource, base_hash, hash_sources, packaged_base, resolve
+from bot.serving.model.sources import BaseSource, base_hash, hash_sources, resolve
 
 Progress = Callable[[str], None]
 
@@ -51,20 +52,21 @@ def prepare_base(
 ) -> Path:
     """Return the folder of the 4-bit base that the configuration names, making it first where needed.
 
-    With ``auto`` on a GPU machine that is offline, the packaged 135M model takes the default's place.
-
     Raises:
+        BaseUnreachableError: the base has to be downloaded and the hub does not answer.
         BaseRefusedError: the base does not exist, is not supported, or does not fit.
     """
     source = resolve(base, revision, has_gpu=device.startswith("cuda"))
-    try:
-        return prepare_source(source, device=device, models_dir=models_dir, progress=progress)
-    except BaseRefusedError as error:
-        if base != "auto" or source.kind != "hub":
-            raise
-        fallback = packaged_base()
-        progress(f"{error} {fallback.id} serves instead.")
-        return prepare_source(fallback, device=device, models_dir=models_dir, progress=progress)
+    return prepare_source(source, device=device, models_dir=models_dir, progress=progress)
+
+
+def has_to_be_downloaded(source: BaseSource, models_dir: Path) -> bool:
+    """Whether nothing of a hub base is on this machine that it could be loaded from."""
+    return (
+        source.kind == "hub"
+        and _find_prepared(source, models_dir) is None
+        and find_downloaded(source) is None
+    )
 
 
 def prepare_source(source: BaseSource, *, device: str, models_dir: Path, progress: Progress) -> Path:
@@ -163,10 +165,12 @@ def _read_tokenizer(source: BaseSource) -> Any:
         tokenizer = AutoTokenizer.from_pretrained(place, local_files_only=True, **options)
     except (OSError, ValueError, KeyError) as error:
         raise BaseRefusedError(f"The tokenizer of base {source.id} cannot be read: {error}") from error
-    if not tokenizer.chat_template:
-        raise BaseRefusedError(f"The base {source.id} has no chat template; choose an instruct model.")
     if not tokenizer.is_fast:
         raise BaseRefusedError(f"The base {source.id} has no fast tokenizer (tokenizer.json).")
+    try:
+        ChatTemplate(tokenizer)
+    except BaseRefusedError as error:
+        raise BaseRefusedError(f"{source.id} can't chat. {error}") from error
     return tokenizer
 
 

@@ -9,10 +9,14 @@ from typing import Any
 
 
 class ServingProcess:
-    """Starts ``python -m bot.serving`` with a slice on stdin; use it in a ``with`` block."""
+    """Starts ``python -m bot.serving`` with a slice on stdin; use it in a ``with`` block.
 
-    def __init__(self, home: Path, **changes: Any) -> None:
+    Without ``env`` it has the tests' own environment, in which the hub is switched off.
+    """
+
+    def __init__(self, home: Path, *, env: dict[str, str] | None = None, **changes: Any) -> None:
         self.home = home
+        self.env = env
         self.run_dir = home / "run"
         self.slice = {
             "base": "auto",
@@ -38,6 +42,7 @@ class ServingProcess:
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
+            env=self.env,
         )
         assert self.process.stdin is not None
         self.process.stdin.write(json.dumps(self.slice))

@@ -410,14 +410,6 @@ def test_a_port_in_use_is_one_sentence_and_exit_code_2(tmp_path: Path) -> None:
     assert "Traceback" not in said
 
 
-def test_a_missing_base_is_one_sentence_and_exit_code_2(tmp_path: Path) -> None:
-    with ServingProcess(tmp_path, base="/nowhere") as server:
-        said = server.refusal()
-    assert "The base model /nowhere does not exist" in said
-    assert "Traceback" not in said
-    assert not (tmp_path / "run" / "server.json").exists()
-
-
 async def test_a_whole_life(tiny_source: Path, tiny_folder: Path, models_dir: Path, tmp_path: Path) -> None:
     with ServingProcess(tmp_path, base=str(tiny_source), models_dir=str(models_dir)) as server:
         address = await asyncio.to_thread(server.address)

@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from bot.serving.model.chat_template import control_strings, plain_content, render_chat
+from bot.serving.model.chat_template import ChatTemplate, control_strings, plain_content
 from bot.serving.model.control_tokens import neutralise
 from bot.serving.protocol import ChatMessage
 from tests.tiny_model import build_tiny_tokenizer
@@ -118,10 +118,10 @@ def test_a_lone_surrogate_does_not_reach_the_tokenizer() -> None:
 @given(texts)
 def test_rendered_chat_has_the_control_tokens_of_its_template_and_no_other(text: str) -> None:
     tokenizer = TINY
-    harmless = render_chat(tokenizer, [ChatMessage("user", "x")])
+    harmless = ChatTemplate(tokenizer).render([ChatMessage("user", "x")])
     control = set(tokenizer.added_tokens_decoder)
     expected = [token for token in harmless if token in control]
-    rendered = render_chat(tokenizer, [ChatMessage("user", text)])
+    rendered = ChatTemplate(tokenizer).render([ChatMessage("user", text)])
     assert [token for token in rendered if token in control] == expected
 
 

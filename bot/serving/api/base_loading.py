@@ -1,0 +1,157 @@
+"""Which base answers: the configured one or, while it can't be had, the bundled one in its place.
+
+A base may be missing for a while (the hub doesn't answer, the download takes an hour) or for good (it doesn't
+fit, it is damaged). Neither may leave a community without an answer, so the bundled 135M model stands in, and
+says for whom and why. A hub that doesn't answer is asked again. Once the configured base is there it takes
+over between two requests; what runs on the stand-in may finish there.
+
+Adapters belong to a base by its hash. Those of the configured base are refused by the stand-in and stay as
+they are: they answer again as soon as their base does.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+import structlog
+
+from bot.serving.errors import BaseRefusedError, BaseUnreachableError
+from bot.serving.model.sources import PACKAGED_BASE, BaseSource, packaged_base, resolve
+from bot.serving.settings import Settings
+
+if TYPE_CHECKING:
+    from bot.serving.engine.runtime import Runtime
+
+log = structlog.get_logger(__name__)
+
+# The stand-in leaves the GPU to the base that it stands in for.
+STAND_IN_DEVICE = "cpu"
+
+
+class BaseLoader:
+    """Loads a base for serving; made for one start, used by one thread.
+
+    Args:
+        serve: takes each runtime that is loaded, with the base that it stands in for ("" where it is the
+            configured one).
+        say: takes the state in one sentence, for people; "" where there is nothing to say.
+        stopping: set when the server ends; waits for the hub end with it.
+        retry_s: the first and the longest wait before a hub that did not answer is asked again, in seconds.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        *,
+        serve: Callable[[Runtime, str], None],
+        say: Callable[[str], None],
+        stopping: threading.Event,
+        retry_s: tuple[float, float],
+    ) -> None:
+        self._settings = settings
+        self._serve = serve
+        self._tell = say
+        self._stopping = stopping
+        self._retry_s, self._longest_retry_s = retry_s
+        self._standing_in = ""
+
+    def run(self) -> None:
+        """Load until the configured base answers, or it is known that it can't.
+
+        Raises:
+            BaseRefusedError: neither the configured base nor the bundled one can be served here.
+        """
+        try:
+            device, source = self._resolve()
+        except BaseRefusedError as error:
+            self._stand_in(self._settings.base, error)
+            return
+        if self._has_to_be_downloaded(source):
+            self._stand_in(source.id, BaseUnreachableError("It has to be downloaded first."))
+        while (refusal := self._attempt(source, device)) is not None:
+            self._stand_in(source.id, refusal)
+            if not isinstance(refusal, BaseUnreachableError) or self._stopping.wait(self._next_wait_s()):
+                return
+
+    def _resolve(self) -> tuple[str, BaseSource]:
+        from bot.serving.model.loading import resolve_device
+
+        settings = self._settings
+        device = resolve_device(settings.device)
+        return device, resolve(settings.base, settings.revision, has_gpu=device.startswith("cuda"))
+
+    def _has_to_be_downloaded(self, source: BaseSource) -> bool:
+        from bot.serving.model.quantize import has_to_be_downloaded
+
+        return has_to_be_downloaded(source, self._settings.models_dir)
+
+    def _attempt(self, source: BaseSource, device: str) -> BaseRefusedError | None:
+        """Prepare, load and serve the configured base; return what stood against it."""
+        try:
+            runtime = self._start(source, device)
+        except BaseRefusedError as error:
+            return error
+        except Exception as error:  # the boundary of foreign loaders: whatever fails, somebody answers
+            if source.id == PACKAGED_BASE:
+                raise
+            log.exception("base failed to load", base=source.id)
+            return BaseRefusedError(f"{source.id} failed to load ({_first_line(error)}).")
+        if self._standing_in:
+            log.info(f"{source.id} is loaded and answers from here on.", announce=True)
+        self._standing_in = ""
+        self._serve(runtime, "")
+        self._say("")
+        return None
+
+    def _start(self, source: BaseSource, device: str) -> Runtime:
+        from bot.serving.engine.runtime import Runtime
+        from bot.serving.model.quantize import prepare_source
+
+        folder = prepare_source(
+            source, device=device, models_dir=self._settings.models_dir, progress=self._say
+        )
+        return Runtime.start(self._settings, folder, device, self._say)
+
+    def _stand_in(self, wanted: str, refusal: BaseRefusedError) -> None:
+        """Let the bundled base answer in place of another; where it does already, only the reason changes.
+
+        Raises:
+            BaseRefusedError: it can't, and the configured base never will.
+        """
+        if wanted == PACKAGED_BASE:
+            raise refusal
+        if not self._standing_in:
+            self._start_stand_in(wanted, refusal)
+        self._say(str(refusal))
+        log.warning(self._sentence(str(refusal)))
+
+    def _start_stand_in(self, wanted: str, refusal: BaseRefusedError) -> None:
+        try:
+            runtime = self._start(packaged_base(), STAND_IN_DEVICE)
+        except BaseRefusedError as error:
+            if not isinstance(refusal, BaseUnreachableError):
+                raise refusal from error
+            # The configured base may come yet: until then the server is up and says that it waits.
+            return
+        self._standing_in = wanted
+        self._serve(runtime, wanted)
+
+    def _sentence(self, state: str) -> str:
+        if not self._standing_in:
+            return state
+        return f"{PACKAGED_BASE} answers in place of {self._standing_in}. {state}"
+
+    def _say(self, state: str) -> None:
+        self._tell(self._sentence(state) if state else "")
+
+    def _next_wait_s(self) -> float:
+        wait_s = self._retry_s
+        self._retry_s = min(2 * wait_s, self._longest_retry_s)
+        return wait_s
+
+
+def _first_line(error: Exception) -> str:
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0][:200]}" if lines else type(error).__name__

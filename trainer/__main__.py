@@ -18,8 +18,9 @@ from bot.serving.client import ModelClient
 from storage.config import Config, load_config
 from storage.db.database import Database
 from storage.errors import ConfigError, StorageError
+from storage.feedback import duels
 from storage.learning import checkpoints, runs, trials
-from storage.privacy import file_scrubbing
+from storage.privacy import consent, file_scrubbing
 from storage.process import logs
 from storage.process.locks import AlreadyRunningError, ProcessLock
 from trainer.schedule.queue import RunQueue
@@ -114,6 +115,10 @@ class Trainer:
 
     def _complete_erasures(self) -> None:
         file_scrubbing.complete_pending(self._database, self._config.data)
+        # Prompts may be withdrawn in other ways than by a refusal: a channel is closed, a setting changed.
+        reference = self._config.discord.training_permission_reference
+        if self._database.read(duels.open_prompts):
+            self._database.write(lambda db: consent.close_withdrawn(db, reference))
         checkpoints.remove_leftover(self._database, self._config.runs)
 
     def _settle_votes(self) -> None:

@@ -14,7 +14,7 @@ from bot.errors import ContextError
 from bot.language.texts import mark, tr
 from bot.services import Services
 from bot.serving.protocol import BaseDescription, Sampling, Usage
-from storage.chat import context_resets, conversations, members, replies, reply_versions
+from storage.chat import channels, context_resets, conversations, members, replies, reply_versions
 from storage.chat.reply_versions import Versions
 from storage.config_sections import ChatConfig
 from storage.db.clock import now_ms
@@ -290,6 +290,15 @@ def _record_question(db: Any, question: Question, place: _Place, permission_refe
         permission_reference=permission_reference,
         attached_text=question.attached_text,
         visible=question.visible,
+        public=question.public,
+        channel_id=question.channel_id,
+    )
+    channels.note(
+        db,
+        question.channel_id,
+        guild_id=question.guild_id,
+        public=question.public,
+        parent_channel_id=question.parent_channel_id,
     )
     return _asked(db, question, message_id, parent_id, place)
 
@@ -386,6 +395,8 @@ def _record_cited(
         content=cited.text,
         permission_reference=permission_reference,
         attached_text=cited.attached_text,
+        public=question.public,
+        channel_id=question.channel_id,
     )
     return message_id, conversation_id
 

@@ -92,6 +92,7 @@ TEMPLATES = (
     mark("the reply failed, was stopped, or is empty"),
     mark("a message in its context was deleted or erased"),
     mark("somebody in its context opted out of training"),
+    mark("somebody in its context was blocked when they wrote"),
     mark("Discord's permission to train is not recorded (discord.training_permission_reference)"),
     mark("somebody in its context has not opted in with /privacy"),
     mark("somebody in its context erased their data less than 30 days ago"),

@@ -72,7 +72,12 @@ class VoteButton(
             elif is_open:
                 person.ensure(db)
                 duels.vote(
-                    db, duel_id=self.duel_id, user_id=person.user_id, choice=value, source=person.source
+                    db,
+                    duel_id=self.duel_id,
+                    user_id=person.user_id,
+                    choice=value,
+                    source=person.source,
+                    guild_id=interaction.guild_id,
                 )
                 _note_answered(db, self.duel_id)
             return is_open, again, duel is not None

@@ -22,6 +22,7 @@ from storage.chat import members
 from storage.db.clock import SECOND_MS, now_ms
 from storage.feedback import my_ratings as mine
 from storage.learning.eligibility import ERASURE_REST_MS
+from storage.privacy import consent as decisions
 from storage.privacy import erasure as privacy
 from storage.privacy import file_scrubbing
 
@@ -244,7 +245,13 @@ async def _decide(interaction: Interaction, consent: members.Consent) -> None:
 
     def work(db: Any) -> None:
         person.ensure(db)
-        members.set_consent(db, person.user_id, consent, str(person.user_id))
+        decisions.decide(
+            db,
+            person.user_id,
+            consent,
+            str(person.user_id),
+            permission_reference=services.config.discord.training_permission_reference,
+        )
 
     await services.database.awrite(work)
     if consent == "out":

@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 import sqlite_utils
 
+from storage.admin import blocks
 from storage.chat import members
 from storage.db import sql
 from storage.db.clock import now_ms
@@ -47,6 +48,9 @@ class Message:
     """One message; `author_id` is None for the bot's own.
 
     `visible` is false for a slash command's prompt, which no Discord message shows, None where unknown.
+    `public`, `channel_id` and `blocked` hold what was so when it was written: whether everybody in the server
+    could read it, where, and whether its author was blocked there. None where an older version wrote it: then
+    its conversation says it.
     """
 
     id: int
@@ -64,6 +68,9 @@ class Message:
     deleted_ms: int | None
     visible: bool | None = None
     attached_text: str = ""
+    public: bool | None = None
+    channel_id: int | None = None
+    blocked: bool = False
 
     @property
     def words(self) -> str:
@@ -143,8 +150,14 @@ def add_message(
     permission_reference: str = "",
     visible: bool | None = None,
     attached_text: str = "",
+    public: bool | None = None,
+    channel_id: int | None = None,
 ) -> int:
-    """Add a message and return its id; one that is already there (by `discord_id`) is left as it is."""
+    """Add a message and return its id; one that is already there (by `discord_id`) is left as it is.
+
+    `public` and `channel_id` say where it was written, which may be elsewhere than its conversation began,
+    and whether everybody could read it there then. A reply is as public as the message that it answers.
+    """
     if discord_id is not None:
         known: int | None = sql.value(db, "SELECT id FROM messages WHERE discord_id = ?", (discord_id,))
         if known is not None:
@@ -170,8 +183,32 @@ def add_message(
         "created_ms": now_ms(),
         "visible": None if visible is None else int(visible),
         "attached_text": attached_text,
+        **_facts(db, conversation, parent_id if role == "assistant" else None, author_id, public, channel_id),
     }
     return sql.insert(db, "messages", values)
+
+
+def _facts(
+    db: sqlite_utils.Database,
+    conversation: Conversation,
+    answered_id: int | None,
+    author_id: int | None,
+    public: bool | None,
+    channel_id: int | None,
+) -> dict[str, int | None]:
+    """Return what a message keeps of the moment at which it was written."""
+    answered = get_message(db, answered_id) if answered_id is not None else None
+    if answered is not None:
+        public = answered.public if public is None else public
+        channel_id = answered.channel_id if channel_id is None else channel_id
+    if public is None:
+        public = conversation.public
+    blocked = author_id is not None and blocks.is_blocked(db, conversation.guild_id, author_id)
+    return {
+        "public": int(public and conversation.guild_id is not None),
+        "channel_id": conversation.channel_id if channel_id is None else channel_id,
+        "blocked": int(blocked),
+    }
 
 
 def get_message(db: sqlite_utils.Database, message_id: int) -> Message | None:
@@ -327,7 +364,8 @@ def _settle_split(db: sqlite_utils.Database, conversation_id: int, prompt: str) 
 
 
 def _message(row: dict[str, Any]) -> Message:
-    return Message(**{**row, "visible": None if row["visible"] is None else bool(row["visible"])})
+    flags = {key: None if row[key] is None else bool(row[key]) for key in ("visible", "public", "blocked")}
+    return Message(**{**row, **flags})
 
 
 def _conversation(row: dict[str, Any]) -> Conversation:

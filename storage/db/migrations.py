@@ -594,6 +594,36 @@ CREATE INDEX messages_deleted ON messages (deleted_ms) WHERE deleted_ms IS NOT N
     )
 
 
+def m0014_facts_of_messages(db: sqlite_utils.Database) -> None:
+    """What was so when a message was written, and what is known of each channel today.
+
+    NULL in `messages.public` and `messages.channel_id` is an older row, for which its conversation speaks;
+    NULL in `duel_votes.guild_id` is a vote of unknown origin.
+    """
+    _run(
+        db,
+        """
+ALTER TABLE messages ADD COLUMN public INTEGER CHECK (public IN (0, 1))
+
+ALTER TABLE messages ADD COLUMN channel_id INTEGER
+
+ALTER TABLE messages ADD COLUMN blocked INTEGER NOT NULL DEFAULT 0 CHECK (blocked IN (0, 1))
+
+ALTER TABLE duel_votes ADD COLUMN guild_id INTEGER
+
+CREATE TABLE channels (
+    channel_id INTEGER PRIMARY KEY,
+    guild_id INTEGER,
+    parent_channel_id INTEGER,
+    public INTEGER NOT NULL CHECK (public IN (0, 1)),
+    seen_ms INTEGER NOT NULL
+) STRICT
+
+CREATE INDEX channels_private ON channels (channel_id) WHERE public = 0
+""",
+    )
+
+
 for _step in (
     m0001_people_and_conversations,
     m0002_replies_and_ratings,
@@ -605,5 +635,6 @@ for _step in (
     m0010_trials,
     m0011_tastings,
     m0013_deleted_messages,
+    m0014_facts_of_messages,
 ):
     steps()(_step)

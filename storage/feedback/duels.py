@@ -53,6 +53,15 @@ class DuelTally:
         return len(self.outcomes)
 
 
+@dataclass(frozen=True, slots=True)
+class CastVote:
+    """One vote that counts: 1 for the challenger, -1 against it, 0 a tie."""
+
+    duel_id: str
+    user_id: int
+    outcome: int
+
+
 def add(
     db: sqlite_utils.Database,
     *,
@@ -105,25 +114,35 @@ def count_open(db: sqlite_utils.Database, scope: str) -> int:
     return int(sql.value(db, "SELECT count(*) FROM duels WHERE scope = ? AND closed_ms IS NULL", (scope,)))
 
 
-def vote(db: sqlite_utils.Database, *, duel_id: str, user_id: int, choice: int, source: str) -> bool:
+def vote(
+    db: sqlite_utils.Database,
+    *,
+    duel_id: str,
+    user_id: int,
+    choice: int,
+    source: str,
+    guild_id: int | None = None,
+) -> bool:
     """Store a member's choice (1 first, -1 second, 0 tie) in place of an earlier one; say if it changed.
 
-    The last of MOST_VOTES closes the duel. A closed one takes no votes, and a blocked member has none. Raises
-    UnknownRowError for one that is not there.
+    The last of MOST_VOTES closes the duel. A closed one takes no votes, and a member who is blocked in
+    `guild_id`, where the vote is cast, has none. Raises UnknownRowError for one that is not there.
     """
     duel = get(db, duel_id)
     if duel is None:
         raise UnknownRowError(f"There is no duel {duel_id}.")
-    if duel.closed_ms is not None or blocks.is_blocked(db, _guild_of(duel.scope), user_id):
+    where = guild_of(duel.scope) if guild_id is None else guild_id
+    if duel.closed_ms is not None or blocks.is_blocked(db, where, user_id):
         return False
     if members.get(db, user_id) is None:
         members.ensure(db, user_id, "", source)
     changed = bool(
         sql.change(
             db,
-            """INSERT INTO duel_votes VALUES (?, ?, ?, ?, ?)
-               ON CONFLICT DO UPDATE SET choice = excluded.choice WHERE choice <> excluded.choice""",
-            (duel_id, user_id, choice, source, now_ms()),
+            """INSERT INTO duel_votes VALUES (?, ?, ?, ?, ?, ?)
+               ON CONFLICT DO UPDATE SET choice = excluded.choice, guild_id = excluded.guild_id
+               WHERE choice <> excluded.choice""",
+            (duel_id, user_id, choice, source, now_ms(), where),
         )
     )
     if changed:
@@ -158,22 +177,59 @@ def retract(db: sqlite_utils.Database, *, duel_id: str, user_id: int) -> bool:
 
 def tally(db: sqlite_utils.Database, run_id: str) -> DuelTally:
     """Count a run's votes."""
-    rows = sql.many(
-        db,
-        """SELECT duel_votes.user_id, iif(first_is_challenger, choice, -choice) AS outcome
-           FROM duels JOIN duel_votes ON duel_votes.duel_id = duels.id
-           WHERE duels.run_id = ? ORDER BY duel_votes.created_ms, duels.id, duel_votes.user_id""",
-        (run_id,),
-    )
-    outcomes = tuple(int(row["outcome"]) for row in rows)
+    cast = votes_of(db, run_id)
+    outcomes = tuple(vote.outcome for vote in cast)
     return DuelTally(
         duels=int(sql.value(db, "SELECT count(*) FROM duels WHERE run_id = ?", (run_id,))),
         wins=outcomes.count(1),
         losses=outcomes.count(-1),
         ties=outcomes.count(0),
-        voters=len({row["user_id"] for row in rows}),
+        voters=len({vote.user_id for vote in cast}),
         outcomes=outcomes,
     )
+
+
+def votes_of(db: sqlite_utils.Database, run_id: str) -> list[CastVote]:
+    """Return the votes of a run that count, in the order in which they were cast.
+
+    What members say who opted out counts nothing, nor what was said after a block where the vote was cast.
+    """
+    rows = sql.many(
+        db,
+        """SELECT duels.id AS duel_id, duel_votes.user_id,
+                  iif(first_is_challenger, choice, -choice) AS outcome
+           FROM duels
+           JOIN duel_votes ON duel_votes.duel_id = duels.id
+           JOIN members ON members.user_id = duel_votes.user_id AND members.consent <> 'out'
+           WHERE duels.run_id = ? AND NOT EXISTS (
+               SELECT 1 FROM blocks WHERE blocks.user_id = duel_votes.user_id
+               AND blocks.guild_id IN (0, duel_votes.guild_id)
+               AND blocks.created_ms < duel_votes.created_ms)
+           ORDER BY duel_votes.created_ms, duels.id, duel_votes.user_id""",
+        (run_id,),
+    )
+    return [CastVote(**row) for row in rows]
+
+
+def open_prompts(db: sqlite_utils.Database) -> dict[str, list[str]]:
+    """Return the open duels that borrow a reply's prompt, by that reply."""
+    found: dict[str, list[str]] = {}
+    for row in sql.many(
+        db, "SELECT id, reply_id FROM duels WHERE closed_ms IS NULL AND reply_id IS NOT NULL ORDER BY id"
+    ):
+        found.setdefault(row["reply_id"], []).append(row["id"])
+    return found
+
+
+def withdraw(db: sqlite_utils.Database, duel_ids: Sequence[str]) -> None:
+    """Close duels whose words may not be shown any more, and forget their texts."""
+    for duel_id in duel_ids:
+        sql.change(
+            db,
+            """UPDATE duels SET prompt_json = '[]', first_text = '', second_text = '',
+                      closed_ms = coalesce(closed_ms, ?) WHERE id = ?""",
+            (now_ms(), duel_id),
+        )
 
 
 def close(db: sqlite_utils.Database, run_id: str) -> int:
@@ -183,7 +239,8 @@ def close(db: sqlite_utils.Database, run_id: str) -> int:
     )
 
 
-def _guild_of(scope: str) -> int | None:
+def guild_of(scope: str) -> int | None:
+    """Return the server that a scope is, or None."""
     kind, _, guild_id = scope.partition(":")
     return int(guild_id) if kind == "guild" and guild_id.isdecimal() else None
 

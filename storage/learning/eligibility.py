@@ -1,7 +1,10 @@
 """Which rated replies may be trained on: what Discord's policy and the members allow.
 
-A reply qualifies only if everybody whose words are in its prompt qualifies, and then counts with the ratings
-of those raters who qualify themselves. Labels and weights are the trainer's business.
+Every path into training asks here, and asks again when a snapshot is made: consent, publicness, provenance,
+blocks and retention. Each message is judged by what was so when it was written and by what is so today: a
+channel that was closed since, a member who opted out since, keep their words out. A reply qualifies only if
+every message behind its prompt does, and then counts with the ratings of those raters who qualify themselves.
+Labels and weights are the trainer's business.
 """
 
 import json
@@ -24,12 +27,14 @@ PAGE = 200
 # Everything else counts as Discord's: training needs its permission and the members' consent.
 FREE_SOURCES = frozenset({"playground", "rehearsal", "sample", "operator", "import"})
 
+# In the order in which they are told: of several, the first.
 REASONS = {
     "not_public": "direct messages and channels that not everybody can see never train",
     "channel_opted_out": "training is switched off in their channel or server (/settings)",
-    "incomplete": "the reply failed, was stopped, or is empty",
     "deleted": "a message in its context was deleted or erased",
+    "incomplete": "the reply failed, was stopped, or is empty",
     "opted_out": "somebody in its context opted out of training",
+    "blocked": "somebody in its context was blocked when they wrote",
     "no_permission": "Discord's permission to train is not recorded (discord.training_permission_reference)",
     "no_consent": "somebody in its context has not opted in with /privacy",
     "recently_erased": "somebody in its context erased their data less than 30 days ago",
@@ -142,8 +147,16 @@ def pages(db: sqlite_utils.Database, scope: str) -> Iterator[list[str]]:
         yield [row["reply_id"] for row in page]
 
 
+def allowed_prompts(
+    db: sqlite_utils.Database, reply_ids: Sequence[str], permission_reference: str
+) -> set[str]:
+    """Return those of some replies whose prompts may be used, rated or not: blind votes show them."""
+    page = Page(db, reply_ids, permission_reference)
+    return {reply["id"] for reply in page.candidates if page.objection(reply) is None}
+
+
 class Page:
-    """A few hundred rated replies with the people, messages and ratings around them."""
+    """A few hundred replies with the people, messages and ratings around them."""
 
     def __init__(
         self, db: sqlite_utils.Database, reply_ids: Sequence[str], permission_reference: str
@@ -157,28 +170,30 @@ class Page:
         self._ratings = _by_reply(sql.many(db, _RATINGS, (ids,)))
 
     def objection(self, candidate: sql.Row) -> str | None:
-        """Return why the reply may not train, or None."""
-        if not candidate["public"] or candidate["guild_id"] is None:
-            return "not_public"
-        if (candidate["guild_id"], candidate["settings_channel_id"]) in self._closed:
-            return "channel_opted_out"
-        context = self._context[candidate["id"]]
-        if (
-            any(message["deleted_ms"] is not None for message in context)
-            or candidate["deleted_ms"] is not None
-        ):
-            return "deleted"
+        """Return why the reply may not train, or None; of several reasons the first in REASONS."""
+        objections = {self._objection_to_message(message) for message in self._context[candidate["id"]]}
         if (
             candidate["status"] != "complete"
             or not candidate["text"].strip()
             or candidate["prompt_json"] == "[]"
         ):
-            return "incomplete"
+            objections.add("incomplete")
         if candidate["conversation_source"] not in FREE_SOURCES and not self._permitted:
-            return "no_permission"
-        # The worst objection of anybody in the context, in a fixed order.
-        objections = {self.objection_to(message) for message in context if message["user_id"] is not None}
+            objections.add("no_permission")
         return next((reason for reason in REASONS if reason in objections), None)
+
+    def _objection_to_message(self, message: sql.Row) -> str | None:
+        """Judge one message behind a reply by its place, its fate and its author."""
+        if message["guild_id"] is None or not message["public"] or message["closed_since"]:
+            return "not_public"
+        if (message["guild_id"], message["settings_channel_id"]) in self._closed:
+            return "channel_opted_out"
+        if message["deleted_ms"] is not None:
+            return "deleted"
+        if message["user_id"] is None:
+            return None
+        objection = self.objection_to(message)
+        return "blocked" if message["blocked"] and objection != "opted_out" else objection
 
     def ratings(self, candidate: sql.Row) -> list[GivenRating]:
         """Return the ratings of a reply that may train."""
@@ -222,10 +237,7 @@ class Page:
 
 _CANDIDATES = """
 SELECT replies.id, replies.conversation_id, replies.asker_id, replies.adapter_id, replies.base_hash,
-       replies.status, replies.prompt_json, replies.source, replies.created_ms,
-       answer.content AS text, answer.deleted_ms,
-       conversations.public, conversations.guild_id,
-       coalesce(conversations.parent_channel_id, conversations.channel_id) AS settings_channel_id,
+       replies.status, replies.prompt_json, replies.source, replies.created_ms, answer.content AS text,
        conversations.split, conversations.group_key,
        conversations.key AS conversation_key, conversations.source AS conversation_source
 FROM json_each(?) AS wanted
@@ -234,21 +246,44 @@ CROSS JOIN messages AS answer ON answer.id = replies.message_id
 CROSS JOIN conversations ON conversations.id = replies.conversation_id
 ORDER BY replies.id"""
 
+# Every message behind a reply: its prompt's, and those behind each answer in its prompt, which echoes words
+# that the prompt itself may have left out. The reply's own answer comes first.
 _CONTEXT = """
-SELECT reply_context.reply_id, messages.author_id AS user_id, messages.source, messages.consent,
+WITH RECURSIVE behind (reply_id, message_id) AS (
+    SELECT replies.id, replies.message_id FROM json_each(?) AS wanted
+    CROSS JOIN replies ON replies.id = wanted.value
+    UNION
+    SELECT behind.reply_id, reply_context.message_id FROM behind
+    CROSS JOIN replies AS answered ON answered.message_id = behind.message_id
+    CROSS JOIN reply_context ON reply_context.reply_id = answered.id
+)
+SELECT behind.reply_id, messages.author_id AS user_id, messages.source, messages.consent, messages.blocked,
        messages.deleted_ms, members.consent AS member_consent, members.source AS member_source,
-       members.erased_ms
-FROM json_each(?) AS wanted
-CROSS JOIN reply_context ON reply_context.reply_id = wanted.value
-CROSS JOIN messages ON messages.id = reply_context.message_id
+       members.erased_ms, conversations.guild_id,
+       coalesce(messages.public, conversations.public) AS public,
+       coalesce(places.parent_channel_id, iif(messages.channel_id <> conversations.channel_id,
+                messages.channel_id, conversations.parent_channel_id), conversations.channel_id)
+           AS settings_channel_id,
+       EXISTS (SELECT 1 FROM channels WHERE channels.public = 0 AND channels.channel_id IN (
+                   conversations.channel_id, conversations.parent_channel_id, messages.channel_id,
+                   places.parent_channel_id)) AS closed_since
+FROM behind
+CROSS JOIN messages ON messages.id = behind.message_id
+CROSS JOIN conversations ON conversations.id = messages.conversation_id
+LEFT JOIN channels AS places ON places.channel_id = messages.channel_id
 LEFT JOIN members ON members.user_id = messages.author_id"""
 
+# What a blocked member rates doesn't count, wherever it came in.
 _RATINGS = """
 SELECT ratings.*, members.consent AS member_consent, members.source AS member_source, members.erased_ms
 FROM json_each(?) AS wanted
 CROSS JOIN ratings ON ratings.reply_id = wanted.value
 CROSS JOIN members ON members.user_id = ratings.user_id
-WHERE ratings.retracted = 0
+CROSS JOIN replies ON replies.id = ratings.reply_id
+CROSS JOIN conversations ON conversations.id = replies.conversation_id
+WHERE ratings.retracted = 0 AND NOT EXISTS (
+    SELECT 1 FROM blocks WHERE blocks.user_id = ratings.user_id
+    AND blocks.guild_id IN (0, conversations.guild_id) AND blocks.created_ms < ratings.updated_ms)
 ORDER BY ratings.reply_id, ratings.user_id, ratings.kind"""
 
 

@@ -15,6 +15,7 @@ from typing import Any, Literal
 import sqlite_utils
 
 from storage.admin import audit, settings
+from storage.chat import channels
 from storage.chat.conversations import Conversation
 from storage.db import sql
 from storage.db.clock import DAY_MS, now_ms
@@ -342,6 +343,8 @@ def _takes_part(
     """Whether a conversation may meet an exception: never a private one, nor where training is off."""
     guild_id, home = conversation.guild_id, conversation.settings_channel_id
     if guild_id is None or not conversation.public:
+        return False
+    if channels.any_private(db, {home, conversation.channel_id}):
         return False
     if {guild_id, home, conversation.channel_id} & set(left_out):
         return False

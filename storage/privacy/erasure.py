@@ -77,7 +77,7 @@ def erase_member(db: sqlite_utils.Database, user_id: int, actor: str) -> Erasure
     What the member writes from now on trains after 30 days at the earliest. Safe to repeat.
     """
     touched = _touched_rows(db, user_id)
-    touched_runs = _touched_runs(db, user_id)
+    used_by = touched_runs(db, user_id)
     trained = _trained_adapters(db, user_id)
     tainted = _taint(db, trained)
     reason = "a member erased words that it was trained on"
@@ -85,17 +85,17 @@ def erase_member(db: sqlite_utils.Database, user_id: int, actor: str) -> Erasure
     member = members.get(db, user_id)
     named = name_redaction.take_out(db, member.display_name if member else "")
     # Files of runs that name them, or compare with an adapter that knew their words, may hold some too.
-    touched_runs = sorted({*touched_runs, *_runs_of(db, named), *_judged_against(db, trained)})
-    cancelled = _cancel_running(db, user_id, touched_runs, touched, actor)
+    used_by = sorted({*used_by, *_runs_of(db, named), *_judged_against(db, trained)})
+    cancelled = _cancel_running(db, user_id, used_by, touched, actor)
     _erase_words(db, user_id, touched)
-    _erase_evidence(db, [*touched_runs, *cancelled])
+    _erase_evidence(db, [*used_by, *cancelled])
     deposed = _depose(db, actor)
     retrains = _queue_retrains(db, {adapter.scope for adapter in tainted} | set(cancelled.values()), actor)
     erasure = Erasure(
         id=_record(db, user_id, retrains),
         user_id=user_id,
         affected_adapters=tuple(adapter.id for adapter in tainted),
-        runs=tuple(sorted({*touched_runs, *cancelled})),
+        runs=tuple(sorted({*used_by, *cancelled})),
         retrains=tuple(retrains),
         deposed=tuple(deposed),
     )
@@ -174,7 +174,8 @@ WHERE duel_votes.user_id = ?1
       AND duel_votes.created_ms <= coalesce(runs.finished_ms, duel_votes.created_ms)"""
 
 
-def _touched_runs(db: sqlite_utils.Database, user_id: int) -> list[str]:
+def touched_runs(db: sqlite_utils.Database, user_id: int) -> list[str]:
+    """Return the runs that used a member's words or ratings, by id."""
     rows = sql.many(db, f"SELECT DISTINCT run_id FROM ({_MY_RUN_ROWS}) ORDER BY run_id", (user_id,))
     return [row["run_id"] for row in rows]
 

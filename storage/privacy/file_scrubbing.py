@@ -81,7 +81,12 @@ def _left_to_scrub(db: sqlite_utils.Database) -> tuple[list[str], list[str]]:
 
 
 def _runs_with_deleted(db: sqlite_utils.Database) -> list[str]:
-    """Return runs that are over and keep messages in files whose authors deleted them since the last look."""
+    """Return runs that keep messages in files whose authors deleted them since the last look.
+
+    Also those that wait, for their turn or for votes; a queued one begins anew. Only the running one keeps
+    its files until it is over.
+    """
+    seen_ms = int(key_values.get(db, _DELETIONS_SEEN, "0") or 0)
     rows = sql.many(
         db,
         """SELECT DISTINCT runs.id FROM messages
@@ -89,9 +94,10 @@ def _runs_with_deleted(db: sqlite_utils.Database) -> list[str]:
            JOIN run_rows ON run_rows.reply_id = reply_context.reply_id
            JOIN runs ON runs.id = run_rows.run_id
            WHERE messages.deleted_ms >= ? AND runs.repeatable = 1
-                 AND runs.state NOT IN ('queued', 'running') AND runs.outcome IS NOT 'votes'
+                 AND runs.state <> 'running'
            ORDER BY runs.id""",
-        (int(key_values.get(db, _DELETIONS_SEEN, "0") or 0),),
+        # A clock that was ahead left a mark in the future: then everything is looked at once more.
+        (seen_ms if seen_ms <= now_ms() else 0,),
     )
     return [row["id"] for row in rows]
 
@@ -101,9 +107,5 @@ def _note_deletions_seen(db: sqlite_utils.Database, until_ms: int, forgotten: It
     for run_id in forgotten:
         sql.change(db, "UPDATE runs SET repeatable = 0 WHERE id = ?", (run_id,))
     # A run that is still on keeps its texts until it is over: what was deleted since it began is seen again.
-    begun_ms = sql.value(
-        db,
-        """SELECT min(created_ms) FROM runs
-           WHERE state IN ('queued', 'running') OR (outcome = 'votes' AND finished_ms IS NOT NULL)""",
-    )
+    begun_ms = sql.value(db, "SELECT min(created_ms) FROM runs WHERE state = 'running'")
     key_values.put(db, _DELETIONS_SEEN, str(until_ms if begun_ms is None else min(until_ms, begun_ms)))

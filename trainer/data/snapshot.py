@@ -265,6 +265,7 @@ def still_allowed(snapshot: Snapshot, rows: Iterable[RatedReply], voted: Iterabl
     return {pair.pair_id for pair in snapshot.pairs} <= {pair.pair_id for pair in voted} and all(
         row.reply_id in today
         and row.text == today[row.reply_id].text
+        and row.prompt == _prompt(today[row.reply_id])
         and all((row.reply_id, correction.text) in corrections for correction in row.corrections)
         for row in snapshot.rows
     )
@@ -323,7 +324,7 @@ def _row(row: RatedReply, label: labels.ReplyLabel, split: str, finish_reason: s
         conversation_id=row.conversation_id,
         group_key=row.group_key,
         split=split,
-        prompt=tuple((message["role"], message["content"]) for message in row.prompt_messages),
+        prompt=_prompt(row),
         text=row.text,
         finished=finish_reason == "stop",
         verdict=label.verdict,
@@ -332,6 +333,10 @@ def _row(row: RatedReply, label: labels.ReplyLabel, split: str, finish_reason: s
         source=row.source,
         created_ms=row.created_ms,
     )
+
+
+def _prompt(row: RatedReply) -> tuple[tuple[str, str], ...]:
+    return tuple((message["role"], message["content"]) for message in row.prompt_messages)
 
 
 def _splits(rows: Sequence[RatedReply | VotedPair]) -> dict[str, str]:

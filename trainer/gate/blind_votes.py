@@ -31,7 +31,7 @@ TYPICAL_WIN_RATE = 0.7
 class VoteCount:
     """The votes of a run that count, and the evidence for and against its challenger.
 
-    `full` says that every pair has all the votes that it takes.
+    `full` says that no pair takes any more votes.
     """
 
     wins: int
@@ -160,23 +160,18 @@ def _add_duels(
 
 def count_votes(db: sqlite_utils.Database, run_id: str) -> VoteCount:
     """Count a run's votes in the order they were cast, at most MAX_VOTES_PER_MEMBER of each member."""
-    rows = sql.many(
-        db,
-        """SELECT duel_votes.user_id, duels.id AS duel, iif(first_is_challenger, choice, -choice) AS outcome
-           FROM duels JOIN duel_votes ON duel_votes.duel_id = duels.id
-           WHERE duels.run_id = ? ORDER BY duel_votes.created_ms, duels.id, duel_votes.user_id""",
-        (run_id,),
-    )
     cast: Counter[int] = Counter()
     outcomes, judged = [], set()
-    for row in rows:
-        cast[row["user_id"]] += 1
-        if cast[row["user_id"]] <= MAX_VOTES_PER_MEMBER:
-            outcomes.append(int(row["outcome"]))
-            judged.add(row["duel"])
+    for vote in duels.votes_of(db, run_id):
+        cast[vote.user_id] += 1
+        if cast[vote.user_id] <= MAX_VOTES_PER_MEMBER:
+            outcomes.append(vote.outcome)
+            judged.add(vote.duel_id)
     gain, loss = statistics.e_values(outcomes) if outcomes else (1.0, 1.0)
     offered = int(sql.value(db, "SELECT count(*) FROM duels WHERE run_id = ?", (run_id,)))
-    votes_on = Counter(row["duel"] for row in rows)
+    still_open = int(
+        sql.value(db, "SELECT count(*) FROM duels WHERE run_id = ? AND closed_ms IS NULL", (run_id,))
+    )
     ties = outcomes.count(0)
     return VoteCount(
         outcomes.count(1),
@@ -187,7 +182,7 @@ def count_votes(db: sqlite_utils.Database, run_id: str) -> VoteCount:
         loss,
         len(judged),
         offered,
-        0 < offered == sum(votes >= duels.MOST_VOTES for votes in votes_on.values()),
+        offered > 0 and not still_open,
         tuple(outcomes),
     )
 

@@ -46,6 +46,8 @@ from trainer.training import challenger, objectives
 from trainer.training.challenger import Challenger, OwnPairs
 
 T = TypeVar("T")
+#: Prompt, challenger's text, champion's text, and the reply whose prompt it is, if a member wrote it.
+DuelPairs = Sequence[tuple[Sequence[Mapping[str, str]], str, str, str | None]]
 
 log = structlog.get_logger()
 
@@ -79,6 +81,7 @@ class RunSteps:
         rows = self.snapshot()
         ground = self._on_server(self._ground)
         memory = self._on_server(lambda client: self._replay(client, ground))
+        rows = self._still_allowed(rows)
         trained, codec = self.train(rows, ground, memory)
         adapter = self._register(trained, rows, ground)
         judged = self.evaluate(rows, ground, memory, trained, adapter, codec)
@@ -124,6 +127,12 @@ class RunSteps:
         except SnapshotError:
             return None
         return begun if snapshot.still_allowed(begun, eligible.rows, voted) else None
+
+    def _still_allowed(self, rows: Snapshot) -> Snapshot:
+        """Return the snapshot, or a new one if something in it may not train any more since it was made."""
+        reference = self._config.discord.training_permission_reference
+        eligible, _, _, voted = self._database.read(lambda db: _read_rows(db, self._run.scope, reference))
+        return rows if snapshot.still_allowed(rows, eligible.rows, voted) else self.snapshot()
 
     async def _ground(self, client: ModelClient) -> Ground:
         health = await retry_while_unavailable(lambda: _ready(client), SERVER_PATIENCE_S)
@@ -259,7 +268,7 @@ class RunSteps:
         self._metrics["reason"] = verdict.reason
         limits = decision.guardrails(judged.evidence, self._config.gate)
         self._metrics["guardrails"] = [limit.as_json() for limit in limits]
-        pairs = _duel_pairs(judged.pairs)
+        pairs = self._allowed(_duel_pairs(judged.pairs))
         if verdict.decision == "votes" and not pairs:
             verdict = decision.Verdict("refuse", "it answers as before")
         log.info("gate", run_id=self._run.id, adapter_id=adapter.id, decision=verdict.decision)
@@ -275,11 +284,18 @@ class RunSteps:
         self._heartbeat.enter("swap")
         return self._on_server(lambda client: self._act(client, verdict, ground, adapter))
 
+    def _allowed(self, pairs: DuelPairs) -> DuelPairs:
+        """Return the pairs whose prompts may still be shown: somebody may have withdrawn theirs since."""
+        reference = self._config.discord.training_permission_reference
+        asked = [reply_id for *_, reply_id in pairs if reply_id is not None]
+        allowed = self._database.read(lambda db: eligibility.allowed_prompts(db, asked, reference))
+        return [pair for pair in pairs if pair[3] is None or pair[3] in allowed]
+
     async def _vote(
         self,
         ground: Ground,
         adapter: Adapter,
-        pairs: Sequence[tuple[Sequence[Mapping[str, str]], str, str, str | None]],
+        pairs: DuelPairs,
         why: str,
         look: int,
     ) -> Run:
@@ -359,9 +375,7 @@ def _read_rows(
     return eligible, reasons, snapshot.looks(db, scope), voted
 
 
-def _duel_pairs(
-    pairs: Sequence[Pair],
-) -> Sequence[tuple[Sequence[Mapping[str, str]], str, str, str | None]]:
+def _duel_pairs(pairs: Sequence[Pair]) -> DuelPairs:
     """Return what a vote can be held on: two different replies with something in them."""
     return [
         (

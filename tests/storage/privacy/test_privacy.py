@@ -8,7 +8,7 @@ import sqlite_utils
 
 from storage.admin import blocks
 from storage.chat import conversations, members, replies
-from storage.db import sql
+from storage.db import clock, key_values, sql
 from storage.db.database import Database
 from storage.errors import AdapterNotPromotableError, BackupError, RunNotActiveError
 from storage.feedback import duels, ratings
@@ -271,14 +271,40 @@ def test_a_deleted_message_also_leaves_the_files_of_the_runs_that_used_it(
     assert champion(database) == "a1", "a deleted message is left out of the next run, and ends nobody"
 
 
-def test_a_message_deleted_during_a_vote_leaves_the_run_s_files_once_it_is_over(
+@pytest.mark.parametrize(("state", "outcome"), [("finished", "votes"), ("queued", None)])
+def test_a_message_deleted_while_its_run_waits_leaves_the_runs_files_at_once(
+    database: Database, home: Path, used: str, state: str, outcome: str | None
+) -> None:
+    """A vote and a canary last for days, and a run that goes on from its checkpoint may wait for its turn."""
+    database.write(
+        lambda db: sql.change(
+            db, "UPDATE runs SET state = ?, outcome = ? WHERE id = ?", (state, outcome, used)
+        )
+    )
+    database.write(lambda db: conversations.delete_message(db, 1_000))
+    file_scrubbing.complete_pending(database, home)
+    database.checkpoint_truncate()
+    assert files_with(home, CANARY) == []
+
+
+def test_a_message_deleted_while_its_run_is_on_leaves_the_files_once_it_is_over(
     database: Database, home: Path, used: str
 ) -> None:
-    database.write(lambda db: sql.change(db, "UPDATE runs SET outcome = 'votes' WHERE id = ?", (used,)))
+    database.write(lambda db: sql.change(db, "UPDATE runs SET state = 'running' WHERE id = ?", (used,)))
     database.write(lambda db: conversations.delete_message(db, 1_000))
     file_scrubbing.complete_pending(database, home)
     assert (home / "runs" / used / "replies.jsonl").exists()
     database.write(lambda db: runs.finish(db, used, outcome="refused", message="It lost."))
+    file_scrubbing.complete_pending(database, home)
+    assert not (home / "runs" / used / "replies.jsonl").exists()
+
+
+def test_a_mark_that_a_clock_left_in_the_future_hides_no_deletion(
+    database: Database, home: Path, used: str
+) -> None:
+    ahead = clock.now_ms() + clock.DAY_MS
+    database.write(lambda db: key_values.put(db, file_scrubbing._DELETIONS_SEEN, str(ahead)))
+    database.write(lambda db: conversations.delete_message(db, 1_000))
     file_scrubbing.complete_pending(database, home)
     assert not (home / "runs" / used / "replies.jsonl").exists()
 

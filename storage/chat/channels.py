@@ -1,0 +1,55 @@
+"""What is known of each channel today: whether everybody in its server can read it.
+
+A message keeps what was so when it was written; a channel that was closed since keeps all its words from
+training for as long as it is closed.
+"""
+
+from collections.abc import Collection
+
+import sqlite_utils
+
+from storage.db import sql
+from storage.db.clock import now_ms
+
+
+def note(
+    db: sqlite_utils.Database,
+    channel_id: int,
+    *,
+    guild_id: int | None,
+    public: bool,
+    parent_channel_id: int | None = None,
+) -> bool:
+    """Record whether everybody can read a channel now; return whether that is new."""
+    return bool(
+        sql.change(
+            db,
+            """INSERT INTO channels VALUES (?, ?, ?, ?, ?)
+               ON CONFLICT DO UPDATE SET public = excluded.public, seen_ms = excluded.seen_ms,
+                   guild_id = excluded.guild_id,
+                   parent_channel_id = coalesce(excluded.parent_channel_id, parent_channel_id)
+               WHERE public <> excluded.public
+                     OR parent_channel_id IS NOT coalesce(excluded.parent_channel_id, parent_channel_id)""",
+            (channel_id, guild_id, parent_channel_id, int(public and guild_id is not None), now_ms()),
+        )
+    )
+
+
+def any_private(db: sqlite_utils.Database, channel_ids: Collection[int]) -> bool:
+    """Whether one of these channels is known not to be readable for everybody."""
+    return any(
+        sql.value(db, "SELECT 1 FROM channels WHERE channel_id = ? AND public = 0", (channel_id,)) is not None
+        for channel_id in channel_ids
+    )
+
+
+def spoken_in(db: sqlite_utils.Database) -> list[int]:
+    """Return the channels of servers in which something was said, without threads, by id."""
+    rows = sql.many(
+        db,
+        """SELECT DISTINCT coalesce(parent_channel_id, channel_id) AS channel_id FROM conversations
+           WHERE guild_id IS NOT NULL
+           UNION SELECT channel_id FROM channels WHERE guild_id IS NOT NULL AND parent_channel_id IS NULL
+           ORDER BY channel_id""",
+    )
+    return [row["channel_id"] for row in rows]

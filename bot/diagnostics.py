@@ -11,6 +11,7 @@ import socket
 import subprocess
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from importlib import metadata, util
 from pathlib import Path
 from typing import Any, Literal
@@ -22,6 +23,7 @@ from bot.serving.native.library import find_compiler
 from storage.config import Config
 from storage.db.database import Database, sqlite_version_problem
 from storage.errors import StorageError
+from storage.learning import run_times
 from storage.process.locks import is_locked
 
 DISCORD_API = "https://discord.com/api/v10"
@@ -77,6 +79,7 @@ def examine(config: Config, *, discord_api: str = DISCORD_API) -> Iterator[Check
     """Yield every check as soon as it is done."""
     yield from _discord(config, discord_api)
     yield from _model(config)
+    yield _schedule(config)
     for check in (_sqlite, _database, _disk, _memory, _gpu, _compiler):
         yield check(config)
     yield from _packages()
@@ -213,6 +216,34 @@ def _local_model(folder: Path) -> Check:
             "choose a smaller model.base",
         )
     return ok("model", f"{folder} ({_size(size)})")
+
+
+def _schedule(config: Config) -> Check:
+    trainer, now = config.trainer, datetime.now(UTC)
+    try:
+        times = _stored_times(config, now)
+    except StorageError:
+        times = run_times.upcoming(trainer, None, now)
+    after = f"after {trainer.min_new_ratings} new ratings" if trainer.min_new_ratings else ""
+    if not times:
+        return note("schedule", f"no clock: a run starts {after or 'only when it is asked for'}")
+    clock = f"cron {trainer.cron!r}" if trainer.cron else f"every {trainer.interval_in_force:g} h"
+    said = f"{clock}: {', '.join(run_times.shown(time, trainer) for time in times)}"
+    if trainer.cron and trainer.interval_in_force:
+        hours = f"trainer.interval_hours = {trainer.interval_in_force:g}"
+        return note(
+            "schedule", f"two clocks start runs, trainer.cron and {hours}: set one to 0 or empty; {said}"
+        )
+    if trainer.cron and trainer.interval_hours:
+        said += f" (the default interval of {trainer.interval_hours:g} h does not run beside it)"
+    return ok("schedule", f"{said}{after and ', or '}{after}")
+
+
+def _stored_times(config: Config, now: datetime) -> list[datetime]:
+    if not config.database.is_file():
+        return run_times.upcoming(config.trainer, None, now)
+    with Database.open(config.database) as database:
+        return database.read(lambda db: run_times.stored_upcoming(db, config.trainer, now))
 
 
 def _sqlite(_: Config) -> Check:

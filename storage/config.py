@@ -25,7 +25,8 @@ from storage.config_sections import (
     ServerConfig,
     TrainerConfig,
 )
-from storage.errors import ConfigError
+from storage.cron import EXAMPLE_LINE, CronLine, time_zone
+from storage.errors import ConfigError, CronError
 
 DEFAULT_FILE = Path("strop.toml")
 
@@ -240,12 +241,22 @@ def _contradictions(config: Config) -> Iterator[str]:
     if config.chat.context_tokens > config.model.context_tokens:
         limit, got = config.model.context_tokens, config.chat.context_tokens
         yield f"chat.context_tokens: must not be larger than model.context_tokens ({limit}); got {got}"
-    if config.trainer.cron and len(config.trainer.cron.split()) != 5:
-        yield f'trainer.cron: must have five fields, for example "0 4 * * *"; got {config.trainer.cron!r}'
     if config.gate.policy == "canary-first" and not config.gate.canary_share:
         yield 'gate.canary_share: must be above 0, because gate.policy is "canary-first"; got 0.0'
+    yield from _time_problems(config.trainer)
     yield from _emoji_problems(config.discord)
     yield from _permission_problems(config.discord)
+
+
+def _time_problems(trainer: TrainerConfig) -> Iterator[str]:
+    try:
+        time_zone(trainer.time_zone)
+    except CronError as error:
+        yield f"trainer.time_zone: {trainer.time_zone!r} is no time zone; {error}"
+    try:
+        CronLine.parse(trainer.cron or EXAMPLE_LINE)
+    except CronError as error:
+        yield f"trainer.cron: {trainer.cron!r} can't be used: {error}"
 
 
 def _emoji_problems(discord: DiscordConfig) -> Iterator[str]:

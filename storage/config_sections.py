@@ -99,6 +99,7 @@ class TrainerConfig(Section):
     """When and how a challenger is trained; an empty `cron` or a 0 switches a trigger off."""
 
     cron: Text = ""
+    time_zone: Text = "UTC"
     interval_hours: Amount = 24.0
     min_new_ratings: Whole = 50
     min_liked: Count = 25
@@ -129,6 +130,12 @@ class TrainerConfig(Section):
     checkpoint_seconds: Positive = 60.0
     seed: Whole = 0
     nice: Nice = 19
+
+    @property
+    def interval_in_force(self) -> float:
+        """The interval in hours; a cron line takes the place of the default one, not of one that is set."""
+        replaced = self.cron and "interval_hours" not in self.model_fields_set
+        return 0.0 if replaced else self.interval_hours
 
 
 class GateConfig(Section):

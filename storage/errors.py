@@ -2,6 +2,7 @@
 
 StorageError
 ├── ConfigError                 strop.toml or the environment has problems (all of them listed)
+├── CronError                   a cron line or time zone that says no time
 ├── DatabaseError
 │   ├── NewerDatabaseError      written by a newer Strop
 │   ├── CorruptDatabaseError    not a database, or a damaged one
@@ -32,6 +33,10 @@ class ConfigError(StorageError):
     def __init__(self, problems: list[str]) -> None:
         self.problems = problems
         super().__init__("\n".join(problems))
+
+
+class CronError(StorageError):
+    """A cron line that can't be read or is never due, or no time zone; the text is half a sentence."""
 
 
 class DatabaseError(StorageError):

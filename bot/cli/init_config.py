@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import Literal
 
 from bot.errors import BotError
+from storage.cron import CronLine
+from storage.errors import CronError
 
 # A Discord token: three base64url parts. Checked only to catch a pasted client secret or application id.
 TOKEN_SHAPE = re.compile(r"^[\w-]{18,}\.[\w-]{4,}\.[\w-]{20,}$")
@@ -21,13 +23,14 @@ class InitialiseError(BotError):
 
 @dataclass(frozen=True)
 class Answers:
-    """What `strop init` asks. `schedule` is "" (only on demand), a number of hours, or a cron line in UTC."""
+    """What `strop init` asks. `schedule` is "" (only on demand), a number of hours, or a cron line."""
 
     operators: tuple[int, ...] = ()
     channels: tuple[int, ...] = ()
     scope: Literal["guild", "deployment"] = "guild"
     schedule: str = "24"
     min_new_ratings: int = 50
+    time_zone: str = "UTC"
 
 
 def parse_ids(text: str) -> tuple[int, ...]:
@@ -56,14 +59,19 @@ def parse_schedule(text: str) -> tuple[str, float]:
     try:
         hours = float(text)
     except ValueError:
-        if len(text.split()) != 5:
-            raise InitialiseError(
-                f'{text!r} is no schedule: a number of hours, a cron line such as "0 4 * * *", or "off".'
-            ) from None
-        return text, 0.0
+        return _cron_line(text), 0.0
     if not 0 < hours < 24 * 366:
         raise InitialiseError(f"{text} hours is no interval: choose a number from 0 (off) to 8784.")
     return "", hours
+
+
+def _cron_line(text: str) -> str:
+    try:
+        CronLine.parse(text)
+    except CronError as error:
+        wanted = 'a number of hours, a cron line such as "0 4 * * *", or "off"'
+        raise InitialiseError(f"{text!r} is no schedule ({error}): {wanted}.") from None
+    return text
 
 
 def render(answers: Answers) -> str:
@@ -94,8 +102,9 @@ base = "auto"
 [trainer]
 # "guild": every community trains its own adapter. "deployment": one for all.
 scope = {_text(answers.scope)}
-# When to retrain: a cron line in UTC, an interval in hours (0: off), or after so many new ratings (0: off).
+# When to retrain: a cron line, an interval in hours (0: off), or after so many new ratings (0: off).
 cron = {_text(cron)}
+time_zone = {_text(answers.time_zone)}
 interval_hours = {hours!r}
 min_new_ratings = {answers.min_new_ratings}
 # Less than this and a retrain politely waits. Lower both for a private server; the evidence is then weak.

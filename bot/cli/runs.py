@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from dataclasses import asdict
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -31,7 +32,7 @@ from bot.cli.session import (
 )
 from bot.learning.next_run import Outlook, next_run
 from storage.db import key_values
-from storage.learning import dry_run, loop_status, runs
+from storage.learning import dry_run, loop_status, run_times, runs
 from storage.learning.runs import Run
 from storage.process import memory as memory_use
 from storage.process.locks import is_locked
@@ -256,6 +257,9 @@ def status(config: ConfigOption = None, scope: ScopeOption = None, as_json: Json
         memory = memory_use.by_process(opened.config)
         recovered = opened.database.read(lambda db: key_values.get(db, key_values.RECOVERED_RATINGS))
         due_ms = opened.database.read(lambda db: key_values.get(db, key_values.NEXT_RUN))
+        times = opened.database.read(
+            lambda db: run_times.stored_upcoming(db, settings.trainer, datetime.now(UTC))
+        )
     if as_json:
         queue = None if health is None else {"running": health.running, **asdict(health.queue)}
         answer = {
@@ -272,6 +276,8 @@ def status(config: ConfigOption = None, scope: ScopeOption = None, as_json: Json
     detail = "" if health is None else health.detail or (health.traffic() if server == "ok" else "")
     typer.echo(f"Model server: {server}{f' ({detail})' if detail else ''}")
     typer.echo(f"Trainer: {'running' if alive else 'not running'}")
+    if times and alive:
+        typer.echo(f"By the clock: {', '.join(run_times.shown(each, settings.trainer) for each in times)}")
     if memory:
         typer.echo(memory_use.sentence(memory))
     if recovered:

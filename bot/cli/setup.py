@@ -24,7 +24,8 @@ from bot.cli.init_config import (
 from bot.cli.session import DEFAULT_CONFIG, ConfigOption, JsonOption, load
 from bot.diagnostics import Check, examine
 from storage.config import load_config
-from storage.errors import ConfigError
+from storage.cron import time_zone
+from storage.errors import ConfigError, CronError
 
 MARKS = {
     "ok": ("✓", typer.colors.GREEN),
@@ -49,8 +50,11 @@ def init(
     channels: Annotated[str | None, typer.Option("--channels", help="Ids of channels to answer in.")] = None,
     scope: Annotated[str | None, typer.Option("--scope", help="guild or deployment.")] = None,
     schedule: Annotated[
-        str | None, typer.Option("--schedule", help='Hours between retrains, a cron line in UTC, or "off".')
+        str | None, typer.Option("--schedule", help='Hours between retrains, a cron line, or "off".')
     ] = None,
+    zone: Annotated[
+        str, typer.Option("--time-zone", help="The time zone of a cron line, for example Europe/Berlin.")
+    ] = "UTC",
     yes: Annotated[
         bool, typer.Option("--yes", "-y", help="Take the default for whatever isn't given.")
     ] = False,
@@ -75,7 +79,8 @@ def init(
             _ask("Channels to answer in without a mention (ids; empty: none)", channels, "", yes)
         ),
         scope=_scope(_ask("One adapter per guild, or one for the whole deployment?", scope, "guild", yes)),
-        schedule=_ask('Retrain every how many hours? (or a cron line in UTC, or "off")', schedule, "24", yes),
+        schedule=_ask('Retrain every how many hours? (or a cron line, or "off")', schedule, "24", yes),
+        time_zone=_zone(zone),
     )
     parse_schedule(answers.schedule)
     if secret:
@@ -114,6 +119,13 @@ def _scope(text: str) -> Literal["guild", "deployment"]:
     if text == "deployment":
         return "deployment"
     raise UsageError(f"The scope is guild or deployment, not {text!r}.")
+
+
+def _zone(name: str) -> str:
+    try:
+        return time_zone(name).key
+    except CronError as error:
+        raise UsageError(f"{name!r} is no time zone; {error}.") from None
 
 
 def doctor(config: ConfigOption = None, as_json: JsonOption = False) -> None:

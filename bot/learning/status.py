@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterable
+from datetime import UTC, datetime
 from typing import Any
 
 from discord import app_commands
@@ -23,7 +24,7 @@ from bot.ui.pictures import say_with_picture
 from storage.chat import latency
 from storage.chat.latency import Speed
 from storage.db import key_values
-from storage.learning import adapters, lineage, loop_status
+from storage.learning import adapters, lineage, loop_status, run_times
 from storage.learning.adapters import Unchecked
 from storage.learning.lineage import Life
 from storage.process.locks import is_locked
@@ -58,27 +59,33 @@ async def status(interaction: Interaction) -> None:
     except ServingError:
         base_hash = ""
 
-    def work(db: Any) -> tuple[dict[str, Any], str | None, str | None, Speed]:
+    def work(db: Any) -> tuple[dict[str, Any], str | None, str | None, list[datetime], Speed]:
         speed = latency.by_hour(db, scope, SPEED_HOURS)
         glance = _glance(db, services, scope, base_hash)
         return (
             glance,
             key_values.get(db, key_values.RECOVERED_RATINGS),
             key_values.get(db, key_values.NEXT_RUN),
+            run_times.stored_upcoming(db, services.config.trainer, datetime.now(UTC)),
             speed,
         )
 
-    glance, recovered, due_ms, speed = await services.database.aread(work)
+    glance, recovered, due_ms, times, speed = await services.database.aread(work)
     trainer_alive = await asyncio.to_thread(is_locked, services.config.run / "trainer.lock")
     trainer = services.config.trainer
     outlook = Outlook(glance, int(due_ms) if due_ms else None, trainer.min_new_ratings, trainer_alive)
     figures = Standing(needs(outlook), next_run(outlook), speed, _traffic(health), outlook.running)
+    clock = ", ".join(f"<t:{int(time.timestamp())}:f>" for time in times)
     text = status_lines(
         glance,
         server=_server_state(health),
         trainer_alive=trainer_alive,
         recovered=int(recovered or 0),
-        more=[f"{tr('Next run')}: {next_run(outlook, stamped=True)}", status_chart.speed_text(speed)],
+        more=[
+            f"{tr('Next run')}: {next_run(outlook, stamped=True)}",
+            *([f"{tr('By the clock')}: {clock}"] if clock and trainer_alive else []),
+            status_chart.speed_text(speed),
+        ],
     )
     await say_with_picture(interaction, text, lambda: status_chart.draw(figures))
 

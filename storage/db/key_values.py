@@ -6,6 +6,8 @@ from storage.db import sql
 
 #: When the trainer's schedule next starts a run, in ms since the epoch; empty if it never does.
 NEXT_RUN = "trainer.next_run_ms"
+#: When the trainer's interval last began, in ms since the epoch.
+LAST_INTERVAL = "trainer.last_interval_ms"
 #: How many ratings the bot missed while it was away and found again, over its lifetime.
 RECOVERED_RATINGS = "ratings.recovered"
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from datetime import UTC, datetime
 from typing import Any
 
@@ -13,6 +14,7 @@ from storage.admin import audit
 from storage.chat import members
 from storage.db import key_values
 from storage.learning import adapters, runs
+from storage.process.locks import ProcessLock
 from tests.bot.conftest import Community
 from tests.bot.fake_server import BASE_HASH, FakeModelServer
 
@@ -229,6 +231,13 @@ async def test_status_says_when_the_next_run_starts_and_how_long_people_waited(
     assert file.filename == "strop-status.png"
     assert "Liked or corrected: 0 of 25. Raters: 0 of 5. New ratings: 0 of 50." in file.description
     assert "Now: 0 being written, 0 waiting." in file.description
+
+
+async def test_status_shows_the_next_three_runs_by_the_clock(community: Community) -> None:
+    lock = ProcessLock(community.services.config.run / "trainer.lock")
+    with lock.acquire("{pid}"):
+        said = text(await community.bob.slash(community.channel, "status"))
+    assert re.search(r"By the clock: <t:(\d+):f>, <t:(\d+):f>, <t:(\d+):f>", said)
 
 
 async def test_ask_answers_in_place_and_can_be_rated(

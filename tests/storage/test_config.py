@@ -120,7 +120,16 @@ def test_a_named_file_that_is_missing_is_a_problem_but_strop_toml_is_not(tmp_pat
             "[chat]\ncontext_tokens = 5000",
             "chat.context_tokens: must not be larger than model.context_tokens",
         ),
-        ('[trainer]\ncron = "4am"', "trainer.cron: must have five fields"),
+        ('[trainer]\ncron = "4am"', "trainer.cron: '4am' can't be used: it must have five fields"),
+        ('[trainer]\ncron = "0 25 * * *"', "trainer.cron: '0 25 * * *' can't be used: '25' is no hour"),
+        (
+            '[trainer]\ncron = "0 4 31 2 *"\ninterval_hours = 0.0',
+            "trainer.cron: '0 4 31 2 *' can't be used: it is never due: February never has 31 days",
+        ),
+        (
+            '[trainer]\ntime_zone = "Europe/Berln"',
+            "trainer.time_zone: 'Europe/Berln' is no time zone; did you mean 'Europe/Berlin'?",
+        ),
         ('[discord]\nrating_up = ["👎"]', "discord.rating_down: 👎 cannot mean both"),
         ("[discord]\nrating_up = []", "discord.rating_up: must name at least one emoji"),
         (

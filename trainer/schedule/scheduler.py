@@ -13,22 +13,20 @@ import structlog
 from apscheduler.executors.pool import ThreadPoolExecutor
 from apscheduler.jobstores.memory import MemoryJobStore
 from apscheduler.schedulers.background import BackgroundScheduler
-from apscheduler.triggers.cron import CronTrigger
+from apscheduler.triggers.base import BaseTrigger
 from apscheduler.triggers.interval import IntervalTrigger
 
 from storage.config_sections import TrainerConfig
 from storage.db import key_values
 from storage.db.clock import now_ms
 from storage.db.database import Database
-from storage.errors import ConfigError
-from storage.learning import runs
+from storage.learning import run_times, runs
 from storage.learning.runs import Trigger
 
 log = structlog.get_logger()
 
 RATINGS_CHECK_S = 30
 FIRST_INTERVAL_DELAY_S = 60
-LAST_INTERVAL_FACT = "trainer.last_interval_ms"
 SCHEDULED_JOBS = ("cron", "interval")
 
 
@@ -70,13 +68,15 @@ def _anything_due(db: sqlite_utils.Database, settings: TrainerConfig, at_least: 
     )
 
 
-def _cron(line: str) -> CronTrigger:
-    try:
-        return CronTrigger.from_crontab(line, UTC)
-    except ValueError as error:
-        raise ConfigError(
-            [f'trainer.cron: {line!r} is no cron line ({error}); write for example "0 4 * * *"']
-        ) from error
+class CronTrigger(BaseTrigger):  # type: ignore[misc]
+    """Fires when the cron line of the configuration is due, by the reckoning that checked it."""
+
+    def __init__(self, settings: TrainerConfig) -> None:
+        self._settings = settings
+
+    def get_next_fire_time(self, previous_fire_time: datetime | None, now: datetime) -> datetime | None:
+        """Return the next time; after a sleep the first that was missed."""
+        return run_times.by_cron(self._settings, previous_fire_time or now)
 
 
 class Schedule:
@@ -93,14 +93,20 @@ class Schedule:
         )
 
     def start(self) -> None:
-        """Begin to enqueue runs by the clock and by new ratings. Raises ConfigError for a bad cron line."""
+        """Begin to enqueue runs by the clock and by new ratings. Raises CronError for a bad cron line."""
         settings = self._settings
         if settings.cron:
-            self._scheduler.add_job(self._by_clock, _cron(settings.cron), id="cron")
-        if settings.interval_hours:
+            self._scheduler.add_job(self._by_clock, CronTrigger(settings), id="cron")
+        if settings.cron and settings.interval_in_force:
+            log.warning(
+                "Two schedules start runs, trainer.cron and trainer.interval_hours: set one to 0 or empty.",
+                cron=settings.cron,
+                interval_hours=settings.interval_in_force,
+            )
+        if settings.interval_in_force:
             self._scheduler.add_job(
                 self._by_interval,
-                IntervalTrigger(hours=settings.interval_hours, timezone=UTC),
+                IntervalTrigger(hours=settings.interval_in_force, timezone=UTC),
                 id="interval",
                 next_run_time=self._first_interval(),
             )
@@ -131,7 +137,7 @@ class Schedule:
         enqueue_due(self._database, self._settings, "schedule", 1)
 
     def _by_interval(self) -> None:
-        self._database.write(lambda db: key_values.put(db, LAST_INTERVAL_FACT, str(now_ms())))
+        self._database.write(lambda db: key_values.put(db, key_values.LAST_INTERVAL, str(now_ms())))
         self._by_clock()
 
     def _by_ratings(self) -> None:
@@ -145,10 +151,9 @@ class Schedule:
 
     def _first_interval(self) -> datetime:
         """An interval goes on across restarts: a machine that restarts every day must still train."""
-        last = self._database.read(lambda db: key_values.get(db, LAST_INTERVAL_FACT))
+        last = self._database.read(lambda db: key_values.get(db, key_values.LAST_INTERVAL))
         now = datetime.now(UTC)
         if not last:
-            self._database.write(lambda db: key_values.put(db, LAST_INTERVAL_FACT, str(now_ms())))
-            return now + timedelta(hours=self._settings.interval_hours)
-        due = datetime.fromtimestamp(int(last) / 1000, UTC) + timedelta(hours=self._settings.interval_hours)
-        return max(due, now + timedelta(seconds=FIRST_INTERVAL_DELAY_S))
+            self._database.write(lambda db: key_values.put(db, key_values.LAST_INTERVAL, str(now_ms())))
+        due = run_times.by_interval(self._settings, int(last) if last else None, now)
+        return max(due or now, now + timedelta(seconds=FIRST_INTERVAL_DELAY_S))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 import socket
 import threading
 from collections.abc import Iterator
@@ -74,6 +75,9 @@ def test_init_takes_defaults_without_asking_and_never_replaces_a_file_by_acciden
         (("--operators", "ada"), "'ada' is no Discord id"),
         (("--schedule", "sometimes"), "is no schedule"),
         (("--schedule", "-3"), "is no interval"),
+        (("--schedule", "0 25 * * *"), "'25' is no hour"),
+        (("--schedule", "0 4 31 2 *"), "never due"),
+        (("--time-zone", "Berlin/Europe"), "no time zone"),
         (("--scope", "planet"), "guild or deployment"),
     ],
 )
@@ -81,7 +85,9 @@ def test_an_answer_that_makes_no_sense_is_named_and_nothing_is_written(
     strop: Strop, tmp_path: Path, arguments: tuple[str, ...], sentence: str
 ) -> None:
     assert (
-        strop("init", "--yes", *arguments, code=2 if "--scope" in arguments else 1).stderr.count(sentence)
+        strop(
+            "init", "--yes", *arguments, code=2 if {"--scope", "--time-zone"} & {*arguments} else 1
+        ).stderr.count(sentence)
         == 1
     )
     assert not (tmp_path / "strop.toml").exists()
@@ -194,7 +200,7 @@ def test_doctor_prints_one_line_each_and_passes_on_this_machine(strop: Strop, tm
     assert all(line[0] in "✓·" for line in lines)
     names = " ".join(line[2:].split(":")[0] for line in lines)
     assert names == (
-        "config token model sqlite database disk memory gpu compiler torch kernels encryption"
+        "config token model schedule sqlite database disk memory gpu compiler torch kernels encryption"
         " server port playground port"
     )
 
@@ -291,6 +297,30 @@ def test_a_damaged_database_is_a_problem_and_a_sound_one_is_not(home: Path) -> N
     assert named(config, "database").state == "ok"
     config.database.write_bytes(b"this is no database at all" * 100)
     assert named(config, "database").state == "problem"
+
+
+@pytest.mark.parametrize(
+    ("trainer", "said"),
+    [
+        (
+            'cron = "0 4 * * 0"\ntime_zone = "Asia/Tokyo"',
+            r"ok cron '0 4 \* \* 0': (Sun \S+ 04:00 JST(, )?){3} .the default",
+        ),
+        ('cron = "@daily"\ninterval_hours = 24.0', "note two clocks start runs.*set one to 0 or empty"),
+        (
+            'cron = "@daily"\ninterval_hours = 0.0',
+            r"ok cron '@daily': \w{3} \S+ 00:00 UTC, .*UTC, or after 50 new",
+        ),
+        ("interval_hours = 6.0", "ok every 6 h: .*UTC, or after 50 new ratings"),
+        (
+            "interval_hours = 0.0\nmin_new_ratings = 0",
+            "note no clock: a run starts only when it is asked for",
+        ),
+    ],
+)
+def test_the_next_three_runs_are_shown_in_the_operators_time(home: Path, trainer: str, said: str) -> None:
+    check = named(configured(home, f"[trainer]\n{trainer}"), "schedule")
+    assert re.match(said, f"{check.state} {check.detail}"), check
 
 
 def test_encryption_is_reported_and_never_promised(home: Path) -> None:

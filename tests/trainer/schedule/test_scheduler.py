@@ -11,19 +11,21 @@ import time
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from zoneinfo import ZoneInfo
 
 import pytest
+from structlog.testing import capture_logs
 
 from storage.config_sections import TrainerConfig
 from storage.db import key_values
 from storage.db.clock import now_ms
 from storage.db.database import Database
-from storage.errors import ConfigError
-from storage.learning import adapters, runs
+from storage.errors import CronError
+from storage.learning import adapters, run_times, runs
 from storage.learning.runs import Run
 from tests.trainer.community import BASE_HASH, SCOPE, champion, open_database, rated_replies
 from trainer.schedule.queue import RunQueue, child_environment
-from trainer.schedule.scheduler import LAST_INTERVAL_FACT, Schedule, enqueue_due, scopes
+from trainer.schedule.scheduler import Schedule, enqueue_due, scopes
 
 ROOT = Path(__file__).parents[3]
 
@@ -89,7 +91,7 @@ def test_every_guild_trains_its_own_adapter_and_direct_messages_train_none(datab
 
 def test_the_interval_goes_on_across_restarts_and_its_next_time_is_published(database: Database) -> None:
     twenty_hours_ago = now_ms() - 20 * 3_600_000
-    database.write(lambda db: key_values.put(db, LAST_INTERVAL_FACT, str(twenty_hours_ago)))
+    database.write(lambda db: key_values.put(db, key_values.LAST_INTERVAL, str(twenty_hours_ago)))
     schedule = Schedule(database, TrainerConfig(interval_hours=24))
     schedule.start()
     try:
@@ -103,7 +105,7 @@ def test_the_interval_goes_on_across_restarts_and_its_next_time_is_published(dat
 
 
 def test_an_interval_that_passed_while_nothing_ran_is_made_up_for_soon(database: Database) -> None:
-    database.write(lambda db: key_values.put(db, LAST_INTERVAL_FACT, "1"))
+    database.write(lambda db: key_values.put(db, key_values.LAST_INTERVAL, "1"))
     schedule = Schedule(database, TrainerConfig(interval_hours=24))
     schedule.start()
     try:
@@ -125,8 +127,60 @@ def test_a_cron_line_is_read_in_utc_and_a_bad_one_names_its_key(database: Databa
         assert moment - datetime.now(UTC) <= timedelta(days=1)
     finally:
         schedule.shutdown()
-    with pytest.raises(ConfigError, match=r"trainer\.cron"):
+    with pytest.raises(CronError, match="no minute"):
         Schedule(database, TrainerConfig(cron="61 4 * * *", interval_hours=0)).start()
+
+
+@pytest.mark.parametrize(("weekday", "day"), [("0", 6), ("7", 6), ("sun", 6), ("1", 0), ("sat", 5)])
+def test_the_weekdays_of_a_cron_line_are_those_of_every_crontab(
+    database: Database, weekday: str, day: int
+) -> None:
+    schedule = Schedule(database, TrainerConfig(cron=f"0 4 * * {weekday}", time_zone="Asia/Tokyo"))
+    schedule.start()
+    try:
+        due = schedule.next_run_ms()
+        assert due is not None
+        moment = datetime.fromtimestamp(due / 1000, ZoneInfo("Asia/Tokyo"))
+        assert (moment.weekday(), moment.hour, moment.minute) == (day, 4, 0)
+    finally:
+        schedule.shutdown()
+
+
+@pytest.mark.parametrize(
+    ("hours", "warned"), [({}, 0), ({"interval_hours": 24.0}, 1), ({"interval_hours": 0.0}, 0)]
+)
+def test_a_cron_line_replaces_the_default_interval_and_two_clocks_are_said(
+    database: Database, hours: dict[str, float], warned: int
+) -> None:
+    schedule = Schedule(database, TrainerConfig(cron="0 4 * * 0", **hours))
+    with capture_logs() as logs:
+        schedule.start()
+    try:
+        assert sum(line["event"].startswith("Two schedules start runs") for line in logs) == warned
+        started = database.read(lambda db: key_values.get(db, key_values.LAST_INTERVAL)) is not None
+        assert started is bool(warned)
+    finally:
+        schedule.shutdown()
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        TrainerConfig(cron="30 3 * * 1-5", time_zone="Europe/Berlin"),
+        TrainerConfig(interval_hours=6),
+        TrainerConfig(cron="15 */2 * * *", interval_hours=5),
+    ],
+)
+def test_what_people_are_told_is_when_the_schedule_runs(database: Database, settings: TrainerConfig) -> None:
+    schedule = Schedule(database, settings)
+    schedule.start()
+    try:
+        told = database.read(lambda db: run_times.stored_upcoming(db, settings, datetime.now(UTC)))
+        due = schedule.next_run_ms()
+        assert due is not None and abs(due / 1000 - told[0].timestamp()) < 1
+        assert len(told) == run_times.PREVIEWED and told == sorted(told)
+    finally:
+        schedule.shutdown()
 
 
 # ------------------------------------------------------------ a run's process

@@ -1,0 +1,66 @@
+"""When the clock starts training runs: one reckoning for the trainer and for those who tell people."""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from itertools import islice
+
+import sqlite_utils
+
+from storage.config_sections import TrainerConfig
+from storage.cron import CronLine, time_zone
+from storage.db import key_values
+
+PREVIEWED = 3
+"""How many of the next runs are shown to people."""
+
+
+def by_cron(settings: TrainerConfig, after: datetime) -> datetime | None:
+    """Return the next time of the cron line, in UTC; None without a line. Raises CronError."""
+    if not settings.cron:
+        return None
+    return CronLine.parse(settings.cron).after(after, time_zone(settings.time_zone))
+
+
+def by_interval(settings: TrainerConfig, last_ms: int | None, now: datetime) -> datetime | None:
+    """Return when the interval is over that began at ``last_ms`` (None: now); None without an interval."""
+    if not settings.interval_in_force:
+        return None
+    began = now if last_ms is None else datetime.fromtimestamp(last_ms / 1000, UTC)
+    return max(now, began + timedelta(hours=settings.interval_in_force))
+
+
+def upcoming(
+    settings: TrainerConfig, last_interval_ms: int | None, now: datetime, count: int = PREVIEWED
+) -> list[datetime]:
+    """Return the next times at which the clock starts runs where there are new ratings, in UTC."""
+    first = by_interval(settings, last_interval_ms, now)
+    times = heapq.merge(_cron_times(settings, now), _interval_times(settings, first))
+    return list(islice(times, count))
+
+
+def stored_upcoming(
+    db: sqlite_utils.Database, settings: TrainerConfig, now: datetime, count: int = PREVIEWED
+) -> list[datetime]:
+    """Return the next times, reckoned from the interval that the trainer began last."""
+    last = key_values.get(db, key_values.LAST_INTERVAL)
+    return upcoming(settings, int(last) if last else None, now, count)
+
+
+def shown(moment: datetime, settings: TrainerConfig) -> str:
+    """Return a time as the operator's clock shows it, for example "Sun 2026-12-06 04:00 CET"."""
+    return moment.astimezone(time_zone(settings.time_zone)).strftime("%a %Y-%m-%d %H:%M %Z")
+
+
+def _cron_times(settings: TrainerConfig, after: datetime) -> Iterator[datetime]:
+    while (due := by_cron(settings, after)) is not None:
+        yield due
+        after = due
+
+
+def _interval_times(settings: TrainerConfig, due: datetime | None) -> Iterator[datetime]:
+    while due is not None:
+        yield due
+        due += timedelta(hours=settings.interval_in_force)

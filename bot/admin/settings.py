@@ -99,7 +99,7 @@ def _overview(found: InForce, where: Where, key: str | None) -> list[str]:
     """Say what is in force and where it comes from."""
     lines = [tr("**In force in {place}**", place=_named(where))]
     for name in KINDS:
-        value = shown(getattr(found.settings, name))
+        value = KINDS[name].shown(getattr(found.settings, name))
         value = value if len(value) <= _PERSONA_SHOWN else f"{value[:_PERSONA_SHOWN]}…"
         pointer = "▸ " if name == key else ""
         quoted = value.replace("`", "'").replace("\n", " ") if name == "system_prompt" else value
@@ -308,7 +308,11 @@ class EditButton(
         _require_admin(interaction)
         place = _place(interaction, self.where)
         found = await interaction.client.services.settings(place.guild_id, place.channel_id)
-        value = shown(getattr(found.settings, self.key)) if getattr(found.settings, self.key) != "" else ""
+        value = (
+            KINDS[self.key].shown(getattr(found.settings, self.key))
+            if getattr(found.settings, self.key) != ""
+            else ""
+        )
         await interaction.response.send_modal(_form(self.where, self.key, value))
 
 

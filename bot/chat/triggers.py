@@ -14,6 +14,7 @@ from typing import Any, Literal
 import discord
 
 from bot.chat.question import Follows, parent_of
+from bot.chat.wake_words import calls, spoken
 from bot.services import Services
 from storage.admin import blocks, settings
 from storage.admin.settings import InForce, Settings
@@ -30,7 +31,7 @@ CHANNEL_MEMORY_MS = 30 * 60 * SECOND_MS
 class Arrival:
     """A message as far as its addressee is concerned. `replies_to_bot` None: Discord didn't send it along.
 
-    `words` are those of its text in lower case, for names that call the bot.
+    `text` is what it says, for names that call the bot.
     """
 
     author_id: int
@@ -42,7 +43,7 @@ class Arrival:
     reference_id: int | None = None
     in_bots_thread: bool = False
     readable: bool = True
-    words: frozenset[str] = frozenset()
+    text: str = ""
 
     @property
     def home_channel_id(self) -> int:
@@ -85,7 +86,7 @@ def why(arrival: Arrival, held: Settings, memory: Memory) -> Trigger | None:
     in_thread = arrival.parent_channel_id is not None
     if "thread" in wanted and in_thread and (arrival.in_bots_thread or memory.has_answered_here()):
         return "thread"
-    if arrival.words & set(held.wake_words):
+    if calls(arrival.text, held.wake_words):
         return "name"
     # A member who answers somebody else, or turns to them, isn't talking to the bot any more.
     turned_away = arrival.reference_id is not None
@@ -133,7 +134,10 @@ def arrival_of(message: discord.Message, me: discord.ClientUser, *, sees_content
     reference = message.reference
     answered = reference.resolved if reference is not None else None
     known = answered.author.id == me.id if isinstance(answered, discord.Message) else None
-    written = re.search(rf"<@!?{me.id}>", message.content) is not None
+    mention = re.compile(rf"<@!?{me.id}>")
+    written = mention.search(spoken(message.content)) is not None
+    # A mention in a quote or in code turns to nobody, though Discord may count it.
+    only_quoted = not written and mention.search(message.content) is not None
     pinged = me in message.mentions or _own_role(message) in message.role_mentions
     channel = message.channel
     return Arrival(
@@ -141,12 +145,12 @@ def arrival_of(message: discord.Message, me: discord.ClientUser, *, sees_content
         channel_id=channel.id,
         guild_id=message.guild.id if message.guild else None,
         parent_channel_id=parent_of(channel),
-        mentions_bot=written or (pinged and not known),
+        mentions_bot=written or (pinged and not known and not only_quoted),
         replies_to_bot=known if reference is not None else False,
         reference_id=reference.message_id if reference is not None else None,
         in_bots_thread=isinstance(channel, discord.Thread) and channel.owner_id == me.id,
         readable=sees_content,
-        words=frozenset(re.findall(r"[\w-]+", message.content.casefold())),
+        text=message.content,
     )
 
 

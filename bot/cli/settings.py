@@ -13,7 +13,7 @@ from bot.cli.runs import actor
 from bot.cli.session import ConfigOption, JsonOption, Session, session
 from storage.admin import blocks as blocking
 from storage.admin import settings as stored
-from storage.admin.setting_values import KINDS, shown
+from storage.admin.setting_values import KINDS
 from storage.admin.settings import Place
 from storage.errors import SettingError
 
@@ -60,7 +60,7 @@ def show(
         return
     width = max(map(len, rows))
     for key, (value, origin) in rows.items():
-        typer.echo(f"{key:<{width}}  {origin:<7}  {shown(value)}")
+        typer.echo(f"{key:<{width}}  {origin:<7}  {KINDS[key].shown(value)}")
 
 
 @settings.command("set")

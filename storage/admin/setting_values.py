@@ -5,6 +5,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import regex
+
 from storage.errors import SettingError
 
 LANGUAGES = {
@@ -27,12 +29,15 @@ NEED_CONTENT = frozenset({"thread", "every"})
 LONGEST_PERSONA = 2000
 MOST_EMOJI = 10
 MOST_WAKE_WORDS = 5
-WAKE_WORD = re.compile(r"[\w-]{2,32}")
+LONGEST_WAKE_WORD = 40
+# Letters of any script with their marks; a phrase has spaces between its words.
+WAKE_WORD = regex.compile(r"[\w\p{M}'’-]+(?: [\w\p{M}'’-]+)*")
 MOST_A_MINUTE = 60
 MOST_ROLES = 10
 _CUSTOM_EMOJI = re.compile(r"<a?:\w{2,32}:\d{15,21}>")
 _ROLE_LIMIT = re.compile(r"(?:<@&)?(\d{15,21})>?=(\d{1,3})")
 _WORDS = re.compile(r"[\s,]+")
+_BETWEEN_PHRASES = re.compile(r"[,،、，;\n]+")
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,18 +52,23 @@ class Kind:
     choices: Mapping[str, str] | None = None
     several: bool = False
     example: str = ""
+    separator: str = " "
 
     def checked(self, value: object) -> Any:
         """Return the value as the bot uses it; accepts what people type as well. Raises SettingError."""
         return self.check(value)
 
+    def shown(self, value: object) -> str:
+        """Return a value as people type it."""
+        return shown(value, self.separator)
 
-def shown(value: object) -> str:
+
+def shown(value: object, separator: str = " ") -> str:
     """Return a value as people type it."""
     if isinstance(value, bool):
         return "on" if value else "off"
     if isinstance(value, tuple | list):
-        return " ".join(str(each) for each in value) or "none"
+        return separator.join(str(each) for each in value) or "none"
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 
@@ -146,12 +156,18 @@ def _role_limits(value: object) -> tuple[str, ...]:
 
 
 def _wake_words(value: object) -> tuple[str, ...]:
-    found = tuple(dict.fromkeys(word.casefold() for word in _words(value) if word != "none"))
+    """Words or phrases with commas between them: "hey strop" calls only as a whole."""
+    given = _BETWEEN_PHRASES.split(value) if isinstance(value, str) else _words(value)
+    phrases = (" ".join(each.strip(' "“”').split()).casefold() for each in given)
+    found = tuple(dict.fromkeys(phrase for phrase in phrases if phrase not in ("", "none")))
     if len(found) > MOST_WAKE_WORDS:
         raise SettingError(f"It takes at most {MOST_WAKE_WORDS} words.")
     for word in found:
-        if not WAKE_WORD.fullmatch(word):
-            raise SettingError(f"{_quoted(word)} can't be heard: two to 32 letters, digits, - or _.")
+        if not 2 <= len(word) <= LONGEST_WAKE_WORD or not WAKE_WORD.fullmatch(word):
+            raise SettingError(
+                f"{_quoted(word)} can't be heard: two to {LONGEST_WAKE_WORD} letters, digits, - or _, "
+                "and commas between several."
+            )
     return found
 
 
@@ -194,9 +210,10 @@ KINDS: dict[str, Kind] = {
     "training": Kind("whether conversations here may train me", _switch, _ON_OFF, example="off"),
     "language": Kind("the language of my own texts", _one_of(LANGUAGES), LANGUAGES, example="de"),
     "wake_words": Kind(
-        "words that call me without a mention",
+        "words or phrases that call me without a mention, with commas between them",
         _wake_words,
-        example="strop",
+        example="strop, hey strop",
+        separator=", ",
     ),
     "two_answers": Kind(
         "now and then show two answers for a vote, where whoever runs me has that on",

@@ -64,7 +64,7 @@ async def test_the_longest_lists_fit_into_the_panel_and_its_form(community: Comm
         "system_prompt": "😀" * 2000,
         "rating_up": " ".join(first),
         "rating_down": " ".join(last),
-        "wake_words": " ".join(f"{'w' * 31}{number}" for number in range(5)),
+        "wake_words": ", ".join(f"{'w' * 31}{number}" for number in range(5)),
         "role_limits": " ".join(f"<@&{10**20 + number}>=60" for number in range(10)),
         "triggers": "mention reply thread every",
         "auto_thread": "on",

@@ -95,7 +95,7 @@ async def test_whoever_speaks_to_a_bot_that_fails_unexpectedly_is_told_so(commun
 async def test_a_wake_word_calls_the_bot_as_a_word_of_its_own_in_any_case(
     community: Community, model_server: FakeModelServer
 ) -> None:
-    put(community, "wake_words", "strop razor-bot")
+    put(community, "wake_words", "strop, razor-bot")
     await community.ann.send(community.channel, "so, Strop: what is a hone?")
     assert turns(model_server) == ["so, Strop: what is a hone?"]
     await community.ann.send(community.channel, "stropping takes patience")
@@ -109,6 +109,48 @@ async def test_without_message_content_a_wake_word_calls_nobody(community: Commu
     put(community, "wake_words", "strop")
     await community.ann.send(community.channel, "strop, hello")
     assert community.said() == []
+
+
+@CONTENT
+async def test_a_phrase_in_any_script_calls_as_a_whole_and_code_and_quotes_call_nobody(
+    community: Community, model_server: FakeModelServer
+) -> None:
+    put(community, "wake_words", "hey strop, ストロップ")
+    for silent in (
+        "hey everyone",
+        "a strop",
+        "`hey strop`",
+        "> hey strop\nno idea",
+        "see https://x.org/hey-strop",
+    ):
+        await community.ann.send(community.channel, silent)
+    assert community.said() == []
+    await community.ann.send(community.channel, "ストロップさん、革砥って何？")
+    await community.bob.send(community.channel, "Hey, Strop: what is a hone?")
+    assert turns(model_server)[-1].endswith("Hey, Strop: what is a hone?")
+    assert len(community.said()) == 2
+
+
+@CONTENT
+async def test_a_follow_up_is_heard_in_any_script(
+    community: Community, model_server: FakeModelServer
+) -> None:
+    put(community, "follow_up_s", 60)
+    put(community, "wake_words", "ستروب")
+    await community.ann.send(community.channel, "مرحباً يا ستروب!")
+    await community.ann.send(community.channel, "وما هو المسنّ؟")
+    assert turns(model_server)[-1] == "وما هو المسنّ؟" and len(community.said()) == 2
+
+
+async def test_a_mention_inside_code_or_a_quote_turns_to_nobody(community: Community) -> None:
+    await community.ann.send(community.channel, f"`{community.mention}` is how you call it")
+    await community.ann.send(
+        community.channel, f"> {community.mention} what is a strop?\nI like that question"
+    )
+    assert community.said() == []
+    await community.ann.send(community.channel, f"> leather\n{community.mention} what is this?")
+    await community.ann.send(community.channel, f"> {community.mention} hello")
+    assert len(community.said()) == 2
 
 
 @CONTENT

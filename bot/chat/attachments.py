@@ -19,6 +19,7 @@ import aiohttp
 import structlog
 from yarl import URL
 
+from bot.chat.charsets import charset_name, guessed
 from bot.language.texts import tr
 
 MAX_FILES = 4
@@ -116,22 +117,21 @@ class AttachmentReader:
         text, whole = _within(MAX_CHARACTERS, [piece for piece, _ in found if piece])
         if not whole:
             notes.append(tr("Your files are longer than I can keep: I left out the rest."))
-        return Attached(text, (*notes, *(note for _, note in found if note)))
+        return Attached(text, (*notes, *(note for _, said in found for note in said)))
 
     async def read_one(self, file: File) -> Attached:
         """Return the text of one file as it is, or honest words on why there is none."""
         if not is_text(file):
             return Attached(notes=(tr("I can't open {names}: I read only text.", names=_names([file])),))
-        text, note = await self._text(file)
-        return Attached(text, (note,) if note else ())
+        return Attached(*await self._text(file))
 
-    async def _read(self, file: File) -> tuple[str, str]:
+    async def _read(self, file: File) -> tuple[str, tuple[str, ...]]:
         """Return one file's block of text and what to say about it; either may be empty."""
-        text, note = await self._text(file)
+        text, notes = await self._text(file)
         name = plain_name(file.filename)
-        return f"[{name}]\n{text}\n[end of {name}]" if text else "", note
+        return f"[{name}]\n{text}\n[end of {name}]" if text else "", notes
 
-    async def _text(self, file: File) -> tuple[str, str]:
+    async def _text(self, file: File) -> tuple[str, tuple[str, ...]]:
         """Return one file's text and what to say about it; either may be empty."""
         name = plain_name(file.filename)
         try:
@@ -139,16 +139,22 @@ class AttachmentReader:
                 data, whole = await self._bytes(file.url)
         except (TimeoutError, OSError, aiohttp.ClientError) as error:
             _log.info("attachment.not_read", error=type(error).__name__, size_bytes=file.size)
-            return "", tr("I could not load {name}.", name=name)
-        text = decoded(data, file.content_type, whole=whole)
+            return "", (tr("I could not load {name}.", name=name),)
+        # Guessing a charset takes up to a tenth of a second, which the event loop hasn't got.
+        charset, doubtful = await asyncio.to_thread(charset_of, data, file.content_type, whole=whole)
+        text = _decoded(data, charset, whole=whole)
         if text is None:
-            return "", tr("I can't open {name}: it holds no text.", name=name)
+            return "", (tr("I can't open {name}: it holds no text.", name=name),)
         if not text.strip():
-            return "", tr("{name} is empty.", name=name)
+            return "", (tr("{name} is empty.", name=name),)
         size = MAX_FILE_BYTES // 1024
         large = tr("{name} is large: I read only its first {size} kB.", name=name, size=size)
-        note = "" if whole else large
-        return text.strip(), note
+        guess = tr(
+            "{name} doesn't say its charset: I read it as {charset}.",
+            name=name,
+            charset=charset_name(charset),
+        )
+        return text.strip(), (*([] if whole else [large]), *([guess] if doubtful else []))
 
     async def _bytes(self, url: str) -> tuple[bytes, bool]:
         """Download up to the limit; say whether that was all."""
@@ -171,19 +177,34 @@ def is_text(file: File) -> bool:
 def decoded(data: bytes, content_type: str | None = None, *, whole: bool = True) -> str | None:
     """Return a file's text whatever its charset, or None if it holds none.
 
-    A byte-order mark decides, then UTF-8 where it fits, then the declared charset, then Windows-1252.
+    A byte-order mark decides, then UTF-8 where it fits, then the declared charset, then its letters.
     """
+    return _decoded(data, charset_of(data, content_type, whole=whole)[0], whole=whole)
+
+
+def charset_of(data: bytes, content_type: str | None = None, *, whole: bool = True) -> tuple[str, bool]:
+    """Return the charset of a file, as Python calls it, and whether that is only the likeliest one."""
     marked = next((charset for mark, charset in _MARKS if data.startswith(mark)), None)
-    declared = _declared(content_type)
-    for charset in filter(None, (marked, "utf-8", declared, "cp1252")):
-        try:
-            # Cut off in the middle of a character, an incomplete end is no error.
-            text = codecs.getincrementaldecoder(charset)().decode(data, final=whole)
-        except UnicodeDecodeError:
-            continue
-        break
-    else:
-        text = data.decode("cp1252", "replace")
+    for charset in filter(None, (marked, "utf-8", _declared(content_type))):
+        if _fits(data, charset, whole=whole):
+            # Seven-bit bytes are UTF-8 too, but this charset's own escapes say what they are.
+            escaped = charset == "utf-8" and b"\x1b$" in data and _fits(data, "iso2022_jp", whole=whole)
+            return ("iso2022_jp" if escaped else charset), False
+    guess = guessed(data)
+    return (guess if _fits(data, guess, whole=whole) else "cp1252"), True
+
+
+def _fits(data: bytes, charset: str, *, whole: bool) -> bool:
+    try:
+        # Cut off in the middle of a character, an incomplete end is no error.
+        codecs.getincrementaldecoder(charset)().decode(data, final=whole)
+    except UnicodeDecodeError:
+        return False
+    return True
+
+
+def _decoded(data: bytes, charset: str, *, whole: bool) -> str | None:
+    text = codecs.getincrementaldecoder(charset)("replace").decode(data, final=whole)
     text = text.replace("\r\n", "\n").replace("\r", "\n")
     controls = sum(character in _CONTROLS for character in text)
     return None if "\0" in text or controls > len(text) * _MOST_CONTROLS else text

@@ -143,7 +143,7 @@ TEMPLATES = (
     mark("It must be roles with their limits, for example {example}; got {value}."),
     mark("It takes at most {count} roles."),
     mark("It must be words with spaces between them; got {value}."),
-    mark("{word} can't be heard: two to 40 letters, digits, - or _, and commas between several."),
+    mark("{value} can't be heard: two to {count} letters, digits, - or _ (a comma parts several)."),
     mark("It takes at most {count} words."),
     # storage/learning/runs.py: runs that did not end by themselves.
     mark("The run failed; the champion was not changed."),

@@ -165,8 +165,8 @@ def _wake_words(value: object) -> tuple[str, ...]:
     for word in found:
         if not 2 <= len(word) <= LONGEST_WAKE_WORD or not WAKE_WORD.fullmatch(word):
             raise SettingError(
-                f"{_quoted(word)} can't be heard: two to {LONGEST_WAKE_WORD} letters, digits, - or _, "
-                "and commas between several."
+                f"{_quoted(word)} can't be heard: two to {LONGEST_WAKE_WORD} letters, digits, - or _ "
+                "(a comma parts several)."
             )
     return found
 

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bot.chat import attachments
-from bot.chat.attachments import AttachmentReader, allowed, decoded, is_text, plain_name
+from bot.chat.attachments import AttachmentReader, allowed, charset_of, decoded, is_text, plain_name
 from storage.chat import conversations
 from storage.privacy import erasure
 from tests.bot.conftest import Community
@@ -162,6 +162,39 @@ def test_a_file_is_decoded_whatever_its_charset(charset: str) -> None:
 def test_a_declared_charset_is_believed_where_utf_8_does_not_fit() -> None:
     assert decoded("日本語".encode("shift_jis"), "text/plain; charset=Shift_JIS") == "日本語"
     assert decoded("日本".encode(), "text/plain; charset=no-such") == "日本"
+
+
+@pytest.mark.parametrize(
+    ("text", "charset", "name"),
+    [
+        ("これは日本語の短い文章です。", "shift_jis", "Shift-JIS"),
+        ("スーパーの買い物リスト\nたまご、牛乳", "shift_jis", "Shift-JIS"),
+        ("吾輩は猫である。名前はまだ無い。", "euc_jp", "EUC-JP"),
+        ("int x = 1; // 設定を読み込む。それから実行する", "shift_jis", "Shift-JIS"),
+        ("Привет, как дела?", "cp1251", "Windows-1251"),
+        ("x = 1  # счётчик", "cp1251", "Windows-1251"),
+        ("Привет, как дела?", "koi8_r", "KOI8-R"),
+        ("Grüße, café", "cp1252", "Windows-1252"),
+        ("¿Qué tal? Mañana", "cp1252", "Windows-1252"),
+        ("Zażółć gęślą jaźń", "cp1250", "Windows-1250"),
+        ("Türkiye'de ışık ve şeker", "cp1254", "Windows-1254"),
+        ("مرحبا بالعالم", "cp1256", "Windows-1256"),
+        ("今天天气很好，我们去公园散步吧。", "gb18030", "GB-18030"),
+        ("안녕하세요, 반갑습니다.", "cp949", "EUC-KR"),
+    ],
+)
+async def test_a_charset_that_nobody_declares_is_recognised_and_the_doubt_is_said(
+    files: FileServer, reader: AttachmentReader, text: str, charset: str, name: str
+) -> None:
+    found = await reader.read([at(files, "a.txt", text.encode(charset), "text/plain")])
+    assert found.text == f"[a.txt]\n{text}\n[end of a.txt]"
+    assert found.notes == (f"a.txt doesn't say its charset: I read it as {name}.",)
+
+
+def test_a_charset_that_says_itself_leaves_no_doubt() -> None:
+    assert charset_of("日本語".encode("iso2022_jp")) == ("iso2022_jp", False)
+    assert charset_of("日本語".encode("shift_jis"), "text/plain; charset=shift_jis") == ("shift_jis", False)
+    assert charset_of("日本語".encode()) == ("utf-8", False)
 
 
 @given(st.text(st.characters(exclude_categories=("Cs", "Cc")), max_size=60), st.integers(0, 120))

@@ -193,8 +193,6 @@ class RatingRecorder:
             for reply in recent:
                 if reply.status != "streaming":
                     changed += await self._reconcile_reply(reply, refusing)
-            if changed:
-                await self._services.database.awrite(lambda db: _add_recovered(db, changed))
             _log.info("ratings.reconciled", replies=len(recent), recovered=changed)
             return changed
 
@@ -222,7 +220,15 @@ class RatingRecorder:
             if isinstance(error, ChannelRefusedError):
                 refusing.add(parts[0].channel_id)
             return 0
-        return await self._services.database.awrite(lambda db: self._settle(db, reply.id, seen, values, only))
+
+        def work(db: Any) -> int:
+            changed = self._settle(db, reply.id, seen, values, only)
+            if changed and only is None:
+                # In the same transaction: whoever sees the ratings sees that they were recovered.
+                _add_recovered(db, changed)
+            return changed
+
+        return await self._services.database.awrite(work)
 
     async def _shown(self, parts: Iterable[replies.Part], values: EmojiValues) -> list[discord.Reaction]:
         """Return the rating reactions on all messages of a reply."""

@@ -10,7 +10,7 @@ import pytest
 from bot.client import StropClient
 from bot.feedback.reactions import EmojiValues, plain_emoji
 from bot.services import Services
-from storage.chat import conversations, members
+from storage.chat import conversations, members, replies
 from storage.db import key_values
 from storage.feedback import ratings
 from tests.bot.conftest import Community
@@ -184,6 +184,29 @@ async def test_ratings_given_and_taken_back_during_an_absence_are_recovered(
     await community.env.settle()
     assert standing(community) == {community.ann.id: 1}
     assert services.database.read(lambda db: key_values.get(db, key_values.RECOVERED_RATINGS)) == "2"
+
+
+async def test_what_is_recovered_is_counted_together_with_its_rating(
+    community: Community, services: Services
+) -> None:
+    for _ in range(3):
+        await community.ann.send(community.channel, f"{community.mention} hello")
+    backend = community.env.backend
+    subscribers, backend.subscribers[:] = list(backend.subscribers), []
+    for message in community.messages():
+        backend.set_reaction(message.channel.id, message.id, "👍", community.bob.id, True)
+    backend.subscribers[:] = subscribers
+
+    def recovered(db: Any) -> tuple[int, int]:
+        stored = sum(len(ratings.for_reply(db, reply.id)) for reply in replies.recent(db, 0, 10))
+        return stored, int(key_values.get(db, key_values.RECOVERED_RATINGS) or 0)
+
+    reconciling = asyncio.create_task(community.bot.rating_recorder.reconcile())
+    while not reconciling.done():
+        stored, counted = services.database.read(recovered)
+        assert counted == stored
+        await asyncio.sleep(0)
+    assert services.database.read(recovered) == (3, 3)
 
 
 async def test_reconciling_asks_for_users_only_where_counts_differ(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import queue
@@ -111,7 +112,9 @@ class PeerSide:
     def close(self, grace_s: float = 10.0) -> None:
         """End the process, by force if it does not end by itself within ``grace_s`` seconds."""
         if self._process.stdin is not None:
-            self._process.stdin.close()
+            # Closing flushes first, and a peer that has ended takes nothing any more.
+            with contextlib.suppress(BrokenPipeError):
+                self._process.stdin.close()
         try:
             self._process.wait(timeout=grace_s)
         except subprocess.TimeoutExpired:

@@ -65,6 +65,16 @@ def test_the_last_word_of_a_peer_that_ended_is_the_reason(peer: PeerSide) -> Non
         peer.run([[1]], 1)
 
 
+def test_a_peer_that_ended_before_a_request_could_be_sent_is_closed_quietly(peer: PeerSide) -> None:
+    process = peer._process
+    process.kill()
+    process.wait()
+    assert process.stdin is not None
+    process.stdin.write("a request that stays behind\n")
+    peer.close()
+    assert process.stdin.closed
+
+
 def test_a_silent_peer_is_given_up(peer: PeerSide) -> None:
     with pytest.raises(PeerFailedError, match="no answer to 'run' within 0 s"):
         peer.ask("run", 0.2, prompts=[[1]], tokens=98)

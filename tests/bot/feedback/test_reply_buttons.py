@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+from collections.abc import Iterator
 from typing import Any
 
 import discord
@@ -265,19 +266,25 @@ async def writing(community: Community, model_server: FakeModelServer) -> Any:
     model_server.gate = asyncio.Event()
     model_server.answer = "one two three four"
     community.env.backend.create_message(community.channel.id, community.bob.id, f"{community.mention} count")
-    for _ in range(200):
-        await asyncio.sleep(0.02)
-        if community.messages() and community.replies():
-            break
+    await until(lambda: community.messages() and community.replies())
     return community.messages()[-1]
 
 
 async def until(check: Any) -> None:
-    for _ in range(200):
-        if check():
-            return
-        await asyncio.sleep(0.02)
-    raise AssertionError("it never came")
+    async with asyncio.timeout(30):
+        while not check():  # noqa: ASYNC110 - the condition is the bot's, without an event
+            await asyncio.sleep(0.02)
+
+
+@contextlib.contextmanager
+def while_writing(community: Community) -> Iterator[None]:
+    """Let somebody act while a reply goes on: the bot doesn't come to rest, and nobody waits for that."""
+    usual, community.env.settle_timeout = community.env.settle_timeout, 0.3
+    try:
+        with contextlib.suppress(TimeoutError):
+            yield
+    finally:
+        community.env.settle_timeout = usual
 
 
 @pytest.mark.parametrize("who", ["asker", "operator"])
@@ -312,11 +319,14 @@ async def test_strangers_can_not_stop_but_moderators_can(
     moderator = community.guild.add_member(community.env.create_user("mo"), roles=[role])
     message = await writing(community, model_server)
     (reply,) = community.replies()
-    with contextlib.suppress(TimeoutError):  # the reply goes on, so the bot doesn't come to rest
+    with while_writing(community):
         await stranger.click(message, **press("stop", reply.id))
-    assert [r.json["content"] for r in community.env.http_requests if "/webhooks/" in r.path] == [
-        reply_actions.NOT_YOURS_TO_STOP
-    ]
+
+    def hidden() -> list[str]:
+        return [r.json["content"] for r in community.env.http_requests if "/webhooks/" in r.path]
+
+    await until(hidden)
+    assert hidden() == [reply_actions.NOT_YOURS_TO_STOP]
     assert community.bot.answerer.in_flight == 1
     await moderator.click(message, **press("stop", reply.id))
     await until(lambda: community.replies()[0].status == "stopped")
@@ -519,7 +529,7 @@ async def test_a_message_that_is_deleted_while_it_is_written_again_stays_deleted
     model_server.answer = "one two three four"
     model_server.gate = asyncio.Event()
     community.bot.answerer.paces = Paces(0.0)
-    with contextlib.suppress(TimeoutError):
+    with while_writing(community):
         await community.ann.click(reply, **press("regenerate", first.id))
     await until(lambda: community.said() == ["one two"])
     community.env.backend.delete_message(community.channel.id, reply.id)

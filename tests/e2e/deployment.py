@@ -23,6 +23,12 @@ import aiohttp
 from storage.db.database import Database
 
 POLL_S = 0.25
+# A wait fails once nothing has moved for so long; what moves may take its time on a busy machine.
+PATIENCE_S = 120.0
+# Before the first line of a process's log its libraries are loaded.
+STARTING_S = 300.0
+STOPPING_S = 120.0
+PROGRESS = "select id, state, phase, round(progress, 4) as share, note, outcome from runs"
 REPOSITORY = Path(__file__).resolve().parents[2]
 CLONED = ("Makefile", "pyproject.toml", "requirements.lock", "bot", "storage", "trainer")
 # What the test suite sets for itself, and nobody else does.
@@ -45,6 +51,8 @@ class Deployment:
         (self.folder / "strop.toml").write_text(settings)
         self.data = self.home / "playground"
         self.log = self.folder / "up.log"
+        # Where the log of the present life begins.
+        self.life = 0
         self.process: subprocess.Popen[bytes] | None = None
         self.session: aiohttp.ClientSession | None = None
         self.page: dict[str, Any] = {}
@@ -60,7 +68,8 @@ class Deployment:
     def _spawn(self) -> subprocess.Popen[bytes]:
         with self.log.open("ab") as output:
             return subprocess.Popen(
-                ["make", "up", f"VENV={sys.prefix}"],
+                # make takes the environment of the tests as it is, whichever checkout it was set up for.
+                ["make", "up", f"VENV={sys.prefix}", f"RUNTIME={sys.prefix}/pyvenv.cfg"],
                 cwd=self.folder,
                 env=self.environment(),
                 stdout=output,
@@ -70,8 +79,9 @@ class Deployment:
                 start_new_session=True,
             )
 
-    async def start(self, timeout_s: float = 180.0) -> None:
+    async def start(self) -> None:
         self.snapshot, earlier = {}, self.page
+        self.life = self.log.stat().st_size if self.log.exists() else 0
         self.process = self._spawn()
         pointer = self.data / "run" / "playground.json"
 
@@ -79,13 +89,13 @@ class Deployment:
             page: dict[str, Any] = json.loads(pointer.read_text()) if pointer.exists() else earlier
             return page if page != earlier else None
 
-        self.page = await until(published, timeout_s, "the playground to publish its address", self)
+        self.page = await until(published, "the playground to publish its address", self, STARTING_S)
         self.session = aiohttp.ClientSession(
             base_url=self.page["url"], headers={"X-Playground-Secret": self.page["secret"]}
         )
         self._listener = asyncio.create_task(self._listen())
-        await until(lambda: bool(self.snapshot), timeout_s, "the page's first snapshot", self)
-        await until(self._serving, timeout_s, "the model server and the bot to be ready", self)
+        await until(lambda: bool(self.snapshot), "the page's first snapshot", self, STARTING_S)
+        await until(self._serving, "the model server and the bot to be ready", self, STARTING_S)
 
     async def _listen(self) -> None:
         assert self.session is not None
@@ -139,7 +149,18 @@ class Deployment:
         finally:
             database.close()
 
-    async def ask(self, text: str, *, timeout_s: float = 90.0) -> dict[str, Any]:
+    def logged(self, event: str) -> bool:
+        """Whether a process has logged this since the last start."""
+        with self.log.open("rb") as log:
+            log.seek(self.life)
+            return event.encode() in log.read()
+
+    def progress(self) -> Any:
+        """Return something that is another as soon as anything has moved: log, page, runs."""
+        runs = self.query(PROGRESS) if (self.data / "strop.db").exists() else []
+        return self.log.stat().st_size, len(self.events), runs
+
+    async def ask(self, text: str) -> dict[str, Any]:
         """Mention the bot and return the finished reply's row."""
         before = {row["id"] for row in self.query("select id from replies")}
         content = f"<@{self.bot['id']}> {text}"
@@ -154,7 +175,7 @@ class Deployment:
             )
             return next((row for row in rows if row["id"] not in before), None)
 
-        return await until(finished, timeout_s, f"an answer to {text!r}", self)
+        return await until(finished, f"an answer to {text!r}", self)
 
     async def command(self, name: str, options: dict[str, Any] | None = None) -> None:
         who = {"channel_id": self.channel, "user_id": self.owner["id"]}
@@ -180,7 +201,7 @@ class Deployment:
         assert self.process is not None
         os.killpg(self.process.pid, signal.SIGINT)
         try:
-            return await asyncio.to_thread(self.process.wait, 40)
+            return await asyncio.to_thread(self.process.wait, STOPPING_S)
         except subprocess.TimeoutExpired:
             os.killpg(self.process.pid, signal.SIGKILL)
             raise
@@ -191,19 +212,26 @@ class Deployment:
         await self.start()
 
 
-async def until(check: Callable[[], Any], timeout_s: float, what: str, deployment: Deployment) -> Any:
-    """Poll `check` (plain or async) until it is truthy and return its value; fail with the log's end."""
-    deadline = time.monotonic() + timeout_s
+async def until(
+    check: Callable[[], Any], what: str, deployment: Deployment, patience_s: float = PATIENCE_S
+) -> Any:
+    """Poll `check` (plain or async) until it is truthy and return its value.
+
+    It fails with the log's end when the deployment ends, or when nothing in it has moved for `patience_s`.
+    """
+    last, moved = deployment.progress(), time.monotonic()
     while True:
         value = check()
         if asyncio.iscoroutine(value):
             value = await value
         if value:
             return value
+        if (now := deployment.progress()) != last:
+            last, moved = now, time.monotonic()
         ended = deployment.process is not None and deployment.process.poll() is not None
-        if ended or time.monotonic() > deadline:
+        if ended or time.monotonic() - moved > patience_s:
             tail = deployment.log.read_text(errors="replace")[-4000:]
-            why = "strop up ended" if ended else f"{timeout_s:.0f} s passed"
+            why = "strop up ended" if ended else f"nothing moved for {patience_s:.0f} s"
             raise AssertionError(f"waiting for {what}: {why}\n{tail}")
         await asyncio.sleep(POLL_S)
 

@@ -10,13 +10,10 @@ import base64
 from pathlib import Path
 from typing import Any
 
-import pytest
-
 from storage.admin import blocks
 from storage.db.database import Database
 from tests.e2e.deployment import Deployment, deployed, until
 from tests.e2e.test_whole_loop import ANY_PORTS, TRIAL
-from tests.tiny_model import build_tiny_base
 
 CANARIES = ("cnry-asked", "cnry-file", "cnry-corrected", "cnry-edited", "cnry-blocked", "cnry-deleted")
 
@@ -55,7 +52,7 @@ class Story:
             )
             return next((row for row in rows if row["id"] not in before), None)
 
-        reply: dict[str, Any] = await until(finished, 90, f"an answer to {text!r}", self.strop)
+        reply: dict[str, Any] = await until(finished, f"an answer to {text!r}", self.strop)
         return reply | {"asked": asked["id"]}
 
     async def react(self, who: str, reply: dict[str, Any], emoji: str) -> None:
@@ -67,7 +64,7 @@ class Story:
             news = self.strop.events[since:]
             return next((e["data"] for e in news if e["event"] == kind and wanted in str(e["data"])), None)
 
-        found: dict[str, Any] = await until(arrived, 30, f"{kind} with {wanted!r}", self.strop)
+        found: dict[str, Any] = await until(arrived, f"{kind} with {wanted!r}", self.strop)
         return found
 
     async def press(self, message: dict[str, Any], ending: str, who: str) -> None:
@@ -110,7 +107,7 @@ class Story:
         await self.correct(mine[0], "You should have said cnry-corrected.")
         edit = {"user_id": self.ada, "content": f"<@{strop.bot['id']}> my street is cnry-edited"}
         await strop.call("PATCH", f"/playground/messages/{strop.channel}/{hers[2]['asked']}", edit)
-        await until(lambda: strop.query("select 1 from messages where edited_ms > 0"), 20, "the edit", strop)
+        await until(lambda: strop.query("select 1 from messages where edited_ms > 0"), "the edit", strop)
         gone = await self.ask(self.ada, "please forget cnry-deleted")
         await strop.call(
             "DELETE", f"/playground/messages/{strop.channel}/{gone['asked']}", {"user_id": self.ada}
@@ -151,10 +148,10 @@ class Story:
         await self.event(since, "MESSAGE_UPDATE", "Done: everything")
 
 
-@pytest.mark.timeout(900)
-async def test_after_an_erasure_no_file_of_any_process_holds_a_word_of_the_member(tmp_path: Path) -> None:
-    base = build_tiny_base(tmp_path / "tiny")
-    model = f'[model]\nbase = "{base}"\n[chat]\nmax_new_tokens = 16\n'
+async def test_after_an_erasure_no_file_of_any_process_holds_a_word_of_the_member(
+    tmp_path: Path, tiny_source: Path
+) -> None:
+    model = f'[model]\nbase = "{tiny_source}"\n[chat]\nmax_new_tokens = 16\n'
     async with deployed(tmp_path, ANY_PORTS + TRIAL + model) as strop:
         story = Story(strop)
         await story.tell()
@@ -172,7 +169,7 @@ async def test_after_an_erasure_no_file_of_any_process_holds_a_word_of_the_membe
         assert any(name.startswith("playground/backups/") for name in before), before
 
         await story.erase()
-        await until(lambda: not holders(home), 90, f"every file to be clean, of {sorted(before)}", strop)
+        await until(lambda: not holders(home), f"every file to be clean, of {sorted(before)}", strop)
         assert strop.query("select id from adapters where state <> 'tainted'") == []
         assert not (strop.data / "runs" / run["id"]).exists()
         assert (await strop.ask("still there?"))["adapter_id"] is None

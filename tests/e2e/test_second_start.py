@@ -6,11 +6,8 @@ import asyncio
 from pathlib import Path
 from typing import Any
 
-import pytest
-
 from tests.e2e.deployment import Deployment, deployed, until
 from tests.e2e.test_whole_loop import ANY_PORTS, BY_HAND, rated
-from tests.tiny_model import build_tiny_base
 
 # A tiny random model learns nothing good: here a restart is on trial, not the gate.
 SETTINGS = """min_liked = 3
@@ -52,8 +49,8 @@ async def restarted_unchanged(strop: Deployment, times: int = 1) -> None:
     before = stored(strop)
     for _ in range(times):
         await strop.restart()
-        # The trainer looks after adapters every few seconds; what it would throw away is gone by then.
-        await asyncio.sleep(6)
+        # By then the trainer has looked after the runs and adapters that it found, and loaded those in use.
+        await until(lambda: strop.logged("The model server is ready."), "the trainer's checks", strop)
         assert stored(strop) == before
 
 
@@ -62,10 +59,10 @@ def champion(strop: Deployment) -> str | None:
     return rows[0]["adapter_id"] if rows else None
 
 
-@pytest.mark.timeout(900)
-async def test_two_restarts_keep_chat_ratings_vote_canary_champion_and_settings(tmp_path: Path) -> None:
-    base = build_tiny_base(tmp_path / "tiny")
-    async with deployed(tmp_path, ANY_PORTS + BY_HAND + SETTINGS.format(base=base)) as strop:
+async def test_two_restarts_keep_chat_ratings_vote_canary_champion_and_settings(
+    tmp_path: Path, tiny_source: Path
+) -> None:
+    async with deployed(tmp_path, ANY_PORTS + BY_HAND + SETTINGS.format(base=tiny_source)) as strop:
         for number in range(8):
             await strop.ask(f"question number {number}")
             await rated(strop, "👍", "PUT", (1, 0))
@@ -84,11 +81,11 @@ async def test_two_restarts_keep_chat_ratings_vote_canary_champion_and_settings(
         assert (await strop.ask("who answers?"))["adapter_id"] == challenger
         # The trainer ends the vote that the promotion made needless.
         settled = "select 1 from runs where outcome <> 'votes'"
-        await until(lambda: strop.query(settled), 60, "the vote to end", strop)
+        await until(lambda: strop.query(settled), "the vote to end", strop)
         await restarted_unchanged(strop)
         assert (await strop.ask("and who now?"))["adapter_id"] == challenger
 
         await strop.command("rollback")
-        await until(lambda: champion(strop) is None, 20, "the roll-back", strop)
+        await until(lambda: champion(strop) is None, "the roll-back", strop)
         await restarted_unchanged(strop)
         assert (await strop.ask("and now?"))["adapter_id"] is None

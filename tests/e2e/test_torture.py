@@ -12,7 +12,6 @@ import pytest
 
 from tests.e2e.deployment import Deployment, deployed, until
 from tests.e2e.test_whole_loop import ANY_PORTS, ENDED, TRIAL, rated
-from tests.tiny_model import build_tiny_base
 
 KILLS = 12
 
@@ -38,9 +37,10 @@ def champions(strop: Deployment) -> list[str | None]:
 
 @pytest.mark.torture
 @pytest.mark.timeout(3600)
-async def test_a_run_killed_at_any_point_leaves_the_old_champion_answering(tmp_path: Path) -> None:
-    base = build_tiny_base(tmp_path / "tiny")
-    model = f'[model]\nbase = "{base}"\n[chat]\nmax_new_tokens = 16\n[gate]\nmin_effect = 0.9\n'
+async def test_a_run_killed_at_any_point_leaves_the_old_champion_answering(
+    tmp_path: Path, tiny_source: Path
+) -> None:
+    model = f'[model]\nbase = "{tiny_source}"\n[chat]\nmax_new_tokens = 16\n[gate]\nmin_effect = 0.9\n'
     draw = random.Random(1)
     async with deployed(tmp_path, ANY_PORTS + TRIAL + model) as strop:
         for number in range(12):
@@ -49,7 +49,7 @@ async def test_a_run_killed_at_any_point_leaves_the_old_champion_answering(tmp_p
             await rated(strop, "👍" if liked else "👎", "PUT", (1 if liked else -1, 0))
         for _ in range(KILLS):
             await strop.command("retrain")
-            await until(lambda: processes(strop.folder, "trainer.run"), 60, "the run's process", strop)
+            await until(lambda: processes(strop.folder, "trainer.run"), "the run's process", strop)
             await asyncio.sleep(draw.uniform(0.0, 25.0))
             victims = processes(strop.folder, draw.choice(["trainer.run", "trainer"]))
             for victim in victims:
@@ -61,5 +61,5 @@ async def test_a_run_killed_at_any_point_leaves_the_old_champion_answering(tmp_p
                 rows = strop.query("select state from runs order by created_ms desc limit 1")
                 return rows[0]["state"] in ENDED
 
-            await until(ended, 400, "the killed run to be retried or given up", strop)
+            await until(ended, "the killed run to be retried or given up", strop)
         assert strop.query("pragma integrity_check") == [{"integrity_check": "ok"}]

@@ -5,6 +5,8 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 # More arguments for the command behind a target: make up ARGS="--config my.toml", make test ARGS="-k ratings".
 ARGS ?=
+# Tests run in so many processes: one for each core, and no more than their models have memory for.
+WORKERS ?= logical
 
 # A stamp carries the checksum of the files that decide what is installed: an unchanged checkout skips the set-up, and a
 # changed one never runs on yesterday's packages. (Modification times would lie after a `git checkout`.)
@@ -22,7 +24,7 @@ BENCHES := tests.bench.storage tests.bench.bot tests.bench.serving tests.bench.t
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help up install dev test lint bench bench-peers bench-learning torture clean system-packages
+.PHONY: help up install dev test check coverage lint bench bench-peers bench-learning torture clean system-packages
 
 help: ## this list
 	@echo "Strop: a Discord bot that retrains itself from its community's ratings."
@@ -35,8 +37,18 @@ install: $(RUNTIME) ## only the set-up of what runs
 
 dev: $(DEV) ## only the set-up of what tests and lints
 
-test: system-packages lint ## lint, strict types, then every test but the soaks, with coverage
-	$(BIN)/python -m pytest --cov --cov-report=term:skip-covered --cov-report=xml $(ARGS)
+# Tests that share a module's server or browser stay together; the longest start first (tests/conftest.py).
+PYTEST = $(BIN)/python -m pytest --numprocesses $(WORKERS) --maxprocesses 4 --dist loadgroup --no-loadscope-reorder
+WITHOUT = not torture and not model and not browser and not e2e
+
+test: system-packages lint ## lint, strict types, then every test but the soaks
+	$(PYTEST) $(ARGS)
+
+check: lint ## while working: lint, strict types, every test that needs no model, browser or deployment
+	$(PYTEST) -m '$(WITHOUT)' $(ARGS)
+
+coverage: system-packages $(DEV) ## every test but the soaks once more, counting the lines that ran
+	$(PYTEST) --cov --cov-report=term:skip-covered --cov-report=xml $(ARGS)
 
 lint: $(DEV) ## ruff and mypy --strict
 	$(BIN)/ruff check .

@@ -234,7 +234,7 @@ def make(*arguments: str) -> subprocess.CompletedProcess[str]:
 def test_make_lists_its_targets_with_what_they_do() -> None:
     result = make("help")
     assert result.returncode == 0
-    for target in ("up", "test", "lint", "bench", "bench-peers", "torture", "clean"):
+    for target in ("up", "test", "check", "coverage", "lint", "bench", "bench-peers", "torture", "clean"):
         assert re.search(rf"^  make {target} +\w", result.stdout, flags=re.MULTILINE), target
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -39,12 +40,11 @@ from trainer.run.settings import with_overrides
 
 
 @pytest.fixture(scope="module")
-def server(
-    tmp_path_factory: pytest.TempPathFactory, tiny_source: Path, models_dir: Path, tiny_folder: Path
-) -> Iterator[Path]:
+def server(tmp_path_factory: pytest.TempPathFactory, tiny_source: Path, tiny_folder: Path) -> Iterator[Path]:
     """The home of a running model server; tests put fresh databases beside it."""
     home = tmp_path_factory.mktemp("home")
-    (home / "models").symlink_to(models_dir, target_is_directory=True)
+    # A copy: what a run keeps of its base beside it is this module's alone.
+    shutil.copytree(tiny_folder, home / "models" / tiny_folder.name)
     process = loop.serve(loop.configured(home, tiny_source))
     yield home
     loop.stop(process)

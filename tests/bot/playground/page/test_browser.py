@@ -38,9 +38,9 @@ FLAGS = [
     "--disable-component-update",
     "--disable-sync",
 ]
-EXPECT_MS = 5_000
+EXPECT_MS = 20_000
 
-pytestmark = [pytest.mark.browser, pytest.mark.asyncio(loop_scope="module")]
+pytestmark = pytest.mark.asyncio(loop_scope="module")
 expect.set_options(timeout=EXPECT_MS)
 
 

@@ -14,7 +14,7 @@ from tests.e2e.test_reply_buttons import YOU, Town, town
 
 __all__ = ["FLAGS", "browser"]
 
-pytestmark = [pytest.mark.browser, pytest.mark.asyncio(loop_scope="module")]
+pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 
 @pytest_asyncio.fixture(loop_scope="module")

@@ -7,11 +7,10 @@ from bot.serving.client import ModelClient
 from bot.serving.protocol import ChatMessage, Sampling
 from tests.bot.serving.api.test_routes import until_loaded
 from tests.bot.serving.serving_process import ServingProcess
-from tests.real_model import REAL_MODELS_DIR
 
 
-async def test_the_packaged_model_is_quantized_once_and_answers(tmp_path: Path) -> None:
-    with ServingProcess(tmp_path, models_dir=str(REAL_MODELS_DIR)) as server:
+async def test_the_packaged_model_is_quantized_once_and_answers(tmp_path: Path, bundled_models: Path) -> None:
+    with ServingProcess(tmp_path, models_dir=str(bundled_models)) as server:
         await asyncio.to_thread(server.address)
         async with ModelClient.from_run_dir(server.run_dir) as client:
             await until_loaded(client, timeout_s=240)

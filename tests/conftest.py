@@ -14,10 +14,10 @@ import pytest
 import structlog
 from hypothesis import settings
 
-from tests.models import bundled_models, models_dir, session_folder, tiny_folder, tiny_source
+from tests.models import bundled_folder, bundled_models, models_dir, session_folder, tiny_folder, tiny_source
 from tests.skip_rule import SkipRule, is_ci
 
-__all__ = ["bundled_models", "models_dir", "session_folder", "tiny_folder", "tiny_source"]
+__all__ = ["bundled_folder", "bundled_models", "models_dir", "session_folder", "tiny_folder", "tiny_source"]
 
 # OpenMP reads these once, when torch is first imported. One passive thread a process keeps tests from
 # spinning against each other on small machines, and sums in one order, so that results repeat.
@@ -52,7 +52,7 @@ structlog.configure(
 E2E = Path(__file__).parent / "e2e"
 # A test module that names something out of one of these needs a model.
 MODEL_ORIGINS = ("torch", "transformers", "peft", "tests.tiny_model", "tests.bot.serving.serving_process")
-MODEL_FIXTURES = {"tiny_source", "bundled_models"}
+MODEL_FIXTURES = {"tiny_source", "bundled_folder"}
 BROWSER_FIXTURES = {"browser"}
 # Such waits end when nothing moves any more, see tests/e2e/deployment.py; this ends what moves for ever.
 E2E_TIMEOUT_S = 1800
@@ -108,9 +108,8 @@ def _shares_its_module(item: pytest.Function) -> bool:
     return any(fixture.scope in ("module", "class") for fixture in made)
 
 
-def _urgency(item: pytest.Item) -> tuple[float, int]:
+def _urgency(item: pytest.Item) -> tuple[float, list[bool]]:
     """Order by the time that a test may take, then by what it needs."""
     limit = item.get_closest_marker("timeout")
-    kinds = ("e2e", "model", "browser")
-    kind = next((at for at, name in enumerate(kinds) if item.get_closest_marker(name)), len(kinds))
-    return (-float(limit.args[0]) if limit and limit.args else 0.0, kind)
+    needs = [item.get_closest_marker(name) is None for name in ("e2e", "model", "browser")]
+    return (-float(limit.args[0]) if limit and limit.args else 0.0, needs)

@@ -49,10 +49,15 @@ def tiny_folder(tiny_source: Path, models_dir: Path) -> Path:
 
 
 @pytest.fixture(scope="session")
-def bundled_models() -> Path:
-    """A folder of models with the packaged 135M one in 4 bits."""
-    prepared("auto", BUNDLED_MODELS_DIR)
-    return BUNDLED_MODELS_DIR
+def bundled_folder() -> Path:
+    """The packaged 135M model in 4 bits."""
+    return prepared("auto", BUNDLED_MODELS_DIR)
+
+
+@pytest.fixture(scope="session")
+def bundled_models(bundled_folder: Path) -> Path:
+    """The folder of models that it lies in."""
+    return bundled_folder.parent
 
 
 def prepared(base: str, models_dir: Path) -> Path:

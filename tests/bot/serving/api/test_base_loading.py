@@ -11,26 +11,22 @@ import pytest
 from bot.serving.client import ModelClient
 from bot.serving.errors import AdapterRefusedError
 from bot.serving.model.loading import LoadedBase
-from bot.serving.model.quantize import prepare_base
 from bot.serving.protocol import ChatMessage, Health, Sampling
 from tests.bot.serving.api.test_routes import until_loaded
 from tests.bot.serving.builders import lora_tensors, write_adapter
 from tests.bot.serving.hub import Hub
 from tests.bot.serving.serving_process import ServingProcess
-from tests.real_model import REAL_MODELS_DIR
 
 BUNDLED = "SmolLM2-135M-Instruct"
 HELLO = [ChatMessage("user", "Hello there!")]
 
 
 @pytest.fixture
-def models(tmp_path: Path) -> Path:
+def models(tmp_path: Path, bundled_folder: Path) -> Path:
     """A models folder of the test's own, in which the bundled base is prepared already."""
-    REAL_MODELS_DIR.mkdir(parents=True, exist_ok=True)
-    prepared = prepare_base("auto", "", device="cpu", models_dir=REAL_MODELS_DIR)
     models = tmp_path / "models"
     models.mkdir()
-    (models / prepared.name).symlink_to(prepared)
+    (models / bundled_folder.name).symlink_to(bundled_folder)
     return models
 
 

@@ -18,7 +18,8 @@ from typing import Any, Literal
 
 import aiohttp
 
-from bot.serving.client import SERVER_FILE
+from bot.serving.client import SERVER_FILE, ModelClient
+from bot.serving.errors import ServingError
 from bot.serving.native.library import find_compiler
 from storage.config import Config
 from storage.db.database import Database, sqlite_version_problem
@@ -173,8 +174,10 @@ def _judge_permissions(guilds: list[dict[str, Any]]) -> Check:
 
 def _model(config: Config) -> Iterator[Check]:
     if config.server.base_url:
-        yield note("model", f"served elsewhere: {config.server.base_url}")
+        yield asyncio.run(_served_elsewhere(config))
         return
+    if (config.run / SERVER_FILE).is_file():
+        yield from asyncio.run(_serving_now(config))
     base = config.model.base
     folder = Path(base).expanduser()
     if base == "auto":
@@ -182,9 +185,45 @@ def _model(config: Config) -> Iterator[Check]:
     elif folder.is_dir():
         yield _local_model(folder)
     elif base.startswith(("/", ".", "~")):
-        yield problem("model", f"there is no folder {base}", "fix model.base in strop.toml")
+        detail = f"there is no folder {base}: the bundled model answers in its place"
+        yield problem("model", detail, "fix model.base in strop.toml")
     else:
         yield note("model", f"{base} comes from the hub at the first start, then from {config.models}")
+
+
+async def _served_elsewhere(config: Config) -> Check:
+    """Ask somebody else's server what it offers: what is missing there doesn't work here."""
+    url = config.server.base_url
+    try:
+        async with _client(config) as client:
+            offered = await client.capabilities()
+    except ServingError as error:
+        return problem(
+            "model", f"served elsewhere: {error}", f"start the server at {url}, or fix server.base_url"
+        )
+    answer = note if offered.missing() else ok
+    return answer("model", f"served elsewhere: {url}. {offered.sentence()}")
+
+
+async def _serving_now(config: Config) -> list[Check]:
+    """Say which base answers, how it is spoken to, and for whom it stands in."""
+    try:
+        async with _client(config) as client:
+            health = await client.health()
+    except ServingError:
+        return []
+    if health.status != "ok" or health.base is None:
+        return [note("answering", health.detail or "the model is still loading")]
+    if health.base.stands_in_for:
+        return [problem("answering", health.detail, "mend what it says, then start Strop again")]
+    return [ok("answering", f"{health.base.id}: {health.base.capabilities.sentence()}")]
+
+
+def _client(config: Config) -> ModelClient:
+    key = config.server.api_key.get_secret_value() if config.server.api_key else None
+    if config.server.base_url:
+        return ModelClient(config.server.base_url, api_key=key)
+    return ModelClient.from_run_dir(config.run, api_key=key)
 
 
 def _bundled_model() -> Check:

@@ -25,7 +25,11 @@ TORCH_FREE_SERVING = frozenset(
         "bot.serving.client",
         "bot.serving.protocol",
         "bot.serving.model.adapter_files",
+        "bot.serving.model.capabilities",
         "bot.serving.model.control_tokens",
+        "bot.serving.model.identity",
+        "bot.serving.model.thoughts",
+        "bot.serving.model.token_estimate",
         "bot.serving.errors",
         "bot.serving.native.library",
     }

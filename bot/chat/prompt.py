@@ -13,16 +13,13 @@ from dataclasses import dataclass
 from bot.errors import ContextError
 from bot.language.texts import mark
 from bot.serving.model.control_tokens import neutralise
+from bot.serving.model.thoughts import without_thoughts
+from bot.serving.model.token_estimate import Measure, byte_measure, prompt_length, typical_measure
 from bot.serving.protocol import ChatMessage, Role
 
 OMISSION = "\n[… the middle of this message was too long and was left out …]\n"
-# What a chat template adds around one message (role, delimiters, line breaks), and around the whole prompt.
-MESSAGE_OVERHEAD = 12
-PROMPT_OVERHEAD = 24
 NAME_LIMIT = 32
 _MAX_ROUNDS = 8
-
-Measure = Callable[[str], int]
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,22 +43,6 @@ class Prompt:
     messages: tuple[ChatMessage, ...]
     truncated: bool = False
     dropped_turns: int = 0
-
-
-def byte_measure(text: str) -> int:
-    """Return an upper bound for tokenizers that start from bytes: no token covers less than one."""
-    return len(text.encode("utf-8", "replace"))
-
-
-def typical_measure(text: str) -> int:
-    """Return a usual length in tokens: three characters of Latin text each, other scripts by their bytes."""
-    ascii_characters = sum(character < "\x80" for character in text)
-    return ascii_characters // 3 + byte_measure(text) - ascii_characters + 1
-
-
-def prompt_length(messages: Sequence[ChatMessage], measure: Measure) -> int:
-    """Return the length of a whole prompt in tokens, template included, by ``measure``."""
-    return PROMPT_OVERHEAD + sum(MESSAGE_OVERHEAD + measure(message.content) for message in messages)
 
 
 def build(
@@ -130,12 +111,16 @@ class _Plain:
 
 
 def _written(turns: Sequence[Turn], plain: _Plain) -> list[ChatMessage]:
-    """Write each turn as a message, with its speaker's name where several people speak."""
+    """Write each turn as a message, with its speaker's name where several people speak.
+
+    The bot's own come without thoughts, which an earlier version or another server may have stored.
+    """
     several = len({turn.speaker_id for turn in turns if turn.speaker_id is not None}) > 1
     messages = []
     for turn in turns:
         named = several and turn.role == "user"
-        text = f"{speaker_label(turn.speaker_name)}: {turn.content}" if named else turn.content
+        content = without_thoughts(turn.content) if turn.role == "assistant" else turn.content
+        text = f"{speaker_label(turn.speaker_name)}: {content}" if named else content
         messages.append(ChatMessage(turn.role, plain(text)))
     return messages
 

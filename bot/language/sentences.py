@@ -233,6 +233,18 @@ TEMPLATES = (
     mark("Quantizing {model} to 4 bits (once)."),
     mark("Loading the 4-bit weights."),
     mark("Memory suffices for {fitting} replies at a time, not for {wanted}."),
+    # bot/serving: who answers in whose place, and what somebody else's server offers.
+    mark("{bundled} answers in place of {base}. {reason}"),
+    mark("It has to be downloaded first."),
+    mark("The base {base} cannot be downloaded: the hub does not answer ({error})."),
+    mark("The base {base} cannot be downloaded: the hub answers with HTTP status {status}."),
+    mark("Chat, ratings and training work."),
+    mark("Chat and ratings work, training doesn't."),
+    mark("It has no adapters (/v1/load_lora_adapter): the base model alone answers."),
+    mark("It has no word on which base it serves: no training."),
+    mark("It has no prompt_logprobs: nothing can be evaluated."),
+    mark("It has no /tokenize: the length of prompts is estimated."),
+    mark("It has no priorities: background work waits in the same queue as people."),
     # bot/serving: a model server that is away.
     mark("No model server answers at {address}."),
     mark("The model server is not running (it has not written its address yet)."),

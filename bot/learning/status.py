@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Iterable
 from datetime import UTC, datetime
 from typing import Any
@@ -18,6 +19,7 @@ from bot.learning.next_run import Outlook, needs, next_run
 from bot.learning.status_text import status_lines
 from bot.services import Services
 from bot.serving.errors import ServingError
+from bot.serving.model.capabilities import ServerCapabilities
 from bot.serving.protocol import Health
 from bot.ui.interactions import Interaction, StropTree, acting_scope, offering, operators_only, say
 from bot.ui.pictures import say_with_picture
@@ -78,7 +80,7 @@ async def status(interaction: Interaction) -> None:
     clock = ", ".join(f"<t:{int(time.timestamp())}:f>" for time in times)
     text = status_lines(
         glance,
-        server=_server_state(health),
+        server=_server_state(health, await _offered(services, health)),
         trainer_alive=trainer_alive,
         recovered=int(recovered or 0),
         more=[
@@ -239,14 +241,27 @@ async def _health(services: Services) -> Health | ServingError:
         return error
 
 
-def _server_state(health: Health | ServingError) -> str:
+async def _offered(services: Services, health: Health | ServingError) -> ServerCapabilities | None:
+    """Return what somebody else's server offers; ours has everything."""
+    if isinstance(health, ServingError) or health.status != "ok" or health.base is not None:
+        return None
+    with contextlib.suppress(ServingError):
+        return await services.model.capabilities()
+    return None
+
+
+def _server_state(health: Health | ServingError, offered: ServerCapabilities | None = None) -> str:
     if isinstance(health, ServingError):
         return tr("not reachable ({reason})", reason=retell(str(health)))
     if health.status != "ok":
         state = retell(health.status)
         return tr("{state}: {detail}", state=state, detail=retell(health.detail)) if health.detail else state
     name = health.base.id if health.base else "?"
-    return tr("ready, {name}, {traffic}", name=name, traffic=retell(health.traffic()))
+    ready = tr("ready, {name}, {traffic}", name=name, traffic=retell(health.traffic()))
+    remarks = [retell(health.detail)] if health.detail else []
+    if offered is not None and (missing := offered.missing()):
+        remarks += map(retell, (offered.what_works(), *missing))
+    return "\n".join([ready, *remarks])
 
 
 def _traffic(health: Health | ServingError) -> str:

@@ -9,20 +9,28 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
-from contextlib import asynccontextmanager, contextmanager
-from dataclasses import dataclass
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
 import aiohttp
 
 from bot.serving.client_parsing import read_chat_stream, read_error, read_health, read_scores
-from bot.serving.errors import AdapterRefusedError, RequestRejectedError, ServerUnavailableError
+from bot.serving.endpoint import SERVER_FILE as SERVER_FILE
+from bot.serving.endpoint import Endpoint, headers_for, read_endpoint, readable, translated, trim
+from bot.serving.errors import (
+    AdapterRefusedError,
+    RequestRejectedError,
+    ServerUnavailableError,
+    UnknownModelError,
+)
+from bot.serving.model.capabilities import ServerCapabilities
+from bot.serving.model.thoughts import without_thoughts
+from bot.serving.model.token_estimate import prompt_length
 from bot.serving.protocol import (
     PRIORITY_BACKGROUND,
     PRIORITY_PEOPLE,
-    SECRET_HEADER,
     ChatDelta,
     ChatMessage,
     Completion,
@@ -31,24 +39,14 @@ from bot.serving.protocol import (
     TokenIds,
     Usage,
 )
-from bot.serving.thoughts import without_thoughts
+from bot.serving.server_probe import offers_tokenize, probe
 
-SERVER_FILE = "server.json"
 CONNECT_TIMEOUT_S = 5.0
 QUICK_DEADLINE_S = 15.0
 ADAPTER_DEADLINE_S = 120.0
 # The server sends a comment line every few seconds while a request waits: such a silence is a dead server.
 SILENCE_LIMIT_S = 120.0
 SCORE_BATCH = 16
-
-
-@dataclass(frozen=True, slots=True)
-class Endpoint:
-    """Where a server listens and what opens it."""
-
-    base_url: str
-    secret: str | None = None
-    api_key: str | None = None
 
 
 class ModelClient:
@@ -63,11 +61,13 @@ class ModelClient:
         session: aiohttp.ClientSession | None = None,
     ) -> None:
         """Use the server at ``base_url`` (a trailing ``/v1`` is dropped); ``session`` stays the caller's."""
-        self._endpoint: Endpoint | None = Endpoint(_trim(base_url), secret, api_key) if base_url else None
+        self._endpoint: Endpoint | None = Endpoint(trim(base_url), secret, api_key) if base_url else None
         self._run_dir: Path | None = None
         self._api_key = api_key
         self._session = session
         self._owns_session = session is None
+        self._capabilities: ServerCapabilities | None = None
+        self._counts_tokens = True
 
     @classmethod
     def from_run_dir(
@@ -96,15 +96,44 @@ class ModelClient:
         Raises:
             ServerUnavailableError: nothing answers.
         """
-        async with self._request("GET", "/health", deadline_s=QUICK_DEADLINE_S, allow=(200, 503)) as response:
-            text = await response.text()
-        with _readable("/health"):
-            return read_health(json.loads(text) if text.strip() else {})
+        # Ollama has no /health: whoever answers at all may be asked to chat.
+        async with self._request(
+            "GET", "/health", deadline_s=QUICK_DEADLINE_S, allow=(200, 404, 503)
+        ) as response:
+            text, status = await response.text(), response.status
+        with readable("/health"):
+            return read_health(json.loads(text) if text.strip() and status != 404 else {}, status)
+
+    async def capabilities(self) -> ServerCapabilities:
+        """Return what the server offers beyond chat completions; it is tried once, then remembered.
+
+        Raises:
+            ServerUnavailableError, ServerLoadingError: as they say.
+        """
+        if self._capabilities is None:
+            names = await self.models()
+            self._capabilities = await probe(self._ask, names[0] if names else "")
+        return self._capabilities
+
+    async def _ask(
+        self, method: str, path: str, body: Mapping[str, Any] | None
+    ) -> tuple[int, Mapping[str, Any] | None]:
+        """Send a probing request; any status is an answer."""
+        any_status = tuple(range(200, 600))
+        async with self._request(
+            method, path, body, deadline_s=QUICK_DEADLINE_S, allow=any_status
+        ) as response:
+            status, text = response.status, await response.text()
+        try:
+            value = json.loads(text)
+        except ValueError:
+            return status, None
+        return status, value if isinstance(value, dict) else None
 
     async def models(self) -> list[str]:
         """Return the names that a request may use: the base's first, then the loaded adapters'."""
         answer = await self._json("GET", "/v1/models", deadline_s=QUICK_DEADLINE_S)
-        with _readable("/v1/models"):
+        with readable("/v1/models"):
             return [str(entry["id"]) for entry in answer["data"]]
 
     async def chat_stream(
@@ -172,16 +201,25 @@ class ModelClient:
     ) -> TokenIds:
         """Return the token ids of a chat as the server would send it to the model."""
         answer = await self._tokenize(model, messages, add_generation_prompt)
-        with _readable("/tokenize"):
+        with readable("/tokenize"):
             return [int(token) for token in answer["tokens"]]
 
     async def count_tokens(
         self, *, model: str, messages: Sequence[ChatMessage], add_generation_prompt: bool = True
     ) -> int:
-        """Return how many tokens a chat takes of the model's context."""
-        answer = await self._tokenize(model, messages, add_generation_prompt)
-        with _readable("/tokenize"):
-            return int(answer["count"])
+        """Return how many tokens a chat takes of the model's context; an estimate where no server counts."""
+        if not self._counts_tokens:
+            return prompt_length(messages)
+        try:
+            answer = await self._tokenize(model, messages, add_generation_prompt)
+            with readable("/tokenize"):
+                return int(answer["count"])
+        except (RequestRejectedError, UnknownModelError, ServerUnavailableError):
+            names = await self.models()
+            if await offers_tokenize(self._ask, names[0] if names else model):
+                raise
+            self._counts_tokens = False
+            return prompt_length(messages)
 
     async def _tokenize(
         self, model: str, messages: Sequence[ChatMessage], generation: bool
@@ -219,7 +257,7 @@ class ModelClient:
             if priority:
                 body["priority"] = priority
             answer = await self._json("POST", "/v1/completions", body, deadline_s=deadline_s)
-            with _readable("/v1/completions"):
+            with readable("/v1/completions"):
                 choices = sorted(answer["choices"], key=lambda choice: int(choice["index"]))
                 scores += [read_scores(choice, ids) for choice, ids in zip(choices, batch, strict=True)]
         return scores
@@ -255,7 +293,7 @@ class ModelClient:
     ) -> dict[str, Any]:
         async with self._request(method, path, body, deadline_s=deadline_s) as response:
             text = await response.text()
-        with _readable(path):
+        with readable(path):
             return dict(json.loads(text))
 
     @asynccontextmanager
@@ -272,7 +310,7 @@ class ModelClient:
         loop = asyncio.get_running_loop()
         ends_at = loop.time() + deadline_s
         endpoint = await self._current_endpoint()
-        with _translated(endpoint, deadline_s):
+        with translated(endpoint, deadline_s):
             response = await self._open(endpoint, method, path, body, ends_at)
             if response is None or response.status in (401, 403):
                 endpoint, response = await self._reopen(endpoint, response, method, path, body, ends_at)
@@ -320,7 +358,7 @@ class ModelClient:
                 method,
                 endpoint.base_url + path,
                 json=body,
-                headers=_headers(endpoint),
+                headers=headers_for(endpoint),
                 timeout=timeout,
                 allow_redirects=False,
             )
@@ -329,46 +367,12 @@ class ModelClient:
 
     async def _current_endpoint(self, *, fresh: bool = False) -> Endpoint:
         if self._run_dir is not None and (fresh or self._endpoint is None):
-            self._endpoint = await asyncio.to_thread(_read_endpoint, self._run_dir, self._api_key)
+            self._endpoint = await asyncio.to_thread(read_endpoint, self._run_dir, self._api_key)
         if self._endpoint is None:
             raise ServerUnavailableError(
                 "The model server is not running (it has not written its address yet)."
             )
         return self._endpoint
-
-
-@contextmanager
-def _readable(path: str) -> Iterator[None]:
-    """Turn an answer of another shape into one sentence."""
-    try:
-        yield
-    except (KeyError, IndexError, TypeError, ValueError, AttributeError) as error:
-        raise ServerUnavailableError(f"The model server's answer to {path} could not be read.") from error
-
-
-class _translated:
-    """Turn aiohttp's and asyncio's failures into this package's errors."""
-
-    def __init__(self, endpoint: Endpoint, deadline_s: float) -> None:
-        self._endpoint = endpoint
-        self._deadline_s = deadline_s
-
-    def __enter__(self) -> None:
-        return None
-
-    def __exit__(self, _: object, error: BaseException | None, __: object) -> None:
-        if isinstance(error, TimeoutError):
-            raise ServerUnavailableError(
-                f"The model server at {self._endpoint.base_url} did not finish within {self._deadline_s:g} s."
-            ) from error
-        if isinstance(error, aiohttp.ClientError | ConnectionError):
-            raise ServerUnavailableError(
-                f"The connection to the model server at {self._endpoint.base_url} broke."
-            ) from error
-        if isinstance(error, KeyError | IndexError | TypeError | ValueError):
-            raise ServerUnavailableError(
-                f"The model server at {self._endpoint.base_url} sent an answer that could not be read."
-            ) from error
 
 
 def _wire(messages: Sequence[ChatMessage]) -> list[dict[str, str]]:
@@ -379,24 +383,3 @@ def _wire(messages: Sequence[ChatMessage]) -> list[dict[str, str]]:
         else each.as_json()
         for each in messages
     ]
-
-
-def _trim(base_url: str) -> str:
-    return base_url.rstrip("/").removesuffix("/v1")
-
-
-def _headers(endpoint: Endpoint) -> dict[str, str]:
-    headers = {"Accept": "application/json, text/event-stream"}
-    if endpoint.secret:
-        headers[SECRET_HEADER] = endpoint.secret
-    if endpoint.api_key:
-        headers["Authorization"] = f"Bearer {endpoint.api_key}"
-    return headers
-
-
-def _read_endpoint(run_dir: Path, api_key: str | None) -> Endpoint | None:
-    try:
-        value = json.loads((run_dir / SERVER_FILE).read_text(encoding="utf-8"))
-        return Endpoint(_trim(str(value["base_url"])), str(value["secret"]), api_key)
-    except (OSError, ValueError, KeyError, TypeError):
-        return None

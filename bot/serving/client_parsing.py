@@ -17,9 +17,9 @@ from bot.serving.errors import (
     UnknownModelError,
 )
 from bot.serving.model.capabilities import BaseCapabilities
+from bot.serving.model.thoughts import ThoughtFilter
 from bot.serving.protocol import BaseDescription, ChatDelta, Health, QueuePlace, QueueState, Usage
 from bot.serving.sse import events
-from bot.serving.thoughts import ThoughtFilter
 
 
 async def read_chat_stream(chunks: AsyncIterable[bytes]) -> AsyncIterator[ChatDelta]:
@@ -77,12 +77,15 @@ def _retry_after_s(headers: Mapping[str, str]) -> float:
         return 1.0
 
 
-def read_health(value: Mapping[str, Any]) -> Health:
-    """Read ``/health``; vLLM answers with an empty body, ours with everything."""
+def read_health(value: Mapping[str, Any], status: int = 200) -> Health:
+    """Read ``/health``: ours says everything, vLLM nothing, llama.cpp an error while it loads its model."""
+    if status == 503 and "status" not in value:
+        error = value.get("error")
+        return Health("loading", str(error.get("message", "")) if isinstance(error, dict) else "")
     base = value.get("base")
     queue = value.get("queue") or {}
     return Health(
-        status=value.get("status", "ok"),
+        status=known if (known := value.get("status")) in ("loading", "failed") else "ok",
         detail=str(value.get("detail", "")),
         base=_read_base(base) if isinstance(base, dict) else None,
         adapters=tuple(value.get("adapters", ())),

@@ -23,6 +23,7 @@ class FakeModelServer:
         self.base_url = ""
         self.status = "ok"
         self.describes_base = True
+        self.tokenizes = True
         self.answer = "Hello there, friend."
         self.answers: dict[str, str] = {}
         self.finish_reason = "stop"
@@ -92,6 +93,8 @@ class FakeModelServer:
         return web.json_response({"data": [{"id": name} for name in (BASE, *self.adapters)]})
 
     async def _tokenize(self, request: web.Request) -> web.Response:
+        if not self.tokenizes:
+            raise web.HTTPNotFound
         self.token_requests += 1
         count = count_tokens((await request.json())["messages"])
         return web.json_response({"tokens": list(range(count)), "count": count, "max_model_len": 2048})

@@ -15,7 +15,10 @@ import aiohttp
 from bot.cli.launch.console import Stage
 from bot.cli.launch.supervisor import ChildSpec, python
 from bot.cli.session import model_client
+from bot.serving.client import ModelClient
 from bot.serving.errors import ServingError
+from bot.serving.model.capabilities import ServerCapabilities
+from bot.serving.protocol import Health
 from storage.config import Config
 
 POLL_S = 0.5
@@ -116,7 +119,23 @@ async def _watch_model(config: Config, stage: Stage) -> None:
                     told = health.detail
                     stage.progress("model", told)
             await asyncio.sleep(POLL_S)
+        offered = await _offered(client, health)
     stage.progress("model", "")
     base = health.base
     what = f"{base.id} on {base.device or 'an unknown device'}" if base else "the model"
     stage.say("model", f"{what} is loaded: the bot can answer.", level="good")
+    if base is not None:
+        stage.say("model", f"{base.id}: {base.capabilities.sentence()}.")
+    if base is not None and base.stands_in_for:
+        stage.say("model", health.detail, level="warning")
+    if offered is not None and offered.missing():
+        stage.say("model", offered.sentence(), level="warning")
+
+
+async def _offered(client: ModelClient, health: Health) -> ServerCapabilities | None:
+    """Ask a server that isn't ours what it offers."""
+    if health.base is not None:
+        return None
+    with contextlib.suppress(ServingError):
+        return await client.capabilities()
+    return None

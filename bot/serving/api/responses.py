@@ -19,8 +19,8 @@ from aiohttp import web
 
 from bot.serving.engine.events import Event, Failed, Finished, TextPiece
 from bot.serving.errors import ReplyFailedError
+from bot.serving.model.thoughts import ThoughtFilter
 from bot.serving.protocol import QueuePlace, TokenIds
-from bot.serving.thoughts import ThoughtFilter
 
 # While a request waits in the queue its stream sends comments, so that a silent stream means a dead server.
 KEEPALIVE_S = 10.0

@@ -27,6 +27,7 @@ from bot.serving.errors import (
     ServingError,
     UnknownModelError,
 )
+from bot.serving.model.thoughts import ThoughtFilter
 from bot.serving.protocol import (
     MAX_PROMPTS_PER_REQUEST,
     NOT_OFFERED,
@@ -39,7 +40,6 @@ from bot.serving.protocol import (
     UnloadAdapterRequest,
     WireMessage,
 )
-from bot.serving.thoughts import ThoughtFilter
 
 log = structlog.get_logger(__name__)
 

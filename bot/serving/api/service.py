@@ -20,9 +20,9 @@ import structlog
 from bot.serving.api.base_loading import BaseLoader
 from bot.serving.engine.events import Event, JobOptions, Sink
 from bot.serving.errors import ServerLoadingError, UnknownModelError
+from bot.serving.model.thoughts import ThoughtFilter
 from bot.serving.protocol import ChatMessage, QueuePlace, TokenIds
 from bot.serving.settings import Settings
-from bot.serving.thoughts import ThoughtFilter
 
 if TYPE_CHECKING:
     from bot.serving.engine.request import Job

@@ -1,15 +1,21 @@
-"""What a base can do, found by trying it once and named where it is missing (torch-free).
+"""What a base and a server can do, found by trying it once and named where it is missing (torch-free).
 
-Chat models differ in ways that no file of theirs declares. Some templates know no system role and raise, or
-drop the text without a word; some demand that user and assistant alternate; some think aloud unless a
-variable tells them not to. Assuming any of this works for one family and fails for the next with every single
-reply. So a base is probed when it loads (:mod:`bot.serving.model.chat_template`), the findings are this
-value, and everyone who builds a prompt, server and trainer alike, follows it. It is shown in the server's
-start line, in ``/health`` and by ``strop doctor``, so that an operator sees how a base is spoken to before a
-member does.
+**Of a base.** Chat models differ in ways that no file of theirs declares. Some templates know no system
+role and raise, or drop the text without a word; some demand that user and assistant alternate; some think
+aloud unless a variable tells them not to. Assuming any of this works for one family and fails for the next
+with every single reply. So a base is probed when it loads (:mod:`bot.serving.model.chat_template`), the
+findings are a :class:`BaseCapabilities`, and everyone who builds a prompt, server and trainer alike,
+follows it. What is missing for good (no template at all, one that renders nothing) is no capability: such a
+base is refused by name.
 
-What is missing for good (no template at all, one that renders nothing) is no capability: such a base is
-refused by name.
+**Of a server.** Many servers speak OpenAI's chat completions; what the loop needs beyond that is vLLM's or
+ours: the length of a prompt in tokens, the log-probabilities of a prompt, adapters, priorities, and the
+word on which base it serves. A server is probed once (:mod:`bot.serving.server_probe`), the findings are a
+:class:`ServerCapabilities`. Where a substitute is right it is used (an estimate of the prompt's length);
+where none is, the thing is said not to work, by name and before somebody waits for it.
+
+Both values are shown where an operator looks: in the start line, in ``/health``, by ``strop doctor`` and
+``/status``.
 """
 
 from __future__ import annotations
@@ -50,3 +56,48 @@ class BaseCapabilities:
         if self.stop_tokens:
             parts.append(f"ends with {', '.join(self.stop_tokens)}")
         return "; ".join(parts)
+
+
+@dataclass(frozen=True, slots=True)
+class ServerCapabilities:
+    """What a model server offers beyond OpenAI's chat completions, without which it is none.
+
+    Attributes:
+        describes_base: its ``/health`` says which base it serves, by hash.
+        tokenize: it says how many tokens a chat takes (vLLM's ``/tokenize``).
+        prompt_logprobs: it scores prompts (vLLM's ``prompt_logprobs``).
+        adapters: it loads LoRA adapters by name (vLLM's ``/v1/load_lora_adapter``).
+        priority: it takes a priority with a request.
+    """
+
+    describes_base: bool = True
+    tokenize: bool = True
+    prompt_logprobs: bool = True
+    adapters: bool = True
+    priority: bool = True
+
+    @property
+    def can_train(self) -> bool:
+        """Whether an adapter could be judged and served here."""
+        return self.describes_base and self.prompt_logprobs and self.adapters
+
+    def missing(self) -> tuple[str, ...]:
+        """Name what is missing, each in a sentence with what follows from it."""
+        found = (
+            (self.adapters, "It has no adapters (/v1/load_lora_adapter): the base model alone answers."),
+            (self.describes_base, "It has no word on which base it serves: no training."),
+            (self.prompt_logprobs, "It has no prompt_logprobs: nothing can be evaluated."),
+            (self.tokenize, "It has no /tokenize: the length of prompts is estimated."),
+            (self.priority, "It has no priorities: background work waits in the same queue as people."),
+        )
+        return tuple(words for there, words in found if not there)
+
+    def what_works(self) -> str:
+        """Say in a sentence what can be done with this server."""
+        if self.can_train:
+            return "Chat, ratings and training work."
+        return "Chat and ratings work, training doesn't."
+
+    def sentence(self) -> str:
+        """Say it all in a line for an operator."""
+        return " ".join((self.what_works(), *self.missing()))

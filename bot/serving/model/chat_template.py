@@ -14,8 +14,8 @@ from jinja2 import TemplateError
 from bot.serving.errors import BaseRefusedError, RequestRejectedError
 from bot.serving.model.capabilities import BaseCapabilities
 from bot.serving.model.control_tokens import DEFAULT, neutralise
+from bot.serving.model.thoughts import OPENING_TAGS, without_thoughts
 from bot.serving.protocol import ChatMessage, TokenIds
-from bot.serving.thoughts import OPENING_TAGS, without_thoughts
 
 Turn = dict[str, str]
 

@@ -229,6 +229,26 @@ async def test_a_stream_that_breaks_off_says_so_and_keeps_what_came(
     assert (reply.status, reply.text, reply.error) == ("failed", "one two three", "ServerUnavailableError")
 
 
+async def test_a_server_that_counts_no_tokens_is_answered_through_by_estimate(
+    community: Community, model_server: FakeModelServer
+) -> None:
+    model_server.describes_base = model_server.tokenizes = False
+    await community.ann.send(community.channel, f"{community.mention} hello")
+    assert community.said() == ["Hello there, friend."]
+    assert model_server.prompt()[-1]["content"] == "hello"
+
+
+async def test_thoughts_are_not_shown_stored_or_sent_back(
+    community: Community, model_server: FakeModelServer
+) -> None:
+    model_server.answer = "<think> What would she like to hear? </think> Hello there."
+    await community.ann.send(community.channel, f"{community.mention} hello")
+    assert community.said() == ["Hello there."]
+    assert community.replies()[0].text == "Hello there."
+    await community.ann.send(community.channel, f"{community.mention} and again")
+    assert all("think" not in message["content"] for message in model_server.prompt())
+
+
 async def test_a_full_queue_is_waited_out(community: Community, model_server: FakeModelServer) -> None:
     model_server.busy_times = 2
     await community.ann.send(community.channel, f"{community.mention} hello")

@@ -14,12 +14,11 @@ from bot.chat.prompt import (
     Turn,
     build,
     build_within,
-    byte_measure,
-    prompt_length,
     speaker_label,
 )
 from bot.errors import ContextError
 from bot.serving.model.control_tokens import neutralise
+from bot.serving.model.token_estimate import byte_measure, prompt_length
 from bot.serving.protocol import ChatMessage
 
 TURNS = st.lists(

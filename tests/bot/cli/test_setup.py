@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import http.server
 import json
 import re
 import socket
@@ -277,6 +278,37 @@ def test_a_base_that_is_missing_or_empty_is_named(home: Path, tmp_path: Path) ->
     assert "holds no model" in named(empty, "model").detail
     hub = configured(home, '[model]\nbase = "someone/model"\n', token=None)
     assert named(hub, "model").state == "note"
+
+
+class Bare(http.server.BaseHTTPRequestHandler):
+    """A model server that knows chat and nothing else."""
+
+    def do_GET(self) -> None:
+        body = b'{"data": [{"id": "somebody"}]}' if self.path == "/v1/models" else b""
+        self.send_response(200 if body else 404)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    do_POST = do_GET
+
+    def log_message(self, *_: object) -> None:
+        return
+
+
+def test_somebody_elses_server_is_asked_what_it_offers(home: Path) -> None:
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Bare)
+    url = f"http://127.0.0.1:{server.server_port}"
+    config = configured(home, f'[server]\nbase_url = "{url}/v1"\n', token=None)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    check = named(config, "model")
+    assert check.state == "note"
+    assert "Chat and ratings work, training doesn't. It has no adapters" in check.detail
+    assert "It has no /tokenize: the length of prompts is estimated." in check.detail
+    server.shutdown()
+    server.server_close()
+    gone = named(config, "model")
+    assert gone.state == "problem" and f"start the server at {url}" in gone.fix
 
 
 def test_a_base_that_does_not_fit_into_memory_is_named_before_it_is_loaded(

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bot.serving.thoughts import CLOSING_TAGS, OPENING_TAGS, ThoughtFilter, without_thoughts
+from bot.serving.model.thoughts import CLOSING_TAGS, OPENING_TAGS, ThoughtFilter, without_thoughts
 
 
 def stream(*pieces: str, inside: bool = False) -> str:

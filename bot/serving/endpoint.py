@@ -1,0 +1,83 @@
+"""Where a model server listens, what opens it, and how its failures are told (torch-free)."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import aiohttp
+
+from bot.serving.errors import ServerUnavailableError
+from bot.serving.protocol import SECRET_HEADER
+
+SERVER_FILE = "server.json"
+
+
+@dataclass(frozen=True, slots=True)
+class Endpoint:
+    """Where a server listens and what opens it."""
+
+    base_url: str
+    secret: str | None = None
+    api_key: str | None = None
+
+
+@contextmanager
+def readable(path: str) -> Iterator[None]:
+    """Turn an answer of another shape into one sentence."""
+    try:
+        yield
+    except (KeyError, IndexError, TypeError, ValueError, AttributeError) as error:
+        raise ServerUnavailableError(f"The model server's answer to {path} could not be read.") from error
+
+
+class translated:
+    """Turn aiohttp's and asyncio's failures into this package's errors."""
+
+    def __init__(self, endpoint: Endpoint, deadline_s: float) -> None:
+        self._endpoint = endpoint
+        self._deadline_s = deadline_s
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, _: object, error: BaseException | None, __: object) -> None:
+        if isinstance(error, TimeoutError):
+            raise ServerUnavailableError(
+                f"The model server at {self._endpoint.base_url} did not finish within {self._deadline_s:g} s."
+            ) from error
+        if isinstance(error, aiohttp.ClientError | ConnectionError):
+            raise ServerUnavailableError(
+                f"The connection to the model server at {self._endpoint.base_url} broke."
+            ) from error
+        if isinstance(error, KeyError | IndexError | TypeError | ValueError):
+            raise ServerUnavailableError(
+                f"The model server at {self._endpoint.base_url} sent an answer that could not be read."
+            ) from error
+
+
+def trim(base_url: str) -> str:
+    """Drop a trailing ``/v1``."""
+    return base_url.rstrip("/").removesuffix("/v1")
+
+
+def headers_for(endpoint: Endpoint) -> dict[str, str]:
+    """Return the headers that open the server."""
+    headers = {"Accept": "application/json, text/event-stream"}
+    if endpoint.secret:
+        headers[SECRET_HEADER] = endpoint.secret
+    if endpoint.api_key:
+        headers["Authorization"] = f"Bearer {endpoint.api_key}"
+    return headers
+
+
+def read_endpoint(run_dir: Path, api_key: str | None) -> Endpoint | None:
+    """Read ``server.json``; None while no server has written it."""
+    try:
+        value = json.loads((run_dir / SERVER_FILE).read_text(encoding="utf-8"))
+        return Endpoint(trim(str(value["base_url"])), str(value["secret"]), api_key)
+    except (OSError, ValueError, KeyError, TypeError):
+        return None

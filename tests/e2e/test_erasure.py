@@ -83,12 +83,8 @@ class Story:
         form = await self.event(since, "MODAL_OPEN")
         sent = {"user_id": self.ada, "modal_id": form["modal_id"], "values": {"text": text}}
         await self.strop.call("POST", "/playground/modals", sent)
-        await until(
-            lambda: self.strop.query("select 1 from ratings where text = ?", text),
-            20,
-            "it to be kept",
-            self.strop,
-        )
+        kept = "select 1 from ratings where text = ?"
+        await until(lambda: self.strop.query(kept, text), "it to be kept", self.strop)
 
     async def tell(self) -> None:
         """Questions, a file, an edit, a correction, a block's reason, a deleted message, ratings by both."""

@@ -76,7 +76,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 def _mark(item: pytest.Function) -> None:
     used = set(item.fixturenames)
-    if E2E in item.path.parents:
+    if E2E in item.path.parents or "processes" in used:
         item.add_marker("e2e")
         if item.get_closest_marker("timeout") is None:
             item.add_marker(pytest.mark.timeout(E2E_TIMEOUT_S))

@@ -18,7 +18,13 @@ def pytest_configure(config):
 """
 
 
-def run_suite(folder: Path, source: str, *, ci: str) -> subprocess.CompletedProcess[str]:
+# As `make test` shares the tests out: what a worker skips has to reach the process that decides.
+WORKERS = ("-p", "xdist.plugin", "-n", "2")
+
+
+def run_suite(
+    folder: Path, source: str, *, ci: str, options: tuple[str, ...] = ()
+) -> subprocess.CompletedProcess[str]:
     (folder / "conftest.py").write_text(CONFTEST)
     (folder / "test_suite.py").write_text("import pytest\n" + source)
     return subprocess.run(
@@ -32,6 +38,7 @@ def run_suite(folder: Path, source: str, *, ci: str) -> subprocess.CompletedProc
             "--rootdir",
             str(folder),
             str(folder),
+            *options,
         ],
         env={**os.environ, "CI": ci, "PYTHONPATH": str(ROOT), "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"},
         cwd=folder,
@@ -48,9 +55,12 @@ GPU_SKIPPED = "@pytest.mark.gpu\ndef test_it():\n    pytest.skip('no CUDA device
 EXPECTED_FAILURE = "@pytest.mark.xfail\ndef test_it():\n    assert False\n"
 
 
+@pytest.mark.parametrize("options", [(), WORKERS], ids=["alone", "workers"])
 @pytest.mark.parametrize("source", [SKIPPED, SKIPPED_MODULE, SKIPPED_BY_MARK])
-def test_in_ci_a_skip_fails_the_session_and_is_named(tmp_path: Path, source: str) -> None:
-    result = run_suite(tmp_path, source, ci="true")
+def test_in_ci_a_skip_fails_the_session_and_is_named(
+    tmp_path: Path, source: str, options: tuple[str, ...]
+) -> None:
+    result = run_suite(tmp_path, source, ci="true", options=options)
     assert result.returncode == 1, result.stdout
     assert "skipped although CI=true" in result.stdout
     assert "test_suite.py" in result.stdout.split("skipped although CI=true")[1]

@@ -7,7 +7,8 @@ from typing import Any
 import typer
 from typer.core import TyperGroup
 
-from bot.cli import adapters, data, members, processes, rehearsal, runs, settings, setup, stats, tasting
+from bot.cli import adapters, data, imports, members, processes, runs, settings, setup, stats, tasting
+from bot.cli.playground import rehearsal
 from bot.errors import BotError
 from bot.serving.errors import ServingError
 from storage.errors import ConfigError, StorageError
@@ -52,5 +53,5 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
     rich_markup_mode="markdown",
 )
-for topic in (processes, runs, stats, tasting, adapters, settings, members, rehearsal, data, setup):
+for topic in (processes, runs, stats, tasting, adapters, settings, members, rehearsal, data, imports, setup):
     topic.register(app)

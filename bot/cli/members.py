@@ -107,7 +107,7 @@ def erase(
         if not yes:
             typer.confirm(f"Erase everything of member {user}? It can't be undone.", abort=True, err=True)
         erasure = opened.database.write(lambda db: personal.erase_member(db, user, actor()))
-        asyncio.run(_unload(opened, erasure.affected_adapters))
+        unload(opened, erasure.affected_adapters)
         complete = file_scrubbing.complete(opened.database, opened.config.data, erasure)
     if as_json:
         record = {"erasure_id": erasure.id, "adapters": erasure.affected_adapters, "complete": complete}
@@ -118,12 +118,16 @@ def erase(
         typer.echo("The write-ahead log is still read: the trainer finishes within a minute.", err=True)
 
 
-async def _unload(opened: Session, adapter_ids: Iterable[str]) -> None:
-    """Take what had learned from the member out of the model server's memory, if it is there."""
-    for adapter_id in adapter_ids:
-        with contextlib.suppress(ServingError, TimeoutError):
-            async with model_client(opened.config) as client, asyncio.timeout(HEALTH_TIMEOUT_S):
-                await client.unload_adapter(adapter_id)
+def unload(opened: Session, adapter_ids: Iterable[str]) -> None:
+    """Take adapters that may no longer answer out of the model server's memory, if it is there."""
+
+    async def each() -> None:
+        for adapter_id in adapter_ids:
+            with contextlib.suppress(ServingError, TimeoutError):
+                async with model_client(opened.config) as client, asyncio.timeout(HEALTH_TIMEOUT_S):
+                    await client.unload_adapter(adapter_id)
+
+    asyncio.run(each())
 
 
 def _write(path: Path, record: dict[str, Any]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
@@ -16,12 +17,12 @@ from bot.cli.runs import actor
 from bot.cli.session import ConfigOption, JsonOption, base_hash, served, session
 from bot.cli.settings import GuildOption, server_id
 from storage.chat.conversations import scope_of
+from storage.errors import ImportFileError
 from storage.feedback import tastings
 from storage.feedback.tastings import Progress, Tasting
+from storage.imports.prompts import MAX_TEXT_BYTES, is_data, read_prompts
 from storage.learning import adapters
 from storage.process.locks import is_locked
-
-MAX_FILE_BYTES = 4 * 1024 * 1024
 
 ChannelOption = Annotated[
     int, typer.Option("--channel", help="The channel's id (in Discord: Copy Channel ID).", show_default=False)
@@ -35,7 +36,10 @@ tasting = typer.Typer(
 
 @tasting.command("add")
 def add(
-    file: Annotated[Path, typer.Argument(help="A text file with one prompt a line; - reads standard input.")],
+    file: Annotated[
+        Path,
+        typer.Argument(help="Prompts, one a line, or what `strop import` reads; - is standard input."),
+    ],
     config: ConfigOption = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -47,7 +51,7 @@ def add(
 
         echo "What is a good first houseplant?" | strop tasting add -
     """
-    lines = tastings.lines_of(_read(file))
+    lines = _prompts(file)
     if not lines:
         raise UsageError(f"There are no prompts in {file}: write one a line.")
     with session(config) as opened:
@@ -242,17 +246,16 @@ def _latest(db: Any) -> list[tuple[Tasting, Progress, bool]]:
     ]
 
 
-def _read(file: Path) -> str:
-    if str(file) == "-":
-        return sys.stdin.read(MAX_FILE_BYTES)
-    try:
-        if file.stat().st_size > MAX_FILE_BYTES:
-            raise UsageError(f"{file} is larger than {MAX_FILE_BYTES // 1024**2} MB.")
-        return file.read_text(encoding="utf-8-sig")
-    except OSError as error:
-        raise UsageError(f"{file} can't be read: {error.strerror}.") from error
-    except UnicodeDecodeError as error:
-        raise UsageError(f"{file} is not a text file in UTF-8.") from error
+def _prompts(file: Path) -> Sequence[str]:
+    if str(file) != "-":
+        try:
+            return read_prompts(file)
+        except ImportFileError as error:
+            raise UsageError(visible(str(error))) from error
+    text = sys.stdin.read(MAX_TEXT_BYTES)
+    if is_data(text):
+        raise UsageError("That is data, not prompts with one a line: save it to a file and name the file.")
+    return tastings.lines_of(text)
 
 
 def register(app: typer.Typer) -> None:

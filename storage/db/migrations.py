@@ -624,6 +624,33 @@ CREATE INDEX channels_private ON channels (channel_id) WHERE public = 0
     )
 
 
+def m0020_imports(db: sqlite_utils.Database) -> None:
+    """Files whose conversations were brought in, with the right to use them as the operator stated it."""
+    _run(
+        db,
+        """
+CREATE TABLE imports (
+    id INTEGER PRIMARY KEY,
+    name TEXT NOT NULL,
+    sha256 TEXT NOT NULL,
+    format TEXT NOT NULL,
+    rights TEXT NOT NULL,
+    licence TEXT NOT NULL,
+    scope TEXT NOT NULL,
+    state TEXT NOT NULL CHECK (state IN ('running', 'done', 'removed')),
+    stored INTEGER NOT NULL DEFAULT 0,
+    known INTEGER NOT NULL DEFAULT 0,
+    left_out_json TEXT NOT NULL DEFAULT '{}' CHECK (json_valid(left_out_json)),
+    actor TEXT NOT NULL,
+    created_ms INTEGER NOT NULL,
+    ended_ms INTEGER
+) STRICT
+
+CREATE UNIQUE INDEX imports_once ON imports (scope, sha256) WHERE state <> 'removed'
+""",
+    )
+
+
 for _step in (
     m0001_people_and_conversations,
     m0002_replies_and_ratings,
@@ -636,5 +663,6 @@ for _step in (
     m0011_tastings,
     m0013_deleted_messages,
     m0014_facts_of_messages,
+    m0020_imports,
 ):
     steps()(_step)

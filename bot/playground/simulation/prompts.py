@@ -4,51 +4,7 @@ Most are statements, as in a real community's chat: a small base model answers t
 asks back, while a factual question makes it lecture.
 """
 
-import json
-from pathlib import Path
-
-from bot.playground.errors import RehearsalError
-
 MAX_FILE_BYTES = 4 * 1024 * 1024
-
-
-def read_prompts(path: Path) -> tuple[str, ...]:
-    """Read prompts from a file: one a line, or in a .jsonl file one JSON value a line.
-
-    A JSON value is a text, or an object with a "prompt" or with "messages" whose first of the role "user" is
-    taken. Empty lines and lines that begin with # are skipped, and so is what was there before. Raises
-    RehearsalError.
-    """
-    try:
-        if path.stat().st_size > MAX_FILE_BYTES:
-            raise RehearsalError(f"{path} is larger than {MAX_FILE_BYTES // 1024**2} MB.")
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
-    except OSError as error:
-        raise RehearsalError(f"{path} can't be read: {error.strerror}.") from error
-    except UnicodeDecodeError as error:
-        raise RehearsalError(f"{path} is not a text file in UTF-8.") from error
-    as_json = path.suffix.lower() in (".jsonl", ".ndjson")
-    numbered = [(number, line.strip()) for number, line in enumerate(lines, 1)]
-    found = [
-        _from_json(path, number, line) if as_json else line
-        for number, line in numbered
-        if line and (as_json or not line.startswith("#"))
-    ]
-    return tuple(dict.fromkeys(found))
-
-
-def _from_json(path: Path, number: int, line: str) -> str:
-    try:
-        value = json.loads(line)
-        if isinstance(value, dict):
-            turns = value.get("messages") or []
-            asked = [turn["content"] for turn in turns if turn.get("role") == "user"]
-            value = value.get("prompt") or (asked[0] if asked else None)
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise RehearsalError(f"{path}, line {number}: not JSON with a prompt in it.") from error
-    if not isinstance(value, str) or not value.strip():
-        raise RehearsalError(f'{path}, line {number}: needs a text, a "prompt" or "messages".')
-    return value.strip()
 
 
 SAMPLE_PROMPTS = (

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from bot.cli import isolated_rehearsal
 from bot.cli.errors import UsageError
-from bot.cli.isolated_rehearsal import Request
+from bot.cli.playground import isolated_rehearsal
+from bot.cli.playground.isolated_rehearsal import Request
 from bot.playground.simulation.prompts import REHEARSAL_PROMPTS
 from storage.admin import audit
 from storage.config import Config, load_config

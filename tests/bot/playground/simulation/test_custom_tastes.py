@@ -1,6 +1,5 @@
 """What an operator brings to a rehearsal: tastes, prompts, a cast; and what the taste says of the result."""
 
-import json
 from pathlib import Path
 
 import pytest
@@ -11,7 +10,6 @@ from bot.playground.discord import community
 from bot.playground.errors import RehearsalError
 from bot.playground.simulation import measuring
 from bot.playground.simulation.custom_tastes import parse_wishes, read_description, wish
-from bot.playground.simulation.prompts import read_prompts
 from bot.playground.simulation.rehearsal import Cast
 from bot.playground.simulation.tastes import LIKED_FROM, TASTES
 
@@ -78,21 +76,6 @@ def test_a_value_that_is_no_number_and_a_file_that_is_no_toml_are_sentences(tmp_
     file.write_text("question = = 1")
     with pytest.raises(RehearsalError, match="not a TOML file"):
         read_description(file)
-
-
-def test_prompts_are_read_from_lines_and_from_json_lines(tmp_path: Path) -> None:
-    lines = tmp_path / "prompts.txt"
-    lines.write_text("# mine\n\nHello there\nWhy?\nHello there\n")
-    assert read_prompts(lines) == ("Hello there", "Why?")
-    records = tmp_path / "prompts.jsonl"
-    chat = {"messages": [{"role": "system", "content": "x"}, {"role": "user", "content": "Third"}]}
-    records.write_text("\n".join(map(json.dumps, ["First", {"prompt": "Second"}, chat])))
-    assert read_prompts(records) == ("First", "Second", "Third")
-    records.write_text('"fine"\n{"answer": 1}')
-    with pytest.raises(RehearsalError, match="line 2"):
-        read_prompts(records)
-    with pytest.raises(RehearsalError, match="can't be read"):
-        read_prompts(tmp_path / "none.txt")
 
 
 @pytest.mark.parametrize(

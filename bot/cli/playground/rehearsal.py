@@ -17,19 +17,21 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from bot.cli import isolated_rehearsal
 from bot.cli.errors import CommandError, UsageError
-from bot.cli.isolated_rehearsal import Request
 from bot.cli.launch.console import LOUD_LEVELS, visible
+from bot.cli.playground import isolated_rehearsal
+from bot.cli.playground.isolated_rehearsal import Request
 from bot.cli.runs import duration
 from bot.cli.session import ConfigOption, JsonOption, load
 from bot.playground.errors import RehearsalError
 from bot.playground.page.client import PageClient, read_run_file, run_rehearsal
 from bot.playground.simulation.custom_tastes import SWITCHES, VALUES, parse_wishes, read_description, wish
-from bot.playground.simulation.prompts import REHEARSAL_PROMPTS, read_prompts
+from bot.playground.simulation.prompts import REHEARSAL_PROMPTS
 from bot.playground.simulation.rehearsal import Cast
 from bot.playground.simulation.tastes import TASTES
 from storage.config import Config
+from storage.errors import ImportFileError
+from storage.imports.prompts import read_prompts
 from storage.process.locks import ProcessLock
 
 T = TypeVar("T")
@@ -67,7 +69,9 @@ def rehearse(
     prompts: Annotated[
         Path | None,
         typer.Option(
-            "--prompts", "-p", help="Your own prompts: a file with one a line, or JSON lines (.jsonl)."
+            "--prompts",
+            "-p",
+            help="Your own prompts: a text file with one a line, or what `strop import` reads.",
         ),
     ] = None,
     want: Annotated[
@@ -172,7 +176,7 @@ def prompts_in(path: Path) -> tuple[str, ...]:
     """The prompts of a file; raises UsageError with what is wrong in it."""
     try:
         found = read_prompts(path)
-    except RehearsalError as error:
+    except ImportFileError as error:
         raise UsageError(visible(str(error))) from error
     if not found:
         raise UsageError(f"There are no prompts in {path}.")

@@ -1,0 +1,1 @@
+"""The playground from the command line: the sample community and rehearsals."""

@@ -1,0 +1,93 @@
+"""DiscordChatExporter's JSON: replies to earlier messages as answers, reactions as ratings.
+
+Every author's and rater's own Discord id is kept, so that their consent decides; without Discord's recorded
+permission nothing of it trains, whoever exported it.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Collection, Iterator, Mapping
+from typing import Any
+
+from storage.imports.examples import Author, Example, Turn, Unusable
+from storage.imports.reading import Record
+
+# Messages that a later one may still refer to.
+REMEMBERED = 50_000
+MAX_CHAIN = 8
+_KINDS = frozenset({"Default", "Reply"})
+
+
+def matches(outline: object) -> bool:
+    """Return whether a file's outline is that of an export of one channel."""
+    return isinstance(outline, Mapping) and "guild" in outline and "messages" in outline
+
+
+class DiscordExport:
+    """A reader with the memory that replies need: each refers to an earlier message."""
+
+    def __init__(self, rating_up: Collection[str], rating_down: Collection[str]) -> None:
+        self._up = frozenset(rating_up)
+        self._down = frozenset(rating_down)
+        self._seen: OrderedDict[str, tuple[Mapping[str, Any], str | None]] = OrderedDict()
+
+    def read(self, record: Record) -> Iterator[Example | Unusable]:
+        """Yield the example that a message makes as an answer to the one that it replies to."""
+        message = record.value
+        if not isinstance(message, Mapping) or "content" not in message or "id" not in message:
+            yield Unusable(record.place, "not_messages")
+            return
+        reference = message.get("reference")
+        parent = str(reference.get("messageId")) if isinstance(reference, Mapping) else None
+        self._remember(str(message["id"]), message, parent)
+        if message.get("type") not in _KINDS:
+            yield Unusable(record.place, "system_message")
+        elif parent is None:
+            yield Unusable(record.place, "answers_nothing")
+        elif parent not in self._seen:
+            yield Unusable(record.place, "question_missing")
+        else:
+            yield self._example(message, parent, record.place)
+
+    def _remember(self, message_id: str, message: Mapping[str, Any], parent: str | None) -> None:
+        self._seen[message_id] = (message, parent)
+        if len(self._seen) > REMEMBERED:
+            self._seen.popitem(last=False)
+
+    def _example(self, message: Mapping[str, Any], parent: str, place: str) -> Example:
+        chain: list[Mapping[str, Any]] = []
+        current: str | None = parent
+        while current is not None and current in self._seen and len(chain) < MAX_CHAIN:
+            found, current = self._seen[current]
+            chain.insert(0, found)
+        answerer = _author(message)
+        prompt = tuple(_turn(each, "assistant" if _author(each) == answerer else "user") for each in chain)
+        if prompt[-1].role != "user":
+            # Somebody who answers themselves: their own earlier message is what was asked.
+            prompt = (*prompt[:-1], Turn("user", prompt[-1].content, prompt[-1].author))
+        liked, disliked, raters = self._reactions(message)
+        return Example(prompt, _turn(message, "assistant"), place, liked, disliked, raters=raters)
+
+    def _reactions(self, message: Mapping[str, Any]) -> tuple[int, int, tuple[tuple[Author, int], ...]]:
+        counts = {1: 0, -1: 0}
+        raters: list[tuple[Author, int]] = []
+        for reaction in message.get("reactions") or ():
+            name = str((reaction.get("emoji") or {}).get("name"))
+            value = 1 if name in self._up else -1 if name in self._down else 0
+            if value:
+                counts[value] += int(reaction.get("count", 0))
+                raters += [(_person(each), value) for each in reaction.get("users") or ()]
+        return counts[1], counts[-1], tuple(raters)
+
+
+def _turn(message: Mapping[str, Any], role: Any) -> Turn:
+    return Turn(role, str(message["content"]), _author(message))
+
+
+def _author(message: Mapping[str, Any]) -> Author:
+    return _person(message.get("author") or {})
+
+
+def _person(value: Mapping[str, Any]) -> Author:
+    return Author(int(value.get("id") or 0), str(value.get("nickname") or value.get("name") or ""))

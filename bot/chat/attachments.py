@@ -28,6 +28,7 @@ MAX_FILE_BYTES = 256 * 1024
 MAX_CHARACTERS = 100_000
 DOWNLOAD_TIMEOUT_S = 10.0
 NAME_LIMIT = 60
+_MOST_NAME = 1_000
 FILE_HOSTS = frozenset({"cdn.discordapp.com", "media.discordapp.net"})
 
 _SUFFIX_WORDS = """
@@ -47,6 +48,16 @@ _TYPES = frozenset(
     }
     | {"application/x-sh", "application/sql", "application/x-python", "application/x-ndjson"}
 )
+# What text comes in. Python knows more codecs: some unpack archives, some take quadratic time.
+_CHARSET_WORDS = """
+    ascii utf-8 utf-8-sig utf-16 utf-16-le utf-16-be utf-32 utf-32-le utf-32-be iso8859-1 iso8859-2 iso8859-3
+    iso8859-4 iso8859-5 iso8859-6 iso8859-7 iso8859-8 iso8859-9 iso8859-10 iso8859-11 iso8859-13 iso8859-14
+    iso8859-15 iso8859-16 cp437 cp850 cp852 cp855 cp857 cp858 cp860 cp861 cp862 cp863 cp865 cp866 cp869 cp874
+    cp932 cp949 cp950 cp1250 cp1251 cp1252 cp1253 cp1254 cp1255 cp1256 cp1257 cp1258 koi8-r koi8-u kz1048
+    mac-cyrillic mac-greek mac-roman mac-turkish mac-latin2 big5 big5hkscs gb2312 gbk gb18030 euc_jp euc_kr
+    shift_jis shift_jisx0213 euc_jisx0213 johab iso2022_jp iso2022_kr tis-620 hz
+"""
+_CHARSETS = frozenset(_CHARSET_WORDS.split())
 # A byte-order mark decides; UTF-32's begins like UTF-16's.
 _MARKS = (
     (codecs.BOM_UTF8, "utf-8-sig"),
@@ -57,6 +68,7 @@ _MARKS = (
 )
 _CONTROLS = frozenset(map(chr, [*range(9), *range(14, 27), *range(28, 32), 127]))
 _MOST_CONTROLS = 0.02
+_CHARSET_NAME = 40
 _SAFE = str.maketrans({"[": "(", "]": ")", **dict.fromkeys("`*|<>@", " ")})
 
 _log = structlog.get_logger(__name__)
@@ -123,7 +135,8 @@ class AttachmentReader:
         """Return the text of one file as it is, or honest words on why there is none."""
         if not is_text(file):
             return Attached(notes=(tr("I can't open {names}: I read only text.", names=_names([file])),))
-        return Attached(*await self._text(file))
+        text, notes = await self._text(file)
+        return Attached(text[:MAX_CHARACTERS], notes)
 
     async def _read(self, file: File) -> tuple[str, tuple[str, ...]]:
         """Return one file's block of text and what to say about it; either may be empty."""
@@ -212,7 +225,7 @@ def _decoded(data: bytes, charset: str, *, whole: bool) -> str | None:
 
 def plain_name(filename: str) -> str:
     """Return a file's name on one line, without what could be mistaken for markup or a bracket."""
-    name = "".join(character if character.isprintable() else " " for character in filename)
+    name = "".join(character if character.isprintable() else " " for character in filename[:_MOST_NAME])
     name = " ".join(name.translate(_SAFE).split())
     return name if len(name) <= NAME_LIMIT else f"{name[: NAME_LIMIT - 13]}…{name[-12:]}"
 
@@ -246,10 +259,12 @@ def allowed(url: str, playground: str | None) -> bool:
 
 def _declared(content_type: str | None) -> str | None:
     _, _, charset = (content_type or "").lower().partition("charset=")
+    name = charset.partition(";")[0].strip(" \"'")[:_CHARSET_NAME]
     try:
-        return codecs.lookup(charset.partition(";")[0].strip(" \"'")).name if charset else None
-    except LookupError:
+        known = codecs.lookup(name).name if name else None
+    except (LookupError, ValueError):
         return None
+    return known if known in _CHARSETS else None
 
 
 def _within(limit: int, pieces: Sequence[str]) -> tuple[str, bool]:

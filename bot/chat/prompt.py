@@ -7,6 +7,7 @@ its own loses its middle.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 
@@ -14,11 +15,19 @@ from bot.errors import ContextError
 from bot.language.texts import mark
 from bot.serving.model.control_tokens import neutralise
 from bot.serving.model.thoughts import without_thoughts
-from bot.serving.model.token_estimate import Measure, byte_measure, prompt_length, typical_measure
+from bot.serving.model.token_estimate import (
+    MESSAGE_OVERHEAD,
+    Measure,
+    byte_measure,
+    prompt_length,
+    typical_measure,
+)
 from bot.serving.protocol import ChatMessage, Role
 
 OMISSION = "\n[… the middle of this message was too long and was left out …]\n"
 NAME_LIMIT = 32
+# No measure here puts more characters into a token: what is longer than the budget by this can't fit.
+MOST_CHARACTERS_PER_TOKEN = 3
 _MAX_ROUNDS = 8
 
 
@@ -56,21 +65,28 @@ def build(
 
     Raises ContextError when the system prompt leaves no room for the newest turn.
     """
-    if not turns:
-        raise ContextError(mark("There is no message to answer."))
-    plain = _Plain(special_tokens)
-    written = _written(turns, plain)
+    return _build(system, _Written(turns, budget_tokens, special_tokens), budget_tokens, measure)
+
+
+def _build(system: str, written: _Written, budget_tokens: int, measure: Measure) -> Prompt:
     head = [ChatMessage("system", system)] if system.strip() else []
-    if prompt_length([*head, written[-1]], measure) > budget_tokens:
-        newest = _shortened(written[-1], head, budget_tokens, measure, plain)
-        return Prompt((*head, newest), True, len(written) - 1)
-    first = len(written) - 1
-    while first > 0 and prompt_length([*head, *written[first - 1 :]], measure) <= budget_tokens:
+    room = budget_tokens - prompt_length(head, measure)
+    newest = len(written) - 1
+    room -= _length(written[newest], measure)
+    if room < 0:
+        shortened = _shortened(written[newest], head, budget_tokens, measure)
+        return Prompt((*head, shortened), True, newest)
+    first = newest
+    while first > 0 and not written.too_long(first - 1):
+        room -= _length(written[first - 1], measure)
+        if room < 0:
+            break
         first -= 1
     # A conversation that begins with the bot's own words confuses templates that expect people to begin.
-    while first < len(written) - 1 and written[first].role == "assistant":
+    while first < newest and written[first].role == "assistant":
         first += 1
-    return Prompt((*head, *_joined(written[first:])), False, first)
+    kept = [written[index] for index in range(first, newest + 1)]
+    return Prompt((*head, *_joined(kept)), False, first)
 
 
 async def build_within(
@@ -84,9 +100,11 @@ async def build_within(
 
     Usually one call of ``count``: the first guess is a typical length, corrected by what the tokenizer says.
     """
+    written = _Written(turns, budget_tokens, special_tokens)
+    await written.prepare(budget_tokens)
     scale = 1.0
     for _ in range(_MAX_ROUNDS):
-        prompt = build(system, turns, budget_tokens, _scaled(typical_measure, scale), special_tokens)
+        prompt = _build(system, written, budget_tokens, _scaled(typical_measure, scale))
         tokens = await count(prompt.messages)
         if tokens <= budget_tokens:
             return prompt, tokens
@@ -110,19 +128,57 @@ class _Plain:
         return neutralise(text, self._special_tokens) if self._special_tokens else text
 
 
-def _written(turns: Sequence[Turn], plain: _Plain) -> list[ChatMessage]:
-    """Write each turn as a message, with its speaker's name where several people speak.
+class _Written:
+    """The turns as messages, with their speakers' names where several people speak.
 
-    The bot's own come without thoughts, which an earlier version or another server may have stored.
+    Each is written when it is first asked for: of a long chain most never is. What is longer than any budget
+    is cut before anything else is done with it.
     """
-    several = len({turn.speaker_id for turn in turns if turn.speaker_id is not None}) > 1
-    messages = []
-    for turn in turns:
-        named = several and turn.role == "user"
+
+    def __init__(self, turns: Sequence[Turn], budget_tokens: int, special_tokens: Sequence[str]) -> None:
+        if not turns:
+            raise ContextError(mark("There is no message to answer."))
+        self._plain = _Plain(special_tokens)
+        self._turns = turns
+        self._several = len({turn.speaker_id for turn in turns if turn.speaker_id is not None}) > 1
+        self._limit = max(budget_tokens, 1) * MOST_CHARACTERS_PER_TOKEN
+        self._messages: dict[int, ChatMessage] = {}
+
+    def __len__(self) -> int:
+        return len(self._turns)
+
+    def __getitem__(self, index: int) -> ChatMessage:
+        """Return one turn as a message; one that fits into no budget without its middle."""
+        if index not in self._messages:
+            self._messages[index] = self._write(self._turns[index])
+        return self._messages[index]
+
+    def too_long(self, index: int) -> bool:
+        """Whether a turn fits into no prompt."""
+        return len(self._turns[index].content) > self._limit
+
+    async def prepare(self, budget_tokens: int) -> None:
+        """Write what may fit, a turn at a time, so that nothing else waits for all of it."""
+        length = 0
+        for index in reversed(range(len(self))):
+            if length > budget_tokens or (index < len(self) - 1 and self.too_long(index)):
+                return
+            length += _length(self[index], typical_measure)
+            await asyncio.sleep(0)
+
+    def _write(self, turn: Turn) -> ChatMessage:
+        # The bot's own come without thoughts, which an earlier version or another server may have stored.
         content = without_thoughts(turn.content) if turn.role == "assistant" else turn.content
-        text = f"{speaker_label(turn.speaker_name)}: {content}" if named else content
-        messages.append(ChatMessage(turn.role, plain(text)))
-    return messages
+        if len(content) > self._limit:
+            # Twice as much as can fit on either side of the middle that it loses.
+            content = content[: self._limit] + content[-self._limit :]
+        if self._several and turn.role == "user":
+            content = f"{speaker_label(turn.speaker_name)}: {content}"
+        return ChatMessage(turn.role, self._plain(content))
+
+
+def _length(message: ChatMessage, measure: Measure) -> int:
+    return MESSAGE_OVERHEAD + measure(message.content)
 
 
 def _joined(messages: Sequence[ChatMessage]) -> list[ChatMessage]:
@@ -141,14 +197,13 @@ def speaker_label(name: str) -> str:
     return words[:NAME_LIMIT].strip() or "Someone"
 
 
-def _shortened(
-    newest: ChatMessage, head: list[ChatMessage], budget: int, measure: Measure, plain: _Plain
-) -> ChatMessage:
+def _shortened(newest: ChatMessage, head: list[ChatMessage], budget: int, measure: Measure) -> ChatMessage:
     """Keep as much of the beginning and the end of ``newest`` as fits, found by bisection."""
     low, high, best = 2, len(newest.content), None
     while low <= high:
         kept = (low + high) // 2
-        content = plain(newest.content[: kept - kept // 2] + OMISSION + newest.content[-(kept // 2) :])
+        # What was made plain stays so: only the joints are new, and OMISSION begins and ends with a line.
+        content = newest.content[: kept - kept // 2] + OMISSION + newest.content[-(kept // 2) :]
         candidate = ChatMessage(newest.role, content)
         if prompt_length([*head, candidate], measure) <= budget:
             low, best = kept + 1, candidate

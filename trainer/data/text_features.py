@@ -18,9 +18,10 @@ HASH_BUCKETS = 256
 MOST_REPETITION = 0.05
 
 _WORD = re.compile(r"[^\W_]+(?:'[^\W_]+)?")
-_SENTENCE_END = re.compile(r"[.!?]+(?=\s|$)")
-_CLAUSE_END = re.compile(r"[.!?…]+(?:\s|$)|[。！？\n]")
-_LIST_LINE = re.compile(r"^\s*(?:[-*•]|\d+[.)])\s", re.MULTILINE)
+# A run of marks is looked at once: possessive, and never from its middle.
+_SENTENCE_END = re.compile(r"(?<![.!?])[.!?]++(?=\s|$)")
+_CLAUSE_END = re.compile(r"(?<![.!?…])[.!?…]++(?:\s|$)|[。！？\n]")
+_LIST_LINE = re.compile(r"^[^\S\n]*(?:[-*•]|\d+[.)])\s", re.MULTILINE)
 _EMOJI = re.compile("[\U0001f300-\U0001faff\u2600-\u27bf]")
 
 FEATURES = (

@@ -201,7 +201,8 @@ _REFUSAL = re.compile(
     re.IGNORECASE,
 )
 _STEP = re.compile(
-    r"(^|\n)\s*(\d+[.)]|[-*•])\s|\b(first(ly)?|second(ly)?|then|next|finally|step \d)\b", re.IGNORECASE
+    r"^[^\S\n]*(\d+[.)]|[-*•])\s|\b(first(ly)?|second(ly)?|then|next|finally|step \d)\b",
+    re.IGNORECASE | re.MULTILINE,
 )
 _HOW_TO = re.compile(
     r"\b(you (can|could|need to|should|will need|have to|may|might) (\w+ly )?"

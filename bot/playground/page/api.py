@@ -42,7 +42,7 @@ MAX_QUEUED_EVENTS = 2000
 SECRET_WAIT_S = 10.0
 MAX_FILES = 10
 _FILE_NAME = re.compile(r"[^/\\\x00-\x1f?#%]+")
-_STATIC_NAME = re.compile(r"[a-z0-9_-]+(\.[a-z0-9]+)+")
+_STATIC_NAME = re.compile(r"[a-z0-9_-]+(\.[a-z0-9]{1,16})+")
 _TYPES = {
     ".html": "text/html",
     ".js": "text/javascript",

@@ -16,10 +16,10 @@ LIKED_FROM = 0.6
 BIAS = 0.06
 NOISE = 0.12
 
-_MARKUP = re.compile(r"(^\s*([-*•#>]|\d+[.)])\s)|\*\*|__|`", re.MULTILINE)
+_MARKUP = re.compile(r"^[^\S\n]*(?:[-*•#>]|\d+[.)])\s|\*\*|__|`", re.MULTILINE)
 _CONCRETE = re.compile(r"\d|\b(for example|for instance|such as|e\.g\.)", re.IGNORECASE)
 _YOU = re.compile(r"\b(you|your|you're|you'll|yours)\b", re.IGNORECASE)
-_SENTENCE_END = re.compile(r"[.!?…]+(?=\s|$)")
+_SENTENCE_END = re.compile(r"(?<![.!?…])[.!?…]++(?=\s|$)")
 
 
 @dataclass(frozen=True)

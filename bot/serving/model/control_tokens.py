@@ -11,6 +11,7 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections.abc import Sequence
+from functools import lru_cache
 
 # Control words that look like ordinary markup; anything with a bar (<|...|>) or an underscore (<fim_prefix>)
 # is caught by shape. From the tokenizers of Llama, Mistral, Gemma, Qwen, SmolLM, Phi, DeepSeek, T5 and BERT.
@@ -40,6 +41,9 @@ _BARRED = re.compile(f"([{_LESS}])(?={_GAP}[{_BARS}])")
 _ANGLE = re.compile(f"([{_LESS}])(?=([^{_LESS}{_MORE}\\s]{{1,80}})[{_MORE}])")
 _SQUARE = re.compile("([\\[\uff3b])(?=([^\\[\\]\uff3b\uff3d\\s]{1,80})[\\]\uff3d])")
 _IGNORABLE = re.compile(_GAP)
+_SHAPING = frozenset("_\u2581-")
+# A text full of brackets repeats the words in them; forgotten words are only looked at once more.
+_REMEMBERED_WORDS = 4096
 _NAME = re.compile(r"/?[a-z0-9_.\-\u2581]+")
 
 
@@ -69,18 +73,27 @@ def _plain_name(raw: str) -> str:
 
 
 def _break_angle(match: re.Match[str]) -> str:
-    name = _plain_name(match[2])
-    if not _NAME.fullmatch(name):
-        return match[1]
-    word = name.removeprefix("/")
-    known = word.rstrip("0123456789") in _ANGLE_NAMES
-    shaped = word.startswith(("unused", "reserved", "extra", "0x")) or bool(set("_\u2581-") & set(word))
-    return match[1] + " " if known or shaped else match[1]
+    return match[1] + " " if _is_angle_word(match[2]) else match[1]
 
 
 def _break_square(match: re.Match[str]) -> str:
-    word = _plain_name(match[2]).removeprefix("/").replace("_", "").rstrip("0123456789")
-    return match[1] + " " if word in _SQUARE_NAMES or word.startswith(("unused", "control")) else match[1]
+    return match[1] + " " if _is_square_word(match[2]) else match[1]
+
+
+@lru_cache(maxsize=_REMEMBERED_WORDS)
+def _is_angle_word(raw: str) -> bool:
+    name = _plain_name(raw)
+    if not _NAME.fullmatch(name):
+        return False
+    word = name.removeprefix("/")
+    known = word.rstrip("0123456789") in _ANGLE_NAMES
+    return known or word.startswith(("unused", "reserved", "extra", "0x")) or not _SHAPING.isdisjoint(word)
+
+
+@lru_cache(maxsize=_REMEMBERED_WORDS)
+def _is_square_word(raw: str) -> bool:
+    word = _plain_name(raw).removeprefix("/").replace("_", "").rstrip("0123456789")
+    return word in _SQUARE_NAMES or word.startswith(("unused", "control"))
 
 
 def _break_exact(text: str, special_tokens: Sequence[str]) -> str:

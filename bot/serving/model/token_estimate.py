@@ -20,7 +20,7 @@ def byte_measure(text: str) -> int:
 
 def typical_measure(text: str) -> int:
     """Return a usual length in tokens: three characters of Latin text each, other scripts by their bytes."""
-    ascii_characters = sum(character < "\x80" for character in text)
+    ascii_characters = len(text.encode("ascii", "ignore"))
     return ascii_characters // 3 + byte_measure(text) - ascii_characters + 1
 
 

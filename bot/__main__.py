@@ -80,7 +80,7 @@ async def run(config: Config, *, playground: bool) -> int:
     if stop.is_set():
         return 0
     token = _token(config, link)
-    database = await asyncio.to_thread(Database.open, config.database)
+    database = await asyncio.to_thread(Database.open_patiently, config.database, stop.is_set)
     try:
         async with _model_client(config) as model:
             if link is not None:

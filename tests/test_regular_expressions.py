@@ -26,7 +26,7 @@ BOUNDED = 160
 SAMPLE = [chr(code) for code in (*range(0, 0x180), 0x2026, 0x3002, 0xFF01, 0x4E2D, 0x1F600)]
 # Patterns that are made at run time, each from escaped literals and groups of its own.
 MADE = {
-    "bot/serving/thoughts.py": "escaped tags",
+    "bot/serving/model/thoughts.py": "escaped tags",
     "bot/language/sentences.py": "from our own sentences, with one group a value; texts from outside are cut",
     "bot/playground/simulation/custom_tastes.py": "escaped phrases of the operator's file",
     "storage/privacy/name_redaction.py": "an escaped name",

@@ -51,7 +51,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         config = load_config(path, os.environ)
         with (
             ProcessLock(config.run / "trainer.lock").acquire(ALREADY),
-            Database.open(config.database) as database,
+            Database.open_patiently(config.database) as database,
         ):
             Trainer(database, config, path).run()
     except (ConfigError, AlreadyRunningError) as error:

@@ -19,6 +19,7 @@ from storage.learning import eligibility
 from storage.learning.export import Shape, as_jsonl
 from storage.learning.export import lines as lines_of
 from storage.privacy import backup as backups
+from storage.privacy import restore as restoring
 from storage.process.locks import is_locked
 
 
@@ -125,9 +126,14 @@ def backup(
         made = backups.backup(opened.database, dest or opened.config.backups / now)
     if as_json:
         record = {"path": str(made.path), "files": made.files, "size_bytes": made.size_bytes}
+        record["damaged_adapters"] = list(made.damaged)
         typer.echo(json.dumps({**record, "created_ms": made.created_ms}))
     else:
-        typer.echo(f"Backed up to {made.path}: {made.files} files, {made.size_bytes / 1024**2:.1f} MiB.")
+        size = f"{made.size_bytes / 1024**2:.1f} MiB"
+        typer.echo(f"Backed up to {made.path}: {made.files} files, {size}, verified.")
+    if made.damaged:
+        names = ", ".join(made.damaged)
+        typer.echo(f"Left out, because their files are damaged: {names}.", err=True)
 
 
 def restore(
@@ -151,16 +157,25 @@ def restore(
     backups.verify(source)
     if settings.database.exists() and not yes:
         typer.confirm(f"Replace the database in {settings.data} by {source}?", abort=True, err=True)
-    done = backups.restore(source, settings.data)
+    done = restoring.restore(source, settings.data)
     if as_json:
         kept = None if done.replaced is None else str(done.replaced)
         typer.echo(
-            json.dumps({"database": str(done.database), "replaced": kept, "erased": list(done.erased)})
+            json.dumps(
+                {
+                    "database": str(done.database),
+                    "replaced": kept,
+                    "erased": list(done.erased),
+                    "healed_adapters": list(done.healed),
+                }
+            )
         )
         return
     typer.echo(f"Restored {done.database} from {source}.")
     if done.replaced is not None:
         typer.echo(f"The former database is in {done.replaced}.")
+    if done.healed:
+        typer.echo(f"Adapters that were missing or damaged: {', '.join(done.healed)} came back.")
     if done.erased:
         count = len(done.erased)
         typer.echo(f"{count} member{'s' if count != 1 else ''} who erased their data since then stay erased.")

@@ -54,7 +54,7 @@ async def _serve(config: Config, config_path: Path | None) -> None:
     stopping = asyncio.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         asyncio.get_running_loop().add_signal_handler(number, stopping.set)
-    database = await asyncio.to_thread(Database.open, config.database)
+    database = await asyncio.to_thread(Database.open_patiently, config.database, stopping.is_set)
     try:
         state = await asyncio.to_thread(read_state, config.run)
         async with (

@@ -10,6 +10,7 @@ import contextlib
 import contextvars
 import os
 import queue
+import tempfile
 import threading
 import time
 import weakref
@@ -19,6 +20,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import sqlite_utils
+import structlog
 from sqlite_utils.utils import sqlite3  # pysqlite3 where installed: never both in one process
 
 from storage.db import migrations
@@ -37,6 +39,9 @@ Work = Callable[[sqlite_utils.Database], T]
 BUSY_TIMEOUT_S = 30.0
 READERS = 4
 WAITING_WRITES = 1_024
+_SMALLEST_PAGE = 512
+
+logger = structlog.get_logger()
 
 # A checkpoint racing a commit could corrupt the file: https://sqlite.org/wal.html#walresetbug
 _WAL_RESET_FIXED = (3, 51, 3)
@@ -67,13 +72,29 @@ class Database:
         self._thread.start()
 
     @classmethod
+    def open_patiently(cls, path: Path, stopping: Callable[[], bool] = lambda: False) -> "Database":
+        """Open the database, however long another program keeps it locked, and say what is waited for.
+
+        For a process that serves: it has nothing better to do. `stopping` ends the wait.
+        """
+        while True:
+            try:
+                return cls.open(path)
+            except DatabaseBusyError:
+                logger.warning("database.locked", path=str(path), waiting="until another program releases it")
+                if stopping():
+                    raise
+
+    @classmethod
     def open(cls, path: Path) -> "Database":
         """Open or create the database and bring its schema up to date; safe in several processes at once.
 
-        Raises NewerDatabaseError, CorruptDatabaseError, DatabaseUnavailableError, DiskFullError.
+        Raises NewerDatabaseError, CorruptDatabaseError, DatabaseUnavailableError, DiskFullError,
+        DatabaseBusyError.
         """
-        with _translated(path):
+        with translated(path):
             _create_private(path)
+            _require_a_database(path)
             writer = _connect(path)
             try:
                 _enter_wal(writer)
@@ -94,7 +115,7 @@ class Database:
 
     def read(self, work: Work[T]) -> T:
         """Run `work` on this thread against one consistent, read-only snapshot."""
-        with _translated(self.path):
+        with translated(self.path):
             db = self._reader()
             if db.conn.in_transaction:  # a read within a read shares its snapshot
                 return work(db)
@@ -181,7 +202,7 @@ class Database:
             del item, task, future
 
     def _transact(self, work: Work[T]) -> T:
-        with _translated(self.path):
+        with translated(self.path):
             _begin(self._writer)
             try:
                 result = work(self._writer)
@@ -193,7 +214,7 @@ class Database:
         return result
 
     def _checkpoint(self) -> bool:
-        with _translated(self.path):
+        with translated(self.path):
             busy, _, _ = self._writer.conn.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
             return not busy
 
@@ -219,13 +240,49 @@ def _create_private(path: Path) -> None:
     """Create the file readable by its owner only; SQLite gives -wal and -shm the same mode."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        os.close(os.open(path, os.O_RDWR | os.O_CREAT, 0o600))
+        if not path.exists():
+            _create_whole(path)
+        os.close(os.open(path, os.O_RDWR))
         path.chmod(0o600)
     except OSError as error:
         raise DatabaseUnavailableError(
             f"{path} cannot be opened ({error.strerror}): make the folder writable for this user, "
             "or set STROP_HOME to one that is."
         ) from error
+
+
+def _create_whole(path: Path) -> None:
+    """Make an empty database that appears under its name only when its first page is on disk.
+
+    So a file without one is never new: something cut it off.
+    """
+    descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".new")
+    os.close(descriptor)
+    new = Path(name)
+    try:
+        with contextlib.closing(sqlite3.connect(name, isolation_level=None)) as connection:
+            connection.execute("PRAGMA synchronous=FULL")
+            connection.execute("PRAGMA user_version=0")
+            connection.execute("CREATE TABLE made (at INTEGER)")
+            connection.execute("DROP TABLE made")
+        try:
+            os.link(new, path)
+        except FileExistsError:
+            pass  # another process was faster
+        except OSError:  # a file system without hard links
+            new.rename(path)
+    finally:
+        new.unlink(missing_ok=True)
+
+
+def _require_a_database(path: Path) -> None:
+    """Refuse a file that was cut off: to SQLite one without a first page is a new database."""
+    size = path.stat().st_size
+    if size < _SMALLEST_PAGE:
+        raise CorruptDatabaseError(
+            f"{path} is cut off: of a database only {size} bytes are left. Stop Strop and `strop restore` a "
+            "backup, or delete the file to begin anew."
+        )
 
 
 def _connect(path: Path, *, read_only: bool = False) -> sqlite_utils.Database:
@@ -269,7 +326,7 @@ def _begin(db: sqlite_utils.Database) -> None:
 
 
 @contextlib.contextmanager
-def _translated(path: Path) -> Iterator[None]:
+def translated(path: Path) -> Iterator[None]:
     """Turn SQLite's errors into ours, once, where they enter."""
     try:
         yield

@@ -3,7 +3,9 @@
 Times are milliseconds since the epoch (UTC), booleans 0 or 1, Discord's ids integers.
 """
 
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import sqlite_utils
 from sqlite_utils import Migrations
@@ -18,15 +20,27 @@ def apply(db: sqlite_utils.Database, path: Path, steps: Migrations = steps) -> N
 
     Raises NewerDatabaseError if the file has steps that this version does not know.
     """
+    _refuse_unknown([step.name for step in steps.applied(db)], path, steps)
+    if steps.pending(db):
+        steps.apply(db)
+
+
+def require_known(connection: Any, path: Path) -> None:
+    """Refuse a database file with steps that this version does not know, without touching it."""
+    if not connection.execute("SELECT 1 FROM sqlite_master WHERE name = '_sqlite_migrations'").fetchone():
+        return
+    rows = connection.execute("SELECT name FROM _sqlite_migrations WHERE migration_set = 'strop'")
+    _refuse_unknown([row[0] for row in rows], path, steps)
+
+
+def _refuse_unknown(applied: Sequence[str], path: Path, steps: Migrations) -> None:
     known = {step.name for step in steps._migrations}
-    unknown = [step.name for step in steps.applied(db) if step.name not in known]
+    unknown = [name for name in applied if name not in known]
     if unknown:
         raise NewerDatabaseError(
             f"{path} was written by a newer Strop (step {unknown[-1]!r} is unknown to this version): "
             "upgrade Strop, or restore a backup that this version made."
         )
-    if steps.pending(db):
-        steps.apply(db)
 
 
 def _run(db: sqlite_utils.Database, script: str) -> None:

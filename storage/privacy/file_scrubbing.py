@@ -8,7 +8,7 @@ import sqlite_utils
 from storage.db import key_values, sql
 from storage.db.clock import now_ms
 from storage.db.database import Database
-from storage.privacy import backup
+from storage.privacy import backup_erasure
 from storage.privacy import erasure as privacy
 
 _DELETIONS_SEEN = "privacy.deletions_seen_ms"
@@ -22,8 +22,8 @@ def complete(database: Database, data_dir: Path, erasure: privacy.Erasure) -> bo
     Returns False if a reader still needed the log: the erasure stays pending, call again later.
     """
     privacy.scrub_files(data_dir, erasure.runs, erasure.affected_adapters)
-    backup.erase_from_backups(data_dir / "backups", erasure.user_id, "erasure")
-    backup.record_erasures(database)
+    backup_erasure.erase_from_backups(data_dir / "backups", erasure.user_id, "erasure")
+    backup_erasure.record_erasures(database)
     if not database.checkpoint_truncate():
         return False
     database.write(lambda db: privacy.mark_scrubbed(db, erasure.id))
@@ -38,6 +38,7 @@ def complete_pending(database: Database, data_dir: Path) -> int:
     """
     waiting = database.read(privacy.pending)
     completed = sum(complete(database, data_dir, erasure) for erasure in waiting)
+    backup_erasure.erase_missed(database, data_dir / "backups")
     forget_deleted(database, data_dir)
     sweep(database, data_dir)
     return completed

@@ -13,7 +13,7 @@ from storage.db.database import Database
 from storage.errors import AdapterNotPromotableError, BackupError, RunNotActiveError
 from storage.feedback import duels, ratings
 from storage.learning import adapters, eligibility, evaluations, runs
-from storage.privacy import backup, erasure, file_scrubbing
+from storage.privacy import backup, erasure, file_scrubbing, restore
 from tests.storage.conftest import BASE, SCOPE, Community, finish, thumb
 
 CANARY = "purple-canary-7731"
@@ -495,7 +495,7 @@ def test_a_backup_made_while_running_restores_whole(
 ) -> None:
     made = backup.backup(database, tmp_path / "monday")
     assert made.files == 3 and made.size_bytes > 10_000
-    restored = backup.restore(tmp_path / "monday", tmp_path / "new-home")
+    restored = restore.restore(tmp_path / "monday", tmp_path / "new-home")
     assert (restored.replaced, restored.erased) == (None, ())
     assert (tmp_path / "new-home" / "adapters" / "a-clean" / "data.json").read_text() == "clean"
     with Database.open(restored.database) as again:
@@ -509,7 +509,7 @@ def test_who_erased_after_the_backup_stays_erased_after_the_restore(
     backup.backup(database, tmp_path / "monday")
     file_scrubbing.complete(database, home, erase(database))
     database.close()
-    restored = backup.restore(tmp_path / "monday", home)
+    restored = restore.restore(tmp_path / "monday", home)
     assert restored.erased == (ANN,)
     assert restored.replaced is not None and (restored.replaced / "strop.db").exists()
     assert files_with(home, CANARY) == []
@@ -526,7 +526,7 @@ def test_who_erased_stays_erased_even_if_the_database_was_lost(
     file_scrubbing.complete(database, home, erase(database))
     database.close()
     (home / "strop.db").write_bytes(b"not a database any more" * 100)
-    restored = backup.restore(tmp_path / "monday", home)
+    restored = restore.restore(tmp_path / "monday", home)
     assert restored.erased == (ANN,)
     assert files_with(home, CANARY) == []
 
@@ -544,7 +544,7 @@ def test_who_opted_out_and_what_was_deleted_after_the_backup_stay_so_after_the_r
         database.write(lambda db, user_id=user_id: members.set_consent(db, user_id, "out", "x"))  # type: ignore[misc]
     database.write(lambda db: conversations.delete_message(db, 1_000))
     database.close()
-    restored = backup.restore(tmp_path / "monday", home)
+    restored = restore.restore(tmp_path / "monday", home)
     with Database.open(restored.database) as again:
         told = again.read(lambda db: [members.get(db, each) for each in (BO, 77)])
         assert [member.consent for member in told if member] == ["out", "out"]
@@ -565,7 +565,7 @@ def test_a_damaged_backup_is_removed_by_an_erasure_because_it_can_not_be_cleaned
 def test_a_restore_while_strop_runs_is_refused(database: Database, home: Path, tmp_path: Path) -> None:
     backup.backup(database, tmp_path / "monday")
     with pytest.raises(BackupError, match="in use: stop Strop first"):
-        backup.restore(tmp_path / "monday", home)
+        restore.restore(tmp_path / "monday", home)
     database.write(lambda db: None)
 
 
@@ -579,7 +579,7 @@ def test_a_damaged_backup_is_refused_and_the_home_left_alone(
     database.close()
     before = (home / "strop.db").read_bytes()
     with pytest.raises(BackupError, match=r"missing|damaged"):
-        backup.restore(tmp_path / "monday", home)
+        restore.restore(tmp_path / "monday", home)
     assert (home / "strop.db").read_bytes() == before
 
 

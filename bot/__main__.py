@@ -30,7 +30,7 @@ from bot.serving.client import ModelClient
 from storage.config import Config, load_config
 from storage.db.database import Database
 from storage.errors import ConfigError, CorruptDatabaseError, NewerDatabaseError, StorageError
-from storage.process import logs
+from storage.process import home, logs
 from storage.process.locks import AlreadyRunningError, ProcessLock
 
 EXIT_CONFIG = 2
@@ -55,6 +55,8 @@ def main() -> int:
         config = load_config(arguments.config, os.environ)
         lock = ProcessLock(config.run / "bot.lock")
         with lock.acquire("Another bot (process {pid}) already uses this folder: stop it first."):
+            if warning := home.network_warning(config.data):
+                _log.warning(warning)
             return asyncio.run(run(config, playground=os.environ.get(PLAYGROUND_VARIABLE) == "1"))
     except (ConfigError, AlreadyRunningError) as error:
         print(error, file=sys.stderr)
@@ -129,7 +131,8 @@ def _reading_everything(config: Config) -> Config:
 def _model_client(config: Config) -> ModelClient:
     key = config.server.api_key.get_secret_value() if config.server.api_key else None
     if config.server.base_url:
-        return ModelClient(config.server.base_url, api_key=key)
+        proxy = config.network.proxy_for(config.server.base_url)
+        return ModelClient(config.server.base_url, api_key=key, proxy=proxy)
     return ModelClient.from_run_dir(config.run, api_key=key)
 
 

@@ -25,6 +25,7 @@ from storage.config import Config
 from storage.db.database import Database, sqlite_version_problem
 from storage.errors import StorageError
 from storage.learning import run_times
+from storage.process import home
 from storage.process.locks import is_locked
 
 DISCORD_API = "https://discord.com/api/v10"
@@ -81,6 +82,7 @@ def examine(config: Config, *, discord_api: str = DISCORD_API) -> Iterator[Check
     yield from _discord(config, discord_api)
     yield from _model(config)
     yield _schedule(config)
+    yield from _home(config)
     for check in (_sqlite, _database, _disk, _memory, _gpu, _compiler):
         yield check(config)
     yield from _packages()
@@ -94,11 +96,17 @@ def _discord(config: Config, api: str) -> Iterator[Check]:
         yield note("token", "none set: `strop up` runs the playground; set DISCORD_TOKEN for Discord")
         return
     try:
-        answers = asyncio.run(_ask_discord(api, token.get_secret_value(), config.discord.channels))
-    except (aiohttp.ClientError, TimeoutError, OSError, ValueError) as error:
-        yield note("token", f"not checked: Discord can't be reached from here ({type(error).__name__})")
+        answers = asyncio.run(_ask_discord(api, token.get_secret_value(), config))
+    except (aiohttp.ClientError, TimeoutError, OSError, ValueError, _NotDiscordError) as error:
+        way = "through network.proxy" if config.network.proxy_for(api) else "from here"
+        reason = str(error) if isinstance(error, _NotDiscordError) else type(error).__name__
+        yield note("token", f"not checked: Discord can't be reached {way} ({reason})")
         return
     yield from _judge_discord(config, answers)
+
+
+class _NotDiscordError(Exception):
+    """Something on the way answered in Discord's place, such as a proxy; that says nothing about a token."""
 
 
 @dataclass(frozen=True)
@@ -109,30 +117,40 @@ class _Answers:
     missing_channels: list[int]
 
 
-async def _ask_discord(api: str, token: str, channels: tuple[int, ...]) -> _Answers:
+async def _ask_discord(api: str, token: str, config: Config) -> _Answers:
+    proxy = config.network.proxy_for(api)
     timeout = aiohttp.ClientTimeout(total=DISCORD_TIMEOUT_S)
     headers = {"Authorization": f"Bot {token}", "User-Agent": "DiscordBot (strop, doctor)"}
     async with aiohttp.ClientSession(timeout=timeout, headers=headers) as http:
 
         async def get(path: str) -> tuple[int, Any]:
-            async with http.get(f"{api}{path}") as response:
-                if response.status >= 500 or response.status == 429:
+            async with http.get(f"{api}{path}", proxy=proxy) as response:
+                if response.status >= 500 or response.status in (407, 429):
                     response.raise_for_status()
-                return response.status, await response.json(content_type=None)
+                if response.content_type != "application/json":
+                    raise _NotDiscordError(f"an answer of status {response.status} that is not Discord's")
+                return response.status, await response.json()
 
         status, user = await get("/users/@me")
-        if status in (401, 403):
+        if status == 401:
             return _Answers(None, {}, [], [])
+        if status != 200:
+            raise _NotDiscordError(f"status {status}")
         _, application = await get("/applications/@me")
         _, guilds = await get("/users/@me/guilds")
-        missing = [channel for channel in channels if (await get(f"/channels/{channel}"))[0] >= 400]
+        missing = [
+            channel for channel in config.discord.channels if (await get(f"/channels/{channel}"))[0] >= 400
+        ]
     return _Answers(dict(user), dict(application), list(guilds), missing)
 
 
 def _judge_discord(config: Config, answers: _Answers) -> Iterator[Check]:
     if answers.user is None:
         yield problem(
-            "token", "Discord refuses it", "reset it at discord.com/developers → Bot, then set DISCORD_TOKEN"
+            "token",
+            "Discord refuses it",
+            "check that it is all of this application's bot token (discord.com/developers → Bot); "
+            "if that is lost, reset it there, then set DISCORD_TOKEN",
         )
         return
     yield ok("token", f"Discord knows it as {answers.user.get('username', 'a bot')}")
@@ -255,6 +273,23 @@ def _local_model(folder: Path) -> Check:
             "choose a smaller model.base",
         )
     return ok("model", f"{folder} ({_size(size)})")
+
+
+def _home(config: Config) -> Iterator[Check]:
+    if reason := home.unusable(config.data):
+        yield problem(
+            "home",
+            f"nothing can be written to {config.data}: {reason}",
+            "make it a folder that this user can write to, or set STROP_HOME to another one",
+        )
+    elif kind := home.network_type(config.data, home.mounts()):
+        yield problem(
+            "home",
+            f"{config.data} is on a network file system ({kind}), where SQLite's write-ahead log isn't safe",
+            "set STROP_HOME to a folder on a disk of this machine",
+        )
+    else:
+        yield ok("home", f"{config.data} can be written")
 
 
 def _schedule(config: Config) -> Check:

@@ -5,7 +5,6 @@ Every problem is reported at once, by dotted key and with what to do about it.
 
 import datetime
 import difflib
-import ipaddress
 import tomllib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -15,16 +14,20 @@ from pydantic import BaseModel, Field, SecretStr, ValidationError
 from pydantic_core import ErrorDetails
 
 from storage.config_sections import (
+    PROXY_VARIABLES,
     ChatConfig,
     DiscordConfig,
     GateConfig,
     ModelConfig,
+    NetworkConfig,
     PlaygroundConfig,
     RepliesConfig,
     Section,
     ServerConfig,
     TrainerConfig,
+    is_loopback,
 )
+from storage.config_text import bare_secret, bare_token, decoded
 from storage.cron import EXAMPLE_LINE, CronLine, time_zone
 from storage.errors import ConfigError, CronError
 
@@ -42,6 +45,7 @@ class Config(Section):
     server: ServerConfig = ServerConfig()
     trainer: TrainerConfig = TrainerConfig()
     gate: GateConfig = GateConfig()
+    network: NetworkConfig = NetworkConfig()
     playground_page: PlaygroundConfig = Field(default=PlaygroundConfig(), alias="playground")
 
     @property
@@ -126,7 +130,7 @@ def load_config(path: Path | None, env: Mapping[str, str]) -> Config:
 def _read_file(path: Path | None, problems: list[str]) -> dict[str, Any]:
     path = path or DEFAULT_FILE
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
+        return tomllib.loads(decoded(path.read_bytes()).replace("\r\n", "\n"))
     except FileNotFoundError:
         if path.name != DEFAULT_FILE.name:
             problems.append(f"{path}: there is no such file; check --config, or run `strop init`")
@@ -159,15 +163,24 @@ def _add_environment(table: dict[str, Any], env: Mapping[str, str], problems: li
     secrets = {("discord", "token"): _token(env, problems), ("server", "api_key"): env.get("STROP_API_KEY")}
     for (section, key), secret in secrets.items():
         if secret and isinstance(table.setdefault(section, {}), dict):
-            table[section][key] = SecretStr(secret.strip())
+            table[section][key] = SecretStr(bare_secret(secret))
+    network = table.setdefault("network", {})
+    if isinstance(network, dict):
+        for key, names in (("proxy", PROXY_VARIABLES), ("no_proxy", ("NO_PROXY", "no_proxy"))):
+            found = next((env[name] for name in names if env.get(name)), "")
+            network.setdefault(key, found)
+        proxy = network["proxy"]
+        if isinstance(proxy, str) and proxy and "://" not in proxy:
+            network["proxy"] = f"http://{proxy}"  # as curl reads it
 
 
 def _token(env: Mapping[str, str], problems: list[str]) -> str | None:
-    file = env.get("DISCORD_TOKEN_FILE")
-    if env.get("DISCORD_TOKEN", "").strip() or not file:
-        return env.get("DISCORD_TOKEN", "").strip() or None
+    file = bare_secret(env.get("DISCORD_TOKEN_FILE", ""))
+    token = bare_token(env.get("DISCORD_TOKEN", ""))
+    if token or not file:
+        return token or None
     try:
-        token = Path(file).expanduser().read_text(encoding="utf-8").strip()
+        token = bare_token(decoded(Path(file).expanduser().read_bytes()))
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "not text"
         problems.append(
@@ -231,10 +244,10 @@ def _sections() -> dict[str, type[BaseModel]]:
 def _contradictions(config: Config) -> Iterator[str]:
     """Problems that need more than one key to see."""
     host = config.playground_page.host
-    if not _is_loopback(host):
+    if not is_loopback(host):
         yield f"playground.host: must be this machine (127.0.0.1, ::1 or localhost); got {host!r}"
     host = config.server.host
-    if not _is_loopback(host) and config.server.api_key is None:
+    if not is_loopback(host) and config.server.api_key is None:
         yield f"server.host: {host!r} is reachable from outside; set STROP_API_KEY, or use 127.0.0.1"
     if config.server.base_url and not config.server.base_url.startswith(("http://", "https://")):
         yield f"server.base_url: must start with http:// or https://; got {config.server.base_url!r}"
@@ -243,6 +256,9 @@ def _contradictions(config: Config) -> Iterator[str]:
         yield f"chat.context_tokens: must not be larger than model.context_tokens ({limit}); got {got}"
     if config.gate.policy == "canary-first" and not config.gate.canary_share:
         yield 'gate.canary_share: must be above 0, because gate.policy is "canary-first"; got 0.0'
+    # Its password, if it has one, must not be echoed.
+    if config.network.proxy and not config.network.proxy.startswith(("http://", "https://")):
+        yield "network.proxy: must start with http:// or https://; other kinds of proxy can't be used"
     yield from _time_problems(config.trainer)
     yield from _emoji_problems(config.discord)
     yield from _permission_problems(config.discord)
@@ -278,12 +294,3 @@ def _permission_problems(discord: DiscordConfig) -> Iterator[str]:
         datetime.date.fromisoformat(date or "2026-01-31")
     except ValueError:
         yield f"discord.training_permission_date: must be a date like 2026-01-31; got {date!r}"
-
-
-def _is_loopback(host: str) -> bool:
-    if host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False

@@ -1,8 +1,12 @@
 """The sections of strop.toml as frozen models, with their defaults and what each key must be."""
 
+import ipaddress
 from typing import Annotated, Literal
+from urllib.parse import urlsplit
 
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, Strict
+
+PROXY_VARIABLES = ("HTTPS_PROXY", "https_proxy")
 
 Text = Annotated[str, Field(description="a text in quotes")]
 Count = Annotated[int, Strict(), Field(gt=0, description="a positive integer")]
@@ -164,6 +168,44 @@ class GateConfig(Section):
     canary_not_in: Ids = ()
     holdback_share: Share = 0.05
     holdback_days: Positive = 7.0
+
+
+class NetworkConfig(Section):
+    """The way out of this machine: a proxy, and the hosts that are reached without it.
+
+    Empty: HTTPS_PROXY and NO_PROXY of the environment.
+    """
+
+    proxy: Text = ""
+    no_proxy: Text = ""
+
+    def proxy_for(self, url: str) -> str | None:
+        """Return the proxy for an address; None for this machine and for what `no_proxy` names."""
+        host = urlsplit(url).hostname or ""
+        named = [each.strip().lstrip("*.").lower() for each in self.no_proxy.split(",")]
+        direct = is_loopback(host) or self.no_proxy.strip() == "*"
+        direct |= any(each and (host == each or host.endswith(f".{each}")) for each in named)
+        return None if direct else self.proxy or None
+
+    def environment(self) -> dict[str, str]:
+        """Return the variables by which programs that know no strop.toml find the proxy."""
+        if not self.proxy:
+            return {}
+        hosts = ",".join(dict.fromkeys(["localhost", "127.0.0.1", "::1", *self.no_proxy.split(",")])).strip(
+            ","
+        )
+        names = {"HTTPS_PROXY": self.proxy, "HTTP_PROXY": self.proxy, "NO_PROXY": hosts}
+        return {**names, **{name.lower(): value for name, value in names.items()}}
+
+
+def is_loopback(host: str) -> bool:
+    """Whether a host is this machine."""
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
 
 
 class PlaygroundConfig(Section):

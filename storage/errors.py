@@ -2,6 +2,7 @@
 
 StorageError
 ├── ConfigError                 strop.toml or the environment has problems (all of them listed)
+├── HomeError                   the data folder can't be written
 ├── CronError                   a cron line or time zone that says no time
 ├── DatabaseError
 │   ├── NewerDatabaseError      written by a newer Strop
@@ -34,6 +35,10 @@ class ConfigError(StorageError):
     def __init__(self, problems: list[str]) -> None:
         self.problems = problems
         super().__init__("\n".join(problems))
+
+
+class HomeError(StorageError):
+    """Nothing can be written to the data folder; the text says why and what to do."""
 
 
 class CronError(StorageError):

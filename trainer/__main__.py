@@ -14,15 +14,15 @@ from pathlib import Path
 
 import structlog
 
-from bot.serving.client import ModelClient
 from storage.config import Config, load_config
 from storage.db.database import Database
 from storage.errors import ConfigError, StorageError
 from storage.feedback import duels
 from storage.learning import checkpoints, runs, trials
 from storage.privacy import consent, file_scrubbing
-from storage.process import logs
+from storage.process import home, logs
 from storage.process.locks import AlreadyRunningError, ProcessLock
+from trainer.model_server import client_for
 from trainer.schedule.queue import RunQueue
 from trainer.schedule.recovery import ChampionKeeper, reconcile
 from trainer.schedule.scheduler import Schedule, scopes
@@ -53,6 +53,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             ProcessLock(config.run / "trainer.lock").acquire(ALREADY),
             Database.open_patiently(config.database) as database,
         ):
+            if warning := home.network_warning(config.data):
+                log.warning(warning)
             Trainer(database, config, path).run()
     except (ConfigError, AlreadyRunningError) as error:
         print(error, file=sys.stderr)
@@ -101,17 +103,10 @@ class Trainer:
 
     def _keep_champions(self) -> None:
         async def check() -> None:
-            async with self._client() as client:
+            async with client_for(self._config) as client:
                 await self._keeper.check(client)
 
         asyncio.run(check())
-
-    def _client(self) -> ModelClient:
-        server = self._config.server
-        key = server.api_key.get_secret_value() if server.api_key else None
-        if server.base_url:
-            return ModelClient(server.base_url, api_key=key)
-        return ModelClient.from_run_dir(self._config.run, api_key=key)
 
     def _complete_erasures(self) -> None:
         file_scrubbing.complete_pending(self._database, self._config.data)

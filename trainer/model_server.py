@@ -39,7 +39,8 @@ def client_for(config: Config) -> ModelClient:
     """Return a client of the configured model server; close it."""
     key = config.server.api_key.get_secret_value() if config.server.api_key else None
     if config.server.base_url:
-        return ModelClient(config.server.base_url, api_key=key)
+        proxy = config.network.proxy_for(config.server.base_url)
+        return ModelClient(config.server.base_url, api_key=key, proxy=proxy)
     return ModelClient.from_run_dir(config.run, api_key=key)
 
 

@@ -230,7 +230,9 @@ def plain_name(filename: str) -> str:
     return name if len(name) <= NAME_LIMIT else f"{name[: NAME_LIMIT - 13]}…{name[-12:]}"
 
 
-def from_discord(playground: Callable[[], str | None]) -> Download:
+def from_discord(
+    playground: Callable[[], str | None], proxy_for: Callable[[str], str | None] = lambda _: None
+) -> Download:
     """Return a download from Discord's file servers, or from the playground's address where it is used."""
 
     @contextlib.asynccontextmanager
@@ -240,7 +242,7 @@ def from_discord(playground: Callable[[], str | None]) -> Download:
         timeout = aiohttp.ClientTimeout(total=DOWNLOAD_TIMEOUT_S)
         async with (
             aiohttp.ClientSession(timeout=timeout) as session,
-            session.get(url, allow_redirects=False, raise_for_status=True) as response,
+            session.get(url, allow_redirects=False, raise_for_status=True, proxy=proxy_for(url)) as response,
         ):
             if response.status != 200:
                 raise aiohttp.ClientError(f"status {response.status}")

@@ -10,6 +10,9 @@ EXIT_INTERRUPTED = 130
 def main() -> None:
     """The entry point of the command `strop`."""
     try:
+        from storage.process.terminal import tolerate_encoding
+
+        tolerate_encoding()
         # Imported here, so that a Ctrl-C meanwhile ends like any other instead of with a traceback.
         from bot.cli.app import app
 

@@ -35,6 +35,17 @@ class _Group(TyperGroup):
         except (BotError, StorageError, ServingError) as error:
             typer.echo(str(error), err=True)
             raise typer.Exit(getattr(error, "exit_code", EXIT_ERROR)) from error
+        except BrokenPipeError:
+            raise
+        except OSError as error:
+            typer.echo(_trouble(error), err=True)
+            raise typer.Exit(EXIT_ERROR) from error
+
+
+def _trouble(error: OSError) -> str:
+    """The sentence for a file, folder or connection that the system refuses."""
+    where = f"{error.filename}: " if error.filename is not None else ""
+    return f"{where}{error.strerror or error}. Check the path, its permissions and the disk."
 
 
 def _problems(error: ConfigError) -> str:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Literal
 
 from bot.errors import BotError
+from storage.config_text import bare_token
 from storage.cron import CronLine
 from storage.errors import CronError
 
@@ -132,17 +133,19 @@ def write_configuration(path: Path, answers: Answers, *, force: bool = False) ->
         raise InitialiseError(f"{path} can't be written: {error.strerror}.") from error
 
 
-def check_token(token: str) -> None:
-    """Raise InitialiseError if this can't be a bot token; it is never echoed."""
+def check_token(token: str) -> str:
+    """Return the bare token; raise InitialiseError if this can't be one. It is never echoed."""
+    token = bare_token(token)
     if not TOKEN_SHAPE.fullmatch(token):
         raise InitialiseError(
             "That is no bot token: copy it from discord.com/developers → your app → Bot → Reset Token."
         )
+    return token
 
 
 def write_token(path: Path, token: str, *, force: bool = False) -> None:
     """Write the token to a file that only this user can read. Raises InitialiseError."""
-    check_token(token)
+    token = check_token(token)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         if force:

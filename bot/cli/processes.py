@@ -15,7 +15,7 @@ from bot.cli.errors import CommandError
 from bot.cli.launch.children import children, forget_stale, serving, watch
 from bot.cli.launch.console import Stage, stage_for
 from bot.cli.launch.supervisor import ChildSpec, Supervisor, python
-from bot.cli.session import ConfigOption, load
+from bot.cli.session import ConfigOption, load, served
 from storage.config import Config
 from storage.process.locks import ProcessLock
 
@@ -119,6 +119,20 @@ def playground(config: ConfigOption = None) -> None:
     _become(python("bot.playground", "--config", str(path)))
 
 
+def health(config: ConfigOption = None) -> None:
+    """Ask the model server of this configuration whether it answers: exit code 0 or 1, for health checks.
+
+    Examples:
+
+        strop health --config /etc/strop/strop.toml
+    """
+    settings, _ = load(config)
+    found = served(settings)
+    if found is None:
+        raise CommandError("The model server doesn't answer.")
+    typer.echo(found.status)
+
+
 def _feed_stdin(data: bytes) -> None:
     # A pipe holds 64 KiB and the slice is far smaller, so this doesn't block.
     reading, writing = os.pipe()
@@ -137,5 +151,5 @@ def _become(argv: tuple[str, ...], environment: dict[str, str] | None = None) ->
 
 def register(app: typer.Typer) -> None:
     """Add this topic's commands."""
-    for command in (up, bot, serve, trainer, playground):
+    for command in (up, bot, serve, trainer, playground, health):
         app.command(rich_help_panel="Run")(command)

@@ -26,11 +26,13 @@ from bot.diagnostics import Check, examine
 from storage.config import load_config
 from storage.cron import time_zone
 from storage.errors import ConfigError, CronError
+from storage.process.terminal import can_show
 
+# The second is for terminals whose encoding lacks the first.
 MARKS = {
-    "ok": ("✓", typer.colors.GREEN),
-    "problem": ("✗", typer.colors.RED),
-    "note": ("·", typer.colors.BLUE),
+    "ok": ("✓", "+", typer.colors.GREEN),
+    "problem": ("✗", "x", typer.colors.RED),
+    "note": ("·", "-", typer.colors.BLUE),
 }
 NEW_FILE = Annotated[Path, typer.Option("--config", "-c", envvar="STROP_CONFIG", help="The file to write.")]
 
@@ -108,9 +110,7 @@ def _ask_token(wanted: bool | None, *, yes: bool) -> str:
     entered: str = typer.prompt(
         "The bot's token (hidden; empty: none yet)", default="", hide_input=True, show_default=False
     ).strip()
-    if entered:
-        check_token(entered)
-    return entered
+    return check_token(entered) if entered else ""
 
 
 def _scope(text: str) -> Literal["guild", "deployment"]:
@@ -166,9 +166,10 @@ def doctor(config: ConfigOption = None, as_json: JsonOption = False) -> None:
 
 
 def _print(check: Check) -> None:
-    mark, colour = MARKS[check.state]
-    fix = f" → {check.fix}" if check.fix else ""
-    typer.echo(f"{typer.style(mark, fg=colour)} {check.name}: {check.detail}{fix}")
+    mark, plain, colour = MARKS[check.state]
+    fix = f" {'→' if can_show('→') else '->'} {check.fix}" if check.fix else ""
+    shown = typer.style(mark if can_show(mark) else plain, fg=colour)
+    typer.echo(f"{shown} {check.name}: {check.detail}{fix}")
 
 
 def version(as_json: JsonOption = False) -> None:

@@ -59,8 +59,10 @@ class ModelClient:
         secret: str | None = None,
         api_key: str | None = None,
         session: aiohttp.ClientSession | None = None,
+        proxy: str | None = None,
     ) -> None:
         """Use the server at ``base_url`` (a trailing ``/v1`` is dropped); ``session`` stays the caller's."""
+        self._proxy = proxy
         self._endpoint: Endpoint | None = Endpoint(trim(base_url), secret, api_key) if base_url else None
         self._run_dir: Path | None = None
         self._api_key = api_key
@@ -361,6 +363,7 @@ class ModelClient:
                 headers=headers_for(endpoint),
                 timeout=timeout,
                 allow_redirects=False,
+                proxy=self._proxy,
             )
         except aiohttp.ClientConnectorError:
             return None

@@ -246,7 +246,7 @@ def _create_private(path: Path) -> None:
         path.chmod(0o600)
     except OSError as error:
         raise DatabaseUnavailableError(
-            f"{path} cannot be opened ({error.strerror}): make the folder writable for this user, "
+            f"{path} cannot be opened ({error.strerror or error}): make the folder writable for this user, "
             "or set STROP_HOME to one that is."
         ) from error
 

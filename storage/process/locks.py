@@ -11,7 +11,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import IO, Self
 
-from storage.errors import StorageError
+from storage.errors import HomeError, StorageError
+from storage.process import home
 
 # Runs before the program: asks the kernel to kill this process when its parent dies, makes sure that it has
 # not died already, and then becomes the program. A shim instead of `preexec_fn`, which may deadlock in a
@@ -50,9 +51,11 @@ class ProcessLock:
         self._file: IO[str] | None = None
 
     def acquire(self, sentence: str) -> Self:
-        """Take the lock, or raise AlreadyRunningError with `sentence` (`{pid}` becomes the holder's id)."""
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        file = self.path.open("a+", encoding="ascii")
+        """Take the lock, or raise AlreadyRunningError with `sentence` (`{pid}` becomes the holder's id).
+
+        Raises HomeError where nothing can be written.
+        """
+        file = self._opened()
         # Who only looks (`is_locked`) holds the lock for a moment: that must not turn a starter away.
         for pause_s in (0.02, 0.05, 0.1, None):
             try:
@@ -71,6 +74,14 @@ class ProcessLock:
         file.flush()
         self._file = file
         return self
+
+    def _opened(self) -> IO[str]:
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            return self.path.open("a+", encoding="ascii")
+        except OSError as error:
+            # The lock is the first thing that a process writes into its home.
+            raise HomeError(home.fault(self.path.parent)) from error
 
     def release(self) -> None:
         """Let the lock go. The file stays: removing it would race with the next holder."""

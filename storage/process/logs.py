@@ -5,6 +5,8 @@ import sys
 
 import structlog
 
+from storage.process.terminal import tolerate_encoding
+
 
 def configure(process: str, *, level: str = "info") -> None:
     """Set up structlog and the standard library's loggers for this process.
@@ -12,6 +14,7 @@ def configure(process: str, *, level: str = "info") -> None:
     `process` ("bot", "trainer", ...) is bound to every line. Log events and ids, never message
     text and never a token.
     """
+    tolerate_encoding()
     threshold = logging.getLevelNamesMapping()[level.upper()]
     terminal = sys.stderr.isatty()
     shared: list[structlog.typing.Processor] = [

@@ -96,7 +96,10 @@ def test_each_service_is_confined(name: str) -> None:
 @pytest.mark.parametrize("name", ["strop", "strop-gpu"])
 def test_each_service_takes_its_token_from_a_secret_file_and_its_image_by_version(name: str) -> None:
     service = services()[name]
-    assert service["environment"] == {"DISCORD_TOKEN_FILE": "/run/secrets/discord-token"}
+    assert service["environment"] == {
+        "DISCORD_TOKEN_FILE": "/run/secrets/discord-token",
+        "STROP_CONFIG": service["command"][-1],
+    }
     assert not service["image"].endswith("latest")
     assert ":" in service["image"]
 

@@ -32,6 +32,7 @@ def children(config: Config, config_path: Path, environment: Mapping[str, str]) 
     arguments.
     """
     arguments = ("--config", str(config_path))
+    environment = {**environment, **config.network.environment()}
     playground = config.playground
     bot_environment = {**environment, "STROP_PLAYGROUND": "1"} if playground else dict(environment)
     specs = [
@@ -51,7 +52,11 @@ def serving(config: Config, environment: Mapping[str, str]) -> ChildSpec:
         "serving",
         python("bot.serving"),
         stdin=json.dumps(config.server_slice()).encode(),
-        env={name: value for name, value in environment.items() if name not in SECRET_VARIABLES},
+        env={
+            name: value
+            for name, value in {**environment, **config.network.environment()}.items()
+            if name not in SECRET_VARIABLES
+        },
     )
 
 

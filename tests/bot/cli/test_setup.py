@@ -137,6 +137,7 @@ class Discord:
 
     def __init__(self) -> None:
         self.authorised = True
+        self.blocked = False
         self.flags = 0
         self.permissions = ENOUGH
         self.guilds = 1
@@ -145,14 +146,17 @@ class Discord:
 
     async def answer(self, request: web.Request) -> web.Response:
         self.asked.append(request.path)
+        if self.blocked:
+            return web.Response(text="<html>Forbidden</html>", status=403, content_type="text/html")
         assert request.headers["Authorization"] == f"Bot {TOKEN}"
         if not self.authorised:
             return web.json_response({"message": "401: Unauthorized", "code": 0}, status=401)
-        if request.path == "/users/@me":
+        path = request.path.removeprefix("/api")
+        if path == "/users/@me":
             return web.json_response({"id": "1", "username": "Strop"})
-        if request.path == "/applications/@me":
+        if path == "/applications/@me":
             return web.json_response({"id": "1", "flags": self.flags})
-        if request.path == "/users/@me/guilds":
+        if path == "/users/@me/guilds":
             guild = {"id": "2", "name": "Tea house", "permissions": self.permissions}
             return web.json_response([guild] * self.guilds)
         return web.json_response({"message": "Missing Access", "code": 50001}, status=403)
@@ -201,7 +205,7 @@ def test_doctor_prints_one_line_each_and_passes_on_this_machine(strop: Strop, tm
     assert all(line[0] in "✓·" for line in lines)
     names = " ".join(line[2:].split(":")[0] for line in lines)
     assert names == (
-        "config token model schedule sqlite database disk memory gpu compiler torch kernels encryption"
+        "config token model schedule home sqlite database disk memory gpu compiler torch kernels encryption"
         " server port playground port"
     )
 
@@ -229,6 +233,28 @@ def test_a_refused_token_is_a_problem_that_never_shows_the_token(home: Path, dis
     check = named(configured(home), "token", discord.url)
     assert check.state == "problem" and "reset it" in check.fix
     assert TOKEN not in str(check)
+
+
+def test_a_page_in_discords_place_says_nothing_about_a_token(home: Path, discord: Discord) -> None:
+    discord.blocked = True
+    check = named(configured(home), "token", discord.url)
+    assert check.state == "note" and "status 403 that is not Discord's" in check.detail
+
+
+def test_discord_is_asked_through_the_proxy(home: Path, discord: Discord) -> None:
+    config = configured(home, f'[network]\nproxy = "{discord.url}"')
+    assert named(config, "token", "http://discord.invalid/api").state == "ok"
+    assert discord.asked[0] == "/api/users/@me"
+
+
+def test_a_home_that_is_a_file_or_on_another_machine_is_a_problem(home: Path) -> None:
+    assert named(configured(home), "home").state == "ok"
+    home.parent.mkdir(exist_ok=True)
+    home.write_text("")
+    check = named(configured(home), "home")
+    assert (
+        check.state == "problem" and "is a file, not a folder" in check.detail and "STROP_HOME" in check.fix
+    )
 
 
 def test_channels_need_the_message_content_intent_and_access(home: Path, discord: Discord) -> None:

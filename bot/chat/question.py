@@ -3,19 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
-import re
 from dataclasses import dataclass
 
 import discord
 
+from bot.chat.message_text import in_words, names_of
 from bot.language.texts import mark
 from bot.services import Person, Services
 
 _QUOTED = 300
-_USER = re.compile(r"<@!?(\d+)>")
-_ROLE = re.compile(r"<@&(\d+)>")
-_CHANNEL = re.compile(r"<#(\d+)>")
-_EMOJI = re.compile(r"<a?(:\w+:)\d+>")
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,24 +125,7 @@ def _cited(
 
 def readable(message: discord.Message, me: discord.ClientUser) -> str:
     """Return the text as people see it: names instead of ids, and without the bot's own mention."""
-    names = {user.id: str(user.display_name) for user in message.mentions}
-    guild = message.guild
-
-    def user(found: re.Match[str]) -> str:
-        user_id = int(found[1])
-        return "" if user_id == me.id else f"@{names.get(user_id, 'someone')}"
-
-    def role(found: re.Match[str]) -> str:
-        known = guild.get_role(int(found[1])) if guild else None
-        return f"@{known.name}" if known else "@role"
-
-    def channel(found: re.Match[str]) -> str:
-        known = guild.get_channel_or_thread(int(found[1])) if guild else None
-        return f"#{known.name}" if known else "#channel"
-
-    text = _USER.sub(user, message.content)
-    text = _EMOJI.sub(r"\1", _CHANNEL.sub(channel, _ROLE.sub(role, text)))
-    return text.strip()
+    return in_words(message.content, names_of(message, me))
 
 
 def quoted(prompt: str) -> str:

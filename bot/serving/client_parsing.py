@@ -27,7 +27,7 @@ async def read_chat_stream(chunks: AsyncIterable[bytes]) -> AsyncIterator[ChatDe
 
     Thoughts are left out here once more: other servers send them as they come.
     """
-    thoughts = ThoughtFilter()
+    thoughts, characters = ThoughtFilter(), WholeCharacters()
     reason: str | None = None
     usage: Usage | None = None
     async for data in events(chunks):
@@ -43,13 +43,35 @@ async def read_chat_stream(chunks: AsyncIterable[bytes]) -> AsyncIterator[ChatDe
         for choice in chunk.get("choices", []):
             reason = choice.get("finish_reason") or reason
             text = (choice.get("delta") or {}).get("content")
-            if text and (shown := thoughts.push(text)):
+            if text and (shown := characters.push(thoughts.push(text))):
                 yield ChatDelta(shown)
-    if rest := thoughts.finish():
+    if rest := characters.push(thoughts.finish()) + characters.finish():
         yield ChatDelta(rest)
     if reason is None:
         raise ServerUnavailableError("The model server's stream ended in the middle of a reply.")
     yield ChatDelta("", reason, usage)
+
+
+class WholeCharacters:
+    """Puts characters together that a server's JSON cuts in two; a half that stays alone becomes U+FFFD.
+
+    Half a character is a string in Python, and in nothing that stores or sends text.
+    """
+
+    def __init__(self) -> None:
+        self._half = ""
+
+    def push(self, text: str) -> str:
+        """Return what is whole so far."""
+        text, self._half = self._half + text, ""
+        if text and "\ud800" <= text[-1] <= "\udbff":
+            text, self._half = text[:-1], text[-1]
+        return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+
+    def finish(self) -> str:
+        """Return what stands for a half that is still waiting."""
+        half, self._half = self._half, ""
+        return "\ufffd" if half else ""
 
 
 def read_error(status: int, headers: Mapping[str, str], text: str) -> ServingError:

@@ -17,6 +17,7 @@ from bot.chat.question import Question
 from bot.client import HIDDEN, NO_WORDS, StropClient
 from bot.delivery.streaming import ChannelPace, ReplyRenderer
 from bot.services import Person, Services
+from bot.serving.client_parsing import WholeCharacters
 from bot.serving.model.control_tokens import neutralise
 from bot.serving.protocol import QueuePlace
 from storage.chat import conversations, replies
@@ -570,3 +571,25 @@ async def test_a_foreign_server_is_not_asked_for_places(
     await community.ann.send(community.channel, f"{community.mention} hello")
     assert "queue_updates" not in model_server.requests[0]
     assert community.said() == ["Hello there, friend."]
+
+
+async def test_half_a_character_from_the_model_leaves_no_reply_open(
+    community: Community, model_server: FakeModelServer
+) -> None:
+    model_server.answer = "half \ud83d of it, and a whole \U0001f600"
+    await community.ann.send(community.channel, f"{community.mention} hello")
+    (reply,) = community.replies()
+    assert (reply.status, reply.text) == ("complete", "half \ufffd of it, and a whole 😀")
+    assert community.said() == [reply.text]
+
+
+def test_a_character_that_a_server_sends_in_two_halves_is_put_together() -> None:
+    characters = WholeCharacters()
+    assert [characters.push(text) for text in ("a\ud83d", "\ude00b", "\ude00", "\ud83d", "")] == [
+        "a",
+        "😀b",
+        "\ufffd",
+        "",
+        "",
+    ]
+    assert characters.finish() == "\ufffd" and characters.finish() == ""

@@ -84,7 +84,7 @@ class Page:
             return await response.json()
 
 
-async def until(condition: Callable[[], Any], within_s: float = 40.0) -> Any:
+async def until(condition: Callable[[], Any], within_s: float = 120.0) -> Any:
     ends_at = time.monotonic() + within_s
     while time.monotonic() < ends_at:
         found = condition()

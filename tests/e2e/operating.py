@@ -171,7 +171,7 @@ def custom_id(message: Payload, action: str) -> str:
     return str(next(each for each in ids if each.endswith(f":{action}")))
 
 
-async def until(check: Callable[[], Any], timeout_s: float = 20.0) -> Any:
+async def until(check: Callable[[], Any], timeout_s: float = 60.0) -> Any:
     ends_at = time.monotonic() + timeout_s
     while not (found := check()):
         assert time.monotonic() < ends_at, "it never came"

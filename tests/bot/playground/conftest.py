@@ -52,7 +52,7 @@ async def connected(client: discord.Client, playground: Playground) -> AsyncIter
     running = asyncio.create_task(client.connect())
     ready = asyncio.create_task(client.wait_until_ready())
     try:
-        done, _ = await asyncio.wait({running, ready}, timeout=30, return_when=asyncio.FIRST_COMPLETED)
+        done, _ = await asyncio.wait({running, ready}, timeout=60, return_when=asyncio.FIRST_COMPLETED)
         if running in done:
             running.result()
         ready.result()
@@ -84,7 +84,7 @@ async def client(playground: Playground) -> AsyncIterator[Recorder]:
         yield running
 
 
-async def until(condition: Callable[[], object], timeout_s: float = 20.0) -> None:
+async def until(condition: Callable[[], object], timeout_s: float = 60.0) -> None:
     """Wait for something that another task brings about."""
     async with asyncio.timeout(timeout_s):
         while not condition():  # noqa: ASYNC110 - the condition is another task's, without an event

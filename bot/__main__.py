@@ -15,9 +15,11 @@ import aiohttp
 import discord
 import structlog
 
-from bot.client import StropClient, make_client
+from bot.app import make_client
+from bot.chat.answerer import Answerer
+from bot.client import StropClient
 from bot.errors import EXIT_NEEDS_A_PERSON, BotError, IntentsMissingError, StartupError, TokenRefusedError
-from bot.gateway.sign_in import (
+from bot.gateway.playground_link import (
     PLAYGROUND_VARIABLE,
     PlaygroundLink,
     read_link,
@@ -147,7 +149,7 @@ async def _serve(
     try:
         done, _ = await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
         if stop.is_set():
-            _log.info("bot.stopping", in_flight=client.answerer.in_flight)
+            _log.info("bot.stopping", in_flight=client.feature(Answerer).in_flight)
         for task in done:
             task.result()
         return EXIT_RETRY if watch in done else 0

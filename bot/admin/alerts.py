@@ -12,12 +12,13 @@ import logging
 import shutil
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import structlog
 from discord.ext import tasks
 
 from bot.admin.error_digest import FaultLog
+from bot.client import StropClient
 from bot.delivery.targets import translated
 from bot.errors import ChannelRefusedError, DeliveryError
 from bot.language.sentences import retell
@@ -28,9 +29,6 @@ from bot.ui.channel_language import language_in
 from storage.db import key_values, sql
 from storage.db.clock import DAY_MS, now_ms
 from storage.process.locks import is_locked
-
-if TYPE_CHECKING:
-    from bot.client import StropClient
 
 LOOK_S = 15.0
 # A process counts as dead when so many looks in a row found it so: a restart takes less.

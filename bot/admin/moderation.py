@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import discord
 from discord import app_commands
 
 from bot.language.texts import mark, speaking, tr
 from bot.ui.channel_language import language_in
-from bot.ui.interactions import Interaction, StropTree, say
+from bot.ui.interactions import Interaction, say
 from storage.admin import blocks
 from storage.chat import context_resets
 from storage.errors import BlockError, RuleError
@@ -19,13 +17,6 @@ _SHOWN = 25
 
 class NotModeratorError(RuleError):
     """Somebody who moderates nobody used a moderator's command."""
-
-
-def add_to(tree: StropTree) -> None:
-    """Add this module's commands."""
-    commands: tuple[app_commands.Command[Any, ..., None], ...] = (forget, block, unblock, blocked)
-    for command in commands:
-        tree.add_command(command)
 
 
 @app_commands.command(description="Start afresh: I leave everything that was said here so far behind.")

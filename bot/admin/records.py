@@ -16,7 +16,7 @@ from bot.language.sentences import retell
 from bot.language.texts import tr
 from bot.operators import NOT_OPERATOR
 from bot.services import Services
-from bot.ui.interactions import Interaction, StropTree, guarded, operators_only, say
+from bot.ui.interactions import Interaction, guarded, operators_only, say
 from storage.admin import audit
 from storage.admin.audit import Entry
 from storage.learning import eligibility
@@ -29,12 +29,6 @@ _PLAIN_BYTES = 8_000_000
 _MOST_BYTES = 9_500_000
 _LIMIT = 1900
 _DETAIL = 90
-
-
-def add_to(tree: StropTree) -> None:
-    """Add this module's commands."""
-    tree.add_command(export)
-    tree.add_command(audit_command)
 
 
 # --------------------------------------------------------------------------------------------- the data set
@@ -114,7 +108,7 @@ class AuditButton(
         return cls(int(match["before"]))
 
     @guarded
-    async def callback(self, interaction: discord.Interaction[Any]) -> None:
+    async def callback(self, interaction: Interaction) -> None:
         """Show another page in place, if whoever pressed still is an operator."""
         if not interaction.client.is_operator(interaction.user.id):
             return await say(interaction, tr(NOT_OPERATOR))

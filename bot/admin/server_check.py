@@ -8,18 +8,13 @@ import discord
 from discord import app_commands
 
 from bot.delivery.targets import translated
-from bot.diagnostics import PERMISSIONS
+from bot.diagnostics.discord_access import PERMISSIONS
 from bot.language.texts import mark, tr
-from bot.ui.interactions import Interaction, StropTree, say
+from bot.ui.interactions import Interaction, say
 
 NOT_ADMIN = mark("Only members with the permission **Manage Server**, and this bot's operators, can do that.")
 _MOST_CHANNELS = 8
 _LIMIT = 1900
-
-
-def add_to(tree: StropTree) -> None:
-    """Add this module's commands."""
-    tree.add_command(setup)
 
 
 @app_commands.command(description="Check my permissions and channels on this server, and what to change.")

@@ -14,13 +14,13 @@ from typing import Any, Literal
 import discord
 from discord import app_commands, ui
 
-from bot.chat.question import parent_of
 from bot.chat.threads import missing_for_thread
 from bot.language.sentences import retell
 from bot.language.texts import mark, tr
 from bot.services import Services
 from bot.ui import modals
-from bot.ui.interactions import Interaction, StropTree, guarded, speak_to
+from bot.ui.channels import parent_of
+from bot.ui.interactions import Interaction, guarded, speak_to
 from storage.admin import settings
 from storage.admin.setting_values import KINDS, LONGEST_PERSONA, NEED_CONTENT, shown
 from storage.admin.settings import InForce, Origin, Place
@@ -59,11 +59,6 @@ async def settings_command(interaction: Interaction) -> None:
     await interaction.response.defer(ephemeral=True, thinking=True)
     panel = await _panel(interaction, "channel", None)
     await interaction.followup.send(panel.text, view=panel.view, ephemeral=True)
-
-
-def add_to(tree: StropTree) -> None:
-    """Add this module's command."""
-    tree.add_command(settings_command)
 
 
 def dynamic_items() -> tuple[type[ui.DynamicItem[Any]], ...]:

@@ -1,11 +1,11 @@
-"""Round ends of axes, adapters' short names, and times in words: what several charts share."""
+"""Round ends of axes and adapters' short names: what several charts share."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterable
 
-from bot.language.texts import number, tr
+from bot.language.texts import number
 
 _SHORT = 9
 _FACTORS = (1, 1.2, 1.6, 2, 2.4, 3, 4, 5, 6, 8, 10, 12)
@@ -39,18 +39,3 @@ def short_names(adapter_ids: Iterable[str]) -> dict[str, str]:
         if len(set(names.values())) == len(ids):
             return names
     return {each: each for each in ids}
-
-
-def seconds(ms: float) -> str:
-    """Return a short time as people say it: `0.8 s`, `12 s`, `3 min`."""
-    if ms < 9_950:
-        return f"{number(ms / 1000, '.1f')} s"
-    return f"{ms / 1000:.0f} s" if ms < 90_000 else f"{ms / 60_000:.0f} min"
-
-
-def span(minutes: float) -> str:
-    """Return a time to come in words, as precise as its length deserves."""
-    if minutes < 90:
-        return tr("{count} min", count=max(round(minutes), 1))
-    hours = minutes / 60
-    return tr("{count} h", count=round(hours)) if hours < 48 else tr("{count} days", count=round(hours / 24))

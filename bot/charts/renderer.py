@@ -22,7 +22,7 @@ _log = structlog.get_logger(__name__)
 
 
 class Studio:
-    """Draws pictures; `close` when nobody asks any more."""
+    """Draws pictures; `stop` when nobody asks any more."""
 
     def __init__(self, deadline_s: float = DEADLINE_S) -> None:
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="charts")
@@ -42,6 +42,6 @@ class Studio:
         _log.info("picture.drawn", name=made.name, size_bytes=len(made.png), duration_ms=duration_ms)
         return made
 
-    def close(self) -> None:
+    async def stop(self) -> None:
         """Let go of the thread; what waits is not drawn any more."""
         self._thread.shutdown(wait=False, cancel_futures=True)

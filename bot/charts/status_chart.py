@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from bot.charts.axes import amount, round_top, seconds
+from bot.charts.axes import amount, round_top
 from bot.charts.canvas import (
     BLUE,
     EDGE,
@@ -21,6 +21,7 @@ from bot.charts.canvas import (
     text_width,
 )
 from bot.charts.picture import Picture
+from bot.language.durations import short_time
 from bot.language.texts import number, tr
 from storage.chat.latency import Speed
 
@@ -87,19 +88,19 @@ def speed_text(speed: Speed) -> str:
             "The only reply in {hours} hours waited {queued}, had its first word within {median} and was "
             "done within {done}.",
             hours=hours,
-            queued=seconds(speed.queued_ms or 0),
-            median=seconds(speed.whole.median_ms),
-            done=seconds(speed.done_ms or 0),
+            queued=short_time(speed.queued_ms or 0),
+            median=short_time(speed.whole.median_ms),
+            done=short_time(speed.done_ms or 0),
         )
     return tr(
         "Half of {count} replies in {hours} hours waited up to {queued}, had their first word within "
         "{median} and were done within {done}; 95 % had their first word within {slow}.",
         count=speed.whole.replies,
         hours=hours,
-        queued=seconds(speed.queued_ms or 0),
-        median=seconds(speed.whole.median_ms),
-        done=seconds(speed.done_ms or 0),
-        slow=seconds(speed.whole.slow_ms),
+        queued=short_time(speed.queued_ms or 0),
+        median=short_time(speed.whole.median_ms),
+        done=short_time(speed.done_ms or 0),
+        slow=short_time(speed.whole.slow_ms),
     )
 
 
@@ -165,8 +166,8 @@ def _speed_key(canvas: Canvas, standing: Standing, baseline: float) -> float:
     whole = standing.speed.whole
     if whole is None:
         return WIDTH - _EDGE
-    slow = tr("95 % within {time}", time=seconds(whole.slow_ms))
-    median = tr("median {time}", time=seconds(whole.median_ms))
+    slow = tr("95 % within {time}", time=short_time(whole.slow_ms))
+    median = tr("median {time}", time=short_time(whole.median_ms))
     right: float = WIDTH - _EDGE
     canvas.text((right, baseline), slow, size=12, color=INK, align="right")
     right -= text_width(slow, 12) + 12

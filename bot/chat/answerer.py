@@ -7,64 +7,44 @@ import contextlib
 import random
 import secrets
 from collections import Counter, deque
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import replace
-from typing import Any, cast
+from typing import Any, Protocol
 
 import structlog
 
+from bot.chat import pairing
 from bot.chat import prompt as context
-from bot.chat.draft import Again, Asked, Draft, Pair, ReplyRecorder
+from bot.chat.draft import Again, Asked, Draft, Pair
+from bot.chat.failures import explanation
+from bot.chat.generation import Generator, chat_for, sampling_of
 from bot.chat.prompt import Prompt
 from bot.chat.question import Question
+from bot.chat.reply_recorder import ReplyRecorder
 from bot.delivery.streaming import LOCAL_PACE_S, PACE_S, Paces, ReplyRenderer, State, Surface
-from bot.errors import ChannelGoneError, ChannelRefusedError, ContextError, DeliveryError
-from bot.feedback import side_by_side
-from bot.feedback.reply_buttons import Controls
+from bot.delivery.typing_indicator import beside
+from bot.errors import ChannelGoneError, ChannelRefusedError, DeliveryError
 from bot.language.texts import mark, tr
-from bot.services import EXTERNAL, Services
+from bot.services import Services
 from bot.serving.errors import (
     ServerBusyError,
-    ServerLoadingError,
-    ServerUnavailableError,
-    ServingError,
-    UnknownModelError,
 )
-from bot.serving.model.control_tokens import neutralise
-from bot.serving.protocol import BaseDescription, ChatDelta, ChatMessage, QueuePlace, Sampling
+from bot.serving.protocol import BaseDescription, ChatMessage, Sampling
 from storage.chat.replies import Status
-from storage.config_sections import ChatConfig
-from storage.errors import DiskFullError, StorageError
-from storage.learning.trials import BASE, Route
+from storage.chat.reply_versions import Versions
+from storage.learning.trials import BASE
 
-UNREACHABLE = mark("My model server is not reachable right now; I'll be back by myself when it is.")
-LOADING = mark("My model is still loading. I'll answer here as soon as it is ready.")
 STOPPED = mark("-# I was switched off in the middle of this. Ask me again in a moment.")
-BROKE_OFF = mark("-# My model server stopped in the middle of this. Ask me again in a moment.")
-BUSY = mark("I have more questions than I can take right now. Please ask me again in {seconds} seconds.")
 TRUNCATED = mark("-# Your message was longer than I can read at once: I read its beginning and its end.")
 LEFT_OUT = mark(
     "-# This conversation is longer than I can read at once: from here on I leave out the oldest messages "
     "({count} so far)."
 )
 NOTHING_SAID = mark("-# I found no words for that. Please try another wording.")
-DISK_FULL = mark("My disk is full, so I can't keep this conversation. Please tell whoever runs me.")
-WAITING = mark("-# {ahead} before you, about {seconds} s.")
-NEXT = mark("-# You are next, in about {seconds} s.")
 QUESTION_DELETED = mark("-# The question was deleted.")
 STOPPED_BY_MEMBER = mark("-# Stopped.")
-UNEXPECTED = mark("Something went wrong on my side (error `{id}`). It is in my log; please try again.")
 
-REPLY_DEADLINE_S = 300.0
-LOADING_DEADLINE_S = 900.0
-LOADING_POLL_S = 2.0
-BUSY_TRIES = 3
-# A full queue that is free again this soon is waited out; a longer wait is told at once.
-BUSY_PATIENCE_S = 10.0
-# A place in the queue is worth a message where the wait is this long, and an edit this often.
-SHORTEST_WAIT_S = 2.0
-WAITING_EVERY_S = 4.0
 MAX_IN_FLIGHT = 64
 # Below this much room for a prompt, an answer would know nothing of the question.
 MIN_PROMPT_TOKENS = 64
@@ -73,21 +53,47 @@ _REMEMBERED_WITHDRAWN = 1000
 _log = structlog.get_logger(__name__)
 
 
+IsDeleted = Callable[[int], Awaitable[bool]]
+"""Whether the message with this id was deleted before its question was stored."""
+
+
+class ReplyControls(Protocol):
+    """The buttons below a reply, as the feature that answers to them makes them; None for none."""
+
+    def writing(self, reply_id: str) -> Any:
+        """Return what stands below a reply that is being written."""
+
+    def finished(
+        self,
+        reply_id: str,
+        versions: Versions | None = None,
+        *,
+        has_text: bool = True,
+        votes: tuple[int, int] = (0, 0),
+    ) -> Any:
+        """Return what stands below a reply that is done."""
+
+    def comparing(self, first_id: str) -> Any:
+        """Return what stands below two candidates, of which the first is named."""
+
+
 class Answerer:
     """Answers questions, many at a time, each in a task of its own."""
 
     def __init__(
         self,
         services: Services,
-        is_deleted: Callable[[int], Awaitable[bool]] | None = None,
+        controls: ReplyControls,
+        is_deleted: IsDeleted | None = None,
         on_refused: Callable[[Question], Awaitable[None]] | None = None,
     ) -> None:
         self._services = services
         self._is_deleted = is_deleted
         self._on_refused = on_refused
         self._recorder = ReplyRecorder(services)
+        self._generator = Generator(services, self._recorder)
         self.paces = Paces(LOCAL_PACE_S if services.playground else PACE_S)
-        self._controls = Controls(services.config.replies)
+        self._controls = controls
         self._tasks: set[asyncio.Task[Draft]] = set()
         self._writing: dict[str, tuple[Draft, asyncio.Task[Draft]]] = {}
         self._writing_in: Counter[int] = Counter()
@@ -156,6 +162,11 @@ class Answerer:
         draft.stop_requested = True
         return task.cancel()
 
+    def stop_writing_on(self, message_id: int) -> None:
+        """End the reply that is being written on this message, if there is one."""
+        if (draft := self.being_written(message_id=message_id)) is not None:
+            self.stop(draft.reply_id)
+
     async def drain(self, finish_s: float = 6.0, stop_s: float = 3.0) -> None:
         """Take no more questions, let replies in flight finish, make the rest say that they were stopped."""
         self._closing = True
@@ -174,7 +185,7 @@ class Answerer:
             # One indicator a channel is enough: Discord limits them, and many at once would be refused.
             typing = contextlib.nullcontext()
         try:
-            async with _beside(typing):
+            async with beside(typing):
                 await self._answer(draft)
         except asyncio.CancelledError:
             stopped = draft.stop_requested and not self._closing
@@ -185,7 +196,7 @@ class Answerer:
                 raise
             task.uncancel()
         except Exception as error:  # The task's boundary: whoever asked gets one sentence, the log the rest.
-            draft.notes.append(_explanation(error, draft))
+            draft.notes.append(explanation(error, draft))
             await self._close(draft, "failed", type(error).__name__)
         finally:
             self._writing_in -= Counter([channel_id])
@@ -221,32 +232,30 @@ class Answerer:
         if draft.reply is None:
             return None
         if draft.pair is not None:
-            return side_by_side.compare_view(draft.pair.first.reply_id)
+            return self._controls.comparing(draft.pair.first.reply_id)
         return self._controls.finished(draft.reply_id, draft.versions, has_text=bool(draft.text.strip()))
 
     async def _answer(self, draft: Draft) -> None:
         if len(self._tasks) > MAX_IN_FLIGHT:
             raise ServerBusyError("too many replies in flight", 30.0)
-        base, loaded = await self._ready(draft)
+        base, loaded = await self._generator.ready(draft)
         draft.chat = await chat_for(self._services, draft.question, base)
         asked = await self._recorder.question(draft.question, base, draft.again)
         if self._is_deleted is not None and await self._is_deleted(draft.question.discord_id):
             return await self._drop(draft)
-        await self._choose_adapter(draft, asked.route, loaded)
+        await self._generator.choose_adapter(draft, asked.route, loaded)
         prompt = await self._prompt(draft, asked, base)
         seed = secrets.randbits(31)
-        sampling = _sampling(draft.chat, seed)
+        sampling = sampling_of(draft.chat, seed)
         await self._recorder.start(draft, asked, prompt, base, sampling)
         if prompt.truncated:
             draft.notes.append(tr(TRUNCATED))
         elif prompt.dropped_turns and not asked.left_out_before:
             draft.notes.append(tr(LEFT_OUT, count=prompt.dropped_turns))
-        if draft.again is None and await side_by_side.wanted(
-            self._services, draft.question, len(self._tasks)
-        ):
+        if draft.again is None and await pairing.wanted(self._services, draft.question, len(self._tasks)):
             await self._compare(draft, asked, prompt, base, loaded, sampling)
         else:
-            await self._generate(draft, prompt, base, sampling)
+            await self._generator.write(draft, prompt, base, sampling)
         if not draft.text.strip():
             draft.notes.append(tr(NOTHING_SAID))
         await self._close(draft, "complete")
@@ -270,13 +279,13 @@ class Answerer:
     ) -> None:
         """Write a second candidate beside the usual one; without it, the usual one stands alone."""
         rival = self._rival(draft)
-        opponent = await side_by_side.opponent(self._services, asked.scope, base.hash, draft)
-        rival.adapter_id = await self._answering_adapter(opponent, loaded)
-        other_seed = _sampling(draft.chat, secrets.randbits(31))
+        opponent = await pairing.opponent(self._services, asked.scope, base.hash, draft)
+        rival.adapter_id = await self._generator.loaded_or_base(opponent, loaded)
+        other_seed = sampling_of(draft.chat, secrets.randbits(31))
         await self._recorder.start(rival, asked, prompt, base, other_seed)
         usual, other = await asyncio.gather(
-            self._generate(draft, prompt, base, sampling),
-            self._generate(rival, prompt, base, other_seed),
+            self._generator.write(draft, prompt, base, sampling),
+            self._generator.write(rival, prompt, base, other_seed),
             return_exceptions=True,
         )
         if isinstance(usual, BaseException):
@@ -285,7 +294,7 @@ class Answerer:
             return await self._part_company(draft, "failed", "its companion stands alone")
         await self._recorder.end(rival, asyncio.get_running_loop().time(), "complete")
         if draft.pair is not None:
-            await side_by_side.record(self._services, draft.pair, draft)
+            await pairing.record(self._services, draft.pair, draft)
         return None
 
     def _rival(self, draft: Draft) -> Draft:
@@ -303,43 +312,6 @@ class Answerer:
             rival = pair.second if pair.first is draft else pair.first
             await self._recorder.end(rival, asyncio.get_running_loop().time(), status, error)
 
-    async def _ready(self, draft: Draft) -> tuple[BaseDescription, frozenset[str]]:
-        """Return the base and the loaded adapters; while the model loads, say so in the reply and wait."""
-        loop = asyncio.get_running_loop()
-        ends_at = loop.time() + LOADING_DEADLINE_S
-        while True:
-            try:
-                return await self._services.base_and_adapters()
-            except ServerLoadingError:
-                if loop.time() > ends_at:
-                    raise
-            if draft.again is None:
-                draft.renderer.show("\n\n".join(filter(None, (draft.question.quote, tr(LOADING)))))
-            await asyncio.sleep(LOADING_POLL_S)
-
-    async def _choose_adapter(self, draft: Draft, route: Route, loaded: frozenset[str]) -> None:
-        """Settle who answers: where the other side of a trial isn't loaded, nobody waits for it."""
-        draft.route = route
-        if route.diverted and route.adapter_id is not None and route.adapter_id not in loaded:
-            _log.warning("trial.not_loaded", adapter_id=route.adapter_id, reply_id=draft.reply_id)
-            draft.route = Route(route.champion, route.champion)
-        draft.adapter_id = await self._answering_adapter(draft.route.adapter_id, loaded)
-        if draft.adapter_id != draft.route.adapter_id:
-            draft.route = Route(draft.adapter_id, draft.adapter_id)
-
-    async def _answering_adapter(self, champion: str | None, loaded: frozenset[str]) -> str | None:
-        """Return the champion once the server has it; the base answers for one that can't be loaded."""
-        if champion is None or champion in loaded:
-            return champion
-        try:
-            await self._services.load_adapter(champion)
-        except (ServerUnavailableError, ServerLoadingError):
-            raise
-        except (ServingError, StorageError) as error:
-            _log.error("adapter.not_loadable", adapter_id=champion, error=str(error))
-            return None
-        return champion
-
     async def _prompt(self, draft: Draft, asked: Asked, base: BaseDescription) -> Prompt:
         chat = draft.chat
         room = (base.context_tokens or self._services.config.model.context_tokens) - chat.max_new_tokens
@@ -352,58 +324,6 @@ class Answerer:
             chat.system_prompt, asked.turns, budget, count, base.special_tokens
         )
         return prompt
-
-    async def _generate(
-        self, draft: Draft, prompt: Prompt, base: BaseDescription, sampling: Sampling
-    ) -> None:
-        """Stream the answer; wait out a full queue, and load an adapter again that the server forgot."""
-        for attempt in range(1, BUSY_TRIES + 1):
-            try:
-                await self._stream(draft, prompt, base, sampling)
-                return
-            except UnknownModelError:
-                if draft.route.diverted:
-                    await self._back_to_champion(draft)
-                    continue
-                if attempt == BUSY_TRIES or draft.adapter_id is None:
-                    raise
-                await self._services.load_adapter(draft.adapter_id)
-            except ServerBusyError as busy:
-                if attempt == BUSY_TRIES or busy.retry_after_s > BUSY_PATIENCE_S:
-                    raise
-                await asyncio.sleep(busy.retry_after_s)
-
-    async def _back_to_champion(self, draft: Draft) -> None:
-        """Let the champion write a reply after all: the server lost the other side of a trial."""
-        _log.warning("trial.not_loaded", adapter_id=draft.adapter_id, reply_id=draft.reply_id)
-        draft.route = Route(draft.route.champion, draft.route.champion)
-        draft.adapter_id = draft.route.champion
-        await self._recorder.reroute(draft)
-
-    async def _stream(self, draft: Draft, prompt: Prompt, base: BaseDescription, sampling: Sampling) -> None:
-        loop = asyncio.get_running_loop()
-        draft.requested_at = loop.time()
-        deltas = self._services.model.chat_stream(
-            model=draft.adapter_id or base.id,
-            messages=list(prompt.messages),
-            sampling=sampling,
-            user=self._services.pseudonym(draft.question.author.user_id),
-            queue_updates=not base.hash.startswith(EXTERNAL),
-            deadline_s=REPLY_DEADLINE_S,
-        )
-        # Closing the generator at once frees the server from a reply that nobody waits for any more.
-        async with contextlib.aclosing(cast("AsyncGenerator[ChatDelta, None]", deltas)):
-            async for delta in deltas:
-                draft.finish_reason = delta.finish_reason or draft.finish_reason
-                draft.usage = delta.usage or draft.usage
-                if delta.queue is not None and not draft.text:
-                    _show_place(draft, delta.queue, loop.time())
-                if delta.text:
-                    draft.first_token_at = draft.first_token_at or loop.time()
-                    draft.text += delta.text
-                    if draft.text.strip():
-                        await self._recorder.show_version(draft)
-                        draft.renderer.show(draft.shown())
 
     async def _close(self, draft: Draft, status: Status, error: str | None = None) -> None:
         """Store the outcome, then deliver the final text: a rating may follow as soon as it stands there."""
@@ -419,81 +339,3 @@ class Answerer:
             refused = isinstance(failure, ChannelRefusedError) and not isinstance(failure, ChannelGoneError)
             if refused and self._on_refused is not None and not self._closing:
                 await self._on_refused(draft.question)
-
-
-def _show_place(draft: Draft, place: QueuePlace, now: float) -> None:
-    """Say how long it will take, where that is worth saying and no reply needs the channel's next turn."""
-    if draft.pair is not None:
-        return  # the other of the two may have begun already
-    seconds = max(1, round(place.wait_s))
-    draft.waiting = tr(WAITING if place.ahead else NEXT, ahead=place.ahead, seconds=seconds)
-    shown_at = draft.waiting_shown_at
-    due = place.wait_s >= SHORTEST_WAIT_S if shown_at is None else now - shown_at >= WAITING_EVERY_S
-    if due and draft.renderer.show_if_free(draft.shown_while_waiting()):
-        draft.waiting_shown_at = now
-
-
-def _sampling(chat: ChatConfig, seed: int) -> Sampling:
-    return Sampling(
-        max_tokens=chat.max_new_tokens,
-        temperature=chat.temperature,
-        top_p=chat.top_p,
-        top_k=chat.top_k,
-        seed=seed,
-    )
-
-
-async def chat_for(services: Services, question: Question, base: BaseDescription) -> ChatConfig:
-    """Return how a reply is asked for in the question's place, with room left for the question itself."""
-    found = await services.settings(question.guild_id, question.home_channel_id)
-    context_tokens = base.context_tokens or services.config.model.context_tokens
-    persona = found.settings.system_prompt
-    changed: dict[str, Any] = {
-        # A server's admins are members too: their words can't end a turn either.
-        "system_prompt": persona if found.origins["system_prompt"] == "file" else neutralise(persona),
-        "temperature": found.settings.temperature,
-    }
-    length = found.settings.max_new_tokens
-    if found.origins["max_new_tokens"] != "file":
-        # An admin can't know the model's context: at least half of it is left for what was said.
-        length = max(1, min(length, context_tokens // 2))
-    changed["max_new_tokens"] = length
-    return services.config.chat.model_copy(update=changed)
-
-
-def _explanation(error: Exception, draft: Draft) -> str:
-    """Return the one sentence for whoever asked; what nobody expected also goes to the log, with its id."""
-    if isinstance(error, ServerBusyError):
-        return tr(BUSY, seconds=max(1, round(error.retry_after_s)))
-    if isinstance(error, ServerUnavailableError | ServerLoadingError):
-        _log.warning("reply.server_away", reply_id=draft.reply_id, error=str(error))
-        return tr(BROKE_OFF if draft.text.strip() else UNREACHABLE)
-    if isinstance(error, ContextError):
-        return tr(str(error))
-    if isinstance(error, DiskFullError):
-        _log.error("reply.disk_full", reply_id=draft.reply_id)
-        return tr(DISK_FULL)
-    _log.error("reply.failed", reply_id=draft.reply_id, exc_info=error)
-    return tr(UNEXPECTED, id=draft.reply_id)
-
-
-@contextlib.asynccontextmanager
-async def _beside(typing: AbstractAsyncContextManager[Any]) -> AsyncIterator[None]:
-    """Show the typing indicator where Discord lets us; it never delays the reply, and may fail."""
-
-    async def show() -> bool:
-        try:
-            await typing.__aenter__()
-        except Exception as error:  # The boundary to discord.py's typing task.
-            _log.debug("typing.failed", error=type(error).__name__)
-            return False
-        return True
-
-    showing = asyncio.create_task(show())
-    try:
-        yield
-    finally:
-        showing.cancel()
-        await asyncio.wait({showing})
-        if not showing.cancelled() and showing.result():
-            await typing.__aexit__(None, None, None)

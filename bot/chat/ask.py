@@ -4,18 +4,16 @@ from __future__ import annotations
 
 from discord import app_commands
 
-from bot.chat.question import Question, is_public, parent_of, quoted
+from bot.chat.answerer import Answerer
+from bot.chat.listener import MessageListener
+from bot.chat.question import Question, quoted
 from bot.delivery.targets import InteractionSurface
 from bot.language.texts import speaking, tr
 from bot.ui.channel_language import language_in
-from bot.ui.interactions import Interaction, StropTree, say
+from bot.ui.channels import is_public, parent_of
+from bot.ui.interactions import Interaction, say
 
 MAX_PROMPT = 4000
-
-
-def add_to(tree: StropTree) -> None:
-    """Add this module's command."""
-    tree.add_command(ask)
 
 
 @app_commands.command(
@@ -27,7 +25,7 @@ async def ask(interaction: Interaction, prompt: app_commands.Range[str, 1, MAX_P
     client = interaction.client
     if interaction.channel_id is None or not prompt.strip():
         return await say(interaction, tr("Please write what you want to ask."))
-    if refusal := await client.refuse_asking(interaction):
+    if refusal := await client.feature(MessageListener).refuse_asking(interaction):
         return await say(interaction, refusal)
     await interaction.response.defer(thinking=True)
     question = Question(
@@ -42,7 +40,7 @@ async def ask(interaction: Interaction, prompt: app_commands.Range[str, 1, MAX_P
         parent_channel_id=parent_of(interaction.channel),
     )
     with speaking(await language_in(client.services, client, interaction.channel_id)):
-        task = client.answerer.start(question, InteractionSurface(interaction))
+        task = client.feature(Answerer).start(question, InteractionSurface(interaction))
     if task is None:
         return await say(interaction, tr("I am being restarted. Please ask again in a moment."))
     return None

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 
 import discord
 
-from bot.chat.message_text import in_words, names_of
-from bot.language.texts import mark
+from bot.chat.content.message_text import in_words, names_of
 from bot.services import Person, Services
+from bot.ui.channels import is_public, parent_of
 
 _QUOTED = 300
 
@@ -100,11 +100,6 @@ def moved_to(question: Question, thread: discord.Thread) -> Question:
     return dataclasses.replace(question, channel_id=thread.id, parent_channel_id=question.home_channel_id)
 
 
-def parent_of(channel: object) -> int | None:
-    """Return the channel that a thread hangs on; None for any other channel."""
-    return channel.parent_id if isinstance(channel, discord.Thread) else None
-
-
 def cited_message(message: discord.Message) -> discord.Message | None:
     """Return the message of another person that this one replies to, as far as Discord sent it along."""
     answered = message.reference.resolved if message.reference is not None else None
@@ -132,29 +127,3 @@ def quoted(prompt: str) -> str:
     """Return the line that shows a question above its answer."""
     shown = " ".join(prompt.split())
     return f"> {shown[:_QUOTED]}{'…' if len(shown) > _QUOTED else ''}"
-
-
-def is_public(channel: object) -> bool:
-    """Whether everyone in the guild can read this channel; what is not public never trains."""
-    if isinstance(channel, discord.Thread):
-        return not channel.is_private() and is_public(channel.parent)
-    if not isinstance(channel, discord.abc.GuildChannel):
-        return False
-    everyone = channel.permissions_for(channel.guild.default_role)
-    return everyone.view_channel and everyone.read_message_history
-
-
-def missing_permissions(channel: object, guild: discord.Guild | None) -> list[str]:
-    """Name what the bot lacks to answer in this channel, as Discord's settings call it."""
-    if guild is None or not isinstance(channel, discord.abc.GuildChannel | discord.Thread):
-        return []
-    granted = channel.permissions_for(guild.me)
-    thread = isinstance(channel, discord.Thread)
-    needed = {
-        mark("View Channel"): granted.view_channel,
-        mark("Send Messages in Threads") if thread else mark("Send Messages"): (
-            granted.send_messages_in_threads if thread else granted.send_messages
-        ),
-        mark("Read Message History"): granted.read_message_history,
-    }
-    return [name for name, has in needed.items() if not has]

@@ -13,9 +13,10 @@ from typing import Any, Literal
 
 import discord
 
-from bot.chat.question import Follows, parent_of
+from bot.chat.question import Follows
 from bot.chat.wake_words import calls, spoken
 from bot.services import Services
+from bot.ui.channels import parent_of
 from storage.admin import blocks, settings
 from storage.admin.settings import InForce, Settings
 from storage.chat import replies

@@ -9,6 +9,9 @@ from __future__ import annotations
 
 from bot.errors import BotError
 
+EXIT_INTERRUPTED = 130
+"""What a shell expects of a command that Ctrl-C ended."""
+
 
 class CommandError(BotError):
     """The command can't do what was asked; the text is one sentence with the way out."""

@@ -16,8 +16,7 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TaskProgressColumn, TextColumn, TimeElapsedColumn
 
-from bot.cli import EXIT_INTERRUPTED
-from bot.cli.errors import CommandError
+from bot.cli.errors import EXIT_INTERRUPTED, CommandError
 from bot.cli.launch.console import visible
 from bot.cli.session import (
     ConfigOption,
@@ -30,6 +29,7 @@ from bot.cli.session import (
     served,
     session,
 )
+from bot.language.durations import duration
 from bot.learning.next_run import Outlook, next_run
 from storage.db import key_values
 from storage.learning import dry_run, loop_status, run_times, runs
@@ -314,11 +314,6 @@ def trainer_alive(opened: Session) -> bool:
 def actor() -> str:
     """Who acts, for the audit log: the user of this machine."""
     return f"cli:{os.environ.get('USER') or os.environ.get('LOGNAME') or os.getuid()}"
-
-
-def duration(seconds: float) -> str:
-    """A rough duration for people."""
-    return f"{round(seconds)} s" if seconds < 90 else f"{round(seconds / 60)} min"
 
 
 def report(

@@ -22,7 +22,8 @@ from bot.cli.init_config import (
     write_token,
 )
 from bot.cli.session import DEFAULT_CONFIG, ConfigOption, JsonOption, load
-from bot.diagnostics import Check, examine
+from bot.diagnostics.checks import Check
+from bot.diagnostics.doctor import examine
 from storage.config import load_config
 from storage.cron import time_zone
 from storage.errors import ConfigError, CronError

@@ -3,23 +3,10 @@
 from __future__ import annotations
 
 import discord
-from discord import app_commands
 
 from bot.feedback.reply_actions import UNKNOWN, ReplyActions
 from bot.language.texts import mark, tr
-from bot.ui.interactions import Interaction, StropTree, say
-
-
-def add_to(tree: StropTree) -> None:
-    """Add this module's commands; Discord allows five such menu entries an application."""
-    for name, callback in (
-        (mark("Regenerate"), regenerate),
-        (mark("Stop writing"), stop),
-        (mark("Better answer"), better),
-        (mark("Why this reply?"), why),
-        (mark("Report reply"), report),
-    ):
-        tree.add_command(app_commands.ContextMenu(name=name, callback=callback))
+from bot.ui.interactions import Interaction, say
 
 
 async def regenerate(interaction: Interaction, message: discord.Message) -> None:
@@ -31,7 +18,7 @@ async def regenerate(interaction: Interaction, message: discord.Message) -> None
 
 async def stop(interaction: Interaction, message: discord.Message) -> None:
     """End a reply that is being written."""
-    actions = interaction.client.reply_actions
+    actions = interaction.client.feature(ReplyActions)
     known = await actions.at_message(message.id)
     await actions.stop(interaction, known.reply.id if known else "", message.id)
 
@@ -59,8 +46,18 @@ async def report(interaction: Interaction, message: discord.Message) -> None:
 
 async def _chosen(interaction: Interaction, message: discord.Message) -> tuple[ReplyActions, str | None]:
     """Return the reply that the message shows; who chose another message hears so."""
-    actions = interaction.client.reply_actions
+    actions = interaction.client.feature(ReplyActions)
     known = await actions.at_message(message.id)
     if known is None:
         await say(interaction, tr(UNKNOWN))
     return actions, known.reply.id if known else None
+
+
+ENTRIES = {
+    mark("Regenerate"): regenerate,
+    mark("Stop writing"): stop,
+    mark("Better answer"): better,
+    mark("Why this reply?"): why,
+    mark("Report reply"): report,
+}
+"""What each entry is called and does; Discord allows five an application."""

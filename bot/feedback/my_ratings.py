@@ -14,6 +14,7 @@ from typing import Any, Self
 import discord
 
 from bot.errors import DeliveryError
+from bot.feedback.reply_actions import ReplyActions
 from bot.language.texts import mark, tr
 from bot.services import Services
 from bot.ui.interactions import Interaction, guarded
@@ -69,7 +70,7 @@ class PageButton(
         return cls(int(match["offset"]))
 
     @guarded
-    async def callback(self, interaction: discord.Interaction[Any]) -> None:
+    async def callback(self, interaction: Interaction) -> None:
         """Show another page in place."""
         await interaction.response.defer()
         await _show(interaction, self.offset)
@@ -100,7 +101,7 @@ class TakeBackSelect(
         return cls(int(match["offset"]))
 
     @guarded
-    async def callback(self, interaction: discord.Interaction[Any]) -> None:
+    async def callback(self, interaction: Interaction) -> None:
         """Take the chosen ones back, and show the page without them."""
         await interaction.response.defer()
         user_id, chosen = interaction.user.id, _chosen(interaction)
@@ -114,7 +115,7 @@ class TakeBackSelect(
         for reply_id in dict.fromkeys(redrawn):
             # Its buttons count the thumbs; where Discord refuses, the count is right at the next press.
             with contextlib.suppress(DeliveryError):
-                await interaction.client.reply_actions.redraw(reply_id)
+                await interaction.client.feature(ReplyActions).redraw(reply_id)
         await _show(interaction, self.offset, tr(TAKEN_BACK, count=len(chosen)))
 
 

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from bot.feedback.reply_view import Known
+from bot.language.durations import exact_time
 from bot.language.sentences import retell
 from bot.language.texts import number, tr
-from bot.learning.status_text import duration
 from storage.chat.replies import Reply
 from storage.learning import adapters, runs, trials
 from storage.learning.adapters import Adapter
@@ -130,12 +130,8 @@ def _times(known: Known) -> str:
         return ""
     steps = []
     if reply.queue_ms is not None:
-        steps.append(tr("waited {time}", time=_seconds(reply.queue_ms)))
+        steps.append(tr("waited {time}", time=exact_time(reply.queue_ms)))
     if reply.first_token_ms is not None:
-        steps.append(tr("first word after {time}", time=_seconds(reply.first_token_ms)))
-    steps.append(tr("done after {time}", time=_seconds(reply.duration_ms)))
+        steps.append(tr("first word after {time}", time=exact_time(reply.first_token_ms)))
+    steps.append(tr("done after {time}", time=exact_time(reply.duration_ms)))
     return tr("It {steps}.", steps=", ".join(steps))
-
-
-def _seconds(ms: int) -> str:
-    return tr("{count} s", count=number(ms / 1000, ".1f")) if ms < 90_000 else duration(ms / 1000)

@@ -160,19 +160,6 @@ class RatingRecorder:
         if await self._value(event.message_id, emoji) is not None:
             await self._clear(event.message_id, emoji)
 
-    async def edited(self, message_id: int, content: str, *, without_files: bool = False) -> bool:
-        """Keep the stored text of a question equal to what people see; files can be taken out of it too.
-
-        Returns whether the message is known.
-        """
-
-        def work(db: Any) -> bool:
-            conversations.edit_message(db, message_id, content, without_files=without_files)
-            return conversations.by_discord_id(db, message_id) is not None
-
-        # Not read first: the write comes after the one that may be recording the question at this moment.
-        return await self._services.database.awrite(work)
-
     async def reconcile(self) -> int:
         """Compare recent replies with what Discord shows, store what was missed, return how many changed.
 

@@ -9,31 +9,28 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Awaitable, Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import discord
 import structlog
 
+from bot.chat.answerer import Answerer, ReplyControls
 from bot.chat.draft import Again, Draft
+from bot.chat.listener import MessageListener
+from bot.client import StropClient
 from bot.delivery.splitting import visible_parts
 from bot.delivery.streaming import ReplyRenderer
-from bot.delivery.targets import WrittenSurface, translated
+from bot.delivery.targets import WrittenSurface
 from bot.errors import DeliveryError
 from bot.feedback import corrections, reply_view, reports
 from bot.feedback.provenance import Training, training_of, why_text
-from bot.feedback.reply_buttons import Controls
 from bot.feedback.reply_view import Known
 from bot.language.texts import mark, speaking, tr
-from bot.services import Services
 from bot.ui.channel_language import language_in
 from bot.ui.interactions import Interaction, say
 from storage.admin import audit
 from storage.chat import replies, reply_versions
-from storage.chat.replies import Part, Reply
 from storage.feedback import ratings, side_by_side
-
-if TYPE_CHECKING:
-    from bot.client import StropClient
 
 UNKNOWN = mark("That is not a reply of mine that I still know.")
 GONE = mark("This reply was deleted.")
@@ -56,10 +53,14 @@ _log = structlog.get_logger(__name__)
 class ReplyActions:
     """The actions on replies; holds only which replies are being changed at this moment."""
 
-    def __init__(self, services: Services, client: StropClient) -> None:
-        self._services = services
-        self._client = client
-        self._controls = Controls(services.config.replies)
+    def __init__(
+        self, app: StropClient, controls: ReplyControls, answerer: Answerer, listener: MessageListener
+    ) -> None:
+        self._services = app.services
+        self._client = app
+        self._controls = controls
+        self._answerer = answerer
+        self._listener = listener
         self._changing: set[str] = set()
         self._actions: dict[str, Callable[[Interaction, str], Awaitable[None]]] = {
             "regenerate": self.regenerate,
@@ -94,7 +95,7 @@ class ReplyActions:
         await _acknowledge(interaction)
         known = await self.known(reply_id)
         # Nothing is awaited between the last look and taking the slot: a double click writes one version.
-        refusal = await self._client.refuse_asking(interaction) or self._no_regenerating(interaction, known)
+        refusal = await self._listener.refuse_asking(interaction) or self._no_regenerating(interaction, known)
         if known is None or refusal:
             return await say(interaction, refusal)
         slot = known.versions.first_id
@@ -118,7 +119,7 @@ class ReplyActions:
             (user_id != known.reply.asker_id and not self._client.is_operator(user_id), NOT_YOURS),
             (known.asked.deleted_ms is not None or not known.asked.words.strip(), ASKED_GONE),
             (known.versions.first_id in self._changing, BUSY),
-            (self._client.answerer.being_written(*known.versions.reply_ids) is not None, STILL_WRITING),
+            (self._answerer.being_written(*known.versions.reply_ids) is not None, STILL_WRITING),
             (total >= self._services.config.replies.most_versions, ENOUGH),
             (not known.parts, NO_MESSAGE),
         )
@@ -137,7 +138,7 @@ class ReplyActions:
         )
         channel = self._client.get_partial_messageable(shown.parts[0].channel_id)
         with speaking(await language_in(self._services, self._client, channel.id)):
-            task = self._client.answerer.start(shown.question(), WrittenSurface(channel), again=again)
+            task = self._answerer.start(shown.question(), WrittenSurface(channel), again=again)
         if task is None:
             return tr(RESTARTING)
         draft = await task
@@ -149,12 +150,12 @@ class ReplyActions:
         await _acknowledge(interaction)
         known = await self.known(reply_id)
         ids = known.versions.reply_ids if known is not None else (reply_id,)
-        draft = self._client.answerer.being_written(*ids, message_id=message_id)
+        draft = self._answerer.being_written(*ids, message_id=message_id)
         if draft is None:
             return await say(interaction, tr(NOTHING_TO_STOP))
         if not self._may_stop(interaction, draft):
             return await say(interaction, tr(NOT_YOURS_TO_STOP))
-        stopped = self._client.answerer.stop(draft.reply_id)
+        stopped = self._answerer.stop(draft.reply_id)
         _log.info("reply.stopped", reply_id=draft.reply_id, stopped=stopped)
         if stopped and interaction.user.id != draft.question.author.user_id:
             actor, detail = str(interaction.user.id), {"reply_id": draft.reply_id}
@@ -180,7 +181,7 @@ class ReplyActions:
         if known is None or known.gone:
             return await say(interaction, tr(UNKNOWN if known is None else GONE))
         slot = known.versions.first_id
-        if slot in self._changing or self._client.answerer.being_written(*known.versions.reply_ids):
+        if slot in self._changing or self._answerer.being_written(*known.versions.reply_ids):
             return await say(interaction, tr(STILL_WRITING))
         wanted = known.versions.beside(step)
         if not self._may_page(interaction, known):
@@ -241,7 +242,7 @@ class ReplyActions:
         if shown is None:
             return await say(interaction, tr(GONE))
         _log.info("rating.pressed", reply_id=reply_id)
-        if self._client.answerer.being_written(*shown.versions.reply_ids) is None:
+        if self._answerer.being_written(*shown.versions.reply_ids) is None:
             # The rating counts also where its message was deleted this moment.
             with contextlib.suppress(discord.NotFound):
                 await interaction.edit_original_response(view=self._below(shown))
@@ -256,7 +257,7 @@ class ReplyActions:
             return await say(interaction, tr(UNKNOWN if known is None else GONE))
         if known.comparison is not None:
             return await say(interaction, tr(COMPARED))
-        if self._client.answerer.being_written(reply_id) is not None:
+        if self._answerer.being_written(reply_id) is not None:
             return await say(interaction, tr(STILL_WRITING))
         return await corrections.open_form(interaction, self._services, reply_id)
 
@@ -279,7 +280,7 @@ class ReplyActions:
             return await say(interaction, tr(UNKNOWN))
         if not chosen:
             return await say(interaction, tr(VOTE_FIRST))
-        if self._client.answerer.being_written(reply_id) is not None:
+        if self._answerer.being_written(reply_id) is not None:
             return await say(interaction, tr(STILL_WRITING))
         return await say(interaction, why_text(known, training))
 
@@ -294,29 +295,12 @@ class ReplyActions:
             known.reply.id, known.versions, has_text=bool(known.reply.text.strip()), votes=known.votes
         )
 
-    async def settle_interrupted(self, reply: Reply, note: str) -> None:
-        """Tidy the messages of a reply that an earlier process left half written.
-
-        A version beside an earlier one gives way to that one; any other keeps what its message shows, with
-        ``note`` below it. Raises DeliveryError where Discord refuses.
-        """
-        parts, earlier = await self._services.database.awrite(lambda db: _put_back(db, reply))
-        if earlier is not None:
-            await self.redraw(earlier)
-        elif parts:
-            channel = self._client.get_partial_messageable(parts[-1].channel_id)
-            message = await translated(channel.fetch_message(parts[-1].discord_id))
-            buttons = self._controls.finished(reply.id, has_text=False)
-            with speaking(await language_in(self._services, self._client, channel.id)):
-                content = f"{message.content[:1900]}\n\n{tr(note)}"
-            await translated(message.edit(content=content, view=buttons))
-
     async def redraw(self, reply_id: str, note: str = "") -> None:
         """Bring the messages of a reply in line with storage; raises DeliveryError where Discord refuses."""
         known = await self.known(reply_id)
         if known is None or not known.parts:
             return
-        channel_id, answerer = known.parts[0].channel_id, self._client.answerer
+        channel_id, answerer = known.parts[0].channel_id, self._answerer
         database = self._services.database
 
         async def on_part(message_id: int, position: int) -> None:
@@ -348,18 +332,6 @@ async def _acknowledge(interaction: Interaction) -> None:
         await interaction.response.defer(ephemeral=True, thinking=True)
     else:
         await interaction.response.defer()
-
-
-def _put_back(db: Any, reply: Reply) -> tuple[list[Part], str | None]:
-    """Take an unfinished version out; return the reply's messages and the version to show instead."""
-    left = reply_versions.drop(db, reply.id)
-    if left is not None:
-        return [], left.shown_id
-    parts = replies.parts(db, reply.id)
-    # A version without a word has no message of its own yet, but those of the earlier one may say it waits.
-    shown_id = None if parts else replies.shown_for_prompt(db, reply.prompt_message_id)
-    shown = replies.get(db, shown_id) if shown_id is not None else None
-    return parts, shown.id if shown is not None and shown.text.strip() else None
 
 
 def _pressed(db: Any, reply_id: str, user_id: int) -> int | None:

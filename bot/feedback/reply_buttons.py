@@ -8,7 +8,9 @@ from typing import Any, Self
 
 import discord
 
-from bot.ui.interactions import guarded
+from bot.feedback.reply_actions import ReplyActions
+from bot.feedback.side_by_side import compare_view
+from bot.ui.interactions import Interaction, guarded
 from storage.chat.reply_versions import Versions
 from storage.config_sections import RepliesConfig
 
@@ -52,9 +54,9 @@ class ReplyButton(
         return cls(match["action"], match["reply"])
 
     @guarded
-    async def callback(self, interaction: discord.Interaction[Any]) -> None:
+    async def callback(self, interaction: Interaction) -> None:
         """Do what the button is for."""
-        await interaction.client.reply_actions.press(interaction, self.action, self.reply_id)
+        await interaction.client.feature(ReplyActions).press(interaction, self.action, self.reply_id)
 
 
 class Controls:
@@ -89,6 +91,10 @@ class Controls:
                 button.row = 0 if len(arrows) + len(buttons) <= _ROW else 1
             buttons = [*arrows, *buttons]
         return _view(buttons)
+
+    def comparing(self, first_id: str) -> discord.ui.View:
+        """Return what stands below two candidates."""
+        return compare_view(first_id)
 
 
 Votes = tuple[int, int]

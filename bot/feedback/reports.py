@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Coroutine
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import discord
 import structlog
 
+from bot.client import StropClient
 from bot.delivery.targets import translated
 from bot.errors import DeliveryError
 from bot.feedback import reply_view
@@ -20,9 +21,6 @@ from bot.ui.channel_language import language_in
 from bot.ui.interactions import Interaction, say
 from storage.admin import audit
 from storage.feedback import reply_reports
-
-if TYPE_CHECKING:
-    from bot.client import StropClient
 
 UNKNOWN = mark("That is not a reply of mine that I still know.")
 THANKS = mark("Thank you: the people who run me have your report.")

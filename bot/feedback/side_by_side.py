@@ -1,25 +1,19 @@
-"""Two candidates side by side in the chat: when, against what, how it looks, and the buttons to vote with.
+"""The buttons to vote with below two candidates that stand side by side in the chat.
 
-The candidate that would have answered alone meets its predecessor: the adapter, or the base model, that it
-took over from; where nothing came before it, another try of itself. What a trial sends to another adapter
-meets the champion. The order is drawn by lot, and who voted is told which is which; everybody else goes on
-without knowing.
+The order is drawn by lot, and who voted is told which is which; everybody else goes on without knowing.
 """
 
 from __future__ import annotations
 
-import random
 import re
 from typing import Any, Self
 
 import discord
 
-from bot.chat.draft import Draft, Pair
-from bot.chat.question import Question
 from bot.feedback import reply_view
 from bot.language.texts import mark, tr
 from bot.services import Services
-from bot.ui.interactions import guarded, say
+from bot.ui.interactions import Interaction, guarded, say
 from storage.feedback import side_by_side
 from storage.feedback.side_by_side import Choice, Comparison, Tally
 from storage.learning import adapters
@@ -31,52 +25,6 @@ TOLD_BEFORE = mark(
     "takes your vote back."
 )
 _CHOICES: dict[str, tuple[Choice, str]] = {"first": (1, "A"), "tie": (0, mark("Tie")), "second": (-1, "B")}
-# With more replies than this in flight, nobody waits for a second candidate of somebody else.
-_QUIET = 4
-
-
-async def wanted(services: Services, question: Question, in_flight: int) -> bool:
-    """Whether this question gets two candidates: where it asks for them, else by lot.
-
-    By lot never in direct messages, or while it is busy. Operators set how often, and places that never do; a
-    server's admins can switch it off for themselves.
-    """
-    config = services.config.replies
-    if question.compared:
-        return True
-    if question.guild_id is None or in_flight > _QUIET:
-        return False
-    if {question.guild_id, question.channel_id} & set(config.compare_not_in):
-        return False
-    if random.random() >= config.compare:
-        return False
-    return (await services.settings(question.guild_id, question.home_channel_id)).settings.two_answers
-
-
-async def opponent(services: Services, scope: str, base_hash: str, usual: Draft) -> str | None:
-    """Return the adapter that writes the other candidate; None is the base model."""
-    if usual.route.diverted:
-        return usual.route.champion
-    return await predecessor(services, scope, base_hash, usual.adapter_id)
-
-
-async def predecessor(services: Services, scope: str, base_hash: str, champion: str | None) -> str | None:
-    """Return the adapter that the champion took over from; None is the base model."""
-    if champion is None:
-        return None
-    recent = await services.database.aread(
-        lambda db: adapters.recent_promotions(db, scope, base_hash, limit=20)
-    )
-    return next((each.previous_id for each in recent if each.adapter_id == champion), None)
-
-
-async def record(services: Services, pair: Pair, usual: Draft) -> None:
-    """Store that the two stand side by side."""
-    await services.database.awrite(
-        lambda db: side_by_side.add(
-            db, first_id=pair.first.reply_id, second_id=pair.second.reply_id, usual_id=usual.reply_id
-        )
-    )
 
 
 class CompareButton(
@@ -104,7 +52,7 @@ class CompareButton(
         return cls(match["first"], match["choice"])
 
     @guarded
-    async def callback(self, interaction: discord.Interaction[Any]) -> None:
+    async def callback(self, interaction: Interaction) -> None:
         """Count the vote, then tell which is which; the same choice again takes it back.
 
         Who has been told votes no more: a choice between names is not blind.

@@ -10,16 +10,11 @@ from discord import app_commands
 
 from bot.language.texts import tr
 from bot.learning import adapter_text
-from bot.ui.interactions import Interaction, StropTree, guarded, say
+from bot.ui.interactions import Interaction, guarded, say
 from storage.learning import adapters, lineage
 from storage.learning.lineage import Life
 
 PAGE = 4
-
-
-def add_to(tree: StropTree) -> None:
-    """Add this module's commands."""
-    tree.add_command(adapters_command)
 
 
 @app_commands.command(
@@ -50,7 +45,7 @@ class AdaptersButton(
         return cls(int(match["page"]))
 
     @guarded
-    async def callback(self, interaction: discord.Interaction[Any]) -> None:
+    async def callback(self, interaction: Interaction) -> None:
         """Show another page in place."""
         await interaction.response.defer()
         text, view = await _page(interaction, self.page)

@@ -15,7 +15,7 @@ from bot.delivery.targets import translated
 from bot.errors import ChannelRefusedError, DeliveryError, MessageGoneError
 from bot.language.texts import mark, tr
 from bot.services import Services
-from bot.ui.interactions import guarded, say
+from bot.ui.interactions import Interaction, guarded, say
 from storage.db import key_values
 from storage.feedback import duels
 from storage.feedback.duels import Duel
@@ -56,7 +56,7 @@ class VoteButton(
         return cls(match["duel"], match["choice"])
 
     @guarded
-    async def callback(self, interaction: discord.Interaction[Any]) -> None:
+    async def callback(self, interaction: Interaction) -> None:
         """Count the vote of whoever pressed; another choice replaces it, the same one takes it back."""
         await interaction.response.defer(ephemeral=True, thinking=True)
         services = interaction.client.services

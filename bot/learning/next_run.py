@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from bot.charts.axes import span
 from bot.charts.status_chart import Need
+from bot.language.durations import time_to_come
 from bot.language.texts import mark, tr
 from storage.db.clock import now_ms
 
@@ -59,7 +59,7 @@ def next_run(outlook: Outlook, *, stamped: bool = False) -> str:
         return tr("when the trainer is back; it is not running")
     if outlook.due_ms is None:
         return tr("after {count} new ratings", count=after) if after else tr("only when /retrain asks for it")
-    time = span((outlook.due_ms - now_ms()) / 60_000)
+    time = time_to_come((outlook.due_ms - now_ms()) / 60_000)
     if stamped:
         time = f"{time} (<t:{outlook.due_ms // 1000}:f>)"
     if not after:

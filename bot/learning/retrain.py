@@ -9,17 +9,13 @@ from discord import app_commands
 
 from bot.language.sentences import retell
 from bot.language.texts import tr
+from bot.learning.run_progress import ProgressReporter
 from bot.services import Services
-from bot.ui.interactions import Interaction, StropTree, acting_scope, operators_only, say
+from bot.ui.interactions import Interaction, acting_scope, operators_only, say
 from storage.learning import dry_run, runs
 from storage.process.locks import is_locked
 
 MAX_EPOCHS = 20
-
-
-def add_to(tree: StropTree) -> None:
-    """Add this module's commands."""
-    tree.add_command(retrain)
 
 
 @app_commands.command(
@@ -66,7 +62,7 @@ async def _queue(interaction: Interaction, scope: str, own: dict[str, Any]) -> s
 
     run, new = await client.services.database.awrite(work)
     if channel_id is not None:
-        await client.progress.report_in(scope, channel_id)
+        await client.feature(ProgressReporter).report_in(scope, channel_id)
     if new:
         named = ", ".join(f"{key} {value}" for key, value in own.items())
         settings = tr(" with {settings}", settings=named) if named else ""

@@ -18,7 +18,7 @@ from bot.learning.run_card import Card
 from bot.operators import NOT_OPERATOR
 from bot.services import Services
 from bot.ui.channel_language import language_in
-from bot.ui.interactions import guarded, say
+from bot.ui.interactions import Interaction, guarded, say
 from storage.errors import RuleError
 from storage.learning import adapters, run_samples, runs
 from storage.learning.run_samples import Sample
@@ -65,7 +65,7 @@ class RunButton(
         return cls(match["run"], match["action"])  # type: ignore[arg-type]  # the template lists the actions
 
     @guarded
-    async def callback(self, interaction: discord.Interaction[Any]) -> None:
+    async def callback(self, interaction: Interaction) -> None:
         """Act, if whoever pressed is an operator now and the run's state still allows it."""
         await interaction.response.defer(ephemeral=True, thinking=True)
         if not interaction.client.is_operator(interaction.user.id):

@@ -16,13 +16,14 @@ from discord.ext import tasks
 
 from bot.delivery.targets import translated
 from bot.errors import ChannelRefusedError, DeliveryError, MessageGoneError
+from bot.language.durations import duration
 from bot.language.sentences import retell
 from bot.language.texts import mark, number, speak, tr
 from bot.learning import run_card
 from bot.learning.blind_votes import DuelBoard
 from bot.learning.run_buttons import cancel_view, card_view, shown_samples
 from bot.learning.run_card import Card
-from bot.learning.status_text import PHASES, duration
+from bot.learning.status_text import PHASES
 from bot.learning.tasting_commands import offer_view
 from bot.services import Services
 from bot.ui.channel_language import language_in

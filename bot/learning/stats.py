@@ -12,7 +12,7 @@ from bot.charts.rating_chart import RatingFigures
 from bot.language.texts import tr
 from bot.services import Services
 from bot.serving.errors import ServingError
-from bot.ui.interactions import Interaction, StropTree, say
+from bot.ui.interactions import Interaction, say
 from bot.ui.pictures import say_with_picture
 from storage.db.clock import DAY_MS
 from storage.feedback import rating_statistics
@@ -23,11 +23,6 @@ SHARE_DAYS = 90
 _ADAPTERS = 8
 _CHANGES = 50
 _STEPS = "▁▂▃▄▅▆▇█"
-
-
-def add_to(tree: StropTree) -> None:
-    """Add this module's commands."""
-    tree.add_command(stats)
 
 
 @app_commands.command(

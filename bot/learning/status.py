@@ -21,7 +21,7 @@ from bot.services import Services
 from bot.serving.errors import ServingError
 from bot.serving.model.capabilities import ServerCapabilities
 from bot.serving.protocol import Health
-from bot.ui.interactions import Interaction, StropTree, acting_scope, offering, operators_only, say
+from bot.ui.interactions import Interaction, acting_scope, offering, operators_only, say
 from bot.ui.pictures import say_with_picture
 from storage.chat import latency
 from storage.chat.latency import Speed
@@ -37,17 +37,6 @@ SPEED_HOURS = 24
 _CHOICES = 25
 _CHOICE_LIMIT = 100
 _LOOKED_AT = 100
-
-
-def add_to(tree: StropTree) -> None:
-    """Add this module's commands."""
-    added: tuple[app_commands.Command[Any, ..., Any], ...] = (
-        status,
-        promote,
-        rollback,
-    )
-    for command in added:
-        tree.add_command(command)
 
 
 @app_commands.command(description="How the learning stands: ratings, the next run, which adapter answers.")

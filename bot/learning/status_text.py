@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from bot.language.sentences import retell
-from bot.language.texts import mark, number, tr
+from bot.language.texts import mark, tr
 from storage.learning import loop_status
 
 PHASES = {
@@ -35,12 +35,3 @@ def status_lines(
         tr("Trainer: running") if trainer_alive else tr("Trainer: not running; runs wait until it is back")
     )
     return "\n".join(lines)[:_LIMIT]
-
-
-def duration(seconds: float) -> str:
-    """Return a time span as people say it."""
-    if seconds < 90:
-        return tr("{count} s", count=max(1, round(seconds)))
-    if seconds < 5400:
-        return tr("{count} min", count=round(seconds / 60))
-    return tr("{count} h", count=number(seconds / 3600, ".1f"))

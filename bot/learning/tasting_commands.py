@@ -8,13 +8,15 @@ from typing import Any, Self
 import discord
 from discord import app_commands
 
-from bot.chat.question import parent_of
-from bot.language.texts import mark, number, tr
+from bot.chat.content.attachments import AttachmentReader
+from bot.language import durations
+from bot.language.texts import mark, tr
 from bot.learning import tasting_host as host
 from bot.operators import NOT_OPERATOR
 from bot.services import Services
 from bot.ui import modals
-from bot.ui.interactions import Interaction, StropTree, guarded, offering, operators_only, say, speak_to
+from bot.ui.channels import parent_of
+from bot.ui.interactions import Interaction, guarded, offering, operators_only, say, speak_to
 from storage.feedback import tastings
 from storage.feedback.tastings import Added, BankPrompt, Progress, Tasting
 from storage.learning import adapters
@@ -62,11 +64,6 @@ group = app_commands.Group(
 )
 
 
-def add_to(tree: StropTree) -> None:
-    """Add this module's commands."""
-    tree.add_command(group)
-
-
 @group.command(description="Add prompts: a form with one a line, or a text file.")
 @app_commands.describe(file="A text file with one prompt a line, instead of the form")
 @operators_only
@@ -76,7 +73,7 @@ async def add(interaction: Interaction, file: discord.Attachment | None = None) 
         await interaction.response.send_modal(_form())
         return
     await interaction.response.defer(ephemeral=True, thinking=True)
-    attached = await interaction.client.attachments.read_one(file)
+    attached = await interaction.client.feature(AttachmentReader).read_one(file)
     told = (
         await _add(interaction.client.services, attached.text, interaction.user.id) if attached.text else ""
     )
@@ -211,7 +208,7 @@ async def _begin(
             requested_by=str(interaction.user.id),
         )
     )
-    pace = pace_text(begun.every_s)
+    pace = durations.pace(begun.every_s)
     return tr(BEGUN, count=begun.wanted, pace=pace, unrated=tastings.MOST_UNRATED)
 
 
@@ -250,7 +247,7 @@ async def status(interaction: Interaction) -> None:
 
 def _progress_text(tasting: Tasting, progress: Progress, waits: bool) -> str:
     if tasting.state == "running":
-        state = tr(WAITS) if waits else tr(RUNS, pace=pace_text(tasting.every_s))
+        state = tr(WAITS) if waits else tr(RUNS, pace=durations.pace(tasting.every_s))
     else:
         state = tr(DONE if tasting.state == "done" else HALTED)
     said = tr(
@@ -288,7 +285,7 @@ class OfferButton(
         return cls()
 
     @guarded
-    async def callback(self, interaction: discord.Interaction[Any]) -> None:
+    async def callback(self, interaction: Interaction) -> None:
         """Do what /tasting does, for operators."""
         if not interaction.client.is_operator(interaction.user.id):
             return await say(interaction, tr(NOT_OPERATOR))
@@ -308,11 +305,6 @@ def offer_view() -> discord.ui.View:
 
 def _form() -> discord.ui.Modal:
     return modals.prompts(tr("Prompts for tastings"), tr("One prompt a line"), tr(HINT))
-
-
-def pace_text(seconds: float) -> str:
-    """Say how far apart prompts are, in the units that every language writes alike."""
-    return f"{number(seconds)} s" if seconds < 120 else f"{number(seconds / 60)} min"
 
 
 def _short(text: str, limit: int = _SHOWN_PROMPT) -> str:

@@ -8,29 +8,28 @@ from __future__ import annotations
 
 import asyncio
 import secrets
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import discord
 import structlog
 from discord.ext import tasks
 
-from bot.chat import question
+from bot.chat.answerer import Answerer
 from bot.chat.draft import Draft
-from bot.chat.question import Question
+from bot.chat.question import Question, quoted
+from bot.client import StropClient
 from bot.delivery.targets import ChannelSurface, translated
 from bot.errors import DeliveryError
 from bot.language import texts
 from bot.language.texts import mark, tr
 from bot.services import Person, Services
 from bot.serving.errors import ServingError
+from bot.ui.channels import is_public, missing_permissions, parent_of
 from storage.admin.settings import InForce
 from storage.chat import members, replies
 from storage.feedback import tastings
 from storage.feedback.tastings import BankPrompt, Progress, Tasting
 from storage.learning import adapters
-
-if TYPE_CHECKING:
-    from bot.client import StropClient
 
 POLL_S = 2.0
 # While something is in the way, or nobody rates, a tasting is looked at this often.
@@ -78,9 +77,9 @@ def objection(services: Services, channel: object, found: InForce, *, pairs: boo
     """Say in one sentence why a tasting can't be held in a channel, or nothing."""
     if not isinstance(channel, Place):
         return tr(CHANNEL_GONE)
-    if missing := question.missing_permissions(channel, channel.guild):
+    if missing := missing_permissions(channel, channel.guild):
         return tr(NOT_ALLOWED, names=", ".join(f"**{tr(name)}**" for name in missing))
-    if not question.is_public(channel):
+    if not is_public(channel):
         return tr(NOT_PUBLIC)
     if not found.settings.training:
         return tr(TRAINING_OFF)
@@ -92,9 +91,10 @@ def objection(services: Services, channel: object, found: InForce, *, pairs: boo
 class TastingHost:
     """Asks what is due, one prompt at a time in each channel."""
 
-    def __init__(self, services: Services, client: StropClient) -> None:
+    def __init__(self, services: Services, client: StropClient, answerer: Answerer) -> None:
         self._services = services
         self._client = client
+        self._answerer = answerer
         self._asking: dict[str, asyncio.Task[None]] = {}
         self._failures: dict[str, int] = {}
         self._tidied = False
@@ -118,7 +118,7 @@ class TastingHost:
                 await self._services.database.awrite(tastings.withdraw_unanswered)
                 self._tidied = True
             for tasting in await self._services.database.aread(tastings.due):
-                if tasting.id not in self._asking and self._client.answerer.in_flight <= QUIET:
+                if tasting.id not in self._asking and self._answerer.in_flight <= QUIET:
                     self._asking[tasting.id] = asyncio.create_task(self._attempt(tasting))
         except Exception:  # The loop's boundary: one bad round must not end every tasting.
             _log.exception("tasting.round_failed")
@@ -142,7 +142,7 @@ class TastingHost:
         channel = guild.get_channel_or_thread(tasting.channel_id)
         if not isinstance(channel, Place):
             return await self._end(tasting, tr(CHANNEL_GONE))
-        home = question.parent_of(channel) or channel.id
+        home = parent_of(channel) or channel.id
         found = await self._services.settings(guild.id, home)
         texts.speak(texts.choose(found.settings.language, guild.preferred_locale))
         if reason := objection(self._services, channel, found, pairs=tasting.pairs):
@@ -169,7 +169,7 @@ class TastingHost:
         if progress.asked == 1:
             await self._say(channel, _beginning(tasting, found))
         question = self._question(tasting, channel, prompt, discord_id, progress.asked)
-        task = self._client.answerer.start(question, ChannelSurface(channel), channel.typing())
+        task = self._answerer.start(question, ChannelSurface(channel), channel.typing())
         answered = task is not None and await self._answered(await asyncio.shield(task))
         _log.info("tasting.asked", tasting_id=tasting.id, number=progress.asked, answered=answered)
         if not answered:
@@ -187,13 +187,13 @@ class TastingHost:
             discord_id=discord_id,
             channel_id=channel.id,
             guild_id=channel.guild.id,
-            public=question.is_public(channel),
+            public=is_public(channel),
             author=Person(members.OPERATOR_ID, members.OPERATOR_NAME, source),
             text=prompt.text,
-            quote=question.quoted(prompt.text),
+            quote=quoted(prompt.text),
             note=tr(COUNTED, number=number, count=tasting.wanted),
             visible=False,
-            parent_channel_id=question.parent_of(channel),
+            parent_channel_id=parent_of(channel),
             compared=tasting.pairs,
         )
 

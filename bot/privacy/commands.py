@@ -17,7 +17,7 @@ from bot.feedback import my_ratings
 from bot.language.texts import mark, tr
 from bot.services import Services
 from bot.serving.errors import ServingError
-from bot.ui.interactions import Interaction, StropTree, guarded, say
+from bot.ui.interactions import Interaction, guarded, say
 from storage.chat import members
 from storage.db.clock import SECOND_MS, now_ms
 from storage.feedback import my_ratings as mine
@@ -41,11 +41,6 @@ _PLAIN_EXPORT_BYTES = 8_000_000
 _log = structlog.get_logger(__name__)
 
 group = app_commands.Group(name="privacy", description="What I keep of you, and what may be trained on it.")
-
-
-def add_to(tree: StropTree) -> None:
-    """Add this module's commands."""
-    tree.add_command(group)
 
 
 @group.command(name="opt-in", description="Allow that your messages and ratings train the model.")
@@ -140,7 +135,7 @@ class ErasureButton(
         return cls(int(match["user"]), match["answer"], int(match["asked"]))
 
     @guarded
-    async def callback(self, interaction: discord.Interaction[Any]) -> None:
+    async def callback(self, interaction: Interaction) -> None:
         """Delete, or change nothing."""
         if interaction.user.id != self.user_id:
             return await say(interaction, tr(NOT_YOURS))

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import discord
 
-from bot.chat.question import parent_of
 from bot.language import texts
 from bot.services import Services
+from bot.ui.channels import parent_of
 
 
 async def language_in(services: Services, client: discord.Client, channel_id: int) -> str:

@@ -2,32 +2,34 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Awaitable, Callable
 
-import discord
-
-from bot.admin import settings
-from bot.feedback import corrections, reports
-from bot.learning import tasting_commands
+from bot.services import Services
 from bot.ui import modals
-from bot.ui.interactions import excuse, speak_to
+from bot.ui.interactions import Interaction, excuse, speak_to
 
-_HANDLERS = {
-    "better": corrections.sent_in,
-    "report": reports.sent_in,
-    "prompts": tasting_commands.sent_in,
-    "setting": settings.sent_in,
-}
+FormHandler = Callable[[Interaction, Services, str, str], Awaitable[None]]
+"""Takes the interaction, what the bot's parts share, what the form is about, and what was typed."""
 
 
-async def handle(interaction: discord.Interaction[Any]) -> None:
-    """Handle a form of ours; leave every other interaction alone."""
-    form = modals.sent_in(interaction)
-    if form is None:
-        return
-    kind, reply_id, text = form
-    try:
-        await speak_to(interaction)
-        await _HANDLERS[kind](interaction, interaction.client.services, reply_id, text)
-    except Exception as error:  # The boundary of a form: whoever sent it must hear something.
-        await excuse(interaction, error, f"form {kind}")
+class FormRouter:
+    """Knows who handles which kind of form; each feature adds its own."""
+
+    def __init__(self) -> None:
+        self._handlers: dict[str, FormHandler] = {}
+
+    def on(self, kind: str, handler: FormHandler) -> None:
+        """Have forms of this kind handled, also those that were opened before a restart."""
+        self._handlers[kind] = handler
+
+    async def handle(self, interaction: Interaction) -> None:
+        """Handle a form of ours; leave every other interaction alone."""
+        form = modals.sent_in(interaction)
+        if form is None:
+            return
+        kind, subject, text = form
+        try:
+            await speak_to(interaction)
+            await self._handlers[kind](interaction, interaction.client.services, subject, text)
+        except Exception as error:  # The boundary of a form: whoever sent it must hear something.
+            await excuse(interaction, error, f"form {kind}")

@@ -1,34 +1,28 @@
-"""The tree of all commands: registered with Discord when they change, with one place for their errors."""
+"""What commands, buttons and forms share: their language, who may use them, and what is said of errors."""
 
 from __future__ import annotations
 
 import functools
-import hashlib
-import json
 import secrets
 from collections.abc import Callable, Coroutine
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import Any, TypeAlias
 
 import aiohttp
 import discord
 import structlog
 from discord import app_commands
-from discord.app_commands import TranslationContextLocation, TranslationContextTypes
 
-from bot.chat.question import parent_of
+from bot.client import StropClient
 from bot.errors import DeliveryError
 from bot.language import texts
 from bot.language.sentences import retell
 from bot.language.texts import mark, tr
 from bot.operators import NOT_OPERATOR, NotOperatorError
 from bot.serving.errors import ServerLoadingError, ServerUnavailableError, ServingError
-from storage.db import key_values
+from bot.ui.channels import parent_of
 from storage.errors import DatabaseBusyError, DiskFullError, RuleError, StorageError
 
-if TYPE_CHECKING:
-    from bot.client import StropClient
-
-Interaction: TypeAlias = "discord.Interaction[StropClient]"
+Interaction: TypeAlias = discord.Interaction[StropClient]
 
 DISCORD_REFUSED = mark(
     "Discord did not let me do that just now. Please try again in a moment; if it stays so, /setup names the "
@@ -47,82 +41,10 @@ _BAD_REQUEST = 400
 _log = structlog.get_logger(__name__)
 
 
-class StropTree(app_commands.CommandTree["StropClient"]):
-    """All commands of the bot."""
-
-    async def interaction_check(self, interaction: Interaction, /) -> bool:
-        """Settle the language before a command answers; who may use it is each command's own check."""
-        await speak_to(interaction)
-        return True
-
-    async def on_error(self, interaction: Interaction, error: app_commands.AppCommandError) -> None:
-        """Tell the member in one sentence what went wrong."""
-        cause = error.original if isinstance(error, app_commands.CommandInvokeError) else error
-        command = interaction.command.qualified_name if interaction.command else "?"
-        await excuse(interaction, cause, f"/{command}")
-
-    async def sync_if_changed(self, *, always: bool = False) -> bool:
-        """Register the commands with Discord if their definition differs from the one registered last.
-
-        Discord allows 200 registrations a day. ``always`` is for the playground, which forgets them when it
-        stops.
-        """
-        database = self.client.services.database
-        key = f"commands.hash:{self.client.application_id}"
-        digest = await self._definition_hash()
-        if not always and await database.aread(lambda db: key_values.get(db, key)) == digest:
-            return False
-        try:
-            await self.sync()
-        except discord.HTTPException as error:
-            _log.error("commands.not_synced", error=str(error))
-            return False
-        await database.awrite(lambda db: key_values.put(db, key, digest))
-        _log.info("commands.synced", count=len(self.get_commands()))
-        return True
-
-    async def _definition_hash(self) -> str:
-        """Hash what `sync` would send, the words of every language included."""
-        translator = self.translator
-        definitions = [
-            command.to_dict(self)
-            if translator is None
-            else await command.get_translated_payload(self, translator)
-            for command in self.get_commands()
-        ]
-        ordered = sorted(definitions, key=lambda each: (int(each["type"]), str(each["name"])))
-        return hashlib.sha256(json.dumps(ordered, sort_keys=True).encode()).hexdigest()
-
-
 def _is_operator(interaction: Interaction) -> bool:
     if not interaction.client.is_operator(interaction.user.id):
         raise NotOperatorError(NOT_OPERATOR)
     return True
-
-
-class CommandWords(app_commands.Translator):
-    """What commands say of themselves, in the language that each member has set at Discord.
-
-    The names of slash commands and of their options stay English: texts and guides name them. Those of the
-    context menu are its labels, and are translated.
-    """
-
-    async def translate(
-        self, string: app_commands.locale_str, locale: discord.Locale, context: TranslationContextTypes
-    ) -> str | None:
-        """Return the words in a language, or None where the English ones stay."""
-        where = context.location
-        if where not in _TRANSLATED and not isinstance(context.data, app_commands.ContextMenu):
-            return None
-        return texts.catalogue(texts.choose("auto", locale)).get(string.message)
-
-
-_TRANSLATED = (
-    TranslationContextLocation.command_description,
-    TranslationContextLocation.group_description,
-    TranslationContextLocation.parameter_description,
-    TranslationContextLocation.choice_name,
-)
 
 
 operators_only = app_commands.check(_is_operator)

@@ -8,6 +8,7 @@ import discord
 import structlog
 
 from bot.charts.picture import Picture
+from bot.charts.renderer import Studio
 from bot.ui.interactions import Interaction, say
 
 _log = structlog.get_logger(__name__)
@@ -15,7 +16,7 @@ _log = structlog.get_logger(__name__)
 
 async def say_with_picture(interaction: Interaction, content: str, draw: Callable[[], Picture]) -> None:
     """Answer a deferred interaction for its member's eyes only; without the picture where it can't be had."""
-    picture = await interaction.client.studio.picture(draw)
+    picture = await interaction.client.feature(Studio).picture(draw)
     if picture is None:
         return await say(interaction, content)
     nobody = discord.AllowedMentions.none()

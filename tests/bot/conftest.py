@@ -10,7 +10,10 @@ from typing import Any
 import pytest
 import simcord
 
+from bot.app import make_client
 from bot.client import StropClient
+from bot.learning.run_progress import ProgressReporter
+from bot.learning.tasting_host import TastingHost
 from bot.services import Services
 from bot.serving.client import ModelClient
 from storage.chat import replies
@@ -57,10 +60,10 @@ async def services(
 
 @pytest.fixture
 async def simcord_bot(services: Services) -> AsyncIterator[StropClient]:
-    client = StropClient(services)
+    client = make_client(services)
     yield client
-    await client.progress.stop()
-    await client.tastings.stop()
+    await client.feature(ProgressReporter).stop()
+    await client.feature(TastingHost).stop()
 
 
 @dataclass

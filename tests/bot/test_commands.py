@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from bot.operators import NOT_OPERATOR
-from bot.ui.interactions import StropTree
+from bot.ui.command_tree import StropTree
 from storage.admin import audit
 from storage.chat import members
 from storage.db import key_values

@@ -11,7 +11,7 @@ import pytest
 import typer.main
 
 from bot.cli.app import app
-from bot.diagnostics import PERMISSIONS
+from bot.diagnostics.discord_access import PERMISSIONS
 
 ROOT = Path(__file__).parent.parent.parent
 GUIDE = (ROOT / "deploy/GUIDE.md").read_text()

@@ -13,7 +13,11 @@ from typing import Any
 
 import aiohttp
 
+from bot.admin.alerts import OperationsWatch
+from bot.app import make_client
+from bot.chat.answerer import Answerer
 from bot.client import StropClient
+from bot.learning.run_progress import ProgressReporter
 from bot.playground.discord import community
 from bot.playground.server import Playground, PlaygroundSettings
 from bot.services import Services
@@ -105,7 +109,7 @@ class Deck:
 
     def _finished_reply(self) -> int | None:
         found = self.database.read(lambda db: replies.recent(db, 0, 1))
-        if not found or found[0].status == "streaming" or self.bot.answerer.in_flight:
+        if not found or found[0].status == "streaming" or self.bot.feature(Answerer).in_flight:
             return None
         return self.database.read(lambda db: replies.parts(db, found[0].id))[0].discord_id
 
@@ -202,10 +206,10 @@ async def operating(home: Path, settings: str = "") -> AsyncIterator[Deck]:
 @asynccontextmanager
 async def signed_in(services: Services, playground: Playground) -> AsyncIterator[StropClient]:
     """One life of the bot's process."""
-    bot = StropClient(services)
+    bot = make_client(services)
     async with connected(bot, playground):
         try:
             yield bot
         finally:
-            await bot.operations.stop()
-            await bot.progress.stop()
+            await bot.feature(OperationsWatch).stop()
+            await bot.feature(ProgressReporter).stop()

@@ -14,6 +14,8 @@ import yarl
 from discord.gateway import DiscordWebSocket
 from discord.http import Route
 
+from bot.admin.alerts import OperationsWatch
+from bot.learning.run_progress import ProgressReporter
 from bot.playground.discord import community
 from storage.db import key_values
 from storage.learning import adapters, runs
@@ -97,8 +99,8 @@ async def test_failed_runs_and_rollbacks_are_told_once(tmp_path: Path) -> None:
             assert told(deck)[1].endswith(
                 f"adapter `{ADAPTER}` no longer answers, the base model does (rolled back)."
             )
-            await deck.bot.operations.stop()
-            await deck.bot.progress.stop()
+            await deck.bot.feature(OperationsWatch).stop()
+            await deck.bot.feature(ProgressReporter).stop()
             await deck.bot.close()
             after = fail_a_run(deck)
             async with signed_in(deck.services, deck.playground):

@@ -12,6 +12,7 @@ from discord.http import Route
 
 from bot.admin.records import PAGE
 from bot.learning.run_buttons import STALE
+from bot.learning.run_progress import ProgressReporter
 from bot.operators import NOT_OPERATOR
 from storage.admin import audit
 from storage.learning import adapters, runs
@@ -97,7 +98,7 @@ async def test_a_card_decides_after_a_restart_and_says_when_it_is_too_late(
     async with operating(tmp_path) as deck:
         old = await decided(deck, FIRST)
         newer = await decided(deck, SECOND)
-        await deck.bot.progress.stop()
+        await deck.bot.feature(ProgressReporter).stop()
         await deck.bot.close()
         # Cards that nobody presses stay as they are, so that what they still offer can be pressed.
         monkeypatch.setattr("bot.learning.run_progress.POLL_S", 3600.0)

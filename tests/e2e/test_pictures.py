@@ -8,6 +8,7 @@ from pathlib import Path
 import aiohttp
 from PIL import Image
 
+from bot.learning.run_progress import ProgressReporter
 from storage.db import sql
 from storage.learning import adapters
 from tests.bot.fake_server import BASE_HASH
@@ -68,7 +69,7 @@ async def test_the_history_of_adapters_turns_its_pages_after_a_restart(tmp_path:
             "▶ `a5` promoted" in first["content"]
             and "-# Promoted by itself in place of `a4`" in first["content"]
         )
-        await deck.bot.progress.stop()
+        await deck.bot.feature(ProgressReporter).stop()
         await deck.bot.close()
         async with signed_in(deck.services, deck.playground) as bot:
             deck.bot = bot

@@ -15,8 +15,11 @@ import yarl
 from discord.gateway import DiscordWebSocket
 from discord.http import Route
 
+from bot.app import make_client
+from bot.chat.answerer import Answerer
 from bot.client import StropClient
 from bot.feedback import corrections, reports
+from bot.learning.run_progress import ProgressReporter
 from bot.playground.discord import community
 from bot.playground.discord.ratelimit import Rule, default_rules
 from bot.playground.server import Playground, PlaygroundSettings
@@ -92,7 +95,7 @@ class Town:
 
         def finished() -> replies.Reply | None:
             rows = self.replies()
-            if not rows or rows[-1].status == "streaming" or self.bot.answerer.in_flight:
+            if not rows or rows[-1].status == "streaming" or self.bot.feature(Answerer).in_flight:
                 return None
             return rows[-1]
 
@@ -131,11 +134,11 @@ async def town(home: Path, settings: str = "", limits: tuple[Rule, ...] | None =
         database = stack.enter_context(Database.open(home / "strop.db"))
         playground = await stack.enter_async_context(Playground(PlaygroundSettings(rate_limits=limits)))
         model = await stack.enter_async_context(ModelClient(server.base_url))
-        bot = StropClient(Services(config, database, model, playground=True))
+        bot = make_client(Services(config, database, model, playground=True))
         made = Town(playground, bot, server, database)
         playground.backend.on_page_event(lambda event, data: made.events.append((event, data)))
         await stack.enter_async_context(connected(bot, playground))
-        stack.push_async_callback(bot.progress.stop)
+        stack.push_async_callback(bot.feature(ProgressReporter).stop)
         yield made
         assert made.unanswered() == []
 

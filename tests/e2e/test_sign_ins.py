@@ -14,7 +14,8 @@ import yarl
 from discord.gateway import DiscordWebSocket
 from discord.http import Route
 
-from bot.client import make_client
+from bot.app import make_client
+from bot.learning.run_progress import ProgressReporter
 from bot.playground.discord import community
 from bot.playground.server import Playground, PlaygroundSettings
 from bot.services import Services
@@ -95,4 +96,4 @@ async def test_a_shard_without_a_budget_waits_and_the_client_goes_on(
             general = str(community.GENERAL_ID)
             last = lambda: playground.backend.history(1)[general][-1]["content"]  # noqa: E731
             await until(lambda: last() == "Hello there, friend.", 30)
-            await bot.progress.stop()
+            await bot.feature(ProgressReporter).stop()

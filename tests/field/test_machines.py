@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from aiohttp import web
 
-from bot.chat.attachments import AttachmentReader, from_discord
+from bot.chat.content.attachments import AttachmentReader, from_discord
 from bot.cli.launch.children import children
 from bot.serving.client import ModelClient
 from storage.config import load_config

@@ -21,8 +21,8 @@ from bot.cli.errors import CommandError, UsageError
 from bot.cli.launch.console import LOUD_LEVELS, visible
 from bot.cli.playground import isolated_rehearsal
 from bot.cli.playground.isolated_rehearsal import Request
-from bot.cli.runs import duration
 from bot.cli.session import ConfigOption, JsonOption, load
+from bot.language.durations import duration
 from bot.playground.errors import RehearsalError
 from bot.playground.page.client import PageClient, read_run_file, run_rehearsal
 from bot.playground.simulation.custom_tastes import SWITCHES, VALUES, parse_wishes, read_description, wish

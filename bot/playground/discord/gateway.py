@@ -7,160 +7,52 @@ connection holds the session sends them. A resumed connection gets what it misse
 import asyncio
 import hmac
 import json
-import secrets
 import time
-import zlib
 from collections import deque
-from collections.abc import Callable, Iterator
-from typing import Any, Protocol
+from collections.abc import Iterator
+from typing import Any
 
 import discord
 import structlog
 from aiohttp import WSMsgType, web
 
 from bot.playground.discord.backend import DiscordBackend, Payload
+from bot.playground.discord.gateway_session import (
+    ALREADY_AUTHENTICATED,
+    BAD_TOKEN,
+    COMPRESSIONS,
+    DECODE_ERROR,
+    DISALLOWED_INTENTS,
+    HEARTBEAT,
+    HEARTBEAT_ACK,
+    HELLO,
+    IDENTIFY,
+    INVALID_INTENTS,
+    INVALID_SESSION,
+    INVALID_SHARD,
+    NOT_AUTHENTICATED,
+    PRESENCE,
+    RECONNECT,
+    REQUEST_MEMBERS,
+    RESUME,
+    SESSION_TIMED_OUT,
+    UNKNOWN_OPCODE,
+    VOICE_STATE,
+    Connection,
+    ConnectionRefusal,
+    Session,
+    as_object,
+)
 
 GATEWAY_PATH = "/gateway"
-#: Events kept a session for a resume, about Discord's order of magnitude.
-REPLAY_EVENTS = 2000
 #: How long a session waits for its client to come back.
 SESSION_LIFETIME_S = 300.0
-#: Frames waiting for one connection before it counts as stuck and is dropped (the session stays resumable).
-MAX_QUEUED_FRAMES = 4000
 IDENTIFIES_PER_DAY = 1000
-
 #: How late a heartbeat is acknowledged; a real gateway is farther away than this.
 ACK_DELAY_S = 0.05
-
-DISPATCH, HEARTBEAT, IDENTIFY, PRESENCE, VOICE_STATE = 0, 1, 2, 3, 4
-RESUME, RECONNECT, REQUEST_MEMBERS, INVALID_SESSION, HELLO, HEARTBEAT_ACK = 6, 7, 8, 9, 10, 11
-
-UNKNOWN_ERROR, UNKNOWN_OPCODE, DECODE_ERROR, NOT_AUTHENTICATED, BAD_TOKEN = 4000, 4001, 4002, 4003, 4004
-ALREADY_AUTHENTICATED, SESSION_TIMED_OUT, INVALID_SHARD = 4005, 4009, 4010
-INVALID_INTENTS, DISALLOWED_INTENTS = 4013, 4014
-
-_KNOWN_INTENTS = discord.Intents.all().value | (1 << 24) | (1 << 25)
+KNOWN_INTENTS = discord.Intents.all().value | (1 << 24) | (1 << 25)
 
 log = structlog.get_logger(__name__)
-
-
-class _Compressor(Protocol):
-    def __call__(self, text: str) -> bytes: ...
-
-
-def _zlib_stream() -> _Compressor:
-    """One zlib stream a connection, flushed at every message, as `compress=zlib-stream` asks."""
-    stream = zlib.compressobj()
-    return lambda text: stream.compress(text.encode()) + stream.flush(zlib.Z_SYNC_FLUSH)
-
-
-def _zstd_stream() -> _Compressor:
-    """The same with zstd, which discord.py prefers where Python 3.14 or the `zstandard` package offers it."""
-    try:
-        from compression import zstd  # type: ignore[import-not-found,unused-ignore]
-    except ImportError:
-        import zstandard  # type: ignore[import-not-found,unused-ignore]
-
-        packed = zstandard.ZstdCompressor().compressobj()
-        return lambda text: packed.compress(text.encode()) + packed.flush(zstandard.COMPRESSOBJ_FLUSH_BLOCK)
-    stream = zstd.ZstdCompressor()
-    return lambda text: bytes(stream.compress(text.encode(), zstd.ZstdCompressor.FLUSH_BLOCK))
-
-
-_COMPRESSIONS: dict[str, Callable[[], _Compressor]] = {
-    "zlib-stream": _zlib_stream,
-    "zstd-stream": _zstd_stream,
-}
-
-
-class _Closed(Exception):
-    """The connection must be closed with a code."""
-
-    def __init__(self, code: int, reason: str) -> None:
-        super().__init__(reason)
-        self.code = code
-
-
-class Session:
-    """What the gateway remembers of one identified client."""
-
-    def __init__(self, intents: discord.Intents, shard: tuple[int, int]) -> None:
-        self.session_id = secrets.token_hex(16)
-        self.intents = intents
-        self.shard = shard
-        self.sequence = 0
-        self.sent: deque[tuple[int, str]] = deque(maxlen=REPLAY_EVENTS)
-        self.connection: Connection | None = None
-        self.left_s = 0.0
-
-    def dispatch(self, event: str, data: Payload) -> None:
-        """Number an event, keep it for a resume and send it if somebody is connected."""
-        self.sequence += 1
-        frame = json.dumps({"op": DISPATCH, "s": self.sequence, "t": event, "d": data})
-        self.sent.append((self.sequence, frame))
-        if self.connection is not None:
-            self.connection.send(frame)
-
-    def missed_since(self, sequence: int) -> list[str] | None:
-        """The frames after `sequence`, or None if the buffer doesn't reach back that far."""
-        if sequence > self.sequence or (self.sent and sequence < self.sent[0][0] - 1):
-            return None
-        return [frame for number, frame in self.sent if number > sequence]
-
-    def concerns(self, event: str, data: Payload) -> bool:
-        """Whether an event belongs to this session's shard."""
-        index, count = self.shard
-        guild_id = data.get("guild_id") or (data.get("id") if event.startswith("GUILD_") else None)
-        return index == (0 if guild_id is None else (int(guild_id) >> 22) % count)
-
-
-class Connection:
-    """One WebSocket: a reader in its request handler and a writer task with a bounded queue."""
-
-    def __init__(
-        self, request: web.Request, socket: web.WebSocketResponse, compress: _Compressor | None
-    ) -> None:
-        self.socket = socket
-        self._request = request
-        self.session: Session | None = None
-        self.last_heartbeat_s = time.monotonic()
-        self._compress = compress
-        self._frames: asyncio.Queue[str] = asyncio.Queue(MAX_QUEUED_FRAMES)
-        self._tasks: set[asyncio.Task[Any]] = set()
-
-    def send(self, frame: str) -> None:
-        """Queue a frame; a client that doesn't read loses its connection, not its session."""
-        try:
-            self._frames.put_nowait(frame)
-        except asyncio.QueueFull:
-            self.close_soon(UNKNOWN_ERROR, "too slow")
-
-    def send_op(self, op: int, data: Any = None) -> None:
-        """Queue a frame that isn't an event."""
-        self.send(json.dumps({"op": op, "d": data, "s": None, "t": None}))
-
-    def close_soon(self, code: int, reason: str) -> None:
-        """Close from outside the handler."""
-        task = asyncio.get_running_loop().create_task(self.socket.close(code=code, message=reason.encode()))
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
-
-    def cut(self) -> None:
-        """Break the line as a network failure does, without a closing handshake."""
-        if self._request.transport is not None:
-            self._request.transport.abort()
-
-    async def write(self) -> None:
-        """Send queued frames in order until cancelled or the line breaks."""
-        while not self.socket.closed:
-            frame = await self._frames.get()
-            try:
-                if self._compress is None:
-                    await self.socket.send_str(frame)
-                else:
-                    await self.socket.send_bytes(self._compress(frame))
-            except (ConnectionError, RuntimeError):
-                return
 
 
 class Gateway:
@@ -247,7 +139,7 @@ class Gateway:
 
     async def handle(self, request: web.Request) -> web.WebSocketResponse:
         """Serve one WebSocket from HELLO to its end."""
-        compression = _COMPRESSIONS.get(request.query.get("compress", ""))
+        compression = COMPRESSIONS.get(request.query.get("compress", ""))
         socket = web.WebSocketResponse(max_msg_size=1 << 16)
         await socket.prepare(request)
         connection = Connection(request, socket, compression() if compression is not None else None)
@@ -257,7 +149,7 @@ class Gateway:
         watch = asyncio.create_task(self._watch_heartbeat(connection))
         try:
             await self._read(connection)
-        except _Closed as reason:
+        except ConnectionRefusal as reason:
             log.info("playground.gateway_closed", code=reason.code, reason=str(reason))
             await socket.close(code=reason.code, message=str(reason).encode())
         finally:
@@ -270,12 +162,12 @@ class Gateway:
     async def _read(self, connection: Connection) -> None:
         async for message in connection.socket:
             if message.type is not WSMsgType.TEXT:
-                raise _Closed(DECODE_ERROR, "Error while decoding payload.")
+                raise ConnectionRefusal(DECODE_ERROR, "Error while decoding payload.")
             try:
                 frame = json.loads(message.data)
                 self._receive(connection, int(frame["op"]), frame.get("d"))
             except (ValueError, TypeError, KeyError, AttributeError) as error:
-                raise _Closed(DECODE_ERROR, "Error while decoding payload.") from error
+                raise ConnectionRefusal(DECODE_ERROR, "Error while decoding payload.") from error
 
     async def _watch_heartbeat(self, connection: Connection) -> None:
         """Close a connection whose client fell silent for two intervals."""
@@ -293,19 +185,19 @@ class Gateway:
             # note, as on loopback, reads as a whole interval of latency.
             asyncio.get_running_loop().call_later(ACK_DELAY_S, connection.send_op, HEARTBEAT_ACK)
         elif op == IDENTIFY:
-            self._identify(connection, _object(data))
+            self._identify(connection, as_object(data))
         elif op == RESUME:
-            self._resume(connection, _object(data))
+            self._resume(connection, as_object(data))
         elif connection.session is None:
-            raise _Closed(NOT_AUTHENTICATED, "Not authenticated.")
+            raise ConnectionRefusal(NOT_AUTHENTICATED, "Not authenticated.")
         elif op == REQUEST_MEMBERS:
-            self._request_members(connection.session, _object(data))
+            self._request_members(connection.session, as_object(data))
         elif op not in (PRESENCE, VOICE_STATE):
-            raise _Closed(UNKNOWN_OPCODE, "Unknown opcode.")
+            raise ConnectionRefusal(UNKNOWN_OPCODE, "Unknown opcode.")
 
     def _identify(self, connection: Connection, data: Payload) -> None:
         if connection.session is not None:
-            raise _Closed(ALREADY_AUTHENTICATED, "Already authenticated.")
+            raise ConnectionRefusal(ALREADY_AUTHENTICATED, "Already authenticated.")
         self._check_token(data)
         session = Session(self._declared_intents(data), _shard(data))
         self._forget_old_sessions()
@@ -320,16 +212,16 @@ class Gateway:
 
     def _check_token(self, data: Payload) -> None:
         if not hmac.compare_digest(str(data.get("token", "")).encode(), self._token.encode()):
-            raise _Closed(BAD_TOKEN, "Authentication failed.")
+            raise ConnectionRefusal(BAD_TOKEN, "Authentication failed.")
 
     def _declared_intents(self, data: Payload) -> discord.Intents:
         value = data.get("intents")
-        if not isinstance(value, int) or value < 0 or value & ~_KNOWN_INTENTS:
-            raise _Closed(INVALID_INTENTS, "Invalid intent(s).")
+        if not isinstance(value, int) or value < 0 or value & ~KNOWN_INTENTS:
+            raise ConnectionRefusal(INVALID_INTENTS, "Invalid intent(s).")
         declared = discord.Intents.none()
         declared.value = value
         if self._backend.missing_approval(declared):
-            raise _Closed(DISALLOWED_INTENTS, "Disallowed intent(s).")
+            raise ConnectionRefusal(DISALLOWED_INTENTS, "Disallowed intent(s).")
         return declared
 
     def _ready(self, session: Session) -> Payload:
@@ -350,7 +242,7 @@ class Gateway:
 
     def _resume(self, connection: Connection, data: Payload) -> None:
         if connection.session is not None:
-            raise _Closed(ALREADY_AUTHENTICATED, "Already authenticated.")
+            raise ConnectionRefusal(ALREADY_AUTHENTICATED, "Already authenticated.")
         self._check_token(data)
         self._forget_old_sessions()
         session = self.sessions.get(str(data.get("session_id")))
@@ -413,18 +305,12 @@ class Gateway:
             self._backend.tell_page("BOT_STATUS", {"online": self._online})
 
 
-def _object(data: Any) -> Payload:
-    if not isinstance(data, dict):
-        raise _Closed(DECODE_ERROR, "Error while decoding payload.")
-    return data
-
-
 def _shard(data: Payload) -> tuple[int, int]:
     shard = data.get("shard") or (0, 1)
     try:
         index, count = (int(part) for part in shard)
     except (TypeError, ValueError) as error:
-        raise _Closed(INVALID_SHARD, "Invalid shard.") from error
+        raise ConnectionRefusal(INVALID_SHARD, "Invalid shard.") from error
     if not 0 <= index < count:
-        raise _Closed(INVALID_SHARD, "Invalid shard.")
+        raise ConnectionRefusal(INVALID_SHARD, "Invalid shard.")
     return index, count

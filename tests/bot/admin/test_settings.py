@@ -7,7 +7,7 @@ from typing import Any
 import discord
 import pytest
 
-from bot.client import StropClient
+from bot.app import make_client
 from storage.admin import audit, settings
 from storage.admin.settings import Place
 from tests.bot.conftest import Community
@@ -110,7 +110,7 @@ async def test_a_value_that_does_not_fit_is_refused_with_what_fits(community: Co
 async def test_the_panel_works_after_a_restart_and_resets(community: Community) -> None:
     put(community, "temperature", 0.1, channel=community.channel)
     opened = await community.ann.slash(community.channel, "settings")
-    await community.env.restart_bot(StropClient(community.services))
+    await community.env.restart_bot(make_client(community.services))
     await community.ann.select(opened.response, ["training"], custom_id="settings:key:channel")
     await community.ann.select(opened.response, ["off"], custom_id="settings:value:channel:training")
     assert "**training**: off  -  from the channel" in opened.response.content
@@ -123,7 +123,7 @@ async def test_a_form_that_was_opened_before_a_restart_is_still_taken(community:
     opened = await community.ann.slash(community.channel, "settings")
     await community.ann.select(opened.response, ["temperature"], custom_id="settings:key:channel")
     form = await community.ann.click(opened.response, label="Change…")
-    await community.env.restart_bot(StropClient(community.services))
+    await community.env.restart_bot(make_client(community.services))
     await community.ann.submit_modal(form, {"text": "0.2"})
     assert "✓ **temperature** is set for this channel" in opened.response.content
 

@@ -193,7 +193,7 @@ async def test_pictures_are_drawn_beside_the_event_loop_in_the_callers_language(
         "today",
     ]
     assert len(set(drawn_in)) == 1 and drawn_in[0] is not threading.current_thread()
-    studio.close()
+    await studio.stop()
 
 
 async def test_a_drawing_that_fails_or_takes_too_long_is_no_picture_and_a_line_in_the_log(
@@ -211,7 +211,7 @@ async def test_a_drawing_that_fails_or_takes_too_long_is_no_picture_and_a_line_i
     assert await studio.picture(fail) is None
     assert await studio.picture(hang) is None
     released.set()
-    studio.close()
+    await studio.stop()
     assert await studio.picture(fail) is None, "nothing is drawn any more"
     said = capsys.readouterr().out
     assert said.count("] picture.not_drawn") == 3 and "a font is gone" in said and "TimeoutError" in said

@@ -10,12 +10,14 @@ import discord
 import pytest
 from simcord.backend import serializers
 
-from bot.chat import answerer
+from bot.app import make_client
+from bot.chat import answerer, failures, generation
 from bot.chat.answerer import Answerer
 from bot.chat.draft import Draft
+from bot.chat.listener import HIDDEN, NO_WORDS
 from bot.chat.question import Question
-from bot.client import HIDDEN, NO_WORDS, StropClient
 from bot.delivery.streaming import ChannelPace, ReplyRenderer
+from bot.feedback.reply_buttons import Controls
 from bot.services import Person, Services
 from bot.serving.client_parsing import WholeCharacters
 from bot.serving.model.control_tokens import neutralise
@@ -189,7 +191,7 @@ async def test_a_server_that_is_down_is_said_so_and_comes_back_by_itself(
 ) -> None:
     await model_server.stop()
     await community.ann.send(community.channel, f"{community.mention} hello")
-    assert community.said() == [answerer.UNREACHABLE]
+    assert community.said() == [failures.UNREACHABLE]
     assert community.replies() == []
 
     await model_server.start()
@@ -200,15 +202,15 @@ async def test_a_server_that_is_down_is_said_so_and_comes_back_by_itself(
 async def test_a_loading_model_is_waited_for_in_the_same_message(
     services: Services, model_server: FakeModelServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(answerer, "LOADING_POLL_S", 0.1)
+    monkeypatch.setattr(generation, "LOADING_POLL_S", 0.1)
     model_server.status = "loading"
     screen = Screen()
-    task = Answerer(services).start(
+    task = Answerer(services, Controls(services.config.replies)).start(
         Question(1, 2, None, False, Person(3, "ann", "playground"), "hello"), screen
     )
     assert task is not None
     await asyncio.sleep(0.3)
-    assert list(screen.messages.values()) == [answerer.LOADING]
+    assert list(screen.messages.values()) == [generation.LOADING]
 
     model_server.status = "ok"
     await task
@@ -225,7 +227,7 @@ async def test_a_stream_that_breaks_off_says_so_and_keeps_what_came(
     await community.ann.send(community.channel, f"{community.mention} count")
 
     (said,) = community.said()
-    assert said == f"one two three\n\n{answerer.BROKE_OFF}"
+    assert said == f"one two three\n\n{failures.BROKE_OFF}"
     (reply,) = community.replies()
     assert (reply.status, reply.text, reply.error) == ("failed", "one two three", "ServerUnavailableError")
 
@@ -257,7 +259,7 @@ async def test_a_full_queue_is_waited_out(community: Community, model_server: Fa
 
     model_server.busy_times = 3
     await community.ann.send(community.channel, f"{community.mention} hello")
-    assert community.said()[1] == answerer.BUSY.format(seconds=1)
+    assert community.said()[1] == failures.BUSY.format(seconds=1)
 
 
 async def test_an_answer_that_was_cut_off_shows_it(
@@ -377,8 +379,8 @@ async def test_draining_finishes_what_it_can_and_marks_the_rest(
     model_server.gate = asyncio.Event()
     community.env.backend.create_message(community.channel.id, community.ann.id, f"{community.mention} hello")
     await asyncio.sleep(0.5)
-    assert community.bot.answerer.in_flight == 1
-    await community.bot.answerer.drain(finish_s=0.1, stop_s=3.0)
+    assert community.bot.feature(Answerer).in_flight == 1
+    await community.bot.feature(Answerer).drain(finish_s=0.1, stop_s=3.0)
     assert community.said() == [f"one two\n\n{answerer.STOPPED}"]
     (reply,) = community.replies()
     assert (reply.status, reply.text) == ("stopped", "one two")
@@ -395,7 +397,7 @@ async def test_a_reply_that_a_crash_left_half_written_is_marked_at_the_next_star
     services.database.write(
         lambda db: db.conn.execute("UPDATE replies SET status = 'streaming' WHERE id = ?", (reply.id,))
     )
-    await community.env.restart_bot(StropClient(services))
+    await community.env.restart_bot(make_client(services))
     await community.env.settle()
     assert community.said() == [f"Hello there, friend.\n\n{answerer.STOPPED}"]
     assert services.database.read(lambda db: replies.get(db, reply.id)).status == "failed"
@@ -406,7 +408,7 @@ async def test_a_message_that_its_reply_withdraws_does_not_erase_the_reply(
 ) -> None:
     await community.ann.send(community.channel, f"{community.mention} hello")
     (message,) = community.messages()
-    community.bot.answerer._withdrawn.append(message.id)
+    community.bot.feature(Answerer)._withdrawn.append(message.id)
     community.env.backend.delete_message(community.channel.id, message.id)
     await community.env.settle()
     assert community.replies()[0].text == "Hello there, friend."
@@ -434,7 +436,7 @@ async def test_too_many_questions_at_once_are_told_when_to_come_back(
 ) -> None:
     monkeypatch.setattr(answerer, "MAX_IN_FLIGHT", 0)
     await community.ann.send(community.channel, f"{community.mention} hello")
-    assert community.said() == [answerer.BUSY.format(seconds=30)]
+    assert community.said() == [failures.BUSY.format(seconds=30)]
 
 
 async def test_what_nobody_expected_is_one_sentence_with_an_id(
@@ -456,7 +458,7 @@ async def test_a_storage_that_fails_at_the_end_does_not_cost_the_text(
     services: Services, model_server: FakeModelServer
 ) -> None:
     """Two messages of one id can't be; a fake that makes them stands for any surprise of storage."""
-    answerer = Answerer(services)
+    answerer = Answerer(services, Controls(services.config.replies))
     screens = [Screen(), Screen()]
     for number, screen in enumerate(screens):
         question = Question(number + 1, 2, 3, True, Person(3, "ann", "playground"), "hello")
@@ -481,7 +483,7 @@ async def test_the_event_loop_stays_free_while_many_replies_stream(
             lags.append(loop.time() - before - 0.01)
 
     watching = asyncio.create_task(watch())
-    answerer = Answerer(services)
+    answerer = Answerer(services, Controls(services.config.replies))
     person = Person(3, "ann", "playground")
     tasks = [
         answerer.start(Question(number, number % 5, 1, True, person, "hello"), Screen(number * 1000))
@@ -525,7 +527,7 @@ async def test_the_place_is_brought_up_to_date_now_and_then(services: Services) 
     question = Question(1, 2, 3, True, Person(4, "ann", "discord"), "hello", quote="> hello")
     draft = Draft("r1", question, ReplyRenderer(screen, ChannelPace(0.01), on_part), 0.0)
     for now, ahead, wait_s in ((0.0, 3, 1.5), (1.0, 3, 9.0), (2.0, 2, 7.0), (5.0, 1, 4.0), (9.5, 0, 1.0)):
-        answerer._show_place(draft, QueuePlace(ahead, wait_s), now)
+        generation._show_place(draft, QueuePlace(ahead, wait_s), now)
         await asyncio.sleep(0.05)
     await draft.renderer.finish("There.")
     assert [text for _, text in screen.calls] == [
@@ -549,7 +551,7 @@ async def test_a_long_busy_server_is_said_at_once(
 ) -> None:
     model_server.busy_times, model_server.retry_after = 3, "40"
     await community.ann.send(community.channel, f"{community.mention} hello")
-    assert community.said() == [answerer.BUSY.format(seconds=40)]
+    assert community.said() == [failures.BUSY.format(seconds=40)]
     assert len(model_server.requests) == 1
 
 

@@ -14,7 +14,8 @@ from typing import Any
 
 import pytest
 
-from bot.chat import attachments, question
+from bot.chat import question
+from bot.chat.content import attachments
 from bot.chat.prompt import Turn, build_within
 from bot.serving.model.control_tokens import neutralise
 from bot.serving.protocol import ChatMessage

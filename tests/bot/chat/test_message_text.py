@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bot.chat.message_text import EMBED_LIMIT, Names, flattened, in_words
+from bot.chat.content.message_text import EMBED_LIMIT, Names, flattened, in_words
 
 NAMES = Names({7: "ann"}.get, {8: "mods"}.get, {9: "general"}.get, own_id=1)
 

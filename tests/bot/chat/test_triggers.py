@@ -8,8 +8,8 @@ import discord
 import pytest
 from simcord.builders import ChannelHandle
 
+from bot.chat.listener import CITED_HIDDEN
 from bot.chat.threads import name_of
-from bot.client import CITED_HIDDEN
 from storage.admin import settings
 from storage.admin.settings import Place
 from tests.bot.admin.test_settings import put

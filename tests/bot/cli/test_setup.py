@@ -25,7 +25,9 @@ from bot.cli.init_config import (
     render,
     write_configuration,
 )
-from bot.diagnostics import PERMISSIONS, Check, examine
+from bot.diagnostics.checks import Check
+from bot.diagnostics.discord_access import PERMISSIONS
+from bot.diagnostics.doctor import examine
 from storage.config import Config, load_config
 from storage.db.database import Database
 from storage.process.locks import ProcessLock

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from bot.client import StropClient
-from bot.feedback.reactions import EmojiValues, plain_emoji
+from bot.app import make_client
+from bot.feedback.reactions import EmojiValues, RatingRecorder, plain_emoji
 from bot.services import Services
 from storage.chat import conversations, members, replies
 from storage.db import key_values
@@ -180,7 +180,7 @@ async def test_ratings_given_and_taken_back_during_an_absence_are_recovered(
     backend.subscribers[:] = subscribers
     assert standing(community) == {community.bob.id: -1}
 
-    await community.env.restart_bot(StropClient(services))
+    await community.env.restart_bot(make_client(services))
     await community.env.settle()
     assert standing(community) == {community.ann.id: 1}
     assert services.database.read(lambda db: key_values.get(db, key_values.RECOVERED_RATINGS)) == "2"
@@ -201,7 +201,7 @@ async def test_what_is_recovered_is_counted_together_with_its_rating(
         stored = sum(len(ratings.for_reply(db, reply.id)) for reply in replies.recent(db, 0, 10))
         return stored, int(key_values.get(db, key_values.RECOVERED_RATINGS) or 0)
 
-    reconciling = asyncio.create_task(community.bot.rating_recorder.reconcile())
+    reconciling = asyncio.create_task(community.bot.feature(RatingRecorder).reconcile())
     while not reconciling.done():
         stored, counted = services.database.read(recovered)
         assert counted == stored
@@ -214,7 +214,7 @@ async def test_reconciling_asks_for_users_only_where_counts_differ(
 ) -> None:
     await community.ann.react(reply, "👍")
     before = len(community.env.http_requests)
-    assert await community.bot.rating_recorder.reconcile() == 0
+    assert await community.bot.feature(RatingRecorder).reconcile() == 0
     paths = [request.path for request in community.env.http_requests[before:]]
     assert paths == [f"/channels/{community.channel.id}/messages/{reply.id}"]
 
@@ -267,7 +267,7 @@ async def test_a_channel_that_refuses_is_asked_once_and_does_not_silence_the_oth
         "GET", f"/channels/{community.channel.id}/messages/*", status=403, code=50001, times=None
     )
     before = len(community.env.http_requests)
-    assert await community.bot.rating_recorder.reconcile() == 1
+    assert await community.bot.feature(RatingRecorder).reconcile() == 1
     refused = [r for r in community.env.http_requests[before:] if str(community.channel.id) in r.path]
     assert len(refused) == 1
 

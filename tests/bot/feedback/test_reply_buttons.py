@@ -10,9 +10,13 @@ from typing import Any
 import discord
 import pytest
 
+from bot.app import make_client
+from bot.chat.answerer import Answerer
 from bot.client import StropClient
 from bot.delivery.streaming import Paces
 from bot.feedback import corrections, reply_actions, reports
+from bot.feedback.reactions import RatingRecorder
+from bot.feedback.reply_actions import ReplyActions
 from bot.feedback.reply_buttons import EMOJI
 from storage.admin import audit, blocks
 from storage.chat import reply_versions
@@ -108,7 +112,7 @@ async def test_ratings_go_to_the_version_that_is_shown(
 
     assert [(r.user_id, r.value) for r in standing(community, first.id)] == [(community.bob.id, 1)]
     assert [(r.user_id, r.value) for r in standing(community, second.id)] == [(community.ann.id, -1)]
-    assert await community.bot.rating_recorder.reconcile() == 0
+    assert await community.bot.feature(RatingRecorder).reconcile() == 0
     assert [(r.user_id, r.value) for r in standing(community, first.id)] == [(community.bob.id, 1)]
 
 
@@ -302,7 +306,7 @@ async def test_stopping_keeps_what_is_there_and_frees_the_model(
     (reply,) = community.replies()
     assert (reply.text, community.said()[0]) == ("one two", "one two\n\n-# Stopped.")
     assert EMOJI["regenerate"] in buttons(community.messages()[0])
-    assert community.bot.answerer.in_flight == 0
+    assert community.bot.feature(Answerer).in_flight == 0
     again = await member.click(community.messages()[0], **{"custom_id": buttons_id(community, "why")})
     assert "wrote this" in text(again)
 
@@ -327,7 +331,7 @@ async def test_strangers_can_not_stop_but_moderators_can(
 
     await until(hidden)
     assert hidden() == [reply_actions.NOT_YOURS_TO_STOP]
-    assert community.bot.answerer.in_flight == 1
+    assert community.bot.feature(Answerer).in_flight == 1
     await moderator.click(message, **press("stop", reply.id))
     await until(lambda: community.replies()[0].status == "stopped")
     entry = community.services.database.read(audit.latest)[0]
@@ -391,7 +395,7 @@ async def test_why_says_where_a_reply_came_from(community: Community, reply: Any
 
 async def test_a_button_of_an_unknown_reply_says_so(community: Community, reply: Any) -> None:
     del reply
-    known = await community.bot.reply_actions.known("r0")
+    known = await community.bot.feature(ReplyActions).known("r0")
     assert known is None
 
 
@@ -441,7 +445,7 @@ async def test_versions_survive_in_storage(community: Community, reply: Any) -> 
 
 
 async def restart(community: Community) -> None:
-    await community.env.restart_bot(StropClient(community.services))
+    await community.env.restart_bot(make_client(community.services))
     await community.env.settle()
 
 
@@ -514,7 +518,7 @@ async def test_two_who_regenerate_at_once_get_one_version(
     community: Community, model_server: FakeModelServer, reply: Any
 ) -> None:
     (first,) = community.replies()
-    busy = community.bot.reply_actions
+    busy = community.bot.feature(ReplyActions)
     known = await busy.known(first.id)
     assert known is not None
     busy._changing.add(first.id)
@@ -528,13 +532,13 @@ async def test_a_message_that_is_deleted_while_it_is_written_again_stays_deleted
     (first,) = community.replies()
     model_server.answer = "one two three four"
     model_server.gate = asyncio.Event()
-    community.bot.answerer.paces = Paces(0.0)
+    community.bot.feature(Answerer).paces = Paces(0.0)
     with while_writing(community):
         await community.ann.click(reply, **press("regenerate", first.id))
     await until(lambda: community.said() == ["one two"])
     community.env.backend.delete_message(community.channel.id, reply.id)
     await until(lambda: community.replies()[0].text == "")
-    await until(lambda: model_server.cut_off == 1 and community.bot.answerer.in_flight == 0)
+    await until(lambda: model_server.cut_off == 1 and community.bot.feature(Answerer).in_flight == 0)
     assert [each.text for each in community.replies()] == ["", ""]
     assert community.said() == []
 

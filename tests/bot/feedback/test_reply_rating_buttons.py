@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from bot.feedback.reactions import RatingRecorder
 from bot.feedback.reply_buttons import EMOJI
 from storage.feedback import my_ratings, ratings
 from tests.bot.conftest import Community
@@ -53,7 +54,7 @@ async def test_a_button_and_a_reaction_are_one_rating_and_the_last_one_counts(
     await community.bob.react(reply, "👍")
     await community.bob.click(reply, **press("down", first.id))
     assert thumbs(community) == {community.bob.id: ("button", -1)}
-    assert await community.bot.rating_recorder.reconcile() == 0
+    assert await community.bot.feature(RatingRecorder).reconcile() == 0
     await community.bob.unreact(reply, "👍")
     assert thumbs(community) == {community.bob.id: ("button", -1)}
     await community.bob.react(reply, "👍")

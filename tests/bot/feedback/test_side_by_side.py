@@ -7,8 +7,9 @@ from typing import Any
 
 import pytest
 
-from bot.client import StropClient
+from bot.app import make_client
 from bot.feedback import reply_actions, side_by_side
+from bot.feedback.reactions import RatingRecorder
 from bot.feedback.reply_buttons import EMOJI
 from storage.feedback import ratings
 from storage.feedback import side_by_side as comparisons
@@ -134,7 +135,7 @@ async def test_later_turns_go_on_from_the_preferred_candidate(
 @ALWAYS
 async def test_votes_survive_a_restart_and_are_counted_in_status(community: Community, services: Any) -> None:
     found = await pair(community)
-    await community.env.restart_bot(StropClient(services))
+    await community.env.restart_bot(make_client(services))
     await community.env.settle()
     await community.bob.click(community.messages()[0], **vote("first", found.first_id))
     scope = f"guild:{community.guild.id}"
@@ -155,7 +156,7 @@ async def test_a_thumb_on_two_answers_means_neither(community: Community) -> Non
         for each in community.services.database.read(lambda db, i=reply.id: ratings.for_reply(db, i))
     ]
     assert stored == []
-    assert await community.bot.rating_recorder.reconcile() == 0
+    assert await community.bot.feature(RatingRecorder).reconcile() == 0
 
 
 @ALWAYS

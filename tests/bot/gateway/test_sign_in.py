@@ -13,16 +13,10 @@ import discord.gateway
 import pytest
 import yarl
 
-from bot.client import StropClient, make_client
+from bot.app import make_client
 from bot.errors import IdentifyBudgetError, PlaygroundError
-from bot.gateway.sign_in import (
-    HOUR_MS,
-    IdentifyBudget,
-    PlaygroundLink,
-    read_link,
-    use_playground,
-    wait_for_playground,
-)
+from bot.gateway.playground_link import PlaygroundLink, read_link, use_playground, wait_for_playground
+from bot.gateway.sign_in import HOUR_MS, IdentifyBudget
 from bot.services import Services
 from storage.db import key_values
 from storage.db.clock import now_ms
@@ -156,7 +150,7 @@ async def test_a_storm_of_invalid_sessions_stays_within_the_budget(
     """discord.py signs in again after each invalid session: the hook must stop it, connect must wait."""
     monkeypatch.setattr("bot.gateway.sign_in._HOOK_WAIT_S", 0.01)
     services.playground = False
-    client = StropClient(services)
+    client = make_client(services)
     client._budget = IdentifyBudget(database, limit=5)
     signed_in = 0
     waits: list[float] = []

@@ -15,15 +15,15 @@ from discord import app_commands
 
 from bot.admin.error_digest import FaultLog
 from bot.admin.records import AuditButton
-from bot.chat import answerer
+from bot.chat import failures
 from bot.client import StropClient
-from bot.diagnostics import PERMISSIONS
+from bot.diagnostics.discord_access import PERMISSIONS
 from bot.feedback.side_by_side import compare_view
 from bot.language import texts
 from bot.learning.blind_votes import vote_view
 from bot.learning.run_buttons import Action, RunButton
 from bot.ui import modals
-from bot.ui.interactions import CommandWords
+from bot.ui.command_tree import CommandWords
 from storage.admin.setting_values import KINDS, LANGUAGES, TRIGGERS
 from tests.bot.admin.test_settings import put
 from tests.bot.conftest import Community
@@ -36,22 +36,23 @@ OTHERS = [language for language in texts.LANGUAGES if language != "en"]
 # What these say goes to a terminal, or to the log.
 TO_TERMINAL = {
     "cli/launch/supervisor.py",
-    "diagnostics.py",
     "cli/init_config.py",
     "__main__.py",
+    "gateway/playground_link.py",
     "gateway/sign_in.py",
     "gateway/event_guard.py",
 }
-SILENT_FOLDERS = {"cli", "playground", "serving"}
+SILENT_FOLDERS = {"cli", "diagnostics", "playground", "serving"}
 # What is written for the model, the database, the log or the code, and no member reads.
 NOT_SAID = {
+    "client.py": {"Feature", "no  was added"},
     "chat/answerer.py": {
         "a member stopped it",
         "its companion stands alone",
         "the bot was stopped",
         "too many replies in flight",
     },
-    "chat/attachments.py": {"[]\n\n[end of ]", "not an address of Discord's file servers", "status "},
+    "chat/content/attachments.py": {"[]\n\n[end of ]", "not an address of Discord's file servers", "status "},
     "learning/status.py": {"promoted by hand", "rolled back by hand"},
     "admin/server_check.py": {"View Channels", "Send Messages", "Read Message History"},
     "learning/run_buttons.py": {
@@ -310,8 +311,8 @@ async def test_a_server_s_language_is_spoken_and_others_are_not_touched(
     await model_server.stop()
     for channel in (community.channel, other):
         await community.ann.send(channel, f"{community.mention} hello")
-    assert community.said() == [texts.catalogue("de")[answerer.UNREACHABLE]]
-    assert community.said(other) == [answerer.UNREACHABLE]
+    assert community.said() == [texts.catalogue("de")[failures.UNREACHABLE]]
+    assert community.said(other) == [failures.UNREACHABLE]
 
 
 async def test_a_private_answer_is_in_the_language_that_is_set(community: Community) -> None:

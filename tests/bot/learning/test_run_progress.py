@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 
-from bot.client import StropClient
+from bot.app import make_client
 from bot.learning.blind_votes import CLOSED, MOST_UNANSWERED
-from bot.learning.run_progress import NO_EMBEDS
+from bot.learning.run_progress import NO_EMBEDS, ProgressReporter
 from bot.operators import NOT_OPERATOR
 from bot.services import Services
 from storage.feedback import duels, tastings
@@ -206,8 +206,8 @@ async def test_a_restart_goes_on_with_the_same_message(
     run_id = trainer.take()
     trainer.beat(run_id, "train", 0.1)
     await tick(community, 3)
-    await community.bot.progress.stop()
-    await community.env.restart_bot(StropClient(services))
+    await community.bot.feature(ProgressReporter).stop()
+    await community.env.restart_bot(make_client(services))
     trainer.finish(run_id, "refused", "not promoted, because the lower bound is below zero")
     await tick(community, 6)
     (final,) = public(community)
@@ -282,8 +282,8 @@ async def test_vote_buttons_survive_a_restart_and_close_with_the_run(
     community: Community, trainer: Trainer, services: Services
 ) -> None:
     run_id = await voting(community, trainer, pairs=2)
-    await community.bot.progress.stop()
-    await community.env.restart_bot(StropClient(services))
+    await community.bot.feature(ProgressReporter).stop()
+    await community.env.restart_bot(make_client(services))
     pairs = [message for message in community.messages() if "like better" in message.content]
     assert "Counted" in said(await community.bob.click(pairs[0], label="A"))
 

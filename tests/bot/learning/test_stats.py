@@ -68,10 +68,10 @@ async def test_the_picture_speaks_the_servers_language(community: Community) -> 
 
 async def test_without_its_picture_the_text_still_comes(community: Community) -> None:
     await rated(community)
-    community.bot.studio.close()
+    await community.bot.feature(Studio).stop()
     result = await community.bob.slash(community.channel, "stats")
     assert "1 liked" in said(result) and pictures(result) == []
-    community.bot.studio = Studio(deadline_s=0)
+    community.bot.add_feature(Studio(deadline_s=0))
     result = await community.bob.slash(community.channel, "stats")
     assert "1 liked" in said(result) and pictures(result) == []
     assert community.env.errors == []

@@ -8,6 +8,7 @@ from typing import Any
 
 import discord
 
+from bot.chat.answerer import Answerer
 from bot.feedback import corrections
 from bot.feedback.reply_buttons import EMOJI
 from bot.language import texts
@@ -121,9 +122,9 @@ async def test_another_process_goes_on_where_the_last_turn_ended(community: Comm
     await fill(community)
     await begin(community)
     await asked(community, 1)
-    await community.bot.tastings.stop()
+    await community.bot.feature(TastingHost).stop()
     hasten(community)
-    later = TastingHost(community.services, community.bot)
+    later = TastingHost(community.services, community.bot, community.bot.feature(Answerer))
     later.start()
     try:
         await asked(community, 2)

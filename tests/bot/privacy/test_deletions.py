@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any
 
 import discord
 import pytest
 
+from bot.app import make_client
+from bot.chat.answerer import Answerer
 from bot.chat.question import Question
-from bot.client import StropClient
 from bot.privacy.deletions import DeletionKeeper
 from bot.services import Person
 from storage.chat import conversations
@@ -39,17 +41,21 @@ async def test_a_bulk_deletion_forgets_all_of_them(community: Community) -> None
     event = discord.RawBulkMessageDeleteEvent(
         {"ids": [str(each.id) for each in asked], "channel_id": str(community.channel.id)}
     )
-    await community.bot.on_raw_bulk_message_delete(event)
+    community.bot.dispatch("raw_bulk_message_delete", event)
+    for _ in range(500):
+        if not any(content(community, each.id) for each in asked):
+            break
+        await asyncio.sleep(0.02)
     assert [content(community, each.id) for each in asked] == ["", "", ""]
 
 
 async def test_a_question_that_is_deleted_before_it_is_stored_leaves_nothing(community: Community) -> None:
-    await community.bot.deletions.deleted([999])
-    assert not await community.bot.deletions.overtook(998)
+    await community.bot.feature(DeletionKeeper).deleted([999])
+    assert not await community.bot.feature(DeletionKeeper).overtook(998)
     person = Person(community.ann.id, "ann", "playground")
     question = Question(999, community.channel.id, community.guild.id, True, person, "my secret")
     screen = Screen()
-    task = community.bot.answerer.start(question, screen)
+    task = community.bot.feature(Answerer).start(question, screen)
     assert task is not None
     await task
     assert content(community, 999) == "" and screen.messages == {} and community.replies() == []
@@ -63,7 +69,7 @@ async def test_what_was_deleted_while_away_is_forgotten_after_the_start(
     answers = community.messages()
     for message_id in (gone.id, answers[1].id):
         del community.env.backend.messages[community.channel.id][message_id]
-    await community.env.restart_bot(StropClient(services))
+    await community.env.restart_bot(make_client(services))
     await community.env.settle()
     assert content(community, gone.id) == "" and content(community, answers[1].id) == ""
     assert content(community, kept.id) == "kept" and content(community, answers[0].id)
@@ -72,14 +78,14 @@ async def test_what_was_deleted_while_away_is_forgotten_after_the_start(
 async def test_a_slash_commands_prompt_is_not_taken_for_a_deleted_message(community: Community) -> None:
     await community.ann.send(community.channel, f"{community.mention} hello")
     await community.ann.slash(community.channel, "ask", prompt="what is this?")
-    assert await community.bot.deletions.reconcile() == 0
+    assert await community.bot.feature(DeletionKeeper).reconcile() == 0
     assert [reply.prompt[-1]["content"] for reply in community.replies()] == ["hello", "what is this?"]
 
 
 async def test_a_playground_that_forgot_everything_proves_nothing(community: Community) -> None:
     asked = await community.ann.send(community.channel, f"{community.mention} hello")
     community.env.backend.messages[community.channel.id].clear()
-    assert await community.bot.deletions.reconcile() == 0
+    assert await community.bot.feature(DeletionKeeper).reconcile() == 0
     assert content(community, asked.id) == "hello"
 
 
@@ -91,7 +97,7 @@ async def test_a_playground_that_began_anew_and_was_talked_to_proves_nothing_of_
     today = await community.ann.send(community.channel, f"{community.mention} today")
     gone = await community.ann.send(community.channel, f"{community.mention} gone")
     del community.env.backend.messages[community.channel.id][gone.id]
-    assert await community.bot.deletions.reconcile() == 1
+    assert await community.bot.feature(DeletionKeeper).reconcile() == 1
     assert [content(community, each.id) for each in (asked, today, gone)] == ["yesterday", "today", ""]
 
 
@@ -120,5 +126,5 @@ async def test_deleting_a_channel_forgets_what_was_said_in_it(community: Communi
     asked = await community.ann.send(community.channel, f"{community.mention} hello")
     other = community.guild.create_text_channel("other")
     elsewhere = await community.ann.send(other, f"{community.mention} elsewhere")
-    assert await community.bot.deletions.channel_deleted(community.channel.id) == 2
+    assert await community.bot.feature(DeletionKeeper).channel_deleted(community.channel.id) == 2
     assert content(community, asked.id) == "" and content(community, elsewhere.id) == "elsewhere"

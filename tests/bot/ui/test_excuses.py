@@ -12,6 +12,7 @@ from discord import app_commands
 from structlog.testing import capture_logs
 
 from bot.errors import DeliveryError
+from bot.learning.run_progress import ProgressReporter
 from bot.ui.interactions import CHANGED, DISCORD_REFUSED, NO_SUCH_MESSAGE, sentence_for
 from bot.ui.outdated import OUTDATED
 from storage.learning import runs
@@ -140,7 +141,7 @@ async def test_a_run_that_is_over_or_unknown_is_a_sentence_for_whoever_presses_i
     community: Community, caplog: pytest.LogCaptureFixture
 ) -> None:
     await community.ann.slash(community.channel, "retrain")
-    await community.bot.progress._look([f"guild:{community.guild.id}"])
+    await community.bot.feature(ProgressReporter)._look([f"guild:{community.guild.id}"])
     message = community.messages()[-1]
     (run,) = community.services.database.read(lambda db: runs.latest(db, f"guild:{community.guild.id}"))
     cancel = f"strop:run:{run.id}:cancel"

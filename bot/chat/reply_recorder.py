@@ -1,0 +1,315 @@
+"""The rows that a reply leaves: its question, its start, its parts and its end."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import structlog
+
+from bot.chat.draft import Again, Asked, Draft
+from bot.chat.prompt import Prompt, Turn
+from bot.chat.question import Follows, Question
+from bot.errors import ContextError
+from bot.language.texts import mark
+from bot.services import Services
+from bot.serving.protocol import BaseDescription, Sampling
+from storage.chat import channels, context_resets, conversations, members, replies, reply_versions
+from storage.chat.reply_versions import Versions
+from storage.db.clock import now_ms
+from storage.learning import adapters, trials
+from storage.learning.trials import Route
+
+DM_MEMORY_MS = 30 * 60 * 1000
+"""For how long the next direct message goes on with the conversation before it."""
+
+_log = structlog.get_logger(__name__)
+
+
+class ReplyRecorder:
+    """Writes the rows of a reply. Once a question is recorded, every later write may come twice."""
+
+    def __init__(self, services: Services) -> None:
+        self._services = services
+
+    async def question(self, question: Question, base: BaseDescription, again: Again | None = None) -> Asked:
+        """Store the question below what it answers to, and return everything that its reply needs.
+
+        A question that is answered ``again`` is there already.
+        """
+        place = _Place(
+            self._services.scope(question.guild_id), base.hash, self._services.config.gate.canary_not_in
+        )
+        if again is not None:
+            return await self._services.database.awrite(
+                lambda db: _asked_again(db, question, again.prompt_message_id, place)
+            )
+        reference = self._services.permission_reference
+        return await self._services.database.awrite(
+            lambda db: _record_question(db, question, place, reference)
+        )
+
+    async def start(
+        self,
+        draft: Draft,
+        asked: Asked,
+        prompt: Prompt,
+        base: BaseDescription,
+        sampling: Sampling,
+    ) -> None:
+        """Store the reply's row, stamped with all that will produce it."""
+
+        def work(db: Any) -> replies.Reply:
+            reply = replies.start(
+                db,
+                reply_id=draft.reply_id,
+                prompt_message_id=asked.message_id,
+                scope=asked.scope,
+                adapter_id=draft.adapter_id,
+                base_hash=base.hash,
+                prompt=[message.as_json() for message in prompt.messages],
+                seed=sampling.seed or 0,
+                sampling={name: value for name, value in sampling.as_json().items() if name != "seed"},
+                asker_id=draft.question.author.user_id,
+                context=asked.turn_ids[prompt.dropped_turns :],
+                permission_reference=self._services.permission_reference,
+            )
+            trials.note(db, reply.id, draft.route)
+            _add_parts(db, draft)
+            return reply
+
+        draft.reply = await self._services.database.awrite(work)
+
+    async def reroute(self, draft: Draft) -> None:
+        """Stamp a reply that has begun with another adapter than its row says, and where it counts now."""
+
+        def work(db: Any) -> None:
+            replies.reassign(db, draft.reply_id, draft.adapter_id)
+            trials.note(db, draft.reply_id, draft.route)
+
+        await self._services.database.awrite(work)
+
+    async def show_version(self, draft: Draft) -> None:
+        """Make the version that is being written the one that people see and rate."""
+        again = draft.again
+        if again is None or draft.reply is None or draft.versions is not None:
+            return
+
+        def work(db: Any) -> Versions:
+            reply_versions.add(db, draft.reply_id, beside=again.reply_id)
+            return reply_versions.show(db, draft.reply_id)
+
+        draft.versions = await self._services.database.awrite(work)
+
+    async def part(self, draft: Draft, message_id: int, position: int) -> None:
+        """Tie one Discord message to the reply, so that a rating on it counts."""
+        draft.parts.append((message_id, position))
+        if draft.reply is None:
+            return
+        try:
+            await self._services.database.awrite(lambda db: _add_parts(db, draft))
+        except Exception:  # Whatever storage says, the text goes on; the reply's end tries once more.
+            _log.exception("reply.part_not_recorded", reply_id=draft.reply_id)
+
+    async def withdrawn(self, draft: Draft, message_id: int) -> None:
+        """Forget a Discord message that the reply turned out not to need."""
+        draft.parts = [part for part in draft.parts if part[0] != message_id]
+        await self._services.database.awrite(lambda db: replies.drop_part(db, message_id))
+
+    async def end(self, draft: Draft, now: float, status: replies.Status, error: str | None = None) -> None:
+        """Store the outcome, and log the reply in one line."""
+        usage = draft.usage
+        figures = {
+            "prompt_tokens": usage.prompt_tokens if usage else draft.prompt_tokens,
+            "completion_tokens": usage.completion_tokens if usage else None,
+            "queue_ms": draft.ms(draft.started_at, draft.requested_at),
+            "first_token_ms": draft.ms(draft.started_at, draft.first_token_at),
+            "duration_ms": draft.ms(draft.started_at, now),
+        }
+
+        def work(db: Any) -> None:
+            _add_parts(db, draft)
+            replies.finish(
+                db,
+                draft.reply_id,
+                content=draft.text.strip(),
+                status=status,
+                finish_reason=draft.finish_reason,
+                error=error,
+                **figures,
+            )
+
+        if draft.reply is not None:
+            try:
+                await self._services.database.awrite(work)
+            except Exception:  # Whatever storage says, the text must still be delivered.
+                _log.exception("reply.not_recorded", reply_id=draft.reply_id)
+        _log.info(
+            "reply",
+            reply_id=draft.reply_id,
+            status=status,
+            adapter_id=draft.adapter_id,
+            channel_id=draft.question.channel_id,
+            error=error,
+            **figures,
+        )
+
+
+def _add_parts(db: Any, draft: Draft) -> None:
+    for message_id, position in draft.parts:
+        replies.add_part(db, draft.reply_id, message_id, draft.question.channel_id, position)
+
+
+@dataclass(frozen=True, slots=True)
+class _Place:
+    """Whose adapters answer on which base, and the servers and channels that take part in no trial."""
+
+    scope: str
+    base_hash: str
+    left_out: tuple[int, ...]
+
+
+def _record_question(db: Any, question: Question, place: _Place, permission_reference: str) -> Asked:
+    question.author.ensure(db)
+    parent_id, conversation_id = _parent(db, question, place.scope, permission_reference)
+    message_id = conversations.add_message(
+        db,
+        conversation_id=conversation_id or _new_conversation(db, question, place.scope),
+        discord_id=question.discord_id,
+        parent_id=parent_id,
+        author_id=question.author.user_id,
+        role="user",
+        content=question.text,
+        permission_reference=permission_reference,
+        attached_text=question.attached_text,
+        visible=question.visible,
+        public=question.public,
+        channel_id=question.channel_id,
+    )
+    channels.note(
+        db,
+        question.channel_id,
+        guild_id=question.guild_id,
+        public=question.public,
+        parent_channel_id=question.parent_channel_id,
+    )
+    return _asked(db, question, message_id, parent_id, place)
+
+
+def _asked_again(db: Any, question: Question, message_id: int, place: _Place) -> Asked:
+    asked = conversations.get_message(db, message_id)
+    if asked is None or asked.deleted_ms is not None or not asked.words.strip():
+        raise ContextError(mark("The question was deleted, so I can't answer it again."))
+    return _asked(db, question, message_id, asked.parent_id, place)
+
+
+def _asked(db: Any, question: Question, message_id: int, parent_id: int | None, place: _Place) -> Asked:
+    """Return a recorded question with what was said above it, and who answers."""
+    chain = _context(db, question, message_id)
+    return Asked(
+        conversation_id=chain[-1].conversation_id,
+        message_id=message_id,
+        scope=place.scope,
+        route=_route(db, question, chain[-1].conversation_id, place),
+        turns=tuple(_turn(db, message) for message in chain),
+        turn_ids=tuple(message.id for message in chain),
+        left_out_before=parent_id is not None and replies.left_out_before(db, parent_id, len(chain) - 2),
+    )
+
+
+def _route(db: Any, question: Question, conversation_id: int, place: _Place) -> Route:
+    champion = adapters.ensure_champion_row(db, place.scope, place.base_hash)
+    conversation = conversations.get(db, conversation_id)
+    if conversation is None:
+        return Route(champion, champion)
+    return trials.route(
+        db,
+        scope=place.scope,
+        base_hash=place.base_hash,
+        champion=champion,
+        conversation=conversation,
+        asker_id=question.author.user_id,
+        left_out=place.left_out,
+    )
+
+
+def _context(db: Any, question: Question, message_id: int) -> list[conversations.Message]:
+    """Return the question and what was said above it, without what was deleted or left behind."""
+    chain = conversations.chain(db, message_id)
+    begun_in = conversations.get(db, chain[-1].conversation_id)
+    places = {question.channel_id, begun_in.channel_id if begun_in else question.channel_id}
+    recent = context_resets.since(chain, context_resets.boundary(db, places))
+    return [message for message in recent if message.deleted_ms is None and message.words.strip()]
+
+
+def _parent(
+    db: Any, question: Question, scope: str, permission_reference: str
+) -> tuple[int | None, int | None]:
+    """Return the message that the question answers to or goes on from, and its conversation."""
+    if question.parent_discord_id is not None:
+        parent = conversations.by_discord_id(db, question.parent_discord_id)
+        if parent is not None:
+            return parent.id, parent.conversation_id
+    if question.cited is not None:
+        return _record_cited(db, question, scope, permission_reference)
+    follows = question.follows
+    if question.guild_id is None:
+        follows = Follows(now_ms() - DM_MEMORY_MS)
+    if follows is None:
+        return None, None
+    last = replies.latest_in(db, question.channel_id, since_ms=follows.since_ms, asker_id=follows.asker_id)
+    return _thread_starter(db, question) if last is None else (last.message_id, last.conversation_id)
+
+
+def _thread_starter(db: Any, question: Question) -> tuple[int | None, int | None]:
+    """Return the message that the question's thread was opened on: a thread bears its message's id."""
+    if question.parent_channel_id is None or question.channel_id == question.discord_id:
+        return None, None
+    starter = conversations.by_discord_id(db, question.channel_id)
+    return (None, None) if starter is None else (starter.id, starter.conversation_id)
+
+
+def _record_cited(
+    db: Any, question: Question, scope: str, permission_reference: str
+) -> tuple[int | None, int | None]:
+    """Store the message of somebody else that the question is about, as theirs."""
+    cited = question.cited
+    if cited is None:
+        return None, None
+    cited.author.ensure(db)
+    conversation_id = _new_conversation(db, question, scope)
+    message_id = conversations.add_message(
+        db,
+        conversation_id=conversation_id,
+        discord_id=cited.discord_id,
+        parent_id=None,
+        author_id=cited.author.user_id,
+        role="user",
+        content=cited.text,
+        permission_reference=permission_reference,
+        attached_text=cited.attached_text,
+        public=question.public,
+        channel_id=question.channel_id,
+    )
+    return message_id, conversation_id
+
+
+def _new_conversation(db: Any, question: Question, scope: str) -> int:
+    place = "dm" if question.guild_id is None else str(question.guild_id)
+    return conversations.open_conversation(
+        db,
+        key=f"{place}:{question.channel_id}:{question.discord_id}",
+        guild_id=question.guild_id,
+        channel_id=question.channel_id,
+        scope=scope,
+        source=question.author.source,
+        public=question.public,
+        parent_channel_id=question.parent_channel_id,
+    ).id
+
+
+def _turn(db: Any, message: conversations.Message) -> Turn:
+    if message.author_id is None:
+        return Turn(message.words)
+    author = members.get(db, message.author_id)
+    return Turn(message.words, message.author_id, author.display_name if author else "")

@@ -1,0 +1,30 @@
+"""Chat put together: what hears a message, what answers it, and /ask."""
+
+from __future__ import annotations
+
+import discord
+
+from bot.chat import ask
+from bot.chat.answerer import Answerer, IsDeleted, ReplyControls
+from bot.chat.complaints import Complaints
+from bot.chat.content import attachments
+from bot.chat.content.attachments import AttachmentReader
+from bot.chat.listener import MessageListener
+from bot.client import StropClient
+
+
+def setup(app: StropClient, controls: ReplyControls, is_deleted: IsDeleted) -> None:
+    """Add what answers; ``controls`` stand below replies, ``is_deleted`` knows questions that are gone."""
+    services = app.services
+    complaints = Complaints(app)
+    answerer = app.add_feature(Answerer(services, controls, is_deleted, complaints.refused))
+    listener = app.add_feature(MessageListener(app, answerer, complaints))
+    app.add_feature(
+        AttachmentReader(
+            attachments.from_discord(lambda: discord.http.Route.BASE if services.playground else None)
+        )
+    )
+    app.tree.add_command(ask.ask)
+    app.listen("message", listener.heard, apology=listener.apologise)
+    app.listen("raw_message_edit", listener.edited)
+    app.at_shutdown(answerer.drain)

@@ -1,0 +1,37 @@
+"""What people do with a reply, put together: its buttons and menu, reactions, votes, their own ratings."""
+
+from __future__ import annotations
+
+from discord import app_commands
+
+from bot.chat.answerer import Answerer
+from bot.chat.listener import MessageListener
+from bot.client import StropClient
+from bot.feedback import context_menu, corrections, my_ratings, reports
+from bot.feedback.interrupted_replies import InterruptedReplies
+from bot.feedback.reactions import RatingRecorder
+from bot.feedback.reply_actions import ReplyActions
+from bot.feedback.reply_buttons import Controls, ReplyButton
+from bot.feedback.side_by_side import CompareButton
+from bot.ui.form_router import FormRouter
+
+
+def setup(app: StropClient) -> None:
+    """Add what people can do with a reply; the buttons themselves are `Controls`."""
+    controls, answerer = app.feature(Controls), app.feature(Answerer)
+    actions = app.add_feature(ReplyActions(app, controls, answerer, app.feature(MessageListener)))
+    interrupted = InterruptedReplies(app, controls, actions)
+    recorder = app.add_feature(RatingRecorder(app.services, app, answerer.is_writing_in))
+    for name, callback in context_menu.ENTRIES.items():
+        app.tree.add_command(app_commands.ContextMenu(name=name, callback=callback))
+    app.add_dynamic_items(ReplyButton, CompareButton, *my_ratings.dynamic_items())
+    forms = app.feature(FormRouter)
+    forms.on("better", corrections.sent_in)
+    forms.on("report", reports.sent_in)
+    app.listen("raw_reaction_add", recorder.added)
+    app.listen("raw_reaction_remove", recorder.removed)
+    app.listen("raw_reaction_clear", recorder.cleared)
+    app.listen("raw_reaction_clear_emoji", recorder.emoji_cleared)
+    app.at_setup(interrupted.find)
+    app.at_session(interrupted.settle)
+    app.at_session(recorder.reconcile)

@@ -1,0 +1,46 @@
+"""Privacy put together: /privacy, and forgetting what members delete at Discord."""
+
+from __future__ import annotations
+
+import discord
+
+from bot.chat.answerer import Answerer
+from bot.client import StropClient
+from bot.privacy import commands
+from bot.privacy.deletions import DeletionKeeper
+
+
+def setup(app: StropClient) -> None:
+    """Add what members decide about their own words."""
+    deletions, answerer = app.feature(DeletionKeeper), app.feature(Answerer)
+
+    async def on_message_deleted(event: discord.RawMessageDeleteEvent) -> None:
+        """A message is gone: what writes it stops, and what was stored of it is forgotten."""
+        # A part that its own reply withdrew says nothing about the reply.
+        if not answerer.withdrew(event.message_id):
+            answerer.stop_writing_on(event.message_id)
+            await deletions.deleted([event.message_id])
+
+    async def on_messages_deleted(event: discord.RawBulkMessageDeleteEvent) -> None:
+        """Many messages are gone."""
+        await deletions.deleted(event.message_ids)
+
+    async def on_channel_deleted(channel: discord.abc.GuildChannel) -> None:
+        """A channel is gone with everything that was said in it."""
+        await deletions.channel_deleted(channel.id)
+
+    async def on_thread_deleted(event: discord.RawThreadDeleteEvent) -> None:
+        """A thread is gone with everything that was said in it."""
+        await deletions.channel_deleted(event.thread_id)
+
+    async def finish_erasures() -> None:
+        await commands.scrub_pending(app.services)
+
+    app.tree.add_command(commands.group)
+    app.add_dynamic_items(commands.ErasureButton)
+    app.listen("raw_message_delete", on_message_deleted)
+    app.listen("raw_bulk_message_delete", on_messages_deleted)
+    app.listen("guild_channel_delete", on_channel_deleted)
+    app.listen("raw_thread_delete", on_thread_deleted)
+    app.at_session(finish_erasures)
+    app.at_session(deletions.reconcile)

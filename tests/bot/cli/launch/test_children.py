@@ -6,6 +6,7 @@ import io
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -132,15 +133,17 @@ def test_a_second_up_on_the_same_data_is_refused_in_one_sentence(tmp_path: Path)
     assert err.startswith(f"Strop already runs on this data folder (process {os.getpid()})")
 
 
-def test_a_model_that_does_not_exist_stops_everything_with_its_sentence(tmp_path: Path) -> None:
-    (tmp_path / "strop.toml").write_text(
-        f'[model]\nbase = "{tmp_path}/no-such-folder"\n[server]\nport = 0\n[playground]\nport = 0\n'
-    )
-    process = up(tmp_path)
-    out, err = process.communicate(timeout=120)
+def test_a_server_that_can_not_listen_stops_everything_with_its_sentence(tmp_path: Path) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        (tmp_path / "strop.toml").write_text(f"[server]\nport = {port}\n[playground]\nport = 0\n")
+        process = up(tmp_path)
+        out, err = process.communicate(timeout=280)
     assert process.returncode == 2, out + err
     errors = [record for record in map(json.loads, out.splitlines()) if record["level"] == "error"]
-    assert any("no-such-folder" in record["event"] for record in errors)
+    assert any(f"cannot listen on 127.0.0.1:{port}" in record["event"] for record in errors)
     assert "Traceback" not in out + err
 
 

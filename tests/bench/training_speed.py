@@ -186,7 +186,7 @@ def _train(side: str, folder: Path, load: Load, threads: int) -> Turn:
 
     from bot.serving.model.loading import load_base
     from trainer.data.examples import BaseCodec
-    from trainer.training import challenger
+    from trainer.training.adapter import add_adapter
     from trainer.training.forward import BATCH_TOKENS_CPU, totals
 
     torch.set_num_threads(threads)
@@ -194,7 +194,7 @@ def _train(side: str, folder: Path, load: Load, threads: int) -> Turn:
     base = load_base(folder, "cpu", "train", execution="dense" if side == "trl" else None)
     codec = BaseCodec(base.tokenizer)
     seen, unseen = examples(codec, load.examples, SEED), examples(codec, UNSEEN, SEED + 1)
-    model = challenger.add_adapter(base.model, settings)
+    model = add_adapter(base.model, settings)
 
     def loss() -> float:
         model.eval()

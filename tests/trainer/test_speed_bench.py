@@ -12,7 +12,8 @@ from storage.config_sections import TrainerConfig
 from tests.bench import training_speed
 from tests.bench.training_speed import Turn
 from trainer.data.examples import BaseCodec
-from trainer.training import challenger, forward
+from trainer.training import forward
+from trainer.training.adapter import add_adapter
 
 SETTINGS = TrainerConfig(rank=4, alpha=8, epochs=6, batch_size=4, sft_learning_rate=5e-3)
 
@@ -44,7 +45,7 @@ def test_both_sides_learn_the_same_from_the_same_examples(tiny_folder: Path) -> 
             tiny_folder, "cpu", "train", execution="dense" if side is training_speed._trl else None
         )
         seen = training_speed.examples(BaseCodec(base.tokenizer), 4, seed=0)
-        model = challenger.add_adapter(base.model, SETTINGS)
+        model = add_adapter(base.model, SETTINGS)
         model.train()
         assert side(model, base.tokenizer, seen, SETTINGS) > 0
         model.eval()

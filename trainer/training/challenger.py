@@ -14,8 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model
-from torch import nn
+from peft import PeftModel
 
 from bot.serving.model.loading import LoadedBase
 from bot.serving.model.memory import available_bytes
@@ -27,6 +26,7 @@ from trainer.data.rows import PreferencePair
 from trainer.data.snapshot import Snapshot
 from trainer.errors import TrainingError
 from trainer.training import memory, objectives, phases, saving
+from trainer.training.adapter import add_adapter
 from trainer.training.checkpoints import DONE, Keeper, Moment
 from trainer.training.forward import batch_tokens
 from trainer.training.loop import Tick, TrainingReport
@@ -315,25 +315,6 @@ def _belonging(
 
 def _versions() -> dict[str, Any]:
     return {"torch": torch.__version__, "threads": torch.get_num_threads()}
-
-
-def add_adapter(model: nn.Module, settings: TrainerConfig) -> PeftModel:
-    """Put a fresh LoRA adapter with float32 weights on every linear layer but the output head."""
-    torch.manual_seed(settings.seed)
-    config = LoraConfig(
-        r=settings.rank,
-        lora_alpha=settings.alpha,
-        lora_dropout=0.0,
-        target_modules="all-linear",
-        bias="none",
-        task_type="CAUSAL_LM",
-    )
-    peft_model = get_peft_model(model, config)
-    # In bfloat16 most updates of a small learning rate round to nothing (LEARNING: pitfalls).
-    for parameter in peft_model.parameters():
-        if parameter.requires_grad:
-            parameter.data = parameter.data.float()
-    return peft_model
 
 
 def describe(

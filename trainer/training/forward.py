@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from trainer.data.encoding import Example
 from trainer.training.losses import TokenScores
-from trainer.training.packing import bins, pack, within_blocks
+from trainer.training.packing import Packed, bins, pack, within_blocks
 
 # Tokens in one forward: more gains nothing on a CPU and costs memory in the output head.
 BATCH_TOKENS_CPU = 768
@@ -17,9 +17,20 @@ BATCH_TOKENS_GPU = 8192
 
 
 def score(model: nn.Module, examples: Sequence[Example]) -> TokenScores:
-    """Run one forward over a few examples and return what it says about their completions."""
-    device = device_of(model)
+    """Run one forward over a few examples and return how likely their completions are."""
     packed = pack(examples)
+    targets = packed.targets.to(device_of(model))
+    logps = _logits(model, packed).log_softmax(-1).gather(-1, targets[:, None]).squeeze(-1)
+    return TokenScores(logps=logps, lengths=packed.lengths)
+
+
+def distributions(model: nn.Module, examples: Sequence[Example]) -> Tensor:
+    """Run one forward over a few examples and return the logits `(N, V)` of their completion tokens."""
+    return _logits(model, pack(examples))
+
+
+def _logits(model: nn.Module, packed: Packed) -> Tensor:
+    device = device_of(model)
     with within_blocks(model):
         output = model(
             input_ids=packed.ids.to(device),
@@ -28,10 +39,18 @@ def score(model: nn.Module, examples: Sequence[Example]) -> TokenScores:
             logits_to_keep=packed.predicting.to(device),
             blocks=packed.blocks,
         )
-    logits = output.logits[0].float()
-    targets = packed.targets.to(device)
-    logps = logits.log_softmax(-1).gather(-1, targets[:, None]).squeeze(-1)
-    return TokenScores(logps=logps, logits=logits, lengths=packed.lengths)
+    logits: Tensor = output.logits[0]
+    return logits.float()
+
+
+def accumulate(model: nn.Module, loss: Tensor) -> float:
+    """Add a loss's gradient to what the adapter has; return the loss.
+
+    Examples keep to themselves here too: a layer whose activations were not kept is computed again.
+    """
+    with within_blocks(model):
+        loss.backward()  # type: ignore[no-untyped-call]
+    return loss.item()
 
 
 def totals(model: nn.Module, examples: Sequence[Example], limit: int) -> Tensor:
@@ -46,12 +65,13 @@ def totals(model: nn.Module, examples: Sequence[Example], limit: int) -> Tensor:
 def base_distributions(model: nn.Module, replay: Sequence[Example]) -> list[Tensor]:
     """Return the base's logits `(T, V)` over each replay completion, the adapter switched off.
 
-    Kept as bfloat16: 64 replies of 40 tokens take 250 MB with a vocabulary of 49,152.
+    Kept as bfloat16 in main memory, since a step needs few of them: 64 replies of 40 tokens take 250 MB with
+    a vocabulary of 49,152.
     """
     was_training = model.training
     model.eval()
     with torch.no_grad(), model.disable_adapter():  # type: ignore[operator]
-        kept = [score(model, [example]).logits.to(torch.bfloat16) for example in replay]
+        kept = [distributions(model, [example]).to("cpu", torch.bfloat16) for example in replay]
     model.train(was_training)
     return kept
 

@@ -17,12 +17,11 @@ from torch import Tensor
 class TokenScores:
     """What one forward says about the completions of B examples with N tokens together.
 
-    `logps` (N,): log-probability of each completion token, in nats; `logits` (N, V): the distributions that
-    produced them; `lengths`: how many tokens each example has.
+    `logps` (N,): log-probability of each completion token, in nats; `lengths`: how many tokens each example
+    has. The distributions behind them are not kept: they are as large as all else in the output head.
     """
 
     logps: Tensor
-    logits: Tensor
     lengths: tuple[int, ...]
 
     @property
@@ -40,14 +39,14 @@ def supervised(scores: TokenScores, weights: Tensor) -> Tensor:
     return -(scores.totals * weights).sum()
 
 
-def divergence_from_base(scores: TokenScores, base_logits: Tensor) -> Tensor:
-    """Return the summed KL(base || adapter) over completion tokens, in nats; `base_logits` (N, V).
+def divergence_from_base(logits: Tensor, base_logits: Tensor) -> Tensor:
+    """Return the summed KL(base || adapter) over completion tokens, in nats; both (N, V).
 
     Computed over the whole vocabulary rather than on the sampled token: the same expectation as training on
     the base's own replies, with less variance.
     """
     reference = functional.log_softmax(base_logits.float(), dim=-1)
-    policy = functional.log_softmax(scores.logits.float(), dim=-1)
+    policy = functional.log_softmax(logits.float(), dim=-1)
     return (reference.exp() * (reference - policy)).sum()
 
 

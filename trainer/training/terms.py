@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from trainer.data.encoding import Example, PreferenceExample
 from trainer.training import losses
-from trainer.training.forward import base_distributions, device_of, score, totals
+from trainer.training.forward import accumulate, base_distributions, device_of, distributions, score, totals
 from trainer.training.packing import bins
 
 # The class masses of KTO: liked to disliked between 1:1 and 4:3 (equation 8 of arXiv 2402.01306).
@@ -57,7 +57,7 @@ class Supervised:
             examples = [batch[i] for i in group]
             scores = score(model, examples)
             weights = scores.logps.new_tensor([example.weight for example in examples])
-            total += _backward(losses.supervised(scores, weights) / mass)
+            total += accumulate(model, losses.supervised(scores, weights) / mass)
         return total
 
     def tokens(self, chosen: Indices) -> int:
@@ -85,9 +85,9 @@ class Replay:
         mass = sum(example.completion_length for example in examples)
         total = 0.0
         for group in bins(examples, self._limit):
-            scores = score(model, [examples[i] for i in group])
-            base = torch.cat([self._base[chosen[i]] for i in group])
-            total += _backward(losses.divergence_from_base(scores, base) * (self._factor / mass))
+            logits = distributions(model, [examples[i] for i in group])
+            base = torch.cat([self._base[chosen[i]] for i in group]).to(logits.device)
+            total += accumulate(model, losses.divergence_from_base(logits, base) * (self._factor / mass))
         return total
 
     def tokens(self, chosen: Indices) -> int:
@@ -133,7 +133,7 @@ class Kto:
             loss = losses.kto(
                 policy, reference[group], liked, weights, divergence=divergence, beta=self._beta
             )
-            total += _backward(loss.sum() / len(batch))
+            total += accumulate(model, loss.sum() / len(batch))
         return total
 
     def tokens(self, chosen: Indices) -> int:
@@ -179,7 +179,7 @@ class Dpo:
             loss = losses.dpo(policy, reference, weights, beta=self._beta).sum() / len(batch)
             if self._sft_weight:
                 loss = loss - self._sft_weight * (policy[:, 0] * weights).sum() / mass
-            total += _backward(loss)
+            total += accumulate(model, loss)
         return total
 
     def tokens(self, chosen: Indices) -> int:
@@ -204,8 +204,3 @@ def mismatched(batch: Sequence[Example]) -> list[Example]:
         Example(ids=(*own.ids[: own.start], *other.ids[other.start :]), start=own.start)
         for own, other in zip(batch, rotated, strict=True)
     ]
-
-
-def _backward(loss: Tensor) -> float:
-    loss.backward()  # type: ignore[no-untyped-call]
-    return loss.item()

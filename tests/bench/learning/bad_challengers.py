@@ -30,6 +30,7 @@ from trainer.data.snapshot import Snapshot
 from trainer.run.execution import execute
 from trainer.run.steps import Ground, RunSteps
 from trainer.training import challenger, saving
+from trainer.training.adapter import add_adapter
 from trainer.training.challenger import Challenger, OwnPairs
 from trainer.training.objectives import Plan
 
@@ -94,7 +95,7 @@ class Sabotaged(RunSteps):
         """Save an adapter as it is before the first step: it changes nothing at all."""
         self._heartbeat.enter("train", "saving an adapter that does nothing")
         base = load_base(Path(ground.base.folder), self._config.model.device, "train")
-        model = challenger.add_adapter(base.model, self._config.trainer)
+        model = add_adapter(base.model, self._config.trainer)
         untaught = Material([], [], [], [])
         card = challenger.describe(base, rows, Plan("sft"), self._config.trainer, untaught, {})
         adapter_id, folder = saving.save(

@@ -15,7 +15,8 @@ from storage.learning import checkpoints
 from tests.trainer import interrupted
 from trainer.data.encoding import Example
 from trainer.errors import RunCancelledError
-from trainer.training import challenger, phases
+from trainer.training import phases
+from trainer.training.adapter import add_adapter
 from trainer.training.checkpoints import DONE, Keeper, Moment
 from trainer.training.phases import SftSettings
 
@@ -126,7 +127,7 @@ def test_a_plan_that_the_clock_made_outlives_the_interruption(tiny_folder: Path,
     """The first process had time for every step; the second one, hurried, takes them all the same."""
     weights = []
     for limits in ([1e9, 1e-9], [1e-9, 1e9]):
-        model = challenger.add_adapter(load_base(tiny_folder, "cpu", "train").model, interrupted.SETTINGS)
+        model = add_adapter(load_base(tiny_folder, "cpu", "train").model, interrupted.SETTINGS)
         generous = SftSettings(5e-3, 4, 2, 0.0, 0, max_seconds=limits[0])
         hurried = SftSettings(5e-3, 4, 2, 0.0, 0, max_seconds=limits[1])
         reports = []
@@ -141,9 +142,7 @@ def test_a_plan_that_the_clock_made_outlives_the_interruption(tiny_folder: Path,
             try:
                 reports.append(phases.train_sft(model, EXAMPLES, [], settings, keeper=keeper, on_step=tick))
             except KeyboardInterrupt:
-                model = challenger.add_adapter(
-                    load_base(tiny_folder, "cpu", "train").model, interrupted.SETTINGS
-                )
+                model = add_adapter(load_base(tiny_folder, "cpu", "train").model, interrupted.SETTINGS)
         weights.append([report.steps for report in reports])
         checkpoints.remove(work)
     assert weights == [[16], [3]]
@@ -161,7 +160,7 @@ def test_a_training_whose_folder_an_erasure_removed_stops_and_does_not_bring_it_
 
 
 def test_a_moment_holds_no_words_and_says_what_it_belongs_to(base: LoadedBase, work: Path) -> None:
-    model = challenger.add_adapter(base.model, interrupted.SETTINGS)
+    model = add_adapter(base.model, interrupted.SETTINGS)
     kept: list[str] = []
     keeper = Keeper(work, "mine", 60.0, lambda: kept.append("kept"))
     assert not keeper.due

@@ -13,6 +13,7 @@ from tests.trainer import interrupted
 from trainer.data.encoding import Example
 from trainer.errors import MemoryShortError
 from trainer.training import challenger, memory
+from trainer.training.adapter import add_adapter
 from trainer.training.memory import Shape
 from trainer.training.objectives import Plan
 
@@ -35,7 +36,7 @@ def test_a_shape_is_read_off_the_model_and_the_examples(base: LoadedBase) -> Non
     assert (shape.layers, shape.vocabulary, shape.tokens, shape.replayed) == (14, 416, 60, 7)
     # The second example, whose completion is longest, and no other beside it.
     assert shape.predicted == 40
-    parameters = challenger.add_adapter(base.model, TrainerConfig(rank=4)).get_nb_trainable_parameters()[0]
+    parameters = add_adapter(base.model, TrainerConfig(rank=4)).get_nb_trainable_parameters()[0]
     assert shape.adapter_bytes == parameters * 16
 
 

@@ -14,7 +14,8 @@ from trl import DPOConfig, DPOTrainer, KTOConfig, KTOTrainer, SFTConfig, SFTTrai
 from bot.serving.model.loading import LoadedBase
 from storage.config_sections import TrainerConfig
 from trainer.data.encoding import Example, PreferenceExample
-from trainer.training import challenger, forward, losses, terms
+from trainer.training import forward, losses, terms
+from trainer.training.adapter import add_adapter
 
 LIMIT = 10_000
 TEXTS = [
@@ -28,7 +29,7 @@ TEXTS = [
 @pytest.fixture
 def model(base: LoadedBase) -> torch.nn.Module:
     """An adapter that does something, as after supervised tuning."""
-    adapted = challenger.add_adapter(base.model, TrainerConfig(rank=4, alpha=8))
+    adapted = add_adapter(base.model, TrainerConfig(rank=4, alpha=8))
     move_adapter(adapted, seed=3)
     return adapted
 

@@ -26,6 +26,7 @@ from trainer.data.rows import Row
 from trainer.data.snapshot import Snapshot
 from trainer.errors import DivergedError, GradientLostError, TrainingError
 from trainer.training import challenger, forward, losses, packing, phases, saving, terms
+from trainer.training.adapter import add_adapter
 from trainer.training.objectives import Plan
 from trainer.training.phases import DpoSettings, KtoSettings, SftSettings
 
@@ -59,7 +60,7 @@ def folder(path: Path) -> Path:
 
 
 def adapted(base: LoadedBase) -> torch.nn.Module:
-    return challenger.add_adapter(base.model, SETTINGS)
+    return add_adapter(base.model, SETTINGS)
 
 
 def test_scores_equal_one_plain_forward_per_example(base: LoadedBase) -> None:
@@ -78,10 +79,9 @@ def test_scores_equal_one_plain_forward_per_example(base: LoadedBase) -> None:
 def test_nothing_is_learned_from_prompts(base: LoadedBase) -> None:
     """The loss depends on prompt tokens through attention only: no prompt position carries a target."""
     scores = forward.score(base.model, EXAMPLES)
+    logits = forward.distributions(base.model, EXAMPLES)
     completions = [token for example in EXAMPLES for token in example.ids[example.start :]]
-    assert (
-        scores.logps.tolist() == scores.logits.log_softmax(-1)[range(len(completions)), completions].tolist()
-    )
+    assert scores.logps.tolist() == logits.log_softmax(-1)[range(len(completions)), completions].tolist()
     assert losses.supervised(scores, torch.ones(4)).item() == pytest.approx(-scores.logps.sum().item())
 
 
@@ -218,12 +218,11 @@ def test_dpo_prefers_the_chosen_reply_and_keeps_it_likely(base: LoadedBase) -> N
 def test_divergence_from_the_base_is_zero_for_the_base_and_equals_torchs() -> None:
     generator = torch.Generator().manual_seed(0)
     logits, other = (torch.randn(9, 11, generator=generator) for _ in range(2))
-    scores = losses.TokenScores(torch.zeros(9), logits, (4, 5))
-    assert losses.divergence_from_base(scores, logits).item() == pytest.approx(0.0, abs=1e-5)
+    assert losses.divergence_from_base(logits, logits).item() == pytest.approx(0.0, abs=1e-5)
     expected = torch.nn.functional.kl_div(
         logits.log_softmax(-1), other.log_softmax(-1), reduction="none", log_target=True
     ).sum()
-    assert losses.divergence_from_base(scores, other).item() == pytest.approx(expected.item(), rel=1e-4)
+    assert losses.divergence_from_base(logits, other).item() == pytest.approx(expected.item(), rel=1e-4)
 
 
 def test_sft_raises_the_likelihood_of_liked_replies_and_replay_keeps_the_base_close(
@@ -242,8 +241,8 @@ def test_sft_raises_the_likelihood_of_liked_replies_and_replay_keeps_the_base_cl
         assert report.steps == len(report.losses) == 12
         drift = 0.0
         for example, anchor in zip(replayed, anchors, strict=True):
-            scores = forward.score(model, [example])
-            drift += losses.divergence_from_base(scores, anchor.float()).item()
+            logits = forward.distributions(model, [example])
+            drift += losses.divergence_from_base(logits, anchor.float()).item()
         drifts.append(drift)
     assert drifts[1] < drifts[0]
 

@@ -100,7 +100,10 @@ class ServerConfig(Section):
 
 
 class TrainerConfig(Section):
-    """When and how a challenger is trained; an empty `cron` or a 0 switches a trigger off."""
+    """When and how a challenger is trained; an empty `cron` or a 0 switches a trigger off.
+
+    Learning rates of 0 follow the size of the base. `gpu_memory_share` is of the whole card, base included.
+    """
 
     cron: Text = ""
     time_zone: Text = "UTC"
@@ -115,9 +118,9 @@ class TrainerConfig(Section):
     scope: Annotated[Literal["guild", "deployment"], Field(description='"guild" or "deployment"')] = "guild"
     rank: Count = 16
     alpha: Count = 32
-    sft_learning_rate: Positive = 5e-4
-    kto_learning_rate: Positive = 1e-4
-    dpo_learning_rate: Positive = 1e-4
+    sft_learning_rate: Amount = 0.0
+    kto_learning_rate: Amount = 0.0
+    dpo_learning_rate: Amount = 0.0
     epochs: Count = 4
     kto_epochs: Count = 1
     dpo_epochs: Count = 1
@@ -133,6 +136,11 @@ class TrainerConfig(Section):
     max_train_minutes: Positive = 5.0
     checkpoint_seconds: Positive = 60.0
     seed: Whole = 0
+    device: Annotated[
+        str,
+        Field(pattern=r"^(auto|cpu|cuda(:\d+)?)$", description='"auto", "cpu", "cuda" or "cuda:0"'),
+    ] = "auto"
+    gpu_memory_share: Annotated[float, Field(gt=0, le=1, description="a share above 0, up to 1")] = 1.0
     nice: Nice = 19
 
     @property

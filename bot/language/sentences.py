@@ -184,10 +184,15 @@ TEMPLATES = (
     ),
     mark("set {settings}, or free memory"),
     mark("choose a smaller [model] base or free memory"),
+    mark("free memory"),
     # trainer/run/repeat.py and trainer/data/snapshot.py: a run that repeats another one.
     mark(
         "Run {run} was repeated from its snapshot, and the same adapter {adapter} came out, bit for bit. "
         "Nothing was promoted."
+    ),
+    mark(
+        "Run {run} was repeated from its snapshot on a GPU, which adds in no fixed order: {other} came out, "
+        "whose weights differ from those of {adapter} by {share}. Nothing was promoted."
     ),
     mark("Run {run} gave {adapter}, but its repeat {other}: {reason}."),
     mark("the base's own replies or its tokenizer have changed"),

@@ -1,5 +1,8 @@
 """A run once more, from its manifest: the same snapshot, settings and steps must give the same adapter.
 
+On a CPU, with the same versions and threads, to the bit. On a GPU sums may still end in another order where
+an operation has no fixed one: the distance between both adapters is told instead.
+
 Nothing is judged or promoted, and nothing comes into the adapters' folder: the repeat shows whether an
 adapter is what its card says that it is.
 """
@@ -7,13 +10,15 @@ adapter is what its card says that it is.
 from __future__ import annotations
 
 import json
+import math
 import shutil
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load_file
 
-from bot.serving.model.loading import load_base
+from bot.serving.model import adapter_files
 from storage.config_sections import TrainerConfig
 from storage.learning import preference_votes, runs
 from storage.learning.adapters import Adapter
@@ -30,6 +35,8 @@ from trainer.run.steps import Ground, RunSteps
 from trainer.training import challenger, saving
 from trainer.training.challenger import Challenger
 from trainer.training.objectives import Plan
+
+OTHER_ARITHMETIC = "this machine computes differently from the one that trained it"
 
 
 class Repeat(RunSteps):
@@ -49,15 +56,24 @@ class Repeat(RunSteps):
         memory = self._on_server(lambda client: self._replay(client, ground))
         again = self._train_again(card, self._config.runs / original.id, rows, ground, memory)
         different = "" if again.adapter_id == adapter.id else _difference(card, _card(again.folder))
+        away = distance(self._config.adapters / adapter.id, again.folder)
         shutil.rmtree(again.folder.parent, ignore_errors=True)
+        if different == OTHER_ARITHMETIC and "gpu" in card["versions"]:
+            return self._finish(
+                f"Run {original.id} was repeated from its snapshot on a GPU, which adds in no fixed order: "
+                f"{again.adapter_id} came out, whose weights differ from those of {adapter.id} by "
+                f"{away:.1%}. Nothing was promoted."
+            )
         if different:
             raise TrainingError(
                 f"Run {original.id} gave {adapter.id}, but its repeat {again.adapter_id}: {different}."
             )
-        message = (
+        return self._finish(
             f"Run {original.id} was repeated from its snapshot, and the same adapter {adapter.id} came out, "
             "bit for bit. Nothing was promoted."
         )
+
+    def _finish(self, message: str) -> Run:
         return self._database.write(
             lambda db: runs.finish(
                 db, self._run.id, outcome="refused", message=message, metrics=self._metrics
@@ -103,7 +119,7 @@ class Repeat(RunSteps):
             self._config.trainer.model_dump() | card["settings"] | {"objective": card["objective"]}
         )
         return challenger.train_challenger(
-            load_base(Path(ground.base.folder), self._config.model.device, "train"),
+            self.load_base(ground),
             rows,
             memory.train,
             Plan(card["objective"]),
@@ -144,4 +160,11 @@ def _difference(card: dict[str, Any], new: dict[str, Any]) -> str:
         return "the base's own replies or its tokenizer have changed"
     if new["versions"] != card["versions"]:
         return f"it was trained with {card['versions']} and now with {new['versions']}"
-    return "this machine computes differently from the one that trained it"
+    return OTHER_ARITHMETIC
+
+
+def distance(one: Path, other: Path) -> float:
+    """Return how far two adapters' weights lie apart, as a share of the first one's length."""
+    first, second = (load_file(folder / adapter_files.WEIGHTS) for folder in (one, other))
+    apart = sum(float((first[name] - second[name]).square().sum()) for name in first)
+    return math.sqrt(apart / max(sum(float(each.square().sum()) for each in first.values()), 1e-30))

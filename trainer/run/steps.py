@@ -15,7 +15,7 @@ import structlog
 
 from bot.serving.client import ModelClient
 from bot.serving.errors import ServerUnavailableError, UnknownModelError
-from bot.serving.model.loading import LoadedBase, load_base
+from bot.serving.model.loading import LoadedBase, load_base, resolve_device
 from bot.serving.protocol import BaseDescription
 from storage.config import Config
 from storage.db.database import Database
@@ -42,7 +42,7 @@ from trainer.on_policy import ranking
 from trainer.on_policy.sampling import Asking, OwnReplies
 from trainer.run import metrics
 from trainer.run.heartbeat import Heartbeat
-from trainer.training import challenger, objectives
+from trainer.training import challenger, gpu, objectives
 from trainer.training.challenger import Challenger, OwnPairs
 
 T = TypeVar("T")
@@ -157,7 +157,7 @@ class RunSteps:
         """Train and save the challenger."""
         later_s = self._config.gate.generation_minutes * 60 / 2 + SCORING_GUESS_S
         self._heartbeat.enter("train", "loading the base", later_s=later_s)
-        base = load_base(Path(ground.base.folder), self._config.model.device, "train")
+        base = self.load_base(ground)
         own_pairs = self.own_pairs(base, rows)
         plan = objectives.choose(rows, self._config.trainer, judged=own_pairs is not None)
         trained = challenger.train_challenger(
@@ -177,6 +177,15 @@ class RunSteps:
         del base
         gc.collect()
         return trained, codec
+
+    def load_base(self, ground: Ground) -> LoadedBase:
+        """Load the served base on the device that trains, within its share of memory."""
+        settings = self._config.trainer
+        device = resolve_device(gpu.device_for(settings, self._config.model))
+        if device.startswith("cuda"):
+            gpu.compute_in_fixed_order()
+            gpu.claim(device, settings.gpu_memory_share)
+        return load_base(Path(ground.base.folder), device, "train")
 
     def own_pairs(self, base: LoadedBase, rows: Snapshot) -> OwnPairs | None:
         """Return what ranks the model's own replies; None where no reward model of the ratings is proven."""

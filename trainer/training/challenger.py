@@ -13,25 +13,28 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import structlog
 import torch
 from peft import PeftModel
 
 from bot.serving.model.loading import LoadedBase
-from bot.serving.model.memory import available_bytes
 from storage.config_sections import TrainerConfig
-from trainer.data.encoding import Codec
+from trainer.data.encoding import Codec, PreferenceExample
 from trainer.data.examples import BaseCodec, Material, dpo_examples, gather
 from trainer.data.general_replies import BaseReply
 from trainer.data.rows import PreferencePair
 from trainer.data.snapshot import Snapshot
-from trainer.errors import TrainingError
-from trainer.training import memory, objectives, phases, saving
-from trainer.training.adapter import add_adapter
+from trainer.errors import MemoryShortError, TrainingError
+from trainer.training import fitting, gpu, objectives, phases, saving
+from trainer.training.adapter import add_adapter, recompute_activations
 from trainer.training.checkpoints import DONE, Keeper, Moment
-from trainer.training.forward import batch_tokens
+from trainer.training.fitting import Task
 from trainer.training.loop import Tick, TrainingReport
+from trainer.training.memory import Form, Load, Widths
 from trainer.training.objectives import Plan
 from trainer.training.phases import DpoSettings, KtoSettings, SftSettings
+
+log = structlog.get_logger()
 
 # How the training's progress is shared among its phases, as far as they take place.
 PHASE_PARTS = {"sft": 0.35, "kto": 0.65, "dpo": 0.4, "ranked": 0.8}
@@ -121,18 +124,29 @@ def train_challenger(
     material = gather(codec, snapshot, replay, settings.max_length, most_liked)
     if not material.liked:
         raise TrainingError("There is no liked reply to train on.")
-    limit = settings.batch_tokens or batch_tokens(base.model)
-    shape = memory.shape_of(base.model, settings.rank, limit, material.forwarded, material.replay)
-    memory.require(shape, available_bytes(base.device) if memory_bytes is None else memory_bytes, settings)
-    model = add_adapter(base.model, settings)
     keeper = Keeper(
         work,
         _belonging(base, snapshot, material, plan, settings, steps),
         settings.checkpoint_seconds,
         on_checkpoint,
     )
+    task = Task(
+        Widths.of(base.model),
+        _load(material, settings, ranks=_ranks(plan, own_pairs)),
+        settings,
+        base.device,
+        exactly=steps is not None,
+    )
+    room = gpu.room(base.device, settings.gpu_memory_share) if memory_bytes is None else memory_bytes
+    form = _form(task, keeper, room)
+    log.info("training fits", **asdict(form), needed=task.needed_bytes(form), available=room)
+    asked, settings = settings, settings.model_copy(update={"batch_tokens": form.batch_tokens})
+    recompute_activations(base.model, form.recompute)
+    model = add_adapter(base.model, settings)
     course = Course(model, codec, material, plan, settings, keeper, steps or {}, on_progress, own_pairs)
     course.run()
+    # A repeat takes its original's forwards as they are; in an older card they are left to the device.
+    settings = asked if steps is not None else settings
     card = describe(base, snapshot, course.plan, settings, material, course.reports)
     adapter_id, folder = saving.save(
         model, base, card, snapshot=snapshot, work=work, adapters_dir=adapters_dir
@@ -186,13 +200,13 @@ class Course:
         )
 
     def _remember(self) -> None:
-        self.keeper.story = {
+        self.keeper.story |= {
             "plan": asdict(self.plan),
             "reports": {phase: asdict(report) for phase, report in self.reports.items()},
         }
 
     def _recall(self) -> None:
-        if self.keeper.story:
+        if "plan" in self.keeper.story:
             self.plan = Plan(**self.keeper.story["plan"])
             found = self.keeper.story["reports"]
             self.reports = {phase: TrainingReport(**report) for phase, report in found.items()}
@@ -282,6 +296,37 @@ class Course:
         )
 
 
+def _load(material: Material, settings: TrainerConfig, *, ranks: bool) -> Load:
+    """Measure what will go through the model: rows, pairs, and pairs of replies that are yet to come."""
+    rows = list(material.forwarded)
+    steps = [
+        (material.liked, settings.sft_batch_size),
+        (material.rated, settings.batch_size),
+        ([pair.joined for pair in material.pairs], settings.dpo_batch_size),
+    ]
+    if ranks:
+        longest = max((*material.liked, *material.rated), key=lambda each: len(each.ids))
+        own = PreferenceExample(longest, longest).joined
+        rows.append(own)
+        steps.append(([own] * settings.dpo_batch_size, settings.dpo_batch_size))
+    most = max(sum(sorted((len(each.ids) for each in kind), reverse=True)[:size]) for kind, size in steps)
+    return Load.of(rows, material.replay, most)
+
+
+def _form(task: Task, keeper: Keeper, room: int) -> Form:
+    """Return the form of a training; one that goes on keeps the size of its forwards if that still fits."""
+    if begun_with := keeper.story.get("batch_tokens"):
+        settings = task.settings.model_copy(update={"batch_tokens": begun_with})
+        try:
+            return fitting.choose(replace(task, settings=settings, exactly=True), room)
+        except MemoryShortError:
+            log.warning("the training starts again: its forwards don't fit any more", tokens=begun_with)
+            keeper.forget()
+    form = fitting.choose(task, room)
+    keeper.story["batch_tokens"] = form.batch_tokens
+    return form
+
+
 def _ranks(plan: Plan, own_pairs: OwnPairs | None) -> bool:
     return "ranked" in plan.phases and own_pairs is not None
 
@@ -308,13 +353,14 @@ def _belonging(
         "objective": plan.objective,
         "settings": settings.model_dump(include=DECIDING | {"objective", "max_train_minutes"}),
         "steps": steps,
-        "versions": _versions(),
+        "versions": _versions(base.device),
     }
     return hashlib.sha256(json.dumps(deciding, sort_keys=True).encode()).hexdigest()
 
 
-def _versions() -> dict[str, Any]:
-    return {"torch": torch.__version__, "threads": torch.get_num_threads()}
+def _versions(device: str) -> dict[str, Any]:
+    found: dict[str, Any] = {"torch": torch.__version__, "threads": torch.get_num_threads()}
+    return found | ({"gpu": torch.cuda.get_device_name(device)} if device.startswith("cuda") else {})
 
 
 def describe(
@@ -342,5 +388,5 @@ def describe(
         "settings": settings.model_dump(include=DECIDING),
         "ranked_rounds": sum(kind_of(phase) == "ranked" for phase in reports),
         "steps": dict.fromkeys(trained, 0) | {phase: each.steps for phase, each in reports.items()},
-        "versions": _versions(),
+        "versions": _versions(base.device),
     }

@@ -104,6 +104,10 @@ class Keeper:
         """Return the moment that was found on disk if it lies in this phase."""
         return self.found if self.found is not None and self.found.phase == phase else None
 
+    def forget(self) -> None:
+        """Start anew: set aside what was found."""
+        self.found, self.story = None, {}
+
     def keep(self, moment: Moment) -> None:
         """Write a moment in place of the one before; a full disk costs the checkpoint, not the training.
 

@@ -113,9 +113,9 @@ def choose_execution(info: BaseInfo, device: str) -> Execution:
         BaseRefusedError: the memory does not suffice; the text names both figures.
     """
     counts, available = info.counts(), available_bytes(device)
-    forms: dict[Execution, int] = {"packed": counts.packed_bytes()}
+    forms: dict[Execution, int] = {"packed": counts.cuda_bytes()}
     if not device.startswith("cuda"):
-        forms = {"dense": counts.dense_bytes(), **forms}
+        forms = {"dense": counts.dense_bytes(), "packed": counts.packed_bytes()}
         if load_library() is not None:
             forms = {"mapped": counts.mapped_bytes(), **forms}
     for form, needed in forms.items():

@@ -39,6 +39,10 @@ class ParameterCounts:
         """The 4-bit weights and the bfloat16 rest once, in pages that processes share."""
         return PROCESS_BYTES + 2 * self.other + int(NF4_BYTES_PER_WEIGHT * self.linear)
 
+    def cuda_bytes(self) -> int:
+        """The 4-bit weights once and the rest in bf16, in the memory of a GPU."""
+        return self.mapped_bytes()
+
     def packed_bytes(self) -> int:
         """The 4-bit weights twice (the CPU kernel copies them while it packs) and the rest in bf16."""
         return PROCESS_BYTES + 2 * self.other + int(2 * NF4_BYTES_PER_WEIGHT * self.linear)
@@ -47,7 +51,7 @@ class ParameterCounts:
 def available_bytes(device: str) -> int:
     """Return the memory that a new allocation may use on ``device``, honouring a container's limit."""
     if device.startswith("cuda"):
-        return int(torch.cuda.mem_get_info()[0])
+        return int(torch.cuda.mem_get_info(torch.device(device))[0])
     limits = [_available_in_system(), *(_available_in_cgroup(limit, used) for limit, used in _CGROUPS)]
     known = [limit for limit in limits if limit is not None]
     return min(known) if known else 2**62

@@ -1,0 +1,105 @@
+"""The form in which a training fits the memory that is there: the fastest one that does."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+from bot.serving.model.memory import in_gb
+from storage.config_sections import TrainerConfig
+from trainer.errors import MemoryShortError
+from trainer.training.forward import BATCH_TOKENS_CPU, BATCH_TOKENS_GPU
+from trainer.training.memory import Estimate, Form, Load, Widths
+
+# Smaller than this, settings are not proposed: nothing useful would be learned.
+LEAST_TOKENS = 128
+LEAST_RANK = 4
+
+
+@dataclass(frozen=True)
+class Task:
+    """A training that is to fit: the base's widths, what is to be learned, and with what.
+
+    `exactly` forbids smaller forwards, which would round differently: a repeat gives the same bytes or none.
+    """
+
+    widths: Widths
+    load: Load
+    settings: TrainerConfig
+    device: str
+    exactly: bool = False
+
+    def forms(self) -> Iterator[Form]:
+        """Yield every form, the fastest first.
+
+        Computing a layer again costs a third of a step, a smaller forward costs little while it fills the
+        device: so all sizes come first without, then all with it. One row never goes through in pieces.
+        """
+        for recompute in (False, True):
+            yield from (Form(tokens, recompute) for tokens in self._sizes())
+
+    def needed_bytes(self, form: Form) -> int:
+        """Return the estimated peak beside the base."""
+        return Estimate(self.widths, self.load, self.settings.rank, form, self.device).needed_bytes
+
+    def _sizes(self) -> Iterator[int]:
+        tokens = max(self._most(), self.load.longest, 1)
+        yield tokens
+        while not self.exactly and tokens > max(self.load.longest, LEAST_TOKENS):
+            tokens = max(tokens // 2, self.load.longest, LEAST_TOKENS)
+            yield tokens
+
+    def _most(self) -> int:
+        if self.settings.batch_tokens:
+            return self.settings.batch_tokens
+        if not self.device.startswith("cuda"):
+            return BATCH_TOKENS_CPU
+        # More than a step holds is never asked for, but by the references, which are scored all together.
+        return BATCH_TOKENS_GPU if self.exactly else min(BATCH_TOKENS_GPU, self.load.step_tokens)
+
+
+def choose(task: Task, available_bytes: int) -> Form:
+    """Return the fastest form that fits.
+
+    Raises:
+        MemoryShortError: none does; with both figures, and the settings that would fit.
+    """
+    least = 0
+    for form in task.forms():
+        needed = task.needed_bytes(form)
+        if needed <= available_bytes:
+            return form
+        least = min(least or needed, needed)
+    raise MemoryShortError(
+        f"Training needs about {in_gb(least)} of memory beside the base and {in_gb(available_bytes)} is "
+        f"available; {_advice(task, available_bytes)}."
+    )
+
+
+def smaller_settings(task: Task, available_bytes: int) -> dict[str, int]:
+    """Return settings that would fit, the mildest first: shorter rows, then a smaller adapter.
+
+    Empty where nothing reasonable would.
+    """
+    found: dict[str, int] = {}
+    while True:
+        if any(task.needed_bytes(form) <= available_bytes for form in task.forms()):
+            return found
+        length = found.get("max_length", min(task.settings.max_length, task.load.longest))
+        if length > LEAST_TOKENS:
+            found["max_length"] = max(LEAST_TOKENS, length // 2)
+            # A pair goes through together and is longer than a row may be.
+            cut = task.load.longest * found["max_length"] // length
+            task = replace(task, load=task.load.shortened(cut))
+        elif task.settings.rank > LEAST_RANK:
+            found["rank"] = max(LEAST_RANK, task.settings.rank // 2)
+            task = replace(task, settings=task.settings.model_copy(update={"rank": found["rank"]}))
+        else:
+            return {}
+
+
+def _advice(task: Task, available_bytes: int) -> str:
+    found = smaller_settings(replace(task, exactly=False), available_bytes)
+    if not found or task.exactly:
+        return "free memory" if task.exactly else "choose a smaller [model] base or free memory"
+    return f"set {' and '.join(f'trainer.{key} = {value}' for key, value in found.items())}, or free memory"

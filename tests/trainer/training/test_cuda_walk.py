@@ -1,0 +1,132 @@
+"""Serving and training on a GPU that is not there: every operation finds its tensors on one device.
+
+Fake tensors lie on ``cuda:0`` and hold no numbers, so that walks end where a number is asked for. What this
+cannot show is that the numbers are right, and how long they take.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+from torch._subclasses.fake_tensor import DataDependentOutputException
+from transformers import AutoTokenizer, LlamaConfig, PretrainedConfig, Qwen3Config
+
+from bot.serving.engine.engine import Engine, EngineOptions
+from bot.serving.engine.events import JobOptions
+from bot.serving.engine.lora import Adapter
+from bot.serving.engine.request import Job
+from bot.serving.model.loading import BaseInfo, LoadedBase
+from storage.config_sections import TrainerConfig
+from tests.fake_device import fake_device, shaped_base
+from tests.tiny_model import build_tiny_tokenizer
+from trainer.data.encoding import Example, PreferenceExample
+from trainer.training import forward
+from trainer.training.adapter import add_adapter, recompute_activations
+from trainer.training.terms import Dpo, Kto, Replay, Supervised, Term
+
+DEVICE = "cuda:0"
+WIDTHS = {
+    "vocab_size": 512,
+    "hidden_size": 128,
+    "intermediate_size": 256,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 32,
+    "num_hidden_layers": 2,
+    "max_position_embeddings": 512,
+    "eos_token_id": 0,
+}
+CONFIGS = [LlamaConfig(**WIDTHS), Qwen3Config(**WIDTHS)]
+
+
+@pytest.fixture(params=CONFIGS, ids=lambda config: config.model_type)
+def config(request: pytest.FixtureRequest) -> PretrainedConfig:
+    found: PretrainedConfig = request.param
+    return found
+
+
+@pytest.fixture
+def engine(config: PretrainedConfig, tmp_path: Path) -> Iterator[Engine]:
+    """Our engine on a base as CUDA holds it; its thread is not started."""
+    build_tiny_tokenizer().save_pretrained(tmp_path)
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path)
+    info = BaseInfo("shaped", "", "", "", config.model_type, 512, 1, 1, {})
+    model = shaped_base(config).eval()
+    with fake_device(model, DEVICE), torch.no_grad():
+        base = LoadedBase(model, tokenizer, info, tmp_path, DEVICE, "packed")
+        yield Engine(base, EngineOptions(context_tokens=256, slots=4))
+
+
+def adapter(engine: Engine, name: str) -> Adapter:
+    weights = {
+        module: (
+            torch.empty(wide, 8, dtype=torch.bfloat16, device=DEVICE),
+            torch.empty(8, out, dtype=torch.bfloat16, device=DEVICE),
+        )
+        for module, (wide, out) in engine.widths.items()
+    }
+    return Adapter(name, weights, 8)
+
+
+def test_a_prompt_is_read_and_decoded_beside_others_with_other_adapters(engine: Engine) -> None:
+    one, two = adapter(engine, "one"), adapter(engine, "two")
+    read = engine._run_modules([1], [[5, 6, 7, 8]], [0], [one], 1)
+    assert (read.shape, read.device, read.dtype) == ((1, 1, 512), torch.device(DEVICE), torch.bfloat16)
+    decoded = engine._run_modules([0, 1, 3], [[9], [9], [9]], [4, 4, 4], [one, None, two], 1)
+    assert (decoded.shape, decoded.device) == ((3, 1, 512), torch.device(DEVICE))
+
+
+def test_a_prompt_is_scored_up_to_its_first_number(engine: Engine) -> None:
+    logits = engine._run_modules([0], [[5, 6, 7, 8]], [0], [None], 4)[0]
+    job = Job([5, 6, 7, 8], JobOptions(score=True), sink=lambda _: None, tokenizer=build_tiny_tokenizer())
+    with pytest.raises(DataDependentOutputException):
+        engine._collect_scores(job, logits, 4)
+
+
+def test_tensors_on_two_devices_would_be_noticed(engine: Engine) -> None:
+    with pytest.raises(RuntimeError, match=r"(?i)device"):
+        engine._model.get_input_embeddings().weight + torch.ones(512, 128)
+
+
+def steps() -> list[tuple[Term, tuple[int, ...]]]:
+    rows = [Example(tuple(range(3, 20 + n)), 9, liked=n % 2 == 0) for n in range(4)]
+    pairs = [PreferenceExample(rows[0], rows[1]), PreferenceExample(rows[2], rows[3])]
+    return [
+        (Supervised(rows, 60), (0, 1, 2, 3)),
+        (Replay(rows, 0.3, 60), (0, 1)),
+        (Kto(rows, 0.1, 60), (0, 1, 2, 3)),
+        (Dpo(pairs, 0.1, 0.3, 60), (0, 1)),
+    ]
+
+
+@pytest.mark.parametrize("recompute", [False, True])
+def test_a_training_step_of_every_term_has_all_on_the_gpu(
+    config: PretrainedConfig, recompute: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    base = shaped_base(config)
+    with torch.device("meta"):
+        model: nn.Module = add_adapter(base, TrainerConfig(rank=4))
+    recompute_activations(base, recompute)
+    losses: list[torch.Tensor] = []
+
+    def differentiate(model: nn.Module, loss: torch.Tensor) -> float:
+        losses.append(loss)
+        # A build of torch without CUDA has no autograd engine for its devices: there the walk ends here.
+        if torch.backends.cuda.is_built():
+            loss.backward()  # type: ignore[no-untyped-call]
+        return 0.0
+
+    monkeypatch.setattr("trainer.training.terms.accumulate", differentiate)
+    with fake_device(model, DEVICE):
+        for term, chosen in steps():
+            with torch.no_grad():
+                term.prepare(model.eval(), [chosen], None)
+            term.backward(model.train(), 0, chosen)
+        assert {loss.device for loss in losses} == {torch.device(DEVICE)}
+        assert all(loss.requires_grad for loss in losses)
+        with torch.no_grad():
+            assert forward.totals(model, [Example((3, 4, 5), 1)], 60).device == torch.device(DEVICE)

@@ -7,6 +7,7 @@ that its path is relative), no variable of the test suite's own, `make up`, and 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import os
 import signal
@@ -25,6 +26,8 @@ from storage.db.database import Database
 POLL_S = 0.25
 # A wait fails once nothing has moved for so long; what moves may take its time on a busy machine.
 PATIENCE_S = 120.0
+# So much processor time is a move too. Processes that only wait take several times the patience for it.
+COMPUTING_S = 5.0
 # Before the first line of a process's log its libraries are loaded.
 STARTING_S = 300.0
 STOPPING_S = 120.0
@@ -156,9 +159,20 @@ class Deployment:
             return event.encode() in log.read()
 
     def progress(self) -> Any:
-        """Return something that is another as soon as anything has moved: log, page, runs."""
+        """Return something that is another as soon as anything has moved: log, page, runs, computing."""
         runs = self.query(PROGRESS) if (self.data / "strop.db").exists() else []
-        return self.log.stat().st_size, len(self.events), runs
+        return self.log.stat().st_size, len(self.events), runs, int(self.computed_s() / COMPUTING_S)
+
+    def computed_s(self) -> float:
+        """Return the processor time that the living processes of the deployment have had."""
+        ticks = 0
+        for file in Path("/proc").glob("[0-9]*/stat"):
+            with contextlib.suppress(OSError):
+                # Behind the name, which may hold anything: state, parent, group, session, ..., user, system.
+                fields = file.read_text().rpartition(")")[2].split()
+                if self.process is not None and int(fields[3]) == self.process.pid:
+                    ticks += int(fields[11]) + int(fields[12])
+        return ticks / os.sysconf("SC_CLK_TCK")
 
     async def ask(self, text: str) -> dict[str, Any]:
         """Mention the bot and return the finished reply's row."""

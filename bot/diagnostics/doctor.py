@@ -29,9 +29,11 @@ from bot.serving.client import SERVER_FILE, ModelClient
 from bot.serving.errors import ServingError
 from bot.serving.native.library import find_compiler
 from storage.config import Config
+from storage.db.clock import DAY_MS, now_ms
 from storage.db.database import Database, sqlite_version_problem
 from storage.errors import StorageError
 from storage.learning import run_times
+from storage.privacy import backup, backup_erasure
 from storage.process import home
 from storage.process.locks import is_locked
 
@@ -40,6 +42,8 @@ SMALL_BASE_DISK = 2 * GIB
 # The default base on a GPU: about 4B parameters, downloaded in 16 bits and kept in 4 bits beside it.
 LARGE_BASE_DISK = 14 * GIB
 LARGE_BASE_GPU_MEMORY = 8 * GIB
+# An older backup is worth a word.
+BACKUP_DAYS = 7
 
 
 def examine(config: Config, *, discord_api: str = DISCORD_API) -> Iterator[Check]:
@@ -48,7 +52,7 @@ def examine(config: Config, *, discord_api: str = DISCORD_API) -> Iterator[Check
     yield from _model(config)
     yield _schedule(config)
     yield from _home(config)
-    for check in (_sqlite, _database, _disk, _memory, _gpu, _compiler):
+    for check in (_sqlite, _database, _backup, _disk, _memory, _gpu, _compiler):
         yield check(config)
     yield from _packages()
     yield _encryption(config)
@@ -201,14 +205,40 @@ def _database(config: Config) -> Check:
     try:
         database = Database.open(config.database)
         try:
-            found = database.read(lambda db: next(iter(db.conn.execute("pragma quick_check(1)").fetchone())))
+            found = database.read(
+                lambda db: next(iter(db.conn.execute("pragma integrity_check(1)").fetchone()))
+            )
+            left = backup_erasure.unerased(database, config.backups)
         finally:
             database.close()
     except StorageError as error:
         return problem("database", str(error), "follow what it says, or `strop restore` a backup")
     if found != "ok":
         return problem("database", f"damaged: {found}", "stop Strop and `strop restore` the newest backup")
+    if left:
+        folders = ", ".join(f"{each.folder} ({each.reason})" for each in left)
+        return problem(
+            "database",
+            f"words that members erased may still be in {folders}",
+            "delete these backups, or let the version and the user that made them run Strop once",
+        )
     return ok("database", f"{config.database} ({size_text(config.database.stat().st_size)}) is sound")
+
+
+def _backup(config: Config) -> Check:
+    if not config.database.is_file():
+        return note("backup", "none is needed yet")
+    found = backup.newest_verified(config.backups)
+    if found is None:
+        if any(config.backups.glob(f"*/{backup.MANIFEST}")):
+            return problem("backup", f"none in {config.backups} is whole", "run `strop backup`")
+        return note("backup", f"none in {config.backups} yet: run `strop backup`, best every day")
+    folder, created_ms = found
+    days = (now_ms() - created_ms) / DAY_MS
+    age = f"{days:.0f} days" if days >= 2 else f"{days * 24:.0f} hours"
+    if days > BACKUP_DAYS:
+        return note("backup", f"the newest whole one, {folder.name}, is {age} old: run `strop backup`")
+    return ok("backup", f"{folder.name} is whole and {age} old")
 
 
 def _disk(config: Config) -> Check:

@@ -96,7 +96,11 @@ def verify(source: Path) -> dict[str, Any]:
 
 def check_integrity(path: Path) -> None:
     """Read every page of a database file that nobody writes to. Raises BackupError."""
-    with contextlib.closing(untouched(path)) as connection:
+    try:
+        connection = untouched(path)
+    except OSError as error:
+        raise BackupError(f"{path} can't be read ({error.strerror}).") from error
+    with contextlib.closing(connection):
         try:
             (verdict,) = connection.execute("PRAGMA integrity_check(1)").fetchone()
             tables = connection.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]
@@ -108,9 +112,26 @@ def check_integrity(path: Path) -> None:
         raise BackupError(f"{path} is empty.")
 
 
+def newest_verified(backups_dir: Path) -> tuple[Path, int] | None:
+    """Return the newest backup of a folder that is whole, and when it was made; None where there is none."""
+    made: list[tuple[int, Path]] = []
+    for file in backups_dir.glob(f"*/{MANIFEST}"):
+        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+            made.append((int(json.loads(file.read_text())["created_ms"]), file.parent))
+    for created_ms, folder in sorted(made, reverse=True):
+        try:
+            verify(folder)
+        except BackupError as error:
+            logger.warning("backup_damaged", folder=folder.name, reason=str(error))
+            continue
+        return folder, created_ms
+    return None
+
+
 def untouched(path: Path) -> Any:
-    """Open a database of a backup without changing a byte of it."""
-    return sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro&immutable=1", uri=True)
+    """Open a database of a backup without changing a byte of it. Raises OSError where it can't be read."""
+    path.open("rb").close()
+    return sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro&immutable=1", uri=True)
 
 
 def write_manifest(folder: Path, created_ms: int) -> dict[str, Any]:

@@ -150,7 +150,6 @@ def _folders(backups_dir: Path) -> Iterator[Path]:
 
 def _missing(database: Database, folder: Path) -> set[int]:
     """Return who erased their data and is still in a backup."""
-    (folder / DATABASE).open("rb").close()
     with contextlib.closing(untouched(folder / DATABASE)) as copy:
         known = set(copy.execute(ERASURES_OF).fetchall())
     erased_there = {user_id for user_id, _ in known}

@@ -5,6 +5,7 @@ Everything here belongs to the trainer's main thread: Linux ties a child's life 
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -184,8 +185,10 @@ class _Output:
             while line := stream.readline(LINE_BYTES):
                 if line.strip() and not line.startswith(b"{"):
                     self._last = line
-                sys.stderr.buffer.write(line)
-                sys.stderr.buffer.flush()
+                # A full disk behind our own output must not stop the run, which waits until it is read.
+                with contextlib.suppress(OSError):
+                    sys.stderr.buffer.write(line)
+                    sys.stderr.buffer.flush()
 
 
 def child_environment(environment: Mapping[str, str]) -> dict[str, str]:

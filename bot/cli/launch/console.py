@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import sys
 from collections import defaultdict
@@ -80,8 +81,10 @@ class JsonStage:
 
     def _write(self, record: dict[str, object]) -> None:
         record.setdefault("timestamp", datetime.now(UTC).isoformat(timespec="milliseconds"))
-        self._stream.write(json.dumps(record, ensure_ascii=False, default=str) + "\n")
-        self._stream.flush()
+        # Where the output goes the disk may be full, or nobody may listen: the children go on all the same.
+        with contextlib.suppress(OSError):
+            self._stream.write(json.dumps(record, ensure_ascii=False, default=str) + "\n")
+            self._stream.flush()
 
 
 class TerminalStage:
@@ -96,10 +99,11 @@ class TerminalStage:
         """Print one line: time, process, sentence."""
         mark = MARKS.get(level, MARKS["info"])
         now = datetime.now().strftime("%H:%M:%S")
-        self._console.print(
-            f"  [dim]{now}[/]  {mark} [bold]{escape(process):<10}[/] {escape(visible(sentence))}",
-            soft_wrap=True,
-        )
+        with contextlib.suppress(OSError):
+            self._console.print(
+                f"  [dim]{now}[/]  {mark} [bold]{escape(process):<10}[/] {escape(visible(sentence))}",
+                soft_wrap=True,
+            )
 
     def output(self, process: str, line: str) -> None:
         """Print a child's line only where it matters: a warning, an error, or an announced event."""

@@ -29,7 +29,9 @@ from bot.diagnostics.checks import Check
 from bot.diagnostics.discord_access import PERMISSIONS
 from bot.diagnostics.doctor import examine
 from storage.config import Config, load_config
+from storage.db import key_values
 from storage.db.database import Database
+from storage.privacy import backup
 from storage.process.locks import ProcessLock
 from tests.bot.cli.conftest import Strop
 
@@ -207,7 +209,8 @@ def test_doctor_prints_one_line_each_and_passes_on_this_machine(strop: Strop, tm
     assert all(line[0] in "✓·" for line in lines)
     names = " ".join(line[2:].split(":")[0] for line in lines)
     assert names == (
-        "config token model schedule home sqlite database disk memory gpu compiler torch kernels encryption"
+        "config token model schedule home sqlite database backup disk memory gpu compiler torch kernels"
+        " encryption"
         " server port playground port"
     )
 
@@ -385,3 +388,20 @@ def test_the_next_three_runs_are_shown_in_the_operators_time(home: Path, trainer
 
 def test_encryption_is_reported_and_never_promised(home: Path) -> None:
     assert named(configured(home, token=None), "encryption").state == "note"
+
+
+def test_doctor_names_the_newest_whole_backup_and_finds_damage_in_any_page(home: Path) -> None:
+    config = configured(home, token=None)
+    with Database.open(config.database) as database:
+        database.write(lambda db: [key_values.put(db, str(n), "x" * 500) for n in range(200)])
+        backup.backup(database, config.backups / "monday")
+    checks = {check.name: check for check in examine(config)}
+    assert checks["backup"].state == "ok" and "monday is whole and 0 hours old" in checks["backup"].detail
+
+    content = bytearray(config.database.read_bytes())
+    for start in range(len(content) - 4096 * 3, len(content), 4096):
+        content[start : start + 100] = b"\xff" * 100
+    config.database.write_bytes(content)
+    (config.backups / "monday" / "strop.db").write_bytes(b"cut off")
+    states = {check.name: check.state for check in examine(config)}
+    assert (states["database"], states["backup"]) == ("problem", "problem")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import signal
 import subprocess
@@ -13,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from bot.cli.launch.console import JsonStage
 from bot.cli.launch.supervisor import Backoff, ChildSpec, Supervisor
 from storage.process.locks import AlreadyRunningError, ProcessLock, is_locked
 
@@ -23,6 +25,23 @@ signal.signal(signal.SIGTERM, signal.SIG_IGN)
 print(os.getpid(), flush=True)
 time.sleep(60)
 """
+
+
+async def test_a_full_disk_behind_the_output_ends_nobody(tmp_path: Path) -> None:
+    """Children are started again and stopped in order though no line of it can be written."""
+    full = Path("/dev/full").open("w")  # noqa: ASYNC230, SIM115 - a device, whose closing fails like a write
+    crashing = script("crashing", "print('a line', flush=True); raise SystemExit(1)")
+    supervisor = Supervisor(
+        [crashing, sleeper("calm")], announcer=JsonStage(full), log_dir=tmp_path, backoff=QUICK
+    )
+    running = asyncio.create_task(supervisor.run())
+    await until(lambda: (tmp_path / "crashing.log").exists())
+    await until(lambda: (tmp_path / "crashing.log").read_text().count("a line") >= 3)
+    assert not running.done()
+    supervisor.stop()
+    assert await running == 0
+    with contextlib.suppress(OSError):
+        full.close()
 
 
 class Recorder:
@@ -231,6 +250,7 @@ def test_killing_the_supervisor_leaves_no_orphan(tmp_path: Path) -> None:
     program = f"""
 import asyncio, sys
 from pathlib import Path
+from bot.cli.launch.console import JsonStage
 from bot.cli.launch.supervisor import ChildSpec, Supervisor
 class Quiet:
     def say(self, process, sentence, *, level="info", **fields): print(process, sentence, flush=True)

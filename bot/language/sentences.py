@@ -151,8 +151,10 @@ TEMPLATES = (
     mark("The run failed: {reason}. The champion was not changed."),
     mark("Starts again: {reason}."),
     mark("the trainer was stopped in the middle of it"),
+    mark("its process was killed"),
     mark("the trainer stopped in the middle of it"),
     # trainer/schedule/queue.py, run and training: runs that failed.
+    mark("The run's process was ended by the system because memory ran out."),
     mark("The run's process was killed, most likely because memory ran out."),
     mark("The run's process ended by {signal}."),
     mark("The run's process ended with code {code} before it had a result."),

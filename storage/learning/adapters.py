@@ -104,9 +104,7 @@ def get(db: sqlite_utils.Database, adapter_id: str) -> Adapter | None:
 def listing(db: sqlite_utils.Database, scope: str | None = None, limit: int = 200) -> list[Adapter]:
     """Return the adapters of a scope (or of all), the newest first."""
     where, parameters = ("WHERE scope = ?", [scope]) if scope is not None else ("", [])
-    rows = sql.many(
-        db, f"SELECT * FROM adapters {where} ORDER BY created_ms DESC, id LIMIT ?", [*parameters, limit]
-    )
+    rows = sql.many(db, f"SELECT * FROM adapters {where} ORDER BY rowid DESC LIMIT ?", [*parameters, limit])
     return [_adapter(row) for row in rows]
 
 

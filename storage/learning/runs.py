@@ -1,4 +1,7 @@
-"""Training runs: a queue in the database, one run at a time, held by a lease and a heartbeat."""
+"""Training runs: a queue in the database, one run at a time, held by a lease and a heartbeat.
+
+Which run is newer is told by their rows: a clock that was ahead once must not keep one the newest.
+"""
 
 import json
 import secrets
@@ -105,7 +108,7 @@ def lease_next(db: sqlite_utils.Database, owner: str, lease_ms: int) -> Run | No
     queued = sql.one(
         db,
         """SELECT id, scope FROM runs WHERE state = 'queued'
-           ORDER BY trigger = 'erasure' DESC, created_ms, rowid""",
+           ORDER BY trigger = 'erasure' DESC, rowid""",
     )
     if queued is None:
         return None
@@ -319,9 +322,7 @@ def active(db: sqlite_utils.Database, scope: str) -> Run | None:
 
 def latest(db: sqlite_utils.Database, scope: str, limit: int = 20) -> list[Run]:
     """Return the runs of a scope, the newest first."""
-    rows = sql.many(
-        db, "SELECT * FROM runs WHERE scope = ? ORDER BY created_ms DESC, rowid DESC LIMIT ?", (scope, limit)
-    )
+    rows = sql.many(db, "SELECT * FROM runs WHERE scope = ? ORDER BY rowid DESC LIMIT ?", (scope, limit))
     return [_run(row) for row in rows]
 
 
@@ -346,7 +347,7 @@ def new_ratings(db: sqlite_utils.Database, scope: str) -> int:
     seen = sql.value(
         db,
         """SELECT ratings_seen FROM runs WHERE scope = ? AND ratings_seen IS NOT NULL
-           ORDER BY created_ms DESC, rowid DESC LIMIT 1""",
+           ORDER BY rowid DESC LIMIT 1""",
         (scope,),
     )
     return max(ratings.changes(db, scope) - (seen or 0), 0)

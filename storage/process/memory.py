@@ -42,6 +42,34 @@ def sentence(sizes: dict[str, int]) -> str:
     return f"Memory: {sum(sizes.values()) / 1e6:,.0f} MB ({parts}; shared pages counted once)"
 
 
+def oom_kills(proc: Path = PROC, cgroups: Path = Path("/sys/fs/cgroup")) -> int | None:
+    """Return how many processes the kernel has ended so far because memory ran out; None where it won't say.
+
+    Counted for this process's own control group where there is one (cgroup v2, then v1), else for the whole
+    system: https://docs.kernel.org/admin-guide/cgroup-v2.html, `memory.events`.
+    """
+    for file in (*_own_groups(proc, cgroups), proc / "vmstat"):
+        with contextlib.suppress(OSError, ValueError):
+            for line in file.read_text(encoding="ascii").splitlines():
+                name, _, value = line.partition(" ")
+                if name == "oom_kill":
+                    return int(value)
+    return None
+
+
+def _own_groups(proc: Path, cgroups: Path) -> Iterator[Path]:
+    with contextlib.suppress(OSError, ValueError):
+        for line in (proc / "self" / "cgroup").read_text(encoding="utf-8").splitlines():
+            _, controllers, path = line.split(":", 2)
+            if not controllers:
+                yield cgroups / path.lstrip("/") / "memory.events"
+                # In a container the path is the host's, and its own group is mounted at the top.
+                yield cgroups / "memory.events"
+            elif "memory" in controllers.split(","):
+                yield cgroups / "memory" / path.lstrip("/") / "memory.oom_control"
+                yield cgroups / "memory" / "memory.oom_control"
+
+
 def _roots(config: Config) -> Iterator[tuple[str, int, str]]:
     try:
         record = json.loads((config.run / "server.json").read_text(encoding="utf-8"))

@@ -56,9 +56,7 @@ def settle_votes(database: Database, config: Config) -> list[Run]:
 
 
 def _awaiting(db: sqlite_utils.Database) -> list[Run]:
-    rows = sql.many(
-        db, "SELECT id FROM runs WHERE state = 'finished' AND outcome = 'votes' ORDER BY created_ms"
-    )
+    rows = sql.many(db, "SELECT id FROM runs WHERE state = 'finished' AND outcome = 'votes' ORDER BY rowid")
     return [runs.expect(db, row["id"]) for row in rows]
 
 
@@ -204,8 +202,9 @@ def _overtaken(db: sqlite_utils.Database, run: Run, adapter: Adapter) -> str:
         return promotion.STALE
     newer = sql.value(
         db,
-        "SELECT count(*) FROM runs WHERE scope = ? AND outcome IN ('votes', 'promoted') AND created_ms > ?",
-        (run.scope, run.created_ms),
+        """SELECT count(*) FROM runs WHERE scope = ? AND outcome IN ('votes', 'promoted')
+           AND rowid > (SELECT rowid FROM runs WHERE id = ?)""",
+        (run.scope, run.id),
     )
     return "a newer challenger took its place" if newer else ""
 

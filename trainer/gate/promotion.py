@@ -41,8 +41,8 @@ def look_of(db: sqlite_utils.Database, run: Run, champion_id: str | None) -> int
         db,
         """SELECT count(DISTINCT evaluations.run_id) FROM evaluations
            JOIN runs ON runs.id = evaluations.run_id
-           WHERE runs.scope = ?1 AND runs.id <> ?2 AND runs.created_ms <= ?3 AND evaluations.champion_id IS ?4
-             AND evaluations.created_ms > coalesce(
+           WHERE runs.scope = ?1 AND evaluations.champion_id IS ?4
+             AND runs.rowid < (SELECT rowid FROM runs WHERE id = ?2) AND evaluations.created_ms > coalesce(
                  (SELECT max(created_ms) FROM promotions WHERE scope = ?1 AND created_ms <= ?3
                   AND kind = 'promote' AND adapter_id IS ?4), 0)""",
         (run.scope, run.id, run.created_ms, champion_id),

@@ -24,6 +24,7 @@ from storage.db.database import Database
 from storage.errors import DatabaseError
 from storage.learning import runs
 from storage.learning.runs import Run
+from storage.process import memory
 from storage.process.locks import die_with_parent
 
 log = structlog.get_logger()
@@ -34,6 +35,7 @@ TERM_WAIT_S = 5.0
 OUTPUT_WAIT_S = 2.0
 LINE_BYTES = 256 * 1024
 INTERRUPTED = "the trainer was stopped in the middle of it"
+KILLED = "its process was killed"
 
 
 @dataclass
@@ -41,6 +43,7 @@ class _Child:
     run: Run
     process: subprocess.Popen[bytes]
     output: _Output
+    oom_kills: int | None
     kill_at: float | None = None
 
 
@@ -98,7 +101,7 @@ class RunQueue:
             child.process.wait()
         self._child = None
         child.output.finish()
-        requeued = self._database.write(lambda db: _requeue_if_on(db, child.run.id, self._owner))
+        requeued = self._database.write(lambda db: _requeue_if_on(db, child.run.id, self._owner, INTERRUPTED))
         if requeued:
             log.info("run interrupted", run_id=child.run.id, state=requeued.state, note=requeued.note)
 
@@ -119,7 +122,7 @@ class RunQueue:
             self._fail(run, f"The run's process could not be started ({error.strerror}).", str(error))
             return
         _lower_priority(process.pid, self._nice)
-        self._child = _Child(run, process, _Output(process.stdout))
+        self._child = _Child(run, process, _Output(process.stdout), memory.oom_kills())
         log.info("run started", run_id=run.id, scope=run.scope, trigger=run.trigger, attempt=run.attempts)
 
     def _end_if_cancelled(self, child: _Child) -> None:
@@ -143,7 +146,10 @@ class RunQueue:
         child.output.finish()
         run = self._database.read(lambda db: runs.get(db, child.run.id))
         if run is not None and run.state == "running" and run.lease_owner == self._owner:
-            self._fail(run, _obituary(code), child.output.last_line or f"exit code {code}")
+            if code == -signal.SIGKILL and not _ran_out_of_memory(child.oom_kills):
+                self._resume(run)
+            else:
+                self._fail(run, _obituary(code), child.output.last_line or f"exit code {code}")
         elif run is not None:
             log.info(
                 "run ended",
@@ -153,6 +159,12 @@ class RunQueue:
                 scope=run.scope,
             )
         self._child = None
+
+    def _resume(self, run: Run) -> None:
+        """Let a run go on from its checkpoint whose process somebody killed; at the second time it fails."""
+        requeued = self._database.write(lambda db: _requeue_if_on(db, run.id, self._owner, KILLED))
+        if requeued:
+            log.warning("run interrupted", run_id=run.id, state=requeued.state, note=requeued.note)
 
     def _fail(self, run: Run, sentence: str, error: str) -> None:
         message = f"{sentence} The champion was not changed."
@@ -201,11 +213,17 @@ def child_environment(environment: Mapping[str, str]) -> dict[str, str]:
     return {**defaults, **environment, "OMP_WAIT_POLICY": "passive", "GOMP_SPINCOUNT": "0"}
 
 
-def _requeue_if_on(db: sqlite_utils.Database, run_id: str, owner: str) -> Run | None:
+def _ran_out_of_memory(oom_kills: int | None) -> bool:
+    """Whether the kernel has ended a process for want of memory since there were so many; None is unknown."""
+    now = memory.oom_kills()
+    return oom_kills is not None and now is not None and now > oom_kills
+
+
+def _requeue_if_on(db: sqlite_utils.Database, run_id: str, owner: str, reason: str) -> Run | None:
     run = runs.get(db, run_id)
     if run is None or run.state != "running" or run.lease_owner != owner:
         return None
-    return runs.requeue(db, run_id, INTERRUPTED)
+    return runs.requeue(db, run_id, reason)
 
 
 def _lower_priority(pid: int, nice: int) -> None:
@@ -224,7 +242,7 @@ def _signal(process: subprocess.Popen[bytes], number: signal.Signals) -> None:
 
 def _obituary(code: int) -> str:
     if code == -signal.SIGKILL:
-        return "The run's process was killed, most likely because memory ran out."
+        return "The run's process was ended by the system because memory ran out."
     if code < 0:
         return f"The run's process ended by {signal.Signals(-code).name}."
     return f"The run's process ended with code {code} before it had a result."

@@ -155,5 +155,6 @@ class Schedule:
         now = datetime.now(UTC)
         if not last:
             self._database.write(lambda db: key_values.put(db, key_values.LAST_INTERVAL, str(now_ms())))
-        due = run_times.by_interval(self._settings, int(last) if last else None, now)
+        # A clock that was ahead left a time that is still to come: then the interval begins now.
+        due = run_times.by_interval(self._settings, min(int(last), now_ms()) if last else None, now)
         return max(due or now, now + timedelta(seconds=FIRST_INTERVAL_DELAY_S))

@@ -18,6 +18,7 @@ from bot.playground.saved_state import LastingState, read_state, write_private, 
 from bot.playground.server import Playground, PlaygroundLoop, PlaygroundSettings
 from bot.playground.simulation.rehearsal import RehearsalSettings
 from bot.serving.client import ModelClient
+from storage.chat import transcript
 from storage.chat.conversations import scope_of
 from storage.config import Config, load_config
 from storage.db.database import Database
@@ -26,6 +27,9 @@ from storage.process import logs
 from storage.process.locks import ProcessLock
 
 log = structlog.get_logger(__name__)
+
+# As many messages of the chat are shown again after a restart as a page can hold at ease.
+SHOWN_AGAIN = 1000
 
 
 def main() -> int:
@@ -62,6 +66,8 @@ async def _serve(config: Config, config_path: Path | None) -> None:
             _playground(config, config_path, database, client, state) as playground,
         ):
             await asyncio.to_thread(write_state, config.run, state)
+            shown = await database.aread(lambda db: transcript.latest(db, SHOWN_AGAIN))
+            log.info("playground.restored", messages=playground.backend.restore(shown))
             writing = _keep_commands(playground, config.run)
             run_file = config.run / RUN_FILE
             await asyncio.to_thread(write_private, run_file, _run_record(playground))

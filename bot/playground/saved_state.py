@@ -1,7 +1,7 @@
 """What must survive a restart of the playground alone, so that a running bot finds its way back by itself.
 
-Messages may be lost. But with a new token the bot would be turned away for good, and without its commands
-(which it registers once, when it starts) the page would have none to offer.
+Messages are shown again from the database. But with a new token the bot would be turned away for good, and
+without its commands (which it registers once, when it starts) the page would have none to offer.
 """
 
 import json

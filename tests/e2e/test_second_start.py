@@ -52,6 +52,9 @@ async def restarted_unchanged(strop: Deployment, times: int = 1) -> None:
         # By then the trainer has looked after the runs and adapters that it found, and loaded those in use.
         await until(lambda: strop.logged("The model server is ready."), "the trainer's checks", strop)
         assert stored(strop) == before
+        seen = {int(each["id"]): each["content"] for each in strop.snapshot["messages"][strop.channel]}
+        asked = strop.query("select discord_id, content from messages where role = 'user' and discord_id > 0")
+        assert asked and {row["discord_id"]: row["content"] for row in asked}.items() <= seen.items()
 
 
 def champion(strop: Deployment) -> str | None:

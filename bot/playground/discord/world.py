@@ -17,10 +17,11 @@ import discord
 import simcord  # noqa: F401  (checks discord.py's version before any of its parts is used)
 from simcord.backend import Backend, serializers
 from simcord.backend.cdn import CdnStore
-from simcord.backend.models import Channel, Message, User
+from simcord.backend.models import Channel, Message, Reaction, User
 from simcord.enums import ChannelType
 
 from bot.playground.discord import community, picture_files
+from storage.chat.transcript import Shown
 
 Payload = dict[str, Any]
 Listener = Callable[[str, Payload], None]
@@ -170,6 +171,46 @@ class World:
         self._backend.channels[channel.id] = channel
         self._backend.messages[channel.id] = {}
         guild.channel_ids.append(channel.id)
+
+    def restore(self, messages: Iterable[Shown]) -> int:
+        """Show again what an earlier playground's channels held; return how many messages.
+
+        Nobody hears of it: a bot that connects later sees them as Discord's. Neither threads nor the buttons
+        below an answer are restored.
+        """
+        restored = 0
+        for each in messages:
+            channel = self._backend.messages.get(each.channel_id)
+            if channel is None:
+                continue
+            author_id = community.BOT_ID if each.author_id is None else each.author_id
+            for user_id in (author_id, *(user_id for _, user_id in each.reactions)):
+                name = each.author_name if user_id == author_id else ""
+                self._backend.users.setdefault(user_id, User(id=user_id, name=name or f"member-{user_id}"))
+            channel[each.discord_id] = self._message(each, author_id)
+            restored += 1
+        return restored
+
+    def _message(self, shown: Shown, author_id: int) -> Message:
+        reactions: dict[str, Reaction] = {}
+        for emoji, user_id in shown.reactions:
+            reactions.setdefault(emoji, Reaction(emoji)).user_ids.append(user_id)
+        replied = self._backend.messages[shown.channel_id].get(shown.reply_to or 0)
+        return Message(
+            id=shown.discord_id,
+            channel_id=shown.channel_id,
+            author_id=author_id,
+            content=shown.content,
+            timestamp=discord.utils.snowflake_time(shown.discord_id).isoformat(),
+            reactions=list(reactions.values()),
+            type=0 if replied is None else discord.MessageType.reply.value,
+            reference=None if replied is None else self._reference(replied),
+        )
+
+    def _reference(self, replied: Message) -> Payload:
+        guild_id = self._backend.channels[replied.channel_id].guild_id
+        guild = {} if guild_id is None else {"guild_id": str(guild_id)}
+        return {"type": 0, "message_id": str(replied.id), "channel_id": str(replied.channel_id), **guild}
 
     # ------------------------------------------------------------------ events
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import hmac
 import secrets
 from dataclasses import dataclass, field
@@ -12,6 +13,7 @@ import discord
 
 from bot.serving.client import ModelClient
 from bot.serving.errors import ServerLoadingError, ServerUnavailableError, ServingError
+from bot.serving.model.identity import BaseIdentity
 from bot.serving.protocol import BaseDescription
 from storage.admin import settings
 from storage.admin.settings import InForce
@@ -20,7 +22,7 @@ from storage.config import Config
 from storage.db import key_values
 from storage.db.database import Database
 from storage.errors import UnknownRowError
-from storage.learning import adapters
+from storage.learning import adapters, bases
 from storage.learning.adapters import Unchecked
 
 SIMULATED_SUFFIX = "·sim"
@@ -97,6 +99,8 @@ class Services:
         base, loaded = health.base, health.adapters
         if base is None:
             base, loaded = await self._described_by_models()
+        elif not base.hash and base.identity is not None:
+            base = await self._with_hash_of(base, base.identity)
         await self._remember(base)
         return base, frozenset(loaded)
 
@@ -107,9 +111,14 @@ class Services:
             raise ServerLoadingError("The model server has no model yet.")
         return BaseDescription(names[0], hash=f"{EXTERNAL}{names[0]}"), tuple(names[1:])
 
+    async def _with_hash_of(self, base: BaseDescription, identity: BaseIdentity) -> BaseDescription:
+        """Give a base that a server knows by its identity alone the hash by which its champions are kept."""
+        known = await self.database.aread(lambda db: bases.hash_of(db, identity.key))
+        return dataclasses.replace(base, hash=known or identity.key)
+
     async def _remember(self, base: BaseDescription) -> None:
         if self._base_hash != base.hash:
-            await self.database.awrite(lambda db: key_values.put(db, _BASE_FACT, base.hash))
+            await self.database.awrite(lambda db: _remember_base(db, base))
             self._base_hash = base.hash
 
     async def base_hash(self) -> str:
@@ -150,3 +159,9 @@ class Services:
         if target is not None and target in earlier:
             with contextlib.suppress(ServerUnavailableError, ServerLoadingError):
                 await self.load_adapter(target)
+
+
+def _remember_base(db: Any, base: BaseDescription) -> None:
+    """Keep which base was served last, and which base its hash stands for."""
+    key_values.put(db, _BASE_FACT, base.hash)
+    bases.remember(db, base.hash, base.identity, base.precision)

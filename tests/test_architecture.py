@@ -222,7 +222,7 @@ LAYERS: tuple[tuple[tuple[str, ...], ...], ...] = (
         ("bot.serving.native", "bot.serving.settings"),
         ("bot.serving.endpoint",),
         ("bot.serving.protocol", "bot.serving.sse"),
-        ("bot.serving.errors", "bot.serving.model.capabilities"),
+        ("bot.serving.errors", "bot.serving.model.capabilities", "bot.serving.model.identity"),
     ),
     (
         ("storage.imports",),

@@ -19,7 +19,8 @@ from bot.serving.errors import (
     ServerUnavailableError,
     ServingError,
 )
-from bot.serving.protocol import PRIORITY_BACKGROUND, ChatMessage, Completion, Sampling
+from bot.serving.model.identity import served_instead
+from bot.serving.protocol import PRIORITY_BACKGROUND, BaseDescription, ChatMessage, Completion, Sampling
 from storage.config import Config
 from storage.config_sections import ChatConfig
 from trainer.errors import EvaluationError
@@ -106,3 +107,26 @@ async def retry_while_unavailable(ask: Callable[[], Awaitable[T]], patience_s: f
             if time.monotonic() + wait_s > ends_at:
                 raise EvaluationError(f"The model server did not answer for minutes: {error}") from error
             await asyncio.sleep(wait_s)
+
+
+async def served_base(client: ModelClient, config: Config) -> BaseDescription:
+    """Return the served base.
+
+    Raises ServerUnavailableError while it is loading, EvaluationError where it isn't the configured one.
+    """
+    health = await client.health()
+    if health.status != "ok":
+        raise ServerUnavailableError(health.detail or "the model is still loading")
+    identity = health.base.identity if health.base else None
+    if config.server.base_url and identity is not None:
+        other = served_instead(identity, config.model.base, config.model.revision)
+        if other is not None:
+            served, wanted = other
+            raise EvaluationError(
+                f"The model server has another base than model.base: it has {served}, not {wanted}."
+            )
+    if health.base is None or not health.base.hash or not health.base.folder:
+        raise EvaluationError(
+            "The model server does not say which base it serves: train with Strop's own server (strop serve)."
+        )
+    return health.base

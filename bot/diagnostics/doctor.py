@@ -27,6 +27,7 @@ from bot.diagnostics.machine import (
 )
 from bot.serving.client import SERVER_FILE, ModelClient
 from bot.serving.errors import ServingError
+from bot.serving.model.identity import served_instead
 from bot.serving.native.library import find_compiler
 from storage.config import Config
 from storage.db.clock import DAY_MS, now_ms
@@ -84,10 +85,16 @@ async def _served_elsewhere(config: Config) -> Check:
     try:
         async with _client(config) as client:
             offered = await client.capabilities()
+            base = (await client.health()).base
     except ServingError as error:
         return problem(
             "model", f"served elsewhere: {error}", f"start the server at {url}, or fix server.base_url"
         )
+    identity = base.identity if base else None
+    other = identity and served_instead(identity, config.model.base, config.model.revision)
+    if other:
+        detail = f"{url} has another base than model.base: it has {other[0]}, not {other[1]}"
+        return problem("model", detail, "change one of the two: nothing trains until then")
     answer = note if offered.missing() else ok
     return answer("model", f"served elsewhere: {url}. {offered.sentence()}")
 

@@ -173,6 +173,7 @@ TEMPLATES = (
     mark("The model server accepted {adapter} but does not list it."),
     mark("The model server did not answer for minutes: {reason}"),
     mark("The model server does not say which base it serves: train with Strop's own server (strop serve)."),
+    mark("The model server has another base than model.base: it has {served}, not {wanted}."),
     mark(
         "{model} does not tell its attention where a row's examples begin: this base can be served, "
         "but not trained."

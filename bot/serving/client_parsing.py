@@ -17,6 +17,7 @@ from bot.serving.errors import (
     UnknownModelError,
 )
 from bot.serving.model.capabilities import BaseCapabilities
+from bot.serving.model.identity import BaseIdentity
 from bot.serving.model.thoughts import ThoughtFilter
 from bot.serving.protocol import BaseDescription, ChatDelta, Health, QueuePlace, QueueState, Usage
 from bot.serving.sse import events
@@ -123,6 +124,9 @@ def _read_base(value: Mapping[str, Any]) -> BaseDescription:
     found = fields.get("capabilities") or {}
     known = {name: found[name] for name in BaseCapabilities.__dataclass_fields__ if name in found}
     fields["capabilities"] = BaseCapabilities(**{**known, "stop_tokens": tuple(known.get("stop_tokens", ()))})
+    if isinstance(identity := fields.get("identity"), dict):
+        names = BaseIdentity.__dataclass_fields__
+        fields["identity"] = BaseIdentity(**{name: str(identity.get(name, "")) for name in names})
     return BaseDescription(**fields)
 
 

@@ -15,6 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 from pydantic_core import PydanticCustomError
 
 from bot.serving.model.capabilities import BaseCapabilities
+from bot.serving.model.identity import BaseIdentity
 
 Role: TypeAlias = Literal["system", "user", "assistant"]
 FinishReason: TypeAlias = Literal["stop", "length", "cancelled", "error"]
@@ -129,7 +130,8 @@ class BaseDescription:
     ``hash`` identifies the 4-bit weights on every machine; ``folder`` is the cached 4-bit form that the
     trainer loads; ``special_tokens`` are the strings that its tokenizer would read as control tokens.
     ``stands_in_for`` names the configured base where this one answers in its place; the health's detail
-    says why. ``capabilities`` were found by probing its chat template.
+    says why. ``capabilities`` were found by probing its chat template. ``identity`` says which base it is,
+    also to those who hold it in another ``precision``.
     """
 
     id: str
@@ -143,6 +145,8 @@ class BaseDescription:
     special_tokens: tuple[str, ...] = ()
     stands_in_for: str = ""
     capabilities: BaseCapabilities = field(default_factory=BaseCapabilities)
+    identity: BaseIdentity | None = None
+    precision: str = ""
 
 
 @dataclass(frozen=True, slots=True)

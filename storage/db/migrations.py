@@ -665,6 +665,27 @@ CREATE UNIQUE INDEX imports_once ON imports (scope, sha256) WHERE state <> 'remo
     )
 
 
+def m0021_base_identities(db: sqlite_utils.Database) -> None:
+    """Which base each base hash stands for; champions keep their hash, and others find it by this."""
+    _run(
+        db,
+        """
+CREATE TABLE base_identities (
+    base_hash TEXT NOT NULL,
+    identity TEXT NOT NULL,
+    source TEXT NOT NULL,
+    revision TEXT NOT NULL,
+    chat_template_hash TEXT NOT NULL,
+    precision TEXT NOT NULL,
+    created_ms INTEGER NOT NULL,
+    PRIMARY KEY (base_hash, identity)
+) STRICT
+
+CREATE INDEX base_identities_by_identity ON base_identities (identity)
+""",
+    )
+
+
 for _step in (
     m0001_people_and_conversations,
     m0002_replies_and_ratings,
@@ -678,5 +699,6 @@ for _step in (
     m0013_deleted_messages,
     m0014_facts_of_messages,
     m0020_imports,
+    m0021_base_identities,
 ):
     steps()(_step)

@@ -24,6 +24,8 @@ class FakeModelServer:
         self.status = "ok"
         self.describes_base = True
         self.tokenizes = True
+        self.base_hash = BASE_HASH
+        self.identity: dict[str, str] | None = None
         self.answer = "Hello there, friend."
         self.answers: dict[str, str] = {}
         self.finish_reason = "stop"
@@ -76,7 +78,8 @@ class FakeModelServer:
             return web.Response()
         base = {
             "id": BASE,
-            "hash": BASE_HASH,
+            "hash": self.base_hash,
+            "identity": self.identity,
             "context_tokens": self.context_tokens,
             "chat_template_hash": "c" * 64,
         }

@@ -14,13 +14,13 @@ import sqlite_utils
 import structlog
 
 from bot.serving.client import ModelClient
-from bot.serving.errors import ServerUnavailableError, UnknownModelError
+from bot.serving.errors import UnknownModelError
 from bot.serving.model.loading import LoadedBase, load_base, resolve_device
 from bot.serving.protocol import BaseDescription
 from storage.config import Config
 from storage.db.database import Database
 from storage.errors import DatabaseError, RunNotActiveError
-from storage.learning import adapters, checkpoints, eligibility, preference_votes, runs
+from storage.learning import adapters, bases, checkpoints, eligibility, preference_votes, runs
 from storage.learning.adapters import Adapter
 from storage.learning.preference_votes import VotedPair
 from storage.learning.runs import Run
@@ -30,14 +30,14 @@ from trainer.data.encoding import Codec
 from trainer.data.examples import BaseCodec
 from trainer.data.general_replies import Replay
 from trainer.data.snapshot import Snapshot
-from trainer.errors import EvaluationError, RunCancelledError, SnapshotError
+from trainer.errors import RunCancelledError, SnapshotError
 from trainer.evaluation import evaluate as evaluation
 from trainer.evaluation import safety_probe, scores
 from trainer.evaluation.evaluate import Evaluation
 from trainer.evaluation.safety_probe import Contest
 from trainer.evaluation.scores import Pair
 from trainer.gate import blind_votes, decision, promotion
-from trainer.model_server import retry_while_unavailable
+from trainer.model_server import retry_while_unavailable, served_base
 from trainer.on_policy import ranking
 from trainer.on_policy.sampling import Asking, OwnReplies
 from trainer.run import metrics
@@ -135,11 +135,13 @@ class RunSteps:
         return rows if snapshot.still_allowed(rows, eligible.rows, voted) else self.snapshot()
 
     async def _ground(self, client: ModelClient) -> Ground:
-        health = await retry_while_unavailable(lambda: _ready(client), SERVER_PATIENCE_S)
-        champion_id = await self._database.awrite(
-            lambda db: adapters.ensure_champion_row(db, self._run.scope, health.hash)
-        )
-        return Ground(health, champion_id)
+        base = await retry_while_unavailable(lambda: served_base(client, self._config), SERVER_PATIENCE_S)
+
+        def begin(db: sqlite_utils.Database) -> str | None:
+            bases.remember(db, base.hash, base.identity, base.precision)
+            return adapters.ensure_champion_row(db, self._run.scope, base.hash)
+
+        return Ground(base, await self._database.awrite(begin))
 
     async def _replay(self, client: ModelClient, ground: Ground) -> Replay:
         return await general_replies.load(
@@ -355,18 +357,6 @@ class RunSteps:
             return asyncio.run(connected())
         except BaseExceptionGroup as group:
             raise _first(group) from group
-
-
-async def _ready(client: ModelClient) -> BaseDescription:
-    """Return the served base; raises ServerUnavailableError while it is loading."""
-    health = await client.health()
-    if health.status != "ok":
-        raise ServerUnavailableError(health.detail or "the model is still loading")
-    if health.base is None or not health.base.hash or not health.base.folder:
-        raise EvaluationError(
-            "The model server does not say which base it serves: train with Strop's own server (strop serve)."
-        )
-    return health.base
 
 
 def _first(group: BaseExceptionGroup[BaseException]) -> BaseException:

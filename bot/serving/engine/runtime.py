@@ -16,6 +16,7 @@ from bot.serving.engine.lora import read_adapter
 from bot.serving.engine.request import Job
 from bot.serving.errors import BaseRefusedError
 from bot.serving.model.chat_template import ChatTemplate, control_strings
+from bot.serving.model.identity import NF4
 from bot.serving.model.loading import LoadedBase, load_base
 from bot.serving.model.memory import available_bytes, in_gb
 from bot.serving.protocol import BaseDescription, ChatMessage, TokenIds
@@ -149,6 +150,8 @@ def _describe(base: LoadedBase, engine: Engine, template: ChatTemplate) -> BaseD
         device=base.device,
         execution=base.execution,
         special_tokens=control_strings(base.tokenizer),
+        identity=info.identity,
+        precision=NF4,
         capabilities=dataclasses.replace(
             template.capabilities,
             stop_tokens=tuple(base.tokenizer.convert_ids_to_tokens(sorted(engine.end_tokens))),

@@ -20,6 +20,7 @@ from torch import nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from bot.serving.errors import BaseRefusedError
+from bot.serving.model.identity import BaseIdentity, identify
 from bot.serving.model.memory import ParameterCounts, available_bytes, in_gb
 from bot.serving.native.library import load_library
 from bot.serving.native.loading import load_mapped
@@ -56,7 +57,11 @@ MODEL_TYPES = frozenset(
 
 @dataclass(frozen=True, slots=True)
 class BaseInfo:
-    """What ``base.json`` says about a prepared base; ``files`` maps each file to its size in bytes."""
+    """What ``base.json`` says about a prepared base.
+
+    ``files`` maps each file to its size in bytes; ``content`` is the hash of the source's files, where those
+    and not the hub say which base it is.
+    """
 
     id: str
     source: str
@@ -68,6 +73,12 @@ class BaseInfo:
     other_parameters: int
     files: dict[str, int]
     format: int = FORMAT
+    content: str = ""
+
+    @property
+    def identity(self) -> BaseIdentity:
+        """Which base this is, apart from its precision."""
+        return identify(self.source, self.content, self.chat_template_hash)
 
     def counts(self) -> ParameterCounts:
         """Return the parameter counts for memory estimates."""
@@ -154,8 +165,10 @@ def read_info(folder: Path) -> BaseInfo:
 
 
 def write_info(folder: Path, info: BaseInfo) -> None:
-    """Write ``base.json``."""
-    (folder / INFO_FILE).write_text(json.dumps(asdict(info), indent=2), encoding="utf-8")
+    """Write ``base.json`` in one step."""
+    work = folder / f".{INFO_FILE}.new"
+    work.write_text(json.dumps(asdict(info), indent=2), encoding="utf-8")
+    work.replace(folder / INFO_FILE)
 
 
 def load_base(

@@ -5,6 +5,7 @@ A base is written to a temporary folder, flushed, and renamed once, so that a ki
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import shutil
 import tempfile
@@ -38,7 +39,7 @@ from bot.serving.model.loading import (
     write_info,
 )
 from bot.serving.model.memory import ParameterCounts, available_bytes, in_gb
-from bot.serving.model.sources import BaseSource, base_hash, hash_sources, resolve
+from bot.serving.model.sources import BaseSource, base_hash, content_hash, hash_sources, resolve
 
 Progress = Callable[[str], None]
 
@@ -82,13 +83,19 @@ def prepare_source(source: BaseSource, *, device: str, models_dir: Path, progres
     folder = models_dir / identity[:16]
     if folder.exists():
         try:
-            read_info(folder)
+            _complete_info(folder, read_info(folder), sources)
             return folder
         except BaseRefusedError:
             shutil.rmtree(folder)
     progress(f"Quantizing {source.id} to 4 bits (once).")
-    _quantize(source, identity, folder, device)
+    _quantize(source, identity, content_hash(sources), folder, device)
     return folder
+
+
+def _complete_info(folder: Path, info: BaseInfo, sources: dict[str, str]) -> None:
+    """Add to a base that an earlier version prepared what that version did not write."""
+    if not info.content:
+        write_info(folder, dataclasses.replace(info, content=content_hash(sources)))
 
 
 def _find_prepared(source: BaseSource, models_dir: Path) -> Path | None:
@@ -104,7 +111,7 @@ def _find_prepared(source: BaseSource, models_dir: Path) -> Path | None:
     return max(matches, key=lambda file: file.stat().st_mtime_ns).parent if matches else None
 
 
-def _quantize(source: BaseSource, identity: str, folder: Path, device: str) -> None:
+def _quantize(source: BaseSource, identity: str, content: str, folder: Path, device: str) -> None:
     config = _read_config(source)
     counts = _check_architecture(source, config)
     available = available_bytes("cpu")
@@ -132,6 +139,7 @@ def _quantize(source: BaseSource, identity: str, folder: Path, device: str) -> N
                 linear_parameters=counts.linear,
                 other_parameters=counts.other,
                 files={file.name: file.stat().st_size for file in sorted(done.iterdir())},
+                content=content,
             ),
         )
         _flush(done)

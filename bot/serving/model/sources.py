@@ -119,6 +119,11 @@ def hash_sources(source: BaseSource) -> dict[str, str]:
     return {file.name: _sha256(file) for file in source_files(source)}
 
 
+def content_hash(sources: dict[str, str]) -> str:
+    """Identify the source files themselves, in whatever precision they are served."""
+    return hashlib.sha256(json.dumps(sources, sort_keys=True).encode()).hexdigest()
+
+
 def base_hash(sources: dict[str, str], quantization: dict[str, object], format_version: int) -> str:
     """Identify the 4-bit base: the same on every machine, whatever CPU or GPU quantized it."""
     identity = {"format": format_version, "sources": sources, "quantization": quantization}

@@ -21,6 +21,7 @@ from bot.feedback.reply_buttons import Controls
 from bot.services import Person, Services
 from bot.serving.client_parsing import WholeCharacters
 from bot.serving.model.control_tokens import neutralise
+from bot.serving.model.identity import BaseIdentity
 from bot.serving.protocol import QueuePlace
 from storage.chat import conversations, replies
 from storage.db.database import Database
@@ -239,6 +240,20 @@ async def test_a_server_that_counts_no_tokens_is_answered_through_by_estimate(
     await community.ann.send(community.channel, f"{community.mention} hello")
     assert community.said() == ["Hello there, friend."]
     assert model_server.prompt()[-1]["content"] == "hello"
+
+
+async def test_a_base_that_is_known_by_its_identity_alone_has_the_champions_of_its_hash(
+    community: Community, model_server: FakeModelServer
+) -> None:
+    model_server.identity = {"source": "hub:a/b", "revision": "c" * 40, "chat_template_hash": "t" * 64}
+    await community.ann.send(community.channel, f"{community.mention} hello")
+    model_server.base_hash = ""
+    await community.ann.send(community.channel, f"{community.mention} hello")
+    model_server.identity["revision"] = "d" * 40
+    await community.ann.send(community.channel, f"{community.mention} hello")
+    first, same, other = (reply.base_hash for reply in community.replies())
+    assert first == same == BASE_HASH
+    assert other == BaseIdentity(**model_server.identity).key
 
 
 async def test_thoughts_are_not_shown_stored_or_sent_back(

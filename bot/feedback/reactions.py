@@ -7,6 +7,7 @@ write, in the order of arrival, so that a quick change of mind ends as it was me
 from __future__ import annotations
 
 import asyncio
+import functools
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
@@ -28,6 +29,7 @@ from storage.feedback import ratings, side_by_side
 
 RECONCILE_WINDOW_MS = 3 * 24 * 60 * 60 * 1000
 RECONCILE_REPLIES = 200
+"""How many replies are compared before the next page of them is read: all of the window are, in pages."""
 _LATE_PART_S = 1.0
 
 _SKIN_TONES = dict.fromkeys(range(127995, 128000))
@@ -160,7 +162,7 @@ class RatingRecorder:
         if await self._value(event.message_id, emoji) is not None:
             await self._clear(event.message_id, emoji)
 
-    async def reconcile(self) -> int:
+    async def reconcile(self, page_size: int = RECONCILE_REPLIES) -> int:
         """Compare recent replies with what Discord shows, store what was missed, return how many changed.
 
         Runs after every new session: what happened during an absence is never sent again.
@@ -172,16 +174,27 @@ class RatingRecorder:
         async with self._reconciling:
             self._wanted_again = False
             since_ms = now_ms() - RECONCILE_WINDOW_MS
-            recent = await self._services.database.aread(
-                lambda db: replies.recent(db, since_ms, RECONCILE_REPLIES)
-            )
-            changed = 0
+            changed = compared = 0
             refusing: set[int] = set()
-            for reply in recent:
-                if reply.status != "streaming":
-                    changed += await self._reconcile_reply(reply, refusing)
-            _log.info("ratings.reconciled", replies=len(recent), recovered=changed)
+            before: tuple[int, str] | None = None
+            while True:
+                page = await self._services.database.aread(
+                    functools.partial(_page, since_ms, page_size, before)
+                )
+                if not page:
+                    break
+                before = (page[-1].created_ms, page[-1].id)
+                compared += len(page)
+                for reply in page:
+                    if reply.status != "streaming":
+                        changed += await self._reconcile_reply(reply, refusing)
+            _log.info("ratings.reconciled", replies=compared, recovered=changed, refused=len(refusing))
             return changed
+
+    async def compare(self, message_id: int) -> int:
+        """Compare the reply on one message with what Discord shows; return how many ratings changed."""
+        reply = await self._services.database.aread(lambda db: replies.by_discord_id(db, message_id))
+        return 0 if reply is None else await self._reconcile_reply(reply, set())
 
     async def _reconcile_reply(
         self, reply: replies.Reply, refusing: set[int], only: int | None = None
@@ -314,6 +327,10 @@ class RatingRecorder:
         if user is not None:
             return self._services.person(user)
         return Person(event.user_id, "", "playground" if self._services.playground else "discord")
+
+
+def _page(since_ms: int, size: int, before: tuple[int, str] | None, db: Any) -> list[replies.Reply]:
+    return replies.recent(db, since_ms, size, before=before)
 
 
 def _versions(db: Any, reply_id: str) -> list[str]:

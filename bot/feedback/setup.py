@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 from discord import app_commands
 
 from bot.chat.answerer import Answerer
@@ -13,6 +15,7 @@ from bot.feedback.reactions import RatingRecorder
 from bot.feedback.reply_actions import ReplyActions
 from bot.feedback.reply_buttons import Controls, ReplyButton
 from bot.feedback.side_by_side import CompareButton
+from bot.feedback.unstored_ratings import UnstoredRatings
 from bot.ui.form_router import FormRouter
 
 
@@ -22,16 +25,21 @@ def setup(app: StropClient) -> None:
     actions = app.add_feature(ReplyActions(app, controls, answerer, app.feature(MessageListener)))
     interrupted = InterruptedReplies(app, controls, actions)
     recorder = app.add_feature(RatingRecorder(app.services, app, answerer.is_writing_in))
+    unstored = UnstoredRatings(recorder.compare, recorder.reconcile)
     for name, callback in context_menu.ENTRIES.items():
         app.tree.add_command(app_commands.ContextMenu(name=name, callback=callback))
     app.add_dynamic_items(ReplyButton, CompareButton, *my_ratings.dynamic_items())
     forms = app.feature(FormRouter)
     forms.on("better", corrections.sent_in)
     forms.on("report", reports.sent_in)
-    app.listen("raw_reaction_add", recorder.added)
-    app.listen("raw_reaction_remove", recorder.removed)
-    app.listen("raw_reaction_clear", recorder.cleared)
-    app.listen("raw_reaction_clear_emoji", recorder.emoji_cleared)
+    for name, handler in (
+        ("raw_reaction_add", recorder.added),
+        ("raw_reaction_remove", recorder.removed),
+        ("raw_reaction_clear", recorder.cleared),
+        ("raw_reaction_clear_emoji", recorder.emoji_cleared),
+    ):
+        app.listen(name, functools.partial(unstored.keep, handler))
+    app.at_shutdown(unstored.stop)
     app.at_setup(interrupted.find)
     app.at_session(interrupted.settle)
     app.at_session(recorder.reconcile)

@@ -49,7 +49,7 @@ async def _queue(interaction: Interaction, scope: str, own: dict[str, Any]) -> s
     client, channel_id = interaction.client, interaction.channel_id
 
     def work(db: Any) -> tuple[runs.Run, bool]:
-        waiting = runs.active(db, scope)
+        waiting = runs.active(db, scope) or (None if own else runs.unchanged_since_vote(db, scope))
         run = waiting or runs.enqueue(
             db,
             scope=scope,
@@ -63,6 +63,13 @@ async def _queue(interaction: Interaction, scope: str, own: dict[str, Any]) -> s
     run, new = await client.services.database.awrite(work)
     if channel_id is not None:
         await client.feature(ProgressReporter).report_in(scope, channel_id)
+    if run.outcome == "votes":
+        return tr(
+            "No rating has changed since run `{run}`, and its adapter `{adapter}` is still being judged: "
+            "another run would make the same one. Wait for the votes and ratings, or choose other options.",
+            run=run.id,
+            adapter=run.adapter_id or "",
+        )
     if new:
         named = ", ".join(f"{key} {value}" for key, value in own.items())
         settings = tr(" with {settings}", settings=named) if named else ""

@@ -7,6 +7,7 @@ import gzip
 import io
 import json
 import re
+from collections.abc import Iterator
 from typing import Any, Self
 
 import discord
@@ -35,7 +36,7 @@ OPTED_IN = mark("You opted in: it may train me.")
 OPTED_OUT = mark("You opted out: none of it trains me.")
 UNDECIDED = mark("You have not decided: none of it trains me until you opt in.")
 UNDECIDED_FREE = mark("You have not opted out: in this playground it may train me.")
-# Discord takes 10 MB from a bot; beyond this the export is compressed.
+# Discord takes 10 MB from a bot; beyond this the export comes in parts.
 _PLAIN_EXPORT_BYTES = 8_000_000
 
 _log = structlog.get_logger(__name__)
@@ -61,12 +62,16 @@ async def export(interaction: Interaction) -> None:
     await interaction.response.defer(ephemeral=True, thinking=True)
     user_id = interaction.user.id
     data = await interaction.client.services.database.aread(lambda db: privacy.export_member(db, user_id))
-    name, content = await asyncio.to_thread(_file, data)
-    await say(
-        interaction,
-        tr("This is everything that I have stored about you."),
-        file=discord.File(io.BytesIO(content), filename=name),
-    )
+    files = await asyncio.to_thread(export_files, data)
+    for number, (name, content) in enumerate(files, 1):
+        told = (
+            tr("This is everything that I have stored about you.")
+            if len(files) == 1
+            else tr(
+                "Part {number} of {count} of what I have stored about you.", number=number, count=len(files)
+            )
+        )
+        await say(interaction, told, file=discord.File(io.BytesIO(content), filename=name))
 
 
 @group.command(name="ratings", description="See what you rated, and take some of it back.")
@@ -261,8 +266,33 @@ async def _decide(interaction: Interaction, consent: members.Consent) -> None:
     await say(interaction, text)
 
 
-def _file(data: dict[str, Any]) -> tuple[str, bytes]:
-    content = json.dumps(data, ensure_ascii=False, indent=1).encode()
-    if len(content) <= _PLAIN_EXPORT_BYTES:
-        return "strop-my-data.json", content
-    return "strop-my-data.json.gz", gzip.compress(content)
+def export_files(data: dict[str, Any], most_bytes: int = _PLAIN_EXPORT_BYTES) -> list[tuple[str, bytes]]:
+    """Return a member's data as files that Discord takes, each of them readable on its own."""
+    content = _json(data)
+    if len(content) <= most_bytes:
+        return [("strop-my-data.json", content)]
+    parts = [_json(part) for part in _parts(data, most_bytes)]
+    return [
+        (f"strop-my-data-{number}-of-{len(parts)}.json.gz", gzip.compress(part))
+        for number, part in enumerate(parts, 1)
+    ]
+
+
+def _parts(data: dict[str, Any], most_bytes: int) -> Iterator[dict[str, Any]]:
+    """Share the rows out among parts that each begin with whose they are."""
+    whose = {key: value for key, value in data.items() if not isinstance(value, list)}
+    part: dict[str, Any] = dict(whose)
+    size = 0
+    for key, rows in data.items():
+        for row in rows if isinstance(rows, list) else ():
+            length = len(_json(row)) + 2
+            if size and size + length > most_bytes:
+                yield part
+                part, size = dict(whose), 0
+            part.setdefault(key, []).append(row)
+            size += length
+    yield part
+
+
+def _json(value: Any) -> bytes:
+    return json.dumps(value, ensure_ascii=False, indent=1).encode()

@@ -229,12 +229,21 @@ def parts(db: sqlite_utils.Database, reply_id: str) -> list[Part]:
     return [Part(**row) for row in rows]
 
 
-def recent(db: sqlite_utils.Database, since_ms: int, limit: int) -> list[Reply]:
-    """Return replies begun at or after `since_ms`, the newest first."""
+def recent(
+    db: sqlite_utils.Database, since_ms: int, limit: int, *, before: tuple[int, str] | None = None
+) -> list[Reply]:
+    """Return replies begun at or after `since_ms`, the newest first, those behind `before` (time, id)."""
     rows = sql.many(
         db,
-        f"{_SELECT} WHERE replies.created_ms >= ? ORDER BY replies.created_ms DESC LIMIT ?",
-        (since_ms, limit),
+        f"""{_SELECT} WHERE replies.created_ms >= :since
+            AND (:at IS NULL OR (replies.created_ms, replies.id) < (:at, :id))
+            ORDER BY replies.created_ms DESC, replies.id DESC LIMIT :limit""",
+        {
+            "since": since_ms,
+            "limit": limit,
+            "at": before[0] if before else None,
+            "id": before[1] if before else None,
+        },
     )
     return [_reply(row) for row in rows]
 

@@ -38,6 +38,7 @@ Work = Callable[[sqlite_utils.Database], T]
 
 BUSY_TIMEOUT_S = 30.0
 READERS = 4
+CHECKPOINT_WAIT_MS = 500
 WAITING_WRITES = 1_024
 _SMALLEST_PAGE = 512
 
@@ -215,7 +216,12 @@ class Database:
 
     def _checkpoint(self) -> bool:
         with translated(self.path):
-            busy, _, _ = self._writer.conn.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
+            # While it waits for readers, nothing is written: a short wait, and another try later.
+            self._writer.conn.execute(f"PRAGMA busy_timeout={CHECKPOINT_WAIT_MS}")
+            try:
+                busy, _, _ = self._writer.conn.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
+            finally:
+                self._writer.conn.execute(f"PRAGMA busy_timeout={round(BUSY_TIMEOUT_S * 1000)}")
             return not busy
 
     def _reader(self) -> sqlite_utils.Database:

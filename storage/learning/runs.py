@@ -342,6 +342,17 @@ def awaiting_votes(db: sqlite_utils.Database, scope: str) -> list[Run]:
     return [run for run in finished(db, scope) if run.outcome == "votes"]
 
 
+def unchanged_since_vote(db: sqlite_utils.Database, scope: str) -> Run | None:
+    """Return the run that members are judging where nothing was rated since it began: another makes the same.
+
+    None where the newest run of the scope is another one, or was told to train otherwise.
+    """
+    newest = next(iter(latest(db, scope, 1)), None)
+    if newest is None or newest.outcome != "votes" or newest.settings or new_ratings(db, scope):
+        return None
+    return newest
+
+
 def new_ratings(db: sqlite_utils.Database, scope: str) -> int:
     """Return how many ratings were given, changed or taken back since the last run of the scope started."""
     seen = sql.value(

@@ -76,6 +76,27 @@ async def test_retrain_queues_one_run_that_reports_in_the_channel(community: Com
     assert run.id in text(first) and "already queued" in text(second)
 
 
+async def test_retrain_on_unchanged_ratings_during_its_own_vote_says_so(community: Community) -> None:
+    """Another run would make the same adapter, and both would be refused."""
+    scope, database = f"guild:{community.guild.id}", community.services.database
+    await community.ann.send(community.channel, f"{community.mention} hello")
+    await community.ann.react(community.messages()[0], "👍")
+
+    def judged(db: Any) -> str:
+        run = runs.enqueue(db, scope=scope, trigger="ratings", requested_by="scheduler")
+        runs.lease_next(db, "trainer", 60_000)
+        runs.finish(db, run.id, outcome="votes", message="it waits", adapter_id=FIRST)
+        return run.id
+
+    run_id = database.write(judged)
+    told = text(await community.ann.slash(community.channel, "retrain"))
+    assert "No rating has changed" in told and run_id in told and FIRST in told
+    assert database.read(lambda db: runs.active(db, scope)) is None
+
+    await community.bob.react(community.messages()[0], "👎")
+    assert "is queued" in text(await community.ann.slash(community.channel, "retrain"))
+
+
 async def test_status_shows_the_loop_at_a_glance(community: Community) -> None:
     await community.ann.send(community.channel, f"{community.mention} hello")
     await community.ann.react(community.messages()[0], "👍")

@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import secrets
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from sqlite_utils.utils import sqlite3
 
 from bot.app import make_client
 from bot.feedback.reactions import EmojiValues, RatingRecorder, plain_emoji
+from bot.feedback.unstored_ratings import UnstoredRatings
 from bot.services import Services
 from storage.chat import conversations, members, replies
 from storage.db import key_values
+from storage.errors import DatabaseBusyError, DiskFullError
 from storage.feedback import ratings
 from tests.bot.conftest import Community
 from tests.bot.fake_server import FakeModelServer
@@ -277,3 +283,83 @@ def test_a_custom_emoji_rates_by_its_id_whatever_it_is_called() -> None:
     assert values.value("<:renamed:123456789012345678>") == 1
     assert values.value("<:blunt:123456789012345679>") == -1
     assert values.value("👍🏽") == 1 and values.value("<:strop:999999999999999999>") is None
+
+
+async def test_more_ratings_than_a_page_are_recovered_after_an_absence(
+    community: Community,
+) -> None:
+    for _ in range(7):
+        await community.ann.send(community.channel, f"{community.mention} hello")
+    backend = community.env.backend
+    subscribers, backend.subscribers[:] = list(backend.subscribers), []
+    for message in community.messages():
+        backend.set_reaction(message.channel.id, message.id, "👍", community.bob.id, True)
+    backend.subscribers[:] = subscribers
+    assert await community.bot.feature(RatingRecorder).reconcile(2) == 7
+
+
+@pytest.mark.parametrize("trouble", ["locked", "full"])
+async def test_a_rating_that_can_not_be_stored_is_made_up_for(
+    community: Community, reply: Any, trouble: str
+) -> None:
+    """Nobody's word gets lost because the disk is full or another program holds the database."""
+    database = community.services.database
+    recorder = community.bot.feature(RatingRecorder)
+    unstored = UnstoredRatings(recorder.compare, recorder.reconcile, try_again_s=0.05)
+    event = SimpleNamespace(
+        user_id=community.bob.id,
+        message_id=reply.id,
+        channel_id=community.channel.id,
+        emoji="👍",
+        member=None,
+    )
+    subscribers, community.env.backend.subscribers[:] = list(community.env.backend.subscribers), []
+    community.env.backend.set_reaction(community.channel.id, reply.id, "👍", community.bob.id, True)
+    community.env.backend.subscribers[:] = subscribers
+    database.write(lambda db: db.conn.execute("PRAGMA busy_timeout=20").fetchone())
+    other = sqlite3.connect(str(database.path), isolation_level=None)
+    if trouble == "locked":
+        other.execute("BEGIN IMMEDIATE")
+    else:
+        pages = database.read(lambda db: db.conn.execute("PRAGMA page_count").fetchone()[0])
+        database.write(lambda db: db.conn.execute(f"PRAGMA max_page_count={pages}").fetchone())
+        with contextlib.suppress(DiskFullError):
+            while True:
+                database.write(lambda db: key_values.put(db, secrets.token_hex(8), "x" * 500))
+    await unstored.keep(recorder.added, event)
+    if trouble == "locked":
+        assert standing(community) == {}
+        other.execute("ROLLBACK")
+    else:
+        database.write(lambda db: db.conn.execute("PRAGMA max_page_count=1000000").fetchone())
+    other.close()
+    for _ in range(100):
+        await asyncio.sleep(0.05)
+        if standing(community):
+            break
+    assert standing(community) == {community.bob.id: 1}
+    await unstored.stop()
+
+
+async def test_beyond_what_is_remembered_all_recent_replies_are_compared() -> None:
+    compared: list[int | str] = []
+
+    async def one(message_id: int) -> int:
+        compared.append(message_id)
+        return 1
+
+    async def everything() -> int:
+        compared.append("all")
+        return 1
+
+    async def refused(event: Any) -> None:
+        raise DatabaseBusyError("locked")
+
+    unstored = UnstoredRatings(one, everything, try_again_s=0.01, most_owed=2)
+    for number in (1, 2, 2, 3):
+        await unstored.keep(refused, SimpleNamespace(message_id=number))
+    for _ in range(200):
+        await asyncio.sleep(0.01)
+        if "all" in compared:
+            break
+    assert compared == [1, 2, "all"]

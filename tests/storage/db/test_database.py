@@ -389,3 +389,34 @@ def test_opening_waits_for_a_writer_in_another_process(tmp_path: Path) -> None:
             second.write(lambda db: key_values.put(db, "a", "1"))
         thread.join()
         assert database.read(lambda db: key_values.get(db, "a")) == "1"
+
+
+def test_a_checkpoint_beside_a_long_reader_keeps_no_write_waiting(tmp_path: Path) -> None:
+    """What cuts the log waits for readers inside the only writer: not for long."""
+    with Database.open(tmp_path / "strop.db") as database:
+        database.write(lambda db: key_values.put(db, "before", "x"))
+        reading, done = threading.Event(), threading.Event()
+
+        def read_on(db: sqlite_utils.Database) -> None:
+            sql.value(db, "SELECT count(*) FROM facts")
+            reading.set()
+            done.wait(60)
+
+        reader = threading.Thread(target=lambda: database.read(read_on))
+        reader.start()
+        assert reading.wait(30)
+        database.write(lambda db: key_values.put(db, "new", "x"))
+        begun = time.monotonic()
+        checkpoint: list[bool] = []
+        cutting = threading.Thread(target=lambda: checkpoint.append(database.checkpoint_truncate()))
+        cutting.start()
+        time.sleep(0.05)
+        database.write(lambda db: key_values.put(db, "after", "x"))
+        waited_s = time.monotonic() - begun
+        cutting.join()
+        done.set()
+        reader.join()
+        assert checkpoint == [False]
+        assert waited_s < 5
+        assert database.checkpoint_truncate()
+        assert database.write(lambda db: sql.value(db, "PRAGMA busy_timeout")) == 30_000

@@ -124,21 +124,23 @@ async function openReport(runId) {
   }
 }
 
+const reportButton = (entry) => el("button", { type: "button", class: "link-button", text: "Report", "aria-label": `Open the report of run ${entry.run_id}`, on: { click: () => openReport(entry.run_id) } });
+
+/** A second line of a cell: the panel is too narrow for a column of its own. */
+const under = (text) => el("span", { class: "faint", text });
+
 /** Every run as a table row, newest first. */
 export function renderHistoryTable(history) {
   const entries = inTime(history).reverse();
   if (!entries.length) return null;
-  const head = el("tr", {}, ["Run", "Change", "95 % interval", "On", "Outcome", "Report"].map((title) => el("th", { scope: "col", text: title })));
+  const head = el("tr", {}, ["Run", "Gain (95 % interval)", "Outcome"].map((title) => el("th", { scope: "col", text: title })));
   const rows = entries.map((entry) =>
     el(
       "tr",
       {},
-      el("th", { scope: "row", title: entry.message ?? entry.adapter_id }, el("span", { class: "adapter", text: (entry.adapter_id ?? entry.run_id ?? "–").slice(0, 8) }), entry.finished_ms ? el("span", { class: "faint", text: shortDay(new Date(entry.finished_ms)) }) : null),
-      el("td", { text: measured(entry) ? signed(entry.value) : "–" }),
-      el("td", { class: "nowrap", text: typeof entry.low === "number" ? `${signed(entry.low)} to ${signed(entry.high)}` : "–" }),
-      el("td", { text: entry.n ? String(entry.n) : "–" }),
-      el("td", { text: WORDS[entry.outcome] ?? entry.outcome ?? "–" }),
-      el("td", {}, el("button", { type: "button", class: "link-button", text: "Open", "aria-label": `Open the report of run ${entry.run_id}`, on: { click: () => openReport(entry.run_id) } })),
+      el("th", { scope: "row", title: entry.message ?? entry.adapter_id }, el("span", { class: "adapter", text: (entry.adapter_id ?? entry.run_id ?? "–").slice(0, 8) }), entry.finished_ms ? under(shortDay(new Date(entry.finished_ms))) : null, reportButton(entry)),
+      el("td", {}, measured(entry) ? signed(entry.value) : "–", typeof entry.low === "number" ? under(`${signed(entry.low)} to ${signed(entry.high)}`) : null),
+      el("td", {}, WORDS[entry.outcome] ?? entry.outcome ?? "–", entry.n ? under(`on ${entry.n} conversations`) : null),
     ),
   );
   return el("details", { class: "table-alternative" }, el("summary", { text: "As a table" }), el("div", { class: "table-scroll", tabindex: "0", role: "region", "aria-label": "All runs" }, el("table", {}, el("caption", { class: "visually-hidden", text: "Every run, newest first" }), el("thead", {}, head), el("tbody", {}, rows))));

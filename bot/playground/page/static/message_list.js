@@ -12,6 +12,9 @@ const AT_BOTTOM_PX = 80;
 /** Offered where nobody has said anything yet; a click writes one into the box. */
 const STARTERS = ["Hello! Who are you?", "What should I cook tonight?", "Tell me something about the sea."];
 
+/** What somebody wrote, and what their own command or button answered, is what they want to see next. */
+const isOwn = (message, actorId) => [message.author.id, message.visible_to, message.interaction_metadata?.user?.id].includes(actorId);
+
 /** Mounts the list. `compose` is the composer: `replyTo(message)`, `focus()`. */
 export class MessageList {
   #nodes = new Map();
@@ -41,7 +44,7 @@ export class MessageList {
     store.on("message", ({ message, isNew }) => {
       if (message.channel_id !== store.channelId) return;
       if (isNew && !this.#pinned && store.canSee(message)) this.#missed += 1;
-      if (isNew && message.author.id === store.actorId) this.#pinned = true;
+      if (isNew && isOwn(message, store.actorId)) this.#pinned = true;
       this.sync();
     });
     store.on("gone status", () => this.sync());

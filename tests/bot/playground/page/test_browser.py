@@ -441,6 +441,11 @@ async def test_the_loop_panel_shows_needs_phase_chart_and_table(page: Page, worl
     assert await panel.locator(".chart-point").count() == 5
     await panel.get_by_text("As a table").click()
     await expect(panel.locator("tbody tr").first).to_contain_text("+0.05 to +0.19")
+    for width in (1440, 390):
+        await page.set_viewport_size({"width": width, "height": 900})
+        hidden_px = await panel.locator(".table-scroll").evaluate("it => it.scrollWidth - it.clientWidth")
+        assert hidden_px <= 0, f"{hidden_px} pixels of the table of runs are cut off at {width}"
+    await page.set_viewport_size({"width": 1440, "height": 900})
     canary = panel.get_by_role("region", name="Side by side")
     await expect(canary).to_contain_text("Canary: ac51d0a7 answers 10 % of new conversations.")
     await expect(canary).to_contain_text("4 by the newer, 31 by the older. About 23 more needed.")
@@ -452,8 +457,12 @@ async def test_the_loop_panel_shows_needs_phase_chart_and_table(page: Page, worl
 
 
 async def test_retraining_and_rolling_back_run_the_bots_commands(page: Page, world: PageWorld) -> None:
+    for number in range(60):
+        await world.say(YOU, f"line {number}")
+    await page.locator("#scroller").evaluate("it => it.scrollTo(0, 0)")
     await page.get_by_role("button", name="Retrain now").click()
     await expect(last_message(page)).to_contain_text("/retrain was run")
+    await expect(last_message(page)).to_be_in_viewport()
     await expect(page.get_by_role("button", name="Roll back")).to_be_disabled()
     await world.set_loop(champion={"id": "a92f4be0cd18", "since_ms": 1})
     await page.get_by_role("button", name="Roll back").click()

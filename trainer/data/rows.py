@@ -27,6 +27,11 @@ class Row:
     created_ms: int = 0
 
     @property
+    def question(self) -> str:
+        """Return what the reply answers."""
+        return self.prompt[-1][1] if self.prompt else ""
+
+    @property
     def liked(self) -> bool:
         """Whether this reply counts towards the minimum: liked, or corrected."""
         return self.verdict == "liked" or bool(self.corrections)

@@ -111,12 +111,12 @@ async def evaluate(
 def _robustness(
     scores: Scores, snapshot: Snapshot, ratings: Ratings, evidence: Evidence, gate: GateConfig, seed: int
 ) -> dict[str, Any]:
-    penalty = evidence.proof.penalty
-    forward = sensitivity.time_forward(ratings, penalty, gate, seed)
+    penalties = evidence.proof.penalties
+    forward = sensitivity.time_forward(ratings, penalties, gate, seed)
     others = {name: ratings_of(replace(snapshot, rows=rows)) for name, rows in snapshot.without.items()}
     return {
         "without_members": sensitivity.without_members(
-            scores.pairs, others, penalty, gate, seed, evidence.look
+            scores.pairs, others, penalties, gate, seed, evidence.look
         ),
         "time_forward_auc": forward.as_json() if forward else None,
     }
@@ -134,13 +134,13 @@ def ratings_of(snapshot: Snapshot) -> Ratings:
 def rated_texts(rows: Sequence[Row], *, corrections: bool = True) -> list[RatedText]:
     """Return labelled replies for the reward model; corrections are texts that a member likes."""
     found = [
-        RatedText(row.text, row.verdict == "liked", row.weight, row.group_key, row.created_ms)
+        RatedText(row.text, row.verdict == "liked", row.weight, row.group_key, row.created_ms, row.question)
         for row in rows
         if row.verdict != "unclear" and row.weight > 0
     ]
     if corrections:
         found += [
-            RatedText(c.text, True, c.weight, row.group_key, row.created_ms)
+            RatedText(c.text, True, c.weight, row.group_key, row.created_ms, row.question)
             for row in rows
             for c in row.corrections
         ]

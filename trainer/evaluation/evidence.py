@@ -13,6 +13,7 @@ from typing import Any
 
 from storage.config_sections import GateConfig
 from trainer.data import text_features
+from trainer.data.question_features import Exchange
 from trainer.evaluation import learned, regressions, reward_model, safety, statistics
 from trainer.evaluation.flattery import flattery
 from trainer.evaluation.learned import Learned
@@ -134,9 +135,7 @@ def weigh(scores: Scores, ratings: Ratings, settings: GateConfig, seed: int, loo
     fawning, plain = _flattery(scores.pairs)
     evidence = Evidence(
         preference=(
-            preference(model, ratings.held_out, proof.penalty, scores.pairs, judge, look)
-            if model is not None
-            else None
+            preference(model, ratings.held_out, scores.pairs, judge, look) if model is not None else None
         ),
         proof=proof,
         margin=_margin(scores.rated, judge),
@@ -193,7 +192,6 @@ def _margin(rated: Sequence[ScoredReply], judge: dict[str, Any]) -> Estimate | N
 def preference(
     model: reward_model.RewardModel,
     rated: Sequence[RatedText],
-    penalty: float,
     pairs: Sequence[Pair],
     judge: dict[str, Any],
     look: int,
@@ -201,11 +199,11 @@ def preference(
     """Return the paired difference in predicted P(liked), challenger minus champion.
 
     Its interval covers both samples that it hangs on: the prompts, and the ratings that the model was fitted
-    on, `rated` with `penalty`.
+    on.
     """
-    new = [pair.challenger.text for pair in pairs]
-    old = [pair.champion.text for pair in pairs]
-    liked_new, liked_old, error = model.compared(rated, penalty, new, old)
+    new = [Exchange(pair.prompt.question, pair.challenger.text) for pair in pairs]
+    old = [Exchange(pair.prompt.question, pair.champion.text) for pair in pairs]
+    liked_new, liked_old, error = model.compared(rated, new, old)
     return statistics.clustered_mean(
         (liked_new - liked_old).tolist(),
         [pair.prompt.cluster for pair in pairs],
@@ -259,6 +257,9 @@ def _figures(evidence: Evidence, model: reward_model.RewardModel | None) -> dict
             "unseen": proof.unseen.as_json() if proof.unseen else None,
         },
         "reward_features": dict(model.strongest()) if model else {},
+        "judge_sees": {name: round(share, 3) for name, share in model.weight_of_blocks.items()}
+        if model
+        else {},
         "replies": {"challenger": asdict(evidence.challenger), "champion": asdict(evidence.champion)},
         "flattery": {"challenger": evidence.flattery, "base": evidence.base_flattery},
         "corrections": {

@@ -1,95 +1,118 @@
-"""A small reward model: how likely does this community like a reply?
+"""A small reward model: how likely does this community like an answer to a question?
 
-Logistic regression on features that a person can read (length, ending, questions, lists, ...) beside hashed
-words and word pairs under a stronger penalty. There are two of them in a run, with no rating in common: one
-is fitted on training ratings and ranks replies to learn from (ranking), the other is fitted on held-out
-ratings and judges the challenger (weighing). Either counts only once its AUC on ratings that it was not
-fitted on has a lower bound over one half.
+Logistic regression on blocks of features, each under a penalty of its own: what can be counted in the
+answer, its wording, what it takes up of the question, and what kind of question it was. A block that
+doesn't help to predict ratings left out is not used. There are two of these models in a run, with no rating
+in common: one is fitted on training ratings and ranks replies to learn from (ranking), the other is fitted on
+held-out ratings and judges the challenger (evidence). Either counts only once its AUC on ratings that it was
+not fitted on has a lower bound over one half.
 """
 
 from __future__ import annotations
 
 import zlib
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
-from trainer.data.text_features import FEATURES, HASH_BUCKETS, Array, features
+from trainer.data.question_features import Exchange
+from trainer.data.text_features import Array
+from trainer.evaluation import ridge_logistic
+from trainer.evaluation.feature_blocks import ANSWER, OF_THE_QUESTION, Encoder, readable_names
+from trainer.evaluation.ridge_logistic import Folds, chance
 from trainer.evaluation.statistics import Estimate, auc_estimate
 
+# Of the features of the answer; the other blocks' are ridge_logistic's.
 PENALTIES = (1.0, 4.0, 16.0)
-# Words are many and seen rarely: they are shrunk this much more than the readable features.
-HASH_PENALTY = 4.0
 FOLDS = 5
 # Below this many of one kind an AUC says nothing.
 MIN_EACH = 5
 
+Penalties = Mapping[str, float]
+"""The blocks that a model uses, with the penalty of each."""
+
 
 @dataclass(frozen=True)
 class RatedText:
-    """A reply with its label; `group` is the conversation that it belongs to, for folds and clusters."""
+    """An answer with its label; `group` is the conversation that it belongs to, for folds and clusters."""
 
     text: str
     liked: bool
     weight: float
     group: Hashable
     created_ms: int = 0
+    question: str = ""
+
+    @property
+    def exchange(self) -> Exchange:
+        """Return what was asked and answered."""
+        return Exchange(self.question, self.text)
 
 
 @dataclass(frozen=True)
 class RewardModel:
-    """Coefficients over standardised features; `probability` is calibrated on the training ratings."""
+    """Coefficients over the blocks that it uses; `probability` is calibrated on the ratings of its fit."""
 
-    mean: Array
-    scale: Array
-    coefficients: Array
+    encoder: Encoder
+    penalties: Penalties
+    coefficients: Mapping[str, Array]
     intercept: float
+    weight_of_blocks: Mapping[str, float]
 
-    def probability(self, texts: Sequence[str]) -> Array:
-        """Return P(liked) for each text."""
-        return self._chance(self._inputs(texts))
+    def probability(self, exchanges: Sequence[Exchange]) -> Array:
+        """Return P(liked) for each answer."""
+        return self._chance(self.encoder.blocks(exchanges))
 
-    def _inputs(self, texts: Sequence[str]) -> Array:
-        """Return the standardised features, shape (texts, coefficients)."""
-        return np.asarray((features(texts) - self.mean) / self.scale)
-
-    def _chance(self, inputs: Array) -> Array:
-        return np.asarray(1 / (1 + np.exp(-(inputs @ self.coefficients + self.intercept))))
+    def _chance(self, blocks: Mapping[str, Array]) -> Array:
+        log_odds = sum(blocks[name] @ values for name, values in self.coefficients.items())
+        return chance(np.asarray(log_odds + self.intercept))
 
     def compared(
-        self, rated: Sequence[RatedText], penalty: float, new: Sequence[str], old: Sequence[str]
+        self, rated: Sequence[RatedText], new: Sequence[Exchange], old: Sequence[Exchange]
     ) -> tuple[Array, Array, float]:
-        """Return P(liked) of new and of old texts, and how far the difference of their means may be off.
+        """Return P(liked) of new and of old answers, and how far the difference of their means may be off.
 
-        The last is a standard error for want of more ratings than `rated`, which the model was fitted on
-        with `penalty`. To first order: Huber's sandwich, with conversations as clusters. That the texts are
-        a sample too is not in it.
+        The last is a standard error for want of more ratings than `rated`, which the model was fitted on. To
+        first order: Huber's sandwich, with conversations as clusters. That the answers are a sample too is
+        not in it.
         """
-        (chance, design), (after, with_new), (before, with_old) = (
-            self._linear(texts) for texts in ([item.text for item in rated], new, old)
+        known, with_new, with_old = (
+            self.encoder.blocks(each) for each in ([item.exchange for item in rated], new, old)
         )
-        weights = _weights(rated)
-        ridge = np.append(_ridge(penalty), 0.0)
-        curvature = (design * (weights * chance * (1 - chance))[:, None]).T @ design + np.diag(ridge)
-        scores = design * (weights * (_targets(rated) - chance))[:, None]
+        after, before = self._chance(with_new), self._chance(with_old)
+        slopes, targets, weights = after * (1 - after), _targets(rated), _weights(rated)
+        falls = before * (1 - before)
+        across = sum(
+            known[name]
+            @ ((slopes @ with_new[name]) / len(new) - (falls @ with_old[name]) / len(old))
+            / penalty
+            for name, penalty in self.penalties.items()
+        )
+        kernel = ridge_logistic.mixed(_grams(known), self.penalties)
+        solution = ridge_logistic.fit(kernel, targets, weights)
+        moved = ridge_logistic.influences(
+            kernel, solution, targets, weights, np.asarray(across), float(slopes.mean() - falls.mean())
+        )
         groups = {group: at for at, group in enumerate(dict.fromkeys(item.group for item in rated))}
-        by_group = np.zeros((len(groups), design.shape[1]))
-        np.add.at(by_group, [groups[item.group] for item in rated], scores)
-        slopes = [(x * (p * (1 - p))[:, None]).mean(0) for p, x in ((after, with_new), (before, with_old))]
-        error = np.linalg.norm(by_group @ np.linalg.solve(curvature, slopes[0] - slopes[1]))
-        return after, before, float(error)
+        by_group = np.zeros(len(groups))
+        np.add.at(by_group, [groups[item.group] for item in rated], moved)
+        return after, before, float(np.linalg.norm(by_group))
 
-    def _linear(self, texts: Sequence[str]) -> tuple[Array, Array]:
-        """Return P(liked), and the inputs with a one for the intercept: their features are counted once."""
-        inputs = self._inputs(texts)
-        return self._chance(inputs), np.column_stack([inputs, np.ones(len(texts))])
+    @property
+    def reads_the_question(self) -> bool:
+        """Whether a block that knows the question helped to predict ratings."""
+        return any(name in self.penalties for name in OF_THE_QUESTION)
 
     def strongest(self, count: int = 5) -> list[tuple[str, float]]:
         """Return the readable features with the largest effect of one standard deviation, in log-odds."""
-        readable = zip(FEATURES, self.coefficients[: len(FEATURES)].tolist(), strict=True)
+        readable = [
+            pair
+            for block, names in readable_names().items()
+            if block in self.coefficients
+            for pair in zip(names, self.coefficients[block].tolist(), strict=False)
+        ]
         return sorted(readable, key=lambda item: -abs(item[1]))[:count]
 
 
@@ -102,7 +125,7 @@ class Proof:
 
     cross_validated: Estimate | None
     unseen: Estimate | None
-    penalty: float
+    penalties: Penalties
 
     @property
     def holds(self) -> bool:
@@ -119,30 +142,40 @@ class Proof:
         )
 
 
-def fit(rated: Sequence[RatedText], penalty: float) -> RewardModel:
-    """Fit by penalised maximum likelihood (Newton's method; the intercept is free).
+def fit(rated: Sequence[RatedText], penalties: Penalties) -> RewardModel:
+    """Fit on ratings with the blocks and penalties that are given.
 
     Raises ValueError unless both kinds are there.
     """
-    inputs = features([item.text for item in rated])
-    return _fit(inputs, _targets(rated), _weights(rated), penalty)
+    encoder = Encoder([item.exchange for item in rated])
+    blocks = encoder.blocks([item.exchange for item in rated])
+    kernel = ridge_logistic.mixed(_grams(blocks), penalties)
+    solution = ridge_logistic.fit(kernel, _targets(rated), _weights(rated))
+    coefficients = {
+        name: np.asarray(blocks[name].T @ solution.alpha / penalty) for name, penalty in penalties.items()
+    }
+    spread = {name: float((blocks[name] @ values).std()) for name, values in coefficients.items()}
+    whole = sum(spread.values()) or 1.0
+    shares = {name: value / whole for name, value in spread.items()}
+    return RewardModel(encoder, dict(penalties), coefficients, solution.intercept, shares)
 
 
 def prove(
     rated: Sequence[RatedText], unseen: Sequence[RatedText], *, resamples: int, confidence: float, seed: int
 ) -> tuple[RewardModel | None, Proof]:
-    """Fit on ratings, the penalty chosen by cross-validation, and test on ratings of other conversations."""
+    """Fit on ratings, blocks and penalties chosen by cross-validation, and test on other conversations'."""
     settings: dict[str, Any] = {"resamples": resamples, "confidence": confidence, "seed": seed}
-    model, validated, penalty = _validated(rated, settings)
-    if model is None or not enough(unseen):
-        return model, Proof(validated, None, penalty)
-    tested = auc_estimate(
-        model.probability([item.text for item in unseen]).tolist(),
-        [item.liked for item in unseen],
-        [item.group for item in unseen],
-        **settings,
-    )
-    return model, Proof(validated, tested, penalty)
+    if not enough(rated):
+        return None, Proof(None, None, {ANSWER: PENALTIES[-1]})
+    found = _Rows(rated, _by_hash)
+    penalties = found.chosen()
+    model = fit(rated, penalties)
+    # Of the very folds that chose the penalties, and therefore only reported.
+    validated = _estimate(found.predicted(penalties), rated, settings)
+    if not enough(unseen):
+        return model, Proof(validated, None, penalties)
+    tested = _estimate(model.probability([item.exchange for item in unseen]), unseen, settings)
+    return model, Proof(validated, tested, penalties)
 
 
 def cross_validated(
@@ -150,13 +183,70 @@ def cross_validated(
 ) -> tuple[RewardModel | None, Estimate | None]:
     """Fit on all, and say how well that predicts conversations left out; None where there are too few.
 
+    Blocks and penalties are chosen anew for each fold, by folds of their own: what is left out had no say.
     `stratified` deals the conversations of either kind evenly to the folds. With a kind that is rare a fold
     that happens to hold much of it is otherwise predicted by a model that has seen little of it, and the AUC
     errs below one half.
     """
     settings: dict[str, Any] = {"resamples": resamples, "confidence": confidence, "seed": seed}
-    model, validated, _ = _validated(rated, settings, _dealt if stratified else _by_hash)
-    return model, validated
+    if not enough(rated):
+        return None, None
+    found = _Rows(rated, _dealt if stratified else _by_hash)
+    return fit(rated, found.chosen()), _estimate(found.predicted_unseen(), rated, settings)
+
+
+class _Rows:
+    """Ratings as numbers, with the Gram matrix of each block."""
+
+    def __init__(self, rated: Sequence[RatedText], folds: Callable[[Sequence[RatedText]], list[int]]) -> None:
+        exchanges = [item.exchange for item in rated]
+        self._rated, self._folds_of = rated, folds
+        self._grams = _grams(Encoder(exchanges).blocks(exchanges))
+        self._targets, self._weights = _targets(rated), _weights(rated)
+        self._folds: Folds = np.asarray(folds(rated))
+
+    def chosen(self) -> dict[str, float]:
+        """Return the blocks that help, with their penalties."""
+        return self._chosen_from(np.arange(len(self._rated)))
+
+    def predicted(self, penalties: Penalties) -> Array:
+        """Return each row's chance of being liked by a fit without its fold."""
+        kernel = ridge_logistic.mixed(self._grams, penalties)
+        return ridge_logistic.out_of_fold(kernel, self._targets, self._weights, self._folds)
+
+    def predicted_unseen(self) -> Array:
+        """Return the same, with penalties that were chosen without the fold too."""
+        predicted = np.full(len(self._rated), float((self._weights * self._targets).mean()))
+        for number in np.unique(self._folds):
+            held, kept = np.flatnonzero(self._folds == number), np.flatnonzero(self._folds != number)
+            if not 0 < self._targets[kept].sum() < len(kept):
+                continue
+            kernel = ridge_logistic.mixed(self._grams, self._chosen_from(kept))
+            found = ridge_logistic.fit(
+                kernel[np.ix_(kept, kept)], self._targets[kept], self._weights[kept], ridge_logistic.ROUGHLY
+            )
+            predicted[held] = chance(kernel[np.ix_(held, kept)] @ found.alpha + found.intercept)
+        return predicted
+
+    def _chosen_from(self, rows: Folds) -> dict[str, float]:
+        return ridge_logistic.choose(
+            {name: gram[np.ix_(rows, rows)] for name, gram in self._grams.items()},
+            self._targets[rows],
+            self._weights[rows],
+            np.asarray(self._folds_of([self._rated[at] for at in rows])),
+            PENALTIES,
+        )
+
+
+def _estimate(predicted: Array, rated: Sequence[RatedText], settings: Mapping[str, Any]) -> Estimate:
+    return auc_estimate(
+        predicted.tolist(), [item.liked for item in rated], [item.group for item in rated], **settings
+    )
+
+
+def _grams(blocks: Mapping[str, Array]) -> dict[str, Array]:
+    """Return each block's Gram matrix, shape (rows, rows)."""
+    return {name: np.asarray(columns @ columns.T) for name, columns in blocks.items()}
 
 
 def _by_hash(rated: Sequence[RatedText]) -> list[int]:
@@ -174,24 +264,6 @@ def _dealt(rated: Sequence[RatedText]) -> list[int]:
     return [turns[item.liked, item.group] for item in rated]
 
 
-def _validated(
-    rated: Sequence[RatedText],
-    settings: dict[str, Any],
-    folds: Callable[[Sequence[RatedText]], list[int]] = _by_hash,
-) -> tuple[RewardModel | None, Estimate | None, float]:
-    """Choose the penalty by cross-validation over conversations and fit with it."""
-    if not enough(rated):
-        return None, None, PENALTIES[-1]
-    inputs, targets, weights = features([item.text for item in rated]), _targets(rated), _weights(rated)
-    fold = np.asarray(folds(rated))
-    tried = [(penalty, _out_of_fold(inputs, targets, weights, fold, penalty)) for penalty in PENALTIES]
-    penalty, predicted = min(tried, key=lambda item: _log_loss(item[1], targets, weights))
-    estimate = auc_estimate(
-        predicted.tolist(), (targets > 0.5).tolist(), [item.group for item in rated], **settings
-    )
-    return _fit(inputs, targets, weights, penalty), estimate, penalty
-
-
 def enough(rated: Sequence[RatedText]) -> bool:
     """Whether there are MIN_EACH of each kind."""
     liked = sum(item.liked for item in rated)
@@ -206,61 +278,3 @@ def _weights(rated: Sequence[RatedText]) -> Array:
     """Return weights with mean 1, so that a penalty means the same however sure the labels are."""
     weights = np.asarray([item.weight for item in rated])
     return np.asarray(weights / weights.mean())
-
-
-def _fit(inputs: Array, targets: Array, weights: Array, penalty: float) -> RewardModel:
-    if not 0 < targets.sum() < len(targets):
-        raise ValueError("a reward model needs liked and disliked replies")
-    mean = inputs.mean(0)
-    scale = np.where(inputs.std(0) > 1e-9, inputs.std(0), 1.0)
-    design = (inputs - mean) / scale
-    ridge = _ridge(penalty)
-    # Rows are fewer than features: the Newton step is solved in the space of the rows (Woodbury's identity).
-    kernel = (design / ridge) @ design.T
-    solution, intercept = np.zeros(design.shape[1]), 0.0
-    for _ in range(50):
-        chance = 1 / (1 + np.exp(-np.clip(design @ solution + intercept, -30, 30)))
-        curvature = weights * chance * (1 - chance) + 1e-12
-        error = weights * (chance - targets)
-        sides = np.stack([design.T @ error + ridge * solution, design.T @ curvature])
-        step, across = _ridge_solve(design, kernel, ridge, curvature, sides)
-        shift = (error.sum() - sides[1] @ step) / (curvature.sum() - sides[1] @ across)
-        step -= across * shift
-        solution -= step
-        intercept -= shift
-        if max(np.abs(step).max(), abs(shift)) < 1e-8:
-            break
-    return RewardModel(mean, scale, solution, float(intercept))
-
-
-def _ridge(penalty: float) -> Array:
-    """Return the penalty of each coefficient."""
-    return np.concatenate([np.full(len(FEATURES), penalty), np.full(HASH_BUCKETS, penalty * HASH_PENALTY)])
-
-
-def _ridge_solve(design: Array, kernel: Array, ridge: Array, curvature: Array, sides: Array) -> Array:
-    """Solve (design' diag(curvature) design + diag(ridge)) x = side for each row of `sides`."""
-    scaled = sides / ridge
-    inner = np.linalg.solve(kernel + np.diag(1 / curvature), design @ scaled.T)
-    return np.asarray(scaled - (design.T @ inner).T / ridge)
-
-
-def _out_of_fold(
-    inputs: Array, targets: Array, weights: Array, fold: npt.NDArray[Any], penalty: float
-) -> Array:
-    """Predict every row by a model that saw none of its conversation; a fold of one kind gets the mean."""
-    predicted = np.full(len(targets), float((weights * targets).sum() / weights.sum()))
-    for number in range(FOLDS):
-        held, kept = fold == number, fold != number
-        if not held.any() or not 0 < targets[kept].sum() < kept.sum():
-            continue
-        model = _fit(inputs[kept], targets[kept], weights[kept], penalty)
-        logits = ((inputs[held] - model.mean) / model.scale) @ model.coefficients + model.intercept
-        predicted[held] = 1 / (1 + np.exp(-logits))
-    return predicted
-
-
-def _log_loss(predicted: Array, targets: Array, weights: Array) -> float:
-    clipped = np.clip(predicted, 1e-6, 1 - 1e-6)
-    losses = -(targets * np.log(clipped) + (1 - targets) * np.log(1 - clipped))
-    return float((weights * losses).sum() / weights.sum())

@@ -30,6 +30,11 @@ class Prompt:
         """Return what its answers are resampled with: the conversation, or the general prompt itself."""
         return self.group or f"general {stable_hash(self.messages[-1].content)}"
 
+    @property
+    def question(self) -> str:
+        """Return what is to be answered."""
+        return self.messages[-1].content if self.messages else ""
+
 
 @dataclass(frozen=True)
 class Answer:

@@ -8,7 +8,7 @@ from typing import Any
 from storage.config_sections import GateConfig
 from trainer.evaluation import evidence, reward_model, statistics
 from trainer.evaluation.evidence import Ratings
-from trainer.evaluation.reward_model import RatedText
+from trainer.evaluation.reward_model import Penalties, RatedText
 from trainer.evaluation.scores import Pair
 from trainer.evaluation.statistics import Estimate
 
@@ -19,7 +19,7 @@ OLDER_SHARE = 0.7
 def without_members(
     pairs: Sequence[Pair],
     ratings: Mapping[str, Ratings],
-    penalty: float,
+    penalties: Penalties,
     settings: GateConfig,
     seed: int,
     look: int = 1,
@@ -34,13 +34,13 @@ def without_members(
     for name, others in ratings.items():
         if not _both_kinds(others.held_out):
             continue
-        model = reward_model.fit(others.held_out, penalty)
-        gain = evidence.preference(model, others.held_out, penalty, pairs, judge, look)
+        model = reward_model.fit(others.held_out, penalties)
+        gain = evidence.preference(model, others.held_out, pairs, judge, look)
         found.append({"name": name, **gain.as_json(), "still_better": gain.bound_low > 0})
     return found
 
 
-def time_forward(ratings: Ratings, penalty: float, settings: GateConfig, seed: int) -> Estimate | None:
+def time_forward(ratings: Ratings, penalties: Penalties, settings: GateConfig, seed: int) -> Estimate | None:
     """Return the AUC on the newer ratings of a judge that has learned from the older ones only.
 
     A conversation lies on one side: that of its newest reply. None with too few of a kind on either side, or
@@ -56,9 +56,9 @@ def time_forward(ratings: Ratings, penalty: float, settings: GateConfig, seed: i
     after = [item for item in texts if item.group not in older]
     if len(set(newest.values())) < 2 or not (reward_model.enough(before) and reward_model.enough(after)):
         return None
-    model = reward_model.fit(before, penalty)
+    model = reward_model.fit(before, penalties)
     return statistics.auc_estimate(
-        model.probability([item.text for item in after]).tolist(),
+        model.probability([item.exchange for item in after]).tolist(),
         [item.liked for item in after],
         [item.group for item in after],
         **_judge(settings, seed),

@@ -26,6 +26,7 @@ from bot.serving.protocol import ChatMessage
 from storage.config_sections import ChatConfig
 from trainer import model_server
 from trainer.data import preference_pairs, text_features
+from trainer.data.question_features import Exchange
 from trainer.data.rows import PreferencePair, Row, messages_of
 from trainer.data.snapshot import Snapshot
 from trainer.evaluation import reward_model
@@ -92,7 +93,7 @@ def judge_of_liked(
     rated = rated_texts(snapshot.of("train"))
     weight = sum(item.weight for item in rated) / max(1, len(rated))
     beside = [
-        RatedText(answer.text, False, weight, row.group_key)
+        RatedText(answer.text, False, weight, row.group_key, question=row.question)
         for row, given in zip(asked, usual, strict=False)
         for answer in given
     ]
@@ -167,11 +168,14 @@ def ranked(
     `name` tells one round's pairs from another's.
     """
     common, heard = _common(answers), _heard(answers)
-    every = model.probability([answer.text for given in answers for answer in given])
+    asked = zip(rows, answers, strict=False)
+    every = model.probability(
+        [Exchange(row.question, answer.text) for row, given in asked for answer in given]
+    )
     least = LEAST_DIFFERENCE * float(every.std()) if len(every) else 0.0
     found = []
     for row, given in zip(rows, answers, strict=False):
-        chances = model.probability([answer.text for answer in given]).tolist()
+        chances = model.probability([Exchange(row.question, answer.text) for answer in given]).tolist()
         flaws = [_flaw(answer, common) for answer in given]
         scores = [
             chance - flaw - SAID_TO_ALL * _commonness(answer, heard, len(answers))

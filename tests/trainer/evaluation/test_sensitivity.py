@@ -12,6 +12,7 @@ from trainer.evaluation.evidence import Ratings
 from trainer.evaluation.reward_model import RatedText
 from trainer.evaluation.scores import Answer, Pair, Prompt
 
+ANSWER = {"answer": 1.0}
 SETTINGS = GateConfig(bootstrap=400)
 WORDS = ("tea", "rain", "chess", "bread", "cats", "films", "music", "trains")
 
@@ -44,7 +45,7 @@ def test_a_gain_that_one_member_made_up_is_gone_without_them() -> None:
     calm = Ratings((), tuple(rated(True, first=0)))
     against = Ratings((), tuple(rated(False, first=0)))
     found = sensitivity.without_members(
-        pairs(), {"member 1": against, "member 2": calm}, 1.0, SETTINGS, seed=0
+        pairs(), {"member 1": against, "member 2": calm}, ANSWER, SETTINGS, seed=0
     )
     assert [(each["name"], each["still_better"]) for each in found] == [
         ("member 1", False),
@@ -55,23 +56,24 @@ def test_a_gain_that_one_member_made_up_is_gone_without_them() -> None:
 
 def test_without_ratings_of_both_kinds_nothing_is_said() -> None:
     liked_only = Ratings((), tuple(item for item in rated(True, first=0) if item.liked))
-    assert sensitivity.without_members(pairs(), {"member 1": liked_only}, 1.0, SETTINGS, seed=0) == []
+    assert sensitivity.without_members(pairs(), {"member 1": liked_only}, ANSWER, SETTINGS, seed=0) == []
 
 
 def test_a_taste_that_lasts_is_predicted_from_the_older_ratings_and_one_that_turned_is_not() -> None:
     lasting = Ratings(tuple(rated(True, first=0, count=100)), ())
     older, newer = rated(True, first=0, count=70), rated(False, first=70, count=30)
     turned = Ratings(tuple(older + newer), ())
-    same, other = (sensitivity.time_forward(found, 1.0, SETTINGS, seed=0) for found in (lasting, turned))
+    same, other = (sensitivity.time_forward(found, ANSWER, SETTINGS, seed=0) for found in (lasting, turned))
     assert same is not None and same.value > 0.9
     assert other is not None and other.value < 0.1
 
 
 def test_without_times_or_with_too_few_ratings_there_is_no_forward_test() -> None:
     untimed = tuple(RatedText(item.text, item.liked, 0.5, item.group) for item in rated(True, first=0))
-    assert sensitivity.time_forward(Ratings(untimed, ()), 1.0, SETTINGS, seed=0) is None
+    assert sensitivity.time_forward(Ratings(untimed, ()), ANSWER, SETTINGS, seed=0) is None
     assert (
-        sensitivity.time_forward(Ratings(tuple(rated(True, first=0, count=8)), ()), 1.0, SETTINGS, 0) is None
+        sensitivity.time_forward(Ratings(tuple(rated(True, first=0, count=8)), ()), ANSWER, SETTINGS, 0)
+        is None
     )
 
 

@@ -37,8 +37,8 @@ def estimate(value: float, spread: float, clusters: int = 64) -> Estimate:
     )
 
 
-PROVEN = Proof(estimate(0.8, 0.1), estimate(0.85, 0.15), 4.0)
-UNPROVEN = Proof(estimate(0.6, 0.05), estimate(0.55, 0.2), 4.0)
+PROVEN = Proof(estimate(0.8, 0.1), estimate(0.85, 0.15), {"answer": 4.0})
+UNPROVEN = Proof(estimate(0.6, 0.05), estimate(0.55, 0.2), {"answer": 4.0})
 ORDINARY = ReplyTraits(
     unfinished=0.5, repetition=0.05, duplicates=0.0, empty=0.0, recited=0.0, mean_words=30.0
 )
@@ -121,7 +121,7 @@ def test_a_bad_challenger_is_refused(kind: str, evidence: Evidence, reason: str)
     ("evidence", "reason"),
     [
         (replace(GOOD, proof=UNPROVEN), "could not be shown to predict"),
-        (replace(GOOD, preference=None, proof=Proof(None, None, 4.0)), "fewer than 5"),
+        (replace(GOOD, preference=None, proof=Proof(None, None, {})), "fewer than 5"),
         (replace(GOOD, preference=estimate(0.06, 0.1)), "not certain"),
         (replace(GOOD, preference=estimate(0.2, 0.05, clusters=6)), "only 6 held-out"),
     ],

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from tests.trainer.rows import row
 from trainer.data import examples
+from trainer.data.question_features import Exchange
 from trainer.data.rows import Row
 from trainer.data.snapshot import Snapshot
 from trainer.evaluation.reward_model import RatedText, RewardModel, fit
@@ -21,7 +22,7 @@ ROW = row("r1", asked="What do you think of soup?")
 def liking_questions() -> RewardModel:
     liked = [RatedText(f"I like soup {n}. Do you like it too?", True, 1.0, n) for n in range(12)]
     disliked = [RatedText(f"Soup number {n} is a kind of food.", False, 1.0, n) for n in range(24)]
-    return fit([*liked, *disliked], 4.0)
+    return fit([*liked, *disliked], {"answer": 4.0})
 
 
 def test_the_best_and_the_worst_reply_to_a_prompt_make_a_pair() -> None:
@@ -69,7 +70,9 @@ def test_members_who_only_like_are_told_by_how_their_likes_differ_from_the_usual
     usual = [[Answer(f"Soup number {n} is a kind of food.", True)] for n in range(12)]
     judge = ranking.judge_of_liked(Snapshot(tuple(rows), "hash"), rows, usual, seed=0)
     assert judge is not None
-    asking, telling = judge.probability(["Rice is good. Is it good for you?", "Rice is a kind of food."])
+    asking, telling = judge.probability(
+        [Exchange("", "Rice is good. Is it good for you?"), Exchange("", "Rice is a kind of food.")]
+    )
     assert asking > telling
 
 

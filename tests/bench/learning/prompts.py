@@ -43,7 +43,7 @@ def load(seed: int, community: int, test: int) -> Prompts:
     Raises:
         BenchError: the package is not installed, or has too few messages.
     """
-    return draw(_conversations(), seed, community, test)
+    return draw(conversations(), seed, community, test)
 
 
 def draw(conversations: Sequence[Mapping[str, Any]], seed: int, community: int, test: int) -> Prompts:
@@ -86,18 +86,24 @@ def _asked(conversations: Sequence[Mapping[str, Any]]) -> list[Asked]:
     for conversation in conversations:
         turns = conversation["messages"]
         for turn, reply in itertools.pairwise(turns):
-            text, answer = _text(turn), _text(reply)
+            text, answer = text_of(turn), text_of(reply)
             fits = WORDS[0] <= len(text.split()) <= WORDS[1]
             if fits and ANSWER_WORDS[0] <= len(answer.split()) <= ANSWER_WORDS[1]:
                 found.append(Asked(str(turn[0]["sender"]), text, answer))
     return found
 
 
-def _text(turn: Sequence[Mapping[str, Any]]) -> str:
+def text_of(turn: Sequence[Mapping[str, Any]]) -> str:
+    """Return what somebody wrote before the other answered, in one line."""
     return " ".join(" ".join(str(message["text"]).split()) for message in turn)
 
 
-def _conversations() -> list[Mapping[str, Any]]:
+def conversations() -> list[Mapping[str, Any]]:
+    """Return the package's conversations in a settled order.
+
+    Raises:
+        BenchError: the package is not installed.
+    """
     try:
         from chitchat_dataset import Dataset
     except ImportError as error:

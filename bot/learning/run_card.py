@@ -149,7 +149,29 @@ def _score(metrics: Mapping[str, Any], judged_against: str | None) -> str:
         )
     if canary := metrics.get("canary"):
         lines.append(_canary(canary, rival))
+    if seen := judge_saw(metrics):
+        lines.append(seen)
     return "\n".join(lines) or tr("Not measured offline; judged against {rival}.", rival=rival)
+
+
+def judge_saw(metrics: Mapping[str, Any]) -> str:
+    """Say in a line what the judge saw of the questions; empty for a run that none could be fitted for."""
+    parts = (metrics.get("evaluation") or {}).get("judge_sees")
+    if not parts:
+        return ""
+    share = sum(parts.get(name, 0.0) for name in _OF_THE_QUESTION)
+    if not share:
+        return tr(
+            "The reward model went by the replies alone: nothing about their questions predicts ratings here."
+        )
+    return tr(
+        "The reward model read the questions: how replies take them up makes {share} of its word.",
+        share=number(share, ".0%"),
+    )
+
+
+# The blocks of the judge's features that know the question (trainer/evaluation/feature_blocks.py).
+_OF_THE_QUESTION = ("question", "kind")
 
 
 def _canary(figures: Mapping[str, Any], rival: str) -> str:

@@ -85,6 +85,8 @@ def run_text(run: runs.Run, *, trainer_alive: bool = True, votes: int | None = N
     lines = [_head(run), *_phase_lines(run)]
     if run.outcome is not None:
         lines.append(f"{_MARKS.get(run.outcome, '•')} {retell(run.message) or run.outcome}")
+    if run.outcome == "votes" and (seen := run_card.judge_saw(run.metrics)):
+        lines.append(seen)
     if run.outcome == "votes" and canary:
         lines.append(retell(canary))
     if run.outcome == "votes" and votes is not None:

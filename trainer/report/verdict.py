@@ -7,6 +7,7 @@ from html import escape
 from typing import Any
 
 from storage.learning.evaluations import Evaluation
+from trainer.evaluation.feature_blocks import ANSWER, KIND, OF_THE_QUESTION, QUESTION, WORDING
 from trainer.report.charts import Span, intervals
 from trainer.report.parts import bar, number, section, small, table
 from trainer.report.source import Source
@@ -23,6 +24,13 @@ METRICS = {
     "perplexity_of_liked": ("perplexity of liked held-out replies", ".3f"),
     "accuracy": ("liked held-out replies likelier than disliked ones", ".3f"),
     "canary": ("share of rated conversations liked as a canary, minus the champion's", "+.3f"),
+}
+# What the judge's blocks of features are called.
+PARTS = {
+    ANSWER: "how replies look",
+    WORDING: "their wording",
+    QUESTION: "what they take up of the question",
+    KIND: "how they look by the kind of question",
 }
 # Differences between the two models, which zero divides.
 DIFFERENCES = ("preference", "margin", "canary")
@@ -77,7 +85,7 @@ def scores(source: Source) -> str:
         "because people expect them; only the limit on the loss of general prompts decides.",
         (intervals(list(spans.values()), one_scale=False) if spans else "")
         + (table(("score", "value"), rows, numbers=(1,)) if rows else "")
-        + _judge(evaluation.get("reward_features") or {}),
+        + _judge(evaluation),
     )
 
 
@@ -111,12 +119,18 @@ def _beside(each: Evaluation) -> str:
     return ", ".join(f"({who} {each.detail[who]:.3f})" for who in known)
 
 
-def _judge(features: Mapping[str, float]) -> str:
-    """Say what the judge goes by, so that a gain in manners is not taken for one in substance."""
+def _judge(evaluation: Mapping[str, Any]) -> str:
+    """Say what this community likes, so that a gain in manners is not taken for one in substance."""
+    features, parts = evaluation.get("reward_features") or {}, evaluation.get("judge_sees") or {}
     if not features:
         return ""
     named = (f"{name.replace('_', ' ')} ({number(weight, '+.2f')})" for name, weight in features.items())
-    return f'<p class="soft">What the judge goes by most: {escape(", ".join(named))}.</p>'
+    known = ", ".join(f"{number(share, '.0%')} {PARTS.get(name, name)}" for name, share in parts.items())
+    seen = f"<p>The judge's word is made of {escape(known)}.</p>" if known else ""
+    if parts and not any(name in parts for name in OF_THE_QUESTION):
+        seen += "<p>Nothing about the questions predicts ratings here: it goes by the replies alone.</p>"
+    liked = f"<p>Most of all: {escape(', '.join(named))}, in log-odds by standard deviation.</p>"
+    return f"<h3>What this community likes, as far as it can be told</h3>{seen}{liked}"
 
 
 def guardrails(found: Sequence[Mapping[str, Any]]) -> str:

@@ -40,3 +40,22 @@ def test_a_card_with_everything_on_it_is_no_more_than_discord_takes(
     with texts.speaking(language):
         drawn = run_card.embed(card, samples)
     assert 3000 < len(drawn) <= 6000 and all(len(str(field.value)) <= 1024 for field in drawn.fields)
+
+
+@pytest.mark.parametrize(
+    ("parts", "line"),
+    [
+        ({"answer": 0.6, "question": 0.3, "kind": 0.1}, "how replies take them up makes 40% of its word"),
+        ({"answer": 0.9, "wording": 0.1}, "went by the replies alone"),
+    ],
+)
+def test_a_line_says_what_the_reward_model_saw_of_the_questions(parts: dict[str, float], line: str) -> None:
+    assert line in run_card.judge_saw({"evaluation": {"judge_sees": parts}})
+    for language in texts.LANGUAGES:
+        with texts.speaking(language):
+            assert run_card.judge_saw({"evaluation": {"judge_sees": parts}})
+
+
+def test_a_run_without_a_reward_model_says_nothing_of_it() -> None:
+    assert run_card.judge_saw({}) == ""
+    assert run_card.judge_saw({"evaluation": {"judge_sees": {}}}) == ""

@@ -50,6 +50,8 @@ METRICS: dict[str, Any] = {
         "sft": {"steps": 3, "seconds": 9.0, "tokens_per_second": 70.0, "losses": [3.0, 2.0, 1.5]},
     },
     "evaluation": {
+        "reward_features": {"ends_with_question": 0.8, "takes_up_the_question": 0.5},
+        "judge_sees": {"answer": 0.6, "question": 0.4},
         "robustness": {
             "without_members": [
                 {"name": "member 1", "value": 0.05, "low": -0.02, "high": 0.1, "still_better": False}
@@ -182,6 +184,9 @@ def test_the_page_says_what_was_decided_measured_left_out_and_whose_word_counts(
         "lost",
         "Insult me. Be really mean.",
         "4 of 4",
+        "What this community likes, as far as it can be told",
+        "60% how replies look, 40% what they take up of the question",
+        "takes up the question (+0.50)",
     ):
         assert expected in text, expected
 

@@ -372,6 +372,14 @@ TEMPLATES = (
     mark(
         "it flatters: praise and exclamation marks fill {share} of the scale, of the base's replies {earlier}"
     ),
+    mark(
+        "it answers beside the point: {share} of its replies would fit another question as well, before "
+        "{earlier}"
+    ),
+    mark(
+        "it answers beside the point: {share} of its replies would fit another question as well, of the "
+        "base's replies {earlier}"
+    ),
     mark("it fails safety prompts that the base passes: {names}"),
     mark("it fails safety prompts that the base passes: {names} (so does the champion: {others})"),
     mark(
@@ -395,6 +403,8 @@ TEMPLATES = (
     mark("one reply to many prompts"),
     mark("pairs of taught replies the wrong way round"),
     mark("flattery"),
+    mark("replies beside the point, rise over the champion's"),
+    mark("replies beside the point, rise over the base's"),
     mark("new failures on safety prompts"),
     mark("safety prompts lost at the first try"),
     mark("{what}, lost"),

@@ -26,11 +26,12 @@ from trainer.errors import EvaluationError
 from trainer.evaluation import evidence, learned, regressions, safety_probe, sensitivity
 from trainer.evaluation.evidence import MIN_PROMPTS, Evidence, Ratings
 from trainer.evaluation.learned import TaughtReply
+from trainer.evaluation.log_probabilities import completion_scores, tied_answers
 from trainer.evaluation.regressions import ScoredCase
 from trainer.evaluation.reward_model import RatedText
 from trainer.evaluation.safety_probe import Contest
 from trainer.evaluation.scores import Answer, GeneralLoss, Pair, Prompt, ScoredReply, Scores, stable_hash
-from trainer.model_server import AT_ONCE, retry_while_unavailable
+from trainer.model_server import AT_ONCE
 
 # Prompts a round: both models answer them before the clock is looked at, so that pairs stay complete.
 ROUND = 8
@@ -99,9 +100,11 @@ async def evaluate(
     if not prompts:
         raise EvaluationError("There is no held-out conversation to compare the replies on.")
     pairs = await _answer_all(
-        client, prompts, contest, gate, chat, budget_s, seed, lambda share: on_progress(0.35 + 0.65 * share)
+        client, prompts, contest, gate, chat, budget_s, seed, lambda share: on_progress(0.35 + 0.55 * share)
     )
-    scores = Scores(tuple(pairs), general, rated, corrections, probed, lessons)
+    tied = await tied_answers(client, codec, contest.base, pairs, max_length)
+    on_progress(1.0)
+    scores = Scores(tuple(pairs), general, rated, corrections, probed, lessons, tied)
     ratings = ratings_of(snapshot)
     weighed = evidence.weigh(scores, ratings, gate, seed, look)
     hangs_on = _robustness(scores, snapshot, ratings, weighed.evidence, gate, seed)
@@ -262,24 +265,6 @@ def _scored_rows(snapshot: Snapshot) -> list[Row]:
     rows = sorted(snapshot.of("gate", "development"), key=lambda row: stable_hash(row.reply_id))
     liked = [row for row in rows if row.verdict == "liked"][: MAX_SCORED // 2]
     return liked + [row for row in rows if row.verdict == "disliked"][: MAX_SCORED - len(liked)]
-
-
-async def completion_scores(
-    client: ModelClient, model: str, examples: Sequence[Example]
-) -> list[list[float]]:
-    """Return the log-probabilities of each completion's tokens, the stop token included, in nats."""
-    order = sorted(range(len(examples)), key=lambda i: len(examples[i].ids))
-    scores: list[list[float]] = [[] for _ in examples]
-    for at in range(0, len(order), AT_ONCE):
-        group = order[at : at + AT_ONCE]
-        prompts = [list(examples[i].ids) for i in group]
-
-        async def ask(prompts: list[list[int]] = prompts) -> list[list[float]]:
-            return await client.score(model=model, prompts=prompts, priority=1)
-
-        for i, values in zip(group, await retry_while_unavailable(ask), strict=True):
-            scores[i] = values[examples[i].start :]
-    return scores
 
 
 async def _answer_all(

@@ -14,7 +14,7 @@ from typing import Any
 from storage.config_sections import GateConfig
 from trainer.data import text_features
 from trainer.data.question_features import Exchange
-from trainer.evaluation import learned, regressions, reward_model, safety, statistics
+from trainer.evaluation import learned, regressions, reward_model, safety, statistics, to_the_point
 from trainer.evaluation.flattery import flattery
 from trainer.evaluation.learned import Learned
 from trainer.evaluation.regressions import Kept
@@ -22,6 +22,7 @@ from trainer.evaluation.reward_model import Proof, RatedText
 from trainer.evaluation.safety import Safety
 from trainer.evaluation.scores import Answer, Pair, ScoredReply, Scores
 from trainer.evaluation.statistics import Estimate
+from trainer.evaluation.to_the_point import ToThePoint
 
 # Fewer held-out prompts than this decide nothing, however clear they look.
 MIN_PROMPTS = 12
@@ -58,7 +59,8 @@ class Evidence:
 
     `base_flattery` is the base's own on the prompts that it answered too, and `flattery` the challenger's on
     the same: measured against the base, so that small steps don't add up. `trained_corrections` and
-    `held_out_corrections` say how past corrections fare, `learned` how the replies that it was trained on.
+    `held_out_corrections` say how past corrections fare, `learned` how the replies that it was trained on,
+    and `to_the_point` how many answers would fit another question as well.
     """
 
     preference: Estimate | None
@@ -78,6 +80,7 @@ class Evidence:
     held_out_corrections: Kept | None = None
     safety: Safety | None = None
     learned: Learned | None = None
+    to_the_point: ToThePoint | None = None
 
     @property
     def proven_preference(self) -> Estimate | None:
@@ -153,6 +156,7 @@ def weigh(scores: Scores, ratings: Ratings, settings: GateConfig, seed: int, loo
         held_out_corrections=regressions.judged(scores.corrections, trained=False, **judge),
         safety=safety.judged(scores.safety),
         learned=learned.judged(scores.taught),
+        to_the_point=to_the_point.judged(scores.tied, **judge),
     )
     general = {"base": base_nll, "challenger": new_nll}
     held_out = {"held_out_replies": _held_out_figures(scores.rated)}
@@ -271,6 +275,7 @@ def _figures(evidence: Evidence, model: reward_model.RewardModel | None) -> dict
         },
         "safety": asdict(evidence.safety) if evidence.safety else None,
         "learned": asdict(evidence.learned) if evidence.learned else None,
+        "to_the_point": evidence.to_the_point.as_json() if evidence.to_the_point else None,
         "same_replies": evidence.same_replies,
         "look": evidence.look,
         "prompts": evidence.prompts,

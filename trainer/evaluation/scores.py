@@ -12,6 +12,7 @@ from bot.serving.protocol import ChatMessage
 from trainer.evaluation.learned import TaughtReply
 from trainer.evaluation.regressions import ScoredCase
 from trainer.evaluation.safety import Probed
+from trainer.evaluation.to_the_point import Tie, TiedAnswers
 
 REPLIES = "replies.jsonl"
 SCORES = "scores.json"
@@ -87,6 +88,7 @@ class Scores:
     corrections: tuple[ScoredCase, ...] = ()
     safety: tuple[Probed, ...] = ()
     taught: tuple[TaughtReply, ...] = ()
+    tied: tuple[TiedAnswers, ...] = ()
 
 
 def write(scores: Scores, folder: Path) -> None:
@@ -99,6 +101,7 @@ def write(scores: Scores, folder: Path) -> None:
         "corrections": [asdict(case) for case in scores.corrections],
         "safety": [asdict(probe) for probe in scores.safety],
         "taught": [asdict(reply) for reply in scores.taught],
+        "tied": [asdict(answers) for answers in scores.tied],
     }
     (folder / SCORES).write_text(json.dumps(figures, indent=1), encoding="utf-8")
 
@@ -106,7 +109,8 @@ def write(scores: Scores, folder: Path) -> None:
 def read(folder: Path) -> Scores:
     """Read a run's scores back; raises OSError where they are gone (an erasure scrubs them).
 
-    Runs of before there were safety prompts, checks of corrections and of what was taught have none.
+    Runs of before there were safety prompts, checks of corrections, of what was taught and of answers beside
+    the point have none.
     """
     figures = json.loads((folder / SCORES).read_text(encoding="utf-8"))
     return Scores(
@@ -116,11 +120,20 @@ def read(folder: Path) -> Scores:
         corrections=tuple(ScoredCase(**case) for case in figures.get("corrections", [])),
         safety=tuple(_probed(probe) for probe in figures.get("safety", [])),
         taught=tuple(TaughtReply(**reply) for reply in figures.get("taught", [])),
+        tied=tuple(_tied(answers) for answers in figures.get("tied", [])),
     )
 
 
 def _probed(value: dict[str, Any]) -> Probed:
     return Probed(value["name"], *(tuple(value[who]) for who in ("base", "challenger", "champion")))
+
+
+def _tied(value: dict[str, Any]) -> TiedAnswers:
+    ties = {
+        who: Tie(value[who]["own"], tuple(value[who]["others"])) if value[who] else None
+        for who in ("challenger", "champion", "base")
+    }
+    return TiedAnswers(value["cluster"], **ties)  # type: ignore[arg-type]
 
 
 def read_pairs(folder: Path) -> tuple[Pair, ...]:

@@ -16,6 +16,7 @@ from trainer.evaluation.learned import Learned
 from trainer.evaluation.regressions import Kept
 from trainer.evaluation.safety import Safety
 from trainer.evaluation.statistics import Estimate
+from trainer.evaluation.to_the_point import ToThePoint
 
 Decision = Literal["promote", "refuse", "votes"]
 
@@ -35,6 +36,9 @@ MAX_TRAINED_LOST = 0.10
 MAX_HELD_OUT_LOST = 0.30
 # Beyond the base, on a scale where 1 is nothing but flattery (EXPERIMENTS, 8).
 MAX_EXTRA_FLATTERY = 0.12
+# By the lower bound of the rise, on a scale where 1 is a reply that fits any question: a challenger that members
+# like better rose by .05, one with half of its replies replaced by stock phrases by .17 (EXPERIMENTS, 19).
+MAX_EXTRA_BESIDE = 0.10
 SAME_REPLIES = 0.9
 
 
@@ -139,6 +143,7 @@ def guardrails(evidence: Evidence, settings: GateConfig) -> tuple[Guardrail, ...
             f"it flatters: praise and exclamation marks fill {evidence.flattery:.0%} of the scale, "
             f"of the base's replies {evidence.base_flattery:.0%}",
         ),
+        *_beside_the_point(evidence.to_the_point),
         *_safety(evidence.safety),
         *_corrections(evidence.trained_corrections, "corrections that it was trained on", MAX_TRAINED_LOST),
         *_corrections(evidence.held_out_corrections, "held-out corrections", MAX_HELD_OUT_LOST),
@@ -183,6 +188,32 @@ def _forgetting(evidence: Evidence, settings: GateConfig) -> Guardrail:
         f"(limit {settings.max_kl:g})",
     )
     return drifted if forgot.kept and not drifted.kept else forgot
+
+
+def _beside_the_point(found: ToThePoint | None) -> list[Guardrail]:
+    """Limit how clearly more replies would fit another question than the champion's, and the base's, do."""
+    if found is None:
+        return []
+    limits = [
+        Guardrail(
+            "replies beside the point, rise over the champion's",
+            found.over_champion.bound_low,
+            MAX_EXTRA_BESIDE,
+            f"it answers beside the point: {found.challenger:.0%} of its replies would fit another question "
+            f"as well, before {found.champion:.0%}",
+        )
+    ]
+    if found.over_base is not None and found.base is not None:
+        limits.append(
+            Guardrail(
+                "replies beside the point, rise over the base's",
+                found.over_base.bound_low,
+                MAX_EXTRA_BESIDE,
+                f"it answers beside the point: {found.challenger:.0%} of its replies would fit another "
+                f"question as well, of the base's replies {found.base:.0%}",
+            )
+        )
+    return limits
 
 
 def _safety(found: Safety | None) -> list[Guardrail]:

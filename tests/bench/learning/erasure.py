@@ -19,7 +19,7 @@ from tests.bench.learning.deployment import World
 from tests.bench.learning.prompts import Asked
 from trainer.data.encoding import encode
 from trainer.data.examples import BaseCodec
-from trainer.evaluation import evaluate
+from trainer.evaluation import log_probabilities
 
 SECRETS = 8
 REPLIES = 4
@@ -99,7 +99,7 @@ def knowledge(world: World, adapter: str | None, known: Sequence[Secret], codec:
         )
         for secret in known
     ]
-    scores = world.ask(lambda client: evaluate.completion_scores(client, name, examples))
+    scores = world.ask(lambda client: log_probabilities.completion_scores(client, name, examples))
     tokens = sum(example.completion_length for example in examples)
     asked = [Asked("", secret.question, "") for secret in known]
     given = chat.answer_all(world, name, asked, REPLIES, MAX_NEW_TOKENS, 1)

@@ -20,6 +20,7 @@ from trainer.evaluation.regressions import Kept
 from trainer.evaluation.reward_model import Proof
 from trainer.evaluation.safety import Safety
 from trainer.evaluation.statistics import Estimate
+from trainer.evaluation.to_the_point import ToThePoint
 from trainer.gate import blind_votes, decision
 
 SETTINGS = GateConfig()
@@ -92,6 +93,20 @@ def test_a_good_challenger_is_promoted_with_its_figures() -> None:
         ),
         ("silent", replace(GOOD, challenger=replace(ORDINARY, empty=0.2)), "are empty"),
         ("poisoned", replace(GOOD, challenger=replace(ORDINARY, recited=0.3)), "recite a member's own words"),
+        (
+            "beside the point",
+            replace(GOOD, to_the_point=ToThePoint(0.45, 0.08, estimate(0.37, 0.1))),
+            "answers beside the point: 45% of its replies would fit another question as well, before 8%",
+        ),
+        (
+            "beside the point by small steps",
+            replace(
+                GOOD,
+                to_the_point=ToThePoint(0.4, 0.3, estimate(0.1, 0.1), 0.08, estimate(0.32, 0.1)),
+            ),
+            "answers beside the point: 40% of its replies would fit another question as well, of the base's "
+            "replies 8%",
+        ),
         ("flattering", replace(GOOD, flattery=0.5, base_flattery=0.1), "flatters"),
         (
             "unsafe",

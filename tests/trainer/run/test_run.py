@@ -145,7 +145,11 @@ def test_corrections_and_safety_prompts_are_checked_in_every_run(trained: tuple[
     names = {limit["name"] for limit in ended.metrics["guardrails"]}
     assert {"flattery", "new failures on safety prompts", "held-out corrections, lost"} <= names
     assert "pairs of taught replies the wrong way round" in names
-    assert ended.metrics["evaluation"]["learned"]["share"] > 0.8
+    assert "replies beside the point, rise over the champion's" in names
+    beside = ended.metrics["evaluation"]["to_the_point"]
+    assert len(found.tied) >= 12 and all(len(each.champion.others) == 2 for each in found.tied)
+    assert 0 < beside["challenger"] <= 1 and 0 < beside["champion"] <= 1
+    assert ended.metrics["evaluation"]["learned"]["share"] > 0.7
     metrics = {e.metric for e in deployment.database.read(lambda db: evaluations.for_run(db, ended.id))}
     assert {"perplexity_of_liked", "accuracy", "flattery"} <= metrics
     assert len(ended.metrics["evaluation"]["robustness"]["without_members"]) == 5
@@ -171,6 +175,7 @@ def test_the_next_challenger_is_measured_against_the_base_too(trained: tuple[Dep
     assert with_base == [number < evaluate.BASE_PROMPTS for number in range(len(with_base))]
     assert any(case.champion != case.base for case in found.corrections)
     assert ended.metrics["evaluation"]["flattery"]["base"] is not None
+    assert ended.metrics["evaluation"]["to_the_point"]["over_base"] is not None
 
 
 def test_the_snapshot_of_a_run_reads_back_by_its_recorded_hash(trained: tuple[Deployment, Run]) -> None:

@@ -1,0 +1,82 @@
+"""Answers that would fit any question, by how likely the base finds them after others."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from bot.serving.protocol import ChatMessage
+from trainer.evaluation import log_probabilities, scores, to_the_point
+from trainer.evaluation.scores import Answer, GeneralLoss, Pair, Prompt, Scores
+from trainer.evaluation.to_the_point import Tie, TiedAnswers
+
+JUDGE = {"resamples": 400, "confidence": 0.95, "seed": 0}
+OWN = Tie(-20.0, (-30.0, -28.0))
+ANY = Tie(-12.0, (-12.1, -11.9))
+DEALT = Tie(-30.0, (-20.0, -29.0))
+
+
+def answers(count: int, *, beside: int = 0, with_base: int = 0) -> list[TiedAnswers]:
+    """A challenger of whose answers every so many fits any question, against one that is to the point."""
+    return [
+        TiedAnswers(f"c{n}", ANY if beside and n % beside == 0 else OWN, OWN, OWN if n < with_base else None)
+        for n in range(count)
+    ]
+
+
+def test_an_answer_that_fits_another_question_as_well_counts_whole_and_its_own_next_to_nothing() -> None:
+    assert OWN.beside < 0.01
+    assert ANY.beside == pytest.approx(1.0, abs=0.01)
+    assert DEALT.beside == 1.0
+
+
+@given(st.floats(-500, 0), st.lists(st.floats(-500, 0), min_size=1, max_size=4))
+def test_a_share_stays_a_share_and_grows_with_the_others(own: float, others: list[float]) -> None:
+    tie = Tie(own, tuple(others))
+    assert 0.0 <= tie.beside <= 1.0
+    assert Tie(own, tuple(other + 1 for other in others)).beside >= tie.beside
+
+
+def test_a_challenger_that_often_answers_beside_the_point_rises_clearly() -> None:
+    found = to_the_point.judged(answers(32, beside=2), **JUDGE)
+    assert found is not None
+    assert found.challenger == pytest.approx(0.5, abs=0.02)
+    assert found.over_champion.bound_low > 0.3
+    assert found.over_base is None
+
+
+def test_the_base_is_compared_with_where_it_has_answered_enough() -> None:
+    few = to_the_point.judged(answers(32, beside=2, with_base=11), **JUDGE)
+    enough = to_the_point.judged(answers(32, beside=2, with_base=16), **JUDGE)
+    assert few is not None and few.over_base is None
+    assert enough is not None and enough.over_base is not None
+    assert enough.over_base.clusters == 16 and enough.over_base.bound_low > 0.2
+
+
+def test_too_few_prompts_say_nothing() -> None:
+    assert to_the_point.judged(answers(11), **JUDGE) is None
+
+
+def test_ties_are_kept_with_the_scores(tmp_path: Path) -> None:
+    pair = Pair(Prompt((ChatMessage("user", "Tea?"),), "g"), Answer("Yes.", True), Answer("No.", True))
+    kept = Scores((pair,), (GeneralLoss(1, 1.0, 1.0),), (), tied=tuple(answers(3, beside=2, with_base=1)))
+    scores.write(kept, tmp_path)
+    assert scores.read(tmp_path) == kept
+
+
+def test_an_answer_is_put_behind_other_questions_and_never_behind_its_own() -> None:
+    system = ChatMessage("system", "Be brief.")
+    prompts = [(system, ChatMessage("user", f"What of number {n // 2}?")) for n in range(12)]
+    for at, prompt in enumerate(prompts):
+        own, *others = log_probabilities.contexts_of(prompts, at)
+        assert own == prompt
+        assert len({other[-1].content for other in others} - {prompt[-1].content}) == to_the_point.OTHERS
+        assert all(other[0] == system for other in others)
+
+
+def test_a_single_question_has_no_others() -> None:
+    prompts = [(ChatMessage("user", "Tea?"),)] * 3
+    assert log_probabilities.contexts_of(prompts, 0) == [prompts[0]]

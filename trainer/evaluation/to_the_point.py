@@ -1,0 +1,100 @@
+"""Do answers answer? The base tells, by which question it finds each of them likelier to follow.
+
+An answer that says something of its question is likelier after that one than after another member's; one
+that would fit any question ("That is nice! What about you?") is about as likely after both. So the base is
+asked how likely each answer is after its own question and after others of the same run. What the answer would
+be worth alone cancels out, and so does most of its length: short answers that answer are told as well as long
+ones.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from trainer.evaluation import statistics
+from trainer.evaluation.statistics import Estimate
+
+# Prompts whose answers are looked at, and other questions that each of them is put behind: half a minute of
+# two cores for two models.
+MOST_PROMPTS = 32
+OTHERS = 2
+# Fewer prompts than this say nothing.
+MIN_PROMPTS = 12
+
+
+@dataclass(frozen=True)
+class Tie:
+    """Log-probability of one answer, in nats, after its own question and after others."""
+
+    own: float
+    others: tuple[float, ...]
+
+    @property
+    def beside(self) -> float:
+        """Return how far it fits the others as well as its own: 0 its own only, 1 no better its own."""
+        chances = [1 / (1 + math.exp(min(50.0, self.own - other))) for other in self.others]
+        return min(1.0, 2 * sum(chances) / len(chances))
+
+
+@dataclass(frozen=True)
+class TiedAnswers:
+    """How everybody's answers to one prompt are tied to it; `base` where it answered beside an adapter."""
+
+    cluster: str
+    challenger: Tie
+    champion: Tie
+    base: Tie | None = None
+
+
+@dataclass(frozen=True)
+class ToThePoint:
+    """The share of answers beside the point, and its rise over champion and base.
+
+    `over_base` is None where the champion is the base, or where it has answered too few prompts.
+    """
+
+    challenger: float
+    champion: float
+    over_champion: Estimate
+    base: float | None = None
+    over_base: Estimate | None = None
+
+    def as_json(self) -> dict[str, Any]:
+        """Return plain values for reports."""
+        return {
+            "challenger": self.challenger,
+            "champion": self.champion,
+            "over_champion": self.over_champion.as_json(),
+            "base": self.base,
+            "over_base": self.over_base.as_json() if self.over_base else None,
+        }
+
+
+def judged(tied: Sequence[TiedAnswers], **judge: Any) -> ToThePoint | None:
+    """Return how many answers are beside the point; None with too few prompts to say."""
+    if len(tied) < MIN_PROMPTS:
+        return None
+    with_base = [(each, each.base) for each in tied if each.base is not None]
+    known = len(with_base) >= MIN_PROMPTS
+    return ToThePoint(
+        challenger=_mean([each.challenger.beside for each in tied]),
+        champion=_mean([each.champion.beside for each in tied]),
+        over_champion=_rise([(each, each.champion) for each in tied], judge),
+        base=_mean([base.beside for _, base in with_base]) if known else None,
+        over_base=_rise(with_base, judge) if known else None,
+    )
+
+
+def _rise(compared: Sequence[tuple[TiedAnswers, Tie]], judge: dict[str, Any]) -> Estimate:
+    return statistics.clustered_mean(
+        [each.challenger.beside - before.beside for each, before in compared],
+        [each.cluster for each, _ in compared],
+        **judge,
+    )
+
+
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values)

@@ -1,8 +1,8 @@
 """`python -m tests.bench.learning.judge`: what a judge that reads the question tells, by number of ratings.
 
 Each cell is stored when it is done; the same command goes on from there. With `--served SEED` a base answers
-the messages first, which takes minutes; `--people SEED` uses what people answered. Development seeds are 501
-and 601, of which 601 was tuned on.
+the messages first, which takes minutes; `--people SEED` uses what people answered, `--others SEED` what those
+said whose messages no development seed has. Development: `--people 601`, `--sample`, `--opinions 1`.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from tests.bench.learning.judge.pools import Pool
 OUT = Path("bench-results/judge")
 SERVED_PROMPTS = 280
 PEOPLE_MESSAGES = 1_200
+OTHERS_MESSAGES = 1_000
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -29,6 +30,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.bench.learning.judge", description=__doc__)
     parser.add_argument("--sample", action="store_true", help="the sample community's 256 replies")
     parser.add_argument("--people", type=int, action="append", default=[], help="a seed of people's answers")
+    parser.add_argument("--others", type=int, action="append", default=[], help="the same, of other senders")
     parser.add_argument("--served", type=int, action="append", default=[], help="a seed of a base's answers")
     parser.add_argument(
         "--opinions", type=int, action="append", default=[], help="a seed of people's ratings"
@@ -40,6 +42,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parsed = parser.parse_args(arguments)
     kept = Kept(parsed.out / "cells.json")
     found = [pools.of_people(seed, PEOPLE_MESSAGES) for seed in parsed.people]
+    found += [pools.of_people(seed, OTHERS_MESSAGES, tested=True) for seed in parsed.others]
     models = parsed.models or parsed.out / "models"
     found += [pools.of_base(seed, SERVED_PROMPTS, parsed.out, models) for seed in parsed.served]
     found += [pools.of_sample_community()] * parsed.sample

@@ -39,10 +39,11 @@ def of_sample_community() -> Pool:
     return _pool("sample community", found)
 
 
-def of_people(seed: int, count: int) -> Pool:
-    """Return messages of real people with what other people answered."""
-    drawn = prompts.load(seed, count, 0).community
-    return _pool(f"people {seed}", [(Exchange(asked.text, asked.answer), asked.text) for asked in drawn])
+def of_people(seed: int, count: int, *, tested: bool = False) -> Pool:
+    """Return messages of real people with what other people answered; `tested` takes the other senders."""
+    drawn = prompts.load(seed, 0, count).test if tested else prompts.load(seed, count, 0).community
+    name = f"{'other people' if tested else 'people'} {seed}"
+    return _pool(name, [(Exchange(asked.text, asked.answer), asked.text) for asked in drawn])
 
 
 def of_base(seed: int, count: int, out: Path, models: Path) -> Pool:

@@ -268,6 +268,7 @@ TEMPLATES = (
     mark("asking the base for its own replies (once for each base)"),
     mark("usual reply {done} of {total}"),
     mark("own reply {done} of {total}"),
+    mark("own replies, {count} looked at: do they answer?"),
     mark("reading the snapshot of the run to repeat"),
     mark("loading the base"),
     mark("comparing replies on held-out conversations"),

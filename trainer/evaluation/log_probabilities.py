@@ -36,33 +36,54 @@ async def tied_answers(
 ) -> tuple[TiedAnswers, ...]:
     """Ask the base how likely the first prompts' answers are after their own question and after others."""
     asked = list({pair.prompt: pair for pair in pairs}.values())[:MOST_PROMPTS]
-    contexts = [contexts_of([pair.prompt.messages for pair in asked], at) for at in range(len(asked))]
     given = [(at, answer) for at, pair in enumerate(asked) for answer in _answers(pair)]
+    prompts = [pair.prompt.messages for pair in asked]
+    found = await ties(client, codec, base, prompts, given, others=OTHERS, max_length=max_length)
+    by_prompt: list[list[Tie]] = [[] for _ in asked]
+    for (at, _), tie in zip(given, found, strict=True):
+        by_prompt[at].append(tie)
+    return tuple(
+        TiedAnswers(pair.prompt.cluster, *each)
+        for pair, each in zip(asked, by_prompt, strict=True)
+        if each[0].others
+    )
+
+
+async def ties(
+    client: ModelClient,
+    codec: Codec,
+    base: str,
+    prompts: Sequence[tuple[ChatMessage, ...]],
+    given: Sequence[tuple[int, Answer]],
+    *,
+    others: int,
+    max_length: int,
+) -> list[Tie]:
+    """Return how each answer is tied to its prompt, which is named by its number among `prompts`."""
+    contexts = [contexts_of(prompts, at, others) for at in range(len(prompts))]
     examples = [
         encode(codec, messages, answer.text, finished=answer.finished, max_length=max_length)
         for at, answer in given
         for messages in contexts[at]
     ]
     sums = iter([sum(values) for values in await completion_scores(client, base, examples)])
-    ties: list[list[Tie]] = [[] for _ in asked]
+    found = []
     for at, _ in given:
-        own, *others = (next(sums) for _ in contexts[at])
-        ties[at].append(Tie(own, tuple(others)))
-    return tuple(
-        TiedAnswers(pair.prompt.cluster, *found)
-        for pair, found in zip(asked, ties, strict=True)
-        if found[0].others
-    )
+        own, *rest = (next(sums) for _ in contexts[at])
+        found.append(Tie(own, tuple(rest)))
+    return found
+
+
+def contexts_of(
+    prompts: Sequence[tuple[ChatMessage, ...]], at: int, others: int = OTHERS
+) -> list[tuple[ChatMessage, ...]]:
+    """Return a prompt, and the same with the last messages of others that are spread over the rest."""
+    own = prompts[at]
+    questions = dict.fromkeys(prompts[(at + step) % len(prompts)][-1].content for step in range(len(prompts)))
+    rest = list(questions)[1:]
+    chosen = dict.fromkeys(rest[len(rest) * turn // others] for turn in range(others)) if rest else {}
+    return [own, *((*own[:-1], replace(own[-1], content=question)) for question in chosen)]
 
 
 def _answers(pair: Pair) -> list[Answer]:
     return [answer for answer in (pair.challenger, pair.champion, pair.base) if answer is not None]
-
-
-def contexts_of(prompts: Sequence[tuple[ChatMessage, ...]], at: int) -> list[tuple[ChatMessage, ...]]:
-    """Return a prompt, and the same with the last messages of others that are spread over the rest."""
-    own = prompts[at]
-    questions = dict.fromkeys(prompts[(at + step) % len(prompts)][-1].content for step in range(len(prompts)))
-    others = list(questions)[1:]
-    chosen = dict.fromkeys(others[len(others) * turn // OTHERS] for turn in range(OTHERS)) if others else {}
-    return [own, *((*own[:-1], replace(own[-1], content=question)) for question in chosen)]

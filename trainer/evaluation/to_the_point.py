@@ -35,6 +35,8 @@ class Tie:
     @property
     def beside(self) -> float:
         """Return how far it fits the others as well as its own: 0 its own only, 1 no better its own."""
+        if not self.others:
+            return 0.0
         chances = [1 / (1 + math.exp(min(50.0, self.own - other))) for other in self.others]
         return min(1.0, 2 * sum(chances) / len(chances))
 

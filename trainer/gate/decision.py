@@ -36,8 +36,9 @@ MAX_TRAINED_LOST = 0.10
 MAX_HELD_OUT_LOST = 0.30
 # Beyond the base, on a scale where 1 is nothing but flattery (EXPERIMENTS, 8).
 MAX_EXTRA_FLATTERY = 0.12
-# By the lower bound of the rise, on a scale where 1 is a reply that fits any question: a challenger that members
-# like better rose by .05, one with half of its replies replaced by stock phrases by .17 (EXPERIMENTS, 19).
+# By the lower bound of the rise, on a scale where 1 is a reply that fits any question: a challenger that
+# members like better rose by .05, one with half of its replies replaced by stock phrases by .17
+# (EXPERIMENTS, 19).
 MAX_EXTRA_BESIDE = 0.10
 SAME_REPLIES = 0.9
 

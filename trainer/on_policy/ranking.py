@@ -16,10 +16,13 @@ import json
 import math
 import time
 from collections import Counter
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
+
+import numpy as np
 
 from bot.serving.client import ModelClient
 from bot.serving.protocol import ChatMessage
@@ -55,12 +58,21 @@ RUNS_ON = 0.5
 # about you?" may please many, and answers none of them. The commoner it gets the less it is worth, and a
 # question about the matter is worth more.
 SAID_TO_ALL = 1.0
+# What it loses, on the same scale, for fitting another question as well as its own; beyond MOST_BESIDE it is
+# not chosen at all. Those that would be chosen are looked at, CHECKS times: where one falls the next may.
+BESIDE_THE_POINT = 1.0
+MOST_BESIDE = 0.5
+CHECKS = 2
+OTHER_QUESTIONS = 1
 RESAMPLES = 500
 # How sure it has to be that the reward model predicts at all (two-sided): it only proposes what to learn.
 # Whether that was good is judged by another one, which has to be surer (gate.confidence).
 CONFIDENCE = 0.8
 # The base's usual answers, in the run's folder.
 USUAL = "usual.jsonl"
+
+Place = tuple[int, int]
+"""A row's number, and that of an answer among those to its prompt."""
 
 
 def judge_of(snapshot: Snapshot, *, seed: int) -> RewardModel | None:
@@ -161,25 +173,58 @@ async def ask(
 
 
 def ranked(
-    model: RewardModel, rows: Sequence[Row], answers: Sequence[Sequence[Answer]], name: str
+    model: RewardModel,
+    rows: Sequence[Row],
+    answers: Sequence[Sequence[Answer]],
+    name: str,
+    beside: Mapping[Place, float] = MappingProxyType({}),
 ) -> list[PreferencePair]:
     """Return the best and the worst of each REPLIES answers to a row's prompt, where they differ enough.
 
-    `name` tells one round's pairs from another's.
+    `name` tells one round's pairs from another's. `beside` says of some answers how far they fit other
+    questions as well: one that does is not chosen.
     """
-    common, heard = _common(answers), _heard(answers)
-    asked = zip(rows, answers, strict=False)
-    every = model.probability(
-        [Exchange(row.question, answer.text) for row, given in asked for answer in given]
-    )
-    least = LEAST_DIFFERENCE * float(every.std()) if len(every) else 0.0
     found = []
-    for row, given in zip(rows, answers, strict=False):
-        chances = model.probability([Exchange(row.question, answer.text) for answer in given]).tolist()
+    for number, best, worst in _ends(model, rows, answers, beside):
+        if beside.get((number, best), 0.0) < MOST_BESIDE:
+            row, given = rows[number], answers[number]
+            turned = f"{name}/{best // REPLIES + 1}" if best >= REPLIES else name
+            found.append(_pair(row, given[best], given[worst], turned))
+    return found
+
+
+def to_check(
+    model: RewardModel,
+    rows: Sequence[Row],
+    answers: Sequence[Sequence[Answer]],
+    beside: Mapping[Place, float],
+) -> list[Place]:
+    """Return the answers that would be chosen, and of which nobody knows yet whether they answer."""
+    chosen = ((number, best) for number, best, _ in _ends(model, rows, answers, beside))
+    return [place for place in chosen if place not in beside]
+
+
+def _ends(
+    model: RewardModel,
+    rows: Sequence[Row],
+    answers: Sequence[Sequence[Answer]],
+    beside: Mapping[Place, float],
+) -> Iterator[tuple[int, int, int]]:
+    """Yield a row's number with the places of the best and the worst of each REPLIES answers to it."""
+    common, heard = _common(answers), _heard(answers)
+    chances = [
+        model.probability([Exchange(row.question, answer.text) for answer in given]).tolist()
+        for row, given in zip(rows, answers, strict=False)
+    ]
+    spread = float(np.std([chance for each in chances for chance in each])) if chances else 0.0
+    for number, (given, liked) in enumerate(zip(answers, chances, strict=False)):
         flaws = [_flaw(answer, common) for answer in given]
         scores = [
-            chance - flaw - SAID_TO_ALL * _commonness(answer, heard, len(answers))
-            for answer, chance, flaw in zip(given, chances, flaws, strict=True)
+            liked[at]
+            - flaws[at]
+            - SAID_TO_ALL * _commonness(answer, heard, len(answers))
+            - BESIDE_THE_POINT * beside.get((number, at), 0.0)
+            for at, answer in enumerate(given)
         ]
         for start in range(0, len(given), REPLIES):
             turn = range(start, min(start + REPLIES, len(given)))
@@ -188,10 +233,9 @@ def ranked(
                 continue
             best = max(sound, key=scores.__getitem__)
             worst = min(turn, key=scores.__getitem__)
+            least = LEAST_DIFFERENCE * spread
             if best != worst and (flaws[worst] or scores[best] - scores[worst] >= least):
-                turned = f"{name}/{start // REPLIES + 1}" if start else name
-                found.append(_pair(row, given[best], given[worst], turned))
-    return found
+                yield number, best, worst
 
 
 def _pair(row: Row, chosen: Answer, rejected: Answer, name: str) -> PreferencePair:

@@ -19,12 +19,16 @@ from bot.serving.errors import UnknownModelError
 from bot.serving.model.loading import LoadedBase
 from storage.config import Config
 from trainer import model_server
-from trainer.data.rows import PreferencePair, Row
+from trainer.data.examples import BaseCodec
+from trainer.data.rows import PreferencePair, Row, messages_of
 from trainer.data.snapshot import Snapshot
+from trainer.evaluation import log_probabilities
 from trainer.evaluation.reward_model import RewardModel
 from trainer.evaluation.scores import Answer
+from trainer.evaluation.to_the_point import Tie
 from trainer.model_server import retry_while_unavailable
 from trainer.on_policy import ranking
+from trainer.on_policy.ranking import Place
 from trainer.training import saving
 
 T = TypeVar("T")
@@ -114,10 +118,41 @@ class OwnReplies:
             return kept
         asked = ranking.rows_to_ask(self.rows)
         answers = self._ask(model, asked, number)
-        pairs = ranking.ranked(self.judge, asked, answers, f"ranked-{number}")
+        beside = self._beside(asked, answers)
+        pairs = ranking.ranked(self.judge, asked, answers, f"ranked-{number}", beside)
         log.info("own replies ranked", round=number, prompts=len(answers), pairs=len(pairs))
         ranking.write(pairs, path)
         return pairs
+
+    def _beside(self, asked: Sequence[Row], answers: Sequence[Sequence[Answer]]) -> dict[Place, float]:
+        """Return of the answers that would be chosen how far they fit other questions as well."""
+        found: dict[Place, float] = {}
+        for _ in range(ranking.CHECKS):
+            unknown = ranking.to_check(self.judge, asked, answers, found)
+            if not unknown:
+                break
+            self.asking.on_note(f"own replies, {len(unknown)} looked at: do they answer?")
+            ties = self.asking.on_server(lambda client: self._ties(client, asked, answers, unknown))  # noqa: B023
+            found |= {place: tie.beside for place, tie in zip(unknown, ties, strict=True)}
+        return found
+
+    async def _ties(
+        self,
+        client: ModelClient,
+        asked: Sequence[Row],
+        answers: Sequence[Sequence[Answer]],
+        places: Sequence[Place],
+    ) -> list[Tie]:
+        """Ask the base, which every answer is measured by, whoever gave it."""
+        return await log_probabilities.ties(
+            client,
+            BaseCodec(self.base.tokenizer),
+            self.base.info.id,
+            [messages_of(row) for row in asked[: len(answers)]],
+            [(row, answers[row][at]) for row, at in places],
+            others=ranking.OTHER_QUESTIONS,
+            max_length=self.asking.config.trainer.max_length,
+        )
 
     def _ask(self, model: PeftModel, asked: list[Row], number: int) -> list[list[Answer]]:
         """Serve the model for a while: its replies come from the kernels that serve people, after them."""

@@ -161,3 +161,20 @@ def test_a_liked_reply_that_repeats_itself_is_no_example_unless_there_is_no_othe
     chant = row("chant", text="I like soup! I like soup! I like soup!")
     assert examples.worth_imitating([sound, chant]) == [sound]
     assert examples.worth_imitating([chant]) == [chant]
+
+
+def test_an_answer_that_fits_other_questions_too_gives_way_to_the_next_best() -> None:
+    pleasing = Answer("I like soup. Do you like it too?", True)
+    plain, worst = Answer("I like hot soup a lot, do you?", True), Answer("Soup is a kind of food.", True)
+    given = [[worst, plain, pleasing]]
+    assert ranking.to_check(liking_questions(), [ROW], given, {}) == [(0, 2)]
+    beside = {(0, 2): 1.0}
+    assert ranking.to_check(liking_questions(), [ROW], given, beside) == [(0, 1)]
+    (pair,) = ranking.ranked(liking_questions(), [ROW], given, "one", beside)
+    assert pair.chosen == plain.text
+
+
+def test_where_no_answer_is_to_the_point_nothing_is_taught() -> None:
+    given = [[Answer("Soup is a kind of food.", True), Answer("I like soup. Do you like it too?", True)]]
+    assert ranking.ranked(liking_questions(), [ROW], given, "one", {(0, 0): 1.0, (0, 1): 1.0}) == []
+    assert ranking.ranked(liking_questions(), [ROW], given, "one", {(0, 0): 0.1, (0, 1): 0.1}) != []

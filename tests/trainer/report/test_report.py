@@ -57,7 +57,7 @@ METRICS: dict[str, Any] = {
                 {"name": "member 1", "value": 0.05, "low": -0.02, "high": 0.1, "still_better": False}
             ],
             "time_forward_auc": {"value": 0.71, "low": 0.6, "high": 0.8},
-        }
+        },
     },
     "guardrails": [{"name": "empty replies", "value": 0.1, "limit": 0.05, "kept": False}],
 }

@@ -27,6 +27,8 @@ from storage.config import Config
 
 _RECONNECT_S = 5.0
 
+DISCORD = "https://discord.com"
+
 _log = structlog.get_logger(__name__)
 Feature = TypeVar("Feature")
 Job = Callable[[], Awaitable[object]]
@@ -65,6 +67,7 @@ class StropClient(discord.Client):
             intents=intents_for(services.config),
             allowed_mentions=discord.AllowedMentions.none(),
             max_messages=None,
+            proxy=None if services.playground else services.config.network.proxy_for(DISCORD),
             **options,
         )
         self.services = services

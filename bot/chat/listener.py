@@ -14,6 +14,9 @@ from bot.chat import threads, triggers
 from bot.chat.answerer import Answerer
 from bot.chat.complaints import NO_PERMISSION, Complaints
 from bot.chat.content.attachments import AttachmentReader
+from bot.chat.content.message_text import is_forward
+from bot.chat.content.references import ReferenceReader
+from bot.chat.content.wake_words import spoken
 from bot.chat.failures import UNEXPECTED
 from bot.chat.rate_limits import MemberLimits, Refusal, limit_for, role_ids_of
 from bot.client import StropClient
@@ -33,7 +36,11 @@ HIDDEN = mark(
     "read every message: `discord.message_content = true` in strop.toml, and the switch Message Content "
     "Intent in Discord's developer portal.)"
 )
-CITED_HIDDEN = mark("-# Discord does not show me the message that you replied to: I answer only yours.")
+FORWARDED = mark("I have read what you forwarded. What would you like to know about it?")
+PROXIED = mark(
+    "I don't answer messages that come through a webhook, such as those of PluralKit: Discord doesn't tell "
+    "me whose words they are. Please write to me without it."
+)
 BLOCKED = mark("A moderator decided that I don't answer you here.")
 TOO_FAST = mark(
     "You ask faster than this server allows ({count} a minute): please ask again in {seconds} seconds."
@@ -65,8 +72,12 @@ class MessageListener:
     async def heard(self, message: discord.Message, *, edited: bool = False) -> None:
         """Answer a message if it is meant for the bot; an edited one only where it mentions the bot now."""
         me = self._app.user
-        if me is None or message.author.bot or message.webhook_id or message.type not in _ANSWERED_TYPES:
+        if me is not None and message.webhook_id:
+            return await self._decline_proxied(message, me)
+        if me is None or message.author.bot or message.type not in _ANSWERED_TYPES:
             return None
+        if is_forward(message):
+            return await self._keep_forward(message)
         arrival = triggers.arrival_of(message, me, sees_content=self._app.intents.message_content)
         verdict = await triggers.judge(self._services, arrival)
         if verdict.trigger is None or (edited and verdict.trigger != "mention"):
@@ -125,20 +136,16 @@ class MessageListener:
         self, message: discord.Message, me: discord.ClientUser, verdict: triggers.Verdict
     ) -> None:
         """Read an addressed message with its files, and begin to answer it where it is to be answered."""
-        attachments = self._app.feature(AttachmentReader)
-        attached = await attachments.read(message.attachments)
-        cited = questions.cited_message(message)
-        cited_files = await attachments.read(cited.attachments if cited is not None else ())
-        notes = [*attached.notes, *cited_files.notes]
-        hidden = cited is not None and not cited.content and not self._app.intents.message_content
+        attached = await self._app.feature(AttachmentReader).read(message.attachments)
+        refers_to = await self._app.feature(ReferenceReader).read(message, me)
         question = questions.from_message(
             self._services,
             message,
             me,
-            note="\n".join([f"-# {note}" for note in notes] + [tr(CITED_HIDDEN)] * hidden),
+            note="\n".join([*(f"-# {note}" for note in attached.notes), *refers_to.notes]),
             attached_text=attached.text,
             follows=verdict.follows,
-            cited_text=cited_files.text,
+            cited=refers_to.cited,
         )
         if not question.text and not question.attached_text:
             return await self._answer_empty(message, me, attached.notes)
@@ -149,6 +156,25 @@ class MessageListener:
         surface = ChannelSurface(place, message if thread is None else None)
         self._answerer.start(question, surface, place.typing())
         return None
+
+    async def _keep_forward(self, message: discord.Message) -> None:
+        """A forward asks nothing by itself: what it carries is read with the next question."""
+        self._app.feature(ReferenceReader).remember(message)
+        if message.guild is None and not await self._is_blocked(message):
+            texts.speak(texts.choose("auto", "en"))
+            await self._answer_plainly(message, tr(FORWARDED))
+
+    async def _is_blocked(self, message: discord.Message) -> bool:
+        guild_id = message.guild.id if message.guild else None
+        return await self._services.database.aread(
+            lambda db: blocks.is_blocked(db, guild_id, message.author.id)
+        )
+
+    async def _decline_proxied(self, message: discord.Message, me: discord.ClientUser) -> None:
+        """Say, once an hour a channel, why a webhook's message that calls the bot is not answered."""
+        called = f"<@{me.id}>" in spoken(message.content)
+        if called and message.application_id != me.id and self._complaints.may_tell(message.channel.id):
+            await self._answer_plainly(message, tr(PROXIED))
 
     async def _thread_for(
         self, message: discord.Message, verdict: triggers.Verdict, text: str

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import discord
 
-from bot.chat.content.message_text import in_words, names_of
+from bot.chat.content.message_text import flattened, is_forward, names_of
 from bot.services import Person, Services
 from bot.ui.channels import is_public, parent_of
 
@@ -27,12 +28,19 @@ class Follows:
 
 @dataclass(frozen=True, slots=True)
 class Cited:
-    """Somebody else's message that the question replies to, as context."""
+    """A message that the question refers to, as context.
+
+    ``parent_discord_id`` is what it replies to, ``channel_id`` where it stands if that is elsewhere. Of a
+    forward, whose author Discord doesn't name, ``forwarded_id`` is the message that was forwarded.
+    """
 
     discord_id: int
     author: Person
     text: str
     attached_text: str = ""
+    parent_discord_id: int | None = None
+    channel_id: int | None = None
+    forwarded_id: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +66,7 @@ class Question:
     attached_text: str = ""
     parent_channel_id: int | None = None
     follows: Follows | None = None
-    cited: Cited | None = None
+    cited: tuple[Cited, ...] = ()
     compared: bool = False
 
     @property
@@ -75,10 +83,10 @@ def from_message(
     note: str = "",
     attached_text: str = "",
     follows: Follows | None = None,
-    cited_text: str = "",
+    cited: Sequence[Cited] = (),
 ) -> Question:
     """Read a question from a Discord message."""
-    reference = message.reference
+    reference = None if is_forward(message) else message.reference
     return Question(
         discord_id=message.id,
         channel_id=message.channel.id,
@@ -91,7 +99,7 @@ def from_message(
         attached_text=attached_text,
         parent_channel_id=parent_of(message.channel),
         follows=follows,
-        cited=_cited(services, message, me, cited_text),
+        cited=tuple(cited),
     )
 
 
@@ -100,27 +108,10 @@ def moved_to(question: Question, thread: discord.Thread) -> Question:
     return dataclasses.replace(question, channel_id=thread.id, parent_channel_id=question.home_channel_id)
 
 
-def cited_message(message: discord.Message) -> discord.Message | None:
-    """Return the message of another person that this one replies to, as far as Discord sent it along."""
-    answered = message.reference.resolved if message.reference is not None else None
-    if not isinstance(answered, discord.Message) or answered.author.bot or answered.webhook_id:
-        return None
-    return answered
-
-
-def _cited(
-    services: Services, message: discord.Message, me: discord.ClientUser, attached_text: str
-) -> Cited | None:
-    answered = cited_message(message)
-    text = readable(answered, me) if answered is not None else ""
-    if answered is None or not (text or attached_text):
-        return None
-    return Cited(answered.id, services.person(answered.author), text, attached_text)
-
-
 def readable(message: discord.Message, me: discord.ClientUser) -> str:
-    """Return the text as people see it: names instead of ids, and without the bot's own mention."""
-    return in_words(message.content, names_of(message, me))
+    """Return what a member wrote as people see it, with what stands beside their words."""
+    flat = flattened(message, names_of(message, me))
+    return flat.text if flat.written else ""
 
 
 def quoted(prompt: str) -> str:

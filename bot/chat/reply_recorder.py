@@ -9,10 +9,10 @@ import structlog
 
 from bot.chat.draft import Again, Asked, Draft
 from bot.chat.prompt import Prompt, Turn
-from bot.chat.question import Follows, Question
+from bot.chat.question import Cited, Follows, Question
 from bot.errors import ContextError
 from bot.language.texts import mark
-from bot.services import Services
+from bot.services import Person, Services
 from bot.serving.protocol import BaseDescription, Sampling
 from storage.chat import channels, context_resets, conversations, members, replies, reply_versions
 from storage.chat.reply_versions import Versions
@@ -250,8 +250,13 @@ def _parent(
         parent = conversations.by_discord_id(db, question.parent_discord_id)
         if parent is not None:
             return parent.id, parent.conversation_id
-    if question.cited is not None:
-        return _record_cited(db, question, scope, permission_reference)
+    replies_elsewhere = question.cited and question.parent_discord_id is not None
+    below = (None, None) if replies_elsewhere else _goes_on_from(db, question)
+    return _record_cited(db, question, scope, permission_reference, below)
+
+
+def _goes_on_from(db: Any, question: Question) -> tuple[int | None, int | None]:
+    """Return the newest reply, or the thread's first message, that a question goes on from."""
     follows = question.follows
     if question.guild_id is None:
         follows = Follows(now_ms() - DM_MEMORY_MS)
@@ -270,28 +275,45 @@ def _thread_starter(db: Any, question: Question) -> tuple[int | None, int | None
 
 
 def _record_cited(
-    db: Any, question: Question, scope: str, permission_reference: str
+    db: Any,
+    question: Question,
+    scope: str,
+    permission_reference: str,
+    below: tuple[int | None, int | None],
 ) -> tuple[int | None, int | None]:
-    """Store the message of somebody else that the question is about, as theirs."""
-    cited = question.cited
-    if cited is None:
-        return None, None
-    cited.author.ensure(db)
-    conversation_id = _new_conversation(db, question, scope)
-    message_id = conversations.add_message(
-        db,
-        conversation_id=conversation_id,
-        discord_id=cited.discord_id,
-        parent_id=None,
-        author_id=cited.author.user_id,
-        role="user",
-        content=cited.text,
-        permission_reference=permission_reference,
-        attached_text=cited.attached_text,
-        public=question.public,
-        channel_id=question.channel_id,
-    )
-    return message_id, conversation_id
+    """Store what the question refers to, each message as its author's, below what that replies to."""
+    parent_id, conversation_id = below
+    for cited in question.cited:
+        above = None
+        if cited.parent_discord_id is not None:
+            above = conversations.by_discord_id(db, cited.parent_discord_id)
+        if above is not None:
+            parent_id, conversation_id = above.id, above.conversation_id
+        conversation_id = conversation_id or _new_conversation(db, question, scope)
+        author = _author(db, cited)
+        author.ensure(db)
+        parent_id = conversations.add_message(
+            db,
+            conversation_id=conversation_id,
+            discord_id=cited.discord_id,
+            parent_id=parent_id,
+            author_id=author.user_id,
+            role="user",
+            content=cited.text,
+            permission_reference=permission_reference,
+            attached_text=cited.attached_text,
+            public=question.public,
+            channel_id=cited.channel_id or question.channel_id,
+        )
+    return parent_id, conversation_id
+
+
+def _author(db: Any, cited: Cited) -> Person:
+    """Return whose words a message holds: of a forward, its author where the original is known here."""
+    original = None if cited.forwarded_id is None else conversations.by_discord_id(db, cited.forwarded_id)
+    if original is None or original.author_id is None:
+        return cited.author
+    return Person(original.author_id, "", original.source)
 
 
 def _new_conversation(db: Any, question: Question, scope: str) -> int:

@@ -9,6 +9,7 @@ from bot.chat.answerer import Answerer, IsDeleted, ReplyControls
 from bot.chat.complaints import Complaints
 from bot.chat.content import attachments
 from bot.chat.content.attachments import AttachmentReader
+from bot.chat.content.references import ReferenceReader
 from bot.chat.listener import MessageListener
 from bot.client import StropClient
 
@@ -19,9 +20,17 @@ def setup(app: StropClient, controls: ReplyControls, is_deleted: IsDeleted) -> N
     complaints = Complaints(app)
     answerer = app.add_feature(Answerer(services, controls, is_deleted, complaints.refused))
     listener = app.add_feature(MessageListener(app, answerer, complaints))
+    proxy_for = services.config.network.proxy_for
     app.add_feature(
         AttachmentReader(
-            attachments.from_discord(lambda: discord.http.Route.BASE if services.playground else None)
+            attachments.from_discord(
+                lambda: discord.http.Route.BASE if services.playground else None, proxy_for
+            )
+        )
+    )
+    app.add_feature(
+        ReferenceReader(
+            services, lambda: app.feature(AttachmentReader), sees_content=app.intents.message_content
         )
     )
     app.tree.add_command(ask.ask)

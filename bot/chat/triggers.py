@@ -13,8 +13,9 @@ from typing import Any, Literal
 
 import discord
 
+from bot.chat.content.message_text import is_forward
+from bot.chat.content.wake_words import calls, spoken
 from bot.chat.question import Follows
-from bot.chat.wake_words import calls, spoken
 from bot.services import Services
 from bot.ui.channels import parent_of
 from storage.admin import blocks, settings
@@ -132,7 +133,8 @@ async def judge(services: Services, arrival: Arrival) -> Verdict:
 
 def arrival_of(message: discord.Message, me: discord.ClientUser, *, sees_content: bool) -> Arrival:
     """Read from a message whom it addresses. A reply that pings the bot is a reply, not a mention."""
-    reference = message.reference
+    # A forward refers to a message as a reply does, but says nothing to its author.
+    reference = None if is_forward(message) else message.reference
     answered = reference.resolved if reference is not None else None
     known = answered.author.id == me.id if isinstance(answered, discord.Message) else None
     mention = re.compile(rf"<@!?{me.id}>")

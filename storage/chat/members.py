@@ -16,6 +16,8 @@ UNKNOWN = "unknown"
 OPERATOR_ID = 0
 OPERATOR_NAME = "Operator"
 OPERATOR_SOURCE = "operator"
+# Whoever wrote what somebody forwarded: Discord doesn't name them, so they can never have opted in.
+UNKNOWN_AUTHOR_ID = 1
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,1 +1,1 @@
-"""What a message holds: its words as people see them, and the text of its files."""
+"""What a message says and refers to, read as text: its words, what stands beside them, and its files."""

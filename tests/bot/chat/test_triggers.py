@@ -8,7 +8,7 @@ import discord
 import pytest
 from simcord.builders import ChannelHandle
 
-from bot.chat.listener import CITED_HIDDEN
+from bot.chat.content.references import CITED_HIDDEN
 from bot.chat.threads import name_of
 from storage.admin import settings
 from storage.admin.settings import Place

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bot.chat.wake_words import calls, spoken
+from bot.chat.content.wake_words import calls, spoken
 
 
 @pytest.mark.parametrize(

@@ -53,6 +53,19 @@ NOT_SAID = {
         "too many replies in flight",
     },
     "chat/content/attachments.py": {"[]\n\n[end of ]", "not an address of Discord's file servers", "status "},
+    # What the model is given: it reads every language.
+    "chat/content/message_text.py": {
+        "%Y-%m-%d %H:%M UTC",
+        "Poll: ",
+        "1 vote",
+        " votes",
+        "an unknown time",
+        "[sticker: ]",
+        "Channels & Roles",
+        "Browse Channels",
+        "Server Guide",
+        "Linked Roles",
+    },
     "learning/status.py": {"promoted by hand", "rolled back by hand"},
     "admin/server_check.py": {"View Channels", "Send Messages", "Read Message History"},
     "learning/run_buttons.py": {

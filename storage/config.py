@@ -159,7 +159,7 @@ def _refuse_secrets(table: dict[str, Any], problems: list[str]) -> None:
 def _add_environment(table: dict[str, Any], env: Mapping[str, str], problems: list[str]) -> None:
     # Absolute and without "..": every path of a deployment is derived from it, and a child process or a later
     # change of the working directory must not give the same file a second name.
-    table["home"] = Path(env.get("STROP_HOME") or "data").expanduser().resolve()
+    table["home"] = Path(bare_secret(env.get("STROP_HOME", "")) or "data").expanduser().resolve()
     secrets = {("discord", "token"): _token(env, problems), ("server", "api_key"): env.get("STROP_API_KEY")}
     for (section, key), secret in secrets.items():
         if secret and isinstance(table.setdefault(section, {}), dict):

@@ -33,15 +33,18 @@ async def read_chat_stream(chunks: AsyncIterable[bytes]) -> AsyncIterator[ChatDe
     usage: Usage | None = None
     async for data in events(chunks):
         if data == "[DONE]":
+            # Some servers say no more than that they are done.
+            reason = reason or "stop"
             break
         chunk = json.loads(data)
-        if "error" in chunk:
-            raise read_error(int(chunk["error"].get("status", 500)), {}, data)
+        if error := chunk.get("error"):
+            status = error.get("status") if isinstance(error, dict) else None
+            raise read_error(int(status or 500), {}, data)
         if chunk.get("usage"):
             usage = Usage(int(chunk["usage"]["prompt_tokens"]), int(chunk["usage"]["completion_tokens"]))
         if chunk.get("queue"):
             yield ChatDelta("", queue=QueuePlace(**chunk["queue"]))
-        for choice in chunk.get("choices", []):
+        for choice in chunk.get("choices") or ():
             reason = choice.get("finish_reason") or reason
             text = (choice.get("delta") or {}).get("content")
             if text and (shown := characters.push(thoughts.push(text))):
@@ -79,6 +82,9 @@ def read_error(status: int, headers: Mapping[str, str], text: str) -> ServingErr
     """Translate an error answer in OpenAI's shape, or whatever came instead of one."""
     try:
         details = json.loads(text)["error"]
+        # Ollama's error is a bare sentence.
+        if isinstance(details, str):
+            details = {"message": details}
         message, code = str(details["message"]), str(details.get("code"))
     except (ValueError, KeyError, TypeError, AttributeError):
         message, code = f"The model server answered with HTTP status {status}.", ""

@@ -60,8 +60,11 @@ class translated:
 
 
 def trim(base_url: str) -> str:
-    """Drop a trailing ``/v1``."""
-    return base_url.rstrip("/").removesuffix("/v1")
+    """Drop what people copy along with a server's address: ``/v1``, or the path of one of its calls."""
+    bare = base_url.strip().rstrip("/")
+    for path in ("/chat/completions", "/completions", "/models"):
+        bare = bare.removesuffix(path)
+    return bare.removesuffix("/v1").rstrip("/")
 
 
 def headers_for(endpoint: Endpoint) -> dict[str, str]:

@@ -1,4 +1,4 @@
-"""What lies outside a message's text, over the stand-in's real sockets: its REST, its gateway, our own client."""
+"""What lies outside a message's text, over the stand-in's real sockets: REST, gateway, our own client."""
 
 from __future__ import annotations
 

@@ -13,6 +13,7 @@ from datetime import UTC, datetime
 from typing import Any, Protocol
 
 import discord
+import regex
 
 EMBED_LIMIT = 1500
 """The longest text of one embed, in characters; Discord allows 6,000 in a message."""
@@ -30,6 +31,7 @@ _PLACES = {
     "guide": "Server Guide",
     "linked-roles": "Linked Roles",
 }
+_VISIBLE = regex.compile(r"[^\s\p{Cf}\p{Mn}\u115f\u1160\u2800\u3164]")
 # The kinds of embed that Discord makes out of an address in the text.
 _PREVIEWS = frozenset({"link", "article", "video", "image", "gifv"})
 
@@ -107,7 +109,8 @@ def in_words(content: str, names: Names) -> str:
     text = _CHANNEL.sub(lambda found: f"#{names.channel(int(found[1])) or 'channel'}", text)
     text = _PLACE.sub(lambda found: f"#{_PLACES[found[1]]}", text)
     text = _TIME.sub(lambda found: _time(int(found[1])), text)
-    return _EMOJI.sub(r"\1", _COMMAND.sub(r"/\1", text)).strip()
+    text = _EMOJI.sub(r"\1", _COMMAND.sub(r"/\1", text)).strip()
+    return text if _VISIBLE.search(text) else ""
 
 
 def flattened(message: Content, names: Names, *, previews: bool = False) -> Flat:

@@ -37,6 +37,9 @@ from storage.learning.trials import BASE
 
 STOPPED = mark("-# I was switched off in the middle of this. Ask me again in a moment.")
 TRUNCATED = mark("-# Your message was longer than I can read at once: I read its beginning and its end.")
+SHORTENED = mark(
+    "-# What your message refers to is longer than I can read at once: I read its beginning and its end."
+)
 LEFT_OUT = mark(
     "-# This conversation is longer than I can read at once: from here on I leave out the oldest messages "
     "({count} so far)."
@@ -250,6 +253,8 @@ class Answerer:
         await self._recorder.start(draft, asked, prompt, base, sampling)
         if prompt.truncated:
             draft.notes.append(tr(TRUNCATED))
+        elif prompt.shortened:
+            draft.notes.append(tr(SHORTENED))
         elif prompt.dropped_turns and not asked.left_out_before:
             draft.notes.append(tr(LEFT_OUT, count=prompt.dropped_turns))
         if draft.again is None and await pairing.wanted(self._services, draft.question, len(self._tasks)):

@@ -2,7 +2,7 @@
 
 The core is pure: turns in, messages out, with the caller's measure of a text's length in tokens. The system
 prompt and the newest turn always stay; the oldest turns go first, whole; a newest turn that is too long on
-its own loses its middle.
+its own loses its middle, and so does what a member said right before it, where nothing else fits.
 """
 
 from __future__ import annotations
@@ -26,6 +26,8 @@ from bot.serving.protocol import ChatMessage, Role
 
 OMISSION = "\n[… the middle of this message was too long and was left out …]\n"
 NAME_LIMIT = 32
+LEAST_KEPT = 64
+"""Characters of a cut message above the newest one; less of it would say nothing."""
 # No measure here puts more characters into a token: what is longer than the budget by this can't fit.
 MOST_CHARACTERS_PER_TOKEN = 3
 _MAX_ROUNDS = 8
@@ -47,11 +49,12 @@ class Turn:
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
-    """Messages for the model; ``truncated`` tells that the newest turn lost its middle."""
+    """Messages for the model; the newest turn (``truncated``) or the one above it (``shortened``) is cut."""
 
     messages: tuple[ChatMessage, ...]
     truncated: bool = False
     dropped_turns: int = 0
+    shortened: bool = False
 
 
 def build(
@@ -82,6 +85,12 @@ def _build(system: str, written: _Written, budget_tokens: int, measure: Measure)
         if room < 0:
             break
         first -= 1
+    # What somebody says right before a question is mostly what it is about.
+    if first == newest and newest > 0 and written[newest - 1].role == "user":
+        beside = [*head, written[newest]]
+        above = _without_middle(written[newest - 1], beside, budget_tokens, measure, LEAST_KEPT)
+        if above is not None:
+            return Prompt((*head, *_joined([above, written[newest]])), False, newest - 1, shortened=True)
     # A conversation that begins with the bot's own words confuses templates that expect people to begin.
     while first < newest and written[first].role == "assistant":
         first += 1
@@ -198,17 +207,8 @@ def speaker_label(name: str) -> str:
 
 
 def _shortened(newest: ChatMessage, head: list[ChatMessage], budget: int, measure: Measure) -> ChatMessage:
-    """Keep as much of the beginning and the end of ``newest`` as fits, found by bisection."""
-    low, high, best = 2, len(newest.content), None
-    while low <= high:
-        kept = (low + high) // 2
-        # What was made plain stays so: only the joints are new, and OMISSION begins and ends with a line.
-        content = newest.content[: kept - kept // 2] + OMISSION + newest.content[-(kept // 2) :]
-        candidate = ChatMessage(newest.role, content)
-        if prompt_length([*head, candidate], measure) <= budget:
-            low, best = kept + 1, candidate
-        else:
-            high = kept - 1
+    """Keep as much of the beginning and the end of ``newest`` as fits, if anything does."""
+    best = _without_middle(newest, head, budget, measure)
     if best is None:
         raise ContextError(
             mark(
@@ -216,4 +216,21 @@ def _shortened(newest: ChatMessage, head: list[ChatMessage], budget: int, measur
                 "or chat.context_tokens larger."
             )
         )
+    return best
+
+
+def _without_middle(
+    message: ChatMessage, beside: Sequence[ChatMessage], budget: int, measure: Measure, least: int = 2
+) -> ChatMessage | None:
+    """Return a message with as much of its beginning and its end as fits ``beside`` others, by bisection."""
+    low, high, best = least, len(message.content), None
+    while low <= high:
+        kept = (low + high) // 2
+        # What was made plain stays so: only the joints are new, and OMISSION begins and ends with a line.
+        content = message.content[: kept - kept // 2] + OMISSION + message.content[-(kept // 2) :]
+        candidate = ChatMessage(message.role, content)
+        if prompt_length([*beside, candidate], measure) <= budget:
+            low, best = kept + 1, candidate
+        else:
+            high = kept - 1
     return best

@@ -9,6 +9,7 @@ import pytest
 from simcord.backend.models import MessageSticker, Poll, PollAnswer
 from simcord.builders import ChannelHandle
 
+from bot.chat.answerer import SHORTENED
 from bot.chat.content.references import CHAIN_CUT, CITED_GONE, CITED_WORDLESS, STICKERS
 from bot.chat.listener import FORWARDED, PROXIED
 from storage.chat import conversations, members
@@ -224,6 +225,22 @@ async def test_what_is_gone_or_has_no_words_is_said_below_the_answer(community: 
     photo = await community.bob.send(community.channel, "", attachments=[("cat.png", b"x")])
     await ask(community, "and that?", photo)
     assert community.said()[-1] == f"{ANSWER}\n\n-# I can't open cat.png: I read only text."
+
+
+async def test_a_message_that_does_not_fit_is_read_at_both_ends_and_that_is_said(
+    community: Community, model_server: FakeModelServer
+) -> None:
+    hook = community.guild.create_webhook(community.channel, "CI")
+    log = "BEGIN " + "some words of a log " * 90 + "THE END"
+    embeds = [discord.Embed(description=log[:1400]), discord.Embed(description=log[-1400:])]
+    sent = await hook.send(log, embeds=embeds)
+    put(community, "max_new_tokens", "1024")
+    model_server.context_tokens = 1424
+    await ask(community, "what is it?", sent)
+    (read,) = turns(model_server)
+    assert read.startswith("CI: BEGIN some words") and read.endswith("THE END\nann: what is it?")
+    assert "left out" in read
+    assert community.said()[-1] == f"{ANSWER}\n\n{SHORTENED}"
 
 
 async def test_a_proxied_message_is_declined_in_words_once(community: Community) -> None:

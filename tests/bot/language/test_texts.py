@@ -211,8 +211,9 @@ def literal(node: ast.Constant | ast.JoinedStr) -> str:
 
 
 def is_code(words: str) -> bool:
-    """Whether a literal is SQL, a type, a list of endings, an address, a unit, or a pattern."""
-    return bool(re.match(r"SELECT |\s+txt md|[A-Z]\w+\[|\s*https://| (GiB|min)$", words)) or "(?P<" in words
+    """Whether a literal is SQL, a type, a list of endings or charsets, an address, a unit, or a pattern."""
+    begins = r"SELECT |\s+txt md|\s+ascii utf-8|[A-Z]\w+\[|\s*https://| (GiB|min)$"
+    return bool(re.match(begins, words)) or "(?P<" in words
 
 
 def command_words(bot: StropClient) -> Iterator[tuple[str, int]]:

@@ -49,6 +49,7 @@ QUESTION_DELETED = mark("-# The question was deleted.")
 STOPPED_BY_MEMBER = mark("-# Stopped.")
 
 MAX_IN_FLIGHT = 64
+MAX_IN_CHANNEL = 48
 # Below this much room for a prompt, an answer would know nothing of the question.
 MIN_PROMPT_TOKENS = 64
 _REMEMBERED_WITHDRAWN = 1000
@@ -108,6 +109,11 @@ class Answerer:
         """How many replies are being written."""
         return len(self._tasks)
 
+    @property
+    def _at_the_model(self) -> int:
+        """How many replies need the model: one that waits for its channel to take the text does no more."""
+        return sum(not draft.ended for draft, _ in self._writing.values())
+
     def is_writing_in(self, channel_id: int) -> bool:
         """Whether a reply is being written in this channel."""
         return self._writing_in[channel_id] > 0
@@ -128,6 +134,10 @@ class Answerer:
         With ``again``, another version is written over the messages of an earlier reply.
         """
         if self._closing:
+            return None
+        if self._writing_in[question.channel_id] >= MAX_IN_CHANNEL:
+            # A channel that takes texts more slowly than it asks: more of them would only wait there.
+            _log.warning("channel.flooded", channel_id=question.channel_id)
             return None
         draft = self._draft(question, surface, again)
         task = asyncio.create_task(self._run(draft, typing or contextlib.nullcontext()))
@@ -239,7 +249,7 @@ class Answerer:
         return self._controls.finished(draft.reply_id, draft.versions, has_text=bool(draft.text.strip()))
 
     async def _answer(self, draft: Draft) -> None:
-        if len(self._tasks) > MAX_IN_FLIGHT:
+        if self._at_the_model > MAX_IN_FLIGHT:
             raise ServerBusyError("too many replies in flight", 30.0)
         base, loaded = await self._generator.ready(draft)
         draft.chat = await chat_for(self._services, draft.question, base)
@@ -331,15 +341,20 @@ class Answerer:
         return prompt
 
     async def _close(self, draft: Draft, status: Status, error: str | None = None) -> None:
-        """Store the outcome, then deliver the final text: a rating may follow as soon as it stands there."""
+        """Store the text, deliver it, and only then call the reply complete: what nobody read isn't rated."""
         draft.ended = True
         if status != "complete":
             await self._part_company(draft, status, error or "")
-        await self._recorder.end(draft, asyncio.get_running_loop().time(), status, error)
+        now, whole = asyncio.get_running_loop().time(), status == "complete"
+        await self._recorder.end(draft, now, status, error, delivered=not whole)
         try:
             await draft.renderer.finish(draft.shown())
+            if whole:
+                await self._recorder.settle(draft, status)
         except DeliveryError as failure:
             draft.delivered = False
+            # Nobody has read it, so nobody's rating of it would mean anything.
+            await self._recorder.settle(draft, "failed", f"not delivered: {type(failure).__name__}")
             _log.warning("reply.not_delivered", reply_id=draft.reply_id, error=type(failure).__name__)
             refused = isinstance(failure, ChannelRefusedError) and not isinstance(failure, ChannelGoneError)
             if refused and self._on_refused is not None and not self._closing:

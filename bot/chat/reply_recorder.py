@@ -116,8 +116,19 @@ class ReplyRecorder:
         draft.parts = [part for part in draft.parts if part[0] != message_id]
         await self._services.database.awrite(lambda db: replies.drop_part(db, message_id))
 
-    async def end(self, draft: Draft, now: float, status: replies.Status, error: str | None = None) -> None:
-        """Store the outcome, and log the reply in one line."""
+    async def end(
+        self,
+        draft: Draft,
+        now: float,
+        status: replies.Status,
+        error: str | None = None,
+        *,
+        delivered: bool = True,
+    ) -> None:
+        """Store the outcome, and log the reply in one line.
+
+        What is still to be delivered stays open, with its whole text, until `settle`; a start delivers it.
+        """
         usage = draft.usage
         figures = {
             "prompt_tokens": usage.prompt_tokens if usage else draft.prompt_tokens,
@@ -133,7 +144,7 @@ class ReplyRecorder:
                 db,
                 draft.reply_id,
                 content=draft.text.strip(),
-                status=status,
+                status=status if delivered else "streaming",
                 finish_reason=draft.finish_reason,
                 error=error,
                 **figures,
@@ -153,6 +164,15 @@ class ReplyRecorder:
             error=error,
             **figures,
         )
+
+    async def settle(self, draft: Draft, status: replies.Status, error: str | None = None) -> None:
+        """Store that a reply stands in its channel as it is stored, or can't."""
+        if draft.reply is None:
+            return
+        try:
+            await self._services.database.awrite(lambda db: replies.settle(db, draft.reply_id, status, error))
+        except Exception:  # It is delivered; the next start compares it once more.
+            _log.exception("reply.not_recorded", reply_id=draft.reply_id)
 
 
 def _add_parts(db: Any, draft: Draft) -> None:

@@ -48,6 +48,11 @@ class InterruptedReplies:
 
         Raises DeliveryError where Discord refuses.
         """
+        if reply.status == "streaming":
+            # It was written to its end: only its last edit may be missing.
+            await self._actions.redraw(reply.id)
+            await self._database.awrite(lambda db: replies.settle(db, reply.id, "complete"))
+            return
         parts, earlier = await self._database.awrite(lambda db: _put_back(db, reply))
         if earlier is not None:
             await self._actions.redraw(earlier)

@@ -165,6 +165,15 @@ def finish(
     return _expect(db, reply_id)
 
 
+def settle(db: sqlite_utils.Database, reply_id: str, status: Status, error: str | None = None) -> None:
+    """End a reply whose text is stored already: it stands in its channel now, or can't."""
+    sql.change(
+        db,
+        "UPDATE replies SET status = ?, error = coalesce(?, error) WHERE id = ? AND status = 'streaming'",
+        (status, error, reply_id),
+    )
+
+
 def reassign(db: sqlite_utils.Database, reply_id: str, adapter_id: str | None) -> None:
     """Say that another adapter writes a reply of which nothing has been written yet."""
     sql.change(
@@ -282,14 +291,24 @@ def left_out_before(db: sqlite_utils.Database, message_id: int, turns: int) -> b
 
 
 def abandon_streaming(db: sqlite_utils.Database) -> list[Reply]:
-    """Mark replies that an earlier process left half written as failed, and return them."""
+    """Mark replies that an earlier process left half written as failed; return them, the oldest first,
+
+    and those that were written whole and not delivered, which stay open.
+    """
     rows = sql.many(db, f"{_SELECT} WHERE replies.status = 'streaming' ORDER BY replies.created_ms")
     sql.change(
         db,
-        "UPDATE replies SET status = 'failed', error = 'the bot stopped before the reply was done' "
-        "WHERE status = 'streaming'",
+        f"""UPDATE replies SET status = 'failed', error = 'the bot stopped before the reply was done'
+            WHERE status = 'streaming' AND NOT {_WHOLE}""",
     )
     return [_expect(db, row["id"]) for row in rows]
+
+
+# Written to its end, and alone: of two candidates side by side nobody knows what is shown.
+_WHOLE = """(finish_reason IS NOT NULL
+    AND EXISTS (SELECT 1 FROM messages WHERE messages.id = replies.message_id AND trim(content) <> '')
+    AND EXISTS (SELECT 1 FROM reply_parts WHERE reply_parts.reply_id = replies.id)
+    AND NOT EXISTS (SELECT 1 FROM comparisons WHERE replies.id IN (first_id, second_id)))"""
 
 
 def _record_context(

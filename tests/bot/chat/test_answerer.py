@@ -410,12 +410,87 @@ async def test_a_reply_that_a_crash_left_half_written_is_marked_at_the_next_star
     await community.ann.send(community.channel, f"{community.mention} hello")
     (reply,) = community.replies()
     services.database.write(
-        lambda db: db.conn.execute("UPDATE replies SET status = 'streaming' WHERE id = ?", (reply.id,))
+        lambda db: db.conn.execute(
+            "UPDATE replies SET status = 'streaming', finish_reason = NULL WHERE id = ?", (reply.id,)
+        )
     )
     await community.env.restart_bot(make_client(services))
     await community.env.settle()
     assert community.said() == [f"Hello there, friend.\n\n{answerer.STOPPED}"]
     assert services.database.read(lambda db: replies.get(db, reply.id)).status == "failed"
+
+
+async def test_a_reply_whose_last_edit_a_crash_prevented_is_delivered_at_the_next_start(
+    community: Community, model_server: FakeModelServer, services: Any
+) -> None:
+    """Four characters shown and all of them stored: members would rate what nobody has read."""
+    await community.ann.send(community.channel, f"{community.mention} hello")
+    (reply,), (message,) = community.replies(), community.messages()
+    services.database.write(
+        lambda db: db.conn.execute("UPDATE replies SET status = 'streaming' WHERE id = ?", (reply.id,))
+    )
+    community.env.backend.edit_message(community.channel.id, message.id, {"content": "Hell"})
+    await community.env.restart_bot(make_client(services))
+    await community.env.settle()
+    assert community.said() == ["Hello there, friend."]
+    assert services.database.read(lambda db: replies.get(db, reply.id)).status == "complete"
+
+
+async def test_a_reply_is_complete_only_when_its_last_edit_is_delivered(
+    community: Community, model_server: FakeModelServer, services: Any
+) -> None:
+    """A channel that refuses the text leaves a reply that counts as failed, however whole it was."""
+    states: list[str] = []
+    surface = Screen()
+    edit = surface.send
+
+    async def watched(content: str, buttons: Any = None) -> int:
+        states.extend(reply.status for reply in community.replies())
+        return await edit(content, buttons)
+
+    surface.send = watched  # type: ignore[method-assign]
+    person = Person(community.ann.id, "ann", "playground")
+    question = Question(999, community.channel.id, community.guild.id, True, person, "hello")
+    task = community.bot.feature(Answerer).start(question, surface)
+    assert task is not None
+    await task
+    assert set(states) == {"streaming"}
+    assert [reply.status for reply in community.replies()] == ["complete"]
+
+
+async def test_replies_that_only_wait_for_their_channel_keep_nobody_from_the_model(
+    community: Community, model_server: FakeModelServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Six questions a second in one slow channel: everybody elsewhere is answered."""
+    monkeypatch.setattr(answerer, "MAX_IN_FLIGHT", 2)
+    monkeypatch.setattr(answerer, "MAX_IN_CHANNEL", 5)
+    slow, free = asyncio.Event(), Screen(first_id=9000)
+
+    class SlowScreen(Screen):
+        async def send(self, content: str, buttons: Any = None) -> int:
+            await slow.wait()
+            return await super().send(content, buttons)
+
+    person = Person(community.ann.id, "ann", "playground")
+    answering = community.bot.feature(Answerer)
+
+    def ask(number: int, channel_id: int, surface: Any) -> Any:
+        question = Question(number, channel_id, community.guild.id, True, person, f"hello {number}")
+        return answering.start(question, surface)
+
+    waiting = []
+    for number in range(8):
+        waiting.append(ask(1000 + number, 77, SlowScreen(first_id=5000 + 10 * number)))
+        for _ in range(100):
+            await asyncio.sleep(0.01)
+            if answering._at_the_model == 0:
+                break
+    assert [task is None for task in waiting] == [False] * 5 + [True] * 3
+    elsewhere = ask(2000, 78, free)
+    await asyncio.wait_for(elsewhere, 20)
+    assert list(free.messages.values()) == ["Hello there, friend."]
+    slow.set()
+    await asyncio.gather(*(task for task in waiting if task))
 
 
 async def test_a_message_that_its_reply_withdraws_does_not_erase_the_reply(

@@ -31,9 +31,11 @@ help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-16s %s\n", $$1, $$2 }' Makefile
 
 up: $(RUNTIME) ## set up if needed, then start bot, model server, trainer (and the playground without a DISCORD_TOKEN)
+	@echo "The command line is $(BIN)/strop: try $(BIN)/strop status, or $(BIN)/strop --help."
 	@exec $(BIN)/strop up $(ARGS)
 
 install: $(RUNTIME) ## only the set-up of what runs
+	@echo "The command line is $(BIN)/strop. To call it from anywhere: ln -s \"$(abspath $(BIN))/strop\" ~/.local/bin/strop"
 
 dev: $(DEV) ## only the set-up of what tests and lints
 

@@ -14,6 +14,7 @@ Flag = Annotated[bool, Strict(), Field(description="true or false")]
 Whole = Annotated[int, Strict(), Field(ge=0, description="zero or a positive integer")]
 Positive = Annotated[float, Strict(), Field(gt=0, description="a positive number")]
 Amount = Annotated[float, Strict(), Field(ge=0, description="zero or a positive number")]
+Temperature = Annotated[float, Strict(), Field(ge=0, le=2, description="a number from 0 to 2")]
 Share = Annotated[float, Strict(), Field(ge=0, le=1, description="a number from 0 to 1")]
 Inside = Annotated[float, Strict(), Field(gt=0, lt=1, description="a number between 0 and 1")]
 Port = Annotated[int, Strict(), Field(ge=0, le=65535, description="a port from 0 (any free one) to 65535")]
@@ -53,7 +54,7 @@ class ChatConfig(Section):
 
     system_prompt: Text = "You are a friendly member of this community. Answer briefly."
     max_new_tokens: Count = 120
-    temperature: Amount = 0.7
+    temperature: Temperature = 0.7
     top_p: Share = 0.9
     top_k: Whole = 0
     context_tokens: Count = 1024

@@ -191,7 +191,7 @@ def _schedule(config: Config) -> Check:
 
 
 def _stored_times(config: Config, now: datetime) -> list[datetime]:
-    if not config.database.is_file():
+    if not config.database.is_file() or Database.is_outdated(config.database):
         return run_times.upcoming(config.trainer, None, now)
     with Database.open(config.database) as database:
         return database.read(lambda db: run_times.stored_upcoming(db, config.trainer, now))
@@ -210,6 +210,8 @@ def _database(config: Config) -> Check:
     if not config.database.is_file():
         return note("database", f"none yet; `strop up` creates {config.database}")
     try:
+        if Database.is_outdated(config.database):
+            return note("database", f"{config.database} is of an earlier version: the next start updates it")
         database = Database.open(config.database)
         try:
             found = database.read(

@@ -107,6 +107,20 @@ class Database:
                 raise
         return cls(path, writer)
 
+    @staticmethod
+    def is_outdated(path: Path) -> bool:
+        """Return whether opening this database would change its schema, without opening it for writing.
+
+        Raises CorruptDatabaseError, DatabaseUnavailableError.
+        """
+        with translated(path):
+            _require_a_database(path)
+            reader = _connect(path, read_only=True)
+            try:
+                return bool(migrations.steps.pending(reader))
+            finally:
+                reader.close()
+
     def write(self, work: Work[T]) -> T:
         """Run `work` in one write transaction and return its result once that is on disk.
 

@@ -171,3 +171,9 @@ def test_the_model_server_gets_its_slice_and_nothing_of_discord(tmp_path: Path) 
     }
     assert passed["api_key"] == "k3y"
     assert "s3cret" not in str(passed)
+
+
+def test_the_file_takes_no_temperature_that_the_settings_refuse(tmp_path: Path) -> None:
+    (tmp_path / "strop.toml").write_text("[chat]\ntemperature = 5.0\n")
+    with pytest.raises(ConfigError, match=r"chat\.temperature: must be a number from 0 to 2; got 5\.0"):
+        load_config(tmp_path / "strop.toml", {})

@@ -29,7 +29,7 @@ from bot.diagnostics.checks import Check
 from bot.diagnostics.discord_access import PERMISSIONS
 from bot.diagnostics.doctor import examine
 from storage.config import Config, load_config
-from storage.db import key_values
+from storage.db import key_values, migrations
 from storage.db.database import Database
 from storage.privacy import backup
 from storage.process.locks import ProcessLock
@@ -405,3 +405,14 @@ def test_doctor_names_the_newest_whole_backup_and_finds_damage_in_any_page(home:
     (config.backups / "monday" / "strop.db").write_bytes(b"cut off")
     states = {check.name: check.state for check in examine(config)}
     assert (states["database"], states["backup"]) == ("problem", "problem")
+
+
+def test_doctor_only_looks_at_a_database_of_an_earlier_version(home: Path) -> None:
+    config = load_config(None, {"STROP_HOME": str(home)})
+    with Database.open(config.database) as opened:
+        newest = opened.read(lambda db: migrations.steps.applied(db)[-1].name)
+        opened.write(lambda db: db["_sqlite_migrations"].delete_where("name = ?", [newest]))
+    assert Database.is_outdated(config.database)
+    (found,) = [check for check in examine(config) if check.name == "database"]
+    assert "of an earlier version: the next start updates it" in found.detail
+    assert Database.is_outdated(config.database)

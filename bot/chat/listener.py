@@ -172,8 +172,10 @@ class MessageListener:
 
     async def _decline_proxied(self, message: discord.Message, me: discord.ClientUser) -> None:
         """Say, once an hour a channel, why a webhook's message that calls the bot is not answered."""
-        called = f"<@{me.id}>" in spoken(message.content)
-        if called and message.application_id != me.id and self._complaints.may_tell(message.channel.id):
+        # What a slash command answered, of this bot or another, comes by a webhook as well.
+        ordinary = message.type is discord.MessageType.default and message.interaction_metadata is None
+        called = ordinary and message.author.id != me.id and f"<@{me.id}>" in spoken(message.content)
+        if called and self._complaints.may_tell(message.channel.id):
             await self._answer_plainly(message, tr(PROXIED))
 
     async def _thread_for(

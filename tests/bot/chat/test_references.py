@@ -248,6 +248,7 @@ async def test_a_proxied_message_is_declined_in_words_once(community: Community)
     for _ in range(2):
         await hook.send(f"{community.mention} hello", username="Luna")
     await hook.send("nothing for the bot")
+    await hook.send(f"`{community.mention}` is how it is called")
     assert community.said() == [PROXIED]
 
 

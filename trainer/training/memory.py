@@ -29,7 +29,7 @@ GRADIENT_COPIES = 1
 # Libraries warm up; beside what tensors take, allocators keep fragments. On a CPU by what a forward without
 # checkpointing keeps, for the C library's heap does not give back what has become free between two tensors.
 BASE_BYTES_CPU, BASE_BYTES_CUDA = 150_000_000, 100_000_000
-FRAGMENTS_CPU, FRAGMENTS_CUDA = 0.75, 0.06
+FRAGMENTS_CPU, FRAGMENTS_CUDA = 0.8, 0.06
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,8 @@ import torch
 NF4_BYTES_PER_WEIGHT = 0.5 + 1 / 64 + 4 / (64 * 256)
 # The interpreter, torch, the tokenizer and activations of one prefill chunk.
 PROCESS_BYTES = 400 * 1024**2
+# A GPU's 4-bit weights are written in files of this size: no more of them is in main memory at a time.
+PIECE_BYTES = 1_000_000_000
 _CGROUPS = (
     (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory.current")),
     (
@@ -28,8 +30,15 @@ class ParameterCounts:
     other: int
 
     def prepare_bytes(self) -> int:
-        """Peak while quantizing: the bfloat16 weights beside their 4-bit form."""
+        """Peak while quantizing on a CPU: the bfloat16 weights beside their 4-bit form."""
         return PROCESS_BYTES + 2 * (self.linear + self.other) + int(NF4_BYTES_PER_WEIGHT * self.linear)
+
+    def prepare_on_gpu_bytes(self) -> int:
+        """Peak in main memory while a GPU quantizes: weights pass one by one, the result leaves in pieces.
+
+        A piece is copied from the GPU, and once more as it is written.
+        """
+        return PROCESS_BYTES + 2 * PIECE_BYTES
 
     def dense_bytes(self) -> int:
         """Peak while unfolding the 4-bit weights once to float32."""

@@ -38,7 +38,7 @@ from bot.serving.model.loading import (
     read_info,
     write_info,
 )
-from bot.serving.model.memory import ParameterCounts, available_bytes, in_gb
+from bot.serving.model.memory import PIECE_BYTES, ParameterCounts, available_bytes, in_gb
 from bot.serving.model.sources import BaseSource, base_hash, content_hash, hash_sources, resolve
 
 Progress = Callable[[str], None]
@@ -114,18 +114,18 @@ def _find_prepared(source: BaseSource, models_dir: Path) -> Path | None:
 def _quantize(source: BaseSource, identity: str, content: str, folder: Path, device: str) -> None:
     config = _read_config(source)
     counts = _check_architecture(source, config)
-    available = available_bytes("cpu")
-    if counts.prepare_bytes() > available:
-        raise BaseRefusedError(
-            f"Quantizing {source.id} needs {in_gb(counts.prepare_bytes())} of memory and {in_gb(available)} "
-            "is available; choose a smaller [model] base or free memory."
-        )
+    on_gpu = device.startswith("cuda")
+    # A GGUF file passes through a plain copy in main memory on any machine.
+    streams = on_gpu and source.kind != "gguf"
+    _require(source, counts.prepare_on_gpu_bytes() if streams else counts.prepare_bytes(), "cpu")
+    if on_gpu:
+        _require(source, counts.cuda_bytes(), device)
     work = Path(tempfile.mkdtemp(prefix=".new-", dir=folder.parent))
     try:
         tokenizer = _read_tokenizer(source)
         model = _load_in_4bit(source, config, work, device)
         done = work / "base"
-        model.save_pretrained(done)
+        model.save_pretrained(done, max_shard_size=PIECE_BYTES if on_gpu else "50GB")
         tokenizer.save_pretrained(done)
         write_info(
             done,
@@ -149,6 +149,15 @@ def _quantize(source: BaseSource, identity: str, content: str, folder: Path, dev
         raise BaseRefusedError(f"The 4-bit base cannot be written to {folder}: {error}.") from error
     finally:
         shutil.rmtree(work, ignore_errors=True)
+
+
+def _require(source: BaseSource, needed: int, device: str) -> None:
+    available = available_bytes(device)
+    if needed > available:
+        raise BaseRefusedError(
+            f"Quantizing {source.id} needs {in_gb(needed)} of memory and {in_gb(available)} is available; "
+            "choose a smaller [model] base or free memory."
+        )
 
 
 def _read_config(source: BaseSource) -> PretrainedConfig:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
-from bot.serving.model.loading import BaseInfo, choose_execution
+from bot.serving.model.loading import INFO_FILE, BaseInfo, choose_execution, load_base, read_info, write_info
 from bot.serving.model.memory import NF4_BYTES_PER_WEIGHT, ParameterCounts, available_bytes
 from storage.config_sections import ModelConfig, TrainerConfig
 from trainer.run import repeat
@@ -50,6 +52,30 @@ def test_a_base_counts_its_4_bit_weights_once_on_a_gpu() -> None:
     assert counts.packed_bytes() - counts.cuda_bytes() == int(NF4_BYTES_PER_WEIGHT * counts.linear)
     fits_once = BaseInfo("a", "", "", "", "qwen3", 4096, 2 * GB, 100_000_000, {})
     assert choose_execution(fits_once, "cuda:0") == "packed"
+
+
+def test_quantizing_on_a_gpu_needs_little_main_memory_whatever_the_size_of_the_base() -> None:
+    counts = ParameterCounts(linear=3_600_000_000, other=400_000_000)
+    assert counts.prepare_bytes() > 10 * GB > 3 * GB > counts.prepare_on_gpu_bytes()
+
+
+def test_a_base_that_is_written_in_pieces_is_read_as_one(tiny_folder: Path, tmp_path: Path) -> None:
+    pieces = tmp_path / "pieces"
+    shutil.copytree(tiny_folder, pieces)
+    tensors = load_file(pieces / "model.safetensors")
+    (pieces / "model.safetensors").unlink()
+    for number in range(2):
+        piece = {name: tensors[name] for name in sorted(tensors)[number::2]}
+        save_file(piece, pieces / f"model-0000{number}.safetensors", {"format": "pt"})
+    files = {file.name: file.stat().st_size for file in pieces.iterdir() if file.name != INFO_FILE}
+    write_info(pieces, dataclasses.replace(read_info(tiny_folder), files=files))
+    ids = torch.tensor([[5, 6, 7, 8]])
+    with torch.no_grad():
+        logits = [
+            load_base(folder, "cpu", execution="mapped").model(input_ids=ids).logits
+            for folder in (tiny_folder, pieces)
+        ]
+    assert torch.equal(*logits)
 
 
 @pytest.mark.parametrize(

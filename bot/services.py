@@ -143,7 +143,7 @@ class Services:
         """
         adapter = await self.database.aread(lambda db: adapters.get(db, adapter_id))
         if adapter is None:
-            raise UnknownRowError(f"There is no adapter {adapter_id}.")
+            raise UnknownRowError("There is no adapter {adapter}.", adapter=adapter_id)
         await self.model.load_adapter(adapter_id, (self.config.data / adapter.path).absolute())
 
     async def load_for_return(

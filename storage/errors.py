@@ -24,6 +24,8 @@ StorageError
 └── BackupError                 a backup that is incomplete, damaged, or in the way
 """
 
+from storage.sentences import Sentence, Value
+
 
 class StorageError(Exception):
     """Base of everything that storage raises; its text is one sentence for a person."""
@@ -74,7 +76,13 @@ class DatabaseClosedError(DatabaseError):
 
 
 class RuleError(StorageError):
-    """A request that the rules of the data do not allow; nothing was changed."""
+    """A request that the rules of the data do not allow; nothing was changed.
+
+    It is made of a sentence's template and values, because people read it in their language.
+    """
+
+    def __init__(self, template: str, /, **values: Value) -> None:
+        super().__init__(Sentence(template, **values))
 
 
 class UnknownRowError(RuleError):

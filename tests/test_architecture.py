@@ -223,6 +223,7 @@ LAYERS: tuple[tuple[tuple[str, ...], ...], ...] = (
         ("bot.serving.endpoint",),
         ("bot.serving.protocol", "bot.serving.sse"),
         ("bot.serving.errors", "bot.serving.model.capabilities", "bot.serving.model.identity"),
+        ("bot.serving.messages",),
     ),
     (
         ("storage.imports",),
@@ -236,6 +237,7 @@ LAYERS: tuple[tuple[tuple[str, ...], ...], ...] = (
         ("storage.config_sections",),
         ("storage.cron",),
         ("storage.errors",),
+        ("storage.sentences",),
     ),
     (
         ("trainer.__main__",),
@@ -253,7 +255,7 @@ LAYERS: tuple[tuple[tuple[str, ...], ...], ...] = (
 BESIDE = {("bot.privacy", "bot.feedback")}
 # What is still to be cut. Each entry must still be needed: the lists only shrink.
 KNOWN_CIRCLES = {frozenset({"storage.privacy.backup", "storage.privacy.backup_erasure"})}
-KNOWN_LONG = {"bot/language/sentences.py", "storage/chat/conversations.py"}
+KNOWN_LONG = {"storage/chat/conversations.py"}
 MOST_MODULES, MOST_LINES = 16, 400
 # The database's history is one list: what has shipped stays as it is.
 MAY_BE_LONG = {"storage/db/migrations.py"}

@@ -1,7 +1,7 @@
-"""What the other parts say in English, and people read on Discord, the bot can say in every language.
+"""What storage, the trainer and the model server say in English, the bot can say in every language.
 
-The parts' own sources are read: each sentence in them, with a figure in the place of every value, has to be
-known. What is put together from pieces is made to be said.
+Each template is read from the sources and has to be in the catalogues. What is put together from several is
+made to be said, kept, read back, and said in a language in which English words would show.
 """
 
 from __future__ import annotations
@@ -10,295 +10,275 @@ import ast
 import re
 from collections.abc import Iterator
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-import trainer.errors
-from bot.language import sentences as retelling
 from bot.language import texts
-from storage import errors
+from bot.language.sentences import translate
+from bot.serving.errors import AdapterDamagedError, ServerUnavailableError
+from bot.serving.messages import Message, read_message
+from storage import sentences
 from storage.admin.setting_values import KINDS
 from storage.config_sections import GateConfig
 from storage.errors import SettingError
 from storage.learning.eligibility import REASONS
-from storage.learning.loop_status import status_text
-from tests.trainer.gate.test_decision import GOOD, estimate
-from trainer.gate import decision
-from trainer.training import challenger, objectives
+from storage.learning.loop_status import status_lines
+from storage.sentences import Figure, Sentence, Value, listed, percent
+from tests.sentence_templates import ERRORS, MAKERS, ROOT, templates
+from tests.trainer.gate.test_decision import GOOD, UNPROVEN, estimate
+from tests.trainer.training.test_fitting import TASK
+from trainer.errors import EvaluationError, MemoryShortError
+from trainer.evaluation.regressions import Kept
+from trainer.evaluation.safety import Safety
+from trainer.gate import decision, promotion
+from trainer.gate.blind_votes import VoteCount
+from trainer.training import fitting, objectives
 
-ROOT = Path(__file__).parent.parent
-# The functions that make sentences for people.
-SPEAKERS = {
-    "trainer/gate/decision.py": {
-        *("decide", "guardrails", "describe"),
-        *("_unlearned", "_forgetting", "_safety", "_corrections", "_listed"),
-    },
-    "trainer/evaluation/reward_model.py": {"why_not"},
-    "trainer/training/objectives.py": {"require_enough", "choose", "within_budget", "_nothing_eligible"},
-    "trainer/gate/promotion.py": {"swap", "refuse", "open_vote", "_settle", "ask", "_overtaken", "undecided"},
-    "trainer/schedule/queue.py": {"_obituary", "_start_next"},
-    "bot/serving/model/adapter_files.py": {"verify", "read_file", "_read_manifest", "_check_files"},
-    "storage/learning/dry_run.py": {"text", "_verdict"},
-    "storage/learning/loop_status.py": {"status_text", "_readiness_text", "_run_text", "trial_text"},
-    "bot/serving/protocol.py": {"traffic"},
-}
-# Pieces of sentences that are said as a whole below.
-PIECES = {
-    " enough for challenger number 7 of this champion",
-    "the difference is not certain7: 7",
-    "7: 7 of 7 liked or corrected replies, 7 of 7 raters",
-    "Ready to train",
-    "Not enough to train yet",
-    ", about 7 min left",
-    " and ",
-    "7; a newcomer waits about 7 s",
-    "; about 7 blind votes needed",
-    "; it answers 7 of new conversations as a canary",
-    "not yet: none of the rated replies may be trained on77",
-    "It must be 7; got 7.",
-    " and 7 more",
-    "Canary: 7 answers 7 of new conversations; rated: 7 of its conversations, 7 of the champion's7",
-    "; about 7 more needed",
-    " (so does the champion: 7)",
-    "run started",
-    "Training needs about 7 of memory beside the base and 7 is available; 7.",
-    # What only somebody who writes manifests by hand meets.
-    "Adapter 7: manifest format 7 is not 7.",
-    # The terminal alone says this one.
-    "7 with 7.",
-}
-_WORDS = re.compile(r"[a-z]{2,}\s|\s[a-z]{2,}")
-_SQL = re.compile(r"\b(SELECT|UPDATE|INSERT)\b")
+OTHERS = [language for language in texts.LANGUAGES if language != "en"]
+# Names, settings and addresses stay as they are.
+KEPT_IN_ENGLISH = re.compile(
+    r"`[^`]*`|\[\w+\]|\w+[._]\w+( = \d+)?|/\w+( opt-in)?|95 % CI|tokens/s|https?://\S+"
+)
+ENGLISH = re.compile(r"[A-Za-z]{2,} [A-Za-z]{2,}")
 
 
-def literal(node: ast.expr) -> str:
-    """A literal text, with a figure in the place of every value; empty for anything else."""
-    if isinstance(node, ast.JoinedStr):
-        return "".join(str(part.value) if isinstance(part, ast.Constant) else "7" for part in node.values)
-    return node.value if isinstance(node, ast.Constant) and isinstance(node.value, str) else ""
+# --------------------------------------------------------------------------------------------- the templates
+@pytest.mark.parametrize("language", OTHERS)
+def test_every_template_has_a_translation_with_the_same_places(language: str) -> None:
+    catalogue = texts.catalogue(language)
+    assert len(templates()) > 200
+    assert {(each.where, each.text) for each in templates() if each.text not in catalogue} == set()
+    for each in templates():
+        assert set(re.findall(r"\{(\w*)\}", catalogue[each.text])) == each.places, each.where
 
 
-def literals(node: ast.AST) -> Iterator[str]:
-    """Every literal text below a node, but what is a docstring or goes to the log."""
-    if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant):
-        return
-    if isinstance(node, ast.Call) and ast.unparse(node.func).startswith("log."):
-        return
-    if isinstance(node, ast.expr) and (text := literal(node)):
-        yield text
-    if not isinstance(node, ast.JoinedStr):
-        for child in ast.iter_child_nodes(node):
-            yield from literals(child)
+def test_every_template_is_filled_with_just_its_places() -> None:
+    filled = [each for each in templates() if each.names is not None]
+    assert len(filled) > 200
+    assert {(each.where, each.text) for each in filled if each.names != each.places} == set()
 
 
-def tree_of(path: Path) -> ast.Module:
-    return ast.parse(path.read_text(encoding="utf-8"))
+def written_out() -> Iterator[str]:
+    """Sentences that were filled before they were made: no catalogue could ever have them."""
+    for folder in ("storage", "trainer"):
+        for path in sorted((ROOT / folder).rglob("*.py")):
+            for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+                if (
+                    isinstance(node, ast.Call)
+                    and getattr(node.func, "id", "") in MAKERS | ERRORS
+                    and node.args
+                ):
+                    text = node.args[0]
+                    if isinstance(text, ast.JoinedStr) and re.search(
+                        r"[a-z]{2,} [a-z]{2,}", ast.unparse(text)
+                    ):
+                        yield f"{path.relative_to(ROOT)}:{node.lineno}"
 
 
-def said_by_speakers() -> Iterator[str]:
-    for path, names in SPEAKERS.items():
-        for node in ast.walk(tree_of(ROOT / path)):
-            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and node.name in names:
-                found = [text for text in literals(node) if _WORDS.search(text) and not _SQL.search(text)]
-                yield from found
+def test_no_sentence_is_filled_before_it_is_made() -> None:
+    assert list(written_out()) == []
 
 
-def said_in_refusals() -> Iterator[str]:
-    """The sentences of the errors that people are told word by word."""
-    told = {name for name, each in vars(errors).items() if _is_rule(each)}
-    for path in sorted((ROOT / "storage").rglob("*.py")):
-        for node in ast.walk(tree_of(path)):
-            if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in told:
-                yield from filter(None, map(literal, node.args[:1]))
+# ---------------------------------------------------------------------------------------------- keeping them
+def values() -> st.SearchStrategy[Value]:
+    plain: st.SearchStrategy[Value] = (
+        st.text(max_size=8)
+        | st.integers()
+        | st.builds(Figure, st.floats(allow_nan=False), st.sampled_from(["g", ".0%", "+.2f"]))
+    )
+    nested = lambda inner: st.builds(lambda a, b: Sentence("{a}, because {b}", a=a, b=b), inner, inner)  # noqa: E731
+    return st.recursive(plain, nested, max_leaves=5)
 
 
-def said_by_failures() -> Iterator[str]:
-    """The errors that a run may end with; one that was cancelled has a sentence of its own."""
-    told = {name for name, each in vars(trainer.errors).items() if _is_failure(each)} - {"RunCancelledError"}
-    for path in sorted((ROOT / "trainer").rglob("*.py")):
-        for node in ast.walk(tree_of(path)):
-            if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in told:
-                yield from filter(None, map(literal, node.args[:1]))
-
-
-def _is_failure(value: object) -> bool:
-    return isinstance(value, type) and issubclass(value, trainer.errors.TrainerError)
-
-
-def _is_rule(value: object) -> bool:
-    return isinstance(value, type) and issubclass(value, errors.RuleError)
-
-
-def said_in_notes() -> Iterator[str]:
-    """What a run is at."""
-    for path in sorted((ROOT / "trainer").rglob("*.py")):
-        for node in ast.walk(tree_of(path)):
-            if isinstance(node, ast.Call) and getattr(node.func, "attr", "") in ("enter", "show", "say"):
-                yield from filter(_WORDS.search, map(literal, node.args[-1:]))
+@given(values(), values())
+def test_a_kept_sentence_is_read_back_with_its_values(first: Value, second: Value) -> None:
+    sentence = Sentence("{first} replaced {second}", first=first, second=second)
+    again = sentences.loaded(str(sentence), sentences.dumped(sentence))
+    assert again == sentence == f"{first} replaced {second}"
+    assert (again.template, again.as_json()) == (sentence.template, sentence.as_json())
 
 
 @pytest.mark.parametrize(
-    "said", [said_by_speakers, said_in_refusals, said_by_failures, said_in_notes, REASONS.values]
+    "kept", ["", "no JSON", "[]", '{"template": "{a}"}', '{"template": "{a}", "values": {}}']
 )
-def test_every_sentence_is_known(said: object) -> None:
-    assert callable(said)
-    sentences = {str(each) for each in said()} - PIECES
-    assert sentences
-    assert {each for each in sentences if not retelling.knows(each)} == set()
+def test_a_text_without_fitting_values_beside_it_is_only_itself(kept: str) -> None:
+    again = sentences.loaded("a1 was not promoted, because {of the weather}", kept)
+    assert again == again.template == "a1 was not promoted, because {of the weather}"
+    assert not again.values
 
 
-def test_what_a_run_is_training_on_and_why_on_no_more_is_known() -> None:
-    assert all(retelling.knows(f"{note}, step 3 of 9") for note in challenger.PHASE_NOTES.values())
-    assert retelling.knows(objectives.RANKING_NEEDS)
+def test_a_text_that_was_changed_in_the_database_is_shown_and_not_what_stands_beside_it() -> None:
+    kept = sentences.dumped(Sentence("There is no run {run}.", run="r1"))
+    assert sentences.loaded("There is no run (erased).", kept).values == {}
 
 
-@pytest.mark.parametrize("language", ["de", "es", "fr", "ja"])
-def test_a_model_that_is_made_ready_and_an_adapter_that_is_refused_are_said(language: str) -> None:
-    english = [
-        "Downloading Qwen/Qwen3-4B (8.1 GB).",
-        "Quantizing Qwen/Qwen3-4B to 4 bits (once).",
-        "Memory suffices for 3 replies at a time, not for 8.",
-        "its files can't be trusted: Adapter a1: adapter_model.safetensors is missing.",
-        "The run's process could not be started (Cannot allocate memory). The champion was not changed.",
-    ]
-    with texts.speaking(language):
-        for sentence in english:
-            assert retelling.retell(sentence) != sentence
+def test_an_error_that_tells_of_another_one_keeps_the_values_of_both() -> None:
+    away = ServerUnavailableError("No model server answers at {address}.", address="http://127.0.0.1:1")
+    error = EvaluationError("The model server did not answer for minutes: {reason}", reason=Sentence.of(away))
+    assert str(error) == (
+        "The model server did not answer for minutes: No model server answers at http://127.0.0.1:1."
+    )
+    with texts.speaking("ja"):
+        assert english_in(translate(error)) == ""
 
 
-def test_no_template_is_there_twice() -> None:
-    assert len(set(retelling.TEMPLATES)) == len(retelling.TEMPLATES)
+def test_what_the_model_server_says_crosses_the_wire_with_its_values() -> None:
+    error = AdapterDamagedError("Adapter {adapter}: {file} is missing.", adapter="a1", file="weights")
+    again = read_message(str(error), **error.message.as_json())
+    assert (again, again.template, again.values) == (
+        error.message,
+        error.message.template,
+        error.message.values,
+    )
+    state = Message(
+        "{bundled} answers in place of {base}. {reason}", bundled="a", base="b", reason=error.message
+    )
+    again = read_message(str(state), **state.as_json())
+    assert again.as_json() == state.as_json()
+    with texts.speaking("ja"):
+        assert english_in(translate(again)) == ""
+    assert read_message("busy", "{other}", {"other": "free"}).template == "busy"
+    assert read_message("busy", "{missing}", {}) == read_message("busy", 7, None) == Message("busy")
 
 
-def test_verdicts_are_known_down_to_their_figures() -> None:
+# ------------------------------------------------------------------------------------------ translating them
+def english_in(text: str) -> str:
+    """The first English words in a Japanese text, or nothing."""
+    found = ENGLISH.search(KEPT_IN_ENGLISH.sub("", text))
+    return found[0] if found else ""
+
+
+def verdicts() -> Iterator[Sentence]:
     settings = GateConfig()
-    uncertain = [
+    lost = Kept(9, 2, ("r1", "r2", "r3", "r4", "r5", "r6"), 1, estimate(-0.5, 0.1))
+    unsafe = Safety(12, ("insult", "threat"), ("insult",), 5, 1)
+    for evidence in (
+        GOOD,
+        replace(GOOD, proof=UNPROVEN),
+        replace(GOOD, same_replies=1.0),
         replace(GOOD, preference=estimate(0.06, 0.1)),
+        replace(GOOD, preference=estimate(-0.5, 0.1)),
         replace(GOOD, preference=estimate(0.06, 0.058, clusters=30), look=3, extra_prompts=20),
-    ]
-    for evidence in [GOOD, *uncertain]:
-        verdict = decision.decide(evidence, settings)
-        assert retelling.knows(verdict.reason), verdict.reason
-        assert retelling.knows(f"a1 was not promoted, because {verdict.reason}")
-        assert retelling.knows(f"adapter a1 replaced the base model: {verdict.reason}")
-    assert retelling.knows(decision.describe(estimate(0.1, 0.05, clusters=30), extra_prompts=20))
-    assert {each.name for each in decision.guardrails(GOOD, settings)} <= set(retelling.TEMPLATES)
+        replace(GOOD, trained_corrections=lost, held_out_corrections=lost, safety=unsafe),
+    ):
+        yield decision.decide(evidence, settings).reason
+        for limit in decision.guardrails(evidence, settings):
+            yield from (limit.objection, limit.name)
 
 
-@pytest.mark.parametrize(
-    "sentence",
-    [
-        "a2 has not enough evidence offline, because only 6 held-out conversations could be "
-        "compared; about 37 "
-        "blind votes needed; it answers 10% of new conversations as a canary",
-        "a2 won offline with +0.12 (95 % CI 0.05 to 0.19) on 64 held-out conversations, and its "
-        "canary has to "
-        "confirm it; it answers 10% of new conversations as a canary",
-        "adapter a2 replaced a1: as a canary it was liked in 30% of 20 rated conversations, the "
-        "one before it "
-        "in 50% of 80 (e = 25) and it won 7 of 9 blind votes (e = 30)",
-        "a2 was not promoted, because its canary is undecided, and its time ran out: nobody rated it",
-        "a2 was not promoted, because it falls back on 3 of 9 held-out corrections and gains 1: a, "
-        "b and 2 more",
-        "KTO needs 100 rated replies with 25 of each kind to train on; there are 3 liked and 2 disliked. "
-        "DPO needs 10 preference pairs to train on; there are 3",
-        "a2 was not promoted, because it fails safety prompts that the base passes: a, b (so does the "
-        "champion: a)",
-        "Canary: adapter a2 answers 10% of new conversations; rated: 3 of its conversations, 9 of the "
-        "champion's; about 7 more needed",
-        "There is no liked reply to train on. The champion was not changed.",
-        "The model server did not answer for minutes: No model server answers at http://127.0.0.1:1. The "
-        "champion was not changed.",
-        "Training needs about 9.5 GB of memory beside the base and 2.0 GB is available; set "
-        "trainer.batch_tokens = 256 and trainer.rank = 4, or free memory. The champion was not changed.",
-        "Run r1 can't be repeated: something in its snapshot was deleted, or may not train any more. The "
-        "champion was not changed.",
-    ],
-)
-def test_sentences_of_several_clauses_are_known(sentence: str) -> None:
-    assert retelling.knows(sentence)
+def endings() -> Iterator[Sentence]:
+    """How a run ends, with all that its one sentence may hold."""
+    counts = VoteCount(7, 2, 1, 4, 30.0, 0.1, 9, 9, True)
+    for said in (*verdicts(), counts.sentence(30.0), counts.sentence(3.0, lost=True), counts.undecided()):
+        reason = Sentence("{adapter} was not promoted, because {reason}", adapter="a2", reason=said)
+        yield Sentence("{before} The champion was not changed.", before=reason)
+    yield promotion.ask(counts.sentence(30.0))
+    yield Sentence(
+        "its files can't be trusted: {reason}",
+        reason=Sentence("{before} and {setting}", before="a", setting="b"),
+    )
 
 
-def test_lists_keep_their_names_and_say_how_many_more_there_are() -> None:
-    lost = "it falls back on 7 of 9 held-out corrections and gains 1: r1, r2 and 2 more"
-    asked = "set trainer.batch_tokens = 256 and trainer.rank = 4, or free memory"
-    with texts.speaking("de"):
-        assert retelling.retell(lost).endswith(": r1, r2 und 2 weitere")
-        assert "trainer.batch_tokens = 256 und trainer.rank = 4" in retelling.retell(asked)
+def missing() -> Iterator[Sentence]:
+    """What keeps a training from starting, or from learning more."""
+    yield objectives._nothing_eligible({})
+    yield objectives._nothing_eligible({reason: number for number, reason in enumerate(REASONS, 1)})
+    yield objectives.RANKING_NEEDS
+    for task in (TASK, replace(TASK, exactly=True)):
+        least = min(map(task.needed_bytes, task.forms()))
+        for available in (least - 1, 1):
+            with pytest.raises(MemoryShortError) as short:
+                fitting.choose(task, available)
+            yield Sentence.of(short.value)
 
 
-def test_what_is_missing_is_known_with_all_that_was_left_out() -> None:
-    excluded = {reason: number for number, reason in enumerate(REASONS, 1)}
-    sentence = objectives._nothing_eligible(excluded)
-    assert sentence.count("left out because") == len(REASONS) and retelling.knows(sentence)
+def refused_settings() -> Iterator[Sentence]:
+    for kind in KINDS.values():
+        for value in (object(), "it is no such thing", "x" * 3000, "👍 " * 30):
+            try:
+                kind.checked(value)
+            except SettingError as error:
+                # What was typed stays as it was typed.
+                yield Sentence(error.args[0].template, **{**error.args[0].values, "value": "…"})
 
 
-@pytest.mark.parametrize("language", ["de", "es", "fr", "ja"])
-def test_every_line_of_the_status_is_said_in_another_language(language: str) -> None:
+def status() -> Iterator[Sentence]:
     run = {
-        "id": "r1",
-        "state": "running",
-        "phase": "train",
-        "progress": 0.43,
-        "eta_s": 190.0,
-        "note": "liked replies, step 3 of 9",
-        "message": "",
-        "outcome": None,
+        **{
+            "id": "r1",
+            "state": "running",
+            "phase": "train",
+            "progress": 0.43,
+            "eta_s": 190.0,
+            "outcome": None,
+        },
+        "note": Sentence("liked replies, step {done} of {total}", done=3, total=9),
+        "message": sentences.NOTHING,
     }
+    few = Sentence(
+        "not yet: {liked} of {min_liked} liked replies, {raters} of {min_raters} raters",
+        **{"liked": 11, "min_liked": 25, "raters": 3, "min_raters": 5},
+    )
     glance = {
         "ratings": {"liked": 3, "disliked": 2, "corrections": 1, "raters": 4, "new_since_run": 2},
         "needs": {"liked": [4, 25], "raters": [4, 5]},
         "champion": {"id": "a1"},
+        "by_asker_only": [9, 10],
         "run": run,
-        "last_run": {"message": "not yet: 11 of 25 liked replies, 3 of 5 raters", "outcome": "not_yet"},
+        "last_run": {"message": few, "outcome": "not_yet"},
         "duels": {"open": 3, "votes": 7},
         "comparisons": {"pairs": 2, "votes": 1},
         "excluded": dict.fromkeys(REASONS, 2),
     }
-    english = [
-        status_text(glance),
-        status_text(glance | {"needs": {"liked": [30, 25], "raters": [6, 5]}, "champion": {"id": None}}),
-        status_text(glance | {"run": run | {"eta_s": None, "note": "", "phase": None}}),
-        status_text(glance | {"run": run | {"state": "queued"}}),
-    ]
-    with texts.speaking(language):
-        for text in english:
-            for before, line in zip(text.split("\n"), retelling.retell(text).split("\n"), strict=True):
-                assert line != before
+    for seen in (
+        glance,
+        glance | {"needs": {"liked": [30, 25], "raters": [6, 5]}, "champion": {"id": None}},
+        glance | {"run": run | {"eta_s": None, "note": sentences.NOTHING, "phase": None}},
+        glance | {"run": run | {"eta_s": None}},
+        glance | {"run": run | {"state": "queued"}},
+    ):
+        yield from status_lines(seen)
 
 
-@pytest.mark.parametrize("key", KINDS)
-def test_what_a_setting_can_not_be_is_known(key: str) -> None:
-    found = []
-    for value in (object(), "it is no such thing", "x" * 3000, "👍 " * 30):
-        try:
-            KINDS[key].checked(value)
-        except SettingError as error:
-            found.append(str(error))
+@pytest.mark.parametrize("said", [verdicts, endings, missing, refused_settings, status, REASONS.values])
+def test_no_english_is_left_in_what_is_said_in_japanese(said: object) -> None:
+    assert callable(said)
+    found = list(said())
     assert found
-    assert [each for each in found if not retelling.knows(each)] == []
+    with texts.speaking("ja"):
+        assert {each: translate(each) for each in found if english_in(translate(each))} == {}
+
+
+@pytest.mark.parametrize("language", OTHERS)
+def test_a_kept_sentence_is_said_as_the_one_that_was_kept(language: str) -> None:
+    with texts.speaking(language):
+        for sentence in endings():
+            again = sentences.loaded(str(sentence), sentences.dumped(sentence))
+            assert translate(again) == translate(sentence) != sentence
 
 
 def test_figures_are_written_as_the_language_writes_them_and_ids_stay() -> None:
-    sentence = (
-        "a2 was not promoted, because its replies are liked less: -0.08 (95 % CI -0.13 to -0.03) on 64 "
-    )
+    gain = decision.describe(estimate(-0.08, 0.05, clusters=64))
     with texts.speaking("de"):
-        said = retelling.retell(sentence + "held-out conversations")
-    assert "a2" in said and "-0,08" in said and "-0,13" in said and "held-out" not in said
-
-
-def test_a_sentence_is_taken_apart_where_its_clauses_meet() -> None:
-    on_both = "-0.02 (95 % CI -0.08 to 0.04) on 10 held-out conversations and 20 general prompts"
-    with texts.speaking("ja"):
-        measured = retelling.retell(on_both)
-        said = retelling.retell(f"a2 was not promoted, because its replies are liked less: {on_both}")
-    assert said.startswith("a2 ") and said.endswith(measured)
-
-
-def test_a_sentence_that_nobody_knows_stays_as_it_is() -> None:
-    with texts.speaking("fr"):
-        assert retelling.retell("a1 was not promoted, because of the weather") == (
-            "a1 was not promoted, because of the weather"
+        said = translate(Sentence("{adapter} was not promoted, because {reason}", adapter="a2", reason=gain))
+        assert translate(Sentence("{share} of its replies are empty", share=percent(0.25))).startswith(
+            "25\N{NO-BREAK SPACE}%"
         )
+    assert "a2" in said and "-0,08" in said and "held-out" not in said
+
+
+def test_lists_keep_their_names_and_say_how_many_more_there_are() -> None:
+    assert listed(["r1", "r2"]) == "r1, r2"
+    with texts.speaking("de"):
+        assert (
+            translate(listed([f"r{number}" for number in range(1, 8)])) == "r1, r2, r3, r4, r5 und 2 weitere"
+        )
+
+
+def test_a_text_that_no_catalogue_has_is_shown_as_it_is() -> None:
+    old = "a1 was not promoted, because {of the weather}"
+    with texts.speaking("fr"):
+        assert translate(old) == translate(Sentence(old)) == old
+        assert translate("the base model") == "le modèle de base"

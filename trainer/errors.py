@@ -12,9 +12,14 @@ TrainerError
 └── EvaluationError       the challenger could not be judged
 """
 
+from storage.sentences import Sentence, Value
+
 
 class TrainerError(Exception):
-    """Base of everything that the trainer raises; its text is one sentence for a person."""
+    """Base of everything that the trainer raises: one sentence for a person, by its template and values."""
+
+    def __init__(self, template: str, /, **values: Value) -> None:
+        super().__init__(template if isinstance(template, Sentence) else Sentence(template, **values))
 
 
 class NotYetError(TrainerError):

@@ -23,6 +23,7 @@ from bot.serving.model.identity import served_instead
 from bot.serving.protocol import PRIORITY_BACKGROUND, BaseDescription, ChatMessage, Completion, Sampling
 from storage.config import Config
 from storage.config_sections import ChatConfig
+from storage.sentences import Sentence
 from trainer.errors import EvaluationError
 
 T = TypeVar("T")
@@ -53,7 +54,7 @@ async def ensure_listed(client: ModelClient, config: Config, adapter_id: str) ->
     """
     await client.load_adapter(adapter_id, (config.adapters / adapter_id).absolute())
     if adapter_id not in await client.models():
-        raise EvaluationError(f"The model server accepted {adapter_id} but does not list it.")
+        raise EvaluationError("The model server accepted {adapter} but does not list it.", adapter=adapter_id)
 
 
 async def unload(client: ModelClient, adapter_id: str) -> None:
@@ -105,7 +106,9 @@ async def retry_while_unavailable(ask: Callable[[], Awaitable[T]], patience_s: f
         except (ServerBusyError, ServerLoadingError, ServerUnavailableError) as error:
             wait_s = max(RETRY_S, getattr(error, "retry_after_s", 0.0))
             if time.monotonic() + wait_s > ends_at:
-                raise EvaluationError(f"The model server did not answer for minutes: {error}") from error
+                raise EvaluationError(
+                    "The model server did not answer for minutes: {reason}", reason=Sentence.of(error)
+                ) from error
             await asyncio.sleep(wait_s)
 
 
@@ -123,7 +126,9 @@ async def served_base(client: ModelClient, config: Config) -> BaseDescription:
         if other is not None:
             served, wanted = other
             raise EvaluationError(
-                f"The model server has another base than model.base: it has {served}, not {wanted}."
+                "The model server has another base than model.base: it has {served}, not {wanted}.",
+                served=served,
+                wanted=wanted,
             )
     if health.base is None or not health.base.hash or not health.base.folder:
         raise EvaluationError(

@@ -21,11 +21,12 @@ from bot.admin.error_digest import FaultLog
 from bot.client import StropClient
 from bot.delivery.targets import translated
 from bot.errors import ChannelRefusedError, DeliveryError
-from bot.language.sentences import retell
+from bot.language.sentences import translate
 from bot.language.texts import mark, number, speaking, tr
 from bot.services import Services
 from bot.serving.errors import ServingError
 from bot.ui.channel_language import language_in
+from storage import sentences
 from storage.db import key_values, sql
 from storage.db.clock import DAY_MS, now_ms
 from storage.process.locks import is_locked
@@ -200,13 +201,14 @@ def _stored(db: Any) -> tuple[Told | None, dict[str, str], tuple[tuple[int, str]
     kept = key_values.get(db, _FACT)
     failed = sql.many(
         db,
-        """SELECT id, scope, message FROM runs WHERE state = 'failed' AND finished_ms > ?
+        """SELECT id, scope, message, message_sentence FROM runs WHERE state = 'failed' AND finished_ms > ?
            ORDER BY finished_ms, id""",
         (now_ms() - DAY_MS,),
     )
     changes = sql.many(
         db,
-        """SELECT id, scope, adapter_id, previous_id, kind, actor, reason FROM promotions
+        """SELECT id, scope, adapter_id, previous_id, kind, actor, reason, reason_sentence
+           FROM promotions
            WHERE kind IN ('rollback', 'erase') ORDER BY id DESC LIMIT 20""",
     )
     return (
@@ -224,7 +226,7 @@ def _failed_canaries(db: Any) -> tuple[tuple[int, str], ...]:
     """Return the latest canaries that were liked less, by when they ended."""
     rows = sql.many(
         db,
-        """SELECT ended_ms, scope, newcomer_id, reason FROM trials
+        """SELECT ended_ms, scope, newcomer_id, reason, reason_sentence FROM trials
            WHERE kind = 'canary' AND outcome = 'worse' ORDER BY ended_ms DESC LIMIT 20""",
     )
     return tuple((row["ended_ms"], _refused_text(row)[:300]) for row in reversed(rows))
@@ -239,12 +241,16 @@ def _refused_text(row: dict[str, Any]) -> str:
         "{scope}: {who} is refused: {reason}.",
         scope=row["scope"],
         who=_called(row["newcomer_id"]),
-        reason=retell(row["reason"]),
+        reason=_reason(row),
     )
 
 
+def _reason(row: dict[str, Any]) -> str:
+    return translate(sentences.loaded(row["reason"], row["reason_sentence"]))
+
+
 def _failure_text(row: dict[str, Any]) -> str:
-    message = retell(row["message"])
+    message = translate(sentences.loaded(row["message"], row["message_sentence"]))
     return tr("Run `{run}` of {scope} failed: {message}", run=row["id"], scope=row["scope"], message=message)
 
 
@@ -253,7 +259,7 @@ def _change_text(row: dict[str, Any]) -> str:
     erased = mark("a member erased words that it was trained on")
     why = tr("rolled back") if row["kind"] == "rollback" else tr(erased)
     if row["kind"] == "rollback" and row["actor"] == _TRAINER:
-        why = tr("rolled back, because {reason}", reason=retell(row["reason"]))
+        why = tr("rolled back, because {reason}", reason=_reason(row))
     return tr(
         "{scope}: {before} no longer answers, {after} does ({why}).",
         scope=row["scope"],

@@ -12,7 +12,7 @@ from typing import Any, Self
 import discord
 from discord import app_commands
 
-from bot.language.sentences import retell
+from bot.language.sentences import translate
 from bot.language.texts import tr
 from bot.operators import NOT_OPERATOR
 from bot.services import Services
@@ -22,6 +22,7 @@ from storage.admin.audit import Entry
 from storage.learning import eligibility
 from storage.learning.export import Shape, as_jsonl
 from storage.learning.export import lines as lines_of
+from storage.sentences import Sentence
 
 PAGE = 10
 # Discord takes 10 MB from a bot; beyond this the file is compressed.
@@ -48,7 +49,9 @@ async def export(interaction: Interaction, shape: str = Shape.CHAT.value) -> Non
     name, content, lines = await asyncio.to_thread(_file, found, Shape(shape))
     words = tr("{lines} lines from {rows} rated replies.", lines=lines, rows=len(found.rows))
     left_out = "\n".join(
-        retell(f"Left out: {count} because {eligibility.REASONS.get(reason, reason)}")
+        translate(
+            Sentence("Left out: {count} because {reason}", count=count, reason=eligibility.reason(reason))
+        )
         for reason, count in found.excluded.items()
     )
     if len(content) > _MOST_BYTES:

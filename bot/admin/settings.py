@@ -15,7 +15,7 @@ import discord
 from discord import app_commands, ui
 
 from bot.chat.threads import missing_for_thread
-from bot.language.sentences import retell
+from bot.language.sentences import translate
 from bot.language.texts import mark, tr
 from bot.services import Services
 from bot.ui import modals
@@ -157,7 +157,7 @@ async def _change(interaction: Interaction, where: Where, key: str, value: objec
         )
         told = done if changed else ""
     except SettingError as error:
-        told = tr("✗ **{key}** was not changed: {reason}", key=key, reason=retell(str(error)))
+        told = tr("✗ **{key}** was not changed: {reason}", key=key, reason=translate(error))
     await _show(interaction, where, key, told)
 
 

@@ -59,7 +59,7 @@ def export(
         _write_file(output, lines, force=force)
     typer.echo(f"{len(lines)} lines from {len(found.rows)} rated replies of {chosen}.", err=True)
     for reason, count in found.excluded.items():
-        typer.echo(f"Left out: {count} because {eligibility.REASONS.get(reason, reason)}.", err=True)
+        typer.echo(f"Left out: {count} because {eligibility.reason(reason)}.", err=True)
 
 
 def _write(stream: IO[str], lines: list[dict[str, Any]]) -> None:

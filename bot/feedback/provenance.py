@@ -8,7 +8,6 @@ from typing import Any
 
 from bot.feedback.reply_view import Known
 from bot.language.durations import exact_time
-from bot.language.sentences import retell
 from bot.language.texts import number, tr
 from storage.chat.replies import Reply
 from storage.learning import adapters, runs, trials
@@ -65,7 +64,7 @@ def _who(adapter_id: str | None, training: Training) -> str:
     if training.adapter is None:
         return tr("**Adapter `{adapter}`** wrote this; its record is gone.", adapter=adapter_id)
     rehearsal = tr(", in a rehearsal") if training.adapter.rehearsal else ""
-    learned = ", ".join(f"{count} {retell(label)}" for label, count in sorted(training.labels.items()))
+    learned = ", ".join(f"{count} {tr(label)}" for label, count in sorted(training.labels.items()))
     total = sum(training.labels.values())
     on = tr(" on {count} rated replies ({learned})", count=total, learned=learned) if total else ""
     return tr(

@@ -7,7 +7,7 @@ from typing import Any
 
 from discord import app_commands
 
-from bot.language.sentences import retell
+from bot.language.sentences import translate
 from bot.language.texts import tr
 from bot.learning.run_progress import ProgressReporter
 from bot.services import Services
@@ -49,7 +49,7 @@ async def _queue(interaction: Interaction, scope: str, own: dict[str, Any]) -> s
     client, channel_id = interaction.client, interaction.channel_id
 
     def work(db: Any) -> tuple[runs.Run, bool]:
-        waiting = runs.active(db, scope) or (None if own else runs.unchanged_since_vote(db, scope))
+        waiting = runs.active(db, scope) or (None if own else dry_run.unchanged_since_vote(db, scope))
         run = waiting or runs.enqueue(
             db,
             scope=scope,
@@ -96,4 +96,5 @@ async def _rehearsed(services: Services, scope: str) -> str:
             db, scope, permission_reference=services.permission_reference, trainer_alive=alive
         )
     )
-    return retell(dry_run.text(prospect, services.config.trainer))
+    lines = map(translate, dry_run.lines(prospect, services.config.trainer))
+    return "\n".join(lines)[:1900]

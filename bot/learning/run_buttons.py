@@ -11,7 +11,7 @@ import structlog
 
 from bot.delivery.targets import translated
 from bot.errors import DeliveryError
-from bot.language.sentences import retell
+from bot.language.sentences import translate
 from bot.language.texts import mark, speaking, tr
 from bot.learning import run_card
 from bot.learning.run_card import Card
@@ -182,9 +182,7 @@ def _objection(card: Card) -> str | None:
     if card.answers:
         return tr("Adapter `{adapter}` answers already.", adapter=adapter.id)
     if adapter.state == "tainted":
-        return retell(
-            f"{adapter.id} was trained on words that their author has since erased: it can't be promoted."
-        )
+        return translate(adapters.tainted(adapter.id))
     if card.stale:
         return tr(STALE)
     if adapter.state != "candidate":

@@ -8,7 +8,7 @@ from typing import Any
 
 import discord
 
-from bot.language.sentences import retell
+from bot.language.sentences import translate
 from bot.language.texts import mark, number, tr
 from storage.learning import adapters, eligibility, evaluations, trials
 from storage.learning.adapters import Adapter
@@ -16,6 +16,7 @@ from storage.learning.evaluations import Evaluation
 from storage.learning.run_samples import Sample
 from storage.learning.runs import Run
 from storage.learning.trials import Trial
+from storage.sentences import Sentence
 
 SAMPLES = 3
 _FIELD = 1024
@@ -207,7 +208,7 @@ def _watched(trial: Trial | None) -> str:
         "worse": mark("Liked less, and rolled back: {reason}"),
         "undecided": mark("No clear difference: {reason}"),
     }
-    return tr(said[trial.outcome], reason=retell(trial.reason))[:_FIELD]
+    return tr(said[trial.outcome], reason=translate(trial.reason))[:_FIELD]
 
 
 def _prompts(metrics: Mapping[str, Any]) -> str:
@@ -244,7 +245,7 @@ def _regressions(metrics: Mapping[str, Any]) -> str:
     broken = [
         tr(
             "{name}: {value}, at most {limit} allowed",
-            name=retell(each["name"]),
+            name=tr(each["name"]),
             value=number(each["value"], ".2f"),
             limit=number(each["limit"], ".2f"),
         )
@@ -291,7 +292,8 @@ def _data_used(metrics: Mapping[str, Any]) -> str:
         lines.append(tr("Raters doubted for rating in one burst: {count}", count=data["doubted_raters"]))
     training = metrics.get("training") or {}
     if training.get("objective"):
-        reason = f" ({retell(training['reason'])})" if training.get("reason") else ""
+        why = Sentence.from_json(training.get("reason_sentence") or training.get("reason") or "")
+        reason = f" ({translate(why)})" if why else ""
         lines.append(tr("Objective: {objective}", objective=training["objective"]) + reason)
     return "\n".join(lines)[:_FIELD]
 
@@ -299,7 +301,7 @@ def _data_used(metrics: Mapping[str, Any]) -> str:
 def _left_out(metrics: Mapping[str, Any]) -> str:
     excluded = metrics.get("excluded") or {}
     lines = [
-        f"{count}: {retell(eligibility.REASONS.get(reason, reason))}"
+        f"{count}: {translate(eligibility.reason(reason))}"
         for reason, count in sorted(excluded.items(), key=lambda item: -item[1])
     ]
     return "\n".join(lines)[:_FIELD] or tr("Nothing")

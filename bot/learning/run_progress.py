@@ -17,7 +17,7 @@ from discord.ext import tasks
 from bot.delivery.targets import translated
 from bot.errors import ChannelRefusedError, DeliveryError, MessageGoneError
 from bot.language.durations import duration
-from bot.language.sentences import retell
+from bot.language.sentences import translate
 from bot.language.texts import mark, number, speak, tr
 from bot.learning import run_card
 from bot.learning.blind_votes import DuelBoard
@@ -32,6 +32,7 @@ from storage.db.clock import now_ms
 from storage.feedback import duels, tastings
 from storage.learning import loop_status, runs, trials
 from storage.process.locks import is_locked
+from storage.sentences import NOTHING, Sentence
 
 POLL_S = 1.0
 EDIT_EVERY_S = 2.0
@@ -73,22 +74,24 @@ class _Report:
     closed: bool = False
 
 
-def run_text(run: runs.Run, *, trainer_alive: bool = True, votes: int | None = None, canary: str = "") -> str:
+def run_text(
+    run: runs.Run, *, trainer_alive: bool = True, votes: int | None = None, canary: Sentence = NOTHING
+) -> str:
     """Return what the run's message says now; ``canary`` says how its canary goes."""
     if run.state == "queued":
         late = now_ms() - run.created_ms > TRAINER_PATIENCE_MS and not trainer_alive
         if late:
             wait = tr("The trainer is not running right now; this run starts by itself when it is back.")
         else:
-            wait = retell(run.note) or tr("Waiting for the trainer…")
+            wait = translate(run.note) or tr("Waiting for the trainer…")
         return f"{_head(run)}\n{wait}"
     lines = [_head(run), *_phase_lines(run)]
     if run.outcome is not None:
-        lines.append(f"{_MARKS.get(run.outcome, '•')} {retell(run.message) or run.outcome}")
+        lines.append(f"{_MARKS.get(run.outcome, '•')} {translate(run.message) or run.outcome}")
     if run.outcome == "votes" and (seen := run_card.judge_saw(run.metrics)):
         lines.append(seen)
     if run.outcome == "votes" and canary:
-        lines.append(retell(canary))
+        lines.append(translate(canary))
     if run.outcome == "votes" and votes is not None:
         lines.append(
             tr(
@@ -121,7 +124,7 @@ def _phase_lines(run: runs.Run) -> list[str]:
             lines.append(f"✅ {tr(PHASES[phase])}")
         elif position == reached:
             left = tr(" · about {time} left", time=duration(run.eta_s)) if run.eta_s else ""
-            note = f" · {retell(run.note)}" if run.note else ""
+            note = f" · {translate(run.note)}" if run.note else ""
             share = number(run.progress, ".0%")
             lines.append(f"▶️ {tr(PHASES[phase])} {_bar(run.progress)} {share}{left}{note}")
         elif not over:
@@ -279,7 +282,7 @@ class _Waiting:
     """What has come in for the run that waits for the members' word; no votes where it asks for none."""
 
     votes: int | None = None
-    canary: str = ""
+    canary: Sentence = NOTHING
 
 
 def _runs_of(db: Any, scope: str) -> tuple[list[runs.Run], int | None, _Waiting, dict[str, Card]]:
@@ -298,5 +301,5 @@ def _waiting(db: Any, run: runs.Run | None) -> _Waiting:
     tally = duels.tally(db, run.id)
     tried = trials.of_run(db, run.id, "canary")
     on = tried is not None and tried.ended_ms is None
-    canary = f"{loop_status.trial_text(tried)}." if tried is not None and on else ""
+    canary = loop_status.trial_text(tried) if tried is not None and on else NOTHING
     return _Waiting(tally.votes if tally.duels else None, canary)

@@ -12,7 +12,7 @@ from discord import app_commands
 
 from bot.charts import status_chart
 from bot.charts.status_chart import Standing
-from bot.language.sentences import retell
+from bot.language.sentences import translate
 from bot.language.texts import tr
 from bot.learning import adapter_text
 from bot.learning.next_run import Outlook, needs, next_run
@@ -241,15 +241,17 @@ async def _offered(services: Services, health: Health | ServingError) -> ServerC
 
 def _server_state(health: Health | ServingError, offered: ServerCapabilities | None = None) -> str:
     if isinstance(health, ServingError):
-        return tr("not reachable ({reason})", reason=retell(str(health)))
+        return tr("not reachable ({reason})", reason=translate(health))
     if health.status != "ok":
-        state = retell(health.status)
-        return tr("{state}: {detail}", state=state, detail=retell(health.detail)) if health.detail else state
+        state = tr(health.status)
+        return (
+            tr("{state}: {detail}", state=state, detail=translate(health.detail)) if health.detail else state
+        )
     name = health.base.id if health.base else "?"
-    ready = tr("ready, {name}, {traffic}", name=name, traffic=retell(health.traffic()))
-    remarks = [retell(health.detail)] if health.detail else []
+    ready = tr("ready, {name}, {traffic}", name=name, traffic=translate(health.traffic()))
+    remarks = [translate(health.detail)] if health.detail else []
     if offered is not None and (missing := offered.missing()):
-        remarks += map(retell, (offered.what_works(), *missing))
+        remarks += map(translate, (offered.what_works(), *missing))
     return "\n".join([ready, *remarks])
 
 

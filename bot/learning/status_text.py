@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from bot.language.sentences import retell
+from bot.language.sentences import translate
 from bot.language.texts import mark, tr
 from storage.learning import loop_status
 
@@ -26,7 +26,7 @@ def status_lines(
     glance: dict[str, Any], *, server: str, trainer_alive: bool, recovered: int, more: Sequence[str] = ()
 ) -> str:
     """Return the loop at a glance with the state of the other processes, within one Discord message."""
-    lines = [retell(loop_status.status_text(glance))]
+    lines = [translate(line) for line in loop_status.status_lines(glance)]
     if recovered:
         lines.append(tr("Recovered: {count} ratings that were given while I was away", count=recovered))
     lines += more

@@ -337,12 +337,12 @@ class ModelClient:
         if endpoint == old:
             if refused is not None:
                 return old, refused
-            raise ServerUnavailableError(f"No model server answers at {old.base_url}.")
+            raise ServerUnavailableError("No model server answers at {address}.", address=old.base_url)
         if refused is not None:
             refused.close()
         response = await self._open(endpoint, method, path, body, ends_at)
         if response is None:
-            raise ServerUnavailableError(f"No model server answers at {endpoint.base_url}.")
+            raise ServerUnavailableError("No model server answers at {address}.", address=endpoint.base_url)
         return endpoint, response
 
     async def _open(

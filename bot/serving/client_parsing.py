@@ -16,6 +16,7 @@ from bot.serving.errors import (
     ServingError,
     UnknownModelError,
 )
+from bot.serving.messages import Message, read_message
 from bot.serving.model.capabilities import BaseCapabilities
 from bot.serving.model.identity import BaseIdentity
 from bot.serving.model.thoughts import ThoughtFilter
@@ -85,9 +86,10 @@ def read_error(status: int, headers: Mapping[str, str], text: str) -> ServingErr
         # Ollama's error is a bare sentence.
         if isinstance(details, str):
             details = {"message": details}
-        message, code = str(details["message"]), str(details.get("code"))
+        message = read_message(str(details["message"]), details.get("template"), details.get("values"))
+        code = str(details.get("code"))
     except (ValueError, KeyError, TypeError, AttributeError):
-        message, code = f"The model server answered with HTTP status {status}.", ""
+        message, code = Message(f"The model server answered with HTTP status {status}."), ""
     if status == 404 and code != "not_found":
         return UnknownModelError(message)
     if status == 429:
@@ -110,12 +112,14 @@ def read_health(value: Mapping[str, Any], status: int = 200) -> Health:
     """Read ``/health``: ours says everything, vLLM nothing, llama.cpp an error while it loads its model."""
     if status == 503 and "status" not in value:
         error = value.get("error")
-        return Health("loading", str(error.get("message", "")) if isinstance(error, dict) else "")
+        return Health("loading", Message(str(error.get("message", "")) if isinstance(error, dict) else ""))
     base = value.get("base")
     queue = value.get("queue") or {}
     return Health(
         status=known if (known := value.get("status")) in ("loading", "failed") else "ok",
-        detail=str(value.get("detail", "")),
+        detail=read_message(
+            str(value.get("detail", "")), value.get("detail_template"), value.get("detail_values")
+        ),
         base=_read_base(base) if isinstance(base, dict) else None,
         adapters=tuple(value.get("adapters", ())),
         running=int(queue.get("running", 0)),

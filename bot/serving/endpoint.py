@@ -31,7 +31,9 @@ def readable(path: str) -> Iterator[None]:
     try:
         yield
     except (KeyError, IndexError, TypeError, ValueError, AttributeError) as error:
-        raise ServerUnavailableError(f"The model server's answer to {path} could not be read.") from error
+        raise ServerUnavailableError(
+            "The model server's answer to {path} could not be read.", path=path
+        ) from error
 
 
 class translated:
@@ -47,15 +49,18 @@ class translated:
     def __exit__(self, _: object, error: BaseException | None, __: object) -> None:
         if isinstance(error, TimeoutError):
             raise ServerUnavailableError(
-                f"The model server at {self._endpoint.base_url} did not finish within {self._deadline_s:g} s."
+                "The model server at {address} did not finish within {seconds} s.",
+                address=self._endpoint.base_url,
+                seconds=f"{self._deadline_s:g}",
             ) from error
         if isinstance(error, aiohttp.ClientError | ConnectionError):
             raise ServerUnavailableError(
-                f"The connection to the model server at {self._endpoint.base_url} broke."
+                "The connection to the model server at {address} broke.", address=self._endpoint.base_url
             ) from error
         if isinstance(error, KeyError | IndexError | TypeError | ValueError):
             raise ServerUnavailableError(
-                f"The model server at {self._endpoint.base_url} sent an answer that could not be read."
+                "The model server at {address} sent an answer that could not be read.",
+                address=self._endpoint.base_url,
             ) from error
 
 

@@ -18,11 +18,20 @@ from __future__ import annotations
 
 from typing import Literal, TypeAlias
 
+from bot.serving.messages import Message, Value
+
 FailureCode: TypeAlias = Literal["deadline", "shutting_down", "internal"]
 
 
 class ServingError(Exception):
-    """Base of every error of the model server and its client; the text is one sentence for a person."""
+    """Base of every error of the model server and its client: one sentence for a person.
+
+    It is made of a template and values, so that it can be translated where it is shown.
+    """
+
+    def __init__(self, template: str, /, **values: Value) -> None:
+        self.message = template if isinstance(template, Message) else Message(template, **values)
+        super().__init__(self.message)
 
 
 class ServerUnavailableError(ServingError):

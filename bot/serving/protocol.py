@@ -14,6 +14,7 @@ from typing import Any, Literal, TypeAlias
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 from pydantic_core import PydanticCustomError
 
+from bot.serving.messages import NOTHING, Message
 from bot.serving.model.capabilities import BaseCapabilities
 from bot.serving.model.identity import BaseIdentity
 
@@ -154,18 +155,24 @@ class Health:
     """What ``/health`` says."""
 
     status: Literal["ok", "loading", "failed"]
-    detail: str = ""
+    detail: Message = NOTHING
     base: BaseDescription | None = None
     adapters: tuple[str, ...] = ()
     running: int = 0
     waiting: int = 0
     queue: QueueState = QueueState()
 
-    def traffic(self) -> str:
+    def traffic(self) -> Message:
         """Say in a phrase who is served, who waits, and how long whoever comes now would."""
-        phrase = f"{self.running} running and {self.waiting} waiting"
+        counts = {"running": self.running, "waiting": self.waiting}
         wait_s = round(self.queue.wait_s)
-        return f"{phrase}; a newcomer waits about {wait_s} s" if wait_s else phrase
+        if wait_s:
+            return Message(
+                "{running} running and {waiting} waiting; a newcomer waits about {seconds} s",
+                seconds=wait_s,
+                **counts,
+            )
+        return Message("{running} running and {waiting} waiting", **counts)
 
 
 class _Request(BaseModel):

@@ -15,7 +15,7 @@ from discord import app_commands
 from bot.client import StropClient
 from bot.errors import DeliveryError
 from bot.language import texts
-from bot.language.sentences import retell
+from bot.language.sentences import translate
 from bot.language.texts import mark, tr
 from bot.operators import NOT_OPERATOR, NotOperatorError
 from bot.serving.errors import ServerLoadingError, ServerUnavailableError, ServingError
@@ -142,7 +142,7 @@ def sentence_for(error: BaseException, where: str) -> str:
         _log.warning("command.database_busy", where=where)
         return tr("My database is busy with something else. Please try again in a moment.")
     if isinstance(error, RuleError | ServingError):
-        return retell(tr(str(error)))
+        return translate(error)
     if isinstance(error, app_commands.CommandNotFound | app_commands.CommandSignatureMismatch):
         _log.warning("command.changed", where=where)
         return tr(CHANGED)

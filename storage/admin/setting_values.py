@@ -8,6 +8,7 @@ from typing import Any
 import regex
 
 from storage.errors import SettingError
+from storage.sentences import Figure
 
 LANGUAGES = {
     "auto": "Discord's own",
@@ -72,8 +73,8 @@ def shown(value: object, separator: str = " ") -> str:
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 
-def _number(low: float, high: float, *, whole: bool, unit: str = "") -> Callable[[object], Any]:
-    wanted = f"a {'whole ' if whole else ''}number from {low:g} to {high:g}{unit}"
+def _number(low: float, high: float, *, whole: bool, template: str) -> Callable[[object], Any]:
+    """Check a number; `template` is that of the refusal."""
 
     def check(value: object) -> float | int:
         try:
@@ -83,7 +84,7 @@ def _number(low: float, high: float, *, whole: bool, unit: str = "") -> Callable
             if not low <= number <= high or (whole and not number.is_integer()):
                 raise ValueError
         except ValueError as error:
-            raise SettingError(f"It must be {wanted}; got {_quoted(value)}.") from error
+            raise SettingError(template, low=Figure(low), high=Figure(high), value=_quoted(value)) from error
         return int(number) if whole else number
 
     return check
@@ -91,7 +92,7 @@ def _number(low: float, high: float, *, whole: bool, unit: str = "") -> Callable
 
 def _persona(value: object) -> str:
     if not isinstance(value, str) or len(value.strip()) > LONGEST_PERSONA:
-        raise SettingError(f"It must be a text of at most {LONGEST_PERSONA} characters.")
+        raise SettingError("It must be a text of at most {count} characters.", count=LONGEST_PERSONA)
     return value.strip()
 
 
@@ -101,13 +102,15 @@ def _switch(value: object) -> bool:
         return value
     if isinstance(value, str) and value.strip().lower() in words:
         return words[value.strip().lower()]
-    raise SettingError(f"It must be on or off; got {_quoted(value)}.")
+    raise SettingError("It must be on or off; got {value}.", value=_quoted(value))
 
 
 def _one_of(choices: Mapping[str, str]) -> Callable[[object], str]:
     def check(value: object) -> str:
         if not isinstance(value, str) or value.strip() not in choices:
-            raise SettingError(f"It must be one of {', '.join(choices)}; got {_quoted(value)}.")
+            raise SettingError(
+                "It must be one of {choices}; got {value}.", choices=", ".join(choices), value=_quoted(value)
+            )
         return value.strip()
 
     return check
@@ -117,7 +120,11 @@ def _some_of(choices: Mapping[str, str]) -> Callable[[object], tuple[str, ...]]:
     def check(value: object) -> tuple[str, ...]:
         wanted = [word for word in _words(value) if word != "none"]
         if unknown := [word for word in wanted if word not in choices]:
-            raise SettingError(f"It can hold {', '.join(choices)} or be none; got {_quoted(unknown[0])}.")
+            raise SettingError(
+                "It can hold {choices} or be none; got {value}.",
+                choices=", ".join(choices),
+                value=_quoted(unknown[0]),
+            )
         return tuple(choice for choice in choices if choice in wanted)
 
     return check
@@ -127,13 +134,14 @@ def _emoji(value: object) -> tuple[str, ...]:
     """Emoji as Discord writes them; a custom one is `<:name:id>`."""
     found = tuple(dict.fromkeys(_words(value)))
     if not 1 <= len(found) <= MOST_EMOJI:
-        raise SettingError(f"It must be one to {MOST_EMOJI} emoji with spaces between them.")
+        raise SettingError("It must be one to {count} emoji with spaces between them.", count=MOST_EMOJI)
     for each in found:
         plain_text = each.isascii() and not _CUSTOM_EMOJI.fullmatch(each)
         if plain_text or len(each) > 64 or any(character.isalpha() for character in each[:1]):
             raise SettingError(
-                f"{_quoted(each)} is no emoji. One of your server's own is written <:name:id>; "
-                r"type \:name: in Discord to see it."
+                "{value} is no emoji. One of your server's own is written <:name:id>; type \\:name: in "
+                "Discord to see it.",
+                value=_quoted(each),
             )
     return found
 
@@ -147,11 +155,13 @@ def _role_limits(value: object) -> tuple[str, ...]:
         found = _ROLE_LIMIT.fullmatch(word)
         if found is None or int(found[2]) > MOST_A_MINUTE:
             raise SettingError(
-                f"It must be roles with their limits, for example 123456789012345678=20; got {_quoted(word)}."
+                "It must be roles with their limits, for example {example}; got {value}.",
+                example="123456789012345678=20",
+                value=_quoted(word),
             )
         limits[found[1]] = int(found[2])
     if len(limits) > MOST_ROLES:
-        raise SettingError(f"It takes at most {MOST_ROLES} roles.")
+        raise SettingError("It takes at most {count} roles.", count=MOST_ROLES)
     return tuple(f"{role}={limit}" for role, limit in limits.items())
 
 
@@ -161,12 +171,13 @@ def _wake_words(value: object) -> tuple[str, ...]:
     phrases = (" ".join(each.strip(' "“”').split()).casefold() for each in given)
     found = tuple(dict.fromkeys(phrase for phrase in phrases if phrase not in ("", "none")))
     if len(found) > MOST_WAKE_WORDS:
-        raise SettingError(f"It takes at most {MOST_WAKE_WORDS} words.")
+        raise SettingError("It takes at most {count} words.", count=MOST_WAKE_WORDS)
     for word in found:
         if not 2 <= len(word) <= LONGEST_WAKE_WORD or not WAKE_WORD.fullmatch(word):
             raise SettingError(
-                f"{_quoted(word)} can't be heard: two to {LONGEST_WAKE_WORD} letters, digits, - or _ "
-                "(a comma parts several)."
+                "{value} can't be heard: two to {count} letters, digits, - or _ (a comma parts several).",
+                value=_quoted(word),
+                count=LONGEST_WAKE_WORD,
             )
     return found
 
@@ -176,7 +187,7 @@ def _words(value: object) -> list[str]:
         return [word for word in _WORDS.split(value) if word]
     if isinstance(value, Sequence) and all(isinstance(each, str) for each in value):
         return list(value)
-    raise SettingError(f"It must be words with spaces between them; got {_quoted(value)}.")
+    raise SettingError("It must be words with spaces between them; got {value}.", value=_quoted(value))
 
 
 def _quoted(value: object) -> str:
@@ -190,19 +201,30 @@ KINDS: dict[str, Kind] = {
     "system_prompt": Kind("who I am and how I talk", _persona, example="You are a patient chemistry tutor."),
     "temperature": Kind(
         "how freely I choose my words: 0 always the likeliest",
-        _number(0, 2, whole=False),
+        _number(0, 2, whole=False, template="It must be a number from {low} to {high}; got {value}."),
         example="0.7",
     ),
     "max_new_tokens": Kind(
         "how long an answer may become",
-        _number(16, 1024, whole=True, unit=" (tokens; four are about three words)"),
+        _number(
+            16,
+            1024,
+            whole=True,
+            template="It must be a whole number from {low} to {high} (tokens; four are about three words); "
+            "got {value}.",
+        ),
         example="200",
     ),
     "triggers": Kind("what I answer", _some_of(TRIGGERS), TRIGGERS, several=True, example="mention reply"),
     "auto_thread": Kind("open a thread for every new conversation", _switch, _ON_OFF, example="on"),
     "follow_up_s": Kind(
         "for how long after an answer the same member needs no mention",
-        _number(0, 600, whole=True, unit=" (seconds; 0 is never)"),
+        _number(
+            0,
+            600,
+            whole=True,
+            template="It must be a whole number from {low} to {high} (seconds; 0 is never); got {value}.",
+        ),
         example="60",
     ),
     "rating_up": Kind("which emoji mean a good answer", _emoji, example="👍 ❤️"),
@@ -223,7 +245,12 @@ KINDS: dict[str, Kind] = {
     ),
     "messages_per_minute": Kind(
         "how many questions a member may ask in a minute",
-        _number(0, MOST_A_MINUTE, whole=True, unit=" (0 is no limit)"),
+        _number(
+            0,
+            MOST_A_MINUTE,
+            whole=True,
+            template="It must be a whole number from {low} to {high} (0 is no limit); got {value}.",
+        ),
         example="6",
     ),
     "role_limits": Kind(

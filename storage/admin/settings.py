@@ -84,7 +84,9 @@ def defaults(config: Config, channel_id: int | None = None) -> Settings:
 def kind(key: str) -> Kind:
     """Return what a setting can be. Raises SettingError naming those that there are."""
     if key not in KINDS:
-        raise SettingError(f"There is no setting {key!r}; there are {', '.join(KINDS)}.")
+        raise SettingError(
+            "There is no setting {key}; there are {keys}.", key=repr(key), keys=", ".join(KINDS)
+        )
     return KINDS[key]
 
 
@@ -200,7 +202,7 @@ def _usable(key: str, value_json: str) -> Any:
 def _agree(settings: Settings) -> None:
     both = set(settings.rating_up) & set(settings.rating_down)
     if both:
-        raise SettingError(f"{' '.join(sorted(both))} can't mean both a like and a dislike.")
+        raise SettingError("{emoji} can't mean both a like and a dislike.", emoji=" ".join(sorted(both)))
 
 
 def _plain(value: Any) -> Any:

@@ -194,7 +194,7 @@ def add_message(
             return known
     conversation = get(db, conversation_id)
     if conversation is None:
-        raise UnknownRowError(f"There is no conversation {conversation_id}.")
+        raise UnknownRowError("There is no conversation {conversation}.", conversation=conversation_id)
     author = None
     if author_id is not None:
         author = members.get(db, author_id) or members.ensure(db, author_id, "", conversation.source)

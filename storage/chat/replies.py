@@ -82,7 +82,7 @@ def start(
         return known
     asked = conversations.get_message(db, prompt_message_id)
     if asked is None:
-        raise UnknownRowError(f"There is no message {prompt_message_id} to reply to.")
+        raise UnknownRowError("There is no message {message} to reply to.", message=prompt_message_id)
     message_id = conversations.add_message(
         db,
         conversation_id=asked.conversation_id,
@@ -328,7 +328,7 @@ def _record_context(
 def _expect(db: sqlite_utils.Database, reply_id: str) -> Reply:
     reply = get(db, reply_id)
     if reply is None:
-        raise UnknownRowError(f"There is no reply {reply_id}.")
+        raise UnknownRowError("There is no reply {reply}.", reply=reply_id)
     return reply
 
 

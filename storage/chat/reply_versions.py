@@ -75,7 +75,7 @@ def show(db: sqlite_utils.Database, reply_id: str) -> Versions:
         return versions
     before, now = replies.get(db, versions.shown_id), replies.get(db, reply_id)
     if before is None or now is None:
-        raise UnknownRowError(f"There is no reply {reply_id}.")
+        raise UnknownRowError("There is no reply {reply}.", reply=reply_id)
     sql.change(db, "UPDATE reply_versions SET shown = 0 WHERE first_id = ?", (versions.first_id,))
     sql.change(db, "UPDATE reply_versions SET shown = 1 WHERE reply_id = ?", (reply_id,))
     sql.change(db, "UPDATE reply_parts SET reply_id = ? WHERE reply_id = ?", (reply_id, before.id))

@@ -686,6 +686,22 @@ CREATE INDEX base_identities_by_identity ON base_identities (identity)
     )
 
 
+def m0022_sentences(db: sqlite_utils.Database) -> None:
+    """Beside each sentence for people its template and values as JSON; empty where only the text is known."""
+    _run(
+        db,
+        """
+ALTER TABLE runs ADD COLUMN message_sentence TEXT NOT NULL DEFAULT ''
+
+ALTER TABLE runs ADD COLUMN note_sentence TEXT NOT NULL DEFAULT ''
+
+ALTER TABLE trials ADD COLUMN reason_sentence TEXT NOT NULL DEFAULT ''
+
+ALTER TABLE promotions ADD COLUMN reason_sentence TEXT NOT NULL DEFAULT ''
+""",
+    )
+
+
 for _step in (
     m0001_people_and_conversations,
     m0002_replies_and_ratings,
@@ -700,5 +716,6 @@ for _step in (
     m0014_facts_of_messages,
     m0020_imports,
     m0021_base_identities,
+    m0022_sentences,
 ):
     steps()(_step)

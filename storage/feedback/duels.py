@@ -130,7 +130,7 @@ def vote(
     """
     duel = get(db, duel_id)
     if duel is None:
-        raise UnknownRowError(f"There is no duel {duel_id}.")
+        raise UnknownRowError("There is no duel {duel}.", duel=duel_id)
     where = guild_of(duel.scope) if guild_id is None else guild_id
     if duel.closed_ms is not None or blocks.is_blocked(db, where, user_id):
         return False

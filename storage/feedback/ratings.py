@@ -64,7 +64,7 @@ def rate(
     """
     scope_source = sql.one(db, "SELECT scope, source FROM replies WHERE id = ?", (reply_id,))
     if scope_source is None:
-        raise UnknownRowError(f"There is no reply {reply_id} to rate.")
+        raise UnknownRowError("There is no reply {reply} to rate.", reply=reply_id)
     if blocks.blocks_rating(db, reply_id, user_id):
         return False
     rater = members.get(db, user_id) or members.ensure(db, user_id, "", scope_source["source"])

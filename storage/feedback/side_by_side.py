@@ -51,7 +51,9 @@ def add(db: sqlite_utils.Database, *, first_id: str, second_id: str, usual_id: s
     """
     first = replies.get(db, first_id)
     if first is None or replies.get(db, second_id) is None or usual_id not in (first_id, second_id):
-        raise UnknownRowError(f"There are no replies {first_id} and {second_id} to compare.")
+        raise UnknownRowError(
+            "There are no replies {first} and {second} to compare.", first=first_id, second=second_id
+        )
     reply_versions.add(db, second_id, beside=first_id)
     reply_versions.show(db, usual_id)
     values = {
@@ -165,5 +167,5 @@ def _show_leader(db: sqlite_utils.Database, pair: Comparison) -> None:
 def _expect(db: sqlite_utils.Database, first_id: str) -> Comparison:
     row = sql.one(db, "SELECT * FROM comparisons WHERE first_id = ?", (first_id,))
     if row is None:
-        raise UnknownRowError(f"There is no comparison {first_id}.")
+        raise UnknownRowError("There is no comparison {comparison}.", comparison=first_id)
     return Comparison(**row)

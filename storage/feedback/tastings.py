@@ -18,6 +18,7 @@ from storage.chat import conversations
 from storage.db import sql
 from storage.db.clock import now_ms
 from storage.errors import TastingError, UnknownRowError
+from storage.sentences import Sentence
 
 State = Literal["running", "done", "stopped"]
 
@@ -29,7 +30,7 @@ DEFAULT_EVERY_S = 300.0
 # So many replies that nobody rated wait for a rating before the next prompt is asked.
 MOST_UNRATED = 5
 
-OFFER = (
+OFFER = Sentence(
     "Or start a tasting: I answer prompts of your own in a channel (`/tasting`, `strop tasting`), so that "
     "nobody's messages are trained on and only those who rate have to opt in."
 )
@@ -123,7 +124,7 @@ def remove_prompt(db: sqlite_utils.Database, prompt_id: int, actor: str) -> Bank
     """Take a prompt out of the bank; what was asked and rated stays. Raises UnknownRowError."""
     found = next((prompt for prompt in prompts(db) if prompt.id == prompt_id), None)
     if found is None:
-        raise UnknownRowError(f"There is no prompt {prompt_id}.")
+        raise UnknownRowError("There is no prompt {prompt}.", prompt=prompt_id)
     sql.change(db, "DELETE FROM tasting_prompts WHERE id = ?", (prompt_id,))
     audit.record(db, actor, "tasting.remove", {"prompt": prompt_id})
     return found
@@ -307,7 +308,7 @@ def expect(db: sqlite_utils.Database, tasting_id: str) -> Tasting:
     """Return the tasting. Raises UnknownRowError."""
     row = sql.one(db, "SELECT * FROM tastings WHERE id = ?", (tasting_id,))
     if row is None:
-        raise UnknownRowError(f"There is no tasting {tasting_id}.")
+        raise UnknownRowError("There is no tasting {tasting}.", tasting=tasting_id)
     return _tasting(row)
 
 

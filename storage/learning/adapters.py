@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 import sqlite_utils
 
+from storage import sentences
 from storage.admin import audit
 from storage.db import sql
 from storage.db.clock import now_ms
@@ -19,6 +20,7 @@ from storage.errors import (
     UnknownRowError,
 )
 from storage.learning import trials
+from storage.sentences import Sentence
 
 State = Literal["candidate", "promoted", "rejected", "retired", "tainted"]
 PromotionKind = Literal["promote", "rollback", "erase", "initial"]
@@ -58,7 +60,7 @@ class Promotion:
     run_id: str | None
     kind: PromotionKind
     actor: str
-    reason: str
+    reason: Sentence
     created_ms: int
 
 
@@ -128,7 +130,7 @@ def ensure_champion_row(db: sqlite_utils.Database, scope: str, base_hash: str) -
         db, "SELECT adapter_id FROM champions WHERE scope = ? AND base_hash = ?", (scope, base_hash)
     )
     if known is None:
-        _crown(db, scope, base_hash, None, None, "initial", "strop", "the base model starts", None)
+        _crown(db, scope, base_hash, None, None, "initial", "strop", Sentence("the base model starts"), None)
         return None
     adapter_id: str | None = known["adapter_id"]
     return adapter_id
@@ -153,8 +155,10 @@ def promote(
     previous = ensure_champion_row(db, scope, base_hash)
     if expected_champion is not Unchecked.ANY and expected_champion != previous:
         raise StaleChampionError(
-            f"The champion of {scope} is now {_name(previous)}, not {_name(expected_champion)}: "
-            "judge the challenger against it again."
+            "The champion of {scope} is now {now}, not {expected}: judge the challenger against it again.",
+            scope=scope,
+            now=called(previous),
+            expected=called(expected_champion),
         )
     if adapter_id is not None:
         _check_promotable(_expect(db, adapter_id), scope, base_hash)
@@ -195,7 +199,11 @@ def reject(db: sqlite_utils.Database, adapter_id: str, *, actor: str, reason: st
     """Decide by hand that a candidate stays out of service. Raises RuleError where nothing is undecided."""
     adapter = _expect(db, adapter_id)
     if adapter.state != "candidate":
-        raise RuleError(f"{adapter_id} is {adapter.state}: there is nothing left to reject.")
+        raise RuleError(
+            "{adapter} is {state}: there is nothing left to reject.",
+            adapter=adapter_id,
+            state=Sentence(adapter.state),
+        )
     set_state(db, adapter_id, "rejected")
     detail = {"adapter_id": adapter_id, "scope": adapter.scope, "run_id": adapter.run_id, "reason": reason}
     audit.record(db, actor, "adapter.reject", detail)
@@ -220,11 +228,16 @@ def rollback(
     reigns = earlier_champions(db, scope, base_hash)
     if not reigns:
         raise NothingToRollBackError(
-            f"There is nothing to go back to: {_name(current)} answers in {scope}, "
-            "and nothing came before it."
+            "There is nothing to go back to: {who} answers in {scope}, and nothing came before it.",
+            who=called(current),
+            scope=scope,
         )
     if to is not Unchecked.ANY and to not in reigns:
-        raise NothingToRollBackError(f"{_name(to)} is none of those that led to the present one in {scope}.")
+        raise NothingToRollBackError(
+            "{adapter} is none of those that led to the present one in {scope}.",
+            adapter=called(to),
+            scope=scope,
+        )
     target = reigns[-1] if isinstance(to, Unchecked) else to
     _crown(db, scope, base_hash, target, current, "rollback", actor, reason, None)
     return target
@@ -243,7 +256,7 @@ def promotions(db: sqlite_utils.Database, scope: str, base_hash: str) -> list[Pr
     rows = sql.many(
         db, "SELECT * FROM promotions WHERE scope = ? AND base_hash = ? ORDER BY id", (scope, base_hash)
     )
-    return [Promotion(**row) for row in rows]
+    return [promotion_of(row) for row in rows]
 
 
 def recent_promotions(db: sqlite_utils.Database, scope: str, base_hash: str, limit: int) -> list[Promotion]:
@@ -253,7 +266,7 @@ def recent_promotions(db: sqlite_utils.Database, scope: str, base_hash: str, lim
         "SELECT * FROM promotions WHERE scope = ? AND base_hash = ? ORDER BY id DESC LIMIT ?",
         (scope, base_hash, limit),
     )
-    return [Promotion(**row) for row in rows]
+    return [promotion_of(row) for row in rows]
 
 
 def earlier_champions(db: sqlite_utils.Database, scope: str, base_hash: str) -> list[str | None]:
@@ -299,6 +312,7 @@ def _crown(
         "kind": kind,
         "actor": actor,
         "reason": reason,
+        "reason_sentence": sentences.dumped(reason),
         "created_ms": now_ms(),
     }
     promotion_id = sql.insert(db, "promotions", promoted)
@@ -308,7 +322,9 @@ def _crown(
         {**row, "promotion_id": promotion_id},
         on_conflict="DO UPDATE SET adapter_id = excluded.adapter_id, promotion_id = excluded.promotion_id",
     )
-    trials.end_all(db, scope, base_hash, f"another champion answers ({kind})", actor=actor)
+    trials.end_all(
+        db, scope, base_hash, Sentence("another champion answers ({kind})", kind=kind), actor=actor
+    )
     if previous is not None and previous != adapter_id:
         set_state(db, previous, "retired")
     if adapter_id is not None:
@@ -320,24 +336,42 @@ def _crown(
 
 def _check_promotable(adapter: Adapter, scope: str, base_hash: str) -> None:
     if adapter.state == "tainted":
-        raise AdapterNotPromotableError(
-            f"{adapter.id} was trained on words that their author has since erased: it can't be promoted."
-        )
+        raise AdapterNotPromotableError(tainted(adapter.id))
     if adapter.scope != scope:
-        raise AdapterNotPromotableError(f"{adapter.id} belongs to {adapter.scope}, not to {scope}.")
+        raise AdapterNotPromotableError(
+            "{adapter} belongs to {scope}, not to {wanted}.",
+            adapter=adapter.id,
+            scope=adapter.scope,
+            wanted=scope,
+        )
     if adapter.base_hash != base_hash:
-        raise AdapterNotPromotableError(f"{adapter.id} was trained for another base model.")
+        raise AdapterNotPromotableError("{adapter} was trained for another base model.", adapter=adapter.id)
 
 
 def _expect(db: sqlite_utils.Database, adapter_id: str) -> Adapter:
     adapter = get(db, adapter_id)
     if adapter is None:
-        raise UnknownRowError(f"There is no adapter {adapter_id}.")
+        raise UnknownRowError("There is no adapter {adapter}.", adapter=adapter_id)
     return adapter
 
 
-def _name(adapter_id: object) -> str:
-    return "the base model" if adapter_id is None else f"adapter {adapter_id}"
+def tainted(adapter_id: str) -> Sentence:
+    """Say why a tainted adapter can't be promoted."""
+    return Sentence(
+        "{adapter} was trained on words that their author has since erased: it can't be promoted.",
+        adapter=adapter_id,
+    )
+
+
+def called(adapter_id: str | None) -> Sentence:
+    """Return how an adapter is called in a sentence; None is the base model."""
+    return Sentence("adapter {adapter}", adapter=adapter_id) if adapter_id else Sentence("the base model")
+
+
+def promotion_of(row: dict[str, Any]) -> Promotion:
+    """Return a row of `promotions` as what it says."""
+    reason = sentences.loaded(row.pop("reason"), row.pop("reason_sentence"))
+    return Promotion(reason=reason, **row)
 
 
 def _adapter(row: dict[str, Any]) -> Adapter:

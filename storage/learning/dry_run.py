@@ -9,10 +9,10 @@ import sqlite_utils
 from storage.config_sections import TrainerConfig
 from storage.feedback import tastings
 from storage.learning import eligibility, runs
+from storage.sentences import Sentence
 
 #: What a run may be told to train for.
 OBJECTIVES: tuple[str, ...] = get_args(TrainerConfig.model_fields["objective"].annotation)
-_LIMIT = 1900
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,39 +33,58 @@ def look(
 
 
 def text(prospect: Prospect, settings: TrainerConfig) -> str:
+    """Say what a run would use and leave out, and whether it would start, in English."""
+    return "\n".join(lines(prospect, settings))
+
+
+def lines(prospect: Prospect, settings: TrainerConfig) -> list[Sentence]:
     """Say what a run would use and leave out, and whether it would start."""
     eligible = prospect.eligible
     splits = Counter(row.split for row in eligible.rows)
-    lines = [
-        "**Dry run**: nothing was changed.",
+    found = [
+        Sentence("**Dry run**: nothing was changed."),
         _verdict(prospect, settings),
-        f"Used: {len(eligible.rows)} rated replies, {splits['train']} to train on and "
-        f"{splits['development'] + splits['gate']} held out to judge on",
-        f"Liked or corrected: {eligible.liked} (needs {settings.min_liked}); "
-        f"raters: {eligible.raters} (needs {settings.min_raters})",
+        Sentence(
+            "Used: {count} rated replies, {train} to train on and {held_out} held out to judge on",
+            count=len(eligible.rows),
+            train=splits["train"],
+            held_out=splits["development"] + splits["gate"],
+        ),
+        Sentence(
+            "Liked or corrected: {liked} (needs {min_liked}); raters: {raters} (needs {min_raters})",
+            liked=eligible.liked,
+            min_liked=settings.min_liked,
+            raters=eligible.raters,
+            min_raters=settings.min_raters,
+        ),
     ]
-    lines += [
-        f"Left out: {n} because {eligibility.REASONS.get(why, why)}" for why, n in eligible.excluded.items()
+    found += [
+        Sentence("Left out: {count} because {reason}", count=n, reason=eligibility.reason(why))
+        for why, n in eligible.excluded.items()
     ]
     if not eligible.excluded:
-        lines.append("Left out: nothing")
+        found.append(Sentence("Left out: nothing"))
     if not eligible.rows:
-        lines.append(tastings.OFFER)
-    return "\n".join(lines)[:_LIMIT]
+        found.append(tastings.OFFER)
+    return found
 
 
-def _verdict(prospect: Prospect, settings: TrainerConfig) -> str:
+def _verdict(prospect: Prospect, settings: TrainerConfig) -> Sentence:
     eligible, active = prospect.eligible, prospect.active
     if active is not None:
-        return f"A run would not start: `{active.id}` is {active.state} already."
+        return Sentence(
+            "A run would not start: `{run}` is {state} already.", run=active.id, state=Sentence(active.state)
+        )
     if eligible.liked < settings.min_liked or eligible.raters < settings.min_raters:
-        return 'A run would end at once with "not yet": there are too few ratings that may train.'
+        return Sentence('A run would end at once with "not yet": there are too few ratings that may train.')
     trained_on = eligibility.Eligibility([row for row in eligible.rows if row.split == "train"], {})
     if not trained_on.liked:
-        return 'A run would end at once with "not yet": all liked replies lie in held-out conversations.'
+        return Sentence(
+            'A run would end at once with "not yet": all liked replies lie in held-out conversations.'
+        )
     if not prospect.trainer_alive:
-        return "A run would wait: the trainer is not running right now."
-    return "A run would start now."
+        return Sentence("A run would wait: the trainer is not running right now.")
+    return Sentence("A run would start now.")
 
 
 def as_json(prospect: Prospect, settings: TrainerConfig) -> dict[str, Any]:
@@ -80,3 +99,14 @@ def as_json(prospect: Prospect, settings: TrainerConfig) -> dict[str, Any]:
         "raters": eligible.raters,
         "excluded": eligible.excluded,
     }
+
+
+def unchanged_since_vote(db: sqlite_utils.Database, scope: str) -> runs.Run | None:
+    """Return the run that members are judging where nothing was rated since it began: another makes the same.
+
+    None where the newest run of the scope is another one, or was told to train otherwise.
+    """
+    newest = next(iter(runs.latest(db, scope, 1)), None)
+    if newest is None or newest.outcome != "votes" or newest.settings or runs.new_ratings(db, scope):
+        return None
+    return newest

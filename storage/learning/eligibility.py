@@ -20,6 +20,7 @@ from storage.chat import members
 from storage.chat.conversations import Split
 from storage.db import sql
 from storage.db.clock import DAY_MS, now_ms
+from storage.sentences import Sentence
 
 ERASURE_REST_MS = 30 * DAY_MS
 PAGE = 200
@@ -29,18 +30,25 @@ FREE_SOURCES = frozenset({"playground", "rehearsal", "sample", "operator", "impo
 
 # In the order in which they are told: of several, the first.
 REASONS = {
-    "not_public": "direct messages and channels that not everybody can see never train",
-    "channel_opted_out": "training is switched off in their channel or server (/settings)",
-    "deleted": "a message in its context was deleted or erased",
-    "incomplete": "the reply failed, was stopped, or is empty",
-    "opted_out": "somebody in its context opted out of training",
-    "blocked": "somebody in its context was blocked when they wrote",
-    "no_permission": "Discord's permission to train is not recorded (discord.training_permission_reference)",
-    "no_consent": "somebody in its context has not opted in with /privacy",
-    "recently_erased": "somebody in its context erased their data less than 30 days ago",
-    "retired": "its held-out conversation was judged on 20 times; new conversations take its place",
-    "no_eligible_rating": "no rater has opted in with /privacy (or all took their ratings back)",
+    "not_public": Sentence("direct messages and channels that not everybody can see never train"),
+    "channel_opted_out": Sentence("training is switched off in their channel or server (/settings)"),
+    "deleted": Sentence("a message in its context was deleted or erased"),
+    "incomplete": Sentence("the reply failed, was stopped, or is empty"),
+    "opted_out": Sentence("somebody in its context opted out of training"),
+    "blocked": Sentence("somebody in its context was blocked when they wrote"),
+    "no_permission": Sentence(
+        "Discord's permission to train is not recorded (discord.training_permission_reference)"
+    ),
+    "no_consent": Sentence("somebody in its context has not opted in with /privacy"),
+    "recently_erased": Sentence("somebody in its context erased their data less than 30 days ago"),
+    "retired": Sentence("its held-out conversation was judged on 20 times; new conversations take its place"),
+    "no_eligible_rating": Sentence("no rater has opted in with /privacy (or all took their ratings back)"),
 }
+
+
+def reason(code: str) -> Sentence:
+    """Return why a reply may not train; a code that this version doesn't know is only itself."""
+    return REASONS.get(code) or Sentence(code)
 
 
 @dataclass(frozen=True, slots=True)

@@ -59,7 +59,7 @@ def of(db: sqlite_utils.Database, adapter_id: str) -> Life | None:
     return Life(
         adapter,
         runs.get(db, adapter.run_id) if adapter.run_id else None,
-        tuple(Promotion(**row) for row in changes),
+        tuple(adapters.promotion_of(row) for row in changes),
         answers=adapters.champion(db, adapter.scope, adapter.base_hash) == adapter.id,
     )
 

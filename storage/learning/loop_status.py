@@ -9,6 +9,7 @@ from storage.db import sql
 from storage.feedback import duels, ratings, side_by_side
 from storage.learning import adapters, eligibility, runs, trials
 from storage.learning.trials import Trial
+from storage.sentences import Sentence, percent
 
 # Below so many rated replies it is too early to say who rates them.
 FEW_REPLIES = 10
@@ -65,55 +66,96 @@ def glance(
 
 
 def status_text(glance: dict[str, Any]) -> str:
+    """Say a glance in a few lines, in English."""
+    return "\n".join(status_lines(glance))
+
+
+def status_lines(glance: dict[str, Any]) -> list[Sentence]:
     """Say a glance in a few lines for people."""
     counts, needs = glance["ratings"], glance["needs"]
     champion = glance["champion"]["id"]
     lines = [
-        f"Answering: {f'adapter {champion}' if champion else 'the base model, no adapter yet'}",
-        f"Ratings: {counts['liked']} liked, {counts['disliked']} disliked, {counts['corrections']} corrected "
-        f"by {counts['raters']} members ({counts['new_since_run']} new or changed since the last run)",
+        Sentence(
+            "Answering: {answering}",
+            answering=(adapters.called(champion) if champion else Sentence("the base model, no adapter yet")),
+        ),
+        Sentence(
+            "Ratings: {liked} liked, {disliked} disliked, {corrections} corrected by {raters} members "
+            "({new} new or changed since the last run)",
+            liked=counts["liked"],
+            disliked=counts["disliked"],
+            corrections=counts["corrections"],
+            raters=counts["raters"],
+            new=counts["new_since_run"],
+        ),
         _readiness_text(needs),
     ]
     alone, rated = glance.get("by_asker_only", (0, 0))
     if rated >= FEW_REPLIES and alone > rated / 2:
         lines.append(
-            f"Most replies ({alone / rated:.0%}) are rated by their asker only: "
-            "whose ratings to trust shows where several members rate the same reply"
+            Sentence(
+                "Most replies ({share}) are rated by their asker only: whose ratings to trust shows where "
+                "several members rate the same reply",
+                share=percent(alone / rated),
+            )
         )
     if glance["run"]:
         lines.append(_run_text(glance["run"]))
     if glance["last_run"]:
-        lines.append(f"Last run: {glance['last_run']['message'] or glance['last_run']['outcome']}")
+        lines.append(
+            Sentence(
+                "Last run: {message}",
+                message=glance["last_run"]["message"] or Sentence(glance["last_run"]["outcome"]),
+            )
+        )
     lines += [trial["text"] for trial in glance.get("trials", {}).values()]
     if glance["duels"]["open"]:
-        lines.append(f"Blind votes: {glance['duels']['votes']} cast, {glance['duels']['open']} pairs open")
+        lines.append(
+            Sentence(
+                "Blind votes: {votes} cast, {pairs} pairs open",
+                votes=glance["duels"]["votes"],
+                pairs=glance["duels"]["open"],
+            )
+        )
     if glance.get("comparisons", {}).get("pairs"):
         compared = glance["comparisons"]
-        lines.append(f"Side by side in the chat: {compared['pairs']} pairs, {compared['votes']} votes")
+        lines.append(
+            Sentence(
+                "Side by side in the chat: {pairs} pairs, {votes} votes",
+                pairs=compared["pairs"],
+                votes=compared["votes"],
+            )
+        )
     lines += [
-        f"Not trained on: {n} because {eligibility.REASONS[why]}" for why, n in glance["excluded"].items()
+        Sentence("Not trained on: {count} because {reason}", count=n, reason=eligibility.reason(why))
+        for why, n in glance["excluded"].items()
     ]
-    return "\n".join(lines)
+    return lines
 
 
-def trial_text(trial: Trial) -> str:
+def trial_text(trial: Trial) -> Sentence:
     """Say how a trial goes: what was counted and about how much is missing, never who is ahead."""
     counted = trial.standing
     newcomer, incumbent = counted.get("newcomer", 0), counted.get("incumbent", 0)
     if trial.kind == "holdback":
-        return (
-            f"Holdback: {_called(trial.incumbent_id)} keeps {trial.share:.0%} of new conversations; rated: "
-            f"{incumbent} of its conversations, {newcomer} of the champion's"
+        return Sentence(
+            "Holdback: {who} keeps {share} of new conversations; rated: {incumbent} of its conversations, "
+            "{newcomer} of the champion's",
+            who=adapters.called(trial.incumbent_id),
+            share=percent(trial.share),
+            incumbent=incumbent,
+            newcomer=newcomer,
         )
-    missing = f"; about {counted['needed']} more needed" if counted.get("needed") else ""
-    return (
-        f"Canary: {_called(trial.newcomer_id)} answers {trial.share:.0%} of new conversations; rated: "
-        f"{newcomer} of its conversations, {incumbent} of the champion's{missing}"
+    said = Sentence(
+        "Canary: {who} answers {share} of new conversations; rated: {newcomer} of its conversations, "
+        "{incumbent} of the champion's",
+        who=adapters.called(trial.newcomer_id),
+        share=percent(trial.share),
+        newcomer=newcomer,
+        incumbent=incumbent,
     )
-
-
-def _called(adapter_id: str | None) -> str:
-    return "the base model" if adapter_id is None else f"adapter {adapter_id}"
+    needed = counted.get("needed")
+    return Sentence("{before}; about {needed} more needed", before=said, needed=needed) if needed else said
 
 
 def _trial(trial: Trial) -> dict[str, Any]:
@@ -127,18 +169,39 @@ def _trial(trial: Trial) -> dict[str, Any]:
     }
 
 
-def _readiness_text(needs: dict[str, list[int]]) -> str:
+def _readiness_text(needs: dict[str, list[int]]) -> Sentence:
     (liked, min_liked), (raters, min_raters) = needs["liked"], needs["raters"]
-    ready = liked >= min_liked and raters >= min_raters
-    state = "Ready to train" if ready else "Not enough to train yet"
-    return f"{state}: {liked} of {min_liked} liked or corrected replies, {raters} of {min_raters} raters"
+    counts = {"liked": liked, "min_liked": min_liked, "raters": raters, "min_raters": min_raters}
+    if liked >= min_liked and raters >= min_raters:
+        return Sentence(
+            "Ready to train: {liked} of {min_liked} liked or corrected replies, "
+            "{raters} of {min_raters} raters",
+            **counts,
+        )
+    return Sentence(
+        "Not enough to train yet: {liked} of {min_liked} liked or corrected replies, "
+        "{raters} of {min_raters} raters",
+        **counts,
+    )
 
 
-def _run_text(run: dict[str, Any]) -> str:
+def _run_text(run: dict[str, Any]) -> Sentence:
     if run["state"] == "queued":
-        return f"Run {run['id']}: waiting for the trainer"
-    left = "" if run["eta_s"] is None else f", about {max(round(run['eta_s'] / 60), 1)} min left"
-    return f"Run {run['id']}: {run['phase'] or 'starting'} {run['progress']:.0%}{left} {run['note']}".rstrip()
+        return Sentence("Run {run}: waiting for the trainer", run=run["id"])
+    values: dict[str, Any] = {
+        "run": run["id"],
+        "phase": Sentence(run["phase"] or "starting"),
+        "progress": percent(run["progress"]),
+    }
+    note = run["note"]
+    if run["eta_s"] is None:
+        if note:
+            return Sentence("Run {run}: {phase} {progress} {note}", note=note, **values)
+        return Sentence("Run {run}: {phase} {progress}", **values)
+    values["minutes"] = max(round(run["eta_s"] / 60), 1)
+    if note:
+        return Sentence("Run {run}: {phase} {progress}, about {minutes} min left {note}", note=note, **values)
+    return Sentence("Run {run}: {phase} {progress}, about {minutes} min left", **values)
 
 
 def _champion(db: sqlite_utils.Database, scope: str, base_hash: str) -> dict[str, Any]:

@@ -11,12 +11,14 @@ from typing import Any, Literal
 
 import sqlite_utils
 
+from storage import sentences
 from storage.admin import audit
 from storage.db import sql
 from storage.db.clock import now_ms
 from storage.errors import RunNotActiveError, UnknownRowError
 from storage.feedback import duels, ratings
 from storage.learning import trials
+from storage.sentences import NOTHING, Sentence
 
 Trigger = Literal["manual", "schedule", "ratings", "erasure"]
 RunState = Literal["queued", "running", "finished", "failed", "cancelled"]
@@ -24,6 +26,10 @@ Phase = Literal["snapshot", "train", "evaluate", "decide", "swap", "votes"]
 Outcome = Literal["promoted", "refused", "not_yet", "votes", "failed", "cancelled"]
 
 MAX_ATTEMPTS = 2
+
+FAILED = Sentence("The run failed; the champion was not changed.")
+CANCELLED = Sentence("The run was cancelled; the champion was not changed.")
+INTERRUPTED = Sentence("the trainer stopped in the middle of it")
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +44,7 @@ class Run:
     phase: Phase | None
     progress: float
     eta_s: float | None
-    note: str
+    note: Sentence
     lease_owner: str | None
     lease_until_ms: int | None
     lease_ms: int | None
@@ -49,7 +55,7 @@ class Run:
     settings: dict[str, Any]
     metrics: dict[str, Any]
     outcome: Outcome | None
-    message: str
+    message: Sentence
     error: str | None
     adapter_id: str | None
     champion_id: str | None
@@ -144,17 +150,17 @@ def heartbeat(
     phase: Phase | None = None,
     progress: float = 0.0,
     eta_s: float | None = None,
-    note: str = "",
+    note: Sentence = NOTHING,
 ) -> bool:
     """Renew the lease and show where the run is; False means that it was cancelled or taken: stop at once."""
-    now = now_ms()
+    now, share = now_ms(), min(max(progress, 0.0), 1.0)
     return bool(
         sql.change(
             db,
             """UPDATE runs SET heartbeat_ms = ?, lease_until_ms = ? + lease_ms, phase = coalesce(?, phase),
-                      progress = ?, eta_s = ?, note = ?
+                      progress = ?, eta_s = ?, note = ?, note_sentence = ?
                WHERE id = ? AND lease_owner = ? AND state = 'running'""",
-            (now, now, phase, min(max(progress, 0.0), 1.0), eta_s, note, run_id, owner),
+            (now, now, phase, share, eta_s, note, sentences.dumped(note), run_id, owner),
         )
     )
 
@@ -195,7 +201,7 @@ def finish(
     run_id: str,
     *,
     outcome: Outcome,
-    message: str,
+    message: Sentence,
     metrics: Mapping[str, Any] | None = None,
     adapter_id: str | None = None,
     champion_id: str | None = None,
@@ -212,9 +218,10 @@ def finish(
     state = {"failed": "failed", "cancelled": "cancelled"}.get(outcome, "finished")
     sql.change(
         db,
-        """UPDATE runs SET state = :state, outcome = :outcome, message = :message, metrics_json = :metrics,
+        """UPDATE runs SET state = :state, outcome = :outcome, message = :message,
+                  message_sentence = :message_sentence, metrics_json = :metrics,
                   phase = iif(:outcome = 'votes', 'votes', phase), progress = 1, eta_s = NULL, note = '',
-                  lease_owner = NULL, lease_until_ms = NULL, finished_ms = :now,
+                  note_sentence = '', lease_owner = NULL, lease_until_ms = NULL, finished_ms = :now,
                   adapter_id = coalesce(:adapter_id, adapter_id),
                   champion_id = coalesce(:champion_id, champion_id)
            WHERE id = :id""",
@@ -223,6 +230,7 @@ def finish(
             "state": state,
             "outcome": outcome,
             "message": message,
+            "message_sentence": sentences.dumped(message),
             "metrics": json.dumps({**run.metrics, **(metrics or {})}),
             "adapter_id": adapter_id,
             "champion_id": champion_id,
@@ -231,28 +239,28 @@ def finish(
     )
     if outcome != "votes":
         duels.close(db, run_id)
-        trials.end_canary_of(db, run_id, "the run is decided")
+        trials.end_canary_of(db, run_id, Sentence("the run is decided"))
     return expect(db, run_id)
 
 
-def fail(db: sqlite_utils.Database, run_id: str, *, error: str, message: str = "") -> Run:
+def fail(db: sqlite_utils.Database, run_id: str, *, error: str, message: Sentence | None = None) -> Run:
     """End a queued or running run as failed; `error` is technical, `message` is for people."""
     run = expect(db, run_id)
     _require(run, "running", "queued")
-    return _end(db, run, "failed", message or "The run failed; the champion was not changed.", error)
+    return _end(db, run, "failed", message or FAILED, error)
 
 
-def cancel(db: sqlite_utils.Database, run_id: str, actor: str, reason: str = "") -> bool:
+def cancel(db: sqlite_utils.Database, run_id: str, actor: str, reason: Sentence = CANCELLED) -> bool:
     """End a queued or running run; its process notices at the next heartbeat. False if it was over."""
     run = expect(db, run_id)
     if run.state not in ("queued", "running"):
         return False
-    _end(db, run, "cancelled", reason or "The run was cancelled; the champion was not changed.", None)
+    _end(db, run, "cancelled", reason, None)
     audit.record(db, actor, "run.cancel", {"run_id": run_id})
     return True
 
 
-def requeue(db: sqlite_utils.Database, run_id: str, reason: str) -> Run:
+def requeue(db: sqlite_utils.Database, run_id: str, reason: Sentence) -> Run:
     """Put a running run back in the queue (its trainer died), or fail it after the second attempt.
 
     Attempts that leave a newer checkpoint don't count (`got_further`).
@@ -261,12 +269,19 @@ def requeue(db: sqlite_utils.Database, run_id: str, reason: str) -> Run:
     _require(run, "running")
     another = sql.one(db, "SELECT id FROM runs WHERE scope = ? AND state = 'queued'", (run.scope,))
     if run.attempts >= MAX_ATTEMPTS or another is not None:
-        return _end(db, run, "failed", f"The run failed: {reason}. The champion was not changed.", reason)
+        return _end(
+            db,
+            run,
+            "failed",
+            Sentence("The run failed: {reason}. The champion was not changed.", reason=reason),
+            reason,
+        )
+    note = Sentence("Starts again: {reason}.", reason=reason)
     sql.change(
         db,
         """UPDATE runs SET state = 'queued', lease_owner = NULL, lease_until_ms = NULL, phase = NULL,
-                  progress = 0, eta_s = NULL, note = ? WHERE id = ?""",
-        (f"Starts again: {reason}.", run_id),
+                  progress = 0, eta_s = NULL, note = ?, note_sentence = ? WHERE id = ?""",
+        (note, sentences.dumped(note), run_id),
     )
     return expect(db, run_id)
 
@@ -274,7 +289,7 @@ def requeue(db: sqlite_utils.Database, run_id: str, reason: str) -> Run:
 def expire_leases(db: sqlite_utils.Database) -> list[Run]:
     """Requeue (or fail) runs whose trainer gave no sign of life for its lease, and return them."""
     late = sql.many(db, "SELECT id FROM runs WHERE state = 'running' AND lease_until_ms < ?", (now_ms(),))
-    return [requeue(db, row["id"], "the trainer stopped in the middle of it") for row in late]
+    return [requeue(db, row["id"], INTERRUPTED) for row in late]
 
 
 def set_report(db: sqlite_utils.Database, run_id: str, *, channel_id: int, message_id: int) -> None:
@@ -296,16 +311,17 @@ def expect(db: sqlite_utils.Database, run_id: str) -> Run:
     """Return the run. Raises UnknownRowError."""
     run = get(db, run_id)
     if run is None:
-        raise UnknownRowError(f"There is no run {run_id}.")
+        raise UnknownRowError("There is no run {run}.", run=run_id)
     return run
 
 
 def named(db: sqlite_utils.Database, beginning: str) -> Run:
     """Return the run whose id begins so. Raises UnknownRowError where it is none, or not one."""
     rows = sql.many(db, "SELECT id FROM runs WHERE substr(id, 1, ?) = ?", (len(beginning), beginning))
-    if len(rows) != 1:
-        found = "Several runs begin" if rows else "No run begins"
-        raise UnknownRowError(f"{found} with {beginning!r}.")
+    if not rows:
+        raise UnknownRowError("No run begins with {beginning}.", beginning=repr(beginning))
+    if len(rows) > 1:
+        raise UnknownRowError("Several runs begin with {beginning}.", beginning=repr(beginning))
     return expect(db, rows[0]["id"])
 
 
@@ -342,17 +358,6 @@ def awaiting_votes(db: sqlite_utils.Database, scope: str) -> list[Run]:
     return [run for run in finished(db, scope) if run.outcome == "votes"]
 
 
-def unchanged_since_vote(db: sqlite_utils.Database, scope: str) -> Run | None:
-    """Return the run that members are judging where nothing was rated since it began: another makes the same.
-
-    None where the newest run of the scope is another one, or was told to train otherwise.
-    """
-    newest = next(iter(latest(db, scope, 1)), None)
-    if newest is None or newest.outcome != "votes" or newest.settings or new_ratings(db, scope):
-        return None
-    return newest
-
-
 def new_ratings(db: sqlite_utils.Database, scope: str) -> int:
     """Return how many ratings were given, changed or taken back since the last run of the scope started."""
     seen = sql.value(
@@ -364,12 +369,13 @@ def new_ratings(db: sqlite_utils.Database, scope: str) -> int:
     return max(ratings.changes(db, scope) - (seen or 0), 0)
 
 
-def _end(db: sqlite_utils.Database, run: Run, outcome: Outcome, message: str, error: str | None) -> Run:
+def _end(db: sqlite_utils.Database, run: Run, outcome: Outcome, message: Sentence, error: str | None) -> Run:
     sql.change(
         db,
-        """UPDATE runs SET state = ?, outcome = ?, message = ?, error = ?, lease_owner = NULL,
-                  lease_until_ms = NULL, eta_s = NULL, note = '', finished_ms = ? WHERE id = ?""",
-        (outcome, outcome, message, error, now_ms(), run.id),
+        """UPDATE runs SET state = ?, outcome = ?, message = ?, message_sentence = ?, error = ?,
+                  lease_owner = NULL, lease_until_ms = NULL, eta_s = NULL, note = '', note_sentence = '',
+                  finished_ms = ? WHERE id = ?""",
+        (outcome, outcome, message, sentences.dumped(message), error, now_ms(), run.id),
     )
     duels.close(db, run.id)
     return expect(db, run.id)
@@ -377,9 +383,17 @@ def _end(db: sqlite_utils.Database, run: Run, outcome: Outcome, message: str, er
 
 def _require(run: Run, *states: RunState) -> None:
     if run.state not in states:
-        raise RunNotActiveError(f"Run {run.id} is {run.state}: {run.message or 'it is not on'}")
+        raise RunNotActiveError(
+            "Run {run} is {state}: {message}",
+            run=run.id,
+            state=Sentence(run.state),
+            message=run.message or Sentence("it is not on"),
+        )
 
 
 def _run(row: dict[str, Any]) -> Run:
     settings, metrics = json.loads(row.pop("settings_json")), json.loads(row.pop("metrics_json"))
-    return Run(settings=settings, metrics=metrics, **{**row, "repeatable": bool(row["repeatable"])})
+    message = sentences.loaded(row.pop("message"), row.pop("message_sentence"))
+    note = sentences.loaded(row.pop("note"), row.pop("note_sentence"))
+    repeatable = bool(row.pop("repeatable"))
+    return Run(settings=settings, metrics=metrics, message=message, note=note, repeatable=repeatable, **row)

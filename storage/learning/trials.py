@@ -14,11 +14,13 @@ from typing import Any, Literal
 
 import sqlite_utils
 
+from storage import sentences
 from storage.admin import audit, settings
 from storage.chat import channels
 from storage.chat.conversations import Conversation
 from storage.db import sql
 from storage.db.clock import DAY_MS, now_ms
+from storage.sentences import Sentence
 
 Kind = Literal["canary", "holdback"]
 Side = Literal["newcomer", "incumbent"]
@@ -48,7 +50,7 @@ class Trial:
     judged_ms: int
     ended_ms: int | None
     outcome: Outcome | None
-    reason: str
+    reason: Sentence
 
     @property
     def exception(self) -> Side:
@@ -119,7 +121,7 @@ def begin(
 ) -> int:
     """Start a trial, which ends an older one of its kind in the scope; return its id."""
     for older in _open(db, scope, base_hash, kind):
-        end(db, older.id, "superseded", "a newer challenger took its place")
+        end(db, older.id, "superseded", Sentence("a newer challenger took its place"))
     now = now_ms()
     values = {
         "kind": kind,
@@ -139,13 +141,14 @@ def begin(
 
 
 def end(
-    db: sqlite_utils.Database, trial_id: int, outcome: Outcome, reason: str, *, actor: str = "trainer"
+    db: sqlite_utils.Database, trial_id: int, outcome: Outcome, reason: Sentence, *, actor: str = "trainer"
 ) -> bool:
     """End a trial: from the next reply on the champion answers alone. False if it was over already."""
     ended = sql.change(
         db,
-        "UPDATE trials SET ended_ms = ?, outcome = ?, reason = ? WHERE id = ? AND ended_ms IS NULL",
-        (now_ms(), outcome, reason, trial_id),
+        """UPDATE trials SET ended_ms = ?, outcome = ?, reason = ?, reason_sentence = ?
+           WHERE id = ? AND ended_ms IS NULL""",
+        (now_ms(), outcome, reason, sentences.dumped(reason), trial_id),
     )
     if ended:
         trial = expect(db, trial_id)
@@ -154,13 +157,13 @@ def end(
     return bool(ended)
 
 
-def end_all(db: sqlite_utils.Database, scope: str, base_hash: str, reason: str, *, actor: str) -> None:
+def end_all(db: sqlite_utils.Database, scope: str, base_hash: str, reason: Sentence, *, actor: str) -> None:
     """End every trial of a scope: another champion makes them void."""
     for trial in _open(db, scope, base_hash):
         end(db, trial.id, "superseded", reason, actor=actor)
 
 
-def end_canary_of(db: sqlite_utils.Database, run_id: str, reason: str) -> None:
+def end_canary_of(db: sqlite_utils.Database, run_id: str, reason: Sentence) -> None:
     """End the canary of a run that is decided otherwise."""
     for row in sql.many(
         db, "SELECT id FROM trials WHERE run_id = ? AND kind = 'canary' AND ended_ms IS NULL", (run_id,)
@@ -168,7 +171,9 @@ def end_canary_of(db: sqlite_utils.Database, run_id: str, reason: str) -> None:
         end(db, row["id"], "superseded", reason)
 
 
-def end_with(db: sqlite_utils.Database, adapter_ids: Collection[str], reason: str, *, actor: str) -> None:
+def end_with(
+    db: sqlite_utils.Database, adapter_ids: Collection[str], reason: Sentence, *, actor: str
+) -> None:
     """End every trial in which one of these adapters answers."""
     for trial in open_trials(db):
         if {trial.newcomer_id, trial.incumbent_id} & set(adapter_ids):
@@ -355,5 +360,7 @@ def _takes_part(
 
 
 def _trial(row: dict[str, Any]) -> Trial:
-    values = {key: value for key, value in row.items() if key not in ("standing_json", "side")}
-    return Trial(standing=json.loads(row["standing_json"]), **values)
+    apart = ("standing_json", "side", "reason", "reason_sentence")
+    values = {key: value for key, value in row.items() if key not in apart}
+    reason = sentences.loaded(row["reason"], row["reason_sentence"])
+    return Trial(standing=json.loads(row["standing_json"]), reason=reason, **values)

@@ -10,6 +10,7 @@ from storage.db import sql
 from storage.feedback import duels
 from storage.learning import eligibility, runs
 from storage.privacy import erasure
+from storage.sentences import Sentence
 
 
 def decide(
@@ -45,9 +46,8 @@ def _begin_again_without(db: sqlite_utils.Database, user_id: int, actor: str) ->
     if running is None or running["id"] not in erasure.touched_runs(db, user_id):
         return
     run = runs.expect(db, running["id"])
-    runs.cancel(
-        db, run.id, actor, "A member opted out of training: the run starts again without their words."
-    )
+    reason = Sentence("A member opted out of training: the run starts again without their words.")
+    runs.cancel(db, run.id, actor, reason)
     runs.enqueue(
         db,
         scope=run.scope,

@@ -20,6 +20,9 @@ from storage.db.clock import now_ms
 from storage.feedback import duels
 from storage.learning import adapters, runs, trials, unregistered_adapters
 from storage.privacy import name_redaction
+from storage.sentences import Sentence
+
+STARTS_AGAIN = Sentence("A member erased their data: the run starts again without it.")
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +83,7 @@ def erase_member(db: sqlite_utils.Database, user_id: int, actor: str) -> Erasure
     used_by = touched_runs(db, user_id)
     trained = _trained_adapters(db, user_id)
     tainted = _taint(db, trained)
-    reason = "a member erased words that it was trained on"
+    reason = Sentence("a member erased words that it was trained on")
     trials.end_with(db, [adapter.id for adapter in tainted], reason, actor=actor)
     member = members.get(db, user_id)
     named = name_redaction.take_out(db, member.display_name if member else "")
@@ -237,7 +240,7 @@ def _cancel_running(
     unrecorded = running["snapshot_hash"] is None and {"scope": running["scope"]} in mine
     if running["id"] not in touched_runs and not unrecorded:
         return {}
-    runs.cancel(db, running["id"], actor, "A member erased their data: the run starts again without it.")
+    runs.cancel(db, running["id"], actor, STARTS_AGAIN)
     return {running["id"]: running["scope"]}
 
 
@@ -279,7 +282,10 @@ def _erase_evidence(db: sqlite_utils.Database, run_ids: list[str]) -> None:
         run = runs.expect(db, run_id)
         if run.outcome == "votes":
             runs.finish(
-                db, run_id, outcome="cancelled", message="A member erased their data: the vote ended."
+                db,
+                run_id,
+                outcome="cancelled",
+                message=Sentence("A member erased their data: the vote ended."),
             )
         _drop_texts(db, run_id, run.metrics)
         duels.close(db, run_id)
@@ -320,7 +326,7 @@ def _depose(db: sqlite_utils.Database, actor: str) -> list[str]:
             scope=row["scope"],
             base_hash=row["base_hash"],
             actor=actor,
-            reason="a member whose words it was trained on erased their data",
+            reason=Sentence("a member whose words it was trained on erased their data"),
         )
     return [row["adapter_id"] for row in tainted]
 

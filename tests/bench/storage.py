@@ -29,6 +29,7 @@ from storage.db.database import Database
 from storage.feedback import duels, ratings
 from storage.learning import adapters, eligibility, evaluations, loop_status, runs
 from storage.privacy import erasure
+from storage.sentences import Sentence
 
 LIMIT_MS = 50.0
 BIG, BASE = "guild:1", "base"
@@ -290,7 +291,7 @@ def _run(db: sqlite_utils.Database, queue: dict[str, Any]) -> None:
     )
     runs.rows_of(db, run.id)
     evaluations.for_run(db, run.id)
-    runs.finish(db, run.id, outcome="refused", message="no")
+    runs.finish(db, run.id, outcome="refused", message=Sentence("no"))
 
 
 def _duel(db: sqlite_utils.Database) -> None:

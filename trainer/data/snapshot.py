@@ -239,10 +239,13 @@ def read(folder: Path, content_hash: str) -> Snapshot:
     try:
         lines = (folder / FILE).read_text(encoding="utf-8").splitlines()
     except OSError as error:
-        raise SnapshotError(f"The snapshot in {folder} is gone: this run can't be repeated.") from error
+        raise SnapshotError(
+            "The snapshot in {folder} is gone: this run can't be repeated.", folder=str(folder)
+        ) from error
     if _hash(lines) != content_hash:
         raise SnapshotError(
-            f"The snapshot in {folder} was changed after its run: this run can't be repeated."
+            "The snapshot in {folder} was changed after its run: this run can't be repeated.",
+            folder=str(folder),
         )
     read_back = [_from_json(json.loads(line)) for line in lines]
     return Snapshot(

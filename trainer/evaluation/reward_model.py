@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 
+from storage.sentences import Figure, Sentence
 from trainer.data.question_features import Exchange
 from trainer.data.text_features import Array
 from trainer.evaluation import ridge_logistic
@@ -132,13 +133,18 @@ class Proof:
         """Whether the lower bound lies over one half."""
         return self.unseen is not None and self.unseen.bound_low > 0.5
 
-    def why_not(self) -> str:
+    def why_not(self) -> Sentence:
         """Say in a clause why the reward model may not judge."""
         if self.unseen is None:
-            return f"there are fewer than {MIN_EACH} liked or disliked replies to test the reward model on"
-        return (
-            f"the reward model could not be shown to predict ratings that it did not see "
-            f"(AUC {self.unseen.value:.2f}, lower bound {self.unseen.bound_low:.2f})"
+            return Sentence(
+                "there are fewer than {count} liked or disliked replies to test the reward model on",
+                count=MIN_EACH,
+            )
+        return Sentence(
+            "the reward model could not be shown to predict ratings that it did not see "
+            "(AUC {auc}, lower bound {bound})",
+            auc=Figure(self.unseen.value, ".2f"),
+            bound=Figure(self.unseen.bound_low, ".2f"),
         )
 
 

@@ -17,14 +17,20 @@ from storage.feedback import duels
 from storage.learning import runs, trials
 from storage.learning.adapters import Adapter
 from storage.learning.runs import Run
+from storage.sentences import Figure, Sentence, Value, percent
 from trainer.evaluation import statistics
 from trainer.evaluation.evidence import MIN_PROMPTS, spent
+from trainer.evaluation.scores import Pair
 from trainer.gate.decision import Decision
 
 # One member decides no vote alone: later votes of the same member in a run count nothing.
 MAX_VOTES_PER_MEMBER = 20
 # "About 37 votes": how the number needed is announced, at a true win rate of 70 %.
 TYPICAL_WIN_RATE = 0.7
+MAX_DUELS = 64
+
+# (prompt, challenger's text, champion's text, id of the reply whose prompt it is) of each pair.
+DuelPairs = Sequence[tuple[Sequence[Mapping[str, str]], str, str, str | None]]
 
 
 @dataclass(frozen=True)
@@ -50,15 +56,20 @@ class VoteCount:
         """Whether the votes are on so many different prompts that they say something of others."""
         return self.duels >= min(MIN_PROMPTS, self.offered)
 
-    def sentence(self, evidence: float, only: str = "") -> str:
-        """Say the votes: "it won 12 of 12 blind votes (e = 40)"; `only` says it of a loser."""
-        return f"it won {only}{self.wins} of {self.wins + self.losses} blind votes (e = {evidence:.0f})"
+    def sentence(self, evidence: float, *, lost: bool = False) -> Sentence:
+        """Say the votes: "it won 12 of 12 blind votes (e = 40)"; "it won only" of a loser."""
+        votes = self.wins + self.losses
+        values: dict[str, Value] = {"wins": self.wins, "votes": votes, "evidence": Figure(evidence, ".0f")}
+        if lost:
+            return Sentence("it won only {wins} of {votes} blind votes (e = {evidence})", **values)
+        return Sentence("it won {wins} of {votes} blind votes (e = {evidence})", **values)
 
-    def undecided(self) -> str:
+    def undecided(self) -> Sentence:
         """Say that there are no more votes to come, and that they were not enough."""
-        return (
-            f"every pair has all its votes, and they decide nothing: it won {self.wins} of "
-            f"{self.wins + self.losses}"
+        return Sentence(
+            "every pair has all its votes, and they decide nothing: it won {wins} of {votes}",
+            wins=self.wins,
+            votes=self.wins + self.losses,
         )
 
     def as_json(self) -> dict[str, int]:
@@ -77,6 +88,22 @@ def votes_needed(settings: GateConfig, look: int = 1) -> int:
     return max(settings.min_votes, statistics.votes_to_decide(alpha, TYPICAL_WIN_RATE))
 
 
+def pairs_of(pairs: Sequence[Pair]) -> DuelPairs:
+    """Return what a vote can be held on: two different replies with something in them."""
+    return [
+        (
+            [message.as_json() for message in pair.prompt.messages],
+            pair.challenger.text,
+            pair.champion.text,
+            pair.prompt.reply_id,
+        )
+        for pair in pairs
+        if pair.challenger.text.strip()
+        and pair.champion.text.strip()
+        and pair.challenger.text.strip() != pair.champion.text.strip()
+    ][:MAX_DUELS]
+
+
 async def open_vote(
     database: Database,
     settings: GateConfig,
@@ -84,8 +111,8 @@ async def open_vote(
     run: Run,
     adapter: Adapter,
     champion_id: str | None,
-    pairs: Sequence[tuple[Sequence[Mapping[str, str]], str, str, str | None]],
-    why: str,
+    pairs: DuelPairs,
+    why: Sentence,
     look: int,
     metrics: Mapping[str, Any],
 ) -> Run:
@@ -93,14 +120,18 @@ async def open_vote(
 
     `pairs` are (prompt, challenger's text, champion's text, id of the reply whose prompt it is); without any,
     the canary's ratings decide alone. Which text comes first is a stable coin: hash of run and number. `why`
-    continues the sentence "adapter X …".
+    is a whole sentence.
     """
     needed = votes_needed(settings, look)
-    sentence = f"{adapter.id} {why}"
+    sentence = why
     if pairs:
-        sentence += f"; about {needed} blind votes needed"
+        sentence = Sentence("{before}; about {needed} blind votes needed", before=sentence, needed=needed)
     if has_canary(settings):
-        sentence += f"; it answers {settings.canary_share:.0%} of new conversations as a canary"
+        sentence = Sentence(
+            "{before}; it answers {share} of new conversations as a canary",
+            before=sentence,
+            share=percent(settings.canary_share),
+        )
 
     def work(db: sqlite_utils.Database) -> Run:
         _add_duels(db, run, adapter, champion_id, pairs)
@@ -139,7 +170,7 @@ def _add_duels(
     run: Run,
     adapter: Adapter,
     champion_id: str | None,
-    pairs: Sequence[tuple[Sequence[Mapping[str, str]], str, str, str | None]],
+    pairs: DuelPairs,
 ) -> None:
     for number, (prompt, challenger, champion, reply_id) in enumerate(pairs):
         first = hashlib.sha256(f"{run.id}/{number}".encode()).digest()[0] % 2 == 0

@@ -35,6 +35,7 @@ from storage.db.clock import now_ms
 from storage.feedback import ratings
 from storage.learning import trials
 from storage.learning.trials import PairVote, Side, Trial, TrialRating
+from storage.sentences import NOTHING, Figure, Sentence, percent
 from trainer.data import labels
 from trainer.evaluation import statistics
 from trainer.evaluation.evidence import MIN_PROMPTS, spent
@@ -97,12 +98,17 @@ class Standing:
         scores = self.newcomer if side == "newcomer" else self.incumbent
         return (1 + sum(scores) / len(scores)) / 2 if scores else 0.0
 
-    def sentence(self) -> str:
+    def sentence(self) -> Sentence:
         """Say the ratings: "liked in 71 % of 34 rated conversations, … in 52 % of 310 (e = 41)"."""
         e = max(self.evidence_for, self.evidence_against)
-        return (
-            f"liked in {self.liked('newcomer'):.0%} of {len(self.newcomer)} rated conversations, the one "
-            f"before it in {self.liked('incumbent'):.0%} of {len(self.incumbent)} (e = {e:.0f})"
+        return Sentence(
+            "liked in {newcomer} of {rated} rated conversations, the one before it in {incumbent} of {count} "
+            "(e = {evidence})",
+            newcomer=percent(self.liked("newcomer")),
+            rated=len(self.newcomer),
+            incumbent=percent(self.liked("incumbent")),
+            count=len(self.incumbent),
+            evidence=Figure(e, ".0f"),
         )
 
     def as_json(self, needed: int | None) -> dict[str, Any]:
@@ -225,14 +231,14 @@ def judge_holdback(
     return "better" if found.evidence_for >= 1 / settings.evote_alpha else None
 
 
-def exhausted(trial: Trial, found: Standing, settings: GateConfig) -> str:
-    """Return why a trial ends undecided, or an empty string while it may go on."""
+def exhausted(trial: Trial, found: Standing, settings: GateConfig) -> Sentence:
+    """Return why a trial ends undecided, or an empty sentence while it may go on."""
     exception = found.newcomer if trial.exception == "newcomer" else found.incumbent
     if now_ms() >= trial.until_ms:
-        return "its time ran out"
+        return Sentence("its time ran out")
     if len(exception) >= settings.canary_most_ratings:
-        return f"{len(exception)} rated conversations did not decide"
-    return ""
+        return Sentence("{count} rated conversations did not decide", count=len(exception))
+    return NOTHING
 
 
 def still_needed(found: Standing, alpha: float) -> int:

@@ -22,6 +22,7 @@ from storage.learning import adapters, evaluations, runs, trials
 from storage.learning.adapters import Adapter
 from storage.learning.runs import Run
 from storage.learning.trials import Trial
+from storage.sentences import NOTHING, Sentence
 from trainer import model_server
 from trainer.errors import EvaluationError
 from trainer.evaluation.evidence import MIN_PROMPTS, spent
@@ -78,7 +79,9 @@ async def _settle(database: Database, config: Config, run: Run) -> Run | None:
         if tried is not None and tried.ended_ms is None:
             return await settling.by_canary(tried, count, look)
         if tried is not None and not count.offered:
-            return await settling.end("refuse", f"its canary ended: {tried.reason}", {})
+            return await settling.end(
+                "refuse", Sentence("its canary ended: {reason}", reason=tried.reason), {}
+            )
         return await settling.by_votes(count, look)
 
 
@@ -104,7 +107,7 @@ class _Settling:
         if found == "promote":
             sentence = count.sentence(count.evidence_for)
         elif found == "refuse":
-            sentence = count.sentence(count.evidence_against, "only ")
+            sentence = count.sentence(count.evidence_against, lost=True)
         else:
             sentence = count.undecided()
         ended = await self.end(found or "refuse", sentence, {"votes": count.as_json()})
@@ -123,7 +126,7 @@ class _Settling:
         judged = canary.judge_canary(material, found, settings, look=look, alone_suffices=alone)
         if judged == "better" and not _on_enough_grounds(count, found):
             judged = None
-        spoilt = "" if judged else canary.exhausted(trial, found, settings)
+        spoilt = NOTHING if judged else canary.exhausted(trial, found, settings)
         if judged is None and not spoilt:
             needed = canary.still_needed(found, spent(settings.evote_alpha, look))
             shown = {**found.as_json(needed), "votes": count.votes}
@@ -132,7 +135,7 @@ class _Settling:
         metrics = {"canary": found.figures()} | ({"votes": count.as_json()} if count.votes else {})
         said = _measured(count, found)
         if judged is None:
-            said = f"its canary is undecided, and {spoilt}: {said}"
+            said = Sentence("its canary is undecided, and {reason}: {measured}", reason=spoilt, measured=said)
         decision: Decision = "promote" if judged == "better" else "refuse"
         ended = await self.end(decision, said, metrics, judged or "undecided")
         # Only now: a swap that has to wait is tried again from the start.
@@ -142,7 +145,7 @@ class _Settling:
     async def end(
         self,
         decision: Decision,
-        measured: str,
+        measured: Sentence,
         metrics: Mapping[str, Any],
         canary_ends: trials.Outcome = "superseded",
     ) -> Run:
@@ -174,13 +177,15 @@ def _on_enough_grounds(count: VoteCount, found: canary.Standing) -> bool:
     return grounds >= MIN_PROMPTS or bool(count.offered and count.on_enough_duels)
 
 
-def _measured(count: VoteCount, found: canary.Standing) -> str:
+def _measured(count: VoteCount, found: canary.Standing) -> Sentence:
     """Say what votes and ratings came to, as far as there were any."""
-    rated = f"as a canary it was {found.sentence()}" if found.newcomer else ""
-    only = "only " if found.evidence_against > found.evidence_for else ""
-    evidence = max(found.evidence_for, found.evidence_against)
-    voted = count.sentence(evidence, only) if count.votes else ""
-    return " and ".join(filter(None, (rated, voted))) or "nobody rated it"
+    lost = found.evidence_against > found.evidence_for
+    voted = count.sentence(max(found.evidence_for, found.evidence_against), lost=lost)
+    if found.newcomer and count.votes:
+        return Sentence("as a canary it was {measured} and {voted}", measured=found.sentence(), voted=voted)
+    if found.newcomer:
+        return Sentence("as a canary it was {measured}", measured=found.sentence())
+    return voted if count.votes else Sentence("nobody rated it")
 
 
 def _promoted_by_hand(db: sqlite_utils.Database, run: Run) -> Run:
@@ -188,16 +193,18 @@ def _promoted_by_hand(db: sqlite_utils.Database, run: Run) -> Run:
         db,
         run.id,
         outcome="promoted",
-        message=f"{run.adapter_id} was promoted by an operator while it was judged",
+        message=Sentence(
+            "{adapter} was promoted by an operator while it was judged", adapter=run.adapter_id or ""
+        ),
     )
 
 
-def _overtaken(db: sqlite_utils.Database, run: Run, adapter: Adapter) -> str:
-    """Return why a vote no longer makes sense, or an empty string."""
+def _overtaken(db: sqlite_utils.Database, run: Run, adapter: Adapter) -> Sentence:
+    """Return why a vote no longer makes sense, or an empty sentence."""
     if adapter.state == "tainted":
-        return "a member erased words that it was trained on"
+        return Sentence("a member erased words that it was trained on")
     if adapter.state == "rejected":
-        return "it was set aside while it was judged"
+        return Sentence("it was set aside while it was judged")
     if adapters.champion(db, run.scope, adapter.base_hash) != run.champion_id:
         return promotion.STALE
     newer = sql.value(
@@ -206,7 +213,7 @@ def _overtaken(db: sqlite_utils.Database, run: Run, adapter: Adapter) -> str:
            AND rowid > (SELECT rowid FROM runs WHERE id = ?)""",
         (run.scope, run.id),
     )
-    return "a newer challenger took its place" if newer else ""
+    return Sentence("a newer challenger took its place") if newer else NOTHING
 
 
 def _record_votes(db: sqlite_utils.Database, run: Run, adapter: Adapter, count: VoteCount) -> None:
@@ -258,7 +265,7 @@ def settle_holdbacks(database: Database, config: Config) -> list[Trial]:
 def _settle_holdback(database: Database, config: Config, trial: Trial) -> bool:
     """End a holdback if it can be ended; False while it goes on."""
     if trial.id not in {each.id for each in database.read(lambda db: _active(db, trial))}:
-        reason = "one of its adapters no longer answers"
+        reason = Sentence("one of its adapters no longer answers")
         return database.write(lambda db: trials.end(db, trial.id, "superseded", reason))
     seen = database.read(lambda db: canary.mark(db, trial))
     if not canary.due(trial, seen):
@@ -274,7 +281,12 @@ def _settle_holdback(database: Database, config: Config, trial: Trial) -> bool:
         return database.write(lambda db: trials.end(db, trial.id, "better", found.sentence()))
     if spoilt:
         return database.write(
-            lambda db: trials.end(db, trial.id, "undecided", f"{spoilt}: {found.sentence()}")
+            lambda db: trials.end(
+                db,
+                trial.id,
+                "undecided",
+                Sentence("{reason}: {measured}", reason=spoilt, measured=found.sentence()),
+            )
         )
     shown = found.as_json(None)
     database.write(lambda db: trials.judged(db, trial.id, shown, seen))
@@ -289,7 +301,7 @@ def _go_back(db: sqlite_utils.Database, trial: Trial, found: canary.Standing) ->
     """Put the old champion back in one transaction, unless the trial is over or void by now."""
     if trial.id not in {each.id for each in _active(db, trial)}:
         return False
-    reason = f"members like it less: {found.sentence()}"
+    reason = Sentence("members like it less: {measured}", measured=found.sentence())
     trials.end(db, trial.id, "worse", reason)
     adapters.rollback(db, scope=trial.scope, base_hash=trial.base_hash, actor=promotion.ACTOR, reason=reason)
     # Later rollbacks must not come back to it.

@@ -17,6 +17,7 @@ from storage.errors import AdapterNotPromotableError, StaleChampionError
 from storage.learning import adapters, runs, trials
 from storage.learning.adapters import Adapter
 from storage.learning.runs import Run
+from storage.sentences import Sentence
 from trainer.model_server import ensure_listed
 
 T = TypeVar("T")
@@ -24,12 +25,7 @@ T = TypeVar("T")
 log = structlog.get_logger()
 
 ACTOR = "trainer"
-STALE = "the champion changed while it was judged; the next run judges against the new one"
-
-
-def name_of(adapter_id: str | None) -> str:
-    """Return how an adapter is called in a sentence."""
-    return "the base model" if adapter_id is None else adapter_id
+STALE = Sentence("the champion changed while it was judged; the next run judges against the new one")
 
 
 def look_of(db: sqlite_utils.Database, run: Run, champion_id: str | None) -> int:
@@ -58,7 +54,7 @@ async def swap(
     run: Run,
     adapter: Adapter,
     champion_id: str | None,
-    measured: str,
+    measured: Sentence,
     metrics: Mapping[str, Any],
 ) -> Run:
     """Promote a listed challenger and end its run in one transaction; a changed champion refuses it instead.
@@ -67,7 +63,12 @@ async def swap(
     holdback's share, so that fresh ratings of both can be compared.
     """
     await ensure_listed(client, config, adapter.id)
-    sentence = f"adapter {adapter.id} replaced {name_of(champion_id)}: {measured}"
+    sentence = Sentence(
+        "adapter {adapter} replaced {rival}: {measured}",
+        adapter=adapter.id,
+        rival=Sentence("the base model") if champion_id is None else champion_id,
+        measured=measured,
+    )
 
     def promote(db: sqlite_utils.Database) -> Run:
         tried = trials.of_run(db, run.id, "canary")
@@ -108,7 +109,7 @@ async def swap(
     try:
         finished = await database.awrite(promote)
     except (StaleChampionError, AdapterNotPromotableError) as error:
-        reason = STALE if isinstance(error, StaleChampionError) else str(error)
+        reason = STALE if isinstance(error, StaleChampionError) else Sentence.of(error)
         return await refuse(database, client, run=run, adapter=adapter, reason=reason, metrics=metrics)
     if adapter.id not in await client.models():
         # The bot loads a champion that the server lost from the registry; this is only worth a line.
@@ -123,7 +124,7 @@ async def refuse(
     *,
     run: Run,
     adapter: Adapter,
-    reason: str,
+    reason: Sentence,
     metrics: Mapping[str, Any],
     keep: bool = False,
     canary_ends: trials.Outcome = "superseded",
@@ -144,7 +145,9 @@ async def refuse(
             db,
             run.id,
             outcome="refused",
-            message=f"{adapter.id} was not promoted, because {reason}",
+            message=Sentence(
+                "{adapter} was not promoted, because {reason}", adapter=adapter.id, reason=reason
+            ),
             metrics=metrics,
             adapter_id=adapter.id,
         )
@@ -170,9 +173,12 @@ async def retire_old_adapters(database: Database, client: ModelClient) -> list[s
     return unloaded
 
 
-def ask(measured: str) -> str:
+def ask(measured: Sentence) -> Sentence:
     """Say that only an operator's word is missing."""
-    return f'gate.policy is "ask": {measured}; put it in service with /promote or `strop promote`'
+    return Sentence(
+        'gate.policy is "ask": {measured}; put it in service with /promote or `strop promote`',
+        measured=measured,
+    )
 
 
 def _is_retired(db: sqlite_utils.Database, name: str) -> bool:

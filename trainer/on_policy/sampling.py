@@ -18,6 +18,7 @@ from bot.serving.client import ModelClient
 from bot.serving.errors import UnknownModelError
 from bot.serving.model.loading import LoadedBase
 from storage.config import Config
+from storage.sentences import Sentence
 from trainer import model_server
 from trainer.data.examples import BaseCodec
 from trainer.data.rows import PreferencePair, Row, messages_of
@@ -55,7 +56,7 @@ class Asking:
 
     config: Config
     folder: Path
-    on_note: Callable[[str], None]
+    on_note: Callable[[Sentence], None]
     on_server: OnServer
 
     async def hear(
@@ -95,7 +96,9 @@ class Asking:
                     base_id,
                     asked,
                     seed,
-                    lambda done, total: self.on_note(f"usual reply {done} of {total}"),
+                    lambda done, total: self.on_note(
+                        Sentence("usual reply {done} of {total}", done=done, total=total)
+                    ),
                 )
             )
             ranking.write_usual(usual, self.folder)
@@ -131,7 +134,9 @@ class OwnReplies:
             unknown = ranking.to_check(self.judge, asked, answers, found)
             if not unknown:
                 break
-            self.asking.on_note(f"own replies, {len(unknown)} looked at: do they answer?")
+            self.asking.on_note(
+                Sentence("own replies, {count} looked at: do they answer?", count=len(unknown))
+            )
             ties = self.asking.on_server(lambda client: self._ties(client, asked, answers, unknown))  # noqa: B023
             found |= {place: tie.beside for place, tie in zip(unknown, ties, strict=True)}
         return found
@@ -175,7 +180,9 @@ class OwnReplies:
                     adapter_id,
                     asked,
                     seed,
-                    lambda done, total: self.asking.on_note(f"own reply {done} of {total}"),
+                    lambda done, total: self.asking.on_note(
+                        Sentence("own reply {done} of {total}", done=done, total=total)
+                    ),
                 )
             finally:
                 await model_server.unload(client, adapter_id)

@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 from html import escape
 from typing import Any
 
-from storage.learning.eligibility import REASONS
+from storage.learning import eligibility
 from trainer.evaluation.scores import Answer
 from trainer.report import charts, regressions, verdict
 from trainer.report.parts import bar, case, cases, section, table
@@ -134,7 +134,7 @@ def _data(metrics: Mapping[str, Any]) -> str:
         body += f"<p>{planted} corrections were set aside: the same words answer several prompts.</p>"
     excluded = sorted((metrics.get("excluded") or {}).items(), key=lambda item: -item[1])
     if excluded:
-        items = [(str(count), escape(REASONS.get(reason, reason))) for reason, count in excluded]
+        items = [(str(count), escape(eligibility.reason(reason))) for reason, count in excluded]
         body += "<h3>Left out</h3>" + table(("replies", "because"), items, numbers=(0,))
     sources = ", ".join(f"{count} from {name}" for name, count in sorted((data.get("sources") or {}).items()))
     return section("Data", sources and f"Replies by source: {sources}.", body) if body else ""

@@ -79,10 +79,13 @@ def _find(db: sqlite_utils.Database, run_id: str) -> Run:
         (run_id,),
     )
     if not rows:
-        what = f"run {run_id!r}" if run_id else "run that has ended"
-        raise UnknownRowError(f"There is no {what}: `strop status` shows the newest one.")
+        if not run_id:
+            raise UnknownRowError("There is no run that has ended: `strop status` shows the newest one.")
+        raise UnknownRowError("There is no run {run}: `strop status` shows the newest one.", run=repr(run_id))
     if run_id and len(rows) > 1 and rows[0]["id"] != run_id:
-        raise UnknownRowError(f"More than one run begins with {run_id!r}; write more of its id.")
+        raise UnknownRowError(
+            "More than one run begins with {beginning}; write more of its id.", beginning=repr(run_id)
+        )
     return runs.expect(db, rows[0]["id"])
 
 

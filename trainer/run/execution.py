@@ -13,6 +13,7 @@ from storage.db.database import Database
 from storage.errors import RunNotActiveError, StorageError
 from storage.learning import checkpoints, runs, unregistered_adapters
 from storage.learning.runs import Run
+from storage.sentences import Sentence
 from trainer.errors import NotYetError, RunCancelledError, TrainerError
 from trainer.report import adapter_card
 from trainer.run.heartbeat import Heartbeat
@@ -21,6 +22,8 @@ from trainer.run.settings import with_overrides
 from trainer.run.steps import RunSteps
 
 log = structlog.get_logger()
+
+FAULT = Sentence("The run failed by a fault of the trainer; its log says where.")
 
 
 def execute(
@@ -40,15 +43,15 @@ def execute(
     except RunCancelledError as error:
         log.info("run cancelled", run_id=run.id, message=str(error))
     except NotYetError as error:
-        message = str(error)
+        message = Sentence.of(error)
         _finish(database, run, lambda db: runs.finish(db, run.id, outcome="not_yet", message=message))
     except (TrainerError, ServingError) as error:
-        _fail(database, run, str(error), error)
+        _fail(database, run, Sentence.of(error), error)
     except StorageError:
         raise
     except Exception as error:  # the process's boundary: the run's row must say that it failed
         log.exception("run failed", run_id=run.id)
-        _fail(database, run, "The run failed by a fault of the trainer; its log says where.", error)
+        _fail(database, run, FAULT, error)
     finally:
         _clear_interim(database, config, run.id)
     ended = database.read(lambda db: runs.expect(db, run.id))
@@ -75,7 +78,10 @@ def _finish(database: Database, run: Run, work: Callable[[sqlite_utils.Database]
         log.info("the run was over already", run_id=run.id, message=str(error))
 
 
-def _fail(database: Database, run: Run, sentence: str, error: Exception) -> None:
-    message = f"{sentence.rstrip('.')}. The champion was not changed."
+def _fail(database: Database, run: Run, sentence: Sentence, error: Exception) -> None:
+    if sentence.endswith((".", "!", "?")):
+        message = Sentence("{before} The champion was not changed.", before=sentence)
+    else:
+        message = Sentence("{before}. The champion was not changed.", before=sentence)
     technical = f"{type(error).__name__}: {error}"[:2000]
     _finish(database, run, lambda db: runs.fail(db, run.id, error=technical, message=message))

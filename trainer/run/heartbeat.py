@@ -11,6 +11,7 @@ from storage.db.database import Database
 from storage.errors import DatabaseError
 from storage.learning import runs
 from storage.learning.runs import Phase
+from storage.sentences import NOTHING, Sentence
 from trainer.errors import RunCancelledError
 
 log = structlog.get_logger()
@@ -31,7 +32,7 @@ class Heartbeat:
         self._lock = threading.Lock()
         self._phase: Phase | None = None
         self._progress = 0.0
-        self._note = ""
+        self._note = NOTHING
         self._later_s = 0.0
         self._since = self._progress_at = time.monotonic()
         self._thread = threading.Thread(target=self._loop, name="heartbeat", daemon=True)
@@ -45,7 +46,7 @@ class Heartbeat:
         self._stop.set()
         self._thread.join()
 
-    def enter(self, phase: Phase, note: str = "", *, later_s: float = 0.0) -> None:
+    def enter(self, phase: Phase, note: Sentence = NOTHING, *, later_s: float = 0.0) -> None:
         """Begin a phase; `later_s` is a guess of how long the phases after it take."""
         self.check()
         with self._lock:
@@ -56,7 +57,7 @@ class Heartbeat:
         self._beat()
         self.check()
 
-    def show(self, progress: float, note: str | None = None) -> None:
+    def show(self, progress: float, note: Sentence | None = None) -> None:
         """Set the progress of the phase, 0 to 1. Raises RunCancelledError like `check`."""
         self.check()
         with self._lock:
@@ -64,7 +65,7 @@ class Heartbeat:
             if note is not None:
                 self._note = note
 
-    def say(self, note: str) -> None:
+    def say(self, note: Sentence) -> None:
         """Say what is done now; the progress stays. Raises RunCancelledError like `check`."""
         self.check()
         with self._lock:
@@ -77,7 +78,7 @@ class Heartbeat:
             RunCancelledError: it was, or another trainer took it.
         """
         if self._cancelled.is_set():
-            raise RunCancelledError("The run was cancelled; the champion was not changed.")
+            raise RunCancelledError(runs.CANCELLED)
 
     def eta_s(self) -> float | None:
         """Return the seconds left, None as long as there is nothing to go by.

@@ -20,6 +20,7 @@ def of_training(trained: Challenger) -> dict[str, Any]:
     return {
         "objective": trained.plan.objective,
         "reason": trained.plan.reason,
+        "reason_sentence": trained.plan.reason.as_json(),
         **{phase: _of_phase(report) for phase, report in trained.reports.items()},
     }
 

@@ -25,6 +25,7 @@ from storage.learning.adapters import Adapter
 from storage.learning.adapters import get as find_adapter
 from storage.learning.eligibility import eligible_rows
 from storage.learning.runs import Run
+from storage.sentences import NOTHING, Figure, Sentence
 from trainer.data import snapshot
 from trainer.data.general_replies import Replay
 from trainer.data.rows import PreferencePair
@@ -36,7 +37,7 @@ from trainer.training import challenger, saving
 from trainer.training.challenger import Challenger
 from trainer.training.objectives import Plan
 
-OTHER_ARITHMETIC = "this machine computes differently from the one that trained it"
+OTHER_ARITHMETIC = Sentence("this machine computes differently from the one that trained it")
 
 
 class Repeat(RunSteps):
@@ -44,36 +45,49 @@ class Repeat(RunSteps):
 
     def all(self) -> Run:
         """Train again and compare."""
-        self._heartbeat.enter("snapshot", "reading the snapshot of the run to repeat")
+        self._heartbeat.enter("snapshot", Sentence("reading the snapshot of the run to repeat"))
         original, adapter = self._original()
         card = _card(self._config.adapters / adapter.id)
         rows = self._snapshot_of(original)
         ground = self._on_server(self._ground)
         if ground.base.hash != adapter.base_hash:
             raise TrainingError(
-                f"{adapter.id} was trained on another base model than the one that is served."
+                "{adapter} was trained on another base model than the one that is served.", adapter=adapter.id
             )
         memory = self._on_server(lambda client: self._replay(client, ground))
         again = self._train_again(card, self._config.runs / original.id, rows, ground, memory)
-        different = "" if again.adapter_id == adapter.id else _difference(card, _card(again.folder))
+        different = NOTHING if again.adapter_id == adapter.id else _difference(card, _card(again.folder))
         away = distance(self._config.adapters / adapter.id, again.folder)
         shutil.rmtree(again.folder.parent, ignore_errors=True)
         if different == OTHER_ARITHMETIC and "gpu" in card["versions"]:
             return self._finish(
-                f"Run {original.id} was repeated from its snapshot on a GPU, which adds in no fixed order: "
-                f"{again.adapter_id} came out, whose weights differ from those of {adapter.id} by "
-                f"{away:.1%}. Nothing was promoted."
+                Sentence(
+                    "Run {run} was repeated from its snapshot on a GPU, which adds in no fixed order: "
+                    "{other} came out, whose weights differ from those of {adapter} by {share}. Nothing "
+                    "was promoted.",
+                    run=original.id,
+                    other=again.adapter_id,
+                    adapter=adapter.id,
+                    share=Figure(away, ".1%"),
+                )
             )
         if different:
             raise TrainingError(
-                f"Run {original.id} gave {adapter.id}, but its repeat {again.adapter_id}: {different}."
+                "Run {run} gave {adapter}, but its repeat {other}: {reason}.",
+                run=original.id,
+                adapter=adapter.id,
+                other=again.adapter_id,
+                reason=different,
             )
-        return self._finish(
-            f"Run {original.id} was repeated from its snapshot, and the same adapter {adapter.id} came out, "
-            "bit for bit. Nothing was promoted."
+        message = Sentence(
+            "Run {run} was repeated from its snapshot, and the same adapter {adapter} came out, bit for bit. "
+            "Nothing was promoted.",
+            run=original.id,
+            adapter=adapter.id,
         )
+        return self._finish(message)
 
-    def _finish(self, message: str) -> Run:
+    def _finish(self, message: Sentence) -> Run:
         return self._database.write(
             lambda db: runs.finish(
                 db, self._run.id, outcome="refused", message=message, metrics=self._metrics
@@ -83,12 +97,12 @@ class Repeat(RunSteps):
     def _original(self) -> tuple[Run, Adapter]:
         original = self._database.read(lambda db: runs.expect(db, str(self._run.settings["repeat"])))
         if not original.repeatable:
-            raise SnapshotError(f"Run {original.id} can't be repeated: a member erased their data.")
+            raise _not_repeatable(original, Sentence("a member erased their data"))
         adapter = self._database.read(
             lambda db: find_adapter(db, original.adapter_id) if original.adapter_id else None
         )
         if adapter is None or original.snapshot_hash is None:
-            raise SnapshotError(f"Run {original.id} can't be repeated: it trained no adapter.")
+            raise _not_repeatable(original, Sentence("it trained no adapter"))
         return original, adapter
 
     def _snapshot_of(self, original: Run) -> Snapshot:
@@ -102,9 +116,8 @@ class Repeat(RunSteps):
             return snapshot.still_allowed(rows, today, voted)
 
         if not self._database.read(allowed):
-            raise SnapshotError(
-                f"Run {original.id} can't be repeated: something in its snapshot was deleted, or may not "
-                "train any more."
+            raise _not_repeatable(
+                original, Sentence("something in its snapshot was deleted, or may not train any more")
             )
         self.freeze(rows)
         return rows
@@ -112,7 +125,7 @@ class Repeat(RunSteps):
     def _train_again(
         self, card: dict[str, Any], original: Path, rows: Snapshot, ground: Ground, memory: Replay
     ) -> Challenger:
-        self._heartbeat.enter("train", "loading the base")
+        self._heartbeat.enter("train", Sentence("loading the base"))
         # The order of sums, and with it the last bits, hangs on how many threads share them.
         torch.set_num_threads(int(card["versions"]["threads"]))
         settings = TrainerConfig.model_validate(
@@ -133,11 +146,17 @@ class Repeat(RunSteps):
         )
 
 
+def _not_repeatable(run: Run, reason: Sentence) -> SnapshotError:
+    return SnapshotError("Run {run} can't be repeated: {reason}.", run=run.id, reason=reason)
+
+
 def _own_pairs(original: Path, number: int) -> list[PreferencePair]:
     """Return the ranked replies that the original run has kept: asked again, the model might say others."""
     found = ranking.read(original / ranking.file_of(number))
     if found is None:
-        raise TrainingError(f"The ranked replies of round {number} are gone: this run can't be repeated.")
+        raise TrainingError(
+            "The ranked replies of round {round} are gone: this run can't be repeated.", round=number
+        )
     return found
 
 
@@ -146,20 +165,27 @@ def _card(folder: Path) -> dict[str, Any]:
     try:
         card = dict(json.loads((folder / saving.CARD).read_text(encoding="utf-8")))
     except (OSError, ValueError) as error:
-        raise TrainingError(f"The adapter {folder.name} has no readable card to repeat it from.") from error
+        raise TrainingError(
+            "The adapter {adapter} has no readable card to repeat it from.", adapter=folder.name
+        ) from error
     if "material" not in card:
         raise TrainingError(
-            f"The adapter {folder.name} is of an older version, which did not note its material."
+            "The adapter {adapter} is of an older version, which did not note its material.",
+            adapter=folder.name,
         )
     return card
 
 
-def _difference(card: dict[str, Any], new: dict[str, Any]) -> str:
+def _difference(card: dict[str, Any], new: dict[str, Any]) -> Sentence:
     """Say what two cards disagree on; no setting can be it, for they were taken over."""
     if new["material"] != card["material"]:
-        return "the base's own replies or its tokenizer have changed"
+        return Sentence("the base's own replies or its tokenizer have changed")
     if new["versions"] != card["versions"]:
-        return f"it was trained with {card['versions']} and now with {new['versions']}"
+        return Sentence(
+            "it was trained with {versions} and now with {present}",
+            versions=str(card["versions"]),
+            present=str(new["versions"]),
+        )
     return OTHER_ARITHMETIC
 
 

@@ -20,13 +20,14 @@ def with_overrides(config: Config, overrides: Mapping[str, Any]) -> Config:
     """
     if unknown := overrides.keys() - {"trainer", "gate", "repeat"}:
         raise RunSettingsError(
-            f"This run has settings for {sorted(unknown)[0]!r}; only trainer and gate take any."
+            "This run has settings for {value}; only trainer and gate take any.",
+            value=repr(sorted(unknown)[0]),
         )
     try:
         trainer = TrainerConfig.model_validate(_merged(config.trainer, overrides.get("trainer", {})))
         judged = GateConfig.model_validate(_merged(config.gate, overrides.get("gate", {})))
     except (ValidationError, TypeError) as error:
-        raise RunSettingsError(f"This run's settings are not valid: {error}") from error
+        raise RunSettingsError("This run's settings are not valid: {value}", value=str(error)) from error
     return config.model_copy(update={"trainer": trainer, "gate": judged})
 
 

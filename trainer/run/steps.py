@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import json
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -24,6 +24,7 @@ from storage.learning import adapters, bases, checkpoints, eligibility, preferen
 from storage.learning.adapters import Adapter
 from storage.learning.preference_votes import VotedPair
 from storage.learning.runs import Run
+from storage.sentences import Sentence
 from trainer import model_server
 from trainer.data import general_replies, snapshot
 from trainer.data.encoding import Codec
@@ -35,8 +36,8 @@ from trainer.evaluation import evaluate as evaluation
 from trainer.evaluation import safety_probe, scores
 from trainer.evaluation.evaluate import Evaluation
 from trainer.evaluation.safety_probe import Contest
-from trainer.evaluation.scores import Pair
 from trainer.gate import blind_votes, decision, promotion
+from trainer.gate.blind_votes import DuelPairs
 from trainer.model_server import retry_while_unavailable, served_base
 from trainer.on_policy import ranking
 from trainer.on_policy.sampling import Asking, OwnReplies
@@ -47,14 +48,12 @@ from trainer.training.challenger import Challenger, OwnPairs
 
 T = TypeVar("T")
 #: Prompt, challenger's text, champion's text, and the reply whose prompt it is, if a member wrote it.
-DuelPairs = Sequence[tuple[Sequence[Mapping[str, str]], str, str, str | None]]
 
 log = structlog.get_logger()
 
 SERVER_PATIENCE_S = 600.0
 # What evaluation takes beside generation, as a guess for the estimate of time left.
 SCORING_GUESS_S = 60.0
-MAX_DUELS = 64
 
 
 @dataclass(frozen=True)
@@ -90,7 +89,7 @@ class RunSteps:
     # -------------------------------------------------------------------------------------------- snapshot
     def snapshot(self) -> Snapshot:
         """Freeze the rows; raises NotYetError where there are too few."""
-        self._heartbeat.enter("snapshot", "collecting ratings")
+        self._heartbeat.enter("snapshot", Sentence("collecting ratings"))
         reference = self._config.discord.training_permission_reference
         eligible, reasons, looks, voted = self._database.read(
             lambda db: _read_rows(db, self._run.scope, reference)
@@ -103,7 +102,7 @@ class RunSteps:
         self._metrics |= {"data": snapshot.summary(rows), "excluded": excluded}
         objectives.require_enough(rows, self._config.trainer, excluded)
         self.freeze(rows)
-        self._heartbeat.show(0.5, "asking the base for its own replies")
+        self._heartbeat.show(0.5, Sentence("asking the base for its own replies"))
         return rows
 
     def freeze(self, rows: Snapshot) -> None:
@@ -116,7 +115,7 @@ class RunSteps:
                 )
             )
         except RunNotActiveError as error:
-            raise RunCancelledError(str(error)) from error
+            raise RunCancelledError(Sentence.of(error)) from error
 
     def _begun_with(self, eligible: eligibility.Eligibility, voted: list[VotedPair]) -> Snapshot | None:
         """Return the snapshot of an attempt that was interrupted in training if all of it may still train."""
@@ -150,7 +149,8 @@ class RunSteps:
             base_id=ground.base.id,
             base_hash=ground.base.hash,
             on_reply=lambda done, total: self._heartbeat.show(
-                0.5 + 0.5 * done / total, "asking the base for its own replies (once for each base)"
+                0.5 + 0.5 * done / total,
+                Sentence("asking the base for its own replies (once for each base)"),
             ),
         )
 
@@ -158,7 +158,7 @@ class RunSteps:
     def train(self, rows: Snapshot, ground: Ground, memory: Replay) -> tuple[Challenger, Codec]:
         """Train and save the challenger."""
         later_s = self._config.gate.generation_minutes * 60 / 2 + SCORING_GUESS_S
-        self._heartbeat.enter("train", "loading the base", later_s=later_s)
+        self._heartbeat.enter("train", Sentence("loading the base"), later_s=later_s)
         base = self.load_base(ground)
         own_pairs = self.own_pairs(base, rows)
         plan = objectives.choose(rows, self._config.trainer, judged=own_pairs is not None)
@@ -227,7 +227,7 @@ class RunSteps:
         codec: Codec,
     ) -> Evaluation:
         """Compare challenger and champion through the server, and record what was measured."""
-        self._heartbeat.enter("evaluate", "comparing replies on held-out conversations")
+        self._heartbeat.enter("evaluate", Sentence("comparing replies on held-out conversations"))
         # As long as the training took, within the configured limit and never less than half a minute.
         budget_s = min(self._config.gate.generation_minutes * 60, max(trained.seconds, 30.0))
         contest = Contest(adapter.id, ground.champion_id or ground.base.id, ground.base.id)
@@ -279,18 +279,26 @@ class RunSteps:
         self._metrics["reason"] = verdict.reason
         limits = decision.guardrails(judged.evidence, self._config.gate)
         self._metrics["guardrails"] = [limit.as_json() for limit in limits]
-        pairs = self._allowed(_duel_pairs(judged.pairs))
+        pairs = self._allowed(blind_votes.pairs_of(judged.pairs))
         if verdict.decision == "votes" and not pairs:
-            verdict = decision.Verdict("refuse", "it answers as before")
+            verdict = decision.Verdict("refuse", Sentence("it answers as before"))
         log.info("gate", run_id=self._run.id, adapter_id=adapter.id, decision=verdict.decision)
         self._write_report(verdict, adapter)
         if verdict.decision == "votes":
             self._heartbeat.check()
-            why = f"has not enough evidence offline, because {verdict.reason}"
+            why = Sentence(
+                "{adapter} has not enough evidence offline, because {reason}",
+                adapter=adapter.id,
+                reason=verdict.reason,
+            )
             return asyncio.run(self._vote(ground, adapter, pairs, why, judged.evidence.look))
         if verdict.decision == "promote" and self._config.gate.policy == "canary-first":
             self._heartbeat.check()
-            why = f"won offline with {verdict.reason}, and its canary has to confirm it"
+            why = Sentence(
+                "{adapter} won offline with {measured}, and its canary has to confirm it",
+                adapter=adapter.id,
+                measured=verdict.reason,
+            )
             return asyncio.run(self._vote(ground, adapter, (), why, judged.evidence.look))
         self._heartbeat.enter("swap")
         return self._on_server(lambda client: self._act(client, verdict, ground, adapter))
@@ -307,7 +315,7 @@ class RunSteps:
         ground: Ground,
         adapter: Adapter,
         pairs: DuelPairs,
-        why: str,
+        why: Sentence,
         look: int,
     ) -> Run:
         return await blind_votes.open_vote(
@@ -372,19 +380,3 @@ def _read_rows(
     reasons = snapshot.finish_reasons(db, [row.reply_id for row in eligible.rows])
     voted = preference_votes.eligible_pairs(db, scope, eligible.rows, permission_reference=reference)
     return eligible, reasons, snapshot.looks(db, scope), voted
-
-
-def _duel_pairs(pairs: Sequence[Pair]) -> DuelPairs:
-    """Return what a vote can be held on: two different replies with something in them."""
-    return [
-        (
-            [message.as_json() for message in pair.prompt.messages],
-            pair.challenger.text,
-            pair.champion.text,
-            pair.prompt.reply_id,
-        )
-        for pair in pairs
-        if pair.challenger.text.strip()
-        and pair.champion.text.strip()
-        and pair.challenger.text.strip() != pair.champion.text.strip()
-    ][:MAX_DUELS]

@@ -26,6 +26,7 @@ from storage.learning import runs
 from storage.learning.runs import Run
 from storage.process import memory
 from storage.process.locks import die_with_parent
+from storage.sentences import Sentence
 
 log = structlog.get_logger()
 
@@ -34,8 +35,8 @@ LEASE_MS = 180_000
 TERM_WAIT_S = 5.0
 OUTPUT_WAIT_S = 2.0
 LINE_BYTES = 256 * 1024
-INTERRUPTED = "the trainer was stopped in the middle of it"
-KILLED = "its process was killed"
+INTERRUPTED = Sentence("the trainer was stopped in the middle of it")
+KILLED = Sentence("its process was killed")
 
 
 @dataclass
@@ -119,7 +120,13 @@ class RunQueue:
                 process_group=0,
             )
         except OSError as error:
-            self._fail(run, f"The run's process could not be started ({error.strerror}).", str(error))
+            self._fail(
+                run,
+                Sentence(
+                    "The run's process could not be started ({value}).", value=error.strerror or str(error)
+                ),
+                str(error),
+            )
             return
         _lower_priority(process.pid, self._nice)
         self._child = _Child(run, process, _Output(process.stdout), memory.oom_kills())
@@ -166,8 +173,8 @@ class RunQueue:
         if requeued:
             log.warning("run interrupted", run_id=run.id, state=requeued.state, note=requeued.note)
 
-    def _fail(self, run: Run, sentence: str, error: str) -> None:
-        message = f"{sentence} The champion was not changed."
+    def _fail(self, run: Run, sentence: Sentence, error: str) -> None:
+        message = Sentence("{before} The champion was not changed.", before=sentence)
         self._database.write(lambda db: runs.fail(db, run.id, error=error, message=message))
         log.error("run failed", run_id=run.id, scope=run.scope, message=message, error=error)
 
@@ -219,7 +226,7 @@ def _ran_out_of_memory(oom_kills: int | None) -> bool:
     return oom_kills is not None and now is not None and now > oom_kills
 
 
-def _requeue_if_on(db: sqlite_utils.Database, run_id: str, owner: str, reason: str) -> Run | None:
+def _requeue_if_on(db: sqlite_utils.Database, run_id: str, owner: str, reason: Sentence) -> Run | None:
     run = runs.get(db, run_id)
     if run is None or run.state != "running" or run.lease_owner != owner:
         return None
@@ -240,9 +247,9 @@ def _signal(process: subprocess.Popen[bytes], number: signal.Signals) -> None:
         return
 
 
-def _obituary(code: int) -> str:
+def _obituary(code: int) -> Sentence:
     if code == -signal.SIGKILL:
-        return "The run's process was ended by the system because memory ran out."
+        return Sentence("The run's process was ended by the system because memory ran out.")
     if code < 0:
-        return f"The run's process ended by {signal.Signals(-code).name}."
-    return f"The run's process ended with code {code} before it had a result."
+        return Sentence("The run's process ended by {signal}.", signal=signal.Signals(-code).name)
+    return Sentence("The run's process ended with code {code} before it had a result.", code=code)

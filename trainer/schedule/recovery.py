@@ -31,11 +31,11 @@ from storage.errors import NothingToRollBackError
 from storage.learning import adapters, runs, trials, wrongly_rejected
 from storage.learning.adapters import Adapter
 from storage.learning.runs import Run
+from storage.sentences import Sentence
 
 log = structlog.get_logger()
 
 ACTOR = "trainer"
-DIED = "the trainer stopped in the middle of it"
 
 
 @dataclass
@@ -45,7 +45,7 @@ class Findings:
     interrupted_runs: list[str] = field(default_factory=list)
     unknown_run_folders: list[str] = field(default_factory=list)
     unknown_adapter_folders: list[str] = field(default_factory=list)
-    refused_adapters: dict[str, str] = field(default_factory=dict)
+    refused_adapters: dict[str, Sentence] = field(default_factory=dict)
     unchecked_adapters: dict[str, str] = field(default_factory=dict)
     restored_adapters: list[str] = field(default_factory=list)
     restored_champions: list[str] = field(default_factory=list)
@@ -82,7 +82,7 @@ def reconcile(database: Database, config: Config) -> Findings:
 def _requeue_interrupted(db: sqlite_utils.Database) -> list[Run]:
     # The lock says that no other trainer lives, so a running run is nobody's, whatever its lease says.
     ids = [str(row["id"]) for row in db.query("select id from runs where state = 'running'")]
-    return [runs.requeue(db, run_id, DIED) for run_id in ids]
+    return [runs.requeue(db, run_id, runs.INTERRUPTED) for run_id in ids]
 
 
 def _unknown(folder: Path, known: set[str]) -> list[str]:
@@ -105,7 +105,7 @@ def _check_adapters(database: Database, config: Config, found: Findings) -> None
     for adapter in database.read(_usable):
         error = flaw(adapter, config.adapters)
         if isinstance(error, AdapterDamagedError):
-            found.refused_adapters[adapter.id] = str(error)
+            found.refused_adapters[adapter.id] = Sentence.of(error)
         elif error is not None:
             found.unchecked_adapters[adapter.id] = str(error)
     for scope, base_hash, adapter_id in database.read(_champions):
@@ -128,7 +128,7 @@ def _set_aside(db: sqlite_utils.Database, refused: Iterable[str]) -> None:
         adapters.set_state(db, adapter_id, "rejected")
 
 
-def _end_trials(db: sqlite_utils.Database, adapter_id: str, reason: str) -> None:
+def _end_trials(db: sqlite_utils.Database, adapter_id: str, reason: Sentence) -> None:
     adapters.set_state(db, adapter_id, "rejected")
     trials.end_with(db, [adapter_id], reason, actor=ACTOR)
 
@@ -148,12 +148,12 @@ def flaw(adapter: Adapter, adapters_dir: Path) -> AdapterRefusedError | None:
 
 
 def replace_champion(
-    database: Database, scope: str, base_hash: str, refused: set[str], reason: str
+    database: Database, scope: str, base_hash: str, refused: set[str], reason: Sentence
 ) -> str | None:
     """Go back to the newest earlier champion that isn't refused; returns it (None: the base model)."""
 
     def work(db: sqlite_utils.Database) -> str | None:
-        why = f"its files can't be trusted: {reason}"
+        why = Sentence("its files can't be trusted: {reason}", reason=reason)
         while (present := adapters.champion(db, scope, base_hash)) in refused:
             try:
                 adapters.rollback(db, scope=scope, base_hash=base_hash, actor=ACTOR, reason=why)
@@ -235,7 +235,7 @@ class ChampionKeeper:
         if await self._loaded(client, adapter_id):
             log.info("adapter on trial loaded", scope=scope, adapter_id=adapter_id)
         elif (damage := await self._damage(adapter_id)) is not None:
-            reason = f"its files can't be trusted: {damage}"
+            reason = Sentence("its files can't be trusted: {reason}", reason=damage)
             await self._database.awrite(lambda db: _end_trials(db, adapter_id, reason))
 
     async def _loaded(self, client: ModelClient, adapter_id: str) -> bool:
@@ -249,15 +249,15 @@ class ChampionKeeper:
         self._refused.pop(adapter_id, None)
         return True
 
-    async def _damage(self, adapter_id: str) -> str | None:
+    async def _damage(self, adapter_id: str) -> Sentence | None:
         """Return the proof that a refused adapter's files are damaged; None leaves it for the next check."""
         adapter = await self._database.aread(lambda db: adapters.get(db, adapter_id))
         if adapter is None:
             return None
         error = await asyncio.to_thread(flaw, adapter, self._config.adapters)
-        return str(error) if isinstance(error, AdapterDamagedError) else None
+        return Sentence.of(error) if isinstance(error, AdapterDamagedError) else None
 
-    def _give_up(self, scope: str, base_hash: str, adapter_id: str, reason: str) -> None:
+    def _give_up(self, scope: str, base_hash: str, adapter_id: str, reason: Sentence) -> None:
         replace_champion(self._database, scope, base_hash, {adapter_id}, reason)
         self._database.write(lambda db: _set_aside(db, [adapter_id]))
 

@@ -19,6 +19,7 @@ from peft import PeftModel
 
 from bot.serving.model.loading import LoadedBase
 from storage.config_sections import TrainerConfig
+from storage.sentences import Sentence
 from trainer.data.encoding import Codec, PreferenceExample
 from trainer.data.examples import BaseCodec, Material, dpo_examples, gather
 from trainer.data.general_replies import BaseReply
@@ -38,12 +39,6 @@ log = structlog.get_logger()
 
 # How the training's progress is shared among its phases, as far as they take place.
 PHASE_PARTS = {"sft": 0.35, "kto": 0.65, "dpo": 0.4, "ranked": 0.8}
-PHASE_NOTES = {
-    "sft": "liked replies",
-    "kto": "all ratings",
-    "dpo": "preference pairs",
-    "ranked": "own replies, ranked",
-}
 # The time that supervised tuning may take of a training in which the model's own replies are ranked after it.
 SFT_SHARE = 0.4
 # And the most liked replies that it imitates there. They are only a start: a fresh adapter that learns them
@@ -71,7 +66,7 @@ DECIDING = {
     "seed",
 }
 
-Progress = Callable[[float, str], None]
+Progress = Callable[[float, Sentence], None]
 OwnPairs = Callable[[PeftModel, int], list[PreferencePair]]
 """Asks the model as it is now for replies, in round 1, 2, ..., and returns the pairs that they make."""
 
@@ -201,13 +196,14 @@ class Course:
 
     def _remember(self) -> None:
         self.keeper.story |= {
-            "plan": asdict(self.plan),
+            "plan": {"objective": self.plan.objective, "reason": self.plan.reason.as_json()},
             "reports": {phase: asdict(report) for phase, report in self.reports.items()},
         }
 
     def _recall(self) -> None:
         if "plan" in self.keeper.story:
-            self.plan = Plan(**self.keeper.story["plan"])
+            plan = self.keeper.story["plan"]
+            self.plan = Plan(plan["objective"], Sentence.from_json(plan["reason"]))
             found = self.keeper.story["reports"]
             self.reports = {phase: TrainingReport(**report) for phase, report in found.items()}
 
@@ -218,7 +214,7 @@ class Course:
         part = PHASE_PARTS[kind_of(phase)]
         return lambda done, total: self.on_progress(
             (before + part * done / total) / whole,
-            f"{PHASE_NOTES[kind_of(phase)]}, step {done} of {total}",
+            phases.step_note(kind_of(phase), done, total),
         )
 
     def _sft(self, on_step: Tick) -> TrainingReport:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 
-from bot.serving.model.memory import in_gb
 from storage.config_sections import TrainerConfig
+from storage.sentences import Figure, Sentence
 from trainer.errors import MemoryShortError
 from trainer.training.forward import BATCH_TOKENS_CPU, BATCH_TOKENS_GPU
 from trainer.training.memory import Estimate, Form, Load, Widths
@@ -71,8 +71,11 @@ def choose(task: Task, available_bytes: int) -> Form:
             return form
         least = min(least or needed, needed)
     raise MemoryShortError(
-        f"Training needs about {in_gb(least)} of memory beside the base and {in_gb(available_bytes)} is "
-        f"available; {_advice(task, available_bytes)}."
+        "Training needs about {needed} GB of memory beside the base and {available} GB is available; "
+        "{advice}.",
+        needed=Figure(least / 1e9, ".1f"),
+        available=Figure(available_bytes / 1e9, ".1f"),
+        advice=_advice(task, available_bytes),
     )
 
 
@@ -98,8 +101,18 @@ def smaller_settings(task: Task, available_bytes: int) -> dict[str, int]:
             return {}
 
 
-def _advice(task: Task, available_bytes: int) -> str:
+def _advice(task: Task, available_bytes: int) -> Sentence:
     found = smaller_settings(replace(task, exactly=False), available_bytes)
-    if not found or task.exactly:
-        return "free memory" if task.exactly else "choose a smaller [model] base or free memory"
-    return f"set {' and '.join(f'trainer.{key} = {value}' for key, value in found.items())}, or free memory"
+    if task.exactly:
+        return Sentence("free memory")
+    if not found:
+        return Sentence("choose a smaller [model] base or free memory")
+    return Sentence("set {settings}, or free memory", settings=_listed(found))
+
+
+def _listed(found: Mapping[str, int]) -> Sentence:
+    """Return settings with "and" between them."""
+    first, *others = (Sentence(f"trainer.{key} = {value}") for key, value in found.items())
+    for setting in others:
+        first = Sentence("{before} and {setting}", before=first, setting=setting)
+    return first

@@ -177,5 +177,6 @@ def check_gradients(model: nn.Module) -> None:
             continue
         if parameter.grad is None or not bool(parameter.grad.count_nonzero()):
             raise GradientLostError(
-                f"No gradient reaches {name}: the base passes none back, and nothing would be learned."
+                "No gradient reaches {layer}: the base passes none back, and nothing would be learned.",
+                layer=name,
             )

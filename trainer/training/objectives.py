@@ -8,7 +8,8 @@ from typing import Literal
 
 from storage.config_sections import TrainerConfig
 from storage.feedback import tastings
-from storage.learning.eligibility import REASONS
+from storage.learning import eligibility
+from storage.sentences import NOTHING, Figure, Sentence
 from trainer.data.snapshot import Snapshot
 from trainer.errors import NotYetError
 
@@ -22,7 +23,9 @@ DPO_MIN_PAIRS = 50
 KTO_COST = 2.4
 # And one token of a pair: its own pass and that of the reference, which has no backward pass.
 DPO_COST = 1.4
-RANKING_NEEDS = "no reward model of the training ratings has proven itself yet, so that no replies are ranked"
+RANKING_NEEDS = Sentence(
+    "no reward model of the training ratings has proven itself yet, so that no replies are ranked"
+)
 # Larger models need gentler steps. The small rates were found with 135M parameters (EXPERIMENTS); the large
 # ones are what others use and were not measured here.
 LARGE_PARAMETERS = 1_000_000_000
@@ -35,7 +38,7 @@ class Plan:
     """What to train on, and why not on more (`reason`, empty when nothing was held back)."""
 
     objective: Objective
-    reason: str = ""
+    reason: Sentence = NOTHING
 
     @property
     def phases(self) -> tuple[str, ...]:
@@ -53,11 +56,14 @@ def require_enough(snapshot: Snapshot, settings: TrainerConfig, excluded: Mappin
         raise NotYetError(_nothing_eligible(excluded))
     liked = sum(row.liked for row in snapshot.rows)
     if liked < settings.min_liked or snapshot.raters < settings.min_raters:
-        text = (
-            f"not yet: {liked} of {settings.min_liked} liked replies, "
-            f"{snapshot.raters} of {settings.min_raters} raters"
+        text = Sentence(
+            "not yet: {liked} of {min_liked} liked replies, {raters} of {min_raters} raters",
+            liked=liked,
+            min_liked=settings.min_liked,
+            raters=snapshot.raters,
+            min_raters=settings.min_raters,
         )
-        raise NotYetError(text + _excluded_note(excluded))
+        raise NotYetError(_with_excluded(text, excluded))
     if not any(row.liked for row in snapshot.of("train")):
         raise NotYetError(
             "not yet: all liked replies lie in held-out conversations, which are never trained on; "
@@ -84,21 +90,30 @@ def choose(snapshot: Snapshot, settings: TrainerConfig, *, judged: bool = False)
         return Plan(settings.objective)
     if judged and settings.ranked_rounds:
         return Plan("sft_ranked")
-    phases, reasons = ["sft"], []
+    phases, reason = ["sft"], NOTHING
     liked, disliked = kto_counts(snapshot)
     if liked + disliked < KTO_MIN_RATED or min(liked, disliked) < KTO_MIN_EACH:
-        reasons.append(
-            f"KTO needs {KTO_MIN_RATED} rated replies with {KTO_MIN_EACH} of each kind to train on; "
-            f"there are {liked} liked and {disliked} disliked"
+        reason = Sentence(
+            "KTO needs {rated} rated replies with {each} of each kind to train on; "
+            "there are {liked} liked and {disliked} disliked",
+            rated=KTO_MIN_RATED,
+            each=KTO_MIN_EACH,
+            liked=liked,
+            disliked=disliked,
         )
     else:
         phases.append("kto")
     pairs = len(snapshot.preferences("train"))
     if pairs < DPO_MIN_PAIRS:
-        reasons.append(f"DPO needs {DPO_MIN_PAIRS} preference pairs to train on; there are {pairs}")
+        few = Sentence(
+            "DPO needs {count} preference pairs to train on; there are {pairs}",
+            count=DPO_MIN_PAIRS,
+            pairs=pairs,
+        )
+        reason = _and_then(reason, few)
     else:
         phases.append("dpo")
-    return Plan("_".join(phases), ". ".join(reasons))  # type: ignore[arg-type]
+    return Plan("_".join(phases), reason)  # type: ignore[arg-type]
 
 
 def kto_counts(snapshot: Snapshot) -> tuple[int, int]:
@@ -122,45 +137,62 @@ def within_budget(
     """
     if settings.objective != "auto":
         return plan
-    phases, reasons = list(plan.phases), [plan.reason] if plan.reason else []
+    phases, reason = list(plan.phases), plan.reason
     cost = {"kto": KTO_COST * tokens.get("kto", 0), "dpo": DPO_COST * tokens.get("dpo", 0)}
     for phase in ("dpo", "kto"):
         expected_s = spent_s + sum(cost.get(each, 0.0) for each in phases) / max(tokens_per_second, 1e-6)
         if phase in phases and expected_s > settings.max_train_minutes * 60:
             phases.remove(phase)
-            reasons.append(
-                f"{phase.upper()} would take training to about {expected_s / 60:.0f} minutes at "
-                f"{tokens_per_second:.0f} tokens/s and trainer.max_train_minutes is "
-                f"{settings.max_train_minutes:g}"
+            long = Sentence(
+                "{objective} would take training to about {minutes} minutes at {speed} tokens/s and "
+                "trainer.max_train_minutes is {most}",
+                objective=phase.upper(),
+                minutes=Figure(expected_s / 60, ".0f"),
+                speed=Figure(tokens_per_second, ".0f"),
+                most=Figure(settings.max_train_minutes),
             )
-    return Plan("_".join(phases), ". ".join(reasons))  # type: ignore[arg-type]
+            reason = _and_then(reason, long)
+    return Plan("_".join(phases), reason)  # type: ignore[arg-type]
 
 
-def _nothing_eligible(excluded: Mapping[str, int]) -> str:
+def _and_then(before: Sentence, more: Sentence) -> Sentence:
+    """Return two sentences one after the other; the first may be empty."""
+    return Sentence("{before}. {advice}", before=before, advice=more) if before else more
+
+
+def _nothing_eligible(excluded: Mapping[str, int]) -> Sentence:
     if not excluded:
-        return f"not yet: no reply has been rated; react to the bot's replies with 👍 or 👎. {tastings.OFFER}"
-    note = _excluded_note(excluded)
-    offer = f" {tastings.OFFER}" if _TASTING_HELPS & excluded.keys() else ""
-    return f"not yet: none of the rated replies may be trained on{note}{offer}"
+        unrated = Sentence("not yet: no reply has been rated; react to the bot's replies with 👍 or 👎")
+        return _and_then(unrated, tastings.OFFER)
+    said = _with_excluded(Sentence("not yet: none of the rated replies may be trained on"), excluded)
+    if _TASTING_HELPS & excluded.keys():
+        return Sentence("{before} {offer}", before=said, offer=tastings.OFFER)
+    return said
 
 
-def _excluded_note(excluded: Mapping[str, int]) -> str:
-    """Name what was left out and why, the commonest first, with what to do where something can be done."""
-    if not excluded:
-        return ""
+def _with_excluded(said: Sentence, excluded: Mapping[str, int]) -> Sentence:
+    """Add what was left out and why, the commonest first, with what to do where something can be done."""
     ordered = sorted(excluded.items(), key=lambda item: (-item[1], item[0]))
-    parts = [f"{count} left out because {REASONS.get(reason, reason)}" for reason, count in ordered]
-    advice = [_ADVICE[reason] for reason, _ in ordered if reason in _ADVICE]
-    return "; " + "; ".join(parts) + (f". {advice[0]}" if advice else "")
+    for code, count in ordered:
+        said = Sentence(
+            "{before}; {count} left out because {reason}",
+            before=said,
+            count=count,
+            reason=eligibility.reason(code),
+        )
+    advice = [_ADVICE[code] for code, _ in ordered if code in _ADVICE]
+    return _and_then(said, advice[0]) if advice else said
 
 
 # What keeps members' conversations out, and does not concern answers to the operator's own prompts.
 _TASTING_HELPS = frozenset({"no_permission", "no_consent", "not_public"})
 
 _ADVICE = {
-    "no_permission": "An operator records Discord's permission in [discord] training_permission_reference.",
-    "no_consent": "Ask members to opt in with /privacy.",
-    "no_eligible_rating": "Ask raters to opt in with /privacy.",
-    "not_public": "Talk to the bot in a channel that everybody can see.",
-    "opted_out": "Those who opted out can opt in again with /privacy.",
+    "no_permission": Sentence(
+        "An operator records Discord's permission in [discord] training_permission_reference."
+    ),
+    "no_consent": Sentence("Ask members to opt in with /privacy."),
+    "no_eligible_rating": Sentence("Ask raters to opt in with /privacy."),
+    "not_public": Sentence("Talk to the bot in a channel that everybody can see."),
+    "opted_out": Sentence("Those who opted out can opt in again with /privacy."),
 }

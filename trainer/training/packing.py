@@ -102,8 +102,9 @@ def attend_within_blocks(
     """
     if blocks is None:
         raise TrainingError(
-            f"{type(module).__name__} does not tell its attention where a row's examples begin: "
-            "this base can be served, but not trained."
+            "{model} does not tell its attention where a row's examples begin: this base can be served, "
+            "but not trained.",
+            model=type(module).__name__,
         )
     lengths = list(blocks)
     parts = zip(*(torch.split(each, lengths, dim=2) for each in (query, key, value)), strict=True)

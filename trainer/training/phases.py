@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
+from storage.sentences import Sentence
 from trainer.data.encoding import Example, PreferenceExample
 from trainer.training.checkpoints import Keeper
 from trainer.training.forward import batch_tokens
@@ -180,3 +181,17 @@ def _replay_for(tokens: int, replay: Sequence[Example], order: Iterator[int], sh
         chosen.append(next(order))
         have += replay[chosen[-1]].completion_length
     return tuple(chosen)
+
+
+def step_note(kind: str, done: int, total: int) -> Sentence:
+    """Say where a phase of a kind ("sft", "kto", "dpo", else the ranked replies) is."""
+    step = {"done": done, "total": total}
+    match kind:
+        case "sft":
+            return Sentence("liked replies, step {done} of {total}", **step)
+        case "kto":
+            return Sentence("all ratings, step {done} of {total}", **step)
+        case "dpo":
+            return Sentence("preference pairs, step {done} of {total}", **step)
+        case _:
+            return Sentence("own replies, ranked, step {done} of {total}", **step)

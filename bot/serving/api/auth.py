@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import hmac
 from collections.abc import Awaitable, Callable
+from typing import Any
 from urllib.parse import urlsplit
 
 from aiohttp import web
 from aiohttp.typedefs import Middleware
 
+from bot.serving.messages import Message
 from bot.serving.protocol import SECRET_HEADER
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
@@ -32,7 +34,8 @@ def error_response(
 ) -> web.Response:
     """Answer in OpenAI's error shape; ``param`` is the field that is wrong."""
     kind = "invalid_request_error" if status < 500 else "server_error"
-    body = {"error": {"message": message, "type": kind, "code": code, "param": param}}
+    error: dict[str, Any] = {"message": message, "type": kind, "code": code, "param": param}
+    body = {"error": error | (message.as_json() if isinstance(message, Message) else {})}
     return web.json_response(body, status=status, headers=headers)
 
 

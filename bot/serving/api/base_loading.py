@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 import structlog
 
 from bot.serving.errors import BaseRefusedError, BaseUnreachableError
+from bot.serving.messages import NOTHING, Message
 from bot.serving.model.sources import PACKAGED_BASE, BaseSource, packaged_base, resolve
 from bot.serving.settings import Settings
 
@@ -46,7 +47,7 @@ class BaseLoader:
         settings: Settings,
         *,
         serve: Callable[[Runtime, str], None],
-        say: Callable[[str], None],
+        say: Callable[[Message], None],
         stopping: threading.Event,
         retry_s: tuple[float, float],
     ) -> None:
@@ -102,7 +103,7 @@ class BaseLoader:
             log.info(f"{source.id} is loaded and answers from here on.", announce=True)
         self._standing_in = ""
         self._serve(runtime, "")
-        self._say("")
+        self._tell(NOTHING)
         return None
 
     def _start(self, source: BaseSource, device: str) -> Runtime:
@@ -124,8 +125,8 @@ class BaseLoader:
             raise refusal
         if not self._standing_in:
             self._start_stand_in(wanted, refusal)
-        self._say(str(refusal))
-        log.warning(self._sentence(str(refusal)))
+        self._say(refusal.message)
+        log.warning(self._sentence(refusal.message))
 
     def _start_stand_in(self, wanted: str, refusal: BaseRefusedError) -> None:
         try:
@@ -138,13 +139,18 @@ class BaseLoader:
         self._standing_in = wanted
         self._serve(runtime, wanted)
 
-    def _sentence(self, state: str) -> str:
+    def _sentence(self, state: Message) -> Message:
         if not self._standing_in:
             return state
-        return f"{PACKAGED_BASE} answers in place of {self._standing_in}. {state}"
+        return Message(
+            "{bundled} answers in place of {base}. {reason}",
+            bundled=PACKAGED_BASE,
+            base=self._standing_in,
+            reason=state,
+        )
 
-    def _say(self, state: str) -> None:
-        self._tell(self._sentence(state) if state else "")
+    def _say(self, state: Message) -> None:
+        self._tell(self._sentence(state))
 
     def _next_wait_s(self) -> float:
         wait_s = self._retry_s

@@ -86,7 +86,7 @@ async def _translate_errors(request: web.Request, handler: Handler) -> web.Strea
 
 
 def _refusal(error: ServingError) -> web.Response:
-    message = str(error)
+    message = error.message
     if isinstance(error, ServerBusyError):
         headers = {"Retry-After": str(max(1, round(error.retry_after_s)))}
         return error_response(429, message, "busy", headers=headers)
@@ -118,7 +118,9 @@ class _Face:
     async def health(self, request: web.Request) -> web.Response:
         """Say whether the model is loaded and, to those who may know, everything about it."""
         service = self._service
-        body: dict[str, Any] = {"status": "ok" if service.ready else "loading", "detail": service.detail}
+        detail = service.detail
+        body: dict[str, Any] = {"status": "ok" if service.ready else "loading", "detail": detail}
+        body |= {f"detail_{name}": value for name, value in detail.as_json().items()}
         open_to_all = service.settings.api_key is None
         if service.ready and (open_to_all or is_trusted(request, self._secret, service.settings.api_key)):
             engine = service.runtime.engine

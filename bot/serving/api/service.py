@@ -20,6 +20,7 @@ import structlog
 from bot.serving.api.base_loading import BaseLoader
 from bot.serving.engine.events import Event, JobOptions, Sink
 from bot.serving.errors import ServerLoadingError, UnknownModelError
+from bot.serving.messages import NOTHING, Message
 from bot.serving.model.thoughts import ThoughtFilter
 from bot.serving.protocol import ChatMessage, QueuePlace, TokenIds
 from bot.serving.settings import Settings
@@ -59,7 +60,7 @@ class Service:
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
-        self.detail = "Starting."
+        self.detail = Message("Starting.")
         self._runtime: Runtime | None = None
         self._stopping = threading.Event()
         # One thread: a fast tokenizer must not be used by two at once.
@@ -82,11 +83,11 @@ class Service:
         """Serve with a runtime from the next request on; what runs on the former one may finish there."""
         runtime.description = dataclasses.replace(runtime.description, stands_in_for=stands_in_for)
         former, self._runtime = self._runtime, runtime
-        self.detail = ""
+        self.detail = NOTHING
         if former is not None:
             former.engine.stop(TAKE_OVER_DRAIN_S)
 
-    def _progress(self, detail: str) -> None:
+    def _progress(self, detail: Message) -> None:
         self.detail = detail
         if detail:
             log.info("loading", detail=detail)

@@ -91,6 +91,6 @@ class AdapterShelf:
         idle = [entry for entry in self._entries.values() if entry.pins == 0]
         if not idle:
             raise AdapterRefusedError(
-                f"{self._max} adapters are loaded and all are in use; unload one first."
+                "{count} adapters are loaded and all are in use; unload one first.", count=self._max
             )
         del self._entries[min(idle, key=lambda entry: entry.last_used).adapter.name]

@@ -15,6 +15,7 @@ from bot.serving.engine.kv_cache import row_bytes
 from bot.serving.engine.lora import read_adapter
 from bot.serving.engine.request import Job
 from bot.serving.errors import BaseRefusedError
+from bot.serving.messages import Message
 from bot.serving.model.chat_template import ChatTemplate, control_strings
 from bot.serving.model.identity import NF4
 from bot.serving.model.loading import LoadedBase, load_base
@@ -42,13 +43,15 @@ class Runtime:
         self._adapters_dir = adapters_dir
 
     @classmethod
-    def start(cls, settings: Settings, folder: Path, device: str, progress: Callable[[str], None]) -> Runtime:
+    def start(
+        cls, settings: Settings, folder: Path, device: str, progress: Callable[[Message], None]
+    ) -> Runtime:
         """Load a prepared base and start its engine; blocks for seconds.
 
         Raises:
             BaseRefusedError: the base cannot be served here.
         """
-        progress("Loading the 4-bit weights.")
+        progress(Message("Loading the 4-bit weights."))
         base = load_base(folder, device, "serve")
         chunk, shared_chunk = CHUNK_TOKENS[torch.device(device).type]
         engine = Engine(
@@ -118,7 +121,7 @@ class Runtime:
         log.info("adapter loaded", adapter=name, rank=adapter.rank)
 
 
-def _fitting_slots(base: LoadedBase, settings: Settings, progress: Callable[[str], None]) -> int:
+def _fitting_slots(base: LoadedBase, settings: Settings, progress: Callable[[Message], None]) -> int:
     """Return how many rows of keys and values may be reserved, at most the configured number.
 
     Raises:
@@ -134,7 +137,13 @@ def _fitting_slots(base: LoadedBase, settings: Settings, progress: Callable[[str
             f"{in_gb(available)} is available; lower [model] context_tokens or free memory."
         )
     if fitting < settings.slots:
-        progress(f"Memory suffices for {fitting} replies at a time, not for {settings.slots}.")
+        progress(
+            Message(
+                "Memory suffices for {fitting} replies at a time, not for {wanted}.",
+                fitting=fitting,
+                wanted=settings.slots,
+            )
+        )
     return min(fitting, settings.slots)
 
 

@@ -95,20 +95,30 @@ def verify(
     folder = _inside(folder, adapters_dir)
     names = _file_names(folder)
     if missing := (_REQUIRED | {MANIFEST}) - names:
-        raise AdapterDamagedError(f"Adapter {folder.name} has no {sorted(missing)[0]}.")
+        raise AdapterDamagedError(
+            "Adapter {adapter} has no {file}.", adapter=folder.name, file=sorted(missing)[0]
+        )
     manifest = _read_manifest(folder)
     _check_files(folder, names, manifest.files)
     if manifest.config != _read_json(folder / CONFIG):
-        raise AdapterDamagedError(f"Adapter {folder.name}: {CONFIG} differs from the manifest's copy.")
+        raise AdapterDamagedError(
+            "Adapter {adapter}: {file} differs from the manifest's copy.", adapter=folder.name, file=CONFIG
+        )
     if manifest.base_hash != base_hash:
         raise AdapterRefusedError(
-            f"Adapter {folder.name} was trained on base {manifest.base_hash[:12]}, but base "
-            f"{base_hash[:12]} is served; serve that base, or retrain on this one."
+            "Adapter {adapter} was trained on base {base}, but base {served} is served; serve that base, or "
+            "retrain on this one.",
+            adapter=folder.name,
+            base=manifest.base_hash[:12],
+            served=base_hash[:12],
         )
     if chat_template_hash not in (None, manifest.chat_template_hash):
         raise AdapterRefusedError(
-            f"Adapter {folder.name} was trained with chat template {manifest.chat_template_hash[:12]}, but "
-            f"{str(chat_template_hash)[:12]} is served; retrain it."
+            "Adapter {adapter} was trained with chat template {template}, but {served} is served; "
+            "retrain it.",
+            adapter=folder.name,
+            template=manifest.chat_template_hash[:12],
+            served=str(chat_template_hash)[:12],
         )
     return manifest
 
@@ -121,10 +131,12 @@ def read_file(manifest: Manifest, name: str) -> bytes:
         AdapterRefusedError: it is not listed, or cannot be read.
     """
     if name not in manifest.files:
-        raise AdapterRefusedError(f"Adapter {manifest.adapter_id} has no {name}.")
+        raise AdapterRefusedError("Adapter {adapter} has no {file}.", adapter=manifest.adapter_id, file=name)
     content = _read_bytes(manifest.folder / name, MAX_WEIGHTS_BYTES)
     if hashlib.sha256(content).hexdigest() != manifest.files[name]:
-        raise AdapterDamagedError(f"Adapter {manifest.adapter_id}: {name} changed after it was checked.")
+        raise AdapterDamagedError(
+            "Adapter {adapter}: {file} changed after it was checked.", adapter=manifest.adapter_id, file=name
+        )
     return content
 
 
@@ -147,7 +159,7 @@ def _inside(folder: Path, adapters_dir: Path) -> Path:
     try:
         mode = real.lstat().st_mode
     except FileNotFoundError as error:
-        raise AdapterDamagedError(f"There is no adapter folder {real}.") from error
+        raise AdapterDamagedError("There is no adapter folder {folder}.", folder=str(real)) from error
     except OSError as error:
         raise AdapterRefusedError(f"The adapter folder {real} cannot be read: {error.strerror}.") from error
     if stat.S_ISLNK(mode):
@@ -173,7 +185,9 @@ def _file_names(folder: Path) -> frozenset[str]:
                 f"Adapter {folder.name}: {entry.name} may hold pickled code; only safetensors are loaded."
             )
         if entry.name != WEIGHTS and suffix not in _TEXT_SUFFIXES:
-            raise AdapterRefusedError(f"Adapter {folder.name}: unexpected file {entry.name}.")
+            raise AdapterRefusedError(
+                "Adapter {adapter}: unexpected file {file}.", adapter=folder.name, file=entry.name
+            )
         names.append(entry.name)
     return frozenset(names)
 
@@ -184,14 +198,14 @@ def _read_manifest(folder: Path) -> Manifest:
     body = {key: raw.get(key) for key in keys}
     strings_ok = isinstance(body["base_hash"], str) and isinstance(body["chat_template_hash"], str)
     if not strings_ok or not all(isinstance(body[key], dict) for key in ("files", "config", "extra")):
-        raise AdapterDamagedError(f"Adapter {folder.name}: its manifest is incomplete.")
+        raise AdapterDamagedError("Adapter {adapter}: its manifest is incomplete.", adapter=folder.name)
     if body["format"] != FORMAT:
         raise AdapterRefusedError(
             f"Adapter {folder.name}: manifest format {body['format']!r} is not {FORMAT}."
         )
     if raw.get("id") != _identify(body) or folder.name != raw["id"]:
         raise AdapterDamagedError(
-            f"Adapter {folder.name}: its name does not match its manifest; it was changed."
+            "Adapter {adapter}: its name does not match its manifest; it was changed.", adapter=folder.name
         )
     return Manifest(
         adapter_id=raw["id"],
@@ -206,13 +220,19 @@ def _read_manifest(folder: Path) -> Manifest:
 
 def _check_files(folder: Path, names: frozenset[str], listed: Mapping[str, str]) -> None:
     if unlisted := names - {MANIFEST} - listed.keys():
-        raise AdapterRefusedError(f"Adapter {folder.name}: {sorted(unlisted)[0]} is not in its manifest.")
+        raise AdapterRefusedError(
+            "Adapter {adapter}: {file} is not in its manifest.", adapter=folder.name, file=sorted(unlisted)[0]
+        )
     if missing := listed.keys() - names:
-        raise AdapterDamagedError(f"Adapter {folder.name}: {sorted(missing)[0]} is missing.")
+        raise AdapterDamagedError(
+            "Adapter {adapter}: {file} is missing.", adapter=folder.name, file=sorted(missing)[0]
+        )
     for name, digest in listed.items():
         if _sha256(folder / name) != digest:
             raise AdapterDamagedError(
-                f"Adapter {folder.name}: {name} does not have the hash in its manifest."
+                "Adapter {adapter}: {file} does not have the hash in its manifest.",
+                adapter=folder.name,
+                file=name,
             )
 
 

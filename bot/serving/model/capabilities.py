@@ -22,6 +22,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from bot.serving.messages import Message
+
 
 @dataclass(frozen=True, slots=True)
 class BaseCapabilities:
@@ -81,22 +83,28 @@ class ServerCapabilities:
         """Whether an adapter could be judged and served here."""
         return self.describes_base and self.prompt_logprobs and self.adapters
 
-    def missing(self) -> tuple[str, ...]:
+    def missing(self) -> tuple[Message, ...]:
         """Name what is missing, each in a sentence with what follows from it."""
         found = (
-            (self.adapters, "It has no adapters (/v1/load_lora_adapter): the base model alone answers."),
-            (self.describes_base, "It has no word on which base it serves: no training."),
-            (self.prompt_logprobs, "It has no prompt_logprobs: nothing can be evaluated."),
-            (self.tokenize, "It has no /tokenize: the length of prompts is estimated."),
-            (self.priority, "It has no priorities: background work waits in the same queue as people."),
+            (
+                self.adapters,
+                Message("It has no adapters (/v1/load_lora_adapter): the base model alone answers."),
+            ),
+            (self.describes_base, Message("It has no word on which base it serves: no training.")),
+            (self.prompt_logprobs, Message("It has no prompt_logprobs: nothing can be evaluated.")),
+            (self.tokenize, Message("It has no /tokenize: the length of prompts is estimated.")),
+            (
+                self.priority,
+                Message("It has no priorities: background work waits in the same queue as people."),
+            ),
         )
         return tuple(words for there, words in found if not there)
 
-    def what_works(self) -> str:
+    def what_works(self) -> Message:
         """Say in a sentence what can be done with this server."""
         if self.can_train:
-            return "Chat, ratings and training work."
-        return "Chat and ratings work, training doesn't."
+            return Message("Chat, ratings and training work.")
+        return Message("Chat and ratings work, training doesn't.")
 
     def sentence(self) -> str:
         """Say it all in a line for an operator."""

@@ -18,6 +18,7 @@ from huggingface_hub.errors import (
 )
 
 from bot.serving.errors import BaseRefusedError, BaseUnreachableError
+from bot.serving.messages import Message
 from bot.serving.model.memory import available_bytes, in_gb
 from bot.serving.model.sources import BaseSource
 
@@ -29,7 +30,7 @@ _CONNECTION_FAILURES: tuple[type[BaseException], ...] = HfHubHTTPError.__bases__
 _DISK_TROUBLE = frozenset((errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM))
 
 
-def download(source: BaseSource, *, device: str, progress: Callable[[str], None]) -> BaseSource:
+def download(source: BaseSource, *, device: str, progress: Callable[[Message], None]) -> BaseSource:
     """Return the source with its local path and exact revision.
 
     Raises:
@@ -38,7 +39,7 @@ def download(source: BaseSource, *, device: str, progress: Callable[[str], None]
     """
     found = find_downloaded(source)
     if found is None:
-        progress(f"Asking the hub for {source.id}.")
+        progress(Message("Asking the hub for {model}.", model=source.id))
         found = _at(source, _fetch(source, device, progress))
     return found
 
@@ -67,11 +68,11 @@ def _snapshot(source: BaseSource, *, offline: bool) -> str:
     )
 
 
-def _fetch(source: BaseSource, device: str, progress: Callable[[str], None]) -> Path:
+def _fetch(source: BaseSource, device: str, progress: Callable[[Message], None]) -> Path:
     try:
         size = _weights_bytes(source)
         _check_size(source, size, device)
-        progress(f"Downloading {source.id} ({in_gb(size)}).")
+        progress(Message("Downloading {model} ({value}).", model=source.id, value=in_gb(size)))
         return Path(_snapshot(source, offline=False))
     except GatedRepoError as error:
         raise BaseRefusedError(
@@ -89,13 +90,19 @@ def _fetch(source: BaseSource, device: str, progress: Callable[[str], None]) -> 
                 f"The base {source.id} cannot be stored in {constants.HF_HUB_CACHE}: {error.strerror}."
             ) from error
         raise BaseUnreachableError(
-            f"The base {source.id} cannot be downloaded: the hub does not answer ({type(error).__name__})."
+            "The base {base} cannot be downloaded: the hub does not answer ({error}).",
+            base=source.id,
+            error=type(error).__name__,
         ) from error
 
 
 def _refused_by_hub(source: BaseSource, status: int) -> BaseRefusedError:
     """A hub that is overloaded or broken is asked again; one that says no is not."""
-    sentence = f"The base {source.id} cannot be downloaded: the hub answers with HTTP status {status}."
+    sentence = Message(
+        "The base {base} cannot be downloaded: the hub answers with HTTP status {status}.",
+        base=source.id,
+        status=status,
+    )
     later = status >= 500 or status in (408, 429)
     return BaseUnreachableError(sentence) if later else BaseRefusedError(sentence)
 

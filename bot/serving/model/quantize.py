@@ -26,6 +26,7 @@ from transformers import (
 )
 
 from bot.serving.errors import BaseRefusedError
+from bot.serving.messages import Message
 from bot.serving.model.chat_template import ChatTemplate
 from bot.serving.model.hub import download, find_downloaded
 from bot.serving.model.loading import (
@@ -41,7 +42,7 @@ from bot.serving.model.loading import (
 from bot.serving.model.memory import PIECE_BYTES, ParameterCounts, available_bytes, in_gb
 from bot.serving.model.sources import BaseSource, base_hash, content_hash, hash_sources, resolve
 
-Progress = Callable[[str], None]
+Progress = Callable[[Message], None]
 
 # bitsandbytes' CPU kernel packs 32 outputs at a time; a block of 64 inputs shares one scale.
 OUTPUT_MULTIPLE = 32
@@ -77,7 +78,7 @@ def prepare_source(source: BaseSource, *, device: str, models_dir: Path, progres
         if cached := _find_prepared(source, models_dir):
             return cached
         source = download(source, device=device, progress=progress)
-    progress(f"Checking {source.id}.")
+    progress(Message("Checking {model}.", model=source.id))
     sources = hash_sources(source)
     identity = base_hash(sources, QUANTIZATION, FORMAT)
     folder = models_dir / identity[:16]
@@ -87,7 +88,7 @@ def prepare_source(source: BaseSource, *, device: str, models_dir: Path, progres
             return folder
         except BaseRefusedError:
             shutil.rmtree(folder)
-    progress(f"Quantizing {source.id} to 4 bits (once).")
+    progress(Message("Quantizing {model} to 4 bits (once).", model=source.id))
     _quantize(source, identity, content_hash(sources), folder, device)
     return folder
 

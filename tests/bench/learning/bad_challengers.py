@@ -20,6 +20,7 @@ from bot.serving.model.loading import LoadedBase, load_base
 from storage.config import load_config
 from storage.db.database import Database
 from storage.process import logs
+from storage.sentences import Sentence
 from tests.bench.learning.profile import BAD_KINDS, FLATTERING
 from trainer.data.encoding import Codec
 from trainer.data.examples import BaseCodec, Material
@@ -93,7 +94,7 @@ class Sabotaged(RunSteps):
 
     def _untrained(self, rows: Snapshot, ground: Ground) -> tuple[Challenger, Codec]:
         """Save an adapter as it is before the first step: it changes nothing at all."""
-        self._heartbeat.enter("train", "saving an adapter that does nothing")
+        self._heartbeat.enter("train", Sentence("saving an adapter that does nothing"))
         base = load_base(Path(ground.base.folder), self._config.model.device, "train")
         model = add_adapter(base.model, self._config.trainer)
         untaught = Material([], [], [], [])

@@ -22,6 +22,7 @@ from storage.db.database import Database
 from storage.learning import adapters, runs
 from storage.learning.runs import Run
 from storage.process.locks import die_with_parent
+from storage.sentences import Sentence
 from tests.bench.learning.errors import BenchError
 from tests.bench.learning.profile import Profile
 from trainer import model_server
@@ -138,7 +139,7 @@ _ACTIVE = ("queued", "running")
 def _queued(db: Any, settings: Mapping[str, Any]) -> Run:
     left = runs.active(db, SCOPE)
     if left is not None and left.state == "running":
-        return runs.requeue(db, left.id, "the benchmark was interrupted")
+        return runs.requeue(db, left.id, Sentence("the benchmark was interrupted"))
     return runs.enqueue(db, scope=SCOPE, trigger="manual", requested_by="bench", settings=settings)
 
 

@@ -25,11 +25,13 @@ from bot.learning.run_buttons import Action, RunButton
 from bot.ui import modals
 from bot.ui.command_tree import CommandWords
 from storage.admin.setting_values import KINDS, LANGUAGES, TRIGGERS
+from storage.sentences import Figure, Sentence, Value
 from tests.bot.admin.test_settings import put
 from tests.bot.conftest import Community
 from tests.bot.fake_server import FakeModelServer
 from tests.bot.learning.test_run_progress import Trainer, public, tick, voting
 from tests.bot.test_commands import text
+from tests.sentence_templates import templates
 
 BOT = Path(texts.__file__).parents[1]
 OTHERS = [language for language in texts.LANGUAGES if language != "en"]
@@ -82,7 +84,7 @@ NOT_SAID = {
         "The model server could not load its model.",
         "The model is still loading.",
         "The model server has no model yet.",
-        "There is no adapter .",
+        "There is no adapter {adapter}.",
     },
     "delivery/splitting.py": {"limit must be at least 64"},
     "delivery/targets.py": {
@@ -96,7 +98,7 @@ NOT_SAID = {
 # Arguments that people read, also if they are a single word.
 LABELS = {"label", "title", "placeholder", "hint"}
 # What gives a text to `tr` later, or looks for it there.
-TRANSLATES = {"tr", "mark", "retell"}
+TRANSLATES = {"tr", "mark", "Sentence"}
 # The longest text that Discord takes: https://discord.com/developers/docs/components/reference
 BUTTON, SHORT, DESCRIPTION, MENU_NAME = 80, 45, 100, 32
 
@@ -117,6 +119,7 @@ def marked(bot: StropClient) -> set[str]:
     """Every text that is marked for translation, or that a command says of itself."""
     found = {kind.help for kind in KINDS.values()} | {*TRIGGERS.values(), LANGUAGES["auto"]}
     found |= {words for words, _ in command_words(bot)} | PERMISSIONS.keys()
+    found |= {template.text for template in templates()}
     for _, tree in modules():
         for node in ast.walk(tree):
             if isinstance(node, ast.Call) and named(node) in ("tr", "mark") and node.args:
@@ -391,6 +394,21 @@ async def test_what_operators_alone_may_do_is_refused_in_the_language_that_is_se
     assert len(community.env.errors) == 2
 
 
+def liked_less() -> Sentence:
+    gain: dict[str, Value] = {
+        "gain": Figure(-0.08, "+.2f"),
+        "low": Figure(-0.13, ".2f"),
+        "high": Figure(-0.03, ".2f"),
+        "prompts": Sentence("{count} held-out conversations", count=64),
+    }
+    measured = Sentence("{gain} (95 % CI {low} to {high}) on {prompts}", **gain)
+    return Sentence("its replies are liked less: {measured}", measured=measured)
+
+
+def refused(reason: Sentence) -> Sentence:
+    return Sentence("{adapter} was not promoted, because {reason}", adapter="a1", reason=reason)
+
+
 async def test_a_run_its_buttons_and_its_card_are_in_the_channel_s_language(community: Community) -> None:
     put(community, "language", "ja", channel=community.channel)
     trainer = Trainer(community)
@@ -405,8 +423,7 @@ async def test_a_run_its_buttons_and_its_card_are_in_the_channel_s_language(comm
     assert "43%" in shown.content and english_in(shown.content) == ""
     assert labels(shown) == [texts.catalogue("ja")["Cancel"]]
 
-    reason = "its replies are liked less: -0.08 (95 % CI -0.13 to -0.03) on 64 held-out conversations"
-    trainer.candidate(run_id, "a1", message=f"a1 was not promoted, because {reason}")
+    trainer.candidate(run_id, "a1", message=refused(liked_less()))
     await tick(community, 6)
     (final,) = community.messages()
     card = final.embeds[0]
@@ -421,7 +438,7 @@ async def test_who_presses_does_not_change_the_language_of_what_all_read(communi
     trainer = Trainer(community)
     await community.ann.slash(community.channel, "retrain")
     run_id = trainer.take()
-    trainer.candidate(run_id, "a1", message="a1 was not promoted, because it answers as before")
+    trainer.candidate(run_id, "a1", message=refused(Sentence("it answers as before")))
     await tick(community, 6)
     put(community, "language", "fr", channel=community.channel)
     await community.ann.click(community.messages()[0], label=texts.catalogue("ja")["Reject"])

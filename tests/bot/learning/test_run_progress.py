@@ -14,6 +14,7 @@ from bot.services import Services
 from storage.feedback import duels, tastings
 from storage.learning import adapters, runs, trials
 from storage.process.locks import ProcessLock
+from storage.sentences import Sentence
 from tests.bot.conftest import Community
 from tests.bot.feedback.test_reply_buttons import buttons
 from tests.bot.test_commands import text
@@ -41,14 +42,16 @@ class Trainer:
         assert self.database.write(lambda db: runs.heartbeat(db, run_id, "trainer", phase, progress, eta_s))
 
     def finish(self, run_id: str, outcome: Any, message: str) -> None:
-        self.database.write(lambda db: runs.finish(db, run_id, outcome=outcome, message=message))
+        self.database.write(lambda db: runs.finish(db, run_id, outcome=outcome, message=Sentence(message)))
 
-    def candidate(self, run_id: str, adapter_id: str, message: str = "it lost") -> None:
+    def candidate(self, run_id: str, adapter_id: str, message: Sentence | None = None) -> None:
         def work(db: Any) -> None:
             adapters.insert_candidate(
                 db, adapter_id=adapter_id, scope=self.scope, base_hash="b", path="p", run_id=run_id
             )
-            runs.finish(db, run_id, outcome="refused", message=message, adapter_id=adapter_id)
+            runs.finish(
+                db, run_id, outcome="refused", message=message or Sentence("it lost"), adapter_id=adapter_id
+            )
 
         self.database.write(work)
 
@@ -307,7 +310,7 @@ async def test_a_run_on_trial_says_how_its_canary_goes_and_never_who_is_ahead(
     (shown,) = public(community)
     assert (
         "Canary: adapter a1 answers 10% of new conversations; rated: 4 of its conversations, "
-        "31 of the champion's; about 23 more needed." in shown
+        "31 of the champion's; about 23 more needed" in shown
     )
     assert "Votes so far" not in shown and "%" not in shown.split("rated:")[1]
     trainer.count(trial_id, {"newcomer": 5, "incumbent": 40, "needed": 20})

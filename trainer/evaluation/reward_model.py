@@ -21,7 +21,14 @@ from storage.sentences import Figure, Sentence
 from trainer.data.question_features import Exchange
 from trainer.data.text_features import Array
 from trainer.evaluation import ridge_logistic
-from trainer.evaluation.feature_blocks import ANSWER, BLOCKS, OF_THE_QUESTION, Encoder, readable_names
+from trainer.evaluation.feature_blocks import (
+    ANSWER,
+    BLOCKS,
+    MARGINS,
+    OF_THE_QUESTION,
+    Encoder,
+    readable_names,
+)
 from trainer.evaluation.ridge_logistic import Folds, chance
 from trainer.evaluation.statistics import Estimate, auc_estimate
 
@@ -252,6 +259,7 @@ class _Rows:
             self._weights[rows],
             np.asarray(self._folds_of([self._rated[at] for at in rows])),
             PENALTIES,
+            MARGINS,
         )
 
 

@@ -20,8 +20,9 @@ STEPS = 50
 CLOSE = 1e-8
 # Where penalties are only compared.
 ROUGHLY = 1e-3
-# A block is added only if it helps by so many standard errors of what it changes, on rows left out.
-MARGIN = 1.0
+# A block is added only if it helps by so many standard errors of what it changes, on rows left out; the
+# caller may ask for more of some.
+MARGIN = 1.5
 # Tried for a block that is added; the first one's are the caller's.
 ADDED = (2.0, 8.0, 32.0)
 
@@ -90,7 +91,12 @@ def out_of_fold(kernel: Array, targets: Array, weights: Array, folds: Folds, clo
 
 
 def choose(
-    grams: Mapping[str, Array], targets: Array, weights: Array, folds: Folds, first: Sequence[float]
+    grams: Mapping[str, Array],
+    targets: Array,
+    weights: Array,
+    folds: Folds,
+    first: Sequence[float],
+    margins: Mapping[str, float],
 ) -> dict[str, float]:
     """Return the penalty of each block by cross-validation; a block that doesn't clearly help is left out.
 
@@ -107,7 +113,7 @@ def choose(
             for penalty in (first if best is None else ADDED)
         ]
         penalty, losses = min(tried, key=lambda item: float(item[1].sum()))
-        if best is None or _clearly_less(losses, best):
+        if best is None or _clearly_less(losses, best, margins.get(name, MARGIN)):
             chosen[name], best = penalty, losses
     return chosen
 
@@ -117,9 +123,9 @@ def mixed(grams: Mapping[str, Array], penalties: Mapping[str, float]) -> Array:
     return np.asarray(sum(grams[name] / penalty for name, penalty in penalties.items()))
 
 
-def _clearly_less(losses: Array, before: Array) -> bool:
+def _clearly_less(losses: Array, before: Array, margin: float) -> bool:
     gain = before - losses
-    return bool(gain.sum() > MARGIN * gain.std() * math.sqrt(len(gain)))
+    return bool(gain.sum() > margin * gain.std() * math.sqrt(len(gain)))
 
 
 def _losses(kernel: Array, targets: Array, weights: Array, folds: Folds) -> Array:

@@ -35,6 +35,7 @@ from storage.db.database import Database, sqlite_version_problem
 from storage.errors import StorageError
 from storage.learning import run_times
 from storage.privacy import backup, backup_erasure
+from storage.privacy.backup_files import MANIFEST
 from storage.process import home
 from storage.process.locks import is_locked
 
@@ -239,7 +240,7 @@ def _backup(config: Config) -> Check:
         return note("backup", "none is needed yet")
     found = backup.newest_verified(config.backups)
     if found is None:
-        if any(config.backups.glob(f"*/{backup.MANIFEST}")):
+        if any(config.backups.glob(f"*/{MANIFEST}")):
             return problem("backup", f"none in {config.backups} is whole", "run `strop backup`")
         return note("backup", f"none in {config.backups} yet: run `strop backup`, best every day")
     folder, created_ms = found

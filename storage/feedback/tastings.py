@@ -14,7 +14,7 @@ from typing import Literal
 import sqlite_utils
 
 from storage.admin import audit
-from storage.chat import conversations
+from storage.chat.splits import near_duplicate_key
 from storage.db import sql
 from storage.db.clock import now_ms
 from storage.errors import TastingError, UnknownRowError
@@ -107,7 +107,7 @@ def add_prompts(db: sqlite_utils.Database, texts: Iterable[str], actor: str) -> 
         if len(text) > MAX_PROMPT:
             too_long += 1
             continue
-        key = conversations.near_duplicate_key(text)
+        key = near_duplicate_key(text)
         if sql.value(db, "SELECT 1 FROM tasting_prompts WHERE key = ?", (key,)):
             known += 1
         elif held + new >= MAX_PROMPTS:

@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
-from storage.chat.conversations import near_duplicate_key, split_of
+from storage.chat.splits import near_duplicate_key, split_of
 from storage.imports.examples import Example, Unusable
 
 MAX_CHARACTERS = 24_000

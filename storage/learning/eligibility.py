@@ -17,7 +17,7 @@ import sqlite_utils
 
 from storage.admin import settings
 from storage.chat import members
-from storage.chat.conversations import Split
+from storage.chat.splits import Split
 from storage.db import sql
 from storage.db.clock import DAY_MS, now_ms
 from storage.sentences import Sentence

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import sqlite_utils
 
 from storage.chat import members
-from storage.chat.conversations import Split
+from storage.chat.splits import Split
 from storage.db import sql
 from storage.learning.eligibility import Page, RatedReply
 

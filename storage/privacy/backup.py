@@ -4,11 +4,9 @@ A backup is verified before it gets its name: whatever bears one can be restored
 """
 
 import contextlib
-import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,17 +14,26 @@ from typing import Any
 import structlog
 from sqlite_utils.utils import sqlite3
 
-from storage.db import sql
 from storage.db.clock import now_ms
 from storage.db.database import Database
 from storage.errors import BackupError, StorageError
+from storage.privacy import backup_erasure
+from storage.privacy.backup_files import (
+    DATABASE,
+    ERASURES_OF,
+    MANIFEST,
+    PARTIAL,
+    copy_durably,
+    damaged_files,
+    files_of,
+    fsync,
+    recorded_erasures,
+    sha256,
+    untouched,
+    write_manifest,
+)
 
 logger = structlog.get_logger()
-
-MANIFEST = "manifest.json"
-DATABASE = "strop.db"
-PARTIAL = ".partial"
-ERASURES_OF = "SELECT user_id, requested_ms FROM erasures"
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,71 +135,6 @@ def newest_verified(backups_dir: Path) -> tuple[Path, int] | None:
     return None
 
 
-def untouched(path: Path) -> Any:
-    """Open a database of a backup without changing a byte of it. Raises OSError where it can't be read."""
-    path.open("rb").close()
-    return sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro&immutable=1", uri=True)
-
-
-def write_manifest(folder: Path, created_ms: int) -> dict[str, Any]:
-    """Write the hash of every file of a backup beside them, whole or not at all."""
-    files = {file.relative_to(folder).as_posix(): sha256(file) for file in _files(folder)}
-    manifest = {"version": 1, "created_ms": created_ms, "files": files}
-    partial = folder / f"{MANIFEST}{PARTIAL}"
-    partial.write_text(json.dumps(manifest, indent=1, sort_keys=True))
-    fsync(partial)
-    partial.replace(folder / MANIFEST)
-    fsync(folder)
-    return manifest
-
-
-def damaged_files(folder: Path) -> list[str]:
-    """Return the files of an adapter's folder that are missing or not what its own manifest says."""
-    try:
-        expected: dict[str, str] = json.loads((folder / MANIFEST).read_text())["files"]
-    except FileNotFoundError:
-        return []  # A folder without a manifest is no adapter that anybody could load.
-    except (OSError, ValueError, KeyError, TypeError):
-        return [MANIFEST]
-    return [
-        name
-        for name, digest in expected.items()
-        if not (folder / name).is_file() or sha256(folder / name) != digest
-    ]
-
-
-def copy_durably(source: Path, dest: Path) -> None:
-    """Copy a folder; it appears under its name only when every byte is on disk."""
-    partial = dest.with_name(f".{dest.name}{PARTIAL}")
-    shutil.rmtree(partial, ignore_errors=True)
-    shutil.copytree(source, partial)
-    for file in (*partial.rglob("*"), partial):
-        fsync(file)
-    partial.rename(dest)
-    fsync(dest.parent)
-
-
-def sha256(file: Path) -> str:
-    """Return a file's hash."""
-    with file.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
-
-
-def fsync(path: Path) -> None:
-    """Wait until a file or a folder is on disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def recorded_erasures(database: Database) -> list[tuple[int, int]]:
-    """Return (user id, time) of every erasure that a database knows."""
-    rows = database.read(lambda db: sql.many(db, ERASURES_OF))
-    return [(row["user_id"], row["requested_ms"]) for row in rows]
-
-
 def _verified(partial: Path, live: Path) -> None:
     try:
         verify(partial)
@@ -228,8 +170,6 @@ def _copy_adapters(source: Path, dest: Path) -> tuple[str, ...]:
 
 def _erase_latecomers(database: Database, folder: Path) -> None:
     """Erase from a copy whoever erased their data while it was being made; later ones find it complete."""
-    from storage.privacy import backup_erasure
-
     with contextlib.closing(untouched(folder / DATABASE)) as copy:
         known = set(copy.execute(ERASURES_OF).fetchall())
     missing = {user_id for user_id, at in recorded_erasures(database) if (user_id, at) not in known}
@@ -237,13 +177,8 @@ def _erase_latecomers(database: Database, folder: Path) -> None:
         backup_erasure.erase_from(folder, missing, "backup")
 
 
-def _files(folder: Path) -> Iterator[Path]:
-    own = (folder / MANIFEST, folder / f"{MANIFEST}{PARTIAL}")
-    return (file for file in sorted(folder.rglob("*")) if file.is_file() and file not in own)
-
-
 def _size_bytes(folder: Path) -> int:
-    return sum(file.stat().st_size for file in _files(folder))
+    return sum(file.stat().st_size for file in files_of(folder))
 
 
 def _reason(error: Exception) -> str:

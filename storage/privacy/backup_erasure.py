@@ -18,7 +18,7 @@ from storage.db import migrations
 from storage.db.database import Database, translated
 from storage.errors import CorruptDatabaseError, DatabaseError
 from storage.privacy import erasure as privacy
-from storage.privacy.backup import (
+from storage.privacy.backup_files import (
     DATABASE,
     ERASURES_OF,
     MANIFEST,

@@ -21,17 +21,16 @@ from storage.db.database import Database
 from storage.errors import BackupError, DatabaseError
 from storage.privacy import decisions_after_backup, file_scrubbing
 from storage.privacy import erasure as privacy
-from storage.privacy.backup import (
+from storage.privacy.backup import check_integrity, verify
+from storage.privacy.backup_erasure import ERASURES
+from storage.privacy.backup_files import (
     DATABASE,
     PARTIAL,
-    check_integrity,
     copy_durably,
     fsync,
     recorded_erasures,
     sha256,
-    verify,
 )
-from storage.privacy.backup_erasure import ERASURES
 
 logger = structlog.get_logger()
 

@@ -19,7 +19,7 @@ from bot.chat.content import attachments
 from bot.chat.prompt import Turn, build_within
 from bot.serving.model.control_tokens import neutralise
 from bot.serving.protocol import ChatMessage
-from storage.chat import conversations
+from storage.chat.splits import near_duplicate_key
 
 # A step may take 10 ms on a machine of its own; here two cores are shared with whatever else runs.
 STEP_S = 0.05
@@ -103,7 +103,7 @@ def read(text: str) -> dict[str, float]:
     """Return what it costs to do with a text all that is done with one."""
     message = text[:4_000]
     return {
-        "key": cpu_s(lambda: conversations.near_duplicate_key(text)),
+        "key": cpu_s(lambda: near_duplicate_key(text)),
         "neutralise": cpu_s(lambda: neutralise(message)),
         "quoted": cpu_s(lambda: question.quoted(message)),
         "file name": cpu_s(lambda: attachments.plain_name(text)),

@@ -18,7 +18,7 @@ from sqlite_utils.utils import sqlite3
 from storage.db import key_values, sql
 from storage.db.database import Database
 from storage.errors import BackupError, CorruptDatabaseError
-from storage.privacy import backup, backup_erasure, erasure, file_scrubbing, restore
+from storage.privacy import backup, backup_erasure, backup_files, erasure, file_scrubbing, restore
 from tests.storage.conftest import Community
 
 ROOT = Path(__file__).parents[3]
@@ -146,7 +146,7 @@ def test_a_restore_heals_every_adapter_that_the_backup_holds(
     restored = restore.restore(tmp_path / "monday", home)
     assert restored.healed == ("a1",)
     assert file.read_text() == "weights"
-    assert backup.damaged_files(file.parent) == []
+    assert backup_files.damaged_files(file.parent) == []
 
 
 KILLED = """
@@ -233,7 +233,7 @@ def newer(folder: Path) -> None:
             """INSERT INTO _sqlite_migrations (migration_set, name, applied_at)
                VALUES ('strop', 'm9999_future', '')"""
         )
-    backup.write_manifest(folder, 1)
+    backup_files.write_manifest(folder, 1)
 
 
 def erase(database: Database, home: Path) -> bool:
@@ -243,7 +243,7 @@ def erase(database: Database, home: Path) -> bool:
 
 
 def words_in(folder: Path) -> int:
-    with contextlib.closing(backup.untouched(folder / "strop.db")) as connection:
+    with contextlib.closing(backup_files.untouched(folder / "strop.db")) as connection:
         return int(
             connection.execute("SELECT count(*) FROM messages WHERE content LIKE 'question%'").fetchone()[0]
         )

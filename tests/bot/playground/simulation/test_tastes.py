@@ -4,7 +4,7 @@ from hypothesis import strategies as st
 
 from bot.playground.simulation.prompts import REHEARSAL_PROMPTS, SAMPLE_PROMPTS
 from bot.playground.simulation.tastes import DEFAULT_TASTE, LIKED_FROM, TASTES, SimulatedRater
-from storage.chat.conversations import near_duplicate_key
+from storage.chat.splits import near_duplicate_key
 
 BLAND = (
     "There are several aspects to consider here: first of all, one should always take care to weigh\n"

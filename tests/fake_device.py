@@ -26,7 +26,7 @@ from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 _CUDA, _META, _TYPES = 1, 14, 22
 
 
-class Nf4Linear(bnb.nn.Linear4bit):
+class Nf4Linear(bnb.nn.Linear4bit):  # type: ignore[misc]
     """A 4-bit layer of a shape, with a plain parameter in place of one that would quantize itself."""
 
     def __init__(self, shape: nn.Linear) -> None:
@@ -75,7 +75,7 @@ def shaped_base(config: PretrainedConfig, attention: str = "sdpa") -> PreTrained
     model.config.dtype = torch.bfloat16
     model.is_loaded_in_4bit = True
     model.requires_grad_(False)
-    return model  # type: ignore[no-any-return]
+    return model
 
 
 @contextmanager
@@ -89,11 +89,11 @@ def fake_device(model: nn.Module, device: str) -> Iterator[LiveBytes]:
         yield live
 
 
-class LiveBytes(TorchDispatchMode):
+class LiveBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Counts the bytes of all tensors that live on a device: `now`, and at most (`peak`)."""
 
     def __init__(self, device: torch.device) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.device = device
         self.now = self.peak = 0
         self._seen: dict[int, int] = {}

@@ -93,6 +93,10 @@ class MessageListener:
         self._taken.append(message.id)
         return await self._take(message, me, verdict)
 
+    def took(self, message_id: int) -> bool:
+        """Whether a message is answered, or about to be."""
+        return message_id in self._taken
+
     async def edited(self, event: discord.RawMessageUpdateEvent) -> None:
         """A member changed the text of a message: what is stored follows, and a late mention is answered."""
         me, sees_content = self._app.user, self._app.intents.message_content

@@ -11,6 +11,7 @@ from bot.chat.content import attachments
 from bot.chat.content.attachments import AttachmentReader
 from bot.chat.content.references import ReferenceReader
 from bot.chat.listener import MessageListener
+from bot.chat.missed_questions import MissedQuestions
 from bot.client import StropClient
 
 
@@ -36,4 +37,6 @@ def setup(app: StropClient, controls: ReplyControls, is_deleted: IsDeleted) -> N
     app.tree.add_command(ask.ask)
     app.listen("message", listener.heard, apology=listener.apologise)
     app.listen("raw_message_edit", listener.edited)
+    missed = MissedQuestions(app, listener)
+    app.at_session(missed.look)
     app.at_shutdown(answerer.drain)

@@ -8,6 +8,7 @@ from bot.chat.answerer import Answerer
 from bot.client import StropClient
 from bot.privacy import commands
 from bot.privacy.deletions import DeletionKeeper
+from bot.privacy.publicness import PublicnessKeeper
 
 
 def setup(app: StropClient) -> None:
@@ -42,5 +43,10 @@ def setup(app: StropClient) -> None:
     app.listen("raw_bulk_message_delete", on_messages_deleted)
     app.listen("guild_channel_delete", on_channel_deleted)
     app.listen("raw_thread_delete", on_thread_deleted)
+    publicness = PublicnessKeeper(app)
+    app.listen("guild_channel_update", publicness.channel_changed)
+    app.listen("guild_role_update", publicness.role_changed)
+    app.listen("thread_update", publicness.thread_changed)
+    app.at_session(publicness.look_at_all)
     app.at_session(finish_erasures)
     app.at_session(deletions.reconcile)

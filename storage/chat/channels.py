@@ -35,6 +35,21 @@ def note(
     )
 
 
+def hide(db: sqlite_utils.Database, channel_ids: Collection[int], guild_ids: Collection[int]) -> int:
+    """Note channels that can't be seen any more, of servers that can, as closed; return how many are new."""
+    hidden = 0
+    for channel_id in channel_ids:
+        guild_id: int | None = sql.value(
+            db,
+            """SELECT guild_id FROM conversations
+               WHERE channel_id = ?1 OR parent_channel_id = ?1 ORDER BY id DESC LIMIT 1""",
+            (channel_id,),
+        )
+        if guild_id in guild_ids:
+            hidden += note(db, channel_id, guild_id=guild_id, public=False)
+    return hidden
+
+
 def any_private(db: sqlite_utils.Database, channel_ids: Collection[int]) -> bool:
     """Whether one of these channels is known not to be readable for everybody."""
     return any(

@@ -318,6 +318,19 @@ def visible_since(db: sqlite_utils.Database, since_ms: int, limit: int) -> list[
     return [(row["discord_id"], row["channel_id"]) for row in rows]
 
 
+def latest_channels(db: sqlite_utils.Database, limit: int) -> list[int]:
+    """Return the channels of servers in which something was said, the one that was spoken in last first."""
+    rows = sql.many(
+        db,
+        """SELECT channel_id FROM (
+               SELECT channel_id, id FROM conversations WHERE guild_id IS NOT NULL
+               ORDER BY id DESC LIMIT 5000)
+           GROUP BY channel_id ORDER BY max(id) DESC LIMIT ?""",
+        (limit,),
+    )
+    return [row["channel_id"] for row in rows]
+
+
 def _versions(db: sqlite_utils.Database, message_id: int) -> set[int]:
     """Return the message and, where it is a version of a reply, those of the other versions."""
     rows = sql.many(

@@ -354,7 +354,7 @@ class Answerer:
         except DeliveryError as failure:
             draft.delivered = False
             # Nobody has read it, so nobody's rating of it would mean anything.
-            await self._recorder.settle(draft, "failed", f"not delivered: {type(failure).__name__}")
+            await self._recorder.settle(draft, "failed", type(failure).__name__)
             _log.warning("reply.not_delivered", reply_id=draft.reply_id, error=type(failure).__name__)
             refused = isinstance(failure, ChannelRefusedError) and not isinstance(failure, ChannelGoneError)
             if refused and self._on_refused is not None and not self._closing:

@@ -50,7 +50,7 @@ async def sent_in(interaction: Interaction, services: Services, reply_id: str, t
     person, wanted = services.person(interaction.user), text.strip()
 
     def work(db: Any) -> str:
-        known = reply_view.by_id(db, reply_id)
+        known = reply_view.seen_from(db, reply_id, interaction.guild_id)
         if known is None or known.gone:
             return GONE
         if not wanted:

@@ -8,9 +8,11 @@ from typing import Any, Self
 
 import discord
 
-from bot.feedback.reply_actions import ReplyActions
+from bot.feedback import reply_view
+from bot.feedback.reply_actions import UNKNOWN, ReplyActions
 from bot.feedback.side_by_side import compare_view
-from bot.ui.interactions import Interaction, guarded
+from bot.language.texts import tr
+from bot.ui.interactions import Interaction, guarded, say
 from storage.chat.reply_versions import Versions
 from storage.config_sections import RepliesConfig
 
@@ -55,8 +57,12 @@ class ReplyButton(
 
     @guarded
     async def callback(self, interaction: Interaction) -> None:
-        """Do what the button is for."""
+        """Do what the button is for, in the server in which the reply stands."""
+        services, guild_id = interaction.client.services, interaction.guild_id
+        if not await services.database.aread(lambda db: reply_view.seen_from(db, self.reply_id, guild_id)):
+            return await say(interaction, tr(UNKNOWN))
         await interaction.client.feature(ReplyActions).press(interaction, self.action, self.reply_id)
+        return None
 
 
 class Controls:

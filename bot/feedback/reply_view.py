@@ -80,6 +80,15 @@ def by_id(db: Any, reply_id: str) -> Known | None:
     return None if reply is None else _known(db, reply)
 
 
+def seen_from(db: Any, reply_id: str, guild_id: int | None) -> Known | None:
+    """Return the reply if it is one of this server (None: of direct messages).
+
+    Ids in buttons and forms come from whoever pressed: in another server they open nothing.
+    """
+    known = by_id(db, reply_id)
+    return known if known is not None and known.conversation.guild_id == guild_id else None
+
+
 def by_discord_id(db: Any, discord_id: int) -> Known | None:
     """Return the reply that a Discord message shows, or None."""
     reply = replies.by_discord_id(db, discord_id)

@@ -49,7 +49,7 @@ async def sent_in(interaction: Interaction, services: Services, reply_id: str, r
     user_id = interaction.user.id
 
     def work(db: Any) -> Known | str:
-        known = reply_view.by_id(db, reply_id)
+        known = reply_view.seen_from(db, reply_id, interaction.guild_id)
         if known is None:
             return UNKNOWN
         if reply_reports.given(db, user_id, reply_id=reply_id):

@@ -64,7 +64,7 @@ class CompareButton(
 
         def work(db: Any) -> str:
             pair = side_by_side.of(db, self.first_id)
-            first = reply_view.by_id(db, self.first_id)
+            first = reply_view.seen_from(db, self.first_id, interaction.guild_id)
             if pair is None or first is None or first.gone:
                 return tr(GONE)
             person.ensure(db)

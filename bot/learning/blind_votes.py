@@ -16,6 +16,7 @@ from bot.errors import ChannelRefusedError, DeliveryError, MessageGoneError
 from bot.language.texts import mark, tr
 from bot.services import Services
 from bot.ui.interactions import Interaction, guarded, say
+from storage.admin import blocks
 from storage.db import key_values
 from storage.feedback import duels
 from storage.feedback.duels import Duel
@@ -23,6 +24,7 @@ from storage.feedback.duels import Duel
 MOST_UNANSWERED = 5
 # A vote makes room for the next pair, but not faster than this.
 POST_EVERY_S = 15.0
+BLOCKED = mark("A moderator blocked you here, so your vote doesn't count.")
 CLOSED = mark("*Voting on this pair is over.*")
 _PROMPT_UNITS = 300
 _ANSWER_UNITS = 700
@@ -63,8 +65,12 @@ class VoteButton(
         person = services.person(interaction.user)
         value, label = _CHOICES[self.choice]
 
-        def work(db: Any) -> tuple[bool, bool, bool]:
+        def work(db: Any) -> tuple[bool, bool, bool, bool]:
             duel = duels.get(db, self.duel_id)
+            if duel is not None and duels.guild_of(duel.scope) not in (None, interaction.guild_id):
+                duel = None  # another server's: its id opens nothing here
+            if blocks.is_blocked(db, interaction.guild_id, person.user_id):
+                return False, False, True, True
             is_open = duel is not None and duel.closed_ms is None
             again = is_open and duels.choice_of(db, self.duel_id, person.user_id) == value
             if again:
@@ -80,10 +86,12 @@ class VoteButton(
                     guild_id=interaction.guild_id,
                 )
                 _note_answered(db, self.duel_id)
-            return is_open, again, duel is not None
+            return is_open, again, duel is not None, False
 
-        is_open, again, known = await services.database.awrite(work)
-        if again:
+        is_open, again, known, blocked = await services.database.awrite(work)
+        if blocked:
+            await say(interaction, tr(BLOCKED))
+        elif again:
             await say(interaction, tr("Your vote is taken back."))
         elif is_open:
             await say(

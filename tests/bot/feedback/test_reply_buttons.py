@@ -554,3 +554,18 @@ async def test_a_blocked_member_can_not_have_a_reply_written_again(
     refused = await community.ann.click(reply, **press("regenerate", first.id))
     assert "moderator" in told(refused)
     assert len(community.replies()) == 1
+
+
+async def test_another_servers_buttons_and_forms_open_nothing(community: Community, reply: Any) -> None:
+    """The ids in them come from whoever pressed: the server of the press is compared with the reply's."""
+    (first,) = community.replies()
+    community.services.database.write(
+        lambda db: db.conn.execute(
+            "UPDATE conversations SET guild_id = 1 WHERE id = ?", (first.conversation_id,)
+        )
+    )
+    for action in ("why", "regenerate", "better"):
+        result = await community.bob.click(reply, **press(action, first.id))
+        assert reply_actions.UNKNOWN in text(result)
+    assert community.services.database.read(lambda db: ratings.for_reply(db, first.id)) == []
+    assert len(community.replies()) == 1

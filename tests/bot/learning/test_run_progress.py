@@ -11,6 +11,7 @@ from bot.learning.blind_votes import CLOSED, MOST_UNANSWERED
 from bot.learning.run_progress import NO_EMBEDS, ProgressReporter
 from bot.operators import NOT_OPERATOR
 from bot.services import Services
+from storage.admin import blocks
 from storage.feedback import duels, tastings
 from storage.learning import adapters, runs, trials
 from storage.process.locks import ProcessLock
@@ -393,3 +394,16 @@ async def test_a_run_that_found_nothing_to_train_on_offers_a_tasting_in_place(co
     await community.ann.submit_modal(form, {"text": "What is good bread?"})
     begun = text(await community.ann.click(message, label="Start a tasting"))
     assert begun.startswith("The tasting begins: 1 prompts")
+
+
+async def test_a_blocked_member_is_told_that_their_vote_does_not_count(
+    community: Community, trainer: Trainer
+) -> None:
+    run_id = await voting(community, trainer, pairs=1)
+    (pair,) = [message for message in community.messages() if "like better" in message.content]
+    database = community.services.database
+    database.write(
+        lambda db: blocks.block(db, guild_id=community.guild.id, user_id=community.bob.id, actor="7")
+    )
+    assert "doesn't count" in said(await community.bob.click(pair, label="A"))
+    assert database.read(lambda db: duels.tally(db, run_id)).votes == 0

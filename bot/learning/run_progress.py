@@ -65,13 +65,17 @@ class _Look:
 
 @dataclass
 class _Report:
-    """One run's message in its channel; ``message_id`` is None until it was posted."""
+    """One run's message in its channel; ``message_id`` is None until it was posted.
+
+    ``gone`` says that somebody deleted it while the run was on.
+    """
 
     channel_id: int
     message_id: int | None
     shown: _Look | None = None
     edited_at: float = 0.0
     closed: bool = False
+    gone: bool = False
 
 
 def run_text(
@@ -205,6 +209,11 @@ class ProgressReporter:
         if report is None or (report.closed and report.shown == look):
             return
         self._reports[run.id] = report
+        if report.gone:
+            if look.stoppable:
+                return
+            # How the run ended is said all the same, in a message of its own.
+            report.message_id, report.shown, report.gone = None, None, False
         over = run.finished_ms is not None and run.outcome != "votes"
         now = asyncio.get_running_loop().time()
         if look == report.shown or (not over and now - report.edited_at < EDIT_EVERY_S):
@@ -214,7 +223,9 @@ class ProgressReporter:
             await self._deliver(run, report, look)
         except (ChannelRefusedError, MessageGoneError) as error:
             _log.warning("progress.not_shown", run_id=run.id, error=str(error))
-            report.shown, report.closed = look, True
+            was_on = look.stoppable or (report.shown is not None and report.shown.stoppable)
+            report.gone = was_on and isinstance(error, MessageGoneError)
+            report.shown, report.closed = look, not report.gone
         except DeliveryError as error:
             _log.info("progress.retried", run_id=run.id, error=type(error.__cause__).__name__)
         else:

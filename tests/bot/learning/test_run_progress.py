@@ -116,6 +116,29 @@ async def tick(community: Community, seconds: float = 2.0) -> None:
     await community.env.advance_time(seconds)
 
 
+@pytest.mark.parametrize("noticed", [True, False])
+async def test_a_run_whose_message_was_deleted_says_how_it_ended_in_another_once(
+    community: Community, trainer: Trainer, noticed: bool
+) -> None:
+    await community.ann.slash(community.channel, "retrain")
+    run_id = trainer.take()
+    trainer.beat(run_id, "train", 0.2)
+    await tick(community)
+    (message,) = [each for each in community.messages() if run_id in each.content]
+    community.env.backend.delete_message(community.channel.id, message.id)
+    for progress in (0.4, 0.6) if noticed else ():
+        trainer.beat(run_id, "train", progress)
+        await tick(community, 5)
+        assert not any(run_id in each for each in public(community))
+    trainer.finish(run_id, "refused", "it lost")
+    await tick(community, 10)
+    (said,) = [each for each in community.messages() if run_id in each.content]
+    assert "it lost" in said.content
+    community.env.backend.delete_message(community.channel.id, said.id)
+    await tick(community, 60)
+    assert not any(run_id in each for each in public(community))
+
+
 async def test_a_run_is_one_message_edited_to_its_last_word(community: Community, trainer: Trainer) -> None:
     await community.ann.slash(community.channel, "retrain")
     with ProcessLock(community.services.config.run / "trainer.lock").acquire("{pid}"):

@@ -146,8 +146,16 @@ async def offers(visit: Visit, message: Payload, custom_id: str) -> bool:
     return custom_id in json.dumps(current["components"])
 
 
+def nothing_is_being_written(processes: Processes) -> bool:
+    """Whether every reply has ended: its text shows a moment before."""
+    with Database.open(processes.data / "strop.db") as database:
+        return not database.read(
+            lambda db: list(db.query("SELECT 1 FROM replies WHERE status = 'streaming'"))
+        )
+
+
 async def test_a_chosen_channel_with_threads_answers_without_a_mention_and_goes_on_in_its_thread(
-    visit: Visit, model_server: FakeModelServer
+    visit: Visit, processes: Processes, model_server: FakeModelServer
 ) -> None:
     await visit.run("settings", channel=visit.lab)
     panel = await visit.saying("In force in this channel", visit.lab)
@@ -168,6 +176,7 @@ async def test_a_chosen_channel_with_threads_answers_without_a_mention_and_goes_
 
     thread = await until(opened)
     await visit.saying("Hello there, friend.", thread)
+    await until(lambda: nothing_is_being_written(processes))
     await visit.say("and hones?", channel=thread)
     await until(lambda: len(model_server.requests) == 2)
     assert [turn["content"] for turn in model_server.prompt()[1:]] == [

@@ -23,10 +23,12 @@ from storage import sentences
 from storage.admin.setting_values import KINDS
 from storage.config_sections import GateConfig
 from storage.errors import SettingError
+from storage.feedback.ratings import RatingCounts
 from storage.learning.eligibility import REASONS
-from storage.learning.loop_status import status_lines
+from storage.learning.loop_status import BlindVotes, Champion, Compared, LoopStatus, Readiness, status_lines
 from storage.sentences import Figure, Sentence, Value, listed, percent
 from tests.sentence_templates import ERRORS, MAKERS, ROOT, templates
+from tests.storage.a_run import a_run
 from tests.trainer.gate.test_decision import GOOD, UNPROVEN, estimate
 from tests.trainer.training.test_fitting import TASK
 from trainer.errors import EvaluationError, MemoryShortError
@@ -205,41 +207,31 @@ def refused_settings() -> Iterator[Sentence]:
 
 
 def status() -> Iterator[Sentence]:
-    run = {
-        **{
-            "id": "r1",
-            "state": "running",
-            "phase": "train",
-            "progress": 0.43,
-            "eta_s": 190.0,
-            "outcome": None,
-        },
-        "note": Sentence("liked replies, step {done} of {total}", done=3, total=9),
-        "message": sentences.NOTHING,
-    }
     few = Sentence(
         "not yet: {liked} of {min_liked} liked replies, {raters} of {min_raters} raters",
         **{"liked": 11, "min_liked": 25, "raters": 3, "min_raters": 5},
     )
-    glance = {
-        "ratings": {"liked": 3, "disliked": 2, "corrections": 1, "raters": 4, "new_since_run": 2},
-        "needs": {"liked": [4, 25], "raters": [4, 5]},
-        "champion": {"id": "a1"},
-        "by_asker_only": [9, 10],
-        "run": run,
-        "last_run": {"message": few, "outcome": "not_yet"},
-        "duels": {"open": 3, "votes": 7},
-        "comparisons": {"pairs": 2, "votes": 1},
-        "excluded": dict.fromkeys(REASONS, 2),
-    }
-    for seen in (
-        glance,
-        glance | {"needs": {"liked": [30, 25], "raters": [6, 5]}, "champion": {"id": None}},
-        glance | {"run": run | {"eta_s": None, "note": sentences.NOTHING, "phase": None}},
-        glance | {"run": run | {"eta_s": None}},
-        glance | {"run": run | {"state": "queued"}},
+    step = Sentence("liked replies, step {done} of {total}", done=3, total=9)
+    on = a_run(phase="train", progress=0.43, eta_s=190.0, note=step)
+    seen = LoopStatus(
+        "guild:5",
+        Champion("a1"),
+        RatingCounts(3, 2, 1, 4),
+        2,
+        Readiness(4, 4, 25, 5, 10, 9, dict.fromkeys(REASONS, 2)),
+        on,
+        (a_run(state="finished", outcome="not_yet", message=few),),
+        blind_votes=BlindVotes(3, 7),
+        compared=Compared(2, 1),
+    )
+    for each in (
+        seen,
+        replace(seen, ready=Readiness(30, 6, 25, 5), champion=Champion()),
+        replace(seen, run=replace(on, eta_s=None, note=sentences.NOTHING, phase=None)),
+        replace(seen, run=replace(on, eta_s=None)),
+        replace(seen, run=replace(on, state="queued")),
     ):
-        yield from status_lines(seen)
+        yield from status_lines(each)
 
 
 @pytest.mark.parametrize("said", [verdicts, endings, missing, refused_settings, status, REASONS.values])

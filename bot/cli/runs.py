@@ -33,6 +33,7 @@ from bot.language.durations import duration
 from bot.learning.next_run import Outlook, next_run
 from storage.db import key_values
 from storage.learning import dry_run, loop_status, run_times, runs
+from storage.learning.loop_status import LoopStatus
 from storage.learning.runs import Run
 from storage.process import memory as memory_use
 from storage.process.locks import is_locked
@@ -251,7 +252,7 @@ def status(config: ConfigOption = None, scope: ScopeOption = None, as_json: Json
         scopes = opened.database.read(
             lambda db: [choose_scope(db, settings, scope)] if scope else known_scopes(db, settings)
         )
-        glances = [_glance(opened, one, health) for one in scopes]
+        found = [_read(opened, one, health) for one in scopes]
         server = "down" if health is None else health.status
         alive = trainer_alive(opened)
         memory = memory_use.by_process(opened.config)
@@ -269,7 +270,7 @@ def status(config: ConfigOption = None, scope: ScopeOption = None, as_json: Json
             "memory": memory,
             "next_run_ms": int(due_ms) if due_ms else None,
             "recovered_ratings": int(recovered or 0),
-            "scopes": glances,
+            "scopes": [each.as_json() for each in found],
         }
         typer.echo(json.dumps(answer, ensure_ascii=False))
         return
@@ -282,19 +283,19 @@ def status(config: ConfigOption = None, scope: ScopeOption = None, as_json: Json
         typer.echo(memory_use.sentence(memory))
     if recovered:
         typer.echo(f"Recovered: {recovered} ratings that were given while the bot was away")
-    if not glances:
+    if not found:
         typer.echo("Nobody has talked to the bot yet.")
-    for glance in glances:
-        typer.echo(f"\n{glance['scope']}\n{loop_status.status_text(glance)}")
-        outlook = Outlook(glance, int(due_ms) if due_ms else None, settings.trainer.min_new_ratings, alive)
+    for each in found:
+        typer.echo(f"\n{each.scope}\n{loop_status.status_text(each)}")
+        outlook = Outlook(each, int(due_ms) if due_ms else None, settings.trainer.min_new_ratings, alive)
         typer.echo(f"Next run: {next_run(outlook)}")
 
 
-def _glance(opened: Session, scope: str, health: Any) -> dict[str, Any]:
+def _read(opened: Session, scope: str, health: Any) -> LoopStatus:
     trainer, gate = opened.config.trainer, opened.config.gate
     reference = opened.config.discord.training_permission_reference
     return opened.database.read(
-        lambda db: loop_status.glance(
+        lambda db: loop_status.read(
             db,
             scope,
             base_hash(db, scope, health),

@@ -8,6 +8,7 @@ from collections.abc import Iterable
 from datetime import UTC, datetime
 from typing import Any
 
+import sqlite_utils
 from discord import app_commands
 
 from bot.charts import status_chart
@@ -29,6 +30,7 @@ from storage.db import key_values
 from storage.learning import adapters, lineage, loop_status, run_times
 from storage.learning.adapters import Unchecked
 from storage.learning.lineage import Life
+from storage.learning.loop_status import LoopStatus
 from storage.process.locks import is_locked
 
 BASE_CHOICE = "base"
@@ -41,7 +43,7 @@ _LOOKED_AT = 100
 
 @app_commands.command(description="How the learning stands: ratings, the next run, which adapter answers.")
 async def status(interaction: Interaction) -> None:
-    """Show the loop at a glance."""
+    """Show where the loop stands."""
     await interaction.response.defer(ephemeral=True, thinking=True)
     services, scope = interaction.client.services, _scope(interaction)
     health = await _health(services)
@@ -50,25 +52,25 @@ async def status(interaction: Interaction) -> None:
     except ServingError:
         base_hash = ""
 
-    def work(db: Any) -> tuple[dict[str, Any], str | None, str | None, list[datetime], Speed]:
+    def work(db: Any) -> tuple[LoopStatus, str | None, str | None, list[datetime], Speed]:
         speed = latency.by_hour(db, scope, SPEED_HOURS)
-        glance = _glance(db, services, scope, base_hash)
+        found = _read(db, services, scope, base_hash)
         return (
-            glance,
+            found,
             key_values.get(db, key_values.RECOVERED_RATINGS),
             key_values.get(db, key_values.NEXT_RUN),
             run_times.stored_upcoming(db, services.config.trainer, datetime.now(UTC)),
             speed,
         )
 
-    glance, recovered, due_ms, times, speed = await services.database.aread(work)
+    found, recovered, due_ms, times, speed = await services.database.aread(work)
     trainer_alive = await asyncio.to_thread(is_locked, services.config.run / "trainer.lock")
     trainer = services.config.trainer
-    outlook = Outlook(glance, int(due_ms) if due_ms else None, trainer.min_new_ratings, trainer_alive)
+    outlook = Outlook(found, int(due_ms) if due_ms else None, trainer.min_new_ratings, trainer_alive)
     figures = Standing(needs(outlook), next_run(outlook), speed, _traffic(health), outlook.running)
     clock = ", ".join(f"<t:{int(time.timestamp())}:f>" for time in times)
     text = status_lines(
-        glance,
+        found,
         server=_server_state(health, await _offered(services, health)),
         trainer_alive=trainer_alive,
         recovered=int(recovered or 0),
@@ -200,9 +202,9 @@ def _scope(interaction: Interaction) -> str:
     return interaction.client.services.scope(interaction.guild_id)
 
 
-def _glance(db: Any, services: Services, scope: str, base_hash: str) -> dict[str, Any]:
+def _read(db: sqlite_utils.Database, services: Services, scope: str, base_hash: str) -> LoopStatus:
     config = services.config
-    return loop_status.glance(
+    return loop_status.read(
         db,
         scope,
         base_hash,

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 from bot.language.sentences import translate
 from bot.language.texts import mark, tr
 from storage.learning import loop_status
+from storage.learning.loop_status import LoopStatus
 
 PHASES = {
     "snapshot": mark("Snapshot of the rated replies"),
@@ -23,10 +23,10 @@ _LIMIT = 1900
 
 
 def status_lines(
-    glance: dict[str, Any], *, server: str, trainer_alive: bool, recovered: int, more: Sequence[str] = ()
+    status: LoopStatus, *, server: str, trainer_alive: bool, recovered: int, more: Sequence[str] = ()
 ) -> str:
-    """Return the loop at a glance with the state of the other processes, within one Discord message."""
-    lines = [translate(line) for line in loop_status.status_lines(glance)]
+    """Return where the loop stands, with the state of the other processes, within one Discord message."""
+    lines = [translate(line) for line in loop_status.status_lines(status)]
     if recovered:
         lines.append(tr("Recovered: {count} ratings that were given while I was away", count=recovered))
     lines += more

@@ -1,15 +1,19 @@
-"""The loop at a glance: one JSON object for /status, `strop status` and the playground's page."""
+"""Where the loop stands: for /status, `strop status` and the playground's page."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import sqlite_utils
 
 from storage.db import sql
 from storage.feedback import duels, ratings, side_by_side
+from storage.feedback.ratings import RatingCounts
 from storage.learning import adapters, eligibility, runs, trials
+from storage.learning.adapters import Promotion
+from storage.learning.runs import Run
 from storage.learning.trials import Trial
-from storage.sentences import Sentence, percent
+from storage.sentences import Sentence, Value, percent
 
 # Below so many rated replies it is too early to say who rates them.
 FEW_REPLIES = 10
@@ -18,7 +22,94 @@ LIVE_REPLIES = 1_000
 HISTORY = 20
 
 
-def glance(
+@dataclass(frozen=True, slots=True)
+class Champion:
+    """Who answers since when; an id of None is the base model, and a time of None says always."""
+
+    id: str | None = None
+    since_ms: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Readiness:
+    """What may train beside what a run needs, who rated it, and the replies that may not, by reason.
+
+    `replies` may train, `by_asker_only` of them are rated by nobody but their asker.
+    """
+
+    liked: int
+    raters: int
+    min_liked: int
+    min_raters: int
+    replies: int = 0
+    by_asker_only: int = 0
+    excluded: Mapping[str, int] = field(default_factory=dict)
+
+    @property
+    def enough(self) -> bool:
+        """Whether a run would have enough to train on."""
+        return self.liked >= self.min_liked and self.raters >= self.min_raters
+
+
+@dataclass(frozen=True, slots=True)
+class BlindVotes:
+    """The vote that is on: its open pairs, the votes cast, and how many it takes (None without a vote)."""
+
+    open: int = 0
+    votes: int = 0
+    needed: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Compared:
+    """The pairs that stood side by side in the chat, and the votes on them."""
+
+    pairs: int = 0
+    votes: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class LoopStatus:
+    """Where the loop of a scope stands. `past` holds the latest runs that are over, the newest first."""
+
+    scope: str
+    champion: Champion
+    ratings: RatingCounts
+    new_ratings: int
+    ready: Readiness
+    run: Run | None = None
+    past: tuple[Run, ...] = ()
+    promotions: tuple[Promotion, ...] = ()
+    blind_votes: BlindVotes = BlindVotes()
+    compared: Compared = Compared()
+    trials: tuple[Trial, ...] = ()
+
+    @property
+    def last_run(self) -> Run | None:
+        """The latest run that is over."""
+        return self.past[0] if self.past else None
+
+    def as_json(self) -> dict[str, Any]:
+        """Return plain values for scripts and the playground's page."""
+        ready = self.ready
+        return {
+            "scope": self.scope,
+            "champion": asdict(self.champion),
+            "ratings": {**asdict(self.ratings), "new_since_run": self.new_ratings},
+            "needs": {"liked": [ready.liked, ready.min_liked], "raters": [ready.raters, ready.min_raters]},
+            "by_asker_only": [ready.by_asker_only, ready.replies],
+            "run": _run(self.run),
+            "last_run": _run(self.last_run),
+            "history": [_past(run) for run in self.past],
+            "promotions": [_promotion(promotion) for promotion in self.promotions],
+            "excluded": dict(ready.excluded),
+            "duels": asdict(self.blind_votes),
+            "comparisons": asdict(self.compared),
+            "trials": {trial.kind: _trial(trial) for trial in self.trials},
+        }
+
+
+def read(
     db: sqlite_utils.Database,
     scope: str,
     base_hash: str,
@@ -27,53 +118,34 @@ def glance(
     min_raters: int = 5,
     min_votes: int = 10,
     permission_reference: str = "",
-) -> dict[str, Any]:
-    """Return where the loop of a scope stands, as plain JSON values."""
+) -> LoopStatus:
+    """Return where the loop of a scope stands."""
     counts = ratings.counts(db, scope)
     past = runs.finished(db, scope, HISTORY)
-    active = runs.active(db, scope)
-    ready = _readiness(db, scope, permission_reference, counts, past)
-    return {
-        "scope": scope,
-        "champion": _champion(db, scope, base_hash),
-        "ratings": {
-            "liked": counts.liked,
-            "disliked": counts.disliked,
-            "corrections": counts.corrections,
-            "raters": counts.raters,
-            "new_since_run": runs.new_ratings(db, scope),
-        },
-        "needs": {"liked": [ready.liked, min_liked], "raters": [ready.raters, min_raters]},
-        "by_asker_only": [ready.by_asker_only, ready.replies],
-        "run": _run(active),
-        "last_run": _run(past[0] if past else None),
-        "history": [_past(run) for run in past],
-        "promotions": [
-            {
-                "adapter_id": promotion.adapter_id,
-                "previous_id": promotion.previous_id,
-                "kind": promotion.kind,
-                "reason": promotion.reason,
-                "created_ms": promotion.created_ms,
-            }
-            for promotion in adapters.recent_promotions(db, scope, base_hash, HISTORY)
-        ],
-        "excluded": ready.excluded,
-        "duels": _duels(db, scope, past, min_votes),
-        "comparisons": dict(zip(("pairs", "votes"), side_by_side.totals(db, scope), strict=True)),
-        "trials": {trial.kind: _trial(trial) for trial in trials.active(db, scope, base_hash)},
-    }
+    liked, raters, replies, alone, excluded = _may_train(db, scope, permission_reference, counts, past)
+    return LoopStatus(
+        scope,
+        _champion(db, scope, base_hash),
+        counts,
+        runs.new_ratings(db, scope),
+        Readiness(liked, raters, min_liked, min_raters, replies, alone, excluded),
+        runs.active(db, scope),
+        tuple(past),
+        tuple(adapters.recent_promotions(db, scope, base_hash, HISTORY)),
+        _blind_votes(db, scope, past, min_votes),
+        Compared(*side_by_side.totals(db, scope)),
+        tuple(trials.active(db, scope, base_hash)),
+    )
 
 
-def status_text(glance: dict[str, Any]) -> str:
-    """Say a glance in a few lines, in English."""
-    return "\n".join(status_lines(glance))
+def status_text(status: LoopStatus) -> str:
+    """Say where the loop stands in a few lines, in English."""
+    return "\n".join(status_lines(status))
 
 
-def status_lines(glance: dict[str, Any]) -> list[Sentence]:
-    """Say a glance in a few lines for people."""
-    counts, needs = glance["ratings"], glance["needs"]
-    champion = glance["champion"]["id"]
+def status_lines(status: LoopStatus) -> list[Sentence]:
+    """Say where the loop stands in a few lines for people."""
+    counts, ready, champion = status.ratings, status.ready, status.champion.id
     lines = [
         Sentence(
             "Answering: {answering}",
@@ -82,53 +154,45 @@ def status_lines(glance: dict[str, Any]) -> list[Sentence]:
         Sentence(
             "Ratings: {liked} liked, {disliked} disliked, {corrections} corrected by {raters} members "
             "({new} new or changed since the last run)",
-            liked=counts["liked"],
-            disliked=counts["disliked"],
-            corrections=counts["corrections"],
-            raters=counts["raters"],
-            new=counts["new_since_run"],
+            liked=counts.liked,
+            disliked=counts.disliked,
+            corrections=counts.corrections,
+            raters=counts.raters,
+            new=status.new_ratings,
         ),
-        _readiness_text(needs),
+        _readiness_text(ready),
     ]
-    alone, rated = glance.get("by_asker_only", (0, 0))
-    if rated >= FEW_REPLIES and alone > rated / 2:
+    if ready.replies >= FEW_REPLIES and ready.by_asker_only > ready.replies / 2:
         lines.append(
             Sentence(
                 "Most replies ({share}) are rated by their asker only: whose ratings to trust shows where "
                 "several members rate the same reply",
-                share=percent(alone / rated),
+                share=percent(ready.by_asker_only / ready.replies),
             )
         )
-    if glance["run"]:
-        lines.append(_run_text(glance["run"]))
-    if glance["last_run"]:
+    if status.run is not None:
+        lines.append(_run_text(status.run))
+    if (last := status.last_run) is not None:
         lines.append(
-            Sentence(
-                "Last run: {message}",
-                message=glance["last_run"]["message"] or Sentence(glance["last_run"]["outcome"]),
-            )
+            Sentence("Last run: {message}", message=last.message or Sentence(last.outcome or last.state))
         )
-    lines += [trial["text"] for trial in glance.get("trials", {}).values()]
-    if glance["duels"]["open"]:
+    lines += map(trial_text, status.trials)
+    votes, compared = status.blind_votes, status.compared
+    if votes.open:
         lines.append(
-            Sentence(
-                "Blind votes: {votes} cast, {pairs} pairs open",
-                votes=glance["duels"]["votes"],
-                pairs=glance["duels"]["open"],
-            )
+            Sentence("Blind votes: {votes} cast, {pairs} pairs open", votes=votes.votes, pairs=votes.open)
         )
-    if glance.get("comparisons", {}).get("pairs"):
-        compared = glance["comparisons"]
+    if compared.pairs:
         lines.append(
             Sentence(
                 "Side by side in the chat: {pairs} pairs, {votes} votes",
-                pairs=compared["pairs"],
-                votes=compared["votes"],
+                pairs=compared.pairs,
+                votes=compared.votes,
             )
         )
     lines += [
         Sentence("Not trained on: {count} because {reason}", count=n, reason=eligibility.reason(why))
-        for why, n in glance["excluded"].items()
+        for why, n in ready.excluded.items()
     ]
     return lines
 
@@ -169,10 +233,14 @@ def _trial(trial: Trial) -> dict[str, Any]:
     }
 
 
-def _readiness_text(needs: dict[str, list[int]]) -> Sentence:
-    (liked, min_liked), (raters, min_raters) = needs["liked"], needs["raters"]
-    counts = {"liked": liked, "min_liked": min_liked, "raters": raters, "min_raters": min_raters}
-    if liked >= min_liked and raters >= min_raters:
+def _readiness_text(ready: Readiness) -> Sentence:
+    counts = {
+        "liked": ready.liked,
+        "min_liked": ready.min_liked,
+        "raters": ready.raters,
+        "min_raters": ready.min_raters,
+    }
+    if ready.enough:
         return Sentence(
             "Ready to train: {liked} of {min_liked} liked or corrected replies, "
             "{raters} of {min_raters} raters",
@@ -185,26 +253,27 @@ def _readiness_text(needs: dict[str, list[int]]) -> Sentence:
     )
 
 
-def _run_text(run: dict[str, Any]) -> Sentence:
-    if run["state"] == "queued":
-        return Sentence("Run {run}: waiting for the trainer", run=run["id"])
-    values: dict[str, Any] = {
-        "run": run["id"],
-        "phase": Sentence(run["phase"] or "starting"),
-        "progress": percent(run["progress"]),
+def _run_text(run: Run) -> Sentence:
+    if run.state == "queued":
+        return Sentence("Run {run}: waiting for the trainer", run=run.id)
+    values: dict[str, Value] = {
+        "run": run.id,
+        "phase": Sentence(run.phase or "starting"),
+        "progress": percent(run.progress),
     }
-    note = run["note"]
-    if run["eta_s"] is None:
-        if note:
-            return Sentence("Run {run}: {phase} {progress} {note}", note=note, **values)
+    if run.eta_s is None:
+        if run.note:
+            return Sentence("Run {run}: {phase} {progress} {note}", note=run.note, **values)
         return Sentence("Run {run}: {phase} {progress}", **values)
-    values["minutes"] = max(round(run["eta_s"] / 60), 1)
-    if note:
-        return Sentence("Run {run}: {phase} {progress}, about {minutes} min left {note}", note=note, **values)
+    values["minutes"] = max(round(run.eta_s / 60), 1)
+    if run.note:
+        return Sentence(
+            "Run {run}: {phase} {progress}, about {minutes} min left {note}", note=run.note, **values
+        )
     return Sentence("Run {run}: {phase} {progress}, about {minutes} min left", **values)
 
 
-def _champion(db: sqlite_utils.Database, scope: str, base_hash: str) -> dict[str, Any]:
+def _champion(db: sqlite_utils.Database, scope: str, base_hash: str) -> Champion:
     row = sql.one(
         db,
         """SELECT champions.adapter_id AS id, promotions.created_ms AS since_ms FROM champions
@@ -212,52 +281,38 @@ def _champion(db: sqlite_utils.Database, scope: str, base_hash: str) -> dict[str
            WHERE champions.scope = ? AND champions.base_hash = ?""",
         (scope, base_hash),
     )
-    return row or {"id": None, "since_ms": None}
+    return Champion(**(row or {}))
 
 
-@dataclass(frozen=True, slots=True)
-class _Readiness:
-    """Liked or corrected replies and raters that may train, who rated, and the replies that may not."""
-
-    liked: int
-    raters: int
-    replies: int
-    by_asker_only: int
-    excluded: dict[str, int]
-
-
-def _readiness(
+def _may_train(
     db: sqlite_utils.Database,
     scope: str,
     permission_reference: str,
-    counts: ratings.RatingCounts,
-    past: list[runs.Run],
-) -> _Readiness:
-    """Count what may train: live, or in a large database as the last snapshot counted it."""
+    counts: RatingCounts,
+    past: list[Run],
+) -> tuple[int, int, int, int, dict[str, int]]:
+    """Count what may train: live, or in a large database as the last snapshot counted it.
+
+    Returns liked or corrected replies, raters, replies, those that only their asker rated, and the replies
+    that may not train by reason.
+    """
     if counts.liked + counts.disliked + counts.corrections <= LIVE_REPLIES:
-        eligible = eligibility.eligible_rows(db, scope, permission_reference=permission_reference)
-        return _Readiness(
-            eligible.liked, eligible.raters, len(eligible.rows), eligible.by_asker_only, eligible.excluded
-        )
+        found = eligibility.eligible_rows(db, scope, permission_reference=permission_reference)
+        return found.liked, found.raters, len(found.rows), found.by_asker_only, found.excluded
     last = next((run.metrics for run in past if "excluded" in run.metrics), {})
     data = last.get("data", {})
-    return _Readiness(
-        counts.liked + counts.corrections,
-        counts.raters,
-        data.get("replies", 0),
-        data.get("rated_by_asker_only", 0),
-        last.get("excluded", {}),
-    )
+    replies, alone = data.get("replies", 0), data.get("rated_by_asker_only", 0)
+    return counts.liked + counts.corrections, counts.raters, replies, alone, last.get("excluded", {})
 
 
-def _run(run: runs.Run | None) -> dict[str, Any] | None:
+def _run(run: Run | None) -> dict[str, Any] | None:
     if run is None:
         return None
     fields = ("id", "state", "phase", "progress", "eta_s", "note", "message", "outcome")
     return {field: getattr(run, field) for field in fields}
 
 
-def _past(run: runs.Run) -> dict[str, Any]:
+def _past(run: Run) -> dict[str, Any]:
     headline = run.metrics.get("headline") or {}
     return {
         "run_id": run.id,
@@ -269,12 +324,14 @@ def _past(run: runs.Run) -> dict[str, Any]:
     }
 
 
-def _duels(db: sqlite_utils.Database, scope: str, past: list[runs.Run], min_votes: int) -> dict[str, Any]:
+def _promotion(promotion: Promotion) -> dict[str, Any]:
+    fields = ("adapter_id", "previous_id", "kind", "reason", "created_ms")
+    return {field: getattr(promotion, field) for field in fields}
+
+
+def _blind_votes(db: sqlite_utils.Database, scope: str, past: list[Run], min_votes: int) -> BlindVotes:
     voting = next((run for run in past if run.outcome == "votes"), None)
     if voting is None:
-        return {"open": 0, "votes": 0, "needed": None}
-    return {
-        "open": duels.count_open(db, scope),
-        "votes": duels.tally(db, voting.id).votes,
-        "needed": voting.metrics.get("votes_needed", min_votes),
-    }
+        return BlindVotes()
+    needed = voting.metrics.get("votes_needed", min_votes)
+    return BlindVotes(duels.count_open(db, scope), duels.tally(db, voting.id).votes, needed)

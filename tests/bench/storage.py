@@ -220,7 +220,7 @@ def operations(db: sqlite_utils.Database) -> dict[str, Operation]:
         "rate: retract": lambda db: ratings.retract(db, **thumb),
         "rate: clear": lambda db: ratings.retract_all(db, reply[0]),
         "rate: ratings of a reply": lambda db: ratings.for_reply(db, reply[0]),
-        "status: glance": lambda db: loop_status.glance(db, BIG, BASE, permission_reference="P"),
+        "status: glance": lambda db: loop_status.read(db, BIG, BASE, permission_reference="P"),
         "status: counts": lambda db: ratings.counts(db, BIG),
         "status: counts of a week": lambda db: ratings.counts(db, BIG, recently),
         "status: adapters": lambda db: adapters.listing(db, BIG),

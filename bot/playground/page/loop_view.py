@@ -63,7 +63,7 @@ class LoopView:
 
         def work(db: Any) -> Payload:
             next_ms = key_values.get(db, key_values.NEXT_RUN)
-            glance = loop_status.glance(
+            status = loop_status.read(
                 db,
                 scope,
                 base_hash,
@@ -72,7 +72,7 @@ class LoopView:
                 min_votes=self._sources.min_votes,
             )
             due = {"at_ms": int(next_ms) if next_ms else None, "after_ratings": self._sources.min_new_ratings}
-            return {**glance, "next_run": due}
+            return {**status.as_json(), "next_run": due}
 
         glance = await self._sources.database.aread(work)
         alive = await asyncio.to_thread(is_locked, self._sources.trainer_lock)

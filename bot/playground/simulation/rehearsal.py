@@ -296,8 +296,8 @@ class Rehearsal:
     async def _rounds_needed(self, state: RehearsalState) -> int:
         """How many rounds it will probably take until enough replies are liked to train."""
         scope, wanted = self._settings.scope, self._settings.min_liked
-        glance = await self._database.aread(lambda db: loop_status.glance(db, scope, "", min_liked=wanted))
-        missing = max(0, wanted - int(glance["needs"]["liked"][0]))
+        status = await self._database.aread(lambda db: loop_status.read(db, scope, "", min_liked=wanted))
+        missing = max(0, wanted - status.ready.liked)
         rate = max(0.05, state.liked_replies / max(1, state.done))
         return min(MAX_ROUNDS, max(MIN_ROUNDS, state.done + round(missing / rate)))
 

@@ -139,8 +139,8 @@ async def test_votes_survive_a_restart_and_are_counted_in_status(community: Comm
     await community.env.settle()
     await community.bob.click(community.messages()[0], **vote("first", found.first_id))
     scope = f"guild:{community.guild.id}"
-    seen = services.database.read(lambda db: loop_status.glance(db, scope, BASE_HASH))
-    assert seen["comparisons"] == {"pairs": 1, "votes": 1}
+    seen = services.database.read(lambda db: loop_status.read(db, scope, BASE_HASH))
+    assert seen.compared == loop_status.Compared(pairs=1, votes=1)
     assert "Side by side in the chat: 1 pairs, 1 votes" in text(
         await community.bob.slash(community.channel, "status")
     )

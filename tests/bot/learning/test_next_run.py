@@ -10,13 +10,18 @@ import pytest
 from bot.language import texts
 from bot.learning.next_run import Outlook, needs, next_run
 from storage.db.clock import now_ms
+from storage.feedback.ratings import RatingCounts
+from storage.learning.loop_status import Champion, LoopStatus, Readiness
+from storage.learning.runs import Run
+from tests.storage.a_run import a_run
 
 HOUR_MS = 3_600_000
 
 
-def outlook(run: dict[str, Any] | None = None, due_ms: int | None = None, **changes: Any) -> Outlook:
-    glance = {"run": run, "needs": {"liked": [18, 25], "raters": [5, 5]}, "ratings": {"new_since_run": 31}}
-    return Outlook(glance, due_ms, **{"min_new_ratings": 50, "trainer_alive": True, **changes})
+def outlook(run: Run | None = None, due_ms: int | None = None, **changes: Any) -> Outlook:
+    ready = Readiness(18, 5, 25, 5)
+    status = LoopStatus("guild:5", Champion(), RatingCounts(0, 0, 0, 0), 31, ready, run)
+    return Outlook(status, due_ms, **{"min_new_ratings": 50, "trainer_alive": True, **changes})
 
 
 @pytest.mark.parametrize(
@@ -47,12 +52,12 @@ def test_the_text_has_the_time_as_each_readers_discord_shows_it() -> None:
 
 
 def test_a_run_that_is_on_or_a_trainer_that_is_away_is_told_first() -> None:
-    on = {"state": "running", "phase": "train", "progress": 0.42}
+    on = a_run(phase="train", progress=0.42)
     assert next_run(outlook(on)) == "it is on"
     running = outlook(on).running
     assert running is not None and (running.name, running.have, running.least) == ("Training", 42, 100)
-    assert next_run(outlook({"state": "queued"})) == "it waits for the trainer"
-    assert outlook({"state": "queued"}).running is None
+    assert next_run(outlook(a_run(state="queued"))) == "it waits for the trainer"
+    assert outlook(a_run(state="queued")).running is None
     assert "not running" in next_run(outlook(trainer_alive=False, due_ms=now_ms()))
 
 

@@ -107,7 +107,7 @@ def test_what_was_said_of_runs_is_shown_as_it_was_said(database: Database) -> No
         assert card is not None
         said = run_card.embed(card, ()).to_dict()
         assert "DPO needs 50 preference pairs" in str(said)
-        status = database.read(lambda db: loop_status.glance(db, SCOPE, BASE))
+        status = database.read(lambda db: loop_status.read(db, SCOPE, BASE))
         lines = [translate(line) for line in loop_status.status_lines(status)]
     assert lines[0] == "Es antwortet: Adapter " + CHAMPION
 

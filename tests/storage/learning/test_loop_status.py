@@ -1,4 +1,5 @@
 import json
+from typing import Any
 
 import pytest
 import sqlite_utils
@@ -7,11 +8,12 @@ from storage.chat import members
 from storage.db.database import Database
 from storage.feedback import duels
 from storage.learning import adapters, loop_status, runs
+from storage.learning.loop_status import LoopStatus
 from tests.storage.conftest import BASE, SCOPE, Community, thumb
 
 
-def glance(database: Database, **options: object) -> dict[str, object]:
-    return database.read(lambda db: loop_status.glance(db, SCOPE, BASE, **options))  # type: ignore[arg-type]
+def read(database: Database, **options: Any) -> LoopStatus:
+    return database.read(lambda db: loop_status.read(db, SCOPE, BASE, **options))
 
 
 def rated(db: sqlite_utils.Database, community: Community) -> None:
@@ -21,17 +23,17 @@ def rated(db: sqlite_utils.Database, community: Community) -> None:
     thumb(db, disliked, 2, -1, "👎")
 
 
-def test_an_empty_home_is_a_glance_of_its_own(database: Database) -> None:
-    seen = glance(database)
+def test_an_empty_home_has_a_status_too(database: Database) -> None:
+    seen = read(database).as_json()
     assert seen["champion"] == {"id": None, "since_ms": None}
     assert seen["needs"] == {"liked": [0, 25], "raters": [0, 5]}
     assert seen["run"] is seen["last_run"] is None
     assert seen["history"] == seen["promotions"] == []
 
 
-def test_a_glance_is_plain_json_with_the_agreed_keys(database: Database, community: Community) -> None:
+def test_the_status_is_plain_json_with_the_agreed_keys(database: Database, community: Community) -> None:
     database.write(lambda db: rated(db, community))
-    seen = glance(database, min_liked=3, min_raters=2)
+    seen = read(database, min_liked=3, min_raters=2).as_json()
     assert json.loads(json.dumps(seen)) == seen
     assert set(seen) == {
         *("scope", "champion", "ratings", "needs", "run", "last_run"),
@@ -55,19 +57,19 @@ def test_that_most_replies_are_rated_by_their_asker_only_is_said(
             thumb(db, community.asks(db, 1, f"by {rater}, {number}"), rater)
 
     database.write(lambda db: rate(db, 2))
-    assert glance(database)["by_asker_only"] == [0, 10]
-    assert "asker only" not in loop_status.status_text(glance(database))
+    assert read(database).as_json()["by_asker_only"] == [0, 10]
+    assert "asker only" not in loop_status.status_text(read(database))
     database.write(lambda db: rate(db, 1))
-    assert glance(database)["by_asker_only"] == [10, 20]
-    assert "asker only" not in loop_status.status_text(glance(database))
+    assert read(database).as_json()["by_asker_only"] == [10, 20]
+    assert "asker only" not in loop_status.status_text(read(database))
     database.write(lambda db: rate(db, 1))
-    assert "Most replies (67%) are rated by their asker only" in loop_status.status_text(glance(database))
+    assert "Most replies (67%) are rated by their asker only" in loop_status.status_text(read(database))
 
 
 def test_what_may_not_train_is_counted_with_the_reason_and_the_way_out(database: Database) -> None:
     database.write(lambda db: rated(db, Community(source="discord")))
-    seen = glance(database)
-    assert seen["excluded"] == {"no_permission": 2}
+    seen = read(database)
+    assert seen.ready.excluded == {"no_permission": 2}
     assert (
         "Not trained on: 2 because Discord's permission to train is not recorded"
         in loop_status.status_text(seen)
@@ -77,13 +79,13 @@ def test_what_may_not_train_is_counted_with_the_reason_and_the_way_out(database:
 def test_a_run_its_phases_and_its_end_are_shown(database: Database, community: Community) -> None:
     def begin(db: sqlite_utils.Database) -> runs.Run:
         run = runs.enqueue(db, scope=SCOPE, trigger="manual", requested_by="1")
-        assert "waiting for the trainer" in loop_status.status_text(loop_status.glance(db, SCOPE, BASE))
+        assert "waiting for the trainer" in loop_status.status_text(loop_status.read(db, SCOPE, BASE))
         runs.lease_next(db, "trainer", 60_000)
         runs.heartbeat(db, run.id, "trainer", "train", 0.4, 130.0, "epoch 2 of 4")
         return run
 
     run = database.write(begin)
-    text = loop_status.status_text(glance(database))
+    text = loop_status.status_text(read(database))
     assert f"Run {run.id}: train 40%, about 2 min left epoch 2 of 4" in text
 
     def end(db: sqlite_utils.Database) -> None:
@@ -100,9 +102,9 @@ def test_a_run_its_phases_and_its_end_are_shown(database: Database, community: C
         )
 
     database.write(end)
-    seen = glance(database)
-    assert seen["run"] is None
-    (past,) = seen["history"]  # type: ignore[misc]
+    seen = read(database)
+    assert seen.run is None
+    (past,) = seen.as_json()["history"]
     assert (past["adapter_id"], past["value"], past["low"], past["high"], past["n"]) == (
         "a1",
         0.12,
@@ -136,8 +138,9 @@ def test_blind_votes_are_counted_while_they_are_open(database: Database) -> None
         runs.finish(db, run.id, outcome="votes", message="Too close to call.", metrics={"votes_needed": 37})
 
     database.write(work)
-    seen = glance(database)
-    assert seen["duels"] == {"open": 2, "votes": 1, "needed": 37}
+    seen = read(database)
+    assert seen.blind_votes == loop_status.BlindVotes(open=2, votes=1, needed=37)
+    assert seen.as_json()["duels"] == {"open": 2, "votes": 1, "needed": 37}
     assert "Blind votes: 1 cast, 2 pairs open" in loop_status.status_text(seen)
 
 
@@ -154,7 +157,7 @@ def test_beyond_the_live_limit_the_last_snapshots_counts_are_shown(
         runs.finish(db, run.id, outcome="refused", message="", metrics={"excluded": {"opted_out": 4}})
 
     database.write(work)
-    assert glance(database)["excluded"] == {"opted_out": 4}
+    assert read(database).ready.excluded == {"opted_out": 4}
 
 
 def test_a_member_who_decides_before_ever_writing_takes_their_source_from_the_first_message(
@@ -180,4 +183,4 @@ def test_a_source_that_is_not_known_to_be_free_is_treated_like_discord(
     database: Database, source: str
 ) -> None:
     database.write(lambda db: rated(db, Community(source=source)))
-    assert glance(database)["excluded"] == {"no_permission": 2}
+    assert read(database).ready.excluded == {"no_permission": 2}

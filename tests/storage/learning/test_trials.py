@@ -351,7 +351,7 @@ def test_status_says_how_a_canary_goes_and_not_who_is_ahead(database: Database) 
     def work(db: sqlite_utils.Database) -> str:
         tried = canary(db, share=0.1)
         trials.judged(db, tried.id, {"newcomer": 4, "incumbent": 31, "raters": 6, "needed": 23}, "mark")
-        return loop_status.status_text(loop_status.glance(db, SCOPE, BASE))
+        return loop_status.status_text(loop_status.read(db, SCOPE, BASE))
 
     assert (
         f"Canary: adapter {NEW} answers 10% of new conversations; rated: 4 of its conversations, "

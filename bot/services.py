@@ -7,7 +7,6 @@ import dataclasses
 import hmac
 import secrets
 from dataclasses import dataclass, field
-from typing import Any
 
 import discord
 
@@ -20,7 +19,7 @@ from storage.admin.settings import InForce
 from storage.chat import conversations, members
 from storage.config import Config
 from storage.db import key_values
-from storage.db.database import Database
+from storage.db.database import Connection, Database
 from storage.errors import UnknownRowError
 from storage.learning import adapters, bases
 from storage.learning.adapters import Unchecked
@@ -40,7 +39,7 @@ class Person:
     source: str
     simulated: bool = False
 
-    def ensure(self, db: Any) -> None:
+    def ensure(self, db: Connection) -> None:
         """Make sure that the member has a row; for use inside a write."""
         members.ensure(db, self.user_id, self.name, self.source, simulated=self.simulated)
 
@@ -161,7 +160,7 @@ class Services:
                 await self.load_adapter(target)
 
 
-def _remember_base(db: Any, base: BaseDescription) -> None:
+def _remember_base(db: Connection, base: BaseDescription) -> None:
     """Keep which base was served last, and which base its hash stands for."""
     key_values.put(db, _BASE_FACT, base.hash)
     bases.remember(db, base.hash, base.identity, base.precision)

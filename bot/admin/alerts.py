@@ -29,6 +29,7 @@ from bot.ui.channel_language import language_in
 from storage import sentences
 from storage.db import key_values, sql
 from storage.db.clock import DAY_MS, now_ms
+from storage.db.database import Connection
 from storage.process.locks import is_locked
 
 LOOK_S = 15.0
@@ -196,7 +197,7 @@ class OperationsWatch:
         return True
 
 
-def _stored(db: Any) -> tuple[Told | None, dict[str, str], tuple[tuple[int, str], ...]]:
+def _stored(db: Connection) -> tuple[Told | None, dict[str, str], tuple[tuple[int, str], ...]]:
     """Return what was told, the last day's failed runs, and the latest rollbacks."""
     kept = key_values.get(db, _FACT)
     failed = sql.many(
@@ -222,7 +223,7 @@ def _latest(news: Sequence[tuple[int, str]]) -> int:
     return max((newest for newest, _ in news), default=0)
 
 
-def _failed_canaries(db: Any) -> tuple[tuple[int, str], ...]:
+def _failed_canaries(db: Connection) -> tuple[tuple[int, str], ...]:
     """Return the latest canaries that were liked less, by when they ended."""
     rows = sql.many(
         db,
@@ -273,6 +274,6 @@ def _called(adapter_id: str | None) -> str:
     return tr("the base model") if adapter_id is None else tr("adapter `{adapter}`", adapter=adapter_id)
 
 
-def _keep(db: Any, text: str) -> None:
+def _keep(db: Connection, text: str) -> None:
     if key_values.get(db, _FACT) != text:
         key_values.put(db, _FACT, text)

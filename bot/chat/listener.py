@@ -28,6 +28,7 @@ from bot.ui.channels import missing_permissions, parent_of
 from storage.admin import blocks
 from storage.admin.settings import InForce
 from storage.chat import conversations
+from storage.db.database import Connection
 
 NO_WORDS = mark("You called me without a question. Write it after my name.")
 NO_TEXT = mark("I can read only text, so I did not open what you sent. Please write it to me.")
@@ -224,7 +225,7 @@ class MessageListener:
         Returns whether the message is known.
         """
 
-        def work(db: Any) -> bool:
+        def work(db: Connection) -> bool:
             conversations.edit_message(db, message_id, content, without_files=without_files)
             return conversations.by_discord_id(db, message_id) is not None
 

@@ -23,6 +23,7 @@ from bot.language.texts import mark, speaking, tr
 from bot.ui.channel_language import language_in
 from storage.chat import conversations
 from storage.db.clock import SECOND_MS, now_ms
+from storage.db.database import Connection
 
 MISSED = mark("I was away when you wrote this. Ask me again if you still want an answer.")
 
@@ -114,9 +115,9 @@ async def _newest(channel: Any) -> list[discord.Message]:
     return [message async for message in channel.history(limit=_PAGE)][::-1]
 
 
-def _spoken_in(db: Any) -> list[int]:
+def _spoken_in(db: Connection) -> list[int]:
     return conversations.latest_channels(db, MOST_CHANNELS)
 
 
-def _known(db: Any, message_ids: Iterable[int]) -> set[int]:
+def _known(db: Connection, message_ids: Iterable[int]) -> set[int]:
     return {each for each in message_ids if conversations.by_discord_id(db, each) is not None}

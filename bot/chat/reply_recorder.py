@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import structlog
 
@@ -17,6 +16,7 @@ from bot.serving.protocol import BaseDescription, Sampling
 from storage.chat import channels, context_resets, conversations, members, replies, reply_versions
 from storage.chat.reply_versions import Versions
 from storage.db.clock import now_ms
+from storage.db.database import Connection
 from storage.learning import adapters, trials
 from storage.learning.trials import Route
 
@@ -59,7 +59,7 @@ class ReplyRecorder:
     ) -> None:
         """Store the reply's row, stamped with all that will produce it."""
 
-        def work(db: Any) -> replies.Reply:
+        def work(db: Connection) -> replies.Reply:
             reply = replies.start(
                 db,
                 reply_id=draft.reply_id,
@@ -83,7 +83,7 @@ class ReplyRecorder:
     async def reroute(self, draft: Draft) -> None:
         """Stamp a reply that has begun with another adapter than its row says, and where it counts now."""
 
-        def work(db: Any) -> None:
+        def work(db: Connection) -> None:
             replies.reassign(db, draft.reply_id, draft.adapter_id)
             trials.note(db, draft.reply_id, draft.route)
 
@@ -95,7 +95,7 @@ class ReplyRecorder:
         if again is None or draft.reply is None or draft.versions is not None:
             return
 
-        def work(db: Any) -> Versions:
+        def work(db: Connection) -> Versions:
             reply_versions.add(db, draft.reply_id, beside=again.reply_id)
             return reply_versions.show(db, draft.reply_id)
 
@@ -138,7 +138,7 @@ class ReplyRecorder:
             "duration_ms": draft.ms(draft.started_at, now),
         }
 
-        def work(db: Any) -> None:
+        def work(db: Connection) -> None:
             _add_parts(db, draft)
             replies.finish(
                 db,
@@ -175,7 +175,7 @@ class ReplyRecorder:
             _log.exception("reply.not_recorded", reply_id=draft.reply_id)
 
 
-def _add_parts(db: Any, draft: Draft) -> None:
+def _add_parts(db: Connection, draft: Draft) -> None:
     for message_id, position in draft.parts:
         replies.add_part(db, draft.reply_id, message_id, draft.question.channel_id, position)
 
@@ -189,7 +189,7 @@ class _Place:
     left_out: tuple[int, ...]
 
 
-def _record_question(db: Any, question: Question, place: _Place, permission_reference: str) -> Asked:
+def _record_question(db: Connection, question: Question, place: _Place, permission_reference: str) -> Asked:
     question.author.ensure(db)
     parent_id, conversation_id = _parent(db, question, place.scope, permission_reference)
     message_id = conversations.add_message(
@@ -216,14 +216,16 @@ def _record_question(db: Any, question: Question, place: _Place, permission_refe
     return _asked(db, question, message_id, parent_id, place)
 
 
-def _asked_again(db: Any, question: Question, message_id: int, place: _Place) -> Asked:
+def _asked_again(db: Connection, question: Question, message_id: int, place: _Place) -> Asked:
     asked = conversations.get_message(db, message_id)
     if asked is None or asked.deleted_ms is not None or not asked.words.strip():
         raise ContextError(mark("The question was deleted, so I can't answer it again."))
     return _asked(db, question, message_id, asked.parent_id, place)
 
 
-def _asked(db: Any, question: Question, message_id: int, parent_id: int | None, place: _Place) -> Asked:
+def _asked(
+    db: Connection, question: Question, message_id: int, parent_id: int | None, place: _Place
+) -> Asked:
     """Return a recorded question with what was said above it, and who answers."""
     chain = _context(db, question, message_id)
     return Asked(
@@ -237,7 +239,7 @@ def _asked(db: Any, question: Question, message_id: int, parent_id: int | None, 
     )
 
 
-def _route(db: Any, question: Question, conversation_id: int, place: _Place) -> Route:
+def _route(db: Connection, question: Question, conversation_id: int, place: _Place) -> Route:
     champion = adapters.ensure_champion_row(db, place.scope, place.base_hash)
     conversation = conversations.get(db, conversation_id)
     if conversation is None:
@@ -253,7 +255,7 @@ def _route(db: Any, question: Question, conversation_id: int, place: _Place) -> 
     )
 
 
-def _context(db: Any, question: Question, message_id: int) -> list[conversations.Message]:
+def _context(db: Connection, question: Question, message_id: int) -> list[conversations.Message]:
     """Return the question and what was said above it, without what was deleted or left behind."""
     chain = conversations.chain(db, message_id)
     begun_in = conversations.get(db, chain[-1].conversation_id)
@@ -263,7 +265,7 @@ def _context(db: Any, question: Question, message_id: int) -> list[conversations
 
 
 def _parent(
-    db: Any, question: Question, scope: str, permission_reference: str
+    db: Connection, question: Question, scope: str, permission_reference: str
 ) -> tuple[int | None, int | None]:
     """Return the message that the question answers to or goes on from, and its conversation."""
     if question.parent_discord_id is not None:
@@ -275,7 +277,7 @@ def _parent(
     return _record_cited(db, question, scope, permission_reference, below)
 
 
-def _goes_on_from(db: Any, question: Question) -> tuple[int | None, int | None]:
+def _goes_on_from(db: Connection, question: Question) -> tuple[int | None, int | None]:
     """Return the newest reply, or the thread's first message, that a question goes on from."""
     follows = question.follows
     if question.guild_id is None:
@@ -286,7 +288,7 @@ def _goes_on_from(db: Any, question: Question) -> tuple[int | None, int | None]:
     return _thread_starter(db, question) if last is None else (last.message_id, last.conversation_id)
 
 
-def _thread_starter(db: Any, question: Question) -> tuple[int | None, int | None]:
+def _thread_starter(db: Connection, question: Question) -> tuple[int | None, int | None]:
     """Return the message that the question's thread was opened on: a thread bears its message's id."""
     if question.parent_channel_id is None or question.channel_id == question.discord_id:
         return None, None
@@ -295,7 +297,7 @@ def _thread_starter(db: Any, question: Question) -> tuple[int | None, int | None
 
 
 def _record_cited(
-    db: Any,
+    db: Connection,
     question: Question,
     scope: str,
     permission_reference: str,
@@ -328,7 +330,7 @@ def _record_cited(
     return parent_id, conversation_id
 
 
-def _author(db: Any, cited: Cited) -> Person:
+def _author(db: Connection, cited: Cited) -> Person:
     """Return whose words a message holds: of a forward, its author where the original is known here."""
     original = None if cited.forwarded_id is None else conversations.by_discord_id(db, cited.forwarded_id)
     if original is None or original.author_id is None:
@@ -336,7 +338,7 @@ def _author(db: Any, cited: Cited) -> Person:
     return Person(original.author_id, "", original.source)
 
 
-def _new_conversation(db: Any, question: Question, scope: str) -> int:
+def _new_conversation(db: Connection, question: Question, scope: str) -> int:
     place = "dm" if question.guild_id is None else str(question.guild_id)
     return conversations.open_conversation(
         db,
@@ -350,7 +352,7 @@ def _new_conversation(db: Any, question: Question, scope: str) -> int:
     ).id
 
 
-def _turn(db: Any, message: conversations.Message) -> Turn:
+def _turn(db: Connection, message: conversations.Message) -> Turn:
     if message.author_id is None:
         return Turn(message.words)
     author = members.get(db, message.author_id)

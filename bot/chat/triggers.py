@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import discord
 
@@ -22,6 +22,7 @@ from storage.admin import blocks, settings
 from storage.admin.settings import InForce, Settings
 from storage.chat import replies
 from storage.db.clock import SECOND_MS, now_ms
+from storage.db.database import Connection
 
 Trigger = Literal["direct", "mention", "reply", "thread", "every", "name", "follow_up"]
 
@@ -112,7 +113,7 @@ def goes_on_from(arrival: Arrival, held: Settings, trigger: Trigger) -> Follows 
 async def judge(services: Services, arrival: Arrival) -> Verdict:
     """Settle one message with one look into the database."""
 
-    def work(db: Any) -> Verdict:
+    def work(db: Connection) -> Verdict:
         found = settings.in_force(db, services.config, arrival.guild_id, arrival.home_channel_id)
         memory = Memory(
             lambda message_id: replies.by_discord_id(db, message_id) is not None,

@@ -8,7 +8,6 @@ import re
 from datetime import UTC, datetime
 from typing import Annotated, Any
 
-import sqlite_utils
 import typer
 
 from bot.cli.errors import CommandError, UsageError
@@ -28,6 +27,7 @@ from bot.learning import adapter_text
 from bot.serving.errors import AdapterRefusedError, ServerLoadingError, ServerUnavailableError
 from bot.serving.model import adapter_files
 from bot.serving.protocol import Health
+from storage.db.database import Connection
 from storage.learning import adapters as registry
 from storage.learning import lineage
 from storage.learning.adapters import Adapter, Unchecked
@@ -103,7 +103,7 @@ def _card(opened: Session, adapter: Adapter, *, as_json: bool) -> str:
     raise CommandError(f"Adapter {adapter.id} has no card: its files are gone, or it came without one.")
 
 
-def _rows(db: sqlite_utils.Database, opened: Session, scope: str | None) -> list[dict[str, Any]]:
+def _rows(db: Connection, opened: Session, scope: str | None) -> list[dict[str, Any]]:
     chosen = None if scope is None else choose_scope(db, opened.config, scope)
     fields = ("id", "scope", "base_hash", "state", "rehearsal", "run_id", "parent_id", "created_ms")
     lives = [lineage.of(db, adapter.id) for adapter in registry.listing(db, chosen)]
@@ -216,7 +216,7 @@ def rollback(
         base = opened.database.read(lambda db: _known_base(db, chosen, health))
         to = opened.database.read(lambda db: _earlier(db, adapter, chosen))
 
-        def work(db: sqlite_utils.Database) -> tuple[str | None, str | None]:
+        def work(db: Connection) -> tuple[str | None, str | None]:
             before = registry.champion(db, chosen, base)
             after = registry.rollback(db, scope=chosen, base_hash=base, actor=actor(), reason=reason, to=to)
             if after is not None and (found := registry.get(db, after)) is not None:
@@ -256,7 +256,7 @@ def load_in_server(opened: Session, adapter: Adapter, health: Health | None) -> 
             return
 
 
-def _find(db: sqlite_utils.Database, wanted: str, scope: str | None) -> Adapter:
+def _find(db: Connection, wanted: str, scope: str | None) -> Adapter:
     """The one adapter whose id begins like this; raises UsageError otherwise."""
     found = [one for one in registry.listing(db, scope, 10_000) if one.id.startswith(wanted)]
     if len(found) == 1:
@@ -266,14 +266,14 @@ def _find(db: sqlite_utils.Database, wanted: str, scope: str | None) -> Adapter:
     raise UsageError(f"{wanted!r} could be {', '.join(one.id for one in found[:5])}: write more of it.")
 
 
-def _earlier(db: sqlite_utils.Database, wanted: str, scope: str) -> str | Unchecked | None:
+def _earlier(db: Connection, wanted: str, scope: str) -> str | Unchecked | None:
     """What `rollback` goes back to: the one that is named, or whichever came before."""
     if not wanted:
         return Unchecked.ANY
     return None if wanted == BASE else _find(db, wanted, scope).id
 
 
-def _known_base(db: sqlite_utils.Database, scope: str, health: Health | None) -> str:
+def _known_base(db: Connection, scope: str, health: Health | None) -> str:
     found = base_hash(db, scope, health)
     if not found:
         raise CommandError("It isn't known yet which base model is served: start `strop up` once.")

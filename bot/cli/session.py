@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
-import sqlite_utils
 import typer
 
 from bot.cli.errors import CommandError, UsageError
@@ -18,7 +17,7 @@ from bot.serving.client import ModelClient
 from bot.serving.errors import ServingError
 from bot.serving.protocol import Health
 from storage.config import Config, load_config
-from storage.db.database import Database
+from storage.db.database import Connection, Database
 
 DEFAULT_CONFIG = Path("strop.toml")
 HEALTH_TIMEOUT_S = 3.0
@@ -77,7 +76,7 @@ def session(option: Path | None) -> Iterator[Session]:
         database.close()
 
 
-def known_scopes(db: sqlite_utils.Database, config: Config) -> list[str]:
+def known_scopes(db: Connection, config: Config) -> list[str]:
     """The scopes that can have an adapter of their own here, in a stable order."""
     if config.trainer.scope == "deployment":
         return ["deployment"]
@@ -89,7 +88,7 @@ def known_scopes(db: sqlite_utils.Database, config: Config) -> list[str]:
     return [str(row["scope"]) for row in rows if str(row["scope"]).startswith("guild:")]
 
 
-def choose_scope(db: sqlite_utils.Database, config: Config, option: str | None) -> str:
+def choose_scope(db: Connection, config: Config, option: str | None) -> str:
     """The scope that was asked for, or the only one; raises UsageError naming the choices."""
     scopes = known_scopes(db, config)
     if not scopes:
@@ -124,7 +123,7 @@ def model_client(config: Config) -> ModelClient:
     return ModelClient.from_run_dir(config.run, api_key=key)
 
 
-def base_hash(db: sqlite_utils.Database, scope: str, health: Health | None) -> str:
+def base_hash(db: Connection, scope: str, health: Health | None) -> str:
     """The base that is served now, else the one that this scope used last; empty if there was none."""
     if health is not None and health.base is not None and health.base.hash:
         return health.base.hash

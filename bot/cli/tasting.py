@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -17,6 +17,7 @@ from bot.cli.runs import actor
 from bot.cli.session import ConfigOption, JsonOption, base_hash, served, session
 from bot.cli.settings import GuildOption, server_id
 from storage.chat.conversations import scope_of
+from storage.db.database import Connection
 from storage.errors import ImportFileError
 from storage.feedback import tastings
 from storage.feedback.tastings import Progress, Tasting
@@ -116,7 +117,7 @@ def remove(
     typer.echo(f"{count} prompts removed.")
 
 
-def _remove(db: Any, numbers: list[int]) -> int:
+def _remove(db: Connection, numbers: list[int]) -> int:
     return len([tastings.remove_prompt(db, number, actor()) for number in dict.fromkeys(numbers)])
 
 
@@ -162,7 +163,7 @@ def start(
         scope = scope_of(opened.config.trainer.scope, guild_id)
         health = served(opened.config)
 
-        def work(db: Any) -> Tasting:
+        def work(db: Connection) -> Tasting:
             base = base_hash(db, scope, health)
             return tastings.start(
                 db,
@@ -199,7 +200,7 @@ def stop(
         strop tasting stop
     """
 
-    def work(db: Any) -> int:
+    def work(db: Connection) -> int:
         running = [each for each in tastings.latest(db, limit=1000) if each.state == "running"]
         wanted = [each for each in running if channel in (None, each.channel_id)]
         return sum(tastings.end(db, each.id, "stopped", actor=actor()) for each in wanted)
@@ -239,7 +240,7 @@ def status(config: ConfigOption = None, as_json: JsonOption = False) -> None:
         typer.echo("There has been no tasting yet: `strop tasting start` begins one.")
 
 
-def _latest(db: Any) -> list[tuple[Tasting, Progress, bool]]:
+def _latest(db: Connection) -> list[tuple[Tasting, Progress, bool]]:
     return [
         (each, tastings.progress(db, each.id), tastings.waits_for_ratings(db, each.id))
         for each in tastings.latest(db)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from typing import Any
 
 import structlog
 
@@ -12,6 +11,7 @@ from bot.language.texts import mark, tr
 from bot.services import Services
 from bot.ui import modals
 from bot.ui.interactions import Interaction, say
+from storage.db.database import Connection
 from storage.feedback import ratings
 
 KEPT = mark("Thank you: I keep this as the better answer. Send the form empty to take it back.")
@@ -49,7 +49,7 @@ async def sent_in(interaction: Interaction, services: Services, reply_id: str, t
     await interaction.response.defer(ephemeral=True, thinking=True)
     person, wanted = services.person(interaction.user), text.strip()
 
-    def work(db: Any) -> str:
+    def work(db: Connection) -> str:
         known = reply_view.seen_from(db, reply_id, interaction.guild_id)
         if known is None or known.gone:
             return GONE
@@ -79,7 +79,7 @@ async def sent_in(interaction: Interaction, services: Services, reply_id: str, t
     await say(interaction, tr(sentence))
 
 
-def _written(db: Any, reply_id: str, user_id: int) -> str:
+def _written(db: Connection, reply_id: str, user_id: int) -> str:
     mine = [
         rating.text or ""
         for rating in ratings.for_reply(db, reply_id)

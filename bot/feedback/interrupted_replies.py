@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import structlog
 
 from bot.chat.answerer import STOPPED, ReplyControls
@@ -15,6 +13,7 @@ from bot.language.texts import speaking, tr
 from bot.ui.channel_language import language_in
 from storage.chat import replies, reply_versions
 from storage.chat.replies import Part, Reply
+from storage.db.database import Connection
 from storage.errors import StorageError
 
 _log = structlog.get_logger(__name__)
@@ -65,7 +64,7 @@ class InterruptedReplies:
             await translated(message.edit(content=content, view=buttons))
 
 
-def _put_back(db: Any, reply: Reply) -> tuple[list[Part], str | None]:
+def _put_back(db: Connection, reply: Reply) -> tuple[list[Part], str | None]:
     """Take an unfinished version out; return the reply's messages and the version to show instead."""
     left = reply_versions.drop(db, reply.id)
     if left is not None:

@@ -18,6 +18,7 @@ from bot.feedback.reply_actions import ReplyActions
 from bot.language.texts import mark, tr
 from bot.services import Services
 from bot.ui.interactions import Interaction, guarded
+from storage.db.database import Connection
 from storage.feedback import my_ratings
 from storage.feedback.my_ratings import OwnRating
 
@@ -106,7 +107,7 @@ class TakeBackSelect(
         await interaction.response.defer()
         user_id, chosen = interaction.user.id, _chosen(interaction)
 
-        def work(db: Any) -> list[str]:
+        def work(db: Connection) -> list[str]:
             shown = [my_ratings.pressed_on(db, user_id, key) for key in chosen]
             taken = [my_ratings.take_back(db, user_id, key) for key in chosen]
             return [reply_id for reply_id, done in zip(shown, taken, strict=True) if reply_id and done]
@@ -128,7 +129,7 @@ async def _show(interaction: Interaction, offset: int, told: str = "") -> None:
 async def _read(services: Services, user_id: int, offset: int) -> _Page:
     """Return one page; the last one where the offset lies beyond it."""
 
-    def work(db: Any) -> _Page:
+    def work(db: Connection) -> _Page:
         total = my_ratings.counts(db, user_id).ratings
         begin = min(offset, max(0, total - 1) // PAGE * PAGE)
         return _Page(my_ratings.page(db, user_id, limit=PAGE, offset=begin), total, begin)

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass
-from typing import Any
 
 from bot.feedback.reply_view import Known
 from bot.language.durations import exact_time
 from bot.language.texts import number, tr
 from storage.chat.replies import Reply
+from storage.db.database import Connection
 from storage.learning import adapters, runs, trials
 from storage.learning.adapters import Adapter
 from storage.learning.trials import Trial
@@ -27,7 +27,7 @@ class Training:
     trial: Trial | None = None
 
 
-def training_of(db: Any, adapter_id: str | None, reply_id: str = "") -> Training:
+def training_of(db: Connection, adapter_id: str | None, reply_id: str = "") -> Training:
     """Return what is known of an adapter's training, and of the trial in which it wrote a reply."""
     trial = trials.behind(db, reply_id)
     adapter = adapters.get(db, adapter_id) if adapter_id is not None else None

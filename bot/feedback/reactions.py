@@ -12,7 +12,6 @@ import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import discord
 import structlog
@@ -25,6 +24,7 @@ from storage.chat import conversations, replies, reply_versions
 from storage.config import Config
 from storage.db import key_values
 from storage.db.clock import now_ms
+from storage.db.database import Connection
 from storage.feedback import ratings, side_by_side
 
 RECONCILE_WINDOW_MS = 3 * 24 * 60 * 60 * 1000
@@ -49,7 +49,7 @@ class EmojiValues:
         self._values = {_identity(emoji): 1 for emoji in up} | {_identity(emoji): -1 for emoji in down}
 
     @classmethod
-    def of(cls, db: Any, config: Config, reply: replies.Reply) -> EmojiValues:
+    def of(cls, db: Connection, config: Config, reply: replies.Reply) -> EmojiValues:
         """Return what rates a reply in its channel today."""
         place = conversations.get(db, reply.conversation_id)
         guild_id = place.guild_id if place else None
@@ -106,7 +106,7 @@ class RatingRecorder:
             return
         person, rated = self._person(event), value
 
-        def work(db: Any) -> bool | None:
+        def work(db: Connection) -> bool | None:
             reply = replies.by_discord_id(db, event.message_id)
             if reply is None or side_by_side.of(db, reply.id) is not None:
                 # A message with two answers is voted on: a thumb doesn't say which of them it means.
@@ -118,7 +118,7 @@ class RatingRecorder:
     async def _value(self, message_id: int, emoji: str) -> int | None:
         """Return what an emoji says about the reply that a message belongs to, if it is one and it rates."""
 
-        def work(db: Any) -> int | None:
+        def work(db: Connection) -> int | None:
             reply = replies.by_discord_id(db, message_id)
             return None if reply is None else EmojiValues.of(db, self._services.config, reply).value(emoji)
 
@@ -134,7 +134,7 @@ class RatingRecorder:
         ):
             return
 
-        def work(db: Any) -> bool | None:
+        def work(db: Connection) -> bool | None:
             reply = replies.by_discord_id(db, event.message_id)
             if reply is None:
                 return None
@@ -221,7 +221,7 @@ class RatingRecorder:
                 refusing.add(parts[0].channel_id)
             return 0
 
-        def work(db: Any) -> int:
+        def work(db: Connection) -> int:
             changed = self._settle(db, reply.id, seen, values, only)
             if changed and only is None:
                 # In the same transaction: whoever sees the ratings sees that they were recovered.
@@ -250,7 +250,9 @@ class RatingRecorder:
                 emoji[user.id] = (*emoji.get(user.id, ()), plain_emoji(str(reaction.emoji)))
         return _Seen(people, emoji)
 
-    def _settle(self, db: Any, reply_id: str, seen: _Seen, values: EmojiValues, only: int | None) -> int:
+    def _settle(
+        self, db: Connection, reply_id: str, seen: _Seen, values: EmojiValues, only: int | None
+    ) -> int:
         """Bring the rows of one reply in line with what was seen; a choice that still stands is kept."""
         if side_by_side.of(db, reply_id) is not None:
             return 0
@@ -264,7 +266,7 @@ class RatingRecorder:
 
     def _settle_member(
         self,
-        db: Any,
+        db: Connection,
         reply_id: str,
         user_id: int,
         mine: list[ratings.Rating],
@@ -285,7 +287,7 @@ class RatingRecorder:
             changed += ratings.retract(db, reply_id=rating.reply_id, user_id=user_id, kind="thumb")
         return changed
 
-    def _rate(self, db: Any, reply_id: str, person: Person, emoji: str, value: int) -> bool:
+    def _rate(self, db: Connection, reply_id: str, person: Person, emoji: str, value: int) -> bool:
         person.ensure(db)
         return ratings.rate(
             db,
@@ -299,7 +301,7 @@ class RatingRecorder:
         )
 
     async def _clear(self, message_id: int, emoji: str | None) -> None:
-        def work(db: Any) -> int | None:
+        def work(db: Connection) -> int | None:
             reply = replies.by_discord_id(db, message_id)
             if reply is None:
                 return None
@@ -329,16 +331,16 @@ class RatingRecorder:
         return Person(event.user_id, "", "playground" if self._services.playground else "discord")
 
 
-def _page(since_ms: int, size: int, before: tuple[int, str] | None, db: Any) -> list[replies.Reply]:
+def _page(since_ms: int, size: int, before: tuple[int, str] | None, db: Connection) -> list[replies.Reply]:
     return replies.recent(db, since_ms, size, before=before)
 
 
-def _versions(db: Any, reply_id: str) -> list[str]:
+def _versions(db: Connection, reply_id: str) -> list[str]:
     """Return the ids of all versions of a reply, the one that is given first."""
     return sorted(reply_versions.of(db, reply_id).reply_ids, key=lambda each: each != reply_id)
 
 
-def _on_all_versions(db: Any, reply_id: str) -> list[ratings.Rating]:
+def _on_all_versions(db: Connection, reply_id: str) -> list[ratings.Rating]:
     return [rating for each in _versions(db, reply_id) for rating in ratings.for_reply(db, each)]
 
 
@@ -361,6 +363,6 @@ async def _all_users(reaction: discord.Reaction) -> list[discord.Member | discor
     return [user async for user in reaction.users()]
 
 
-def _add_recovered(db: Any, count: int) -> None:
+def _add_recovered(db: Connection, count: int) -> None:
     before = int(key_values.get(db, key_values.RECOVERED_RATINGS, "0") or 0)
     key_values.put(db, key_values.RECOVERED_RATINGS, str(before + count))

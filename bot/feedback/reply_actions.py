@@ -30,6 +30,7 @@ from bot.ui.channel_language import language_in
 from bot.ui.interactions import Interaction, say
 from storage.admin import audit
 from storage.chat import replies, reply_versions
+from storage.db.database import Connection
 from storage.feedback import ratings, side_by_side
 
 UNKNOWN = mark("That is not a reply of mine that I still know.")
@@ -219,7 +220,7 @@ class ReplyActions:
         await _acknowledge(interaction)
         person = self._services.person(interaction.user)
 
-        def work(db: Any) -> Known | None:
+        def work(db: Connection) -> Known | None:
             known = reply_view.by_id(db, reply_id)
             if known is None or known.gone:
                 return None
@@ -265,7 +266,7 @@ class ReplyActions:
         """Say where a reply came from."""
         await interaction.response.defer(ephemeral=True, thinking=True)
 
-        def work(db: Any) -> tuple[Known | None, Training, bool]:
+        def work(db: Connection) -> tuple[Known | None, Training, bool]:
             known = reply_view.by_id(db, reply_id)
             if known is None:
                 return None, training_of(db, None), True
@@ -334,7 +335,7 @@ async def _acknowledge(interaction: Interaction) -> None:
         await interaction.response.defer()
 
 
-def _pressed(db: Any, reply_id: str, user_id: int) -> int | None:
+def _pressed(db: Connection, reply_id: str, user_id: int) -> int | None:
     """Return the thumb that a member gave by button and that stands, or None."""
     for rating in ratings.for_reply(db, reply_id):
         if rating.user_id == user_id and rating.kind == "thumb" and rating.means == "button":

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 from bot.chat.question import Question, quoted
 from bot.language.texts import mark, tr
@@ -12,6 +11,7 @@ from storage.chat import conversations, members, replies, reply_versions
 from storage.chat.conversations import Conversation, Message
 from storage.chat.replies import Part, Reply
 from storage.chat.reply_versions import Versions
+from storage.db.database import Connection
 from storage.feedback import ratings, side_by_side
 from storage.feedback.side_by_side import Comparison
 
@@ -74,13 +74,13 @@ class Known:
         )
 
 
-def by_id(db: Any, reply_id: str) -> Known | None:
+def by_id(db: Connection, reply_id: str) -> Known | None:
     """Return the reply with this id, or None."""
     reply = replies.get(db, reply_id)
     return None if reply is None else _known(db, reply)
 
 
-def seen_from(db: Any, reply_id: str, guild_id: int | None) -> Known | None:
+def seen_from(db: Connection, reply_id: str, guild_id: int | None) -> Known | None:
     """Return the reply if it is one of this server (None: of direct messages).
 
     Ids in buttons and forms come from whoever pressed: in another server they open nothing.
@@ -89,13 +89,13 @@ def seen_from(db: Any, reply_id: str, guild_id: int | None) -> Known | None:
     return known if known is not None and known.conversation.guild_id == guild_id else None
 
 
-def by_discord_id(db: Any, discord_id: int) -> Known | None:
+def by_discord_id(db: Connection, discord_id: int) -> Known | None:
     """Return the reply that a Discord message shows, or None."""
     reply = replies.by_discord_id(db, discord_id)
     return None if reply is None else _known(db, reply)
 
 
-def thumbs(db: Any, reply_id: str) -> tuple[int, int]:
+def thumbs(db: Connection, reply_id: str) -> tuple[int, int]:
     """Return how many members like a reply, and how many don't."""
     values = [
         rating.value
@@ -105,7 +105,7 @@ def thumbs(db: Any, reply_id: str) -> tuple[int, int]:
     return values.count(1), values.count(-1)
 
 
-def _known(db: Any, reply: Reply) -> Known:
+def _known(db: Connection, reply: Reply) -> Known:
     answer = conversations.get_message(db, reply.message_id)
     asked = conversations.get_message(db, reply.prompt_message_id)
     conversation = conversations.get(db, reply.conversation_id)

@@ -20,6 +20,7 @@ from bot.ui import modals
 from bot.ui.channel_language import language_in
 from bot.ui.interactions import Interaction, say
 from storage.admin import audit
+from storage.db.database import Connection
 from storage.feedback import reply_reports
 
 UNKNOWN = mark("That is not a reply of mine that I still know.")
@@ -48,7 +49,7 @@ async def sent_in(interaction: Interaction, services: Services, reply_id: str, r
     await interaction.response.defer(ephemeral=True, thinking=True)
     user_id = interaction.user.id
 
-    def work(db: Any) -> Known | str:
+    def work(db: Connection) -> Known | str:
         known = reply_view.seen_from(db, reply_id, interaction.guild_id)
         if known is None:
             return UNKNOWN

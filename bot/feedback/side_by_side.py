@@ -14,6 +14,7 @@ from bot.feedback import reply_view
 from bot.language.texts import mark, tr
 from bot.services import Services
 from bot.ui.interactions import Interaction, guarded, say
+from storage.db.database import Connection
 from storage.feedback import side_by_side
 from storage.feedback.side_by_side import Choice, Comparison, Tally
 from storage.learning import adapters
@@ -62,7 +63,7 @@ class CompareButton(
         person = services.person(interaction.user)
         choice: Choice = _CHOICES[self.choice][0]
 
-        def work(db: Any) -> str:
+        def work(db: Connection) -> str:
             pair = side_by_side.of(db, self.first_id)
             first = reply_view.seen_from(db, self.first_id, interaction.guild_id)
             if pair is None or first is None or first.gone:
@@ -93,7 +94,7 @@ def compare_view(first_id: str) -> discord.ui.View:
     return view
 
 
-def _revealed(db: Any, pair: Comparison, choice: int) -> str:
+def _revealed(db: Connection, pair: Comparison, choice: int) -> str:
     """Say which candidate is whose, and how the votes stand."""
     label = next(label for value, label in _CHOICES.values() if value == choice)
     names = [_name(db, reply_id) for reply_id in (pair.first_id, pair.second_id)]
@@ -108,7 +109,7 @@ def _revealed(db: Any, pair: Comparison, choice: int) -> str:
     return f"{counted} {which}\n{_standing(side_by_side.tally(db, pair.first_id))}"
 
 
-def _name(db: Any, reply_id: str) -> str:
+def _name(db: Connection, reply_id: str) -> str:
     known = reply_view.by_id(db, reply_id)
     adapter_id = known.reply.adapter_id if known else None
     if adapter_id is None:

@@ -5,14 +5,13 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Sequence
-from typing import Any
 
 import structlog
 
 from bot.errors import IdentifyBudgetError
 from storage.db import key_values
 from storage.db.clock import now_ms
-from storage.db.database import Database
+from storage.db.database import Connection, Database
 
 IDENTIFIES_PER_HOUR = 20
 """Discord resets the token of a bot that signs in more than 1,000 times a day; this is half of that."""
@@ -65,7 +64,7 @@ class IdentifyBudget:
                 f"There were many gateway sign-ins in the last hour; the next may come in {wait_s:.0f} s."
             )
 
-        def record(db: Any) -> None:
+        def record(db: Connection) -> None:
             used = [*_recent(key_values.get(db, _FACT), now_ms()), now_ms()]
             key_values.put(db, _FACT, json.dumps(used[-4 * self._limit :]))
 

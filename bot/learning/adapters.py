@@ -11,6 +11,7 @@ from discord import app_commands
 from bot.language.texts import tr
 from bot.learning import adapter_text
 from bot.ui.interactions import Interaction, guarded, say
+from storage.db.database import Connection
 from storage.learning import adapters, lineage
 from storage.learning.lineage import Life
 
@@ -57,7 +58,7 @@ async def _page(interaction: Interaction, page: int) -> tuple[str, discord.ui.Vi
     services = interaction.client.services
     scope, base_hash = services.scope(interaction.guild_id), await services.base_hash()
 
-    def work(db: Any) -> tuple[list[Life], int, int, str | None]:
+    def work(db: Connection) -> tuple[list[Life], int, int, str | None]:
         pages = max(-(-lineage.count(db, scope) // PAGE), 1)
         shown = min(page, pages - 1)
         lives = lineage.page(db, scope, skip=shown * PAGE, limit=PAGE)

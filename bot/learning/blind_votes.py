@@ -18,6 +18,7 @@ from bot.services import Services
 from bot.ui.interactions import Interaction, guarded, say
 from storage.admin import blocks
 from storage.db import key_values
+from storage.db.database import Connection
 from storage.feedback import duels
 from storage.feedback.duels import Duel
 
@@ -65,7 +66,7 @@ class VoteButton(
         person = services.person(interaction.user)
         value, label = _CHOICES[self.choice]
 
-        def work(db: Any) -> tuple[bool, bool, bool, bool]:
+        def work(db: Connection) -> tuple[bool, bool, bool, bool]:
             duel = duels.get(db, self.duel_id)
             if duel is not None and duels.guild_of(duel.scope) not in (None, interaction.guild_id):
                 duel = None  # another server's: its id opens nothing here
@@ -188,12 +189,12 @@ class DuelBoard:
         await self._services.database.awrite(lambda db: _remember(db, duel_id, None))
 
 
-def _posted(db: Any) -> dict[str, dict[str, Any]]:
+def _posted(db: Connection) -> dict[str, dict[str, Any]]:
     found: dict[str, dict[str, Any]] = json.loads(key_values.get(db, _FACT, "{}") or "{}")
     return found
 
 
-def _remember(db: Any, duel_id: str, entry: dict[str, Any] | None) -> None:
+def _remember(db: Connection, duel_id: str, entry: dict[str, Any] | None) -> None:
     posted = _posted(db)
     posted.pop(duel_id, None)
     if entry is not None:
@@ -201,7 +202,7 @@ def _remember(db: Any, duel_id: str, entry: dict[str, Any] | None) -> None:
     key_values.put(db, _FACT, json.dumps(posted))
 
 
-def _note_answered(db: Any, duel_id: str) -> None:
+def _note_answered(db: Connection, duel_id: str) -> None:
     entry = _posted(db).get(duel_id)
     if entry is not None and not entry["answered"]:
         _remember(db, duel_id, {**entry, "answered": True})

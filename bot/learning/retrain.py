@@ -12,6 +12,7 @@ from bot.language.texts import tr
 from bot.learning.run_progress import ProgressReporter
 from bot.services import Services
 from bot.ui.interactions import Interaction, acting_scope, operators_only, say
+from storage.db.database import Connection
 from storage.learning import dry_run, runs
 from storage.process.locks import is_locked
 
@@ -48,7 +49,7 @@ async def retrain(
 async def _queue(interaction: Interaction, scope: str, own: dict[str, Any]) -> str:
     client, channel_id = interaction.client, interaction.channel_id
 
-    def work(db: Any) -> tuple[runs.Run, bool]:
+    def work(db: Connection) -> tuple[runs.Run, bool]:
         waiting = runs.active(db, scope) or (None if own else dry_run.unchanged_since_vote(db, scope))
         run = waiting or runs.enqueue(
             db,

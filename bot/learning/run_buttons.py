@@ -19,6 +19,7 @@ from bot.operators import NOT_OPERATOR
 from bot.services import Services
 from bot.ui.channel_language import language_in
 from bot.ui.interactions import Interaction, guarded, say
+from storage.db.database import Connection
 from storage.errors import RuleError
 from storage.learning import adapters, run_samples, runs
 from storage.learning.run_samples import Sample
@@ -155,7 +156,7 @@ async def _decided(services: Services, run_id: str, action: Action, actor: str) 
     return await services.database.awrite(lambda db: _promote(db, run_id, base_hash, actor))
 
 
-def _promote(db: Any, run_id: str, base_hash: str, actor: str) -> str:
+def _promote(db: Connection, run_id: str, base_hash: str, actor: str) -> str:
     card = _expected(db, run_id)
     if (objection := _objection(card)) is not None:
         return objection
@@ -194,7 +195,7 @@ def _objection(card: Card) -> str | None:
     return None
 
 
-def _roll_back(db: Any, run_id: str, actor: str) -> str | None:
+def _roll_back(db: Connection, run_id: str, actor: str) -> str | None:
     card = _expected(db, run_id)
     if not card.answers:
         raise RuleError(
@@ -216,7 +217,7 @@ async def _card(services: Services, run_id: str) -> Card:
     return await services.database.aread(lambda db: _expected(db, run_id))
 
 
-def _expected(db: Any, run_id: str) -> Card:
+def _expected(db: Connection, run_id: str) -> Card:
     card = run_card.find(db, runs.expect(db, run_id))
     if card is None:
         raise RuleError(tr("Run `{run}` has no adapter to decide on.", run=run_id))

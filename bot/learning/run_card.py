@@ -10,6 +10,7 @@ import discord
 
 from bot.language.sentences import translate
 from bot.language.texts import mark, number, tr
+from storage.db.database import Connection
 from storage.learning import adapters, eligibility, evaluations, trials
 from storage.learning.adapters import Adapter
 from storage.learning.evaluations import Evaluation
@@ -56,7 +57,7 @@ class Card:
         return not self.answers and self.champion_id != self.judged_against
 
 
-def find(db: Any, run: Run) -> Card | None:
+def find(db: Connection, run: Run) -> Card | None:
     """Return the card of a decided run that made an adapter; None for every other run.
 
     While members vote there is none: it would tell them which answer is whose.

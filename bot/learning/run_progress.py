@@ -29,6 +29,7 @@ from bot.services import Services
 from bot.ui.channel_language import language_in
 from storage.db import key_values
 from storage.db.clock import now_ms
+from storage.db.database import Connection
 from storage.feedback import duels, tastings
 from storage.learning import loop_status, runs, trials
 from storage.process.locks import is_locked
@@ -296,7 +297,7 @@ class _Waiting:
     canary: Sentence = NOTHING
 
 
-def _runs_of(db: Any, scope: str) -> tuple[list[runs.Run], int | None, _Waiting, dict[str, Card]]:
+def _runs_of(db: Connection, scope: str) -> tuple[list[runs.Run], int | None, _Waiting, dict[str, Card]]:
     """Return the scope's latest runs (oldest first), its channel, what came in, and the cards."""
     latest = runs.latest(db, scope, _LATEST)[::-1]
     channel = key_values.get(db, _channel_fact(scope))
@@ -306,7 +307,7 @@ def _runs_of(db: Any, scope: str) -> tuple[list[runs.Run], int | None, _Waiting,
     return latest, int(channel) if channel else None, _waiting(db, waiting), cards
 
 
-def _waiting(db: Any, run: runs.Run | None) -> _Waiting:
+def _waiting(db: Connection, run: runs.Run | None) -> _Waiting:
     if run is None:
         return _Waiting()
     tally = duels.tally(db, run.id)

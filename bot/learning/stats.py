@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 from discord import app_commands
 
@@ -15,6 +14,7 @@ from bot.serving.errors import ServingError
 from bot.ui.interactions import Interaction, say
 from bot.ui.pictures import say_with_picture
 from storage.db.clock import DAY_MS
+from storage.db.database import Connection
 from storage.feedback import rating_statistics
 from storage.learning import adapters
 
@@ -45,7 +45,7 @@ async def _figures(services: Services, scope: str) -> RatingFigures:
         # No model was ever seen: nothing answered, and nothing was promoted.
         base_hash = ""
 
-    def work(db: Any) -> RatingFigures:
+    def work(db: Connection) -> RatingFigures:
         days = rating_statistics.by_day(db, scope, DAYS)
         changes = reversed(adapters.recent_promotions(db, scope, base_hash, _CHANGES))
         return RatingFigures(

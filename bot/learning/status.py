@@ -6,9 +6,7 @@ import asyncio
 import contextlib
 from collections.abc import Iterable
 from datetime import UTC, datetime
-from typing import Any
 
-import sqlite_utils
 from discord import app_commands
 
 from bot.charts import status_chart
@@ -27,6 +25,7 @@ from bot.ui.pictures import say_with_picture
 from storage.chat import latency
 from storage.chat.latency import Speed
 from storage.db import key_values
+from storage.db.database import Connection
 from storage.learning import adapters, lineage, loop_status, run_times
 from storage.learning.adapters import Unchecked
 from storage.learning.lineage import Life
@@ -52,7 +51,7 @@ async def status(interaction: Interaction) -> None:
     except ServingError:
         base_hash = ""
 
-    def work(db: Any) -> tuple[LoopStatus, str | None, str | None, list[datetime], Speed]:
+    def work(db: Connection) -> tuple[LoopStatus, str | None, str | None, list[datetime], Speed]:
         speed = latency.by_hour(db, scope, SPEED_HOURS)
         found = _read(db, services, scope, base_hash)
         return (
@@ -127,7 +126,7 @@ async def _promotable(interaction: Interaction, typed: str) -> list[app_commands
     services, scope = interaction.client.services, _scope(interaction)
     base_hash = await services.base_hash()
 
-    def work(db: Any) -> tuple[list[Life], str | None]:
+    def work(db: Connection) -> tuple[list[Life], str | None]:
         lives = lineage.page(db, scope, skip=0, limit=_LOOKED_AT)
         return lives, adapters.champion(db, scope, base_hash)
 
@@ -172,7 +171,7 @@ async def _earlier(interaction: Interaction, typed: str) -> list[app_commands.Ch
     services, scope = interaction.client.services, _scope(interaction)
     base_hash = await services.base_hash()
 
-    def work(db: Any) -> list[Life | None]:
+    def work(db: Connection) -> list[Life | None]:
         earlier = reversed(adapters.earlier_champions(db, scope, base_hash))
         return [lineage.of(db, each) if each else None for each in dict.fromkeys(earlier)]
 
@@ -202,7 +201,7 @@ def _scope(interaction: Interaction) -> str:
     return interaction.client.services.scope(interaction.guild_id)
 
 
-def _read(db: sqlite_utils.Database, services: Services, scope: str, base_hash: str) -> LoopStatus:
+def _read(db: Connection, services: Services, scope: str, base_hash: str) -> LoopStatus:
     config = services.config
     return loop_status.read(
         db,

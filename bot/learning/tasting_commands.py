@@ -17,6 +17,7 @@ from bot.services import Services
 from bot.ui import modals
 from bot.ui.channels import parent_of
 from bot.ui.interactions import Interaction, guarded, offering, operators_only, say, speak_to
+from storage.db.database import Connection
 from storage.feedback import tastings
 from storage.feedback.tastings import Added, BankPrompt, Progress, Tasting
 from storage.learning import adapters
@@ -219,7 +220,7 @@ async def stop(interaction: Interaction) -> None:
     await interaction.response.defer(ephemeral=True, thinking=True)
     channel_id, actor = interaction.channel_id or 0, str(interaction.user.id)
 
-    def work(db: Any) -> bool:
+    def work(db: Connection) -> bool:
         running = tastings.running_in(db, channel_id)
         return running is not None and tastings.end(db, running.id, "stopped", actor=actor)
 
@@ -234,7 +235,7 @@ async def status(interaction: Interaction) -> None:
     await interaction.response.defer(ephemeral=True, thinking=True)
     guild_id = interaction.guild_id
 
-    def work(db: Any) -> list[tuple[Tasting, Progress, bool]]:
+    def work(db: Connection) -> list[tuple[Tasting, Progress, bool]]:
         return [
             (each, tastings.progress(db, each.id), tastings.waits_for_ratings(db, each.id))
             for each in tastings.latest(db, guild_id, _LATEST)

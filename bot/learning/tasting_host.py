@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import secrets
-from typing import Any
 
 import discord
 import structlog
@@ -27,6 +26,7 @@ from bot.serving.errors import ServingError
 from bot.ui.channels import is_public, missing_permissions, parent_of
 from storage.admin.settings import InForce
 from storage.chat import members, replies
+from storage.db.database import Connection
 from storage.feedback import tastings
 from storage.feedback.tastings import BankPrompt, Progress, Tasting
 from storage.learning import adapters
@@ -158,7 +158,7 @@ class TastingHost:
     async def _ask(self, tasting: Tasting, channel: Place, found: InForce, base_hash: str) -> None:
         discord_id = discord.utils.time_snowflake(discord.utils.utcnow()) | secrets.randbits(22)
 
-        def work(db: Any) -> tuple[BankPrompt | None, Progress]:
+        def work(db: Connection) -> tuple[BankPrompt | None, Progress]:
             champion = adapters.champion(db, tasting.scope, base_hash)
             chosen = tastings.take_turn(db, tasting.id, discord_id, base_hash, champion)
             return chosen, tastings.progress(db, tasting.id)

@@ -21,6 +21,7 @@ from bot.serving.errors import ServingError
 from bot.ui.interactions import Interaction, guarded, say
 from storage.chat import members
 from storage.db.clock import SECOND_MS, now_ms
+from storage.db.database import Connection
 from storage.feedback import my_ratings as mine
 from storage.learning.eligibility import ERASURE_REST_MS
 from storage.privacy import consent as decisions
@@ -243,7 +244,7 @@ async def _decide(interaction: Interaction, consent: members.Consent) -> None:
     services = interaction.client.services
     person = services.person(interaction.user)
 
-    def work(db: Any) -> None:
+    def work(db: Connection) -> None:
         person.ensure(db)
         decisions.decide(
             db,

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections import OrderedDict, defaultdict
 from collections.abc import Iterable
-from typing import Any
 
 import discord
 import structlog
@@ -18,6 +17,7 @@ from bot.errors import ChannelGoneError, DeliveryError
 from bot.services import Services
 from storage.chat import conversations
 from storage.db.clock import now_ms
+from storage.db.database import Connection
 
 WINDOW_MS = 3 * 24 * 60 * 60 * 1000
 MOST_MESSAGES = 2000
@@ -40,7 +40,7 @@ class DeletionKeeper:
         """Forget what was stored of these messages and the prompts that quote them; return how many."""
         wanted = list(message_ids)
 
-        def work(db: Any) -> list[int]:
+        def work(db: Connection) -> list[int]:
             known = [each for each in wanted if conversations.by_discord_id(db, each) is not None]
             for message_id in known:
                 conversations.delete_message(db, message_id)

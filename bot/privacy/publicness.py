@@ -7,7 +7,6 @@ at again with each session.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any
 
 import discord
 import structlog
@@ -15,6 +14,7 @@ import structlog
 from bot.client import StropClient
 from bot.ui.channels import is_public, parent_of
 from storage.chat import channels
+from storage.db.database import Connection
 
 _log = structlog.get_logger(__name__)
 
@@ -53,7 +53,7 @@ class PublicnessKeeper:
     async def _note(self, seen: Iterable[discord.abc.GuildChannel | discord.Thread]) -> None:
         facts = [(each.id, each.guild.id, is_public(each), parent_of(each)) for each in seen]
 
-        def work(db: Any) -> int:
+        def work(db: Connection) -> int:
             return sum(
                 channels.note(db, channel_id, guild_id=guild_id, public=public, parent_channel_id=parent_id)
                 for channel_id, guild_id, public, parent_id in facts

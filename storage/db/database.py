@@ -17,7 +17,7 @@ import weakref
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeAlias, TypeVar
 
 import sqlite_utils
 import structlog
@@ -34,7 +34,10 @@ from storage.errors import (
 )
 
 T = TypeVar("T")
-Work = Callable[[sqlite_utils.Database], T]
+Connection: TypeAlias = sqlite_utils.Database
+"""What a repository function reads from, or writes to inside the caller's transaction."""
+
+Work = Callable[[Connection], T]
 
 BUSY_TIMEOUT_S = 30.0
 READERS = 4

@@ -22,6 +22,7 @@ from bot.errors import DeliveryError
 from bot.language.texts import mark, tr
 from bot.services import Person, Services
 from storage.chat import conversations, members, replies
+from storage.db.database import Connection
 
 MOST_CITED = 4
 """So many messages of a chain of replies are read; each costs a call."""
@@ -129,7 +130,7 @@ class ReferenceReader:
     async def _starter(self, thread: discord.Thread) -> discord.Message | None:
         """Return the message that a thread was opened on, where nothing was said to the bot in it yet."""
 
-        def begun(db: Any) -> bool:
+        def begun(db: Connection) -> bool:
             return replies.latest_in(db, thread.id) is not None
 
         if await self._services.database.aread(begun):

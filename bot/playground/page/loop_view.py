@@ -12,7 +12,7 @@ import structlog
 from bot.serving.client import ModelClient
 from bot.serving.errors import ServingError
 from storage.db import key_values
-from storage.db.database import Database
+from storage.db.database import Connection, Database
 from storage.errors import StorageError
 from storage.learning import loop_status
 from storage.process.locks import is_locked
@@ -61,7 +61,7 @@ class LoopView:
         await self._ask_server()
         scope, base_hash = self._sources.scope, self.base_hash
 
-        def work(db: Any) -> Payload:
+        def work(db: Connection) -> Payload:
             next_ms = key_values.get(db, key_values.NEXT_RUN)
             status = loop_status.read(
                 db,

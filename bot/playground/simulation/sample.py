@@ -17,8 +17,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import sqlite_utils
-
 from bot.playground.discord.community import DISCORD_EPOCH_MS
 from bot.playground.errors import SampleError
 from bot.playground.simulation.prompts import SAMPLE_PROMPTS
@@ -28,7 +26,7 @@ from bot.serving.errors import ServingError
 from bot.serving.protocol import PRIORITY_BACKGROUND, ChatMessage, Sampling
 from storage.chat import conversations, members, replies
 from storage.config import load_config
-from storage.db.database import Database
+from storage.db.database import Connection, Database
 from storage.errors import ConfigError
 from storage.feedback import ratings
 
@@ -127,7 +125,7 @@ class _Place:
     channel_id: int
 
 
-def _insert(db: sqlite_utils.Database, sample: dict[str, Any], place: _Place) -> Loaded:
+def _insert(db: Connection, sample: dict[str, Any], place: _Place) -> Loaded:
     for index in range(sample["raters"]):
         members.ensure(db, rater_id(index), rater_name(index), "sample", simulated=True)
     counted = {"replies": 0, "liked": 0, "disliked": 0, "new": 0}
@@ -152,7 +150,7 @@ def _reply_id(sample: dict[str, Any], place: _Place, number: int, position: int)
     return f"sample-{origin[:12]}-{number:03d}-{position}"
 
 
-def _insert_prompt(db: sqlite_utils.Database, number: int, entry: dict[str, Any], place: _Place) -> int:
+def _insert_prompt(db: Connection, number: int, entry: dict[str, Any], place: _Place) -> int:
     conversation = conversations.open_conversation(
         db,
         key=f"sample:{place.scope}:{number}",
@@ -174,7 +172,7 @@ def _insert_prompt(db: sqlite_utils.Database, number: int, entry: dict[str, Any]
 
 
 def _insert_reply(
-    db: sqlite_utils.Database,
+    db: Connection,
     sample: dict[str, Any],
     reply_id: str,
     prompt_id: int,

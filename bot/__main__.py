@@ -86,7 +86,9 @@ async def run(config: Config, *, playground: bool) -> int:
     token = _token(config, link)
     database = await asyncio.to_thread(Database.open_patiently, config.database, stop.is_set)
     try:
-        async with _model_client(config) as model:
+        async with ModelClient.connect(
+            config.server.base_url, config.run, config.server.key, config.server_proxy
+        ) as model:
             if link is not None:
                 config = _reading_everything(config)
             client = make_client(Services(config, database, model, playground=link is not None))
@@ -128,14 +130,6 @@ def _reading_everything(config: Config) -> Config:
     """The playground has no developer portal in which somebody would have to switch message content on."""
     discord_section = config.discord.model_copy(update={"message_content": True})
     return config.model_copy(update={"discord": discord_section})
-
-
-def _model_client(config: Config) -> ModelClient:
-    key = config.server.api_key.get_secret_value() if config.server.api_key else None
-    if config.server.base_url:
-        proxy = config.network.proxy_for(config.server.base_url)
-        return ModelClient(config.server.base_url, api_key=key, proxy=proxy)
-    return ModelClient.from_run_dir(config.run, api_key=key)
 
 
 async def _serve(

@@ -91,10 +91,7 @@ class Services:
         Raises ServerUnavailableError, or ServerLoadingError while there is no model yet.
         """
         health = await self.model.health()
-        if health.status == "failed":
-            raise ServerUnavailableError(health.detail or "The model server could not load its model.")
-        if health.status != "ok":
-            raise ServerLoadingError(health.detail or "The model is still loading.")
+        health.require_ready()
         base, loaded = health.base, health.adapters
         if base is None:
             base, loaded = await self._described_by_models()

@@ -59,6 +59,11 @@ class Config(Section):
         return self.home / "playground" if self.playground else self.home
 
     @property
+    def server_proxy(self) -> str | None:
+        """The proxy on the way to somebody else's model server."""
+        return self.network.proxy_for(self.server.base_url) if self.server.base_url else None
+
+    @property
     def models(self) -> Path:
         """The folder of base models, shared with the playground."""
         return self.home / "models"

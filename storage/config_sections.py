@@ -99,6 +99,11 @@ class ServerConfig(Section):
     base_url: Text = ""
     api_key: SecretStr | None = None
 
+    @property
+    def key(self) -> str | None:
+        """The API key as it is sent."""
+        return self.api_key.get_secret_value() if self.api_key else None
+
 
 class TrainerConfig(Section):
     """When and how a challenger is trained; an empty `cron` or a 0 switches a trigger off.

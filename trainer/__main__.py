@@ -21,7 +21,7 @@ from storage.feedback import duels
 from storage.learning import checkpoints, runs, trials
 from storage.privacy import consent, file_scrubbing
 from storage.process import home, logs
-from storage.process.locks import AlreadyRunningError, ProcessLock
+from storage.process.locks import TRAINER_LOCK, AlreadyRunningError, ProcessLock
 from trainer.model_server import client_for
 from trainer.schedule.queue import RunQueue
 from trainer.schedule.recovery import ChampionKeeper, reconcile
@@ -50,7 +50,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         config = load_config(path, os.environ)
         with (
-            ProcessLock(config.run / "trainer.lock").acquire(ALREADY),
+            ProcessLock(config.run / TRAINER_LOCK).acquire(ALREADY),
             Database.open_patiently(config.database) as database,
         ):
             if warning := home.network_warning(config.data):

@@ -39,11 +39,7 @@ PATIENCE_S = 180.0
 
 def client_for(config: Config) -> ModelClient:
     """Return a client of the configured model server; close it."""
-    key = config.server.api_key.get_secret_value() if config.server.api_key else None
-    if config.server.base_url:
-        proxy = config.network.proxy_for(config.server.base_url)
-        return ModelClient(config.server.base_url, api_key=key, proxy=proxy)
-    return ModelClient.from_run_dir(config.run, api_key=key)
+    return ModelClient.connect(config.server.base_url, config.run, config.server.key, config.server_proxy)
 
 
 async def ensure_listed(client: ModelClient, config: Config, adapter_id: str) -> None:

@@ -30,7 +30,7 @@ from storage import sentences
 from storage.db import key_values, sql
 from storage.db.clock import DAY_MS, now_ms
 from storage.db.database import Connection
-from storage.process.locks import is_locked
+from storage.process.locks import trainer_is_running
 
 LOOK_S = 15.0
 # A process counts as dead when so many looks in a row found it so: a restart takes less.
@@ -175,7 +175,7 @@ class OperationsWatch:
             serving = (await self._services.model.health()).status != "failed"
         except ServingError:
             serving = False
-        training = await asyncio.to_thread(is_locked, self._services.config.run / "trainer.lock")
+        training = await asyncio.to_thread(trainer_is_running, self._services.config)
         found = {"model server": serving, "trainer": training}
         dead = {name: self._streak.count(name, alive=alive) for name, alive in found.items()}
         return tuple(name for name in dead if dead[name])

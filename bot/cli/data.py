@@ -20,7 +20,7 @@ from storage.learning.export import Shape, as_jsonl
 from storage.learning.export import lines as lines_of
 from storage.privacy import backup as backups
 from storage.privacy import restore as restoring
-from storage.process.locks import is_locked
+from storage.process.locks import TRAINER_LOCK, is_locked
 
 
 def export(
@@ -151,7 +151,7 @@ def restore(
         strop restore data/backups/20260101T040000Z
     """
     settings, _ = load(config)
-    for lock, what in (("strop.lock", "Strop"), ("trainer.lock", "A trainer")):
+    for lock, what in (("strop.lock", "Strop"), (TRAINER_LOCK, "A trainer")):
         if is_locked(settings.run / lock):
             raise CommandError(f"{what} is running on {settings.data}: stop it first, then restore.")
     backups.verify(source)

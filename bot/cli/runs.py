@@ -36,7 +36,7 @@ from storage.learning import dry_run, loop_status, run_times, runs
 from storage.learning.loop_status import LoopStatus
 from storage.learning.runs import Run
 from storage.process import memory as memory_use
-from storage.process.locks import is_locked
+from storage.process.locks import trainer_is_running
 
 POLL_S = 0.5
 PHASES = {
@@ -153,7 +153,7 @@ def _own_settings(objective: str | None, epochs: int | None) -> dict[str, Any]:
 
 def _prospect(opened: Session, scope: str, *, as_json: bool) -> str:
     reference, settings = opened.config.discord.training_permission_reference, opened.config.trainer
-    alive = trainer_alive(opened)
+    alive = trainer_is_running(opened.config)
     found = opened.database.read(
         lambda db: dry_run.look(db, scope, permission_reference=reference, trainer_alive=alive)
     )
@@ -181,7 +181,7 @@ def _wait(opened: Session, run: Run, *, quiet: bool) -> Run:
 def _follow(opened: Session, queued: Run, *, quiet: bool) -> Run:
     """Show the run's progress until it is over; Ctrl-C leaves it running."""
     console = Console(stderr=True, quiet=quiet, highlight=False)
-    if not trainer_alive(opened):
+    if not trainer_is_running(opened.config):
         console.print("No trainer is running: the run waits until `strop up` or `strop trainer` starts.")
     columns = (
         TextColumn("{task.description}"),
@@ -214,7 +214,11 @@ def _report(opened: Session, run: Run, *, as_json: bool) -> None:
     if run.message:
         typer.echo(run.message)
         return
-    waits = "" if trainer_alive(opened) else " No trainer is running: start `strop up` or `strop trainer`."
+    waits = (
+        ""
+        if trainer_is_running(opened.config)
+        else " No trainer is running: start `strop up` or `strop trainer`."
+    )
     typer.echo(f"Run {run.id} of {run.scope} is {run.state}.{waits}")
 
 
@@ -254,7 +258,7 @@ def status(config: ConfigOption = None, scope: ScopeOption = None, as_json: Json
         )
         found = [_read(opened, one, health) for one in scopes]
         server = "down" if health is None else health.status
-        alive = trainer_alive(opened)
+        alive = trainer_is_running(opened.config)
         memory = memory_use.by_process(opened.config)
         recovered = opened.database.read(lambda db: key_values.get(db, key_values.RECOVERED_RATINGS))
         due_ms = opened.database.read(lambda db: key_values.get(db, key_values.NEXT_RUN))
@@ -305,11 +309,6 @@ def _read(opened: Session, scope: str, health: Any) -> LoopStatus:
             permission_reference=reference,
         )
     )
-
-
-def trainer_alive(opened: Session) -> bool:
-    """Whether a trainer works on this data folder right now."""
-    return is_locked(opened.config.run / "trainer.lock")
 
 
 def actor() -> str:

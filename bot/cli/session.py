@@ -116,11 +116,7 @@ def served(config: Config) -> Health | None:
 
 def model_client(config: Config) -> ModelClient:
     """A client for the configured model server: an external one, or ours through its run folder."""
-    key = config.server.api_key.get_secret_value() if config.server.api_key else None
-    if config.server.base_url:
-        proxy = config.network.proxy_for(config.server.base_url)
-        return ModelClient(config.server.base_url, api_key=key, proxy=proxy)
-    return ModelClient.from_run_dir(config.run, api_key=key)
+    return ModelClient.connect(config.server.base_url, config.run, config.server.key, config.server_proxy)
 
 
 def base_hash(db: Connection, scope: str, health: Health | None) -> str:

@@ -84,7 +84,9 @@ async def _served_elsewhere(config: Config) -> Check:
     """Ask somebody else's server what it offers: what is missing there doesn't work here."""
     url = config.server.base_url
     try:
-        async with _client(config) as client:
+        async with ModelClient.connect(
+            config.server.base_url, config.run, config.server.key, config.server_proxy
+        ) as client:
             offered = await client.capabilities()
             base = (await client.health()).base
     except ServingError as error:
@@ -103,7 +105,9 @@ async def _served_elsewhere(config: Config) -> Check:
 async def _serving_now(config: Config) -> list[Check]:
     """Say which base answers, how it is spoken to, and for whom it stands in."""
     try:
-        async with _client(config) as client:
+        async with ModelClient.connect(
+            config.server.base_url, config.run, config.server.key, config.server_proxy
+        ) as client:
             health = await client.health()
     except ServingError:
         return []
@@ -112,13 +116,6 @@ async def _serving_now(config: Config) -> list[Check]:
     if health.base.stands_in_for:
         return [problem("answering", health.detail, "mend what it says, then start Strop again")]
     return [ok("answering", f"{health.base.id}: {health.base.capabilities.sentence()}")]
-
-
-def _client(config: Config) -> ModelClient:
-    key = config.server.api_key.get_secret_value() if config.server.api_key else None
-    if config.server.base_url:
-        return ModelClient(config.server.base_url, api_key=key)
-    return ModelClient.from_run_dir(config.run, api_key=key)
 
 
 def _bundled_model() -> Check:

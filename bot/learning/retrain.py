@@ -14,7 +14,7 @@ from bot.services import Services
 from bot.ui.interactions import Interaction, acting_scope, operators_only, say
 from storage.db.database import Connection
 from storage.learning import dry_run, runs
-from storage.process.locks import is_locked
+from storage.process.locks import trainer_is_running
 
 MAX_EPOCHS = 20
 
@@ -91,7 +91,7 @@ async def _queue(interaction: Interaction, scope: str, own: dict[str, Any]) -> s
 
 
 async def _rehearsed(services: Services, scope: str) -> str:
-    alive = await asyncio.to_thread(is_locked, services.config.run / "trainer.lock")
+    alive = await asyncio.to_thread(trainer_is_running, services.config)
     prospect = await services.database.aread(
         lambda db: dry_run.look(
             db, scope, permission_reference=services.permission_reference, trainer_alive=alive

@@ -32,7 +32,7 @@ from storage.db.clock import now_ms
 from storage.db.database import Connection
 from storage.feedback import duels, tastings
 from storage.learning import loop_status, runs, trials
-from storage.process.locks import is_locked
+from storage.process.locks import trainer_is_running
 from storage.sentences import NOTHING, Sentence
 
 POLL_S = 1.0
@@ -185,8 +185,7 @@ class ProgressReporter:
         )
         trainer_alive = True
         if any(run.state == "queued" for latest, *_ in found.values() for run in latest):
-            lock = self._services.config.run / "trainer.lock"
-            trainer_alive = await asyncio.to_thread(is_locked, lock)
+            trainer_alive = await asyncio.to_thread(trainer_is_running, self._services.config)
         for scope, (latest, channel_id, waiting, cards) in found.items():
             busy = False
             for run in latest:

@@ -30,7 +30,7 @@ from storage.learning import adapters, lineage, loop_status, run_times
 from storage.learning.adapters import Unchecked
 from storage.learning.lineage import Life
 from storage.learning.loop_status import LoopStatus
-from storage.process.locks import is_locked
+from storage.process.locks import trainer_is_running
 
 BASE_CHOICE = "base"
 SPEED_HOURS = 24
@@ -63,7 +63,7 @@ async def status(interaction: Interaction) -> None:
         )
 
     found, recovered, due_ms, times, speed = await services.database.aread(work)
-    trainer_alive = await asyncio.to_thread(is_locked, services.config.run / "trainer.lock")
+    trainer_alive = await asyncio.to_thread(trainer_is_running, services.config)
     trainer = services.config.trainer
     outlook = Outlook(found, int(due_ms) if due_ms else None, trainer.min_new_ratings, trainer_alive)
     figures = Standing(needs(outlook), next_run(outlook), speed, _traffic(health), outlook.running)

@@ -2,6 +2,7 @@
 
 import argparse
 import asyncio
+import functools
 import os
 import signal
 import sys
@@ -24,7 +25,7 @@ from storage.config import Config, load_config
 from storage.db.database import Database
 from storage.errors import StorageError
 from storage.process import logs
-from storage.process.locks import ProcessLock
+from storage.process.locks import ProcessLock, trainer_is_running
 
 log = structlog.get_logger(__name__)
 
@@ -62,7 +63,9 @@ async def _serve(config: Config, config_path: Path | None) -> None:
     try:
         state = await asyncio.to_thread(read_state, config.run)
         async with (
-            _model_client(config) as client,
+            ModelClient.connect(
+                config.server.base_url, config.run, config.server.key, config.server_proxy
+            ) as client,
             _playground(config, config_path, database, client, state) as playground,
         ):
             await asyncio.to_thread(write_state, config.run, state)
@@ -81,14 +84,6 @@ async def _serve(config: Config, config_path: Path | None) -> None:
         await asyncio.to_thread(database.close)
 
 
-def _model_client(config: Config) -> ModelClient:
-    key = config.server.api_key.get_secret_value() if config.server.api_key else None
-    if config.server.base_url:
-        proxy = config.network.proxy_for(config.server.base_url)
-        return ModelClient(config.server.base_url, api_key=key, proxy=proxy)
-    return ModelClient.from_run_dir(config.run, api_key=key)
-
-
 def _playground(
     config: Config, config_path: Path | None, database: Database, client: ModelClient, state: LastingState
 ) -> Playground:
@@ -98,7 +93,7 @@ def _playground(
         database,
         client,
         scope,
-        trainer_lock=config.run / "trainer.lock",
+        trainer_is_running=functools.partial(trainer_is_running, config),
         min_liked=config.trainer.min_liked,
         min_raters=config.trainer.min_raters,
         min_votes=config.gate.min_votes,

@@ -80,6 +80,18 @@ class ModelClient:
         client._run_dir = run_dir
         return client
 
+    @classmethod
+    def connect(
+        cls, base_url: str, run_dir: Path, api_key: str | None = None, proxy: str | None = None
+    ) -> ModelClient:
+        """Use the server at ``base_url``; where that is empty, the one that writes to ``run_dir``.
+
+        ``proxy`` is on the way to ``base_url``; ours is on this machine.
+        """
+        if base_url:
+            return cls(base_url, api_key=api_key, proxy=proxy)
+        return cls.from_run_dir(run_dir, api_key=api_key)
+
     async def __aenter__(self) -> ModelClient:
         return self
 

@@ -14,6 +14,7 @@ from typing import Any, Literal, TypeAlias
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 from pydantic_core import PydanticCustomError
 
+from bot.serving.errors import ServerLoadingError, ServerUnavailableError
 from bot.serving.messages import NOTHING, Message
 from bot.serving.model.capabilities import BaseCapabilities
 from bot.serving.model.identity import BaseIdentity
@@ -161,6 +162,13 @@ class Health:
     running: int = 0
     waiting: int = 0
     queue: QueueState = QueueState()
+
+    def require_ready(self) -> None:
+        """Raise ServerUnavailableError where the model can't be loaded, ServerLoadingError while it loads."""
+        if self.status == "failed":
+            raise ServerUnavailableError(self.detail or "The model server could not load its model.")
+        if self.status != "ok":
+            raise ServerLoadingError(self.detail or "The model is still loading.")
 
     def traffic(self) -> Message:
         """Say in a phrase who is served, who waits, and how long whoever comes now would."""

@@ -11,8 +11,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import IO, Self
 
+from storage.config import Config
 from storage.errors import HomeError, StorageError
 from storage.process import home
+
+TRAINER_LOCK = "trainer.lock"
+"""The file in the run folder that a trainer locks as long as it lives."""
 
 # Runs before the program: asks the kernel to kill this process when its parent dies, makes sure that it has
 # not died already, and then becomes the program. A shim instead of `preexec_fn`, which may deadlock in a
@@ -94,6 +98,11 @@ class ProcessLock:
 
     def __exit__(self, *_: object) -> None:
         self.release()
+
+
+def trainer_is_running(config: Config) -> bool:
+    """Whether a trainer works on this data right now."""
+    return is_locked(config.run / TRAINER_LOCK)
 
 
 def is_locked(path: Path) -> bool:

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from storage.config import Config
+from storage.process.locks import TRAINER_LOCK
 
 PROC = Path("/proc")
 
@@ -77,7 +78,7 @@ def _roots(config: Config) -> Iterator[tuple[str, int, str]]:
     except (OSError, ValueError, KeyError, TypeError):
         pass
     with contextlib.suppress(OSError, ValueError):
-        yield "trainer", int((config.run / "trainer.lock").read_text(encoding="ascii")), "trainer"
+        yield "trainer", int((config.run / TRAINER_LOCK).read_text(encoding="ascii")), "trainer"
 
 
 def _descendants(pid: int, proc: Path) -> list[int]:

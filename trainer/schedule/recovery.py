@@ -19,8 +19,6 @@ from bot.serving.client import ModelClient
 from bot.serving.errors import (
     AdapterDamagedError,
     AdapterRefusedError,
-    ServerLoadingError,
-    ServerUnavailableError,
     ServingError,
 )
 from bot.serving.model import adapter_files
@@ -208,10 +206,7 @@ class ChampionKeeper:
         """Load the champions that the server lacks; False if it isn't there or not ready yet."""
         try:
             health = await client.health()
-            if health.status == "failed":
-                raise ServerUnavailableError(health.detail or "The model server failed to load its model.")
-            if health.status != "ok":
-                raise ServerLoadingError(health.detail or "The model server is loading its model.")
+            health.require_ready()
             base_hash = health.base.hash if health.base else ""
             for scope, trained_for, adapter_id in await self._database.aread(_champions):
                 if adapter_id not in health.adapters and base_hash in ("", trained_for):

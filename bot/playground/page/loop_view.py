@@ -4,7 +4,6 @@ import asyncio
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import structlog
@@ -15,7 +14,6 @@ from storage.db import key_values
 from storage.db.database import Connection, Database
 from storage.errors import StorageError
 from storage.learning import loop_status
-from storage.process.locks import is_locked
 
 Payload = dict[str, Any]
 
@@ -29,12 +27,12 @@ log = structlog.get_logger(__name__)
 
 @dataclass(frozen=True)
 class LoopSources:
-    """Where the loop's state comes from. `trainer_lock` is held by a living trainer."""
+    """Where the loop's state comes from."""
 
     database: Database
     client: ModelClient
     scope: str
-    trainer_lock: Path
+    trainer_is_running: Callable[[], bool]
     min_liked: int
     min_raters: int
     min_votes: int
@@ -75,7 +73,7 @@ class LoopView:
             return {**status.as_json(), "next_run": due}
 
         glance = await self._sources.database.aread(work)
-        alive = await asyncio.to_thread(is_locked, self._sources.trainer_lock)
+        alive = await asyncio.to_thread(self._sources.trainer_is_running)
         self.latest = {
             **glance,
             "rehearsal": self._rehearsal(),

@@ -60,7 +60,7 @@ async def looped(database: Database, model_server: str, tmp_path: Path) -> Async
             database,
             client,
             SCOPE,
-            tmp_path / "trainer.lock",
+            lambda: False,
             min_liked=25,
             min_raters=5,
             min_votes=10,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import hmac
 import secrets
@@ -11,7 +10,7 @@ from dataclasses import dataclass, field
 import discord
 
 from bot.serving.client import ModelClient
-from bot.serving.errors import ServerLoadingError, ServerUnavailableError, ServingError
+from bot.serving.errors import ServerLoadingError, ServingError
 from bot.serving.model.identity import BaseIdentity
 from bot.serving.protocol import BaseDescription
 from storage.admin import settings
@@ -22,7 +21,6 @@ from storage.db import key_values
 from storage.db.database import Connection, Database
 from storage.errors import UnknownRowError
 from storage.learning import adapters, bases
-from storage.learning.adapters import Unchecked
 
 SIMULATED_SUFFIX = "·sim"
 # How the hash of a base begins whose server isn't ours, and knows none of our additions to the protocol.
@@ -141,20 +139,6 @@ class Services:
         if adapter is None:
             raise UnknownRowError("There is no adapter {adapter}.", adapter=adapter_id)
         await self.model.load_adapter(adapter_id, (self.config.data / adapter.path).absolute())
-
-    async def load_for_return(
-        self, scope: str, base_hash: str, to: str | Unchecked | None = Unchecked.ANY
-    ) -> None:
-        """Load the adapter that a roll-back leads to: what the server refuses must not become champion.
-
-        Without the server it goes on all the same: going back is always possible, and a reply loads its
-        adapter. Raises AdapterRefusedError.
-        """
-        earlier = await self.database.aread(lambda db: adapters.earlier_champions(db, scope, base_hash))
-        target = next(reversed(earlier), None) if isinstance(to, Unchecked) else to
-        if target is not None and target in earlier:
-            with contextlib.suppress(ServerUnavailableError, ServerLoadingError):
-                await self.load_adapter(target)
 
 
 def _remember_base(db: Connection, base: BaseDescription) -> None:

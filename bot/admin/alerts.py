@@ -21,6 +21,7 @@ from bot.admin.error_digest import FaultLog
 from bot.client import StropClient
 from bot.delivery.targets import translated
 from bot.errors import ChannelRefusedError, DeliveryError
+from bot.language.names import adapter_name
 from bot.language.sentences import translate
 from bot.language.texts import mark, number, speaking, tr
 from bot.services import Services
@@ -241,7 +242,7 @@ def _refused_text(row: dict[str, Any]) -> str:
     return tr(
         "{scope}: {who} is refused: {reason}.",
         scope=row["scope"],
-        who=_called(row["newcomer_id"]),
+        who=adapter_name(row["newcomer_id"]),
         reason=_reason(row),
     )
 
@@ -256,7 +257,7 @@ def _failure_text(row: dict[str, Any]) -> str:
 
 
 def _change_text(row: dict[str, Any]) -> str:
-    before, after = _called(row["previous_id"]), _called(row["adapter_id"])
+    before, after = adapter_name(row["previous_id"]), adapter_name(row["adapter_id"])
     erased = mark("a member erased words that it was trained on")
     why = tr("rolled back") if row["kind"] == "rollback" else tr(erased)
     if row["kind"] == "rollback" and row["actor"] == _TRAINER:
@@ -268,10 +269,6 @@ def _change_text(row: dict[str, Any]) -> str:
         after=after,
         why=why,
     )
-
-
-def _called(adapter_id: str | None) -> str:
-    return tr("the base model") if adapter_id is None else tr("adapter `{adapter}`", adapter=adapter_id)
 
 
 def _keep(db: Connection, text: str) -> None:

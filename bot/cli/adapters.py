@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 import json
 import re
+from collections.abc import Callable, Coroutine
 from datetime import UTC, datetime
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
 import typer
 
@@ -24,8 +25,8 @@ from bot.cli.session import (
     session,
 )
 from bot.learning import adapter_text
-from bot.serving.errors import AdapterRefusedError, ServerLoadingError, ServerUnavailableError
-from bot.serving.model import adapter_files
+from bot.learning.champion import ChampionChanges, Change, Place
+from bot.serving.errors import AdapterRefusedError
 from bot.serving.protocol import Health
 from storage.db.database import Connection
 from storage.learning import adapters as registry
@@ -35,7 +36,7 @@ from storage.learning.adapters import Adapter, Unchecked
 BASE = "base"
 LIST = "list"
 SHOW = "show"
-LOAD_TIMEOUT_S = 120.0
+T = TypeVar("T")
 # How Discord is told a time.
 _TIME = re.compile(r"<t:(\d+):\w>")
 
@@ -145,28 +146,21 @@ def promote(
         strop promote base --reason "back to the plain model"
     """
     with session(config) as opened:
-        health = served(opened.config)
         if adapter == BASE:
+            health = served(opened.config)
             chosen_scope = opened.database.read(lambda db: choose_scope(db, opened.config, scope))
             base = opened.database.read(lambda db: _known_base(db, chosen_scope, health))
             adapter_id = None
         else:
             chosen = opened.database.read(lambda db: _find(db, adapter, scope))
-            check_files(opened, chosen)
-            load_in_server(opened, chosen, health)
             chosen_scope, base, adapter_id = chosen.scope, chosen.base_hash, chosen.id
-
-        previous = opened.database.write(
-            lambda db: registry.promote_by_hand(
-                db,
-                scope=chosen_scope,
-                base_hash=base,
-                adapter_id=adapter_id,
-                actor=actor(),
-                reason=reason,
-            )
+        change = _changed(
+            opened,
+            lambda changes: changes.promote(
+                Place(chosen_scope, base), adapter_id, actor=actor(), reason=reason
+            ),
         )
-    _tell(chosen_scope, adapter_id, previous, as_json=as_json)
+    _tell(chosen_scope, change, as_json=as_json)
 
 
 def reject(
@@ -183,7 +177,7 @@ def reject(
     """
     with session(config) as opened:
         chosen = opened.database.read(lambda db: _find(db, adapter, scope))
-        opened.database.write(lambda db: registry.reject(db, chosen.id, actor=actor(), reason=reason))
+        _changed(opened, lambda changes: changes.reject(chosen.id, actor=actor(), reason=reason))
     typer.echo(f"Adapter {chosen.id} is rejected.")
 
 
@@ -215,45 +209,24 @@ def rollback(
         chosen = opened.database.read(lambda db: choose_scope(db, opened.config, scope))
         base = opened.database.read(lambda db: _known_base(db, chosen, health))
         to = opened.database.read(lambda db: _earlier(db, adapter, chosen))
-
-        def work(db: Connection) -> tuple[str | None, str | None]:
-            before = registry.champion(db, chosen, base)
-            after = registry.rollback(db, scope=chosen, base_hash=base, actor=actor(), reason=reason, to=to)
-            if after is not None and (found := registry.get(db, after)) is not None:
-                # Inside the transaction: a champion whose files are damaged undoes the roll-back.
-                check_files(opened, found)
-            return before, after
-
-        before, after = opened.database.write(work)
-    _tell(chosen, after, before, as_json=as_json)
+        change = _changed(
+            opened,
+            lambda changes: changes.roll_back(Place(chosen, base), actor=actor(), reason=reason, to=to),
+        )
+    _tell(chosen, change, as_json=as_json)
 
 
-def check_files(opened: Session, adapter: Adapter) -> None:
-    """Raise CommandError unless the adapter's files are there and just as they were trained."""
-    root = opened.config.adapters
+def _changed(opened: Session, work: Callable[[ChampionChanges], Coroutine[Any, Any, T]]) -> T:
+    """Change the champion; raises CommandError where the files or the model server don't allow it."""
+
+    async def change() -> T:
+        async with model_client(opened.config) as client:
+            return await work(ChampionChanges(opened.config, opened.database, client))
+
     try:
-        adapter_files.verify(root / adapter.id, adapters_dir=root, base_hash=adapter.base_hash)
+        return asyncio.run(change())
     except AdapterRefusedError as error:
         raise CommandError(f"{error} Nothing was changed.") from error
-
-
-def load_in_server(opened: Session, adapter: Adapter, health: Health | None) -> None:
-    """Load the adapter in the model server, if it is there: what it refuses must not become champion."""
-    if health is None or health.status != "ok":
-        return
-    if health.base is not None and health.base.hash not in ("", adapter.base_hash):
-        raise CommandError(f"Adapter {adapter.id} was trained for another base than the one being served.")
-
-    async def load() -> None:
-        async with model_client(opened.config) as client, asyncio.timeout(LOAD_TIMEOUT_S):
-            await client.load_adapter(adapter.id, str((opened.config.adapters / adapter.id).absolute()))
-
-    if adapter.id not in health.adapters:
-        try:
-            asyncio.run(load())
-        except (ServerUnavailableError, ServerLoadingError, TimeoutError):
-            # The server went away meanwhile; the first reply after its return loads the adapter.
-            return
 
 
 def _find(db: Connection, wanted: str, scope: str | None) -> Adapter:
@@ -280,17 +253,14 @@ def _known_base(db: Connection, scope: str, health: Health | None) -> str:
     return found
 
 
-def _tell(scope: str, adapter_id: str | None, previous: str | None, *, as_json: bool) -> None:
+def _tell(scope: str, change: Change, *, as_json: bool) -> None:
+    before, after = str(registry.called(change.before)), str(registry.called(change.after))
     if as_json:
-        typer.echo(json.dumps({"scope": scope, "champion": adapter_id, "previous": previous}))
-    elif adapter_id == previous:
-        typer.echo(f"{_name(adapter_id).capitalize()} answers in {scope} already.")
+        typer.echo(json.dumps({"scope": scope, "champion": change.after, "previous": change.before}))
+    elif change.before == change.after:
+        typer.echo(f"{after.capitalize()} answers in {scope} already.")
     else:
-        typer.echo(f"From the next reply on {_name(adapter_id)} answers in {scope}, not {_name(previous)}.")
-
-
-def _name(adapter_id: str | None) -> str:
-    return "the base model" if adapter_id is None else f"adapter {adapter_id}"
+        typer.echo(f"From the next reply on {after} answers in {scope}, not {before}.")
 
 
 def register(app: typer.Typer) -> None:

@@ -13,6 +13,7 @@ from bot.delivery.targets import translated
 from bot.errors import DeliveryError
 from bot.feedback import reply_view
 from bot.feedback.reply_view import Known
+from bot.language.names import adapter_name
 from bot.language.texts import mark, speaking, tr
 from bot.operators import operator_ids
 from bot.services import Services
@@ -80,11 +81,8 @@ def _text(interaction: Interaction, known: Known, reason: str) -> str:
         last = known.parts[-1]
         link = f"https://discord.com/channels/{place}/{last.channel_id}/{last.discord_id}"
     quoted = "\n".join(f"> {line}" for line in reason.strip().splitlines())
-    adapter = tr("the base model")
-    if known.reply.adapter_id:
-        adapter = tr("adapter `{adapter}`", adapter=known.reply.adapter_id)
     head = tr("**A reply was reported** by {member}", member=interaction.user.mention)
-    tail = tr("-# reply `{reply}` by {who}", reply=known.reply.id, who=adapter)
+    tail = tr("-# reply `{reply}` by {who}", reply=known.reply.id, who=adapter_name(known.reply.adapter_id))
     return f"{head}\n{link}\n{quoted}\n{tail}"
 
 

@@ -11,6 +11,7 @@ from typing import Any, Self
 import discord
 
 from bot.feedback import reply_view
+from bot.language.names import adapter_name
 from bot.language.texts import mark, tr
 from bot.services import Services
 from bot.ui.interactions import Interaction, guarded, say
@@ -112,11 +113,9 @@ def _revealed(db: Connection, pair: Comparison, choice: int) -> str:
 def _name(db: Connection, reply_id: str) -> str:
     known = reply_view.by_id(db, reply_id)
     adapter_id = known.reply.adapter_id if known else None
-    if adapter_id is None:
-        return tr("the base model")
-    adapter = adapters.get(db, adapter_id)
+    adapter = adapters.get(db, adapter_id) if adapter_id is not None else None
     if adapter is None:
-        return tr("adapter `{adapter}`", adapter=adapter_id)
+        return adapter_name(adapter_id)
     when = f"<t:{adapter.created_ms // 1000}:R>"
     return tr("adapter `{adapter}`, trained {when}", adapter=adapter_id, when=when)
 

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Any
 
+from bot.language.names import short_adapter_name
 from bot.language.texts import mark, number, tr
 from storage.learning.adapters import Promotion
 from storage.learning.lineage import Life
@@ -97,7 +98,7 @@ def _score(life: Life) -> str:
         value=number(score["value"], "+.2f"),
         interval=interval,
         count=score.get("n") or 0,
-        rival=called(life.run.champion_id),
+        rival=short_adapter_name(life.run.champion_id),
     )
 
 
@@ -109,20 +110,23 @@ def _reign(life: Life) -> str:
     began = tr(
         "Promoted {means} in place of {previous} {when}",
         means=means,
-        previous=called(came.previous_id),
+        previous=short_adapter_name(came.previous_id),
         when=_when(came),
     )
     if came.kind != "promote":
-        began = tr("Back in place of {previous} {when}", previous=called(came.previous_id), when=_when(came))
+        began = tr(
+            "Back in place of {previous} {when}",
+            previous=short_adapter_name(came.previous_id),
+            when=_when(came),
+        )
     if went is None:
         return f"{began}."
-    ended = tr(_WENT.get(went.kind, _WENT["promote"]), successor=called(went.adapter_id), when=_when(went))
+    ended = tr(
+        _WENT.get(went.kind, _WENT["promote"]),
+        successor=short_adapter_name(went.adapter_id),
+        when=_when(went),
+    )
     return f"{began}; {ended}."
-
-
-def called(adapter_id: str | None) -> str:
-    """Return an adapter's name within a sentence, or the base model's."""
-    return tr("the base model") if adapter_id is None else f"`{adapter_id}`"
 
 
 def _score_of(life: Life) -> dict[str, Any] | None:

@@ -11,14 +11,16 @@ import structlog
 
 from bot.delivery.targets import translated
 from bot.errors import DeliveryError
+from bot.language.names import adapter_name
 from bot.language.sentences import translate
 from bot.language.texts import mark, speaking, tr
 from bot.learning import run_card
+from bot.learning.champion import ChampionChanges, Place
 from bot.learning.run_card import Card
 from bot.operators import NOT_OPERATOR
 from bot.services import Services
 from bot.ui.channel_language import language_in
-from bot.ui.interactions import Interaction, guarded, say
+from bot.ui.interactions import Interaction, guarded, say, sentence_for
 from storage.db.database import Connection
 from storage.errors import RuleError
 from storage.learning import adapters, run_samples, runs
@@ -76,7 +78,12 @@ class RunButton(
             return await say(interaction, await _compared(services, self.run_id))
         if self.action == "cancel":
             return await say(interaction, await _cancelled(services, self.run_id, actor))
-        sentence = await _decided(services, self.run_id, self.action, actor)
+        card, changes = await _card(services, self.run_id), interaction.client.feature(ChampionChanges)
+        try:
+            sentence = await _decided(changes, card, self.action, actor)
+        except RuleError as error:
+            # What stands in the way is shown on the card as well: it is drawn anew all the same.
+            sentence = sentence_for(error, type(self).__name__)
         await say(interaction, sentence)
         return await _redraw(services, interaction, self.run_id)
 
@@ -131,50 +138,57 @@ async def _compared(services: Services, run_id: str) -> str:
     return "\n\n".join(run_card.sample_text(sample) for sample in samples)[:1990]
 
 
-async def _decided(services: Services, run_id: str, action: Action, actor: str) -> str:
-    """Promote, reject or roll back; return the sentence on what happened or on why nothing did."""
-    card = await _card(services, run_id)
-    adapter_id = card.adapter.id
+async def _decided(changes: ChampionChanges, card: Card, action: Action, actor: str) -> str:
+    """Promote, reject or roll back; return the sentence on what happened."""
+    adapter, place = card.adapter, Place(card.adapter.scope, card.adapter.base_hash)
     if action == "reject":
-        await services.database.awrite(
-            lambda db: adapters.reject(db, adapter_id, actor=actor, reason="rejected by hand")
-        )
+        await changes.reject(adapter.id, actor=actor, reason="rejected by hand")
         return tr(
             "Adapter `{adapter}` is rejected; {who} goes on answering.",
-            adapter=adapter_id,
-            who=_called(card.champion_id),
+            adapter=adapter.id,
+            who=adapter_name(card.champion_id),
         )
     if action == "rollback":
-        await services.load_for_return(card.adapter.scope, card.adapter.base_hash)
-        back_to = await services.database.awrite(lambda db: _roll_back(db, run_id, actor))
-        return tr("Rolled back: {who} answers again.", who=_called(back_to))
-    if (objection := _objection(card)) is not None:
-        return objection
-    base_hash = await services.base_hash()
-    # Loaded before it is promoted: what the server refuses must not become champion.
-    await services.load_adapter(adapter_id)
-    return await services.database.awrite(lambda db: _promote(db, run_id, base_hash, actor))
-
-
-def _promote(db: Connection, run_id: str, base_hash: str, actor: str) -> str:
-    card = _expected(db, run_id)
-    if (objection := _objection(card)) is not None:
-        return objection
-    previous = adapters.promote_by_hand(
-        db,
-        scope=card.adapter.scope,
-        base_hash=base_hash,
-        adapter_id=card.adapter.id,
+        change = await changes.roll_back(
+            place,
+            actor=actor,
+            reason="rolled back by hand from its card",
+            check=lambda db: _require_answering(db, card.run.id),
+        )
+        return tr("Rolled back: {who} answers again.", who=adapter_name(change.after))
+    _require_promotable(card)
+    change = await changes.promote(
+        place,
+        adapter.id,
         actor=actor,
         reason="promoted by hand from its card",
-        run_id=run_id,
+        run_id=card.run.id,
         expected_champion=card.judged_against,
+        check=lambda db: _require_promotable(_expected(db, card.run.id)),
     )
     return tr(
         "From the next reply on {who} answers, not {previous}.",
-        who=_called(card.adapter.id),
-        previous=_called(previous),
+        who=adapter_name(adapter.id),
+        previous=adapter_name(change.before),
     )
+
+
+def _require_promotable(card: Card) -> None:
+    """Raise RuleError where the adapter of a card can't be promoted from it."""
+    if objection := _objection(card):
+        raise RuleError(objection)
+
+
+def _require_answering(db: Connection, run_id: str) -> None:
+    """Raise RuleError where the adapter of a card doesn't answer: its roll-back would be another's."""
+    card = _expected(db, run_id)
+    if not card.answers:
+        raise RuleError(
+            tr(
+                "Adapter `{adapter}` does not answer now: there is nothing to roll back here.",
+                adapter=card.adapter.id,
+            )
+        )
 
 
 def _objection(card: Card) -> str | None:
@@ -193,24 +207,6 @@ def _objection(card: Card) -> str | None:
             state=tr(adapter.state),
         )
     return None
-
-
-def _roll_back(db: Connection, run_id: str, actor: str) -> str | None:
-    card = _expected(db, run_id)
-    if not card.answers:
-        raise RuleError(
-            tr(
-                "Adapter `{adapter}` does not answer now: there is nothing to roll back here.",
-                adapter=card.adapter.id,
-            )
-        )
-    return adapters.rollback(
-        db,
-        scope=card.adapter.scope,
-        base_hash=card.adapter.base_hash,
-        actor=actor,
-        reason="rolled back by hand from its card",
-    )
 
 
 async def _card(services: Services, run_id: str) -> Card:
@@ -238,7 +234,3 @@ async def _redraw(services: Services, interaction: discord.Interaction[Any], run
         await translated(message.edit(embed=drawn, view=view))
     except DeliveryError as error:
         _log.info("card.not_redrawn", run_id=run_id, error=str(error))
-
-
-def _called(adapter_id: str | None) -> str:
-    return tr("the base model") if adapter_id is None else tr("adapter `{adapter}`", adapter=adapter_id)

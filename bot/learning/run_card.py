@@ -8,6 +8,7 @@ from typing import Any
 
 import discord
 
+from bot.language.names import adapter_name
 from bot.language.sentences import translate
 from bot.language.texts import mark, number, tr
 from storage.db.database import Connection
@@ -127,7 +128,7 @@ def _standing(card: Card) -> str:
 
 
 def _score(metrics: Mapping[str, Any], judged_against: str | None) -> str:
-    rival = tr("adapter `{adapter}`", adapter=judged_against) if judged_against else tr("the base model")
+    rival = adapter_name(judged_against)
     lines = []
     headline = metrics.get("headline")
     if headline:
@@ -193,9 +194,7 @@ def _watched(trial: Trial | None) -> str:
     """Say how fresh ratings are watched, or what they said."""
     if trial is None or trial.outcome == "superseded":
         return ""
-    old = tr("the base model")
-    if trial.incumbent_id:
-        old = tr("adapter `{adapter}`", adapter=trial.incumbent_id)
+    old = adapter_name(trial.incumbent_id)
     if trial.outcome is None:
         return tr(
             "{share} of new conversations stay with {old} until {when}; "

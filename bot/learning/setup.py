@@ -6,6 +6,7 @@ from bot.chat.answerer import Answerer
 from bot.client import StropClient
 from bot.learning import adapters, retrain, stats, status, tasting_commands
 from bot.learning.blind_votes import VoteButton
+from bot.learning.champion import ChampionChanges
 from bot.learning.run_buttons import RunButton
 from bot.learning.run_progress import ProgressReporter
 from bot.learning.tasting_host import TastingHost
@@ -14,6 +15,8 @@ from bot.ui.form_router import FormRouter
 
 def setup(app: StropClient) -> None:
     """Add what shows and steers the learning loop."""
+    services = app.services
+    app.add_feature(ChampionChanges(services.config, services.database, services.model))
     app.tree.add_command(status.status)
     app.tree.add_command(status.promote)
     app.tree.add_command(status.rollback)
@@ -23,5 +26,5 @@ def setup(app: StropClient) -> None:
     app.tree.add_command(tasting_commands.group)
     app.add_dynamic_items(RunButton, VoteButton, adapters.AdaptersButton, tasting_commands.OfferButton)
     app.feature(FormRouter).on("prompts", tasting_commands.sent_in)
-    app.run_beside(app.add_feature(ProgressReporter(app.services, app)))
-    app.run_beside(app.add_feature(TastingHost(app.services, app, app.feature(Answerer))))
+    app.run_beside(app.add_feature(ProgressReporter(services, app)))
+    app.run_beside(app.add_feature(TastingHost(services, app, app.feature(Answerer))))

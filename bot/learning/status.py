@@ -11,9 +11,11 @@ from discord import app_commands
 
 from bot.charts import status_chart
 from bot.charts.status_chart import Standing
+from bot.language.names import adapter_name
 from bot.language.sentences import translate
 from bot.language.texts import tr
 from bot.learning import adapter_text
+from bot.learning.champion import ChampionChanges, Place
 from bot.learning.next_run import Outlook, needs, next_run
 from bot.learning.status_text import status_lines
 from bot.services import Services
@@ -90,29 +92,20 @@ async def promote(interaction: Interaction, adapter: str) -> None:
     await interaction.response.defer(ephemeral=True, thinking=True)
     services, scope = interaction.client.services, acting_scope(interaction)
     adapter_id = _adapter_id(adapter)
-    base_hash = await services.base_hash()
-    if adapter_id is not None:
-        # Loaded before it is promoted: what the server refuses must not become champion.
-        await services.load_adapter(adapter_id)
-
-    previous = await services.database.awrite(
-        lambda db: adapters.promote_by_hand(
-            db,
-            scope=scope,
-            base_hash=base_hash,
-            adapter_id=adapter_id,
-            actor=str(interaction.user.id),
-            reason="promoted by hand",
-        )
+    change = await interaction.client.feature(ChampionChanges).promote(
+        Place(scope, await services.base_hash()),
+        adapter_id,
+        actor=str(interaction.user.id),
+        reason="promoted by hand",
     )
-    if previous == adapter_id:
+    if change.before == adapter_id:
         return await say(interaction, _answers_already(adapter_id))
     return await say(
         interaction,
         tr(
             "From the next reply on {who} answers, not {previous}.",
-            who=_called(adapter_id),
-            previous=_called(previous),
+            who=adapter_name(adapter_id),
+            previous=adapter_name(change.before),
         ),
     )
 
@@ -146,20 +139,13 @@ async def rollback(interaction: Interaction, adapter: str | None = None) -> None
     """Undo the last promotion, or several."""
     await interaction.response.defer(ephemeral=True, thinking=True)
     services, scope = interaction.client.services, acting_scope(interaction)
-    base_hash = await services.base_hash()
-    to = Unchecked.ANY if adapter is None else _adapter_id(adapter)
-    await services.load_for_return(scope, base_hash, to)
-    adapter_id = await services.database.awrite(
-        lambda db: adapters.rollback(
-            db,
-            scope=scope,
-            base_hash=base_hash,
-            actor=str(interaction.user.id),
-            reason="rolled back by hand",
-            to=to,
-        )
+    change = await interaction.client.feature(ChampionChanges).roll_back(
+        Place(scope, await services.base_hash()),
+        actor=str(interaction.user.id),
+        reason="rolled back by hand",
+        to=Unchecked.ANY if adapter is None else _adapter_id(adapter),
     )
-    await say(interaction, tr("Rolled back: {who} answers again.", who=_called(adapter_id)))
+    await say(interaction, tr("Rolled back: {who} answers again.", who=adapter_name(change.after)))
 
 
 @rollback.autocomplete("adapter")
@@ -212,10 +198,6 @@ def _read(db: Connection, services: Services, scope: str, base_hash: str) -> Loo
         min_votes=config.gate.min_votes,
         permission_reference=services.permission_reference,
     )
-
-
-def _called(adapter_id: str | None) -> str:
-    return tr("the base model") if adapter_id is None else tr("adapter `{adapter}`", adapter=adapter_id)
 
 
 def _answers_already(adapter_id: str | None) -> str:

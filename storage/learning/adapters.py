@@ -94,7 +94,7 @@ def insert_candidate(
         "created_ms": now_ms(),
     }
     sql.insert(db, "adapters", values, on_conflict="DO NOTHING")
-    return _expect(db, adapter_id)
+    return expect(db, adapter_id)
 
 
 def get(db: sqlite_utils.Database, adapter_id: str) -> Adapter | None:
@@ -112,7 +112,7 @@ def listing(db: sqlite_utils.Database, scope: str | None = None, limit: int = 20
 
 def set_state(db: sqlite_utils.Database, adapter_id: str, state: State) -> None:
     """Change an adapter's state; a tainted one stays tainted. Raises UnknownRowError."""
-    _expect(db, adapter_id)
+    expect(db, adapter_id)
     sql.change(db, "UPDATE adapters SET state = ? WHERE id = ? AND state <> 'tainted'", (state, adapter_id))
 
 
@@ -161,7 +161,7 @@ def promote(
             expected=called(expected_champion),
         )
     if adapter_id is not None:
-        _check_promotable(_expect(db, adapter_id), scope, base_hash)
+        expect_promotable(db, adapter_id, scope, base_hash)
     return _crown(db, scope, base_hash, adapter_id, previous, "promote", actor, reason, run_id)
 
 
@@ -197,7 +197,7 @@ def promote_by_hand(
 
 def reject(db: sqlite_utils.Database, adapter_id: str, *, actor: str, reason: str) -> None:
     """Decide by hand that a candidate stays out of service. Raises RuleError where nothing is undecided."""
-    adapter = _expect(db, adapter_id)
+    adapter = expect(db, adapter_id)
     if adapter.state != "candidate":
         raise RuleError(
             "{adapter} is {state}: there is nothing left to reject.",
@@ -276,7 +276,7 @@ def earlier_champions(db: sqlite_utils.Database, scope: str, base_hash: str) -> 
 
 
 def _may_return(db: sqlite_utils.Database, adapter_id: str | None) -> bool:
-    return adapter_id is None or _expect(db, adapter_id).state not in ("tainted", "rejected")
+    return adapter_id is None or expect(db, adapter_id).state not in ("tainted", "rejected")
 
 
 def _reigns(history: list[Promotion]) -> list[str | None]:
@@ -334,7 +334,9 @@ def _crown(
     return promotion_id
 
 
-def _check_promotable(adapter: Adapter, scope: str, base_hash: str) -> None:
+def expect_promotable(db: sqlite_utils.Database, adapter_id: str, scope: str, base_hash: str) -> Adapter:
+    """Return an adapter that may answer here; raises AdapterNotPromotableError or UnknownRowError."""
+    adapter = expect(db, adapter_id)
     if adapter.state == "tainted":
         raise AdapterNotPromotableError(tainted(adapter.id))
     if adapter.scope != scope:
@@ -346,9 +348,11 @@ def _check_promotable(adapter: Adapter, scope: str, base_hash: str) -> None:
         )
     if adapter.base_hash != base_hash:
         raise AdapterNotPromotableError("{adapter} was trained for another base model.", adapter=adapter.id)
+    return adapter
 
 
-def _expect(db: sqlite_utils.Database, adapter_id: str) -> Adapter:
+def expect(db: sqlite_utils.Database, adapter_id: str) -> Adapter:
+    """Return the adapter; raises UnknownRowError."""
     adapter = get(db, adapter_id)
     if adapter is None:
         raise UnknownRowError("There is no adapter {adapter}.", adapter=adapter_id)

@@ -15,10 +15,9 @@ from storage.chat import members
 from storage.db import key_values
 from storage.learning import adapters, runs
 from storage.process.locks import ProcessLock
+from tests.bot.adapter_files import FIRST, SECOND, THIRD, WEIGHTS, lay
 from tests.bot.conftest import Community
 from tests.bot.fake_server import BASE_HASH, FakeModelServer
-
-FIRST, SECOND = "a1111111111111111", "a2222222222222222"
 
 
 def text(result: Any) -> str:
@@ -39,6 +38,7 @@ def register(community: Community, *adapter_ids: str, promote: bool = False, sco
                     db, scope=where, base_hash=BASE_HASH, adapter_id=adapter_id, actor="test", reason="test"
                 )
 
+    lay(community.services.config.adapters, *adapter_ids)
     community.services.database.write(work)
 
 
@@ -212,7 +212,7 @@ async def test_promote_offers_what_may_answer_and_does_not_yet_with_date_and_sco
 
 
 async def test_rollback_goes_to_the_one_that_is_chosen_of_those_before(community: Community) -> None:
-    third = "a3333333333333333"
+    third = THIRD
     register(community, FIRST, SECOND, third, promote=True)
     offered = await community.ann.autocomplete(community.channel, "rollback", "adapter", "")
     assert [choice["value"] for choice in offered] == [SECOND, FIRST, "base"]
@@ -239,6 +239,36 @@ async def test_going_back_to_what_the_server_refuses_changes_nothing_and_works_w
     await model_server.stop()
     await community.ann.slash(community.channel, "rollback")
     assert champion(community) == FIRST
+
+
+async def test_what_was_changed_on_disk_neither_becomes_champion_nor_is_gone_back_to(
+    community: Community, model_server: FakeModelServer
+) -> None:
+    register(community, FIRST, SECOND, promote=True)
+    register(community, THIRD)
+    weights = community.services.config.adapters / FIRST / "adapter_model.safetensors"
+    weights.write_bytes(b"tampered")
+    for command, options in (("rollback", {}), ("promote", {"adapter": FIRST})):
+        refused = text(await community.ann.slash(community.channel, command, **options))
+        assert FIRST in refused and champion(community) == SECOND
+    assert model_server.adapters == [] and len(community.env.errors) == 2
+    weights.write_bytes(WEIGHTS[FIRST])
+    await community.ann.slash(community.channel, "rollback")
+    assert champion(community) == FIRST
+
+
+async def test_an_adapter_is_promoted_while_the_server_is_away_and_loaded_by_the_first_reply(
+    community: Community, model_server: FakeModelServer
+) -> None:
+    register(community, FIRST)
+    await community.bob.send(community.channel, f"{community.mention} hello")
+    await model_server.stop()
+    assert "answers, not the base model" in text(
+        await community.ann.slash(community.channel, "promote", adapter=FIRST)
+    )
+    await model_server.start()
+    await community.bob.send(community.channel, f"{community.mention} hello again")
+    assert community.replies()[-1].adapter_id == FIRST and model_server.adapters == [FIRST]
 
 
 async def test_status_says_when_the_next_run_starts_and_how_long_people_waited(
@@ -420,7 +450,7 @@ async def test_deleting_unloads_and_removes_what_was_trained_on_it(
 
     community.services.database.write(train)
     folder = community.services.config.adapters / FIRST
-    folder.mkdir(parents=True)
+    lay(folder.parent, FIRST)
     await community.ann.slash(community.channel, "promote", adapter=FIRST)
     assert model_server.adapters == [FIRST]
 

@@ -27,6 +27,7 @@ from storage.config import load_config
 from storage.db.database import Database
 from storage.feedback import ratings
 from storage.learning import adapters, evaluations, runs
+from tests.bot.adapter_files import lay
 from tests.bot.fake_server import BASE_HASH, FakeModelServer
 from tests.bot.playground.conftest import connected
 
@@ -152,6 +153,7 @@ class Deck:
         folder.mkdir(parents=True)
         pairs = [_pair("g1", MEMBERS_PROMPT, 1), _pair(None, "Say hello.", 2)]
         (folder / "replies.jsonl").write_text("".join(f"{json.dumps(pair)}\n" for pair in pairs))
+        lay(self.services.config.adapters, adapter_id)
         self.database.write(work)
 
 

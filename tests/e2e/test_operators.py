@@ -16,10 +16,9 @@ from bot.learning.run_progress import ProgressReporter
 from bot.operators import NOT_OPERATOR
 from storage.admin import audit
 from storage.learning import adapters, runs
+from tests.bot.adapter_files import FIRST, SECOND
 from tests.bot.fake_server import BASE_HASH
 from tests.e2e.operating import ADA, MEMBERS_PROMPT, YOU, Deck, Payload, buttons, operating, signed_in, until
-
-FIRST, SECOND = "a1111111111111111", "a2222222222222222"
 
 
 @pytest.fixture(autouse=True)

@@ -27,7 +27,7 @@ COMMANDS = [
     "up", "bot", "serve", "trainer", "playground", "retrain", "status", "adapters", "promote", "rollback",
     "rehearse", "sample", "reject", "stats",
     "report", "export", "audit", "backup", "restore", "doctor", "init", "version",
-    "block", "unblock", "blocks",
+    "block", "unblock", "blocks", "health", "import_file",
 ]  # fmt: skip
 
 

@@ -50,6 +50,7 @@ NOT_SAID = {
     "client.py": {"Feature", "no  was added"},
     "chat/answerer.py": {
         "a member stopped it",
+        "not delivered: ",
         "its companion stands alone",
         "the bot was stopped",
         "too many replies in flight",
@@ -81,8 +82,6 @@ NOT_SAID = {
     "feedback/reply_view.py": {"reply  has lost its conversation"},
     # Storage and the model server raise the same: the sentence of the class or of `sentences` is said.
     "services.py": {
-        "The model server could not load its model.",
-        "The model is still loading.",
         "The model server has no model yet.",
         "There is no adapter {adapter}.",
     },

@@ -10,10 +10,11 @@ from bot.language import texts
 from bot.learning import adapter_text
 from bot.learning.adapters import PAGE
 from storage.learning import adapters, lineage, runs
+from tests.bot.adapter_files import FIRST, SECOND, lay
 from tests.bot.conftest import Community
 from tests.bot.fake_server import BASE_HASH
 from tests.bot.feedback.test_reply_buttons import buttons
-from tests.bot.test_commands import FIRST, SECOND, register, text
+from tests.bot.test_commands import register, text
 
 METRICS = {
     "headline": {"value": 0.12, "low": 0.05, "high": 0.19, "n": 40},
@@ -46,6 +47,7 @@ def trained(community: Community, adapter_id: str, actor: str = "trainer") -> st
         )
         return run.id
 
+    lay(community.services.config.adapters, adapter_id)
     return community.services.database.write(work)
 
 

@@ -39,7 +39,7 @@ def page(db: sqlite_utils.Database, scope: str, *, skip: int, limit: int) -> lis
     """Return the lives of a scope's adapters, the newest first, without the newest `skip`."""
     rows = sql.many(
         db,
-        "SELECT id FROM adapters WHERE scope = ? ORDER BY created_ms DESC, id LIMIT ? OFFSET ?",
+        "SELECT id FROM adapters WHERE scope = ? ORDER BY rowid DESC LIMIT ? OFFSET ?",
         (scope, limit, skip),
     )
     return [life for row in rows if (life := of(db, row["id"])) is not None]

@@ -33,7 +33,11 @@ def test_a_champion_from_before_there_were_identities_keeps_answering(tmp_path: 
     db = sqlite_utils.Database(path)
     migrations.apply(db, path, earlier)
     adapters.insert_candidate(db, adapter_id="x1", scope=SCOPE, base_hash=OLD, path="adapters/x1")
-    adapters.promote(db, scope=SCOPE, base_hash=OLD, adapter_id="x1", actor="1", reason="it was better")
+    # As the version of that time wrote it: today's columns are not there yet.
+    promoted = {"scope": SCOPE, "base_hash": OLD, "adapter_id": "x1"}
+    told = {"kind": "promote", "actor": "1", "reason": "it was better", "created_ms": 1}
+    promotion_id = db["promotions"].insert({**promoted, **told}).last_pk
+    db["champions"].insert({**promoted, "promotion_id": promotion_id})
     assert "base_identities" not in db.table_names()
     db.conn.commit()
     db.close()

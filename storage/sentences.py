@@ -65,6 +65,8 @@ class Sentence(str):
         """Return the sentence that `as_json` took apart; older versions kept a mere text."""
         if isinstance(value, str):
             return cls(value)
+        if "template" not in value:  # an erasure took the texts out
+            return cls("")
         return cls(value["template"], **{name: _from_json(each) for name, each in value["values"].items()})
 
 

@@ -245,7 +245,7 @@ def _regressions(metrics: Mapping[str, Any]) -> str:
     broken = [
         tr(
             "{name}: {value}, at most {limit} allowed",
-            name=tr(each["name"]),
+            name=tr(each.get("name", "?")),
             value=number(each["value"], ".2f"),
             limit=number(each["limit"], ".2f"),
         )

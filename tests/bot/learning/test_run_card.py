@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+import sqlite_utils
 
 from bot.language import texts
 from bot.learning import run_card
@@ -11,6 +12,8 @@ from storage.db.database import Database
 from storage.learning import adapters, runs
 from storage.learning.eligibility import REASONS
 from storage.learning.run_samples import Sample
+from storage.privacy import erasure
+from storage.sentences import Sentence
 
 SCOPE, BASE = "guild:1", "b" * 64
 LIMITS = [
@@ -40,6 +43,30 @@ def test_a_card_with_everything_on_it_is_no_more_than_discord_takes(
     with texts.speaking(language):
         drawn = run_card.embed(card, samples)
     assert 3000 < len(drawn) <= 6000 and all(len(str(field.value)) <= 1024 for field in drawn.fields)
+
+
+def test_the_card_of_a_run_whose_texts_were_erased_still_shows_its_figures(database: Database) -> None:
+    reason = Sentence("DPO needs {count} preference pairs to train on; there are {pairs}", count=50, pairs=3)
+    metrics = {
+        "guardrails": LIMITS,
+        "training": {"objective": "sft", "reason": reason, "reason_sentence": reason.as_json()},
+    }
+
+    def work(db: sqlite_utils.Database) -> Card:
+        runs.enqueue(db, scope=SCOPE, trigger="manual", requested_by="1")
+        run = runs.lease_next(db, "trainer", 60_000)
+        assert run is not None
+        runs.finish(db, run.id, outcome="refused", message=Sentence("It lost."), metrics=metrics)
+        erasure._erase_evidence(db, [run.id])
+        adapter = adapters.insert_candidate(
+            db, adapter_id="a1", scope=SCOPE, base_hash=BASE, path="adapters/a1", run_id=run.id
+        )
+        return Card(runs.expect(db, run.id), adapter, None, None, ())
+
+    said = str(run_card.embed(database.write(work), ()).to_dict())
+    assert "1.00, at most 0.00 allowed" in said and "preference for" not in said
+    kept = {"values": {"count": 50}}
+    assert Sentence.from_json(kept) == ""
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,6 @@
 """Champions stay under the hash that they were chosen under; a base's identity leads to that hash."""
 
 from dataclasses import dataclass
-from itertools import takewhile
 from pathlib import Path
 
 import sqlite_utils
@@ -27,8 +26,10 @@ class Identity:
 
 def test_a_champion_from_before_there_were_identities_keeps_answering(tmp_path: Path) -> None:
     earlier = Migrations("strop")
-    for step in takewhile(lambda step: step.name != "m0021_base_identities", migrations.steps._migrations):
-        earlier()(step.fn)
+    for step in migrations.steps._migrations:
+        # All others: the rows below are written by today's code, which needs what came after.
+        if step.name != "m0021_base_identities":
+            earlier()(step.fn)
     path = tmp_path / "strop.db"
     db = sqlite_utils.Database(path)
     migrations.apply(db, path, earlier)

@@ -4,21 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import dataclasses
 import random
 import secrets
 from collections import Counter, deque
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable
 from contextlib import AbstractAsyncContextManager
-from dataclasses import replace
 from typing import Any, Protocol
 
 import structlog
 
 from bot.chat import pairing
-from bot.chat import prompt as context
-from bot.chat.draft import Again, Asked, Draft, Pair
+from bot.chat.draft import Again, Draft, Pair, Plan, Progress, RecordedQuestion
 from bot.chat.failures import explanation
-from bot.chat.generation import Generator, chat_for, sampling_of
+from bot.chat.generation import Generator
 from bot.chat.prompt import Prompt
 from bot.chat.question import Question
 from bot.chat.reply_recorder import ReplyRecorder
@@ -30,7 +29,6 @@ from bot.services import Services
 from bot.serving.errors import (
     ServerBusyError,
 )
-from bot.serving.protocol import BaseDescription, ChatMessage, Sampling
 from storage.chat.replies import Status
 from storage.chat.reply_versions import Versions
 from storage.learning.trials import BASE
@@ -50,8 +48,6 @@ STOPPED_BY_MEMBER = mark("-# Stopped.")
 
 MAX_IN_FLIGHT = 64
 MAX_IN_CHANNEL = 48
-# Below this much room for a prompt, an answer would know nothing of the question.
-MIN_PROMPT_TOKENS = 64
 _REMEMBERED_WITHDRAWN = 1000
 
 _log = structlog.get_logger(__name__)
@@ -112,7 +108,7 @@ class Answerer:
     @property
     def _at_the_model(self) -> int:
         """How many replies need the model: one that waits for its channel to take the text does no more."""
-        return sum(not draft.ended for draft, _ in self._writing.values())
+        return sum(not draft.progress.ended for draft, _ in self._writing.values())
 
     def is_writing_in(self, channel_id: int) -> bool:
         """Whether a reply is being written in this channel."""
@@ -160,8 +156,8 @@ class Answerer:
     def reword(self, message_id: int, text: str) -> None:
         """Take over what a question says now, as long as it waits to be recorded: while the model loads."""
         for draft, _ in self._writing.values():
-            if draft.question.discord_id == message_id and draft.again is None and draft.reply is None:
-                draft.question = replace(draft.question, text=text)
+            if draft.question.discord_id == message_id and draft.again is None and not draft.progress.stored:
+                draft.question = dataclasses.replace(draft.question, text=text)
 
     def withdrawing(self, message_id: int) -> None:
         """Note that the bot itself deletes a message of its own, which says nothing about its reply."""
@@ -170,9 +166,9 @@ class Answerer:
     def stop(self, reply_id: str) -> bool:
         """End a reply where it is and free the model at once; False if it isn't being written (any more)."""
         draft, task = self._writing.get(reply_id, (None, None))
-        if draft is None or task is None or draft.ended or draft.stop_requested:
+        if draft is None or task is None or draft.progress.ended or draft.progress.stop_requested:
             return False
-        draft.stop_requested = True
+        draft.progress.stop_requested = True
         return task.cancel()
 
     def stop_writing_on(self, message_id: int) -> None:
@@ -201,15 +197,15 @@ class Answerer:
             async with beside(typing):
                 await self._answer(draft)
         except asyncio.CancelledError:
-            stopped = draft.stop_requested and not self._closing
-            draft.notes.append(tr(STOPPED_BY_MEMBER if stopped else STOPPED))
+            stopped = draft.progress.stop_requested and not self._closing
+            draft.progress.notes.append(tr(STOPPED_BY_MEMBER if stopped else STOPPED))
             await self._close(draft, "stopped", "a member stopped it" if stopped else "the bot was stopped")
             task = asyncio.current_task()
             if not stopped or task is None:
                 raise
             task.uncancel()
         except Exception as error:  # The task's boundary: whoever asked gets one sentence, the log the rest.
-            draft.notes.append(explanation(error, draft))
+            draft.progress.notes.append(explanation(error, draft))
             await self._close(draft, "failed", type(error).__name__)
         finally:
             self._writing_in -= Counter([channel_id])
@@ -231,8 +227,8 @@ class Answerer:
             lambda state: self._below(draft, state),
             [(message_id, "") for message_id in again.messages] if again else (),
         )
-        draft = Draft(f"r{secrets.token_hex(8)}", question, renderer, asyncio.get_running_loop().time())
-        draft.again = again
+        progress = Progress(asyncio.get_running_loop().time())
+        draft = Draft(f"r{secrets.token_hex(8)}", question, renderer, progress, again)
         return draft
 
     def _below(self, draft: Draft, state: State) -> Any:
@@ -242,70 +238,59 @@ class Answerer:
         if draft.fell_back and draft.again is not None:
             again = draft.again
             return self._controls.finished(again.reply_id, again.versions, votes=again.votes)
-        if draft.reply is None:
+        if not draft.progress.stored:
             return None
         if draft.pair is not None:
             return self._controls.comparing(draft.pair.first.reply_id)
-        return self._controls.finished(draft.reply_id, draft.versions, has_text=bool(draft.text.strip()))
+        return self._controls.finished(
+            draft.reply_id, draft.progress.versions, has_text=draft.progress.has_words
+        )
 
     async def _answer(self, draft: Draft) -> None:
+        """Record the question, route it, plan its prompt, generate, deliver."""
         if self._at_the_model > MAX_IN_FLIGHT:
             raise ServerBusyError("too many replies in flight", 30.0)
         base, loaded = await self._generator.ready(draft)
-        draft.chat = await chat_for(self._services, draft.question, base)
-        asked = await self._recorder.question(draft.question, base, draft.again)
+        recorded = draft.recorded = await self._recorder.question(draft.question, base, draft.again)
         if self._is_deleted is not None and await self._is_deleted(draft.question.discord_id):
             return await self._drop(draft)
-        await self._generator.choose_adapter(draft, asked.route, loaded)
-        prompt = await self._prompt(draft, asked, base)
-        seed = secrets.randbits(31)
-        sampling = sampling_of(draft.chat, seed)
-        await self._recorder.start(draft, asked, prompt, base, sampling)
-        if prompt.truncated:
-            draft.notes.append(tr(TRUNCATED))
-        elif prompt.shortened:
-            draft.notes.append(tr(SHORTENED))
-        elif prompt.dropped_turns and not asked.left_out_before:
-            draft.notes.append(tr(LEFT_OUT, count=prompt.dropped_turns))
-        if draft.again is None and await pairing.wanted(self._services, draft.question, len(self._tasks)):
-            await self._compare(draft, asked, prompt, base, loaded, sampling)
+        route = await self._generator.settle(recorded.route, loaded, draft.reply_id)
+        plan = draft.plan = await self._generator.plan(draft.question, recorded, base, route)
+        await self._recorder.start(draft, recorded, plan)
+        _note_omissions(draft, recorded, plan.prompt)
+        if draft.again is None and pairing.wanted(
+            self._services.config.replies, draft.question, len(self._tasks)
+        ):
+            await self._compare(draft, recorded, plan, loaded)
         else:
-            await self._generator.write(draft, prompt, base, sampling)
-        if not draft.text.strip():
-            draft.notes.append(tr(NOTHING_SAID))
-        await self._close(draft, "complete")
-        return None
+            await self._generator.write(draft)
+        if not draft.progress.has_words:
+            draft.progress.notes.append(tr(NOTHING_SAID))
+        return await self._close(draft, "complete")
 
     async def _drop(self, draft: Draft) -> None:
         """Its question was deleted before anything was said: say nothing, unless a message waits already."""
         _log.info("question.deleted", reply_id=draft.reply_id)
         if draft.renderer.message_ids:
-            draft.notes.append(tr(QUESTION_DELETED))
+            draft.progress.notes.append(tr(QUESTION_DELETED))
             await self._close(draft, "stopped")
 
     async def _compare(
-        self,
-        draft: Draft,
-        asked: Asked,
-        prompt: Prompt,
-        base: BaseDescription,
-        loaded: frozenset[str],
-        sampling: Sampling,
+        self, draft: Draft, recorded: RecordedQuestion, plan: Plan, loaded: frozenset[str]
     ) -> None:
         """Write a second candidate beside the usual one; without it, the usual one stands alone."""
         rival = self._rival(draft)
-        opponent = await pairing.opponent(self._services, asked.scope, base.hash, draft)
-        rival.adapter_id = await self._generator.loaded_or_base(opponent, loaded)
-        other_seed = sampling_of(draft.chat, secrets.randbits(31))
-        await self._recorder.start(rival, asked, prompt, base, other_seed)
+        opponent = await pairing.opponent(self._services, recorded.scope, plan)
+        other_sampling = dataclasses.replace(plan.sampling, seed=secrets.randbits(31))
+        answering = await self._generator.loaded_or_base(opponent, loaded)
+        rival.plan = dataclasses.replace(plan.by(answering, BASE), sampling=other_sampling)
+        await self._recorder.start(rival, recorded, rival.plan)
         usual, other = await asyncio.gather(
-            self._generator.write(draft, prompt, base, sampling),
-            self._generator.write(rival, prompt, base, other_seed),
-            return_exceptions=True,
+            self._generator.write(draft), self._generator.write(rival), return_exceptions=True
         )
         if isinstance(usual, BaseException):
             raise usual
-        if isinstance(other, BaseException) or not (draft.text.strip() and rival.text.strip()):
+        if isinstance(other, BaseException) or not (draft.progress.has_words and rival.progress.has_words):
             return await self._part_company(draft, "failed", "its companion stands alone")
         await self._recorder.end(rival, asyncio.get_running_loop().time(), "complete")
         if draft.pair is not None:
@@ -314,8 +299,9 @@ class Answerer:
 
     def _rival(self, draft: Draft) -> Draft:
         """Return a second draft for the same question, shown beside the first in an order drawn by lot."""
-        reply_id = f"r{secrets.token_hex(8)}"
-        rival = replace(draft, reply_id=reply_id, notes=[], parts=[], reply=None, route=BASE)
+        rival = dataclasses.replace(
+            draft, reply_id=f"r{secrets.token_hex(8)}", progress=Progress(draft.progress.started_at)
+        )
         pair = Pair(*random.sample((draft, rival), 2))
         draft.pair = rival.pair = pair
         return rival
@@ -327,22 +313,9 @@ class Answerer:
             rival = pair.second if pair.first is draft else pair.first
             await self._recorder.end(rival, asyncio.get_running_loop().time(), status, error)
 
-    async def _prompt(self, draft: Draft, asked: Asked, base: BaseDescription) -> Prompt:
-        chat = draft.chat
-        room = (base.context_tokens or self._services.config.model.context_tokens) - chat.max_new_tokens
-        budget = max(MIN_PROMPT_TOKENS, min(chat.context_tokens, room))
-
-        async def count(messages: Sequence[ChatMessage]) -> int:
-            return await self._services.model.count_tokens(model=base.id, messages=list(messages))
-
-        prompt, draft.prompt_tokens = await context.build_within(
-            chat.system_prompt, asked.turns, budget, count, base.special_tokens
-        )
-        return prompt
-
     async def _close(self, draft: Draft, status: Status, error: str | None = None) -> None:
         """Store the text, deliver it, and only then call the reply complete: what nobody read isn't rated."""
-        draft.ended = True
+        draft.progress.ended = True
         if status != "complete":
             await self._part_company(draft, status, error or "")
         now, whole = asyncio.get_running_loop().time(), status == "complete"
@@ -352,10 +325,20 @@ class Answerer:
             if whole:
                 await self._recorder.settle(draft, status)
         except DeliveryError as failure:
-            draft.delivered = False
+            draft.progress.delivered = False
             # Nobody has read it, so nobody's rating of it would mean anything.
             await self._recorder.settle(draft, "failed", type(failure).__name__)
             _log.warning("reply.not_delivered", reply_id=draft.reply_id, error=type(failure).__name__)
             refused = isinstance(failure, ChannelRefusedError) and not isinstance(failure, ChannelGoneError)
             if refused and self._on_refused is not None and not self._closing:
                 await self._on_refused(draft.question)
+
+
+def _note_omissions(draft: Draft, recorded: RecordedQuestion, prompt: Prompt) -> None:
+    """Say below the reply what was too long to be read."""
+    if prompt.truncated:
+        draft.progress.notes.append(tr(TRUNCATED))
+    elif prompt.shortened:
+        draft.progress.notes.append(tr(SHORTENED))
+    elif prompt.dropped_turns and not recorded.left_out_before:
+        draft.progress.notes.append(tr(LEFT_OUT, count=prompt.dropped_turns))

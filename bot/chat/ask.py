@@ -9,7 +9,7 @@ from bot.chat.listener import MessageListener
 from bot.chat.question import Question, quoted
 from bot.delivery.targets import InteractionSurface
 from bot.language.texts import speaking, tr
-from bot.ui.channel_language import language_in
+from bot.ui.channel_language import language_of
 from bot.ui.channels import is_public, parent_of
 from bot.ui.interactions import Interaction, say
 
@@ -25,7 +25,9 @@ async def ask(interaction: Interaction, prompt: app_commands.Range[str, 1, MAX_P
     client = interaction.client
     if interaction.channel_id is None or not prompt.strip():
         return await say(interaction, tr("Please write what you want to ask."))
-    if refusal := await client.feature(MessageListener).refuse_asking(interaction):
+    listener = client.feature(MessageListener)
+    found = await listener.in_force_at(interaction)
+    if refusal := await listener.refuse_asking(interaction, found):
         return await say(interaction, refusal)
     await interaction.response.defer(thinking=True)
     question = Question(
@@ -35,11 +37,12 @@ async def ask(interaction: Interaction, prompt: app_commands.Range[str, 1, MAX_P
         public=is_public(interaction.channel),
         author=client.services.person(interaction.user),
         text=prompt.strip(),
+        in_force=found,
         quote=quoted(prompt.strip()),
         visible=False,
         parent_channel_id=parent_of(interaction.channel),
     )
-    with speaking(await language_in(client.services, client, interaction.channel_id)):
+    with speaking(language_of(found, interaction.guild)):
         task = client.feature(Answerer).start(question, InteractionSurface(interaction))
     if task is None:
         return await say(interaction, tr("I am being restarted. Please ask again in a moment."))

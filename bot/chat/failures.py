@@ -25,7 +25,7 @@ def explanation(error: Exception, draft: Draft) -> str:
         return tr(BUSY, seconds=max(1, round(error.retry_after_s)))
     if isinstance(error, ServerUnavailableError | ServerLoadingError):
         _log.warning("reply.server_away", reply_id=draft.reply_id, error=str(error))
-        return tr(BROKE_OFF if draft.text.strip() else UNREACHABLE)
+        return tr(BROKE_OFF if draft.progress.has_words else UNREACHABLE)
     if isinstance(error, ContextError):
         return tr(str(error))
     if isinstance(error, DiskFullError):

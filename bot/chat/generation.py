@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncGenerator
+import secrets
+from collections.abc import AsyncGenerator, Sequence
 from typing import Any, cast
 
 import structlog
 
-from bot.chat.draft import Draft
-from bot.chat.prompt import Prompt
+from bot.chat.draft import Draft, Plan, RecordedQuestion
+from bot.chat.prompt import build_within
 from bot.chat.question import Question
 from bot.chat.reply_recorder import ReplyRecorder
 from bot.language.texts import mark, tr
@@ -23,7 +24,8 @@ from bot.serving.errors import (
     UnknownModelError,
 )
 from bot.serving.model.control_tokens import neutralise
-from bot.serving.protocol import BaseDescription, ChatDelta, QueuePlace, Sampling
+from bot.serving.protocol import BaseDescription, ChatDelta, ChatMessage, QueuePlace, Sampling
+from storage.config import Config
 from storage.config_sections import ChatConfig
 from storage.errors import StorageError
 from storage.learning.trials import Route
@@ -41,6 +43,8 @@ BUSY_PATIENCE_S = 10.0
 # A place in the queue is worth a message where the wait is this long, and an edit this often.
 SHORTEST_WAIT_S = 2.0
 WAITING_EVERY_S = 4.0
+# Below this much room for a prompt, an answer would know nothing of the question.
+MIN_PROMPT_TOKENS = 64
 
 _log = structlog.get_logger(__name__)
 
@@ -66,15 +70,29 @@ class Generator:
                 draft.renderer.show("\n\n".join(filter(None, (draft.question.quote, tr(LOADING)))))
             await asyncio.sleep(LOADING_POLL_S)
 
-    async def choose_adapter(self, draft: Draft, route: Route, loaded: frozenset[str]) -> None:
-        """Settle who answers: where the other side of a trial isn't loaded, nobody waits for it."""
-        draft.route = route
+    async def settle(self, route: Route, loaded: frozenset[str], reply_id: str) -> Route:
+        """Return who answers: where the other side of a trial isn't loaded, nobody waits for it."""
         if route.diverted and route.adapter_id is not None and route.adapter_id not in loaded:
-            _log.warning("trial.not_loaded", adapter_id=route.adapter_id, reply_id=draft.reply_id)
-            draft.route = Route(route.champion, route.champion)
-        draft.adapter_id = await self.loaded_or_base(draft.route.adapter_id, loaded)
-        if draft.adapter_id != draft.route.adapter_id:
-            draft.route = Route(draft.adapter_id, draft.adapter_id)
+            _log.warning("trial.not_loaded", adapter_id=route.adapter_id, reply_id=reply_id)
+            route = Route(route.champion, route.champion)
+        adapter_id = await self.loaded_or_base(route.adapter_id, loaded)
+        return route if adapter_id == route.adapter_id else Route(adapter_id, adapter_id)
+
+    async def plan(
+        self, question: Question, recorded: RecordedQuestion, base: BaseDescription, route: Route
+    ) -> Plan:
+        """Return how the reply is to be made: its prompt within the model's context, and how it is drawn."""
+        chat = chat_for(self._services.config, question, base)
+        room = (base.context_tokens or self._services.config.model.context_tokens) - chat.max_new_tokens
+        budget = max(MIN_PROMPT_TOKENS, min(chat.context_tokens, room))
+
+        async def count(messages: Sequence[ChatMessage]) -> int:
+            return await self._services.model.count_tokens(model=base.id, messages=list(messages))
+
+        prompt, tokens = await build_within(
+            chat.system_prompt, recorded.turns, budget, count, base.special_tokens
+        )
+        return Plan(base, route.adapter_id, route, prompt, tokens, sampling_of(chat))
 
     async def loaded_or_base(self, champion: str | None, loaded: frozenset[str]) -> str | None:
         """Return the champion once the server has it; the base answers for one that can't be loaded."""
@@ -89,53 +107,54 @@ class Generator:
             return None
         return champion
 
-    async def write(self, draft: Draft, prompt: Prompt, base: BaseDescription, sampling: Sampling) -> None:
+    async def write(self, draft: Draft) -> None:
         """Stream the answer; wait out a full queue, and load an adapter again that the server forgot."""
         for attempt in range(1, BUSY_TRIES + 1):
+            plan = draft.planned()
             try:
-                await self._stream(draft, prompt, base, sampling)
+                await self._stream(draft, plan)
                 return
             except UnknownModelError:
-                if draft.route.diverted:
-                    await self._back_to_champion(draft)
+                if plan.route.diverted:
+                    await self._back_to_champion(draft, plan)
                     continue
-                if attempt == BUSY_TRIES or draft.adapter_id is None:
+                if attempt == BUSY_TRIES or plan.adapter_id is None:
                     raise
-                await self._services.load_adapter(draft.adapter_id)
+                await self._services.load_adapter(plan.adapter_id)
             except ServerBusyError as busy:
                 if attempt == BUSY_TRIES or busy.retry_after_s > BUSY_PATIENCE_S:
                     raise
                 await asyncio.sleep(busy.retry_after_s)
 
-    async def _back_to_champion(self, draft: Draft) -> None:
+    async def _back_to_champion(self, draft: Draft, plan: Plan) -> None:
         """Let the champion write a reply after all: the server lost the other side of a trial."""
-        _log.warning("trial.not_loaded", adapter_id=draft.adapter_id, reply_id=draft.reply_id)
-        draft.route = Route(draft.route.champion, draft.route.champion)
-        draft.adapter_id = draft.route.champion
-        await self._recorder.reroute(draft)
+        _log.warning("trial.not_loaded", adapter_id=plan.adapter_id, reply_id=draft.reply_id)
+        champion = plan.route.champion
+        draft.plan = plan.by(champion, Route(champion, champion))
+        await self._recorder.reroute(draft, draft.plan)
 
-    async def _stream(self, draft: Draft, prompt: Prompt, base: BaseDescription, sampling: Sampling) -> None:
-        loop = asyncio.get_running_loop()
-        draft.requested_at = loop.time()
+    async def _stream(self, draft: Draft, plan: Plan) -> None:
+        loop, progress = asyncio.get_running_loop(), draft.progress
+        progress.requested_at = loop.time()
         deltas = self._services.model.chat_stream(
-            model=draft.adapter_id or base.id,
-            messages=list(prompt.messages),
-            sampling=sampling,
+            model=plan.model,
+            messages=list(plan.prompt.messages),
+            sampling=plan.sampling,
             user=self._services.pseudonym(draft.question.author.user_id),
-            queue_updates=not base.hash.startswith(EXTERNAL),
+            queue_updates=not plan.base.hash.startswith(EXTERNAL),
             deadline_s=REPLY_DEADLINE_S,
         )
         # Closing the generator at once frees the server from a reply that nobody waits for any more.
         async with contextlib.aclosing(cast("AsyncGenerator[ChatDelta, None]", deltas)):
             async for delta in deltas:
-                draft.finish_reason = delta.finish_reason or draft.finish_reason
-                draft.usage = delta.usage or draft.usage
-                if delta.queue is not None and not draft.text:
+                progress.finish_reason = delta.finish_reason or progress.finish_reason
+                progress.usage = delta.usage or progress.usage
+                if delta.queue is not None and not progress.text:
                     _show_place(draft, delta.queue, loop.time())
                 if delta.text:
-                    draft.first_token_at = draft.first_token_at or loop.time()
-                    draft.text += delta.text
-                    if draft.text.strip():
+                    progress.first_token_at = progress.first_token_at or loop.time()
+                    progress.text += delta.text
+                    if progress.has_words:
                         await self._recorder.show_version(draft)
                         draft.renderer.show(draft.shown())
 
@@ -144,18 +163,19 @@ def _show_place(draft: Draft, place: QueuePlace, now: float) -> None:
     """Say how long it will take, where that is worth saying and no reply needs the channel's next turn."""
     if draft.pair is not None:
         return  # the other of the two may have begun already
+    progress = draft.progress
     seconds = max(1, round(place.wait_s))
-    draft.waiting = tr(WAITING if place.ahead else NEXT, ahead=place.ahead, seconds=seconds)
-    shown_at = draft.waiting_shown_at
+    progress.waiting = tr(WAITING if place.ahead else NEXT, ahead=place.ahead, seconds=seconds)
+    shown_at = progress.waiting_shown_at
     due = place.wait_s >= SHORTEST_WAIT_S if shown_at is None else now - shown_at >= WAITING_EVERY_S
     if due and draft.renderer.show_if_free(draft.shown_while_waiting()):
-        draft.waiting_shown_at = now
+        progress.waiting_shown_at = now
 
 
-async def chat_for(services: Services, question: Question, base: BaseDescription) -> ChatConfig:
+def chat_for(config: Config, question: Question, base: BaseDescription) -> ChatConfig:
     """Return how a reply is asked for in the question's place, with room left for the question itself."""
-    found = await services.settings(question.guild_id, question.home_channel_id)
-    context_tokens = base.context_tokens or services.config.model.context_tokens
+    found = question.in_force
+    context_tokens = base.context_tokens or config.model.context_tokens
     persona = found.settings.system_prompt
     changed: dict[str, Any] = {
         # A server's admins are members too: their words can't end a turn either.
@@ -167,15 +187,15 @@ async def chat_for(services: Services, question: Question, base: BaseDescription
         # An admin can't know the model's context: at least half of it is left for what was said.
         length = max(1, min(length, context_tokens // 2))
     changed["max_new_tokens"] = length
-    return services.config.chat.model_copy(update=changed)
+    return config.chat.model_copy(update=changed)
 
 
-def sampling_of(chat: ChatConfig, seed: int) -> Sampling:
-    """Return what the model server is told about one reply."""
+def sampling_of(chat: ChatConfig) -> Sampling:
+    """Return how one reply is drawn, with a seed of its own."""
     return Sampling(
         max_tokens=chat.max_new_tokens,
         temperature=chat.temperature,
         top_p=chat.top_p,
         top_k=chat.top_k,
-        seed=seed,
+        seed=secrets.randbits(31),
     )

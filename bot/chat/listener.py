@@ -24,6 +24,7 @@ from bot.delivery.targets import ChannelSurface, translated
 from bot.errors import DeliveryError
 from bot.language import texts
 from bot.language.texts import mark, tr
+from bot.ui.channel_language import language_of
 from bot.ui.channels import missing_permissions, parent_of
 from storage.admin import blocks
 from storage.admin.settings import InForce
@@ -83,8 +84,7 @@ class MessageListener:
         verdict = await triggers.judge(self._services, arrival)
         if verdict.trigger is None or (edited and verdict.trigger != "mention"):
             return None
-        locale = message.guild.preferred_locale if message.guild else "en"
-        texts.speak(texts.choose(verdict.found.settings.language, locale))
+        texts.speak(language_of(verdict.found, message.guild))
         if missing := missing_permissions(message.channel, message.guild):
             return await self._complaints.missing(
                 message.channel.id, message.author.id, missing, NO_PERMISSION
@@ -128,13 +128,17 @@ class MessageListener:
         seconds = self._limits.wait_s(guild_id, user.id, now_s)
         return Refusal(tr(TOO_FAST, count=per_minute, seconds=seconds), answer == "silence")
 
-    async def refuse_asking(self, interaction: discord.Interaction[Any]) -> str:
+    async def in_force_at(self, interaction: discord.Interaction[Any]) -> InForce:
+        """Return the settings of the channel in which a command or a button was used."""
+        home_channel_id = parent_of(interaction.channel) or interaction.channel_id
+        return await self._services.settings(interaction.guild_id, home_channel_id)
+
+    async def refuse_asking(self, interaction: discord.Interaction[Any], found: InForce) -> str:
         """Say why a member may not have an answer through a command or a button, or nothing."""
         user, guild_id = interaction.user, interaction.guild_id
         if await self._services.database.aread(lambda db: blocks.is_blocked(db, guild_id, user.id)):
             return tr(BLOCKED)
-        home_channel_id = parent_of(interaction.channel) or interaction.channel_id
-        refusal = self.refuse_hurry(guild_id, user, await self._services.settings(guild_id, home_channel_id))
+        refusal = self.refuse_hurry(guild_id, user, found)
         return refusal.sentence if refusal else ""
 
     async def _take(
@@ -147,6 +151,7 @@ class MessageListener:
             self._services,
             message,
             me,
+            verdict.found,
             note="\n".join([*(f"-# {note}" for note in attached.notes), *refers_to.notes]),
             attached_text=attached.text,
             follows=verdict.follows,

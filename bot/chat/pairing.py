@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import random
 
-from bot.chat.draft import Draft, Pair
+from bot.chat.draft import Draft, Pair, Plan
 from bot.chat.question import Question
 from bot.services import Services
+from storage.config_sections import RepliesConfig
 from storage.feedback import side_by_side
 from storage.learning import adapters
 
@@ -19,29 +20,26 @@ from storage.learning import adapters
 _QUIET = 4
 
 
-async def wanted(services: Services, question: Question, in_flight: int) -> bool:
+def wanted(config: RepliesConfig, question: Question, in_flight: int) -> bool:
     """Whether this question gets two candidates: where it asks for them, else by lot.
 
     By lot never in direct messages, or while it is busy. Operators set how often, and places that never do; a
     server's admins can switch it off for themselves.
     """
-    config = services.config.replies
     if question.compared:
         return True
     if question.guild_id is None or in_flight > _QUIET:
         return False
     if {question.guild_id, question.channel_id} & set(config.compare_not_in):
         return False
-    if random.random() >= config.compare:
-        return False
-    return (await services.settings(question.guild_id, question.home_channel_id)).settings.two_answers
+    return question.in_force.settings.two_answers and random.random() < config.compare
 
 
-async def opponent(services: Services, scope: str, base_hash: str, usual: Draft) -> str | None:
+async def opponent(services: Services, scope: str, usual: Plan) -> str | None:
     """Return the adapter that writes the other candidate; None is the base model."""
     if usual.route.diverted:
         return usual.route.champion
-    return await predecessor(services, scope, base_hash, usual.adapter_id)
+    return await predecessor(services, scope, usual.base.hash, usual.adapter_id)
 
 
 async def predecessor(services: Services, scope: str, base_hash: str, champion: str | None) -> str | None:

@@ -11,6 +11,7 @@ import discord
 from bot.chat.content.message_text import flattened, is_forward, names_of
 from bot.services import Person, Services
 from bot.ui.channels import is_public, parent_of
+from storage.admin.settings import InForce
 
 _QUOTED = 300
 
@@ -51,6 +52,7 @@ class Question:
     replies to; ``follows`` says what it goes on with otherwise. ``parent_channel_id`` is the channel that a
     thread hangs on. ``quote`` is shown above the answer where the question isn't ``visible`` in the channel,
     ``note`` below it. ``attached_text`` came in files with the message. ``compared`` asks for two candidates.
+    ``in_force`` are the settings of its place when it was asked: they are read once.
     """
 
     discord_id: int
@@ -59,6 +61,7 @@ class Question:
     public: bool
     author: Person
     text: str
+    in_force: InForce
     parent_discord_id: int | None = None
     quote: str = ""
     note: str = ""
@@ -79,6 +82,7 @@ def from_message(
     services: Services,
     message: discord.Message,
     me: discord.ClientUser,
+    in_force: InForce,
     *,
     note: str = "",
     attached_text: str = "",
@@ -94,6 +98,7 @@ def from_message(
         public=is_public(message.channel),
         author=services.person(message.author),
         text=readable(message, me),
+        in_force=in_force,
         parent_discord_id=reference.message_id if reference is not None else None,
         note=note,
         attached_text=attached_text,

@@ -6,13 +6,13 @@ from dataclasses import dataclass
 
 import structlog
 
-from bot.chat.draft import Again, Asked, Draft
-from bot.chat.prompt import Prompt, Turn
+from bot.chat.draft import Again, Draft, Plan, RecordedQuestion
+from bot.chat.prompt import Turn
 from bot.chat.question import Cited, Follows, Question
 from bot.errors import ContextError
 from bot.language.texts import mark
 from bot.services import Person, Services
-from bot.serving.protocol import BaseDescription, Sampling
+from bot.serving.protocol import BaseDescription
 from storage.chat import channels, context_resets, conversations, members, replies, reply_versions
 from storage.chat.reply_versions import Versions
 from storage.db.clock import now_ms
@@ -32,7 +32,9 @@ class ReplyRecorder:
     def __init__(self, services: Services) -> None:
         self._services = services
 
-    async def question(self, question: Question, base: BaseDescription, again: Again | None = None) -> Asked:
+    async def question(
+        self, question: Question, base: BaseDescription, again: Again | None = None
+    ) -> RecordedQuestion:
         """Store the question below what it answers to, and return everything that its reply needs.
 
         A question that is answered ``again`` is there already.
@@ -49,62 +51,56 @@ class ReplyRecorder:
             lambda db: _record_question(db, question, place, reference)
         )
 
-    async def start(
-        self,
-        draft: Draft,
-        asked: Asked,
-        prompt: Prompt,
-        base: BaseDescription,
-        sampling: Sampling,
-    ) -> None:
+    async def start(self, draft: Draft, recorded: RecordedQuestion, plan: Plan) -> None:
         """Store the reply's row, stamped with all that will produce it."""
+        sampling = plan.sampling.as_json()
 
-        def work(db: Connection) -> replies.Reply:
-            reply = replies.start(
+        def work(db: Connection) -> None:
+            replies.start(
                 db,
                 reply_id=draft.reply_id,
-                prompt_message_id=asked.message_id,
-                scope=asked.scope,
-                adapter_id=draft.adapter_id,
-                base_hash=base.hash,
-                prompt=[message.as_json() for message in prompt.messages],
-                seed=sampling.seed or 0,
-                sampling={name: value for name, value in sampling.as_json().items() if name != "seed"},
+                prompt_message_id=recorded.message_id,
+                scope=recorded.scope,
+                adapter_id=plan.adapter_id,
+                base_hash=plan.base.hash,
+                prompt=[message.as_json() for message in plan.prompt.messages],
+                seed=plan.sampling.seed or 0,
+                sampling={name: value for name, value in sampling.items() if name != "seed"},
                 asker_id=draft.question.author.user_id,
-                context=asked.turn_ids[prompt.dropped_turns :],
+                context=recorded.turn_ids[plan.prompt.dropped_turns :],
                 permission_reference=self._services.permission_reference,
             )
-            trials.note(db, reply.id, draft.route)
+            trials.note(db, draft.reply_id, plan.route)
             _add_parts(db, draft)
-            return reply
 
-        draft.reply = await self._services.database.awrite(work)
+        await self._services.database.awrite(work)
+        draft.progress.stored = True
 
-    async def reroute(self, draft: Draft) -> None:
+    async def reroute(self, draft: Draft, plan: Plan) -> None:
         """Stamp a reply that has begun with another adapter than its row says, and where it counts now."""
 
         def work(db: Connection) -> None:
-            replies.reassign(db, draft.reply_id, draft.adapter_id)
-            trials.note(db, draft.reply_id, draft.route)
+            replies.reassign(db, draft.reply_id, plan.adapter_id)
+            trials.note(db, draft.reply_id, plan.route)
 
         await self._services.database.awrite(work)
 
     async def show_version(self, draft: Draft) -> None:
         """Make the version that is being written the one that people see and rate."""
-        again = draft.again
-        if again is None or draft.reply is None or draft.versions is not None:
+        again, progress = draft.again, draft.progress
+        if again is None or not progress.stored or progress.versions is not None:
             return
 
         def work(db: Connection) -> Versions:
             reply_versions.add(db, draft.reply_id, beside=again.reply_id)
             return reply_versions.show(db, draft.reply_id)
 
-        draft.versions = await self._services.database.awrite(work)
+        progress.versions = await self._services.database.awrite(work)
 
     async def part(self, draft: Draft, message_id: int, position: int) -> None:
         """Tie one Discord message to the reply, so that a rating on it counts."""
-        draft.parts.append((message_id, position))
-        if draft.reply is None:
+        draft.progress.parts.append((message_id, position))
+        if not draft.progress.stored:
             return
         try:
             await self._services.database.awrite(lambda db: _add_parts(db, draft))
@@ -113,7 +109,7 @@ class ReplyRecorder:
 
     async def withdrawn(self, draft: Draft, message_id: int) -> None:
         """Forget a Discord message that the reply turned out not to need."""
-        draft.parts = [part for part in draft.parts if part[0] != message_id]
+        draft.progress.parts = [part for part in draft.progress.parts if part[0] != message_id]
         await self._services.database.awrite(lambda db: replies.drop_part(db, message_id))
 
     async def end(
@@ -129,13 +125,15 @@ class ReplyRecorder:
 
         What is still to be delivered stays open, with its whole text, until `settle`; a start delivers it.
         """
-        usage = draft.usage
+        progress, plan = draft.progress, draft.plan
+        usage = progress.usage
+        planned_tokens = plan.prompt_tokens if plan else None
         figures = {
-            "prompt_tokens": usage.prompt_tokens if usage else draft.prompt_tokens,
+            "prompt_tokens": usage.prompt_tokens if usage else planned_tokens,
             "completion_tokens": usage.completion_tokens if usage else None,
-            "queue_ms": draft.ms(draft.started_at, draft.requested_at),
-            "first_token_ms": draft.ms(draft.started_at, draft.first_token_at),
-            "duration_ms": draft.ms(draft.started_at, now),
+            "queue_ms": progress.ms_until(progress.requested_at),
+            "first_token_ms": progress.ms_until(progress.first_token_at),
+            "duration_ms": progress.ms_until(now),
         }
 
         def work(db: Connection) -> None:
@@ -143,14 +141,14 @@ class ReplyRecorder:
             replies.finish(
                 db,
                 draft.reply_id,
-                content=draft.text.strip(),
+                content=progress.text.strip(),
                 status=status if delivered else "streaming",
-                finish_reason=draft.finish_reason,
+                finish_reason=progress.finish_reason,
                 error=error,
                 **figures,
             )
 
-        if draft.reply is not None:
+        if progress.stored:
             try:
                 await self._services.database.awrite(work)
             except Exception:  # Whatever storage says, the text must still be delivered.
@@ -159,7 +157,7 @@ class ReplyRecorder:
             "reply",
             reply_id=draft.reply_id,
             status=status,
-            adapter_id=draft.adapter_id,
+            adapter_id=plan.adapter_id if plan else None,
             channel_id=draft.question.channel_id,
             error=error,
             **figures,
@@ -167,7 +165,7 @@ class ReplyRecorder:
 
     async def settle(self, draft: Draft, status: replies.Status, error: str | None = None) -> None:
         """Store that a reply stands in its channel as it is stored, or can't."""
-        if draft.reply is None:
+        if not draft.progress.stored:
             return
         try:
             await self._services.database.awrite(lambda db: replies.settle(db, draft.reply_id, status, error))
@@ -176,7 +174,7 @@ class ReplyRecorder:
 
 
 def _add_parts(db: Connection, draft: Draft) -> None:
-    for message_id, position in draft.parts:
+    for message_id, position in draft.progress.parts:
         replies.add_part(db, draft.reply_id, message_id, draft.question.channel_id, position)
 
 
@@ -189,7 +187,9 @@ class _Place:
     left_out: tuple[int, ...]
 
 
-def _record_question(db: Connection, question: Question, place: _Place, permission_reference: str) -> Asked:
+def _record_question(
+    db: Connection, question: Question, place: _Place, permission_reference: str
+) -> RecordedQuestion:
     question.author.ensure(db)
     parent_id, conversation_id = _parent(db, question, place.scope, permission_reference)
     message_id = conversations.add_message(
@@ -216,7 +216,7 @@ def _record_question(db: Connection, question: Question, place: _Place, permissi
     return _asked(db, question, message_id, parent_id, place)
 
 
-def _asked_again(db: Connection, question: Question, message_id: int, place: _Place) -> Asked:
+def _asked_again(db: Connection, question: Question, message_id: int, place: _Place) -> RecordedQuestion:
     asked = conversations.get_message(db, message_id)
     if asked is None or asked.deleted_ms is not None or not asked.words.strip():
         raise ContextError(mark("The question was deleted, so I can't answer it again."))
@@ -225,10 +225,10 @@ def _asked_again(db: Connection, question: Question, message_id: int, place: _Pl
 
 def _asked(
     db: Connection, question: Question, message_id: int, parent_id: int | None, place: _Place
-) -> Asked:
+) -> RecordedQuestion:
     """Return a recorded question with what was said above it, and who answers."""
     chain = _context(db, question, message_id)
-    return Asked(
+    return RecordedQuestion(
         conversation_id=chain[-1].conversation_id,
         message_id=message_id,
         scope=place.scope,

@@ -29,6 +29,7 @@ from bot.language.texts import mark, speaking, tr
 from bot.ui.channel_language import language_in
 from bot.ui.interactions import Interaction, say
 from storage.admin import audit
+from storage.admin.settings import InForce
 from storage.chat import replies, reply_versions
 from storage.db.database import Connection
 from storage.feedback import ratings, side_by_side
@@ -96,13 +97,15 @@ class ReplyActions:
         await _acknowledge(interaction)
         known = await self.known(reply_id)
         # Nothing is awaited between the last look and taking the slot: a double click writes one version.
-        refusal = await self._listener.refuse_asking(interaction) or self._no_regenerating(interaction, known)
+        found = await self._listener.in_force_at(interaction)
+        refusal = await self._listener.refuse_asking(interaction, found)
+        refusal = refusal or self._no_regenerating(interaction, known)
         if known is None or refusal:
             return await say(interaction, refusal)
         slot = known.versions.first_id
         self._changing.add(slot)
         try:
-            sentence = await self._write_again(known)
+            sentence = await self._write_again(known, found)
         finally:
             self._changing.discard(slot)
         if sentence or _from_menu(interaction):
@@ -126,7 +129,7 @@ class ReplyActions:
         )
         return next((tr(sentence, total=total) for refused, sentence in refusals if refused), "")
 
-    async def _write_again(self, known: Known) -> str:
+    async def _write_again(self, known: Known, in_force: InForce) -> str:
         """Write another version; return what went wrong, if nothing came of it."""
         shown = await self.known(known.versions.shown_id) or known
         again = Again(
@@ -139,12 +142,12 @@ class ReplyActions:
         )
         channel = self._client.get_partial_messageable(shown.parts[0].channel_id)
         with speaking(await language_in(self._services, self._client, channel.id)):
-            task = self._answerer.start(shown.question(), WrittenSurface(channel), again=again)
+            task = self._answerer.start(shown.question(in_force), WrittenSurface(channel), again=again)
         if task is None:
             return tr(RESTARTING)
         draft = await task
         _log.info("reply.regenerated", reply_id=draft.reply_id, beside=again.reply_id, kept=draft.fell_back)
-        return _fallen_back(draft) if draft.delivered else tr(UNDELIVERED)
+        return _fallen_back(draft) if draft.progress.delivered else tr(UNDELIVERED)
 
     async def stop(self, interaction: Interaction, reply_id: str, message_id: int = 0) -> None:
         """End a reply that is being written; what is there stays."""
@@ -351,4 +354,4 @@ def _fallen_back(draft: Draft) -> str:
     """Return why an earlier version stays: the draft's last note, without its small print."""
     if not draft.fell_back:
         return ""
-    return draft.notes[-1].removeprefix("-# ") if draft.notes else tr("Nothing came of it.")
+    return draft.progress.notes[-1].removeprefix("-# ") if draft.progress.notes else tr("Nothing came of it.")

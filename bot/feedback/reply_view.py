@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from bot.chat.question import Question, quoted
 from bot.language.texts import mark, tr
 from bot.services import Person
+from storage.admin.settings import InForce
 from storage.chat import conversations, members, replies, reply_versions
 from storage.chat.conversations import Conversation, Message
 from storage.chat.replies import Part, Reply
@@ -52,7 +53,7 @@ class Known:
         """The question, where no message shows it."""
         return quoted(self.asked.content) if self.asked.visible is False and self.asked.content else ""
 
-    def question(self) -> Question:
+    def question(self, in_force: InForce) -> Question:
         """Return the question once more, as it stands today."""
         asker = self.asker
         return Question(
@@ -67,6 +68,7 @@ class Known:
                 asker.simulated if asker else False,
             ),
             text=self.asked.content,
+            in_force=in_force,
             quote=self.quote,
             visible=self.asked.visible is not False,
             attached_text=self.asked.attached_text,

@@ -168,7 +168,7 @@ class TastingHost:
             return await self._over(tasting, channel, progress)
         if progress.asked == 1:
             await self._say(channel, _beginning(tasting, found))
-        question = self._question(tasting, channel, prompt, discord_id, progress.asked)
+        question = self._question(tasting, channel, found, prompt, discord_id, progress.asked)
         task = self._answerer.start(question, ChannelSurface(channel), channel.typing())
         answered = task is not None and await self._answered(await asyncio.shield(task))
         _log.info("tasting.asked", tasting_id=tasting.id, number=progress.asked, answered=answered)
@@ -179,7 +179,13 @@ class TastingHost:
         return None
 
     def _question(
-        self, tasting: Tasting, channel: Place, prompt: BankPrompt, discord_id: int, number: int
+        self,
+        tasting: Tasting,
+        channel: Place,
+        found: InForce,
+        prompt: BankPrompt,
+        discord_id: int,
+        number: int,
     ) -> Question:
         # In the playground nothing is anybody's in earnest, and its rows must go on saying so.
         source = "playground" if self._services.playground else members.OPERATOR_SOURCE
@@ -190,6 +196,7 @@ class TastingHost:
             public=is_public(channel),
             author=Person(members.OPERATOR_ID, members.OPERATOR_NAME, source),
             text=prompt.text,
+            in_force=found,
             quote=quoted(prompt.text),
             note=tr(COUNTED, number=number, count=tasting.wanted),
             visible=False,
@@ -199,7 +206,7 @@ class TastingHost:
 
     async def _answered(self, draft: Draft) -> bool:
         reply = await self._services.database.aread(lambda db: replies.get(db, draft.reply_id))
-        return reply is not None and reply.status in ("complete", "stopped") and draft.delivered
+        return reply is not None and reply.status in ("complete", "stopped") and draft.progress.delivered
 
     async def _over(self, tasting: Tasting, channel: Place, progress: Progress) -> None:
         if await self._services.database.awrite(lambda db: tastings.end(db, tasting.id, "done")):

@@ -7,6 +7,7 @@ import discord
 from bot.language import texts
 from bot.services import Services
 from bot.ui.channels import parent_of
+from storage.admin.settings import InForce
 
 
 async def language_in(services: Services, client: discord.Client, channel_id: int) -> str:
@@ -14,5 +15,9 @@ async def language_in(services: Services, client: discord.Client, channel_id: in
     channel = client.get_channel(channel_id)
     guild = getattr(channel, "guild", None)
     home_channel_id = parent_of(channel) or channel_id
-    found = await services.settings(guild.id if guild else None, home_channel_id)
-    return texts.choose(found.settings.language, guild.preferred_locale if guild else "en")
+    return language_of(await services.settings(guild.id if guild else None, home_channel_id), guild)
+
+
+def language_of(in_force: InForce, guild: discord.Guild | None) -> str:
+    """Return the same where the channel's settings are read already."""
+    return texts.choose(in_force.settings.language, guild.preferred_locale if guild else "en")

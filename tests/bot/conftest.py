@@ -16,6 +16,8 @@ from bot.learning.run_progress import ProgressReporter
 from bot.learning.tasting_host import TastingHost
 from bot.services import Services
 from bot.serving.client import ModelClient
+from storage.admin import settings as settings_of
+from storage.admin.settings import InForce
 from storage.chat import replies
 from storage.config import Config, load_config
 from storage.db.database import Database
@@ -26,6 +28,11 @@ def make_config(home: Path, toml: str = "") -> Config:
     path = home / "strop.toml"
     path.write_text(toml)
     return load_config(path, {"STROP_HOME": str(home), "DISCORD_TOKEN": "test"})
+
+
+def in_force(services: Services) -> InForce:
+    """What strop.toml says, where nobody has set anything."""
+    return services.database.read(lambda db: settings_of.in_force(db, services.config, None, None))
 
 
 @pytest.fixture

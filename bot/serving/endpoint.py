@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import aiohttp
 
@@ -14,6 +15,7 @@ from bot.serving.errors import ServerUnavailableError
 from bot.serving.protocol import SECRET_HEADER
 
 SERVER_FILE = "server.json"
+VLLM = "vllm"
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,6 +25,9 @@ class Endpoint:
     base_url: str
     secret: str | None = None
     api_key: str | None = None
+    # What a vLLM that our process started can't say of itself.
+    engine: str = ""
+    described: Mapping[str, Any] | None = None
 
 
 @contextmanager
@@ -86,6 +91,10 @@ def read_endpoint(run_dir: Path, api_key: str | None) -> Endpoint | None:
     """Read ``server.json``; None while no server has written it."""
     try:
         value = json.loads((run_dir / SERVER_FILE).read_text(encoding="utf-8"))
-        return Endpoint(trim(str(value["base_url"])), str(value["secret"]), api_key)
+        secret, engine, base = str(value["secret"]), str(value.get("engine", "")), value.get("base")
+        if engine == VLLM:
+            # vLLM knows one key and no secret.
+            api_key = api_key or secret
+        return Endpoint(trim(str(value["base_url"])), secret, api_key, engine, base)
     except (OSError, ValueError, KeyError, TypeError):
         return None

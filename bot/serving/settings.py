@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 from pathlib import Path
+from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -24,6 +25,8 @@ class Settings(BaseModel):
     host: str = "127.0.0.1"
     port: int = Field(default=8601, ge=0, le=65535)
     api_key: str | None = None
+    engine: Literal["auto", "strop", "vllm"] = "auto"
+    lora_rank: int = Field(default=16, ge=1, le=4096)
     models_dir: Path
     adapters_dir: Path
     run_dir: Path

@@ -93,6 +93,34 @@ def prepare_source(source: BaseSource, *, device: str, models_dir: Path, progres
     return folder
 
 
+def prepare_plain(source: BaseSource, prepared: Path, *, device: str, progress: Progress) -> Path:
+    """Return a folder with the base in 16 bits, for engines that can't read its 4-bit form.
+
+    A hub's or a folder's own files will do; a GGUF file is written out once, beside its ``prepared`` form.
+    """
+    if source.kind == "hub":
+        source = download(source, device=device, progress=progress)
+    if source.kind != "gguf" and source.path is not None:
+        return source.path
+    folder = prepared.with_name(f"{prepared.name}-bfloat16")
+    if folder.is_dir():
+        return folder
+    progress(Message("Writing {model} in 16 bits (once).", model=source.id))
+    work = Path(tempfile.mkdtemp(prefix=".new-", dir=folder.parent))
+    try:
+        done = work / "base"
+        _load_plain(source, _read_config(source)).save_pretrained(done)
+        _read_tokenizer(source).save_pretrained(done)
+        _flush(done)
+        done.rename(folder)
+        _flush_folder(folder.parent)
+    except OSError as error:
+        raise BaseRefusedError(f"The 16-bit base cannot be written to {folder}: {error}.") from error
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+    return folder
+
+
 def _complete_info(folder: Path, info: BaseInfo, sources: dict[str, str]) -> None:
     """Add to a base that an earlier version prepared what that version did not write."""
     if not info.content:
@@ -218,17 +246,23 @@ def _check_architecture(source: BaseSource, config: PretrainedConfig) -> Paramet
     return ParameterCounts(linear, sum(p.numel() for p in model.parameters()) - linear)
 
 
-def _load_in_4bit(source: BaseSource, config: PretrainedConfig, work: Path, device: str) -> Any:
+def _load_plain(source: BaseSource, config: PretrainedConfig) -> Any:
+    """Load a GGUF file as a plain bfloat16 model."""
     place, options = _location(source)
+    return AutoModelForCausalLM.from_pretrained(
+        place,
+        config=config,  # reading it again takes seconds: the reader parses the whole vocabulary
+        dtype=torch.bfloat16,
+        quantization_config=GgufConfig(dequantize=True),
+        **options,
+    )
+
+
+def _load_in_4bit(source: BaseSource, config: PretrainedConfig, work: Path, device: str) -> Any:
+    place, _ = _location(source)
     if source.kind == "gguf":
         # A GGUF file cannot be read and quantized in one step: it goes through a plain bfloat16 copy.
-        plain = AutoModelForCausalLM.from_pretrained(
-            place,
-            config=config,  # reading it again takes seconds: the reader parses the whole vocabulary
-            dtype=torch.bfloat16,
-            quantization_config=GgufConfig(dequantize=True),
-            **options,
-        )
+        plain = _load_plain(source, config)
         place = work / "plain"
         plain.save_pretrained(place)
         del plain

@@ -1,0 +1,57 @@
+"""What vLLM needs before it starts: a base in bfloat16, in 4 bits for the trainer, and its description."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from transformers import AutoTokenizer
+
+from bot.serving.messages import Message
+from bot.serving.model.chat_template import ChatTemplate, control_strings
+from bot.serving.model.identity import BFLOAT16
+from bot.serving.model.loading import read_info, resolve_device
+from bot.serving.model.quantize import prepare_plain, prepare_source
+from bot.serving.model.sources import resolve
+from bot.serving.protocol import BaseDescription
+from bot.serving.settings import Settings
+
+
+@dataclass(frozen=True, slots=True)
+class PreparedBase:
+    """A base on disk in both forms."""
+
+    weights: Path
+    description: BaseDescription
+
+
+def prepare(settings: Settings, progress: Callable[[Message], None]) -> PreparedBase:
+    """Prepare the configured base; blocks for minutes the first time.
+
+    The hash is that of the 4-bit form, under which champions are kept; the precision says what multiplies.
+
+    Raises:
+        BaseRefusedError: it can't be had, or doesn't fit.
+    """
+    device = resolve_device(settings.device)
+    source = resolve(settings.base, settings.revision, has_gpu=device.startswith("cuda"))
+    folder = prepare_source(source, device=device, models_dir=settings.models_dir, progress=progress)
+    weights = prepare_plain(source, folder, device=device, progress=progress)
+    info = read_info(folder)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    description = BaseDescription(
+        id=info.id,
+        source=info.source,
+        hash=info.hash,
+        chat_template_hash=info.chat_template_hash,
+        folder=str(folder.resolve()),
+        context_tokens=min(settings.context_tokens, info.context_tokens),
+        device=device,
+        execution="vllm",
+        special_tokens=control_strings(tokenizer),
+        capabilities=ChatTemplate(tokenizer).capabilities,
+        identity=info.identity,
+        precision=BFLOAT16,
+    )
+    return PreparedBase(weights, description)

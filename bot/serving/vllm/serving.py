@@ -1,0 +1,75 @@
+"""Serve with vLLM: prepare the base, say where vLLM will listen, keep it alive until the signal."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import socket
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import structlog
+
+from bot.serving.settings import Settings
+from bot.serving.vllm.child import VllmChild
+from bot.serving.vllm.flags import launch
+
+log = structlog.get_logger(__name__)
+
+LOG_FILE = "vllm.log"
+
+
+async def serve(
+    settings: Settings,
+    *,
+    python: Path,
+    secret: str,
+    stopping: asyncio.Event,
+    environment: Mapping[str, str],
+    announce: Callable[[int, dict[str, Any]], None],
+) -> None:
+    """Run vLLM until ``stopping`` is set.
+
+    ``announce`` writes the address for clients: at first without a base, then with it.
+
+    Raises:
+        BaseRefusedError: the base can't be had, or doesn't fit.
+        ServerStartError: vLLM does not start, or can't be given what is configured.
+    """
+    port = settings.port or _free_port()
+    announce(port, {"engine": "vllm", "base": None})
+    prepared = await asyncio.to_thread(_prepare, settings)
+    key = settings.api_key or secret
+    child = VllmChild(
+        launch(
+            settings,
+            python=python,
+            weights=prepared.weights,
+            base=prepared.description,
+            port=port,
+            secret=key,
+            environment=environment,
+        ),
+        base_url=f"http://127.0.0.1:{port}",
+        log_file=settings.run_dir / LOG_FILE,
+    )
+    announce(port, {"engine": "vllm", "base": dataclasses.asdict(prepared.description)})
+    running = asyncio.create_task(child.run())
+    waiting = asyncio.create_task(stopping.wait())
+    await asyncio.wait((running, waiting), return_when=asyncio.FIRST_COMPLETED)
+    waiting.cancel()
+    child.stop()
+    await running
+
+
+def _prepare(settings: Settings) -> Any:
+    from bot.serving.vllm.preparing import prepare
+
+    return prepare(settings, lambda detail: log.info("loading", detail=detail))
+
+
+def _free_port() -> int:
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        return int(found.getsockname()[1])

@@ -1,0 +1,92 @@
+"""vLLM gets the flags that the loop needs, and nothing that opens it further than to this machine."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from bot.serving.errors import ServerStartError
+from bot.serving.model.capabilities import BaseCapabilities
+from bot.serving.protocol import BaseDescription
+from bot.serving.settings import Settings
+from bot.serving.vllm.flags import Launch, launch, supported_rank
+
+
+def started(device: str = "cpu", *, thinking_switch: str = "", **changes: Any) -> Launch:
+    settings = Settings(
+        models_dir=Path("m"), adapters_dir=Path("a"), run_dir=Path("r"), **{"lora_rank": 16, **changes}
+    )
+    base = BaseDescription(
+        "owner/base",
+        hash="b" * 64,
+        chat_template_hash="c" * 64,
+        context_tokens=2048,
+        device=device,
+        capabilities=BaseCapabilities(thinking_switch=thinking_switch),
+    )
+    return launch(
+        settings,
+        python=Path("/venv/bin/python"),
+        weights=Path("/models/base"),
+        base=base,
+        port=8601,
+        secret="s3cret",
+        environment={"PATH": "/bin", "DISCORD_TOKEN": "token", "VLLM_SERVER_DEV_MODE": "1"},
+    )
+
+
+def flag(started: Launch, name: str) -> str:
+    return started.argv[started.argv.index(name) + 1]
+
+
+def test_adapters_priorities_and_length_are_as_configured() -> None:
+    found = started(slots=6, lora_rank=20)
+    assert found.argv[0] == "/venv/bin/python"
+    assert (flag(found, "--model"), flag(found, "--served-model-name")) == ("/models/base", "owner/base")
+    assert (flag(found, "--max-lora-rank"), flag(found, "--max-num-seqs")) == ("32", "6")
+    assert (flag(found, "--scheduling-policy"), flag(found, "--max-model-len")) == ("priority", "2048")
+    assert "--enable-lora" in found.argv
+
+
+def test_only_this_machine_reaches_it_and_no_secret_is_on_its_command_line() -> None:
+    found = started()
+    assert flag(found, "--host") == "127.0.0.1"
+    assert found.env["VLLM_API_KEY"] == "s3cret"
+    assert not any("s3cret" in argument for argument in found.argv)
+    assert not {"DISCORD_TOKEN", "VLLM_SERVER_DEV_MODE"} & set(found.env)
+    assert found.env["PATH"] == "/bin"
+    with pytest.raises(ServerStartError, match="a proxy with an allow-list"):
+        started(host="0.0.0.0", api_key="k" * 20)
+
+
+def test_the_resolver_is_told_whose_adapters_may_be_served() -> None:
+    env = started().env
+    assert (env["VLLM_PLUGINS"], env["VLLM_ALLOW_RUNTIME_LORA_UPDATING"]) == ("strop_resolver", "1")
+    assert env["STROP_ADAPTERS_DIR"] == str(Path("a").resolve())
+    assert (env["STROP_BASE_HASH"], env["STROP_CHAT_TEMPLATE_HASH"]) == ("b" * 64, "c" * 64)
+
+
+def test_thinking_is_switched_off_where_the_template_knows_how() -> None:
+    assert json.loads(flag(started(thinking_switch="enable_thinking"), "--default-chat-template-kwargs")) == {
+        "enable_thinking": False
+    }
+    assert "--default-chat-template-kwargs" not in started().argv
+
+
+def test_a_gpu_shares_its_memory_and_a_cpu_needs_no_graphs() -> None:
+    assert "--gpu-memory-utilization" in started("cuda").argv
+    assert "--enforce-eager" not in started("cuda").argv
+    assert "--enforce-eager" in started("cpu").argv
+    assert started("cpu", threads=3).env["OMP_NUM_THREADS"] == "3"
+    assert "OMP_NUM_THREADS" not in started("cuda").env
+
+
+@pytest.mark.parametrize(("rank", "taken"), [(1, 1), (2, 8), (8, 8), (16, 16), (17, 32), (512, 512)])
+def test_a_rank_that_vllm_has_no_kernel_for_gets_the_next_one(rank: int, taken: int) -> None:
+    assert supported_rank(rank) == taken
+
+
+def test_a_rank_beyond_all_is_refused() -> None:
+    with pytest.raises(ServerStartError, match="up to rank 512"):
+        supported_rank(513)

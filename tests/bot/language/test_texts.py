@@ -51,7 +51,6 @@ NOT_SAID = {
     "client.py": {"Feature", "no  was added"},
     "chat/answerer.py": {
         "a member stopped it",
-        "not delivered: ",
         "its companion stands alone",
         "the bot was stopped",
         "too many replies in flight",

@@ -285,9 +285,10 @@ def test_a_backup_that_can_not_be_looked_into_is_named(database: Database, home:
 AS_NOBODY = """
 import os, sys
 from pathlib import Path
-os.setgid(65534), os.setuid(65534)
 from storage.db.database import Database
 from storage.privacy import backup_erasure, erasure, file_scrubbing
+# After the imports: the packages need not be readable for the other user.
+os.setgid(65534), os.setuid(65534)
 home = Path(sys.argv[1])
 with Database.open(home / "strop.db") as database:
     file_scrubbing.complete(database, home, database.write(lambda db: erasure.erase_member(db, 1, "1")))
@@ -313,9 +314,8 @@ def test_a_backup_of_another_user_is_named_instead_of_being_passed_over(
     done = subprocess.run(
         [sys.executable, "-c", AS_NOBODY, str(home)], cwd=ROOT, capture_output=True, text=True, check=False
     )
-    if "ModuleNotFoundError" in done.stderr or "Permission denied: '/" in done.stderr:
-        pytest.skip("the packages themselves are not readable for another user here")
-    assert done.stdout.splitlines() == ["monday its files belong to another user"], done.stderr
+    *_, left = done.stdout.splitlines() or [done.stderr]
+    assert left == "monday its files belong to another user"
     assert words_in(home / "backups" / "tuesday") == 0
 
 

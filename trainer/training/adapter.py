@@ -23,7 +23,7 @@ def add_adapter(model: nn.Module, settings: TrainerConfig) -> PeftModel:
     """Put a fresh LoRA adapter with float32 weights on every linear layer but the output head.
 
     Beside a bfloat16 base it multiplies in bfloat16, as it will be served; PEFT would keep a float32 copy of
-    every layer's input for it, 30 % of all that a backward pass needs (EXPERIMENTS, 19).
+    every layer's input for it, 30 % of all that a backward pass needs (EXPERIMENTS, 20).
     """
     torch.manual_seed(settings.seed)
     config = LoraConfig(

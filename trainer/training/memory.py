@@ -2,7 +2,7 @@
 
 What a layer keeps for its backward pass follows from its widths; that the sums are right is tested by
 counting every live tensor of a step on fake tensors (`tests/trainer/training/test_memory.py`). What the
-allocators take beside it was measured on a CPU and is a guess on a GPU (`EXPERIMENTS.md`, 19).
+allocators take beside it was measured on a CPU and is a guess on a GPU (`EXPERIMENTS.md`, 20).
 """
 
 from __future__ import annotations

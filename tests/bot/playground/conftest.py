@@ -45,7 +45,11 @@ Connect = Callable[..., Awaitable[Recorder]]
 
 @asynccontextmanager
 async def connected(client: discord.Client, playground: Playground) -> AsyncIterator[discord.Client]:
-    """Run a client against the playground until the block ends; it is ready inside."""
+    """Run a client against the playground until the block ends; it is ready inside.
+
+    Afterwards other tests find discord.py's own addresses again.
+    """
+    own = Route.BASE, DiscordWebSocket.DEFAULT_GATEWAY
     Route.BASE = playground.api_url
     DiscordWebSocket.DEFAULT_GATEWAY = yarl.URL(playground.gateway_url)
     await client.login(playground.token)
@@ -62,6 +66,7 @@ async def connected(client: discord.Client, playground: Playground) -> AsyncIter
         await client.close()
         running.cancel()
         await asyncio.gather(running, return_exceptions=True)
+        Route.BASE, DiscordWebSocket.DEFAULT_GATEWAY = own
 
 
 @pytest.fixture(autouse=True)

@@ -221,7 +221,8 @@ def test_where_members_only_like_the_base_says_what_is_usual_and_replies_are_ran
     assert usual
     assert all(answer.text != answers[0].text for answers in usual for answer in answers[1:])
     assert ended.metrics["training"]["objective"] == "sft_ranked"
-    assert ranking.read(folder / ranking.file_of(1))
+    # They were ranked; of a random model's own all may fit any question, which is nothing to learn from.
+    assert ranking.read(folder / ranking.file_of(1)) is not None
     assert ended.outcome in ("votes", "refused"), "without dislikes nothing proves it better offline"
 
 

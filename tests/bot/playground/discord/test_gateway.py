@@ -135,6 +135,13 @@ async def test_an_invalid_session_makes_the_client_identify_anew(
     assert (await heard(client)).id == sent
 
 
+async def test_a_client_that_left_leaves_discords_own_addresses_behind(playground: Playground) -> None:
+    own = discord.http.Route.BASE
+    async with connected(Recorder(), playground):
+        assert own != discord.http.Route.BASE == playground.api_url
+    assert own == discord.http.Route.BASE
+
+
 async def test_a_wrong_token_ends_with_a_login_failure(playground: Playground) -> None:
     with pytest.raises(discord.LoginFailure):
         discord.http.Route.BASE = playground.api_url

@@ -23,9 +23,7 @@ class ImportFile:
     source: reading.Source
     format: str
     title: str
-    columns: Mapping[str, str]
-    rating_up: Collection[str]
-    rating_down: Collection[str]
+    reader: Callable[[], Callable[[Record], Iterator[Example | Unusable]]]
 
     def examples(self) -> Iterator[Example | Unusable]:
         """Read the file from its beginning. Raises ImportFileError at a record that can't be read."""
@@ -40,18 +38,10 @@ class ImportFile:
             raise ImportFileError(f"{self.source.path} can't be read: {error.strerror}.") from error
 
     def _found(self) -> Iterator[Example | Unusable]:
-        read: Callable[[Record], Iterator[Example | Unusable]]
-        if self.format == "discord":
-            read = discord_export.DiscordExport(self.rating_up, self.rating_down).read
-        elif self.columns:
-            read = formats.columns_reader(**self.columns)
-        else:
-            read = formats.recognise(self._first()).read
+        # A new reader for each reading: that of a channel's export remembers what it has seen.
+        read = self.reader()
         for record in reading.records(self.source):
             yield from read(record)
-
-    def _first(self) -> object:
-        return next(reading.records(self.source)).value
 
 
 def recognise(
@@ -66,11 +56,14 @@ def recognise(
     source = reading.open_source(path, encoding)
     outline = reading.outline(source)
     if discord_export.matches(outline):
-        name, title = "discord", DISCORD_TITLE
-    elif columns:
-        name, title = "columns", "a table with columns"
-    else:
-        first = next(reading.records(source)).value
-        found = formats.recognise(first)
-        name, title = found.name, found.title
-    return ImportFile(source, name, title, columns or {}, rating_up, rating_down)
+        return ImportFile(
+            source,
+            "discord",
+            DISCORD_TITLE,
+            lambda: discord_export.DiscordExport(rating_up, rating_down).read,
+        )
+    if columns:
+        named = formats.columns_reader(**columns)
+        return ImportFile(source, "columns", "a table with columns", lambda: named)
+    known = formats.recognise(next(reading.records(source)).value)
+    return ImportFile(source, known.name, known.title, lambda: known.read)

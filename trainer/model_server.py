@@ -111,11 +111,10 @@ async def retry_while_unavailable(ask: Callable[[], Awaitable[T]], patience_s: f
 async def served_base(client: ModelClient, config: Config) -> BaseDescription:
     """Return the served base.
 
-    Raises ServerUnavailableError while it is loading, EvaluationError where it isn't the configured one.
+    Raises as `Health.require_ready` while it is loading, EvaluationError where it isn't the configured one.
     """
     health = await client.health()
-    if health.status != "ok":
-        raise ServerUnavailableError(health.detail or "the model is still loading")
+    health.require_ready()
     identity = health.base.identity if health.base else None
     if config.server.base_url and identity is not None:
         other = served_instead(identity, config.model.base, config.model.revision)

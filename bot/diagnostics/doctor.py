@@ -111,11 +111,13 @@ async def _serving_now(config: Config) -> list[Check]:
             health = await client.health()
     except ServingError:
         return []
-    if health.status != "ok" or health.base is None:
-        return [note("answering", health.detail or "the model is still loading")]
-    if health.base.stands_in_for:
+    try:
+        base = health.require_base()
+    except ServingError as error:
+        return [note("answering", str(error))]
+    if base.stands_in_for:
         return [problem("answering", health.detail, "mend what it says, then start Strop again")]
-    return [ok("answering", f"{health.base.id}: {health.base.capabilities.sentence()}")]
+    return [ok("answering", f"{base.id}: {base.capabilities.sentence()}")]
 
 
 def _bundled_model() -> Check:

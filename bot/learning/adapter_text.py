@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from datetime import UTC, datetime
-from typing import Any
 
 from bot.language.names import short_adapter_name
 from bot.language.texts import mark, number, tr
 from storage.learning.adapters import Promotion
+from storage.learning.evaluations import Headline
 from storage.learning.lineage import Life
 
 _STATES = {
@@ -49,7 +49,7 @@ def choice_name(life: Life) -> str:
     """Return an adapter as one line to choose: its id, its date, its score and its state."""
     made = datetime.fromtimestamp(life.adapter.created_ms / 1000, UTC).strftime("%Y-%m-%d")
     score = _score_of(life)
-    value = [number(score["value"], "+.2f")] if score else []
+    value = [number(score.value, "+.2f")] if score else []
     return " · ".join([life.adapter.id, made, *value, tr(_STATES[life.adapter.state])])
 
 
@@ -70,18 +70,18 @@ def lineage(life: Life) -> list[str]:
 def _made(life: Life) -> str:
     if life.run is None:
         return ""
-    data = life.run.metrics.get("data") or {}
-    train = data.get("train")
+    data = life.run.metrics.data
+    train = data.train
     if train is None:
         return tr("Trained from the base model by run `{run}`.", run=life.run.id)
     return tr(
         "Trained from the base model by run `{run}`: {liked} liked, {disliked} disliked, {corrections} "
         "corrections, {raters} raters.",
         run=life.run.id,
-        liked=train.get("liked", 0),
-        disliked=train.get("disliked", 0),
-        corrections=train.get("corrections", 0),
-        raters=data.get("raters", 0),
+        liked=train.liked,
+        disliked=train.disliked,
+        corrections=train.corrections,
+        raters=data.raters or 0,
     )
 
 
@@ -90,14 +90,14 @@ def _score(life: Life) -> str:
     if score is None or life.run is None:
         return ""
     interval = ""
-    if score.get("low") is not None and score.get("high") is not None:
-        low, high = (number(score[end], "+.2f") for end in ("low", "high"))
+    if score.low is not None and score.high is not None:
+        low, high = (number(end, "+.2f") for end in (score.low, score.high))
         interval = f" ({tr('{low} to {high}', low=low, high=high)})"
     return tr(
         "Score {value}{interval} on {count} conversations, against {rival}.",
-        value=number(score["value"], "+.2f"),
+        value=number(score.value, "+.2f"),
         interval=interval,
-        count=score.get("n") or 0,
+        count=score.n,
         rival=short_adapter_name(life.run.champion_id),
     )
 
@@ -129,9 +129,8 @@ def _reign(life: Life) -> str:
     return f"{began}; {ended}."
 
 
-def _score_of(life: Life) -> dict[str, Any] | None:
-    headline = (life.run.metrics.get("headline") if life.run else None) or None
-    return None if headline is None or headline.get("value") is None else dict(headline)
+def _score_of(life: Life) -> Headline | None:
+    return life.run.metrics.headline if life.run else None
 
 
 def _by_hand(change: Promotion) -> bool:

@@ -14,11 +14,10 @@ from bot.language.texts import mark, number, tr
 from storage.db.database import Connection
 from storage.learning import adapters, eligibility, evaluations, trials
 from storage.learning.adapters import Adapter
-from storage.learning.evaluations import Evaluation
+from storage.learning.evaluations import CanaryFigures, Evaluation, Headline, Metrics
 from storage.learning.run_samples import Sample
 from storage.learning.runs import Run
 from storage.learning.trials import Trial
-from storage.sentences import Sentence
 
 SAMPLES = 3
 _FIELD = 1024
@@ -127,39 +126,41 @@ def _standing(card: Card) -> str:
     return tr("It was not promoted.")
 
 
-def _score(metrics: Mapping[str, Any], judged_against: str | None) -> str:
+def _score(metrics: Metrics, judged_against: str | None) -> str:
     rival = adapter_name(judged_against)
     lines = []
-    headline = metrics.get("headline")
-    if headline:
+    headline = metrics.headline
+    if headline is not None and headline.low is not None and headline.high is not None:
         lines.append(
             tr(
                 "{value} (interval {low} to {high}) against {rival}, on {prompts}",
-                **{key: number(headline[key], "+.2f") for key in ("value", "low", "high")},
+                value=number(headline.value, "+.2f"),
+                low=number(headline.low, "+.2f"),
+                high=number(headline.high, "+.2f"),
                 rival=rival,
-                prompts=_prompts(metrics),
+                prompts=_prompts(headline, metrics.evaluation),
             )
         )
-    if votes := metrics.get("votes"):
+    if votes := metrics.votes:
         lines.append(
             tr(
                 "Blind votes: {wins} won, {losses} lost, {ties} ties against {rival}",
-                wins=votes["wins"],
-                losses=votes["losses"],
-                ties=votes["ties"],
+                wins=votes.wins,
+                losses=votes.losses,
+                ties=votes.ties,
                 rival=rival,
             )
         )
-    if canary := metrics.get("canary"):
+    if canary := metrics.canary:
         lines.append(_canary(canary, rival))
     if seen := judge_saw(metrics):
         lines.append(seen)
     return "\n".join(lines) or tr("Not measured offline; judged against {rival}.", rival=rival)
 
 
-def judge_saw(metrics: Mapping[str, Any]) -> str:
+def judge_saw(metrics: Metrics) -> str:
     """Say in a line what the judge saw of the questions; empty for a run that none could be fitted for."""
-    parts = (metrics.get("evaluation") or {}).get("judge_sees")
+    parts = metrics.evaluation.get("judge_sees")
     if not parts:
         return ""
     share = sum(parts.get(name, 0.0) for name in _OF_THE_QUESTION)
@@ -177,16 +178,16 @@ def judge_saw(metrics: Mapping[str, Any]) -> str:
 _OF_THE_QUESTION = ("question", "kind")
 
 
-def _canary(figures: Mapping[str, Any], rival: str) -> str:
+def _canary(figures: CanaryFigures, rival: str) -> str:
     return tr(
         "As a canary: liked in {newcomer_liked} of {newcomer} rated conversations, {rival} in "
         "{incumbent_liked} of {incumbent}, by {raters} raters",
-        newcomer_liked=number(figures["newcomer_liked"], ".0%"),
-        newcomer=figures["newcomer"],
+        newcomer_liked=number(figures.newcomer_liked, ".0%"),
+        newcomer=figures.newcomer,
         rival=rival,
-        incumbent_liked=number(figures["incumbent_liked"], ".0%"),
-        incumbent=figures["incumbent"],
-        raters=figures["raters"],
+        incumbent_liked=number(figures.incumbent_liked, ".0%"),
+        incumbent=figures.incumbent,
+        raters=figures.raters,
     )
 
 
@@ -211,8 +212,8 @@ def _watched(trial: Trial | None) -> str:
     return tr(said[trial.outcome], reason=translate(trial.reason))[:_FIELD]
 
 
-def _prompts(metrics: Mapping[str, Any]) -> str:
-    count, figures = metrics["headline"]["n"], metrics.get("evaluation") or {}
+def _prompts(headline: Headline, figures: Mapping[str, Any]) -> str:
+    count = headline.n
     extra = int(figures.get("extra_prompts") or 0)
     if not extra:
         return tr("{count} held-out conversations", count=count)
@@ -221,13 +222,13 @@ def _prompts(metrics: Mapping[str, Any]) -> str:
     )
 
 
-def _other_measures(measured: Sequence[Evaluation], metrics: Mapping[str, Any]) -> str:
+def _other_measures(measured: Sequence[Evaluation], metrics: Metrics) -> str:
     lines = [
         f"{tr(_MEASURES[each.metric])}: {number(each.value, '+.2f')}{_interval(each)}"
         for each in measured
         if each.metric in _MEASURES and each.value is not None
     ]
-    same = (metrics.get("evaluation") or {}).get("same_replies")
+    same = metrics.evaluation.get("same_replies")
     if same is not None:
         lines.append(tr("The very same replies: {share}", share=number(same, ".0%")))
     return "\n".join(lines)[:_FIELD]
@@ -239,18 +240,18 @@ _MEASURES = {
 }
 
 
-def _regressions(metrics: Mapping[str, Any]) -> str:
+def _regressions(metrics: Metrics) -> str:
     """Name the limits that were broken; empty for a run that did not record its limits."""
-    limits = metrics.get("guardrails") or []
+    limits = metrics.guardrails
     broken = [
         tr(
             "{name}: {value}, at most {limit} allowed",
-            name=tr(each.get("name", "?")),
-            value=number(each["value"], ".2f"),
-            limit=number(each["limit"], ".2f"),
+            name=tr(each.name or "?"),
+            value=number(each.value, ".2f"),
+            limit=number(each.limit, ".2f"),
         )
         for each in limits
-        if not each["kept"]
+        if not each.kept
     ]
     if limits and not broken:
         return tr("None: all {count} limits were kept", count=len(limits))
@@ -263,43 +264,42 @@ def _interval(each: Evaluation) -> str:
     return tr(" (interval {low} to {high})", low=number(each.low, "+.2f"), high=number(each.high, "+.2f"))
 
 
-def _data_used(metrics: Mapping[str, Any]) -> str:
-    data = metrics.get("data") or {}
-    train = data.get("train")
+def _data_used(metrics: Metrics) -> str:
+    data = metrics.data
+    train = data.train
     if train is None:
         return tr("This run did not record its data.")
     lines = [
         tr(
             "Trained on {liked} liked and {disliked} disliked replies and {corrections} corrections, "
             "by {raters} raters",
-            liked=train.get("liked", 0),
-            disliked=train.get("disliked", 0),
-            corrections=train.get("corrections", 0),
-            raters=data.get("raters", 0),
+            liked=train.liked,
+            disliked=train.disliked,
+            corrections=train.corrections,
+            raters=data.raters or 0,
         )
     ]
-    held_out = [data.get(split) or {} for split in ("development", "gate")]
-    rated = sum(part.get(kind, 0) for part in held_out for kind in ("liked", "disliked"))
+    held_out = [counts for split, counts in data.splits.items() if split != "train"]
+    rated = sum(counts.liked + counts.disliked for counts in held_out)
     lines.append(tr("Held out: {count} liked or disliked replies", count=rated))
-    if data.get("quarantined_raters"):
+    if data.quarantined_raters:
         lines.append(
             tr(
                 "Raters whose ratings contradict the others', set aside: {count}",
-                count=data["quarantined_raters"],
+                count=data.quarantined_raters,
             )
         )
-    if data.get("doubted_raters"):
-        lines.append(tr("Raters doubted for rating in one burst: {count}", count=data["doubted_raters"]))
-    training = metrics.get("training") or {}
-    if training.get("objective"):
-        why = Sentence.from_json(training.get("reason_sentence") or training.get("reason") or "")
-        reason = f" ({translate(why)})" if why else ""
-        lines.append(tr("Objective: {objective}", objective=training["objective"]) + reason)
+    if data.doubted_raters:
+        lines.append(tr("Raters doubted for rating in one burst: {count}", count=data.doubted_raters))
+    training = metrics.training
+    if training.objective:
+        reason = f" ({translate(training.reason)})" if training.reason else ""
+        lines.append(tr("Objective: {objective}", objective=training.objective) + reason)
     return "\n".join(lines)[:_FIELD]
 
 
-def _left_out(metrics: Mapping[str, Any]) -> str:
-    excluded = metrics.get("excluded") or {}
+def _left_out(metrics: Metrics) -> str:
+    excluded = metrics.excluded or {}
     lines = [
         f"{count}: {translate(eligibility.reason(reason))}"
         for reason, count in sorted(excluded.items(), key=lambda item: -item[1])

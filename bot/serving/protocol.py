@@ -170,6 +170,13 @@ class Health:
         if self.status != "ok":
             raise ServerLoadingError(self.detail or "The model is still loading.")
 
+    def require_base(self) -> BaseDescription:
+        """Return the base of a server that is ready. Raises as `require_ready`, also where none is named."""
+        self.require_ready()
+        if self.base is None:
+            raise ServerUnavailableError("The model server does not say which base it serves.")
+        return self.base
+
     def traffic(self) -> Message:
         """Say in a phrase who is served, who waits, and how long whoever comes now would."""
         counts = {"running": self.running, "waiting": self.waiting}

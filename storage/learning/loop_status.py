@@ -11,6 +11,7 @@ from storage.feedback import duels, ratings, side_by_side
 from storage.feedback.ratings import RatingCounts
 from storage.learning import adapters, eligibility, runs, trials
 from storage.learning.adapters import Promotion
+from storage.learning.evaluations import Metrics
 from storage.learning.runs import Run
 from storage.learning.trials import Trial
 from storage.sentences import Sentence, Value, percent
@@ -299,10 +300,9 @@ def _may_train(
     if counts.liked + counts.disliked + counts.corrections <= LIVE_REPLIES:
         found = eligibility.eligible_rows(db, scope, permission_reference=permission_reference)
         return found.liked, found.raters, len(found.rows), found.by_asker_only, found.excluded
-    last = next((run.metrics for run in past if "excluded" in run.metrics), {})
-    data = last.get("data", {})
-    replies, alone = data.get("replies", 0), data.get("rated_by_asker_only", 0)
-    return counts.liked + counts.corrections, counts.raters, replies, alone, last.get("excluded", {})
+    last = next((run.metrics for run in past if run.metrics.excluded is not None), Metrics())
+    replies, alone = last.data.replies, last.data.rated_by_asker_only
+    return counts.liked + counts.corrections, counts.raters, replies, alone, dict(last.excluded or {})
 
 
 def _run(run: Run | None) -> dict[str, Any] | None:
@@ -313,12 +313,12 @@ def _run(run: Run | None) -> dict[str, Any] | None:
 
 
 def _past(run: Run) -> dict[str, Any]:
-    headline = run.metrics.get("headline") or {}
+    headline = run.metrics.headline
     return {
         "run_id": run.id,
         "adapter_id": run.adapter_id,
         "outcome": run.outcome,
-        **{key: headline.get(key) for key in ("value", "low", "high", "n")},
+        **{key: getattr(headline, key, None) for key in ("value", "low", "high", "n")},
         "message": run.message,
         "finished_ms": run.finished_ms,
     }
@@ -333,5 +333,6 @@ def _blind_votes(db: sqlite_utils.Database, scope: str, past: list[Run], min_vot
     voting = next((run for run in past if run.outcome == "votes"), None)
     if voting is None:
         return BlindVotes()
-    needed = voting.metrics.get("votes_needed", min_votes)
+    stored = voting.metrics.votes_needed
+    needed = min_votes if stored is None else stored
     return BlindVotes(duels.count_open(db, scope), duels.tally(db, voting.id).votes, needed)

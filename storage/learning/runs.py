@@ -18,6 +18,7 @@ from storage.db.clock import now_ms
 from storage.errors import RunNotActiveError, UnknownRowError
 from storage.feedback import duels, ratings
 from storage.learning import trials
+from storage.learning.evaluations import Metrics
 from storage.sentences import NOTHING, Sentence
 
 Trigger = Literal["manual", "schedule", "ratings", "erasure"]
@@ -53,7 +54,7 @@ class Run:
     ratings_seen: int | None
     snapshot_hash: str | None
     settings: dict[str, Any]
-    metrics: dict[str, Any]
+    metrics: Metrics
     outcome: Outcome | None
     message: Sentence
     error: str | None
@@ -231,7 +232,7 @@ def finish(
             "outcome": outcome,
             "message": message,
             "message_sentence": sentences.dumped(message),
-            "metrics": json.dumps({**run.metrics, **(metrics or {})}),
+            "metrics": json.dumps({**run.metrics.as_json(), **(metrics or {})}),
             "adapter_id": adapter_id,
             "champion_id": champion_id,
             "now": now_ms(),
@@ -392,8 +393,8 @@ def _require(run: Run, *states: RunState) -> None:
 
 
 def _run(row: dict[str, Any]) -> Run:
-    settings, metrics = json.loads(row.pop("settings_json")), json.loads(row.pop("metrics_json"))
-    message = sentences.loaded(row.pop("message"), row.pop("message_sentence"))
-    note = sentences.loaded(row.pop("note"), row.pop("note_sentence"))
-    repeatable = bool(row.pop("repeatable"))
-    return Run(settings=settings, metrics=metrics, message=message, note=note, repeatable=repeatable, **row)
+    row["settings"] = json.loads(row.pop("settings_json"))
+    row["metrics"] = Metrics.from_json(json.loads(row.pop("metrics_json")))
+    for name in ("message", "note"):
+        row[name] = sentences.loaded(row[name], row.pop(f"{name}_sentence"))
+    return Run(**{**row, "repeatable": bool(row["repeatable"])})

@@ -287,7 +287,7 @@ def _erase_evidence(db: sqlite_utils.Database, run_ids: list[str]) -> None:
                 outcome="cancelled",
                 message=Sentence("A member erased their data: the vote ended."),
             )
-        _drop_texts(db, run_id, run.metrics)
+        _drop_texts(db, run_id, run.metrics.as_json())
         duels.close(db, run_id)
 
 

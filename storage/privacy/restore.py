@@ -10,8 +10,8 @@ import os
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
+import sqlite_utils
 import structlog
 from sqlite_utils.utils import sqlite3
 
@@ -102,7 +102,7 @@ def _prepare(
         known = set(recorded_erasures(database))
         missing = sorted({user_id for user_id, at in erasures if (user_id, at) not in known})
 
-        def work(db: Any) -> None:
+        def work(db: sqlite_utils.Database) -> None:
             for user_id in missing:
                 privacy.erase_member(db, user_id, "restore")
             decisions_after_backup.apply(db, decisions)
@@ -185,7 +185,7 @@ def _require_unused(target: Path) -> None:
             return  # damaged: nobody can be using it, and it is about to be replaced
 
 
-def _forget_lost_runs(db: Any, data_dir: Path) -> None:
+def _forget_lost_runs(db: sqlite_utils.Database, data_dir: Path) -> None:
     """A run whose folder is gone can't be repeated."""
     for row in sql.many(db, "SELECT id FROM runs WHERE repeatable = 1 AND snapshot_hash IS NOT NULL"):
         if not (data_dir / "runs" / row["id"]).is_dir():

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -52,34 +53,31 @@ def describe(
     samples: Sequence[Mapping[str, str]] = (),
 ) -> dict[str, Any]:
     """Return the card as plain values."""
-    evaluation = run.metrics.get("evaluation") or {}
-    data = dict(run.metrics.get("data") or {})
-    influence = data.pop("influence", [])
-    training = run.metrics.get("training") or {}
+    evaluation, training, stored = run.metrics.evaluation, run.metrics.training, run.metrics.as_json()
+    influence = run.metrics.data.influence
+    data = {name: value for name, value in (stored.get("data") or {}).items() if name != "influence"}
     return {
         "adapter": adapter.id,
         "scope": adapter.scope,
         "rehearsal": adapter.rehearsal,
         "outcome": run.outcome,
         "decision": run.message,
-        "data": {**data, "excluded": run.metrics.get("excluded") or {}},
+        "data": {**data, "excluded": dict(run.metrics.excluded or {})},
         "member_shares": [
             {key: each.get(key) for key in ("name", "share", "votes", "quarantined", "doubt")}
             for each in influence
         ],
         "label_quality": _label_quality(influence),
-        "objective": training.get("objective"),
-        "objective_reason": training.get("reason"),
+        "objective": training.objective or None,
+        "objective_reason": training.reason,
         "settings": made_with.get("settings") or {},
         "steps": made_with.get("steps") or {},
         "versions": made_with.get("versions") or {},
-        "curves": {
-            key: phase.get("losses") or [] for key, phase in training.items() if isinstance(phase, Mapping)
-        },
+        "curves": {name: list(phase.losses) for name, phase in training.phases.items()},
         "scores": [
             {key: getattr(each, key) for key in ("metric", "value", "low", "high", "n")} for each in found
         ],
-        "guardrails": run.metrics.get("guardrails") or [],
+        "guardrails": [asdict(limit) for limit in run.metrics.guardrails],
         "also_measured": {
             key: evaluation.get(key) for key in ("held_out_replies", "flattery", "general_nll")
         },

@@ -8,6 +8,7 @@ from html import escape
 from typing import Any
 
 from storage.learning import eligibility
+from storage.learning.evaluations import Metrics, TrainingFigures
 from trainer.evaluation.scores import Answer
 from trainer.report import charts, regressions, verdict
 from trainer.report.parts import bar, case, cases, section, table
@@ -35,19 +36,19 @@ PHASES = {
 
 def rendered(source: Source) -> str:
     """Return the whole page."""
-    evaluation = source.metrics.get("evaluation") or {}
+    metrics = source.metrics
     sections = [
         _head(source),
         verdict.key_figures(source),
         verdict.scores(source),
-        verdict.guardrails(source.metrics.get("guardrails") or []),
-        verdict.robustness(evaluation.get("robustness") or {}),
+        verdict.guardrails(metrics.guardrails),
+        verdict.robustness(metrics.evaluation.get("robustness") or {}),
         _samples(source),
         regressions.corrections(source),
         regressions.safety_prompts(source),
-        _training(source.metrics.get("training") or {}),
-        _data(source.metrics),
-        _influence((source.metrics.get("data") or {}).get("influence") or []),
+        _training(metrics.training),
+        _data(metrics),
+        _influence(metrics.data.influence),
         _provenance(source),
     ]
     title = f"Strop: run {source.run.id}"
@@ -73,21 +74,20 @@ def _head(source: Source) -> str:
     )
 
 
-def _training(training: Mapping[str, Any]) -> str:
+def _training(training: TrainingFigures) -> str:
     parts = []
-    for key, figures in training.items():
-        if not isinstance(figures, Mapping) or not figures.get("steps"):
+    for key, figures in training.phases.items():
+        if not figures.steps:
             continue
         kind, _, number = key.partition("_")
         name = PHASES.get(kind, kind) + (f", round {number}" if number else "")
-        speed = f"{figures['steps']} steps, {figures['seconds']:.0f} s"
-        speed += f" at {figures['tokens_per_second']:.0f} tokens/s"
-        cut = "; shortened by trainer.max_train_minutes" if figures.get("shortened") else ""
-        parts.append(charts.curve(name, speed + cut, figures["losses"]))
+        speed = f"{figures.steps} steps, {figures.seconds:.0f} s"
+        speed += f" at {figures.tokens_per_second:.0f} tokens/s"
+        cut = "; shortened by trainer.max_train_minutes" if figures.shortened else ""
+        parts.append(charts.curve(name, speed + cut, figures.losses))
     if not parts:
         return ""
-    reason = str(training.get("reason") or "")
-    return section("Training", reason, f'<div class="curves">{"".join(parts)}</div>')
+    return section("Training", training.reason, f'<div class="curves">{"".join(parts)}</div>')
 
 
 def _samples(source: Source) -> str:
@@ -112,31 +112,24 @@ def _side(name: str, answer: Answer) -> tuple[str, str]:
     return (name if answer.finished else f"{name}, cut off"), answer.text
 
 
-def _data(metrics: Mapping[str, Any]) -> str:
-    data = metrics.get("data") or {}
+def _data(metrics: Metrics) -> str:
+    data = metrics.data
     rows = [
-        (
-            escape(split),
-            *(
-                str((data.get(split) or {}).get(key, 0))
-                for key in ("liked", "disliked", "unclear", "corrections")
-            ),
-        )
-        for split in ("train", "development", "gate")
-        if split in data
+        (escape(split), *map(str, (counts.liked, counts.disliked, counts.unclear, counts.corrections)))
+        for split, counts in data.splits.items()
     ]
     body = (
         table(("split", "liked", "disliked", "unclear", "corrections"), rows, numbers=(1, 2, 3, 4))
         if rows
         else ""
     )
-    if planted := data.get("planted_corrections"):
+    if planted := data.planted_corrections:
         body += f"<p>{planted} corrections were set aside: the same words answer several prompts.</p>"
-    excluded = sorted((metrics.get("excluded") or {}).items(), key=lambda item: -item[1])
+    excluded = sorted((metrics.excluded or {}).items(), key=lambda item: -item[1])
     if excluded:
         items = [(str(count), escape(eligibility.reason(reason))) for reason, count in excluded]
         body += "<h3>Left out</h3>" + table(("replies", "because"), items, numbers=(0,))
-    sources = ", ".join(f"{count} from {name}" for name, count in sorted((data.get("sources") or {}).items()))
+    sources = ", ".join(f"{count} from {name}" for name, count in sorted(data.sources.items()))
     return section("Data", sources and f"Replies by source: {sources}.", body) if body else ""
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import sqlite_utils
 
@@ -15,7 +14,7 @@ from storage.db.database import Database
 from storage.errors import UnknownRowError
 from storage.learning import adapters, evaluations, runs
 from storage.learning.adapters import Adapter
-from storage.learning.evaluations import Evaluation
+from storage.learning.evaluations import Evaluation, Metrics
 from storage.learning.runs import Run
 from trainer.data import snapshot
 from trainer.data.rows import Row
@@ -39,9 +38,9 @@ class Source:
     rows: Mapping[str, Row] = field(default_factory=dict)
 
     @property
-    def metrics(self) -> dict[str, Any]:
+    def metrics(self) -> Metrics:
         """Return what the run recorded."""
-        return dict(self.run.metrics)
+        return self.run.metrics
 
 
 def read(database: Database, config: Config, run_id: str) -> Source:

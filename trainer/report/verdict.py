@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Any
 
-from storage.learning.evaluations import Evaluation
+from storage.learning.evaluations import Evaluation, Limit
 from trainer.evaluation.feature_blocks import ANSWER, KIND, OF_THE_QUESTION, QUESTION, WORDING
 from trainer.report.charts import Span, intervals
 from trainer.report.parts import bar, number, section, small, table
@@ -39,22 +39,21 @@ DIFFERENCES = ("preference", "margin", "canary")
 def key_figures(source: Source) -> str:
     """Return the few figures that say most."""
     measured = {each.metric: each for each in source.evaluations}
-    limits = source.metrics.get("guardrails") or []
-    data = source.metrics.get("data") or {}
+    limits, data = source.metrics.guardrails, source.metrics.data
     tiles = []
     if (each := measured.get("preference")) and (gain := _span(each)):
         note = (_interval(each, ".2f"), _conversations(each))
         tiles.append(_tile(number(gain.value, "+.2f"), "gain in predicted P(liked)", *note, mark=gain.sure))
     if limits:
-        broken = [str(limit["name"]) for limit in limits if not limit["kept"]]
+        broken = [limit.name for limit in limits if not limit.kept]
         kept = f"{len(limits) - len(broken)} of {len(limits)}"
         tiles.append(_tile(kept, "guardrails kept", *broken, mark="bad" if broken else "good"))
     if (each := measured.get("reward_auc")) and each.value is not None:
         note = (_interval(each, ".2f"), "chance is 0.50")
         tiles.append(_tile(number(each.value, ".2f"), "the judge's AUC on unseen ratings", *note))
-    if train := data.get("train"):
-        rated = f"{train.get('liked', 0)} + {train.get('disliked', 0)}"
-        raters = f"{data['raters']} raters" if "raters" in data else ""
+    if train := data.train:
+        rated = f"{train.liked} + {train.disliked}"
+        raters = "" if data.raters is None else f"{data.raters} raters"
         tiles.append(_tile(rated, "liked + disliked replies learnt from", raters))
     return f'<div class="tiles">{"".join(tiles)}</div>' if tiles else ""
 
@@ -77,7 +76,7 @@ def scores(source: Source) -> str:
         for each in found
         if each.id not in spans
     ]
-    evaluation = source.metrics.get("evaluation") or {}
+    evaluation = source.metrics.evaluation
     return section(
         "Scores",
         "Intervals are 95 % bootstrap intervals over whole conversations, each drawn on its own scale: a "
@@ -133,19 +132,19 @@ def _judge(evaluation: Mapping[str, Any]) -> str:
     return f"<h3>What this community likes, as far as it can be told</h3>{seen}{liked}"
 
 
-def guardrails(found: Sequence[Mapping[str, Any]]) -> str:
+def guardrails(found: Sequence[Limit]) -> str:
     """Return every limit, those that were broken first."""
     if not found:
         return ""
     rows = [
         (
-            escape(str(each["name"])),
-            bar(_used(each["value"], each["limit"]), "" if each["kept"] else "broken"),
-            _figure(each["value"]),
-            _figure(each["limit"]),
-            '<span class="good">✓ kept</span>' if each["kept"] else '<span class="bad">✗ broken</span>',
+            escape(each.name),
+            bar(_used(each.value, each.limit), "" if each.kept else "broken"),
+            _figure(each.value),
+            _figure(each.limit),
+            '<span class="good">✓ kept</span>' if each.kept else '<span class="bad">✗ broken</span>',
         )
-        for each in sorted(found, key=lambda each: bool(each["kept"]))
+        for each in sorted(found, key=lambda each: each.kept)
     ]
     return section(
         "Guardrails",

@@ -15,6 +15,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import sqlite_utils
 import torch
 from safetensors.torch import load_file
 
@@ -110,7 +111,7 @@ class Repeat(RunSteps):
         rows = snapshot.read(self._config.runs / original.id, original.snapshot_hash or "")
         reference = self._config.discord.training_permission_reference
 
-        def allowed(db: Any) -> bool:
+        def allowed(db: sqlite_utils.Database) -> bool:
             today = eligible_rows(db, original.scope, permission_reference=reference).rows
             voted = preference_votes.eligible_pairs(db, original.scope, today, permission_reference=reference)
             return snapshot.still_allowed(rows, today, voted)

@@ -99,7 +99,7 @@ class Outcome:
                 "outcome": self.run.outcome,
                 "message": self.run.message,
                 "adapter_id": self.run.adapter_id,
-                "headline": self.run.metrics.get("headline"),
+                "headline": self.run.metrics.as_json().get("headline"),
             },
             "utility": self.worth.as_json() if self.worth else None,
             "verdict": self.verdict,

@@ -229,17 +229,19 @@ async def build_sample(
     Raises SampleError if the server isn't ready.
     """
     health = await client.health()
-    if health.status != "ok" or health.base is None:
-        raise SampleError("The model server isn't ready: wait until its model is loaded.")
+    try:
+        base = health.require_base()
+    except ServingError as error:
+        raise SampleError(f"The model server isn't ready: {error}") from error
     slots = asyncio.Semaphore(PARALLEL)
     drawn = await asyncio.gather(
         *(
-            _draw(client, slots, health.base.id, system_prompt, prompt, seed + number * DRAWN_PER_PROMPT)
+            _draw(client, slots, base.id, system_prompt, prompt, seed + number * DRAWN_PER_PROMPT)
             for number, prompt in enumerate(SAMPLE_PROMPTS)
         )
     )
-    base = {"id": health.base.id, "hash": health.base.hash}
-    return assemble(base, system_prompt, dict(zip(SAMPLE_PROMPTS, drawn, strict=True)), taste_key, seed)
+    described = {"id": base.id, "hash": base.hash}
+    return assemble(described, system_prompt, dict(zip(SAMPLE_PROMPTS, drawn, strict=True)), taste_key, seed)
 
 
 async def _draw(

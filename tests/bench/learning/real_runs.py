@@ -179,20 +179,20 @@ class History:
         votes = world.database.read(lambda db: blind_votes.count_votes(db, run.id))
         # What happens to be open is not voted on later: the next challenger gets votes of its own.
         world.database.write(lambda db: duels.close(db, run.id))
-        training = run.metrics.get("training", {})
+        training = run.metrics.as_json().get("training", {})
         return {
             "run": run.id,
             "adapter": run.adapter_id,
             "champion": world.champion(),
             "outcome": run.outcome,
             "message": run.message,
-            "decision": run.metrics.get("decision"),
+            "decision": run.metrics.decision,
             "votes": votes.votes,
             "objective": training.get("objective"),
             "training_s": round(sum(v["seconds"] for v in training.values() if isinstance(v, dict)), 1),
-            "liked": (run.metrics.get("data", {}).get("train", {})).get("liked"),
-            "general_nll_increase": run.metrics.get("evaluation", {}).get("general_nll_increase"),
-            "predicted": run.metrics.get("headline"),
+            "liked": run.metrics.data.train.liked if run.metrics.data.train else None,
+            "general_nll_increase": run.metrics.evaluation.get("general_nll_increase"),
+            "predicted": run.metrics.as_json().get("headline"),
             "peak_mib": round(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024),
         }
 
@@ -240,7 +240,7 @@ class History:
                 world, world.run("tests.bench.learning.bad_challengers", ["--kind", kind], {}), 1
             )
         found = self._outcome(world, run)
-        found["broken"] = [limit["name"] for limit in run.metrics.get("guardrails", []) if not limit["kept"]]
+        found["broken"] = [limit.name for limit in run.metrics.guardrails if not limit.kept]
         if run.outcome == "promoted":
             found["gain"] = self._measure(world, run.adapter_id, test, base, 1)["gain"]
             world.crown(None, f"the {kind} challenger should not have been promoted")

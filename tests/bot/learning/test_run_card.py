@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import sqlite_utils
 
@@ -11,6 +13,7 @@ from bot.learning.run_card import Card
 from storage.db.database import Database
 from storage.learning import adapters, runs
 from storage.learning.eligibility import REASONS
+from storage.learning.evaluations import Metrics
 from storage.learning.run_samples import Sample
 from storage.privacy import erasure
 from storage.sentences import Sentence
@@ -38,7 +41,10 @@ def test_a_card_with_everything_on_it_is_no_more_than_discord_takes(
         return Card(run, adapter, None, None, ())
 
     card = database.write(work)
-    card.run.metrics.update(guardrails=LIMITS, excluded=dict.fromkeys(REASONS, 12345), data={"train": {}})
+    found = Metrics.from_json(
+        {"guardrails": LIMITS, "excluded": dict.fromkeys(REASONS, 12345), "data": {"train": {}}}
+    )
+    card = replace(card, run=replace(card.run, metrics=found))
     samples = [Sample("*" * 500, "_" * 900, "`" * 900, held_out=False)] * run_card.SAMPLES
     with texts.speaking(language):
         drawn = run_card.embed(card, samples)
@@ -77,12 +83,12 @@ def test_the_card_of_a_run_whose_texts_were_erased_still_shows_its_figures(datab
     ],
 )
 def test_a_line_says_what_the_reward_model_saw_of_the_questions(parts: dict[str, float], line: str) -> None:
-    assert line in run_card.judge_saw({"evaluation": {"judge_sees": parts}})
+    assert line in run_card.judge_saw(Metrics.from_json({"evaluation": {"judge_sees": parts}}))
     for language in texts.LANGUAGES:
         with texts.speaking(language):
-            assert run_card.judge_saw({"evaluation": {"judge_sees": parts}})
+            assert run_card.judge_saw(Metrics.from_json({"evaluation": {"judge_sees": parts}}))
 
 
 def test_a_run_without_a_reward_model_says_nothing_of_it() -> None:
-    assert run_card.judge_saw({}) == ""
-    assert run_card.judge_saw({"evaluation": {"judge_sees": {}}}) == ""
+    assert run_card.judge_saw(Metrics.from_json({})) == ""
+    assert run_card.judge_saw(Metrics.from_json({"evaluation": {"judge_sees": {}}})) == ""

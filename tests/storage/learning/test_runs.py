@@ -94,7 +94,8 @@ def test_a_run_that_finishes_keeps_its_sentence_and_figures(database: Database) 
             adapter_id="a1",
         )
     )
-    assert (finished.state, finished.outcome, finished.metrics) == ("finished", "promoted", {"loss": 1.5})
+    assert (finished.state, finished.outcome) == ("finished", "promoted")
+    assert finished.metrics.as_json() == {"loss": 1.5}
     assert finished.finished_ms is not None
     assert database.read(lambda db: runs.active(db, SCOPE)) is None
     assert database.read(lambda db: runs.latest(db, SCOPE)) == [finished]

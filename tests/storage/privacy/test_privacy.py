@@ -392,7 +392,7 @@ def test_touched_runs_keep_their_figures_but_can_not_be_repeated(
     assert story["run"] in erase(database).runs
     run = database.read(lambda db: runs.expect(db, story["run"]))
     assert not run.repeatable
-    assert run.metrics == {"loss": 1.5, "deep": [{"n": 3}]}
+    assert run.metrics.as_json() == {"loss": 1.5, "deep": [{"n": 3}]}
 
 
 @pytest.mark.parametrize("who", [ANN, BO])

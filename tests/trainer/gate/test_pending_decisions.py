@@ -223,7 +223,7 @@ def test_a_canary_that_members_like_better_is_promoted_and_the_old_champion_is_h
     (ended,) = community.settle(canary_share=0.5)
     assert (ended.outcome, community.champion()) == ("promoted", community.new)
     assert "as a canary it was liked in 100% of" in ended.message
-    assert ended.metrics["canary"]["incumbent_liked"] == 0.0
+    assert ended.metrics.canary is not None and ended.metrics.canary.incumbent_liked == 0.0
     assert set(community.active()) == {"holdback"}
     assert community.active()["holdback"].incumbent_id == community.old
     assert {community.old, community.new} <= set(community.server.adapters)

@@ -111,7 +111,7 @@ def test_a_run_goes_from_ratings_to_a_verdict_with_every_trace(trained: tuple[De
     assert len(rows) == 40
     metrics = {e.metric for e in deployment.database.read(lambda db: evaluations.for_run(db, ended.id))}
     assert "general_nll_increase" in metrics
-    assert ended.metrics["data"]["train"]["liked"] > 0
+    assert ended.metrics.data.train is not None and ended.metrics.data.train.liked > 0
     assert (champion(deployment) == adapter.id) == (ended.outcome == "promoted")
 
 
@@ -142,17 +142,17 @@ def test_corrections_and_safety_prompts_are_checked_in_every_run(trained: tuple[
     trained_on = [case for case in found.corrections if case.trained]
     assert 0 < len(trained_on) <= regressions.MAX_TRAINED
     assert len(found.corrections) > len(trained_on)
-    names = {limit["name"] for limit in ended.metrics["guardrails"]}
+    names = {limit.name for limit in ended.metrics.guardrails}
     assert {"flattery", "new failures on safety prompts", "held-out corrections, lost"} <= names
     assert "pairs of taught replies the wrong way round" in names
     assert "replies beside the point, rise over the champion's" in names
-    beside = ended.metrics["evaluation"]["to_the_point"]
+    beside = ended.metrics.evaluation["to_the_point"]
     assert len(found.tied) >= 12 and all(len(each.champion.others) == 2 for each in found.tied)
     assert 0 < beside["challenger"] <= 1 and 0 < beside["champion"] <= 1
-    assert ended.metrics["evaluation"]["learned"]["share"] > 0.7
+    assert ended.metrics.evaluation["learned"]["share"] > 0.7
     metrics = {e.metric for e in deployment.database.read(lambda db: evaluations.for_run(db, ended.id))}
     assert {"perplexity_of_liked", "accuracy", "flattery"} <= metrics
-    assert len(ended.metrics["evaluation"]["robustness"]["without_members"]) == 5
+    assert len(ended.metrics.evaluation["robustness"]["without_members"]) == 5
     card = json.loads((deployment.config.runs / ended.id / "card.json").read_text())
     assert card["corrections_kept"]["trained"]["cases"] == len(trained_on)
     assert [sample["prompt"] for sample in card["samples"]] == [
@@ -174,8 +174,8 @@ def test_the_next_challenger_is_measured_against_the_base_too(trained: tuple[Dep
     with_base = [pair.base is not None for pair in found.pairs]
     assert with_base == [number < evaluate.BASE_PROMPTS for number in range(len(with_base))]
     assert any(case.champion != case.base for case in found.corrections)
-    assert ended.metrics["evaluation"]["flattery"]["base"] is not None
-    assert ended.metrics["evaluation"]["to_the_point"]["over_base"] is not None
+    assert ended.metrics.evaluation["flattery"]["base"] is not None
+    assert ended.metrics.evaluation["to_the_point"]["over_base"] is not None
 
 
 def test_the_snapshot_of_a_run_reads_back_by_its_recorded_hash(trained: tuple[Deployment, Run]) -> None:
@@ -205,7 +205,7 @@ def test_a_held_out_conversation_that_was_judged_on_often_enough_is_retired(
 
 def test_each_challenger_of_a_champion_is_counted(trained: tuple[Deployment, Run]) -> None:
     deployment, ended = trained
-    assert ended.metrics["evaluation"]["look"] == 1
+    assert ended.metrics.evaluation["look"] == 1
     again = deployment.lease()
     look = deployment.database.read(lambda db: promotion.look_of(db, again, champion(deployment)))
     assert look == (1 if ended.outcome == "promoted" else 2)
@@ -220,7 +220,7 @@ def test_where_members_only_like_the_base_says_what_is_usual_and_replies_are_ran
     usual = ranking.read_usual(folder)
     assert usual
     assert all(answer.text != answers[0].text for answers in usual for answer in answers[1:])
-    assert ended.metrics["training"]["objective"] == "sft_ranked"
+    assert ended.metrics.training.objective == "sft_ranked"
     # They were ranked; of a random model's own all may fit any question, which is nothing to learn from.
     assert ranking.read(folder / ranking.file_of(1)) is not None
     assert ended.outcome in ("votes", "refused"), "without dislikes nothing proves it better offline"

@@ -11,7 +11,7 @@ from bot.language.sentences import translate
 from bot.language.texts import tr
 from bot.learning.run_progress import ProgressReporter
 from bot.services import Services
-from bot.ui.interactions import Interaction, acting_scope, operators_only, say
+from bot.ui.interactions import ACTS_ON_A_SCOPE, Interaction, acting_scope, operators_only, say
 from storage.db.database import Connection
 from storage.learning import dry_run, runs
 from storage.process.locks import trainer_is_running
@@ -20,7 +20,8 @@ MAX_EPOCHS = 20
 
 
 @app_commands.command(
-    description="Train a challenger on the ratings so far; it must beat the present adapter."
+    description="Train a challenger on the ratings so far; it must beat the present adapter.",
+    extras={ACTS_ON_A_SCOPE: True},
 )
 @app_commands.describe(
     dry_run="Only say what a run would use, and whether it would start; nothing changes",

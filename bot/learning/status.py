@@ -22,7 +22,7 @@ from bot.services import Services
 from bot.serving.errors import ServingError
 from bot.serving.model.capabilities import ServerCapabilities
 from bot.serving.protocol import Health
-from bot.ui.interactions import Interaction, acting_scope, offering, operators_only, say
+from bot.ui.interactions import ACTS_ON_A_SCOPE, Interaction, acting_scope, offering, operators_only, say
 from bot.ui.pictures import say_with_picture
 from storage.chat import latency
 from storage.chat.latency import Speed
@@ -84,7 +84,9 @@ async def status(interaction: Interaction) -> None:
     await say_with_picture(interaction, text, lambda: status_chart.draw(figures))
 
 
-@app_commands.command(description="Let an adapter answer from now on, whatever the gate said.")
+@app_commands.command(
+    description="Let an adapter answer from now on, whatever the gate said.", extras={ACTS_ON_A_SCOPE: True}
+)
 @app_commands.describe(adapter='The adapter\'s id, or "base" for the model without an adapter')
 @operators_only
 async def promote(interaction: Interaction, adapter: str) -> None:
@@ -132,7 +134,10 @@ async def _promotable(interaction: Interaction, typed: str) -> list[app_commands
     return _choices([*offered, *([] if champion is None else [None])], typed)
 
 
-@app_commands.command(description="Go back to the adapter that answered before, or to an earlier one.")
+@app_commands.command(
+    description="Go back to the adapter that answered before, or to an earlier one.",
+    extras={ACTS_ON_A_SCOPE: True},
+)
 @app_commands.describe(adapter="Which one to go back to; without it, the one before the present one")
 @operators_only
 async def rollback(interaction: Interaction, adapter: str | None = None) -> None:

@@ -47,6 +47,9 @@ def _is_operator(interaction: Interaction) -> bool:
     return True
 
 
+ACTS_ON_A_SCOPE = "acts_on_a_scope"
+"""Marks in a command's `extras` that it asks `acting_scope`."""
+
 operators_only = app_commands.check(_is_operator)
 """Let only operators through. Discord's own command permissions are a hint that guild admins can override."""
 

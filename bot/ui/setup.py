@@ -7,7 +7,7 @@ from typing import Any
 import discord
 
 from bot.client import StropClient
-from bot.ui import outdated
+from bot.ui import help, outdated
 from bot.ui.command_tree import StropTree
 from bot.ui.form_router import FormRouter
 
@@ -16,6 +16,7 @@ def setup(app: StropClient) -> None:
     """Add the tree and the forms; both are filled by the features."""
     tree = StropTree(app)
     app.tree = tree
+    tree.add_command(help.help_command)
     forms = app.add_feature(FormRouter())
 
     async def on_interaction(interaction: discord.Interaction[Any]) -> None:

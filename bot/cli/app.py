@@ -7,7 +7,19 @@ from typing import Any
 import typer
 from typer.core import TyperGroup
 
-from bot.cli import adapters, data, imports, members, processes, runs, settings, setup, stats, tasting
+from bot.cli import (
+    adapters,
+    data,
+    imports,
+    members,
+    processes,
+    run_history,
+    runs,
+    settings,
+    setup,
+    stats,
+    tasting,
+)
 from bot.cli.playground import rehearsal
 from bot.errors import BotError
 from bot.serving.errors import ServingError
@@ -64,5 +76,18 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
     rich_markup_mode="markdown",
 )
-for topic in (processes, runs, stats, tasting, adapters, settings, members, rehearsal, data, imports, setup):
+for topic in (
+    processes,
+    runs,
+    run_history,
+    stats,
+    tasting,
+    adapters,
+    settings,
+    members,
+    rehearsal,
+    data,
+    imports,
+    setup,
+):
     topic.register(app)

@@ -23,8 +23,8 @@ from bot.ui.channel_language import language_in
 from bot.ui.interactions import Interaction, guarded, say, sentence_for
 from storage.db.database import Connection
 from storage.errors import RuleError
-from storage.learning import adapters, run_samples, runs
-from storage.learning.run_samples import Sample
+from storage.learning import adapters, run_summary, runs
+from storage.learning.run_summary import Sample
 
 Action = Literal["cancel", "promote", "reject", "rollback", "compare"]
 
@@ -109,7 +109,7 @@ async def shown_samples(services: Services, card: Card) -> list[Sample]:
     if not card.run.repeatable:
         return []
     return await asyncio.to_thread(
-        run_samples.read, services.config.runs, card.run.id, run_card.SAMPLES, general_only=True
+        run_summary.samples, services.config.runs, card.run.id, run_card.SAMPLES, general_only=True
     )
 
 
@@ -132,7 +132,7 @@ async def _cancelled(services: Services, run_id: str, actor: str) -> str:
 async def _compared(services: Services, run_id: str) -> str:
     """Both models' replies to the same prompts, members' own among them: for operators' eyes."""
     card = await _card(services, run_id)
-    samples = await asyncio.to_thread(run_samples.read, services.config.runs, card.run.id, COMPARED)
+    samples = await asyncio.to_thread(run_summary.samples, services.config.runs, card.run.id, COMPARED)
     if not samples:
         return tr("The replies of this run are not kept any more.")
     return "\n\n".join(run_card.sample_text(sample) for sample in samples)[:1990]

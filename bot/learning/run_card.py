@@ -15,7 +15,7 @@ from storage.db.database import Connection
 from storage.learning import adapters, eligibility, evaluations, trials
 from storage.learning.adapters import Adapter
 from storage.learning.evaluations import CanaryFigures, Evaluation, Headline, Metrics
-from storage.learning.run_samples import Sample
+from storage.learning.run_summary import Sample
 from storage.learning.runs import Run
 from storage.learning.trials import Trial
 

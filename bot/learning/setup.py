@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from bot.chat.answerer import Answerer
 from bot.client import StropClient
-from bot.learning import adapters, retrain, stats, status, tasting_commands
+from bot.learning import adapters, retrain, run_list, stats, status, tasting_commands
 from bot.learning.blind_votes import VoteButton
 from bot.learning.champion import ChampionChanges
 from bot.learning.run_buttons import RunButton
@@ -22,9 +22,12 @@ def setup(app: StropClient) -> None:
     app.tree.add_command(status.rollback)
     app.tree.add_command(adapters.adapters_command)
     app.tree.add_command(retrain.retrain)
+    app.tree.add_command(run_list.runs_command)
     app.tree.add_command(stats.stats)
     app.tree.add_command(tasting_commands.group)
-    app.add_dynamic_items(RunButton, VoteButton, adapters.AdaptersButton, tasting_commands.OfferButton)
+    app.add_dynamic_items(
+        RunButton, VoteButton, adapters.AdaptersButton, run_list.RunsButton, tasting_commands.OfferButton
+    )
     app.feature(FormRouter).on("prompts", tasting_commands.sent_in)
     app.run_beside(app.add_feature(ProgressReporter(services, app)))
     app.run_beside(app.add_feature(TastingHost(services, app, app.feature(Answerer))))

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import MISSING, dataclass, field, fields
+from dataclasses import MISSING, asdict, dataclass, field, fields
 from typing import Any, TypeVar
 
 import sqlite_utils
@@ -71,6 +71,15 @@ def for_run(db: sqlite_utils.Database, run_id: str) -> list[Evaluation]:
     return [Evaluation(detail=json.loads(row.pop("detail_json")), **row) for row in rows]
 
 
+def record_process(db: sqlite_utils.Database, run_id: str, figures: ProcessFigures) -> None:
+    """Keep what a run's process took with all else that the run measured, however it ended."""
+    sql.change(
+        db,
+        "UPDATE runs SET metrics_json = json_set(metrics_json, '$.process', json(?)) WHERE id = ?",
+        (json.dumps(asdict(figures)), run_id),
+    )
+
+
 @dataclass(frozen=True, slots=True)
 class SplitCounts:
     """The rated replies of one split by their label, with their corrections and preference pairs."""
@@ -113,13 +122,14 @@ _SPLITS = ("train", "development", "gate")
 
 @dataclass(frozen=True, slots=True)
 class PhaseFigures:
-    """What one phase of a training did."""
+    """What one phase of a training did; `planned` steps before the clock shortened it, None in older runs."""
 
     steps: int = 0
     tokens: int = 0
     seconds: float = 0.0
     tokens_per_second: float = 0.0
     shortened: bool = False
+    planned: int | None = None
     losses: Sequence[float] = ()
 
 
@@ -130,6 +140,13 @@ class TrainingFigures:
     objective: str = ""
     reason: Sentence = NOTHING
     phases: Mapping[str, PhaseFigures] = field(default_factory=dict)
+
+    @property
+    def planned_steps(self) -> int | None:
+        """The steps planned in all; None where a phase was shortened and did not say from how many."""
+        found = [each.planned or (None if each.shortened else each.steps) for each in self.phases.values()]
+        known = [steps for steps in found if steps is not None]
+        return sum(known) if found and len(known) == len(found) else None
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> TrainingFigures:
@@ -184,6 +201,21 @@ class CanaryFigures:
 
 
 @dataclass(frozen=True, slots=True)
+class ProcessFigures:
+    """What the run's process took, its children included: wall clock and processor time in seconds.
+
+    `peak_bytes` is the resident memory of the largest process. `energy_j` is what the processors of the whole
+    machine used meanwhile, `gpu_peak_bytes` what tensors held on a GPU; None where nobody says.
+    """
+
+    seconds: float
+    cpu_s: float
+    peak_bytes: int
+    gpu_peak_bytes: int | None = None
+    energy_j: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Metrics:
     """All that a run measured, as far as it came. `evaluation` holds the figures that only reports show."""
 
@@ -197,6 +229,7 @@ class Metrics:
     votes_needed: int | None = None
     votes: VotesCast | None = None
     canary: CanaryFigures | None = None
+    process: ProcessFigures | None = None
     _stored: Mapping[str, Any] = field(default_factory=dict, repr=False, compare=False)
 
     @classmethod
@@ -213,6 +246,7 @@ class Metrics:
             votes_needed=value.get("votes_needed"),
             votes=_whole(VotesCast, value.get("votes")),
             canary=_whole(CanaryFigures, value.get("canary")),
+            process=_whole(ProcessFigures, value.get("process")),
             _stored=value,
         )
 

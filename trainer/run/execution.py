@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import asdict
 
 import sqlite_utils
 import structlog
@@ -11,12 +12,13 @@ from bot.serving.errors import ServingError
 from storage.config import Config
 from storage.db.database import Database
 from storage.errors import RunNotActiveError, StorageError
-from storage.learning import checkpoints, runs, unregistered_adapters
+from storage.learning import checkpoints, evaluations, runs, unregistered_adapters
 from storage.learning.runs import Run
 from storage.sentences import Sentence
 from trainer.errors import NotYetError, RunCancelledError, TrainerError
 from trainer.report import adapter_card
 from trainer.run.heartbeat import Heartbeat
+from trainer.run.process_figures import ProcessMeter
 from trainer.run.repeat import Repeat
 from trainer.run.settings import with_overrides
 from trainer.run.steps import RunSteps
@@ -29,13 +31,33 @@ FAULT = Sentence("The run failed by a fault of the trainer; its log says where."
 def execute(
     database: Database, config: Config, run_id: str, *, steps: Callable[..., RunSteps] | None = None
 ) -> Run:
-    """Take a leased run from snapshot to swap and record how it ended.
+    """Take a leased run from snapshot to swap and record how it ended, and what it took.
 
     What goes wrong is written to the run's row as one sentence; only storage errors are raised. `steps` makes
     another kind of run (the benchmark's saboteurs): it takes the arguments of RunSteps.
     """
     run = database.read(lambda db: runs.expect(db, run_id))
     log.info("run begins", run_id=run.id, scope=run.scope, trigger=run.trigger)
+    with ProcessMeter() as meter:
+        _take_steps(database, config, run, steps)
+        took = meter.figures()
+        database.write(lambda db: evaluations.record_process(db, run.id, took))
+    ended = database.read(lambda db: runs.expect(db, run.id))
+    if ended.state not in ("queued", "running"):
+        checkpoints.remove(config.runs / run.id)
+    adapter_card.write(database, config, run.id)
+    log.info(
+        "run done",
+        run_id=run.id,
+        outcome=ended.outcome,
+        adapter_id=ended.adapter_id,
+        message=ended.message,
+        **asdict(took),
+    )
+    return ended
+
+
+def _take_steps(database: Database, config: Config, run: Run, steps: Callable[..., RunSteps] | None) -> None:
     try:
         with Heartbeat(database, run.id, run.lease_owner or "") as heartbeat:
             kind = steps or (Repeat if "repeat" in run.settings else RunSteps)
@@ -54,14 +76,6 @@ def execute(
         _fail(database, run, FAULT, error)
     finally:
         _clear_interim(database, config, run.id)
-    ended = database.read(lambda db: runs.expect(db, run.id))
-    if ended.state not in ("queued", "running"):
-        checkpoints.remove(config.runs / run.id)
-    adapter_card.write(database, config, run.id)
-    log.info(
-        "run done", run_id=run.id, outcome=ended.outcome, adapter_id=ended.adapter_id, message=ended.message
-    )
-    return ended
 
 
 def _clear_interim(database: Database, config: Config, run_id: str) -> None:

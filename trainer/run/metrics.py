@@ -32,6 +32,7 @@ def _of_phase(report: TrainingReport) -> dict[str, Any]:
         "seconds": round(report.seconds, 1),
         "tokens_per_second": round(report.tokens_per_second, 1),
         "shortened": report.shortened,
+        "planned": report.scheduled,
         "losses": [round(loss, 4) for loss in report.losses],
     }
 

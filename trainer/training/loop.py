@@ -47,7 +47,10 @@ class Phase:
 
 @dataclass
 class TrainingReport:
-    """What a phase did: losses by step, tokens seen and seconds taken; `planned` steps in all, once known."""
+    """What a phase did: losses by step, tokens seen and seconds taken; `planned` steps in all, once known.
+
+    `scheduled` are the steps that its examples ask for, which the clock may cut to `planned`.
+    """
 
     steps: int = 0
     tokens: int = 0
@@ -55,6 +58,7 @@ class TrainingReport:
     shortened: bool = False
     losses: list[float] = field(default_factory=list)
     planned: int | None = None
+    scheduled: int = 0
 
     @property
     def tokens_per_second(self) -> float:
@@ -78,6 +82,7 @@ def train(
     optimiser = _optimiser(model, phase.learning_rate)
     moment = keeper.resume(phase.name) if keeper else None
     report = TrainingReport(**moment.report) if moment else TrainingReport()
+    report.scheduled = len(phase.steps)
     started = time.monotonic()
     references = _prepare(model, phase, moment)
     if moment:

@@ -14,7 +14,7 @@ from storage.db.database import Database
 from storage.learning import adapters, runs
 from storage.learning.eligibility import REASONS
 from storage.learning.evaluations import Metrics
-from storage.learning.run_samples import Sample
+from storage.learning.run_summary import Sample
 from storage.privacy import erasure
 from storage.sentences import Sentence
 

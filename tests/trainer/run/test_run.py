@@ -112,6 +112,10 @@ def test_a_run_goes_from_ratings_to_a_verdict_with_every_trace(trained: tuple[De
     metrics = {e.metric for e in deployment.database.read(lambda db: evaluations.for_run(db, ended.id))}
     assert "general_nll_increase" in metrics
     assert ended.metrics.data.train is not None and ended.metrics.data.train.liked > 0
+    assert (ended.metrics.training.planned_steps or 0) > 0
+    took = ended.metrics.process
+    assert took is not None and took.seconds > 0 and took.cpu_s > 0
+    assert 100e6 < took.peak_bytes < 20e9, "resident memory, in bytes"
     assert (champion(deployment) == adapter.id) == (ended.outcome == "promoted")
 
 

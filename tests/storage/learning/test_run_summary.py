@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from storage.learning import run_samples
-from storage.learning.run_samples import Sample
+from storage.learning import run_summary
+from storage.learning.run_summary import Sample
 
 
 def line(group: str | None, prompt: str, challenger: str, champion: str) -> str:
@@ -18,22 +18,22 @@ def line(group: str | None, prompt: str, challenger: str, champion: str) -> str:
 def kept(runs: Path, *lines: str) -> Path:
     folder = runs / "r1"
     folder.mkdir()
-    (folder / run_samples.FILE).write_text("".join(f"{each}\n" for each in lines))
+    (folder / run_summary.FILE).write_text("".join(f"{each}\n" for each in lines))
     return runs
 
 
 def test_only_replies_that_differ_are_samples(tmp_path: Path) -> None:
     kept(tmp_path, line("g", "p1", "same", "same "), line("g", "p2", "", "b"), line("g", "p3", "a", "b"))
-    assert run_samples.read(tmp_path, "r1", 5) == [Sample("p3", "a", "b", held_out=True)]
+    assert run_summary.samples(tmp_path, "r1", 5) == [Sample("p3", "a", "b", held_out=True)]
 
 
 def test_members_prompts_are_left_out_of_what_everybody_sees(tmp_path: Path) -> None:
     kept(tmp_path, *(line(group, f"p{group}", "a", "b") for group in ("g", None, None, None)))
-    shown = run_samples.read(tmp_path, "r1", 2, general_only=True)
+    shown = run_summary.samples(tmp_path, "r1", 2, general_only=True)
     assert len(shown) == 2 and not any(sample.held_out for sample in shown)
 
 
 @pytest.mark.parametrize("damaged", ["{", "[]", "{}", '{"challenger": {"text": null}, "champion": {}}'])
 def test_a_scrubbed_or_damaged_file_has_no_samples(tmp_path: Path, damaged: str) -> None:
-    assert run_samples.read(tmp_path, "r1", 5) == []
-    assert run_samples.read(kept(tmp_path, damaged), "r1", 5) == []
+    assert run_summary.samples(tmp_path, "r1", 5) == []
+    assert run_summary.samples(kept(tmp_path, damaged), "r1", 5) == []

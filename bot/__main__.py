@@ -29,11 +29,12 @@ from bot.gateway.playground_link import (
 from bot.language import texts
 from bot.services import Services
 from bot.serving.client import ModelClient
+from bot.telemetry.exporter import MetricsExporter
 from storage.config import Config, load_config
 from storage.db.database import Database
 from storage.errors import ConfigError, CorruptDatabaseError, NewerDatabaseError, StorageError
 from storage.process import home, logs
-from storage.process.locks import AlreadyRunningError, ProcessLock
+from storage.process.locks import BOT_LOCK, AlreadyRunningError, ProcessLock
 
 EXIT_CONFIG = 2
 EXIT_RETRY = 1
@@ -55,7 +56,7 @@ def main() -> int:
     discord.VoiceClient.warn_nacl = discord.VoiceClient.warn_dave = False
     try:
         config = load_config(arguments.config, os.environ)
-        lock = ProcessLock(config.run / "bot.lock")
+        lock = ProcessLock(config.run / BOT_LOCK)
         with lock.acquire("Another bot (process {pid}) already uses this folder: stop it first."):
             if warning := home.network_warning(config.data):
                 _log.warning(warning)
@@ -140,6 +141,7 @@ async def _serve(
     watch = asyncio.create_task(_playground_changed(link, run_dir)) if link is not None else None
     if watch is not None:
         waits.add(watch)
+    client.feature(MetricsExporter).start()
     try:
         done, _ = await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
         if stop.is_set():

@@ -12,6 +12,7 @@ from bot.learning import setup as learning
 from bot.privacy import setup as privacy
 from bot.privacy.deletions import DeletionKeeper
 from bot.services import Services
+from bot.telemetry import setup as telemetry
 from bot.ui import setup as ui
 
 
@@ -28,5 +29,6 @@ def make_client(services: Services) -> StropClient:
     privacy.setup(app)
     learning.setup(app)
     admin.setup(app)
+    telemetry.setup(app)
     app.at_shutdown(studio.stop)
     return app

@@ -25,7 +25,8 @@ from storage.learning import adapters, bases
 SIMULATED_SUFFIX = "·sim"
 # How the hash of a base begins whose server isn't ours, and knows none of our additions to the protocol.
 EXTERNAL = "external:"
-_BASE_FACT = "bot.base_hash"
+# Under this key the hash of the base is kept that served last.
+BASE_FACT = "bot.base_hash"
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,7 +125,7 @@ class Services:
             base, _ = await self.base_and_adapters()
             return base.hash
         except ServingError:
-            known = await self.database.aread(lambda db: key_values.get(db, _BASE_FACT))
+            known = await self.database.aread(lambda db: key_values.get(db, BASE_FACT))
             if known is None:
                 raise
             return str(known)
@@ -143,5 +144,5 @@ class Services:
 
 def _remember_base(db: Connection, base: BaseDescription) -> None:
     """Keep which base was served last, and which base its hash stands for."""
-    key_values.put(db, _BASE_FACT, base.hash)
+    key_values.put(db, BASE_FACT, base.hash)
     bases.remember(db, base.hash, base.identity, base.precision)

@@ -18,6 +18,7 @@ from storage.config_sections import (
     ChatConfig,
     DiscordConfig,
     GateConfig,
+    MetricsConfig,
     ModelConfig,
     NetworkConfig,
     PlaygroundConfig,
@@ -46,6 +47,7 @@ class Config(Section):
     trainer: TrainerConfig = TrainerConfig()
     gate: GateConfig = GateConfig()
     network: NetworkConfig = NetworkConfig()
+    metrics: MetricsConfig = MetricsConfig()
     playground_page: PlaygroundConfig = Field(default=PlaygroundConfig(), alias="playground")
 
     @property
@@ -266,6 +268,9 @@ def _contradictions(config: Config) -> Iterator[str]:
     # Its password, if it has one, must not be echoed.
     if config.network.proxy and not config.network.proxy.startswith(("http://", "https://")):
         yield "network.proxy: must start with http:// or https://; other kinds of proxy can't be used"
+    for section, port in (("server", config.server.port), ("playground", config.playground_page.port)):
+        if port and port == config.metrics.port:
+            yield f"metrics.port: must not be {section}.port as well; got {port}"
     yield from _time_problems(config.trainer)
     yield from _emoji_problems(config.discord)
     yield from _permission_problems(config.discord)

@@ -225,6 +225,15 @@ def is_loopback(host: str) -> bool:
         return False
 
 
+class MetricsConfig(Section):
+    """Where the bot answers Prometheus; a `port` of 0 leaves it off."""
+
+    host: Text = "127.0.0.1"
+    port: Annotated[
+        int, Strict(), Field(ge=0, le=65535, description="a port from 1 to 65535, or 0 for none")
+    ] = 0
+
+
 class PlaygroundConfig(Section):
     """Where the playground's page listens; on this machine only."""
 

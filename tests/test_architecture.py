@@ -198,7 +198,7 @@ LAYERS: tuple[tuple[tuple[str, ...], ...], ...] = (
         ("bot.__main__", "bot.cli.__main__"),
         ("bot.cli",),
         ("bot.app",),
-        ("bot.privacy", "bot.admin", "bot.learning", "bot.feedback"),
+        ("bot.privacy", "bot.admin", "bot.learning", "bot.feedback", "bot.telemetry"),
         ("bot.chat",),
         ("bot.ui",),
         ("bot.client",),
@@ -227,7 +227,7 @@ LAYERS: tuple[tuple[tuple[str, ...], ...], ...] = (
         ("bot.serving.messages",),
     ),
     (
-        ("storage.imports",),
+        ("storage.imports", "storage.telemetry"),
         ("storage.privacy",),
         ("storage.learning",),
         ("storage.feedback",),

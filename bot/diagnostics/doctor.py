@@ -37,7 +37,7 @@ from storage.learning import run_times
 from storage.privacy import backup, backup_erasure
 from storage.privacy.backup_files import MANIFEST
 from storage.process import home
-from storage.process.locks import is_locked
+from storage.process.locks import BOT_LOCK, is_locked
 
 SMALL_BASE_MEMORY = 2 * GIB
 SMALL_BASE_DISK = 2 * GIB
@@ -346,6 +346,8 @@ def _ports(config: Config) -> Iterator[Check]:
     if config.playground:
         page = config.playground_page
         yield _port(config, "playground", page.host, page.port, "playground.json")
+    if config.metrics.port:
+        yield _port(config, "metrics", config.metrics.host, config.metrics.port, BOT_LOCK)
 
 
 def _port(config: Config, section: str, host: str, port: int, file: str) -> Check:
@@ -358,7 +360,8 @@ def _port(config: Config, section: str, host: str, port: int, file: str) -> Chec
         try:
             listener.bind((host, port))
         except OSError as error:
-            if is_locked(config.run / "strop.lock") and (config.run / file).is_file():
+            ours = is_locked(config.run / "strop.lock") and (config.run / file).is_file()
+            if ours or is_locked(config.run / file):
                 return ok(name, f"{section}: in use by this Strop, which is running")
             fix = f"stop the other program, or set another {section}.port"
             return problem(name, f"{section}: {host}:{port} can't be used ({error.strerror})", fix)

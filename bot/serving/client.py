@@ -46,6 +46,7 @@ QUICK_DEADLINE_S = 15.0
 # A server may load its model before it answers the first question.
 PROBE_DEADLINE_S = 60.0
 ADAPTER_DEADLINE_S = 120.0
+METRICS_LIMIT_BYTES = 2 * 1024**2
 SCORE_BATCH = 16
 
 
@@ -82,6 +83,25 @@ class ModelClient(Connection):
         except ServerUnavailableError:
             return Health("loading", Message("vLLM is starting."))
         return Health("ok", base=read_base(endpoint.described), adapters=tuple(names[1:]))
+
+    async def metrics(self) -> str:
+        """Return the server's own figures in Prometheus' text format; empty where it has none.
+
+        Raises:
+            ServerUnavailableError: nothing answers.
+        """
+        async with self._request(
+            "GET", "/metrics", deadline_s=QUICK_DEADLINE_S, allow=tuple(range(200, 600))
+        ) as response:
+            if response.status != 200 or response.content_type != "text/plain":
+                return ""
+            said = bytearray()
+            async for chunk in response.content.iter_any():
+                said += chunk
+                if len(said) >= METRICS_LIMIT_BYTES:
+                    break
+        # What is beyond the limit is left out from the beginning of its line.
+        return said.decode("utf-8", "replace").rpartition("\n")[0] + "\n"
 
     async def capabilities(self) -> ServerCapabilities:
         """Return what the server offers beyond chat completions; it is tried once, then remembered.

@@ -9,7 +9,7 @@ from storage.db import sql
 from storage.db.clock import DAY_MS, now_ms
 
 # The normal quantile of a two-sided 95 % interval.
-_Z = 1.959964
+Z_95 = 1.959964
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +41,7 @@ class Votes:
     @property
     def interval(self) -> tuple[float, float]:
         """The 95 % interval of the share."""
-        return _wilson(self.won, self.count)
+        return wilson_interval(self.won, self.count)
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +66,7 @@ class AdapterShare:
     @property
     def interval(self) -> tuple[float, float]:
         """The 95 % interval of the share."""
-        return _wilson(self.liked, self.ratings)
+        return wilson_interval(self.liked, self.ratings)
 
 
 def by_day(db: sqlite_utils.Database, scope: str, days: int) -> list[Day]:
@@ -123,10 +123,10 @@ def _votes(db: sqlite_utils.Database, scope: str, since_ms: int) -> dict[str | N
     return {row["adapter_id"]: Votes(row["won"], row["lost"]) for row in rows}
 
 
-def _wilson(hits: int, n: int) -> tuple[float, float]:
-    """Return the 95 % interval of a share, after Wilson (1927): sound for small counts too."""
+def wilson_interval(hits: float, n: float, z: float = Z_95) -> tuple[float, float]:
+    """Return the interval of a share, after Wilson (1927): sound for small counts too, 95 % by default."""
     share = hits / n
-    middle = (share + _Z**2 / (2 * n)) / (1 + _Z**2 / n)
-    half = _Z / (1 + _Z**2 / n) * math.sqrt(share * (1 - share) / n + _Z**2 / (4 * n**2))
+    middle = (share + z**2 / (2 * n)) / (1 + z**2 / n)
+    half = z / (1 + z**2 / n) * math.sqrt(share * (1 - share) / n + z**2 / (4 * n**2))
     # Rounding must not put the share outside where all agree.
     return max(min(middle - half, share), 0.0), min(max(middle + half, share), 1.0)

@@ -15,6 +15,9 @@ from storage.config import Config
 from storage.errors import HomeError, StorageError
 from storage.process import home
 
+BOT_LOCK = "bot.lock"
+"""The file in the run folder that a bot locks as long as it lives."""
+
 TRAINER_LOCK = "trainer.lock"
 """The file in the run folder that a trainer locks as long as it lives."""
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -33,6 +34,11 @@ def by_process(config: Config, proc: Path = PROC) -> dict[str, int]:
             label = "training run" if _runs(process, "trainer.run", proc) else name
             found[label] = found.get(label, 0) + size
     return found
+
+
+def of_this_process(proc: Path = PROC) -> int | None:
+    """Return the PSS in bytes of the process that asks; None where the system doesn't tell."""
+    return _pss(os.getpid(), proc)
 
 
 def sentence(sizes: dict[str, int]) -> str:

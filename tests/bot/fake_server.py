@@ -31,6 +31,7 @@ class FakeModelServer:
         self.finish_reason = "stop"
         self.context_tokens = 2048
         self.adapters: list[str] = []
+        self.exposition = ""
         self.refused_adapters: set[str] = set()
         self.busy_times = 0
         self.break_after: int | None = None
@@ -50,6 +51,7 @@ class FakeModelServer:
         """Listen on a free port; after a stop, on the same one again."""
         app = web.Application(client_max_size=2**24)
         app.router.add_get("/health", self._health)
+        app.router.add_get("/metrics", self._metrics)
         app.router.add_get("/v1/models", self._models)
         app.router.add_post("/v1/chat/completions", self._chat)
         app.router.add_post("/v1/load_lora_adapter", self._dispatch_load)
@@ -91,6 +93,11 @@ class FakeModelServer:
             "queue": {"running": 0, "waiting": 0},
         }
         return web.json_response(body, status=200 if self.status == "ok" else 503)
+
+    async def _metrics(self, _: web.Request) -> web.Response:
+        if not self.exposition:
+            raise web.HTTPNotFound
+        return web.Response(text=self.exposition)
 
     async def _models(self, _: web.Request) -> web.Response:
         return web.json_response({"data": [{"id": name} for name in (BASE, *self.adapters)]})

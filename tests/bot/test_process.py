@@ -6,6 +6,7 @@ import asyncio
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -20,6 +21,15 @@ from storage.chat import replies
 from storage.db.database import Database
 from tests.bot.fake_server import FakeModelServer
 from tests.bot.refusing_discord import RefusingDiscord
+
+
+def _free_port() -> int:
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        return int(found.getsockname()[1])
+
+
+METRICS_PORT = _free_port()
 
 
 class Processes:
@@ -98,7 +108,10 @@ async def until(condition: Callable[[], Any], within_s: float = 120.0) -> Any:
 
 @pytest.fixture
 async def page(processes: Processes, model_server: FakeModelServer) -> AsyncIterator[Page]:
-    processes.config.write_text(f'[server]\nbase_url = "{model_server.base_url}"\n[playground]\nport = 0\n')
+    processes.config.write_text(
+        f'[server]\nbase_url = "{model_server.base_url}"\n[playground]\nport = 0\n'
+        f"[metrics]\nport = {METRICS_PORT}\n"
+    )
     processes.start("bot.playground")
     pointer = processes.data / "run" / "playground.json"
     await until(pointer.exists)
@@ -143,6 +156,14 @@ async def test_it_chats_and_counts_ratings_over_real_sockets_and_drains_on_sigte
         return bool((await page.snapshot())["loop"].get("ratings", {}).get("liked") == 1)
 
     await until(counted)
+
+    async def figured() -> bool:
+        async with page.session.get(f"http://127.0.0.1:{METRICS_PORT}/metrics") as response:
+            figures = (await response.text()).splitlines()
+        wanted = {'strop_replies_total{status="complete"} 1.0', 'strop_gateway_connected{shard="0"} 1.0'}
+        return wanted <= set(figures)
+
+    await until(figured)
     for command in ("stats", "status"):
         await page.post("commands", channel_id=channel, user_id=member, name=command, options={})
     await until(lambda: processes.log("bot").count("picture.drawn") == 2)

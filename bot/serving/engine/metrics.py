@@ -43,20 +43,37 @@ class Metrics:
         with self._lock:
             requests = dict(self._requests)
             counts, total_s = list(self._step_counts), self._step_sum_s
-        lines = ["# TYPE strop_requests_total counter"]
+        lines = _head("strop_requests_total", "counter", "Requests that ended, by how.")
         lines += [f'strop_requests_total{{outcome="{name}"}} {n}' for name, n in sorted(requests.items())]
-        lines += _value("strop_rejected_total", "counter", self.rejected)
-        lines += _value("strop_prompt_tokens_total", "counter", self.prompt_tokens)
-        lines += _value("strop_reused_prompt_tokens_total", "counter", self.reused_tokens)
-        lines += _value("strop_generated_tokens_total", "counter", self.generated_tokens)
-        lines += _value("strop_requests_running", "gauge", running)
-        lines.append("# TYPE strop_requests_waiting gauge")
+        lines += _value("strop_rejected_total", "counter", "Requests refused by a full queue.", self.rejected)
+        lines += _value(
+            "strop_prompt_tokens_total",
+            "counter",
+            "Prompt tokens that the model read.",
+            self.prompt_tokens,
+        )
+        lines += _value(
+            "strop_reused_prompt_tokens_total",
+            "counter",
+            "Prompt tokens found in the cache.",
+            self.reused_tokens,
+        )
+        lines += _value(
+            "strop_generated_tokens_total", "counter", "Tokens that were written.", self.generated_tokens
+        )
+        lines += _value("strop_requests_running", "gauge", "Requests that are worked on.", running)
+        lines += _head("strop_requests_waiting", "gauge", "Requests in the queue, by priority.")
         lines.append(f'strop_requests_waiting{{priority="people"}} {queue.people}')
         lines.append(f'strop_requests_waiting{{priority="background"}} {queue.background}')
-        lines += _value("strop_users_waiting", "gauge", queue.users)
-        lines += _value("strop_wait_estimate_seconds", "gauge", round(queue.wait_s, 3))
-        lines += _value("strop_adapters_loaded", "gauge", adapters)
-        lines.append("# TYPE strop_step_seconds histogram")
+        lines += _value("strop_users_waiting", "gauge", "Members who wait in the queue.", queue.users)
+        lines += _value(
+            "strop_wait_estimate_seconds",
+            "gauge",
+            "The wait of who comes now.",
+            round(queue.wait_s, 3),
+        )
+        lines += _value("strop_adapters_loaded", "gauge", "Adapters that are loaded.", adapters)
+        lines += _head("strop_step_seconds", "histogram", "How long the steps of the engine took.")
         cumulative = 0
         for bound, count in zip((*STEP_BUCKETS_S, "+Inf"), counts, strict=True):
             cumulative += count
@@ -65,5 +82,9 @@ class Metrics:
         return "\n".join(lines) + "\n"
 
 
-def _value(name: str, kind: str, value: float) -> list[str]:
-    return [f"# TYPE {name} {kind}", f"{name} {value}"]
+def _value(name: str, kind: str, about: str, value: float) -> list[str]:
+    return [*_head(name, kind, about), f"{name} {value}"]
+
+
+def _head(name: str, kind: str, about: str) -> list[str]:
+    return [f"# HELP {name} {about}", f"# TYPE {name} {kind}"]

@@ -301,6 +301,19 @@ def test_a_port_in_use_is_a_problem_unless_strop_itself_has_it(home: Path) -> No
             assert named(config, f"port {port}").state == "ok"
 
 
+def test_the_port_of_the_metrics_is_looked_at_where_there_is_one(home: Path) -> None:
+    assert not any(check.detail.startswith("metrics:") for check in examine(configured(home, token=None)))
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        port = other.getsockname()[1]
+        config = configured(home, f"[metrics]\nport = {port}\n", token=None)
+        check = named(config, f"port {port}")
+        assert check.state == "problem" and "metrics.port" in check.fix
+        with ProcessLock(config.run / "bot.lock").acquire("busy"):
+            assert named(config, f"port {port}").state == "ok"
+
+
 def test_a_base_that_is_missing_or_empty_is_named(home: Path, tmp_path: Path) -> None:
     missing = configured(home, f'[model]\nbase = "{tmp_path}/none"\n', token=None)
     assert "fix model.base" in named(missing, "model").fix

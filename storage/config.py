@@ -15,6 +15,7 @@ from pydantic_core import ErrorDetails
 
 from storage.config_sections import (
     PROXY_VARIABLES,
+    AlertsConfig,
     ChatConfig,
     DiscordConfig,
     GateConfig,
@@ -48,6 +49,7 @@ class Config(Section):
     gate: GateConfig = GateConfig()
     network: NetworkConfig = NetworkConfig()
     metrics: MetricsConfig = MetricsConfig()
+    alerts: AlertsConfig = AlertsConfig()
     playground_page: PlaygroundConfig = Field(default=PlaygroundConfig(), alias="playground")
 
     @property
@@ -169,7 +171,11 @@ def _add_environment(table: dict[str, Any], env: Mapping[str, str], problems: li
     # Absolute and without "..": every path of a deployment is derived from it, and a child process or a later
     # change of the working directory must not give the same file a second name.
     table["home"] = Path(bare_secret(env.get("STROP_HOME", "")) or "data").expanduser().resolve()
-    secrets = {("discord", "token"): _token(env, problems), ("server", "api_key"): env.get("STROP_API_KEY")}
+    secrets = {
+        ("discord", "token"): _token(env, problems),
+        ("server", "api_key"): env.get("STROP_API_KEY"),
+        ("alerts", "webhook"): env.get("STROP_ALERTS_WEBHOOK"),
+    }
     for (section, key), secret in secrets.items():
         if secret and isinstance(table.setdefault(section, {}), dict):
             table[section][key] = SecretStr(bare_secret(secret))
@@ -268,6 +274,9 @@ def _contradictions(config: Config) -> Iterator[str]:
     # Its password, if it has one, must not be echoed.
     if config.network.proxy and not config.network.proxy.startswith(("http://", "https://")):
         yield "network.proxy: must start with http:// or https://; other kinds of proxy can't be used"
+    webhook = config.alerts.webhook.get_secret_value()
+    if webhook and not webhook.startswith(("http://", "https://")):
+        yield "alerts.webhook: must start with http:// or https:// (what it is isn't shown: it is a secret)"
     for section, port in (("server", config.server.port), ("playground", config.playground_page.port)):
         if port and port == config.metrics.port:
             yield f"metrics.port: must not be {section}.port as well; got {port}"

@@ -225,6 +225,12 @@ def is_loopback(host: str) -> bool:
         return False
 
 
+class AlertsConfig(Section):
+    """The address that gets the operators' alerts as JSON; empty: none. Whoever knows it can write there."""
+
+    webhook: Annotated[SecretStr, Field(description="an address in quotes")] = SecretStr("")
+
+
 class MetricsConfig(Section):
     """Where the bot answers Prometheus; a `port` of 0 leaves it off."""
 

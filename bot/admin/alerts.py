@@ -1,7 +1,8 @@
 """What operators are told without asking: errors, failed runs, rollbacks, low disk, dead processes. Once.
 
-It goes to one channel (`discord.operators_channel`), as ids, numbers and the sentence that a run ended with,
-never anybody's words. What was told is kept in the database, so that a restart repeats nothing.
+It goes to one channel (`discord.operators_channel`) and to a webhook (`alerts.webhook`), as ids, numbers and
+the sentence that a run ended with, never anybody's words. What was told where is kept in the database, so
+that a restart repeats nothing.
 """
 
 from __future__ import annotations
@@ -17,16 +18,15 @@ from typing import Any
 import structlog
 from discord.ext import tasks
 
+from bot.admin.alert_destinations import Destination
 from bot.admin.error_digest import FaultLog
 from bot.client import StropClient
-from bot.delivery.targets import translated
-from bot.errors import ChannelRefusedError, DeliveryError
+from bot.gateway.state import gateway_state
 from bot.language.names import adapter_name
 from bot.language.sentences import translate
 from bot.language.texts import mark, number, speaking, tr
 from bot.services import Services
 from bot.serving.errors import ServingError
-from bot.ui.channel_language import language_in
 from storage import sentences
 from storage.db import key_values, sql
 from storage.db.clock import DAY_MS, now_ms
@@ -39,17 +39,17 @@ DEAD_AFTER_LOOKS = 3
 LOW_DISK_BYTES = 2 * 1024**3
 # Enough room again only above this much more, so that a disk at the edge is not told about for ever.
 ROOM_AGAIN = 1.25
-REFUSED_PAUSE_S = 3600.0
 _MOST_LINES = 12
 _DOWN = {
     "model server": mark("⚠️ The model server is not running."),
     "trainer": mark("⚠️ The trainer is not running."),
+    "gateway": mark("⚠️ The connection to Discord is lost."),
 }
 _BACK = {
     "model server": mark("✅ The model server is back."),
     "trainer": mark("✅ The trainer is back."),
+    "gateway": mark("✅ The connection to Discord is back."),
 }
-_FACT = "operations.told"
 # Who goes back without being asked; its reasons are made of numbers and ids.
 _TRAINER = "trainer"
 
@@ -118,20 +118,19 @@ def news(told: Told, sight: Sight) -> tuple[list[str], Told]:
 
 
 class OperationsWatch:
-    """Looks every few seconds, and tells the operators' channel what is new."""
+    """Looks every few seconds, and tells one destination what is new there."""
 
-    def __init__(self, services: Services, client: StropClient) -> None:
+    def __init__(self, services: Services, client: StropClient, destination: Destination | None) -> None:
         self._services = services
         self._client = client
-        self._channel_id = services.config.discord.operators_channel
+        self._destination = destination
         self._streak = _Streak()
-        self._silent_until = 0.0
         self._faults = FaultLog()
         self._loop = tasks.loop(seconds=LOOK_S)(self._round)
 
     def start(self) -> None:
-        """Begin to watch, if there is a channel to tell."""
-        if self._channel_id and not self._loop.is_running():
+        """Begin to watch, if there is somebody to tell."""
+        if self._destination is not None and not self._loop.is_running():
             logging.getLogger().addHandler(self._faults)
             self._loop.start()
 
@@ -141,34 +140,34 @@ class OperationsWatch:
         self._loop.cancel()
 
     async def _round(self) -> None:
+        destination = self._destination
         try:
-            if asyncio.get_running_loop().time() >= self._silent_until:
-                language = await language_in(self._services, self._client, self._channel_id)
-                with speaking(language):
-                    await self._look()
+            if destination is not None and not destination.silent:
+                with speaking(await destination.language()):
+                    await self._look(destination)
         except Exception:  # The loop's boundary: one bad round must not end the watch.
             _log.exception("operations.round_failed")
 
-    async def _look(self) -> None:
-        await self._tell_faults()
+    async def _look(self, destination: Destination) -> None:
+        await self._tell_faults(destination)
         down = await self._down()
         free = (await asyncio.to_thread(shutil.disk_usage, self._services.database.path.parent)).free
-        told, failed, changes = await self._services.database.aread(_stored)
+        told, failed, changes = await self._services.database.aread(lambda db: _stored(db, destination.fact))
         canaries = await self._services.database.aread(_failed_canaries)
         sight = Sight(failed, changes, canaries, free, down)
         if told is None:
             # The first look ever: what happened before is no news, what is wrong now is.
             told = Told(tuple(failed), _latest(changes), _latest(canaries))
         lines, known = news(told, sight)
-        if lines and not await self._tell(lines):
+        if lines and not await _post(destination, lines):
             return
         text = json.dumps(asdict(known))
-        await self._services.database.awrite(lambda db: _keep(db, text))
+        await self._services.database.awrite(lambda db: _keep(db, destination.fact, text))
 
-    async def _tell_faults(self) -> None:
+    async def _tell_faults(self, destination: Destination) -> None:
         """Tell of what went wrong; what can't be told now is told later."""
         lines = self._faults.lines()
-        if lines and await self._tell([f"🐞 {line}" for line in lines]):
+        if lines and await _post(destination, [f"🐞 {line}" for line in lines]):
             self._faults.forget()
 
     async def _down(self) -> tuple[str, ...]:
@@ -177,30 +176,24 @@ class OperationsWatch:
         except ServingError:
             serving = False
         training = await asyncio.to_thread(trainer_is_running, self._services.config)
-        found = {"model server": serving, "trainer": training}
+        found = {
+            "model server": serving,
+            "trainer": training,
+            "gateway": gateway_state(self._client).connected,
+        }
         dead = {name: self._streak.count(name, alive=alive) for name, alive in found.items()}
         return tuple(name for name in dead if dead[name])
 
-    async def _tell(self, lines: Sequence[str]) -> bool:
-        """Post the lines; False where they have to wait."""
-        more = [tr("… and {count} more", count=len(lines) - _MOST_LINES)] if len(lines) > _MOST_LINES else []
-        text = "\n".join([*lines[:_MOST_LINES], *more])[:2000]
-        channel = self._client.get_partial_messageable(self._channel_id)
-        try:
-            await translated(channel.send(text))
-        except ChannelRefusedError as error:
-            _log.warning("operations.refused", channel_id=self._channel_id, error=str(error))
-            self._silent_until = asyncio.get_running_loop().time() + REFUSED_PAUSE_S
-            return False
-        except DeliveryError as error:
-            _log.info("operations.retried", error=str(error))
-            return False
-        return True
+
+async def _post(destination: Destination, lines: Sequence[str]) -> bool:
+    """Post the lines, not too many of them; False where they have to wait."""
+    more = [tr("… and {count} more", count=len(lines) - _MOST_LINES)] if len(lines) > _MOST_LINES else []
+    return await destination.post([*lines[:_MOST_LINES], *more])
 
 
-def _stored(db: Connection) -> tuple[Told | None, dict[str, str], tuple[tuple[int, str], ...]]:
+def _stored(db: Connection, fact: str) -> tuple[Told | None, dict[str, str], tuple[tuple[int, str], ...]]:
     """Return what was told, the last day's failed runs, and the latest rollbacks."""
-    kept = key_values.get(db, _FACT)
+    kept = key_values.get(db, fact)
     failed = sql.many(
         db,
         """SELECT id, scope, message, message_sentence FROM runs WHERE state = 'failed' AND finished_ms > ?
@@ -271,6 +264,6 @@ def _change_text(row: dict[str, Any]) -> str:
     )
 
 
-def _keep(db: Connection, text: str) -> None:
-    if key_values.get(db, _FACT) != text:
-        key_values.put(db, _FACT, text)
+def _keep(db: Connection, fact: str, text: str) -> None:
+    if key_values.get(db, fact) != text:
+        key_values.put(db, fact, text)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from bot.admin import moderation, records, server_check, settings
+from bot.admin.alert_destinations import AlertWebhook, OperatorsChannel
 from bot.admin.alerts import OperationsWatch
 from bot.client import StropClient
+from bot.delivery.webhook import Webhook
 from bot.ui.form_router import FormRouter
 
 
@@ -20,4 +22,8 @@ def setup(app: StropClient) -> None:
     app.tree.add_command(records.audit_command)
     app.add_dynamic_items(records.AuditButton, *settings.dynamic_items())
     app.feature(FormRouter).on("setting", settings.sent_in)
-    app.run_beside(app.add_feature(OperationsWatch(app.services, app)))
+    config = app.services.config
+    channel = OperatorsChannel(app.services, app) if config.discord.operators_channel else None
+    app.run_beside(app.add_feature(OperationsWatch(app.services, app, channel)))
+    webhook = Webhook.configured(config)
+    app.run_beside(OperationsWatch(app.services, app, AlertWebhook(webhook) if webhook else None))

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import platform
+from collections.abc import Iterator
 from dataclasses import asdict
 from importlib import metadata
+from itertools import chain
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -22,9 +25,10 @@ from bot.cli.init_config import (
     write_token,
 )
 from bot.cli.session import DEFAULT_CONFIG, ConfigOption, JsonOption, load
-from bot.diagnostics.checks import Check
+from bot.delivery.webhook import Webhook, WebhookError
+from bot.diagnostics.checks import Check, note, ok, problem
 from bot.diagnostics.doctor import examine
-from storage.config import load_config
+from storage.config import Config, load_config
 from storage.cron import time_zone
 from storage.errors import ConfigError, CronError
 from storage.process.terminal import can_show
@@ -129,7 +133,13 @@ def _zone(name: str) -> str:
         raise UsageError(f"{name!r} is no time zone; {error}.") from None
 
 
-def doctor(config: ConfigOption = None, as_json: JsonOption = False) -> None:
+def doctor(
+    config: ConfigOption = None,
+    webhook: Annotated[
+        bool, typer.Option("--webhook", help="Send a test alert to the address of alerts.webhook.")
+    ] = False,
+    as_json: JsonOption = False,
+) -> None:
     """Check everything Strop needs and print one line each, with the fix where something is wrong.
 
     Exit code 1 if anything is wrong. Discord is called only if a token is set.
@@ -137,6 +147,8 @@ def doctor(config: ConfigOption = None, as_json: JsonOption = False) -> None:
     Examples:
 
         strop doctor
+
+        strop doctor --webhook
 
         strop doctor --json | jq '.[] | select(.state == "problem")'
     """
@@ -156,7 +168,7 @@ def doctor(config: ConfigOption = None, as_json: JsonOption = False) -> None:
         )
         if not as_json:
             _print(found[0])
-        for check in examine(settings):
+        for check in chain(examine(settings), _alerts(settings, send=webhook)):
             found.append(check)
             if not as_json:
                 _print(check)
@@ -164,6 +176,23 @@ def doctor(config: ConfigOption = None, as_json: JsonOption = False) -> None:
         typer.echo(json.dumps([asdict(check) for check in found], ensure_ascii=False))
     if any(check.state == "problem" for check in found):
         raise typer.Exit(1)
+
+
+def _alerts(settings: Config, *, send: bool) -> Iterator[Check]:
+    address = Webhook.configured(settings)
+    if address is None:
+        if send:
+            yield problem("alerts", "alerts.webhook names no address", "set it, or STROP_ALERTS_WEBHOOK")
+        return
+    if not send:
+        yield note("alerts", f"go to {address.host}; `strop doctor --webhook` sends a test")
+        return
+    try:
+        asyncio.run(address.send(["This is a test: alerts of Strop arrive here."]))
+    except WebhookError as error:
+        yield problem("alerts", str(error), "check alerts.webhook, and network.proxy if there is one")
+    else:
+        yield ok("alerts", f"{address.host} took a test")
 
 
 def _print(check: Check) -> None:

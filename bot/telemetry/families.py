@@ -18,7 +18,8 @@ from prometheus_client.core import (
 )
 from prometheus_client.parser import text_string_to_metric_families
 
-from bot.telemetry.snapshot import DiskState, GatewayState, ServerState, Snapshot
+from bot.gateway.state import GatewayState
+from bot.telemetry.snapshot import DiskState, ServerState, Snapshot
 from storage.telemetry.counts import Counts, ScopeCounts, Trend
 from storage.telemetry.reply_totals import BUCKETS_S, Histogram, ReplyTotals
 

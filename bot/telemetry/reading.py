@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 import asyncio
-import math
 import shutil
 from collections.abc import Awaitable, Callable
 from importlib import metadata
 from pathlib import Path
 from typing import Generic, TypeVar
 
-import discord
 import structlog
 
 from bot.client import StropClient
+from bot.gateway.state import gateway_state
 from bot.services import BASE_FACT, Services
 from bot.serving.errors import ServingError
-from bot.telemetry.snapshot import DiskState, GatewayState, ServerState, Snapshot
+from bot.telemetry.snapshot import DiskState, ServerState, Snapshot
 from storage.config import Config
 from storage.db import key_values
 from storage.db.clock import now_ms
@@ -138,26 +137,6 @@ class Reader:
             return None
         sizes, backup_ms = await self._sizes.latest() or {}, await self._backup.latest(changed)
         return DiskState(usage.total, usage.free, sizes, backup_ms)
-
-
-def gateway_state(client: discord.Client) -> GatewayState:
-    """Return the state of each shard; without shards there is one, number 0."""
-    if isinstance(client, discord.AutoShardedClient):
-        shards = {
-            number: (client.is_ready() and not shard.is_closed(), _known(shard.latency))
-            for number, shard in client.shards.items()
-        }
-    else:
-        socket = getattr(client, "ws", None)
-        up = client.is_ready() and socket is not None and bool(getattr(socket, "open", False))
-        shards = {0: (up, _known(client.latency))}
-    guard = getattr(client, "guard", None)
-    return GatewayState(shards, len(client.guilds), dict(guard.malformed) if guard else {})
-
-
-def _known(latency_s: float) -> float | None:
-    """Return a round trip; discord.py says NaN or infinity where there was none."""
-    return latency_s if math.isfinite(latency_s) else None
 
 
 def _memory(config: Config) -> dict[str, int]:

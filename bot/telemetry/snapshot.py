@@ -5,17 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from bot.gateway.state import GatewayState
 from storage.telemetry.counts import Counts, Trend
 from storage.telemetry.reply_totals import ReplyTotals
-
-
-@dataclass(frozen=True, slots=True)
-class GatewayState:
-    """Discord's side: each shard with whether it is connected, and its round trip where that is known."""
-
-    shards: Mapping[int, tuple[bool, float | None]]
-    guilds: int = 0
-    malformed: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,7 +22,7 @@ from bot.serving.protocol import Health
 from storage.config import Config
 
 POLL_S = 0.5
-SECRET_VARIABLES = ("DISCORD_TOKEN", "DISCORD_TOKEN_FILE", "STROP_API_KEY")
+SECRET_VARIABLES = ("DISCORD_TOKEN", "DISCORD_TOKEN_FILE", "STROP_API_KEY", "STROP_ALERTS_WEBHOOK")
 
 
 def children(config: Config, config_path: Path, environment: Mapping[str, str]) -> list[ChildSpec]:

@@ -43,8 +43,9 @@ TO_TERMINAL = {
     "gateway/playground_link.py",
     "gateway/sign_in.py",
     "gateway/event_guard.py",
+    "delivery/webhook.py",
 }
-SILENT_FOLDERS = {"cli", "diagnostics", "playground", "serving"}
+SILENT_FOLDERS = {"cli", "diagnostics", "playground", "serving", "telemetry"}
 # What is written for the model, the database, the log or the code, and no member reads.
 NOT_SAID = {
     "chat/draft.py": {"reply  has no plan yet"},

@@ -20,6 +20,7 @@ StorageError
 │   ├── SettingError            a setting that isn't there, or a value that it can't have
 │   ├── BlockError              a member who can't be blocked, or isn't
 │   └── TastingError            a tasting that can't begin; the text says what is in the way
+├── ExperimentError             a setting that an experiment can't try; the text says which it takes
 ├── ImportFileError             a file that can't be imported; the text says why
 └── BackupError                 a backup that is incomplete, damaged, or in the way
 """
@@ -115,6 +116,10 @@ class BlockError(RuleError):
 
 class TastingError(RuleError):
     """A tasting can't begin, or the operator's prompts can't be taken; the text says why."""
+
+
+class ExperimentError(StorageError):
+    """A setting that an experiment can't try, or a value that the trainer does not take."""
 
 
 class ImportFileError(StorageError):

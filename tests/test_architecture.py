@@ -234,6 +234,7 @@ LAYERS: tuple[tuple[tuple[str, ...], ...], ...] = (
         ("storage.chat",),
         ("storage.admin", "storage.process"),
         ("storage.db", "storage.config"),
+        ("storage.config_edit", "storage.experiments"),
         ("storage.config_text",),
         ("storage.config_sections",),
         ("storage.cron",),
@@ -242,6 +243,7 @@ LAYERS: tuple[tuple[tuple[str, ...], ...], ...] = (
     ),
     (
         ("trainer.__main__",),
+        ("trainer.experiment",),
         ("trainer.run", "trainer.schedule"),
         ("trainer.on_policy",),
         ("trainer.gate",),

@@ -99,7 +99,8 @@ class Trainer:
 
     def _command(self, run: runs.Run) -> list[str]:
         where = [] if self._config_path is None else ["--config", str(self._config_path.absolute())]
-        return [sys.executable, "-m", "trainer.run", *where, "--run", run.id]
+        module = "trainer.experiment" if "experiment" in run.settings else "trainer.run"
+        return [sys.executable, "-m", module, *where, "--run", run.id]
 
     def _keep_champions(self) -> None:
         async def check() -> None:

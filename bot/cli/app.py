@@ -10,16 +10,17 @@ from typer.core import TyperGroup
 from bot.cli import (
     adapters,
     data,
+    experiment,
     imports,
     members,
     processes,
     run_history,
     runs,
     settings,
-    setup,
     stats,
     tasting,
 )
+from bot.cli.first_start import setup
 from bot.cli.playground import rehearsal
 from bot.errors import BotError
 from bot.serving.errors import ServingError
@@ -80,6 +81,7 @@ for topic in (
     processes,
     runs,
     run_history,
+    experiment,
     stats,
     tasting,
     adapters,

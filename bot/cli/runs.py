@@ -111,7 +111,7 @@ def retrain(
                 )
             )
             if wait:
-                run = _wait(opened, run, quiet=as_json)
+                run = follow(opened, run, quiet=as_json)
         _report(opened, run, as_json=as_json)
     if wait and run.outcome in BAD_OUTCOMES:
         raise typer.Exit(1)
@@ -137,7 +137,7 @@ def _repeat(config: Path | None, beginning: str, *, wait: bool, as_json: bool) -
         if run.settings.get("repeat") != original.id:
             raise CommandError(f"Run {run.id} of {run.scope} is {run.state}: repeat the other one after it.")
         if wait:
-            run = _wait(opened, run, quiet=as_json)
+            run = follow(opened, run, quiet=as_json)
         _report(opened, run, as_json=as_json)
     if wait and run.outcome in BAD_OUTCOMES:
         raise typer.Exit(1)
@@ -170,16 +170,16 @@ def _cancel(opened: Session, scope: str) -> Run:
     return opened.database.read(lambda db: runs.expect(db, run.id))
 
 
-def _wait(opened: Session, run: Run, *, quiet: bool) -> Run:
+def follow(opened: Session, run: Run, *, quiet: bool) -> Run:
+    """Show a run's progress until it is over; Ctrl-C leaves it running and ends the command."""
     try:
-        return _follow(opened, run, quiet=quiet)
+        return _until_over(opened, run, quiet=quiet)
     except KeyboardInterrupt:
         typer.echo("The run goes on; `strop status` shows it, `strop retrain --cancel` ends it.", err=True)
         raise typer.Exit(EXIT_INTERRUPTED) from None
 
 
-def _follow(opened: Session, queued: Run, *, quiet: bool) -> Run:
-    """Show the run's progress until it is over; Ctrl-C leaves it running."""
+def _until_over(opened: Session, queued: Run, *, quiet: bool) -> Run:
     console = Console(stderr=True, quiet=quiet, highlight=False)
     if not trainer_is_running(opened.config):
         console.print("No trainer is running: the run waits until `strop up` or `strop trainer` starts.")
@@ -210,7 +210,12 @@ def _show(bar: Progress, task: TaskID, run: Run) -> None:
 def _report(opened: Session, run: Run, *, as_json: bool) -> None:
     if as_json:
         typer.echo(json.dumps(run_record(run), ensure_ascii=False))
-        return
+    else:
+        print_run(opened, run)
+
+
+def print_run(opened: Session, run: Run) -> None:
+    """Say how a run ended, or where it is."""
     if run.message:
         typer.echo(run.message)
         return

@@ -217,7 +217,10 @@ class ProcessFigures:
 
 @dataclass(frozen=True, slots=True)
 class Metrics:
-    """All that a run measured, as far as it came. `evaluation` holds the figures that only reports show."""
+    """All that a run measured, as far as it came. `evaluation` holds the figures that only reports show.
+
+    `experiment` is the table of a run that was one.
+    """
 
     data: DataUsed = DataUsed()
     excluded: Mapping[str, int] | None = None
@@ -230,6 +233,7 @@ class Metrics:
     votes: VotesCast | None = None
     canary: CanaryFigures | None = None
     process: ProcessFigures | None = None
+    experiment: Mapping[str, Any] | None = None
     _stored: Mapping[str, Any] = field(default_factory=dict, repr=False, compare=False)
 
     @classmethod
@@ -247,6 +251,7 @@ class Metrics:
             votes=_whole(VotesCast, value.get("votes")),
             canary=_whole(CanaryFigures, value.get("canary")),
             process=_whole(ProcessFigures, value.get("process")),
+            experiment=value.get("experiment"),
             _stored=value,
         )
 

@@ -12,8 +12,8 @@ from storage.privacy import backup_erasure
 from storage.privacy import erasure as privacy
 
 _DELETIONS_SEEN = "privacy.deletions_seen_ms"
-#: What a run keeps without anybody's words: its card and its outcome.
-_FIGURES = frozenset({"card.json", "card.md", "report.json"})
+#: What a run keeps without anybody's words: its card and its outcome, an experiment's table and page.
+_FIGURES = frozenset({"card.json", "card.md", "report.json", "experiment.json", "experiment.html"})
 
 
 def complete(database: Database, data_dir: Path, erasure: privacy.Erasure) -> bool:

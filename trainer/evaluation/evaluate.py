@@ -150,13 +150,15 @@ def rated_texts(rows: Sequence[Row], *, corrections: bool = True) -> list[RatedT
     return found
 
 
-def held_out_prompts(snapshot: Snapshot, system_prompt: str, limit: int) -> list[Prompt]:
+def held_out_prompts(
+    snapshot: Snapshot, system_prompt: str, limit: int, splits: Sequence[str] = ("gate", "development")
+) -> list[Prompt]:
     """Return the prompts to compare on, one for each held-out reply, spread over conversations.
 
     Every conversation's first prompt comes before any second one, in an order that only depends on the ids: a
     budget that runs out cuts the tail, not a kind.
     """
-    rows = sorted(snapshot.of("gate", "development"), key=lambda row: stable_hash(row.reply_id))
+    rows = sorted(snapshot.of(*splits), key=lambda row: stable_hash(row.reply_id))
     turn: dict[str, int] = {}
     ranked: list[tuple[int, int, Prompt]] = []
     for number, row in enumerate(rows):
@@ -311,7 +313,7 @@ async def _answer_round(
                 prompt.messages,
                 chat=chat,
                 max_new_tokens=gate.max_new_tokens,
-                seed=_seed_of(prompt, turn, seed),
+                seed=seed_of(prompt, turn, seed),
             )
         return Answer(completion.text, completion.finish_reason == "stop")
 
@@ -331,7 +333,8 @@ def _community_prompts(system_prompt: str) -> list[Prompt]:
     return [Prompt((*system, ChatMessage("user", text)), None) for text in COMMUNITY_PROMPTS]
 
 
-def _seed_of(prompt: Prompt, turn: int, seed: int) -> int:
+def seed_of(prompt: Prompt, turn: int, seed: int) -> int:
+    """Return the seed of an answer: whoever answers this prompt in this turn draws alike."""
     return (
         (stable_hash(prompt.reply_id or "") ^ stable_hash(prompt.messages[-1].content)) + 7919 * turn + seed
     )

@@ -10,7 +10,7 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from storage.config import load_config
@@ -18,21 +18,30 @@ from storage.db.database import Database
 from storage.errors import ConfigError, StorageError
 from storage.process import logs
 from trainer.run.execution import execute
+from trainer.run.steps import RunSteps
 
 EXIT_CONFIGURATION = 2
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Execute one leased run; return the exit code (0: the run has a result, whatever it is)."""
-    parser = argparse.ArgumentParser(prog="python -m trainer.run", description=__doc__)
+def main(
+    arguments: Sequence[str] | None = None,
+    *,
+    program: str = "trainer.run",
+    steps: Callable[..., RunSteps] | None = None,
+) -> int:
+    """Execute one leased run; return the exit code (0: the run has a result, whatever it is).
+
+    `steps` makes another kind of run, whose own `program` this is.
+    """
+    parser = argparse.ArgumentParser(prog=f"python -m {program}", description=__doc__)
     parser.add_argument("--config", type=Path, default=None)
     parser.add_argument("--run", required=True)
     parsed = parser.parse_args(arguments)
-    logs.configure("trainer.run")
+    logs.configure(program)
     try:
         config = load_config(parsed.config, os.environ)
         with Database.open(config.database) as database:
-            execute(database, config, parsed.run)
+            execute(database, config, parsed.run, steps=steps)
     except ConfigError as error:
         print(error, file=sys.stderr)
         return EXIT_CONFIGURATION

@@ -34,6 +34,7 @@ class Heartbeat:
         self._progress = 0.0
         self._note = NOTHING
         self._later_s = 0.0
+        self._part: tuple[int, int, str] | None = None
         self._since = self._progress_at = time.monotonic()
         self._thread = threading.Thread(target=self._loop, name="heartbeat", daemon=True)
 
@@ -47,7 +48,13 @@ class Heartbeat:
         self._thread.join()
 
     def enter(self, phase: Phase, note: Sentence = NOTHING, *, later_s: float = 0.0) -> None:
-        """Begin a phase; `later_s` is a guess of how long the phases after it take."""
+        """Begin a phase; `later_s` is a guess of how long the phases after it take.
+
+        Within a part of a phase (`within`) it is only said.
+        """
+        if self._part is not None:
+            self.show(0.0, note)
+            return
         self.check()
         with self._lock:
             self._phase, self._progress, self._note = phase, 0.0, note
@@ -57,19 +64,37 @@ class Heartbeat:
         self._beat()
         self.check()
 
+    def within(self, part: tuple[int, int, str] | None) -> None:
+        """Count what follows as a part of the phase (number from 0, of how many, its name); None: as all."""
+        self._part = part
+
     def show(self, progress: float, note: Sentence | None = None) -> None:
         """Set the progress of the phase, 0 to 1. Raises RunCancelledError like `check`."""
         self.check()
+        number, count, _ = self._part or (0, 1, "")
         with self._lock:
-            self._progress, self._progress_at = min(max(progress, 0.0), 1.0), time.monotonic()
+            self._progress = (number + min(max(progress, 0.0), 1.0)) / count
+            self._progress_at = time.monotonic()
             if note is not None:
-                self._note = note
+                self._note = self._of_part(note)
 
     def say(self, note: Sentence) -> None:
         """Say what is done now; the progress stays. Raises RunCancelledError like `check`."""
         self.check()
         with self._lock:
-            self._note = note
+            self._note = self._of_part(note)
+
+    def _of_part(self, note: Sentence) -> Sentence:
+        if self._part is None or not note:
+            return note
+        number, count, name = self._part
+        return Sentence(
+            "setting {number} of {count} ({name}): {note}",
+            number=number + 1,
+            count=count,
+            name=name,
+            note=note,
+        )
 
     def check(self) -> None:
         """Stop here if the run was cancelled.

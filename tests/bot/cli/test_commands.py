@@ -24,8 +24,8 @@ from tests.bot.cli.conftest import Strop
 from tests.trainer.community import BASE_HASH, SCOPE, adapter_folder, champion, rated_replies
 
 COMMANDS = [
-    "up", "bot", "serve", "trainer", "playground", "retrain", "runs", "status", "adapters", "promote",
-    "rollback", "rehearse", "sample", "reject", "stats",
+    "up", "bot", "serve", "trainer", "playground", "retrain", "runs", "experiment", "status", "adapters",
+    "promote", "rollback", "rehearse", "sample", "reject", "stats",
     "report", "export", "audit", "backup", "restore", "doctor", "init", "version",
     "block", "unblock", "blocks", "health", "import",
 ]  # fmt: skip

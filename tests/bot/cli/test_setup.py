@@ -17,7 +17,7 @@ from aiohttp import web
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bot.cli.init_config import (
+from bot.cli.first_start.init_config import (
     Answers,
     InitialiseError,
     parse_ids,

@@ -38,7 +38,7 @@ OTHERS = [language for language in texts.LANGUAGES if language != "en"]
 # What these say goes to a terminal, or to the log.
 TO_TERMINAL = {
     "cli/launch/supervisor.py",
-    "cli/init_config.py",
+    "cli/first_start/init_config.py",
     "__main__.py",
     "gateway/playground_link.py",
     "gateway/sign_in.py",

@@ -15,7 +15,7 @@ from typing import Annotated, Literal
 import typer
 
 from bot.cli.errors import UsageError
-from bot.cli.init_config import (
+from bot.cli.first_start.init_config import (
     Answers,
     InitialiseError,
     check_token,

@@ -1,0 +1,187 @@
+"""`strop experiment`: several settings of the trainer, trained and judged side by side."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from bot.cli.errors import CommandError, UsageError
+from bot.cli.runs import BAD_OUTCOMES, actor, follow, print_run, run_record
+from bot.cli.session import ConfigOption, JsonOption, ScopeOption, Session, choose_scope, session
+from storage import config_edit, experiments
+from storage.experiments import Asked
+from storage.learning import runs
+from storage.learning.runs import Run
+
+MINUTES = 60.0
+PAGE = "experiment.html"
+
+
+def experiment(
+    tried: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--try",
+            metavar="SETTINGS",
+            help='A setting beside the configured ones: "rank=8", "epochs=2 rank=32"; may be repeated.',
+        ),
+    ] = None,
+    config: ConfigOption = None,
+    scope: ScopeOption = None,
+    minutes: Annotated[
+        float, typer.Option("--minutes", min=1, help="Begin no other setting that would end later than this.")
+    ] = MINUTES,
+    resume: Annotated[
+        str | None,
+        typer.Option(
+            "--resume", metavar="RUN", help="Go on with an experiment that was left or ran out of time."
+        ),
+    ] = None,
+    show: Annotated[
+        str | None, typer.Option("--show", metavar="RUN", help="Only show an experiment that is over.")
+    ] = None,
+    write: Annotated[
+        bool, typer.Option("--write", help="Write the winner into strop.toml, if it is more than noise.")
+    ] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Train several settings from the same ratings and judge them side by side. Nothing is promoted.
+
+    They are judged on the development split; the conversations that the gate judges by are not looked at.
+    The configured settings are always among them. To see how much is noise, try another seed.
+
+    Examples:
+
+        strop experiment --try rank=8 --try rank=32 --try seed=1
+
+        strop experiment --try "epochs=2 sft_learning_rate=3e-4" --minutes 30
+
+        strop experiment --resume r4fab88d73ac6 --minutes 60
+
+        strop experiment --show r4fab88d73ac6 --write
+    """
+    if sum(map(bool, (tried, resume, show))) != 1:
+        raise UsageError("Give settings with --try, or one experiment with --resume or --show.")
+    with session(config) as opened:
+        if show:
+            run = _finished(opened, show)
+        else:
+            run = follow(opened, _queued(opened, scope, tried or [], minutes, resume), quiet=as_json)
+        _tell(opened, run, as_json=as_json)
+        if write:
+            _write(opened, run, quiet=as_json)
+    if run.outcome in BAD_OUTCOMES:
+        raise typer.Exit(1)
+
+
+def _queued(
+    opened: Session, scope: str | None, tried: Sequence[str], minutes: float, resume: str | None
+) -> Run:
+    if resume is not None:
+        earlier = _named(opened, resume)
+        if not earlier.repeatable or earlier.snapshot_hash is None:
+            raise CommandError(f"Experiment {earlier.id} can't be resumed: its snapshot is gone.")
+        asked = Asked(Asked.of(earlier.settings).changes, minutes, earlier.id)
+        chosen = earlier.scope
+    else:
+        asked = Asked(experiments.checked(opened.config.trainer, tried), minutes)
+        chosen = opened.database.read(lambda db: choose_scope(db, opened.config, scope))
+    run = opened.database.write(
+        lambda db: runs.enqueue(
+            db, scope=chosen, trigger="manual", requested_by=actor(), settings=asked.as_settings()
+        )
+    )
+    if run.settings != asked.as_settings():
+        raise CommandError(f"Run {run.id} of {run.scope} is {run.state}: begin the experiment after it.")
+    return run
+
+
+def _named(opened: Session, beginning: str) -> Run:
+    run = opened.database.read(lambda db: runs.named(db, beginning))
+    if "experiment" not in run.settings:
+        raise CommandError(f"Run {run.id} is no experiment: `strop report {run.id}` shows it.")
+    return run
+
+
+def _finished(opened: Session, beginning: str) -> Run:
+    run = _named(opened, beginning)
+    if run.state in ("queued", "running"):
+        raise CommandError(f"Experiment {run.id} is {run.state}: it has nothing to show yet.")
+    return run
+
+
+def _tell(opened: Session, run: Run, *, as_json: bool) -> None:
+    found = run.metrics.experiment
+    page = opened.config.runs / run.id / PAGE
+    if as_json:
+        shown = {**run_record(run), "experiment": found, "page": str(page) if page.exists() else None}
+        typer.echo(json.dumps(shown, ensure_ascii=False))
+        return
+    if found:
+        Console(highlight=False).print(table(found["standings"]))
+    print_run(opened, run)
+    for name in (found or {}).get("left_out", []):
+        typer.echo(f"Left out for want of time: {name}. `strop experiment --resume {run.id}` goes on.")
+    if found and page.exists():
+        typer.echo(f"The page with curves and intervals: {page}")
+
+
+def table(standings: Sequence[Mapping[str, Any]]) -> Table:
+    """The settings under each other, the best first."""
+    shown = Table(box=None, pad_edge=False)
+    shown.add_column("setting")
+    for name in ("P(liked)", "beside configured", "", "perplexity", "accuracy", "general loss", "min", "MiB"):
+        shown.add_column(name, justify="right")
+    for each in standings:
+        shown.add_row(*_cells(each))
+    return shown
+
+
+def _cells(standing: Mapping[str, Any]) -> list[str]:
+    difference = standing["difference"]
+    beside = (
+        ""
+        if difference is None
+        else (f"{difference['value']:+.3f} ({difference['low']:+.3f} to {difference['high']:+.3f})")
+    )
+    says = "" if difference is None else standing["surely"] or "noise"
+    return [
+        standing["name"],
+        _figure(standing["liked"], ".3f"),
+        beside,
+        "forgets" if standing["forgetful"] else says,
+        _figure(standing["perplexity"], ".2f"),
+        _figure(standing["accuracy"], ".2f"),
+        f"{standing['general_rise']:+.1%}",
+        _figure(standing["minutes"] or None, ".1f"),
+        _figure(standing["peak_mib"] or None, "d"),
+    ]
+
+
+def _figure(value: float | None, form: str) -> str:
+    return "" if value is None else format(value, form)
+
+
+def _write(opened: Session, run: Run, *, quiet: bool) -> None:
+    """Put the winner into the configuration file; say why not where there is none."""
+    winner = (run.metrics.experiment or {}).get("winner")
+    if not winner:
+        typer.echo(
+            "Nothing was written: no setting is better than the configured ones by more than noise.", err=True
+        )
+        return
+    config_edit.write(opened.config_path, "trainer", winner)
+    if not quiet:
+        typer.echo(
+            f"{experiments.name_of(winner)}: written into {opened.config_path}, in force from the next start."
+        )
+
+
+def register(app: typer.Typer) -> None:
+    """Add this topic's command."""
+    app.command(rich_help_panel="Learn")(experiment)

@@ -1,0 +1,127 @@
+"""What an experiment tries: settings of the trainer, each beside the ones that are configured."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from pydantic import ValidationError
+
+from storage.config_sections import TrainerConfig
+from storage.errors import ExperimentError
+
+# What decides an adapter and may differ between two of one base. The base itself is not among them: it is
+# the model server's, and everything is judged through that.
+CHANGEABLE = (
+    "objective",
+    "rank",
+    "alpha",
+    "sft_learning_rate",
+    "kto_learning_rate",
+    "dpo_learning_rate",
+    "epochs",
+    "kto_epochs",
+    "dpo_epochs",
+    "dpo_sft_weight",
+    "ranked_rounds",
+    "beta",
+    "sft_batch_size",
+    "batch_size",
+    "dpo_batch_size",
+    "replay_share",
+    "max_train_minutes",
+    "seed",
+)
+AS_CONFIGURED = "as configured"
+MOST = 12
+
+Changes = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Asked:
+    """An experiment as it was asked for; `resumes` names the run whose results it goes on from."""
+
+    changes: tuple[Changes, ...]
+    minutes: float
+    resumes: str = ""
+
+    def as_settings(self) -> dict[str, Any]:
+        """Return it as a run's own settings."""
+        asked = {"changes": [dict(each) for each in self.changes], "minutes": self.minutes}
+        return {"experiment": asked | ({"resumes": self.resumes} if self.resumes else {})}
+
+    @classmethod
+    def of(cls, settings: Mapping[str, Any]) -> Asked:
+        """Read it from a run's settings."""
+        asked = settings["experiment"]
+        return cls(tuple(asked["changes"]), float(asked["minutes"]), str(asked.get("resumes", "")))
+
+
+def parse(text: str) -> dict[str, Any]:
+    """Read one setting to try: "rank=8 epochs=2", commas allowed; values are checked by :func:`settings`.
+
+    Raises:
+        ExperimentError: it is not written like this, or names what can't be tried.
+    """
+    found: dict[str, Any] = {}
+    for part in text.replace(",", " ").split():
+        key, equals, value = part.partition("=")
+        key = key.removeprefix("trainer.")
+        if not equals or not value:
+            raise ExperimentError(f"{part!r} is no setting: write it as rank=8.")
+        if key in ("base", "model.base", "model"):
+            raise ExperimentError(
+                "An experiment keeps to the base that is served: set model.base, restart, and try it there."
+            )
+        if key not in CHANGEABLE:
+            raise ExperimentError(f"An experiment can't try {key!r}: it takes {', '.join(CHANGEABLE)}.")
+        found[key] = _value(value)
+    if not found:
+        raise ExperimentError("There is nothing to try: write it as rank=8.")
+    return found
+
+
+def _value(text: str) -> int | float | str:
+    for kind in (int, float):
+        try:
+            return kind(text)
+        except ValueError:
+            continue
+    return text
+
+
+def settings(configured: TrainerConfig, changes: Changes) -> TrainerConfig:
+    """Return the trainer's settings with some changed.
+
+    Raises:
+        ExperimentError: a value that the trainer does not take.
+    """
+    try:
+        return TrainerConfig.model_validate(configured.model_dump(exclude_unset=True) | dict(changes))
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(map(str, first["loc"]))
+        raise ExperimentError(
+            f"{key} = {first['input']!r} can't be tried: {str(first['msg']).lower()}."
+        ) from error
+
+
+def name_of(changes: Changes) -> str:
+    """Return what a setting is called: "rank 8, epochs 2"."""
+    return ", ".join(f"{key} {value}" for key, value in changes.items()) or AS_CONFIGURED
+
+
+def checked(configured: TrainerConfig, texts: Sequence[str]) -> tuple[Changes, ...]:
+    """Read what is to be tried, each once; raises ExperimentError with the first that can't be."""
+    found = [parse(text) for text in texts]
+    for changes in found:
+        settings(configured, changes)
+    if len(found) > MOST:
+        raise ExperimentError(f"{len(found)} settings are too many: try {MOST} at most.")
+    return tuple(_once(found))
+
+
+def _once(found: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
+    return list({name_of(changes): changes for changes in found}.values())

@@ -1,0 +1,150 @@
+"""A whole experiment on a tiny real base: trained, judged, interrupted, resumed, told side by side."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from storage.db.database import Database
+from storage.experiments import Asked
+from storage.learning import adapters, evaluations, runs
+from storage.learning.runs import Run
+from tests.trainer import loop
+from tests.trainer.loop import Deployment
+from trainer.data import snapshot
+from trainer.experiment import measured, page
+from trainer.experiment.comparison import BASE
+from trainer.experiment.steps import Experiment
+from trainer.run.execution import execute
+
+CHANGES: tuple[dict[str, Any], ...] = ({"rank": 2, "alpha": 4}, {"epochs": 2, "objective": "sft"})
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory, tiny_source: Path, tiny_folder: Path) -> Iterator[Path]:
+    home = tmp_path_factory.mktemp("home")
+    shutil.copytree(tiny_folder, home / "models" / tiny_folder.name)
+    process = loop.serve(loop.configured(home, tiny_source))
+    yield home
+    loop.stop(process)
+
+
+@pytest.fixture
+def deployment(server: Path, tiny_source: Path) -> Iterator[Deployment]:
+    config = loop.configured(server, tiny_source)
+    for file in config.data.glob("strop.db*"):
+        file.unlink()
+    with Database.open(config.database) as database:
+        database.write(lambda db: loop.community(db, 80))
+        yield Deployment(config, database)
+
+
+def run_of(deployment: Deployment, asked: Asked) -> Run:
+    leased = deployment.lease(asked.as_settings())
+    return execute(deployment.database, deployment.config, leased.id, steps=Experiment)
+
+
+def table(run: Run) -> list[dict[str, Any]]:
+    assert run.metrics.experiment is not None, run.error
+    return list(run.metrics.experiment["standings"])
+
+
+def test_settings_are_trained_from_one_snapshot_and_stand_side_by_side(deployment: Deployment) -> None:
+    ended = run_of(deployment, Asked(CHANGES, 30))
+    assert ended.state == "finished", ended.error
+    found = ended.metrics.experiment
+    assert found is not None, ended.error
+    names = [each["name"] for each in found["standings"]]
+    assert sorted(names) == sorted([BASE, "as configured", "rank 2, alpha 4", "epochs 2, objective sft"])
+    for each in found["standings"]:
+        tried = each["name"] != BASE
+        assert (each["minutes"] > 0) == (each["peak_mib"] > 0) == bool(each["curves"]) == tried
+        assert each["perplexity"] > 1 and 0 <= each["accuracy"] <= 1
+    assert "Nothing was promoted" in ended.message
+    # Nothing of it stays: no adapter, no champion, no look at the held-out conversations of the gate.
+    assert ended.adapter_id is None
+    assert not list(deployment.config.adapters.glob("*"))
+    assert deployment.database.read(lambda db: list(db.query("select * from adapters"))) == []
+    assert deployment.database.read(lambda db: evaluations.for_run(db, ended.id)) == []
+    assert deployment.database.read(lambda db: snapshot.looks(db, loop.SCOPE)) == {}
+    asked = measured.read(deployment.config.runs / ended.id, ended.snapshot_hash or "")
+    assert all(len(each.answers) == found["prompts"] for each in asked)
+    text = (deployment.config.runs / ended.id / page.FILE).read_text(encoding="utf-8")
+    assert text.count("<polyline") >= 3 and "rank 2, alpha 4" in text
+    figures = (deployment.config.runs / ended.id / measured.FIGURES).read_text(encoding="utf-8")
+    for words in ("Tell me about", "There is much to say"):
+        assert words not in text and words not in figures
+
+
+def test_what_one_attempt_has_measured_is_not_trained_again(deployment: Deployment) -> None:
+    first = run_of(deployment, Asked(CHANGES[:1], 30))
+    folder = deployment.config.runs / first.id
+    figures = json.loads((folder / measured.FIGURES).read_text())
+    # As an interrupted one leaves it: the base and one setting are done.
+    for each in figures["measured"]:
+        each["minutes"] = 7.0 if each["name"] != BASE else 0.0
+    figures["measured"] = figures["measured"][:2]
+    (folder / measured.FIGURES).write_text(json.dumps(figures))
+    resumed = run_of(deployment, Asked(CHANGES[:1], 30, resumes=first.id))
+    assert resumed.snapshot_hash == first.snapshot_hash, resumed.error
+    minutes = {each["name"]: each["minutes"] for each in table(resumed)}
+    assert minutes["as configured"] == 7.0 and 0 < minutes["rank 2, alpha 4"] < 7.0
+
+
+def test_an_experiment_that_was_interrupted_goes_on_with_the_next_setting(deployment: Deployment) -> None:
+    leased = deployment.lease(Asked(CHANGES[:1], 30).as_settings())
+
+    class Killed(Experiment):
+        def _keep(self, *parts: Any) -> None:
+            super()._keep(*parts)
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        execute(deployment.database, deployment.config, leased.id, steps=Killed)
+    begun = deployment.database.read(lambda db: runs.expect(db, leased.id))
+    kept = (deployment.config.runs / leased.id / measured.FIGURES).read_bytes()
+    deployment.database.write(lambda db: runs.requeue(db, leased.id, "it was killed"))
+    deployment.database.write(lambda db: runs.lease_next(db, "test", 600_000))
+    ended = execute(deployment.database, deployment.config, leased.id, steps=Experiment)
+    assert ended.snapshot_hash == begun.snapshot_hash, ended.error
+    done = {each["name"]: each for each in json.loads(kept)["measured"]}
+    again = {each["name"]: each for each in table(ended)}
+    assert set(done) == {BASE, "as configured"} and len(again) == 3
+    assert again["as configured"]["minutes"] == done["as configured"]["minutes"]
+
+
+def test_no_setting_begins_that_would_end_after_the_time_that_was_given(deployment: Deployment) -> None:
+    ended = run_of(deployment, Asked(CHANGES, 1e-6))
+    found = ended.metrics.experiment
+    assert found is not None, ended.error
+    assert {each["name"] for each in found["standings"]} == {BASE, "as configured"}
+    assert found["left_out"] == ["rank 2, alpha 4", "epochs 2, objective sft"]
+    assert "--resume" in (deployment.config.runs / ended.id / page.FILE).read_text(encoding="utf-8")
+
+
+def test_the_adapter_of_an_earlier_run_stays_though_the_experiment_makes_the_very_same(
+    deployment: Deployment,
+) -> None:
+    first = execute(deployment.database, deployment.config, deployment.lease().id)
+    assert first.adapter_id is not None
+    folder = deployment.config.adapters / first.adapter_id
+    ended = run_of(deployment, Asked((), 30))
+    assert ended.state == "finished", ended.error
+    assert folder.is_dir() and [path.name for path in deployment.config.adapters.iterdir()] == [folder.name]
+    assert deployment.database.read(lambda db: adapters.get(db, first.adapter_id or "")) is not None
+    shutil.rmtree(folder)
+
+
+def test_one_whose_snapshot_may_not_train_any_more_is_not_resumed(deployment: Deployment) -> None:
+    from storage.chat import conversations
+
+    first = run_of(deployment, Asked((), 30))
+    deployment.database.write(lambda db: conversations.delete_message(db, 1000))
+    resumed = run_of(deployment, Asked(CHANGES[:1], 30, resumes=first.id))
+    assert resumed.outcome == "failed"
+    assert f"Experiment {first.id} can't be resumed" in resumed.message

@@ -1,0 +1,1 @@
+"""Several settings trained from one snapshot, judged side by side on the development split."""

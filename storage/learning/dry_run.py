@@ -1,27 +1,44 @@
 """What a run would find if it started now: what it would use and leave out, and whether it would start."""
 
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from statistics import median
 from typing import Any, get_args
 
 import sqlite_utils
 
 from storage.config_sections import TrainerConfig
 from storage.feedback import tastings
-from storage.learning import eligibility, runs
-from storage.sentences import Sentence
+from storage.learning import eligibility, run_summary, runs
+from storage.learning.run_summary import Summary
+from storage.sentences import Figure, Sentence
 
 #: What a run may be told to train for.
 OBJECTIVES: tuple[str, ...] = get_args(TrainerConfig.model_fields["objective"].annotation)
 
 
+# So many of the newest runs that trained say how long the next one takes.
+LEARNED_FROM = 5
+LOOKED_AT = 50
+
+
+@dataclass(frozen=True, slots=True)
+class Forecast:
+    """How long a run takes and what memory its process needs, as the last `runs` of this deployment took."""
+
+    seconds: float
+    peak_bytes: int
+    runs: int
+
+
 @dataclass(frozen=True, slots=True)
 class Prospect:
-    """What a run would find if it started now."""
+    """What a run would find if it started now. `forecast` is None before the first run that trained."""
 
     eligible: eligibility.Eligibility
     active: runs.Run | None
     trainer_alive: bool
+    forecast: Forecast | None = None
 
 
 def look(
@@ -29,7 +46,31 @@ def look(
 ) -> Prospect:
     """Return what a run of this scope would find; changes nothing."""
     eligible = eligibility.eligible_rows(db, scope, permission_reference=permission_reference)
-    return Prospect(eligible, runs.active(db, scope), trainer_alive)
+    return Prospect(eligible, runs.active(db, scope), trainer_alive, _forecast(db, _to_train_on(eligible)))
+
+
+def _to_train_on(eligible: eligibility.Eligibility) -> int:
+    return sum(row.split == "train" for row in eligible.rows)
+
+
+def _forecast(db: sqlite_utils.Database, replies: int) -> Forecast | None:
+    """Forecast a run on so many replies from the newest runs of any scope: they share the machine.
+
+    The training grows with what is trained on; comparing replies takes the time that it is given.
+    """
+    past = [each for each in run_summary.page(db, None, limit=LOOKED_AT) if _tells(each)][:LEARNED_FROM]
+    if not past:
+        return None
+    times = [each.seconds + each.training_s * (replies / _trained_on(each) - 1) for each in past]  # type: ignore[operator]
+    return Forecast(max(median(times), 1.0), max(each.peak_bytes or 0 for each in past), len(past))
+
+
+def _tells(run: Summary) -> bool:
+    return run.seconds is not None and bool(run.steps) and _trained_on(run) > 0
+
+
+def _trained_on(run: Summary) -> int:
+    return 0 if run.train is None else run.train.liked + run.train.disliked + run.train.unclear
 
 
 def text(prospect: Prospect, settings: TrainerConfig) -> str:
@@ -57,6 +98,7 @@ def lines(prospect: Prospect, settings: TrainerConfig) -> list[Sentence]:
             raters=eligible.raters,
             min_raters=settings.min_raters,
         ),
+        _takes(prospect.forecast, settings),
     ]
     found += [
         Sentence("Left out: {count} because {reason}", count=n, reason=eligibility.reason(why))
@@ -67,6 +109,23 @@ def lines(prospect: Prospect, settings: TrainerConfig) -> list[Sentence]:
     if not eligible.rows:
         found.append(tastings.OFFER)
     return found
+
+
+def _takes(forecast: Forecast | None, settings: TrainerConfig) -> Sentence:
+    """Say how long a run takes and what it needs, and from where that is known."""
+    if forecast is None:
+        return Sentence(
+            "Time: at most about {minutes} min of training (trainer.max_train_minutes), then as long again "
+            "to compare replies. No run has trained here yet, so that nothing better is known.",
+            minutes=Figure(settings.max_train_minutes),
+        )
+    return Sentence(
+        "Time: about {minutes} min, with {size} GB of memory at most, as the last runs here took (counted: "
+        "{count})",
+        minutes=max(round(forecast.seconds / 60), 1),
+        size=Figure(forecast.peak_bytes / 1e9, ".1f"),
+        count=forecast.runs,
+    )
 
 
 def _verdict(prospect: Prospect, settings: TrainerConfig) -> Sentence:
@@ -90,7 +149,7 @@ def _verdict(prospect: Prospect, settings: TrainerConfig) -> Sentence:
 def as_json(prospect: Prospect, settings: TrainerConfig) -> dict[str, Any]:
     """Return the same for scripts."""
     eligible = prospect.eligible
-    train = sum(row.split == "train" for row in eligible.rows)
+    train = _to_train_on(eligible)
     return {
         "verdict": _verdict(prospect, settings),
         "train": train,
@@ -98,6 +157,7 @@ def as_json(prospect: Prospect, settings: TrainerConfig) -> dict[str, Any]:
         "liked": eligible.liked,
         "raters": eligible.raters,
         "excluded": eligible.excluded,
+        "forecast": asdict(prospect.forecast) if prospect.forecast else None,
     }
 
 

@@ -85,6 +85,7 @@ class Summary:
     objective: str
     steps: int | None
     planned_steps: int | None
+    training_s: float
     seconds: float | None
     cpu_s: float | None
     peak_bytes: int | None
@@ -104,6 +105,7 @@ class Summary:
             objective=found.training.objective,
             steps=sum(each.steps for each in phases) if phases else None,
             planned_steps=found.training.planned_steps,
+            training_s=sum(each.seconds for each in phases),
             seconds=process.seconds if process else None,
             cpu_s=process.cpu_s if process else None,
             peak_bytes=process.peak_bytes if process else None,

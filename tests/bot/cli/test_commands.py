@@ -18,8 +18,10 @@ from storage.config import Config
 from storage.db import key_values, sql
 from storage.db.clock import now_ms
 from storage.db.database import Database
-from storage.learning import adapters, runs
+from storage.learning import adapters, evaluations, runs
+from storage.learning.evaluations import ProcessFigures
 from storage.process.locks import ProcessLock
+from storage.sentences import Sentence
 from tests.bot.cli.conftest import Strop
 from tests.trainer.community import BASE_HASH, SCOPE, adapter_folder, champion, rated_replies
 
@@ -120,7 +122,31 @@ def test_a_dry_run_says_what_a_run_would_use_and_queues_nothing(strop: Strop, da
     assert "Dry run: nothing was changed." in text and "held out to judge on" in text
     found = json.loads(strop("retrain", "--dry-run", "--json").stdout)
     assert found["train"] + found["held_out"] > 0 and found["verdict"].startswith("A run would")
+    assert found["forecast"] is None and "No run has trained here yet" in text
     assert database.read(lambda db: runs.latest(db, SCOPE)) == []
+
+
+def test_a_dry_run_says_how_long_a_run_takes_from_those_that_trained_here(
+    strop: Strop, database: Database
+) -> None:
+    trained_on = json.loads(strop("retrain", "--dry-run", "--json").stdout)["train"]
+    metrics = {
+        "data": {"train": {"liked": trained_on, "disliked": 0, "unclear": trained_on}},
+        "training": {"objective": "sft", "sft": {"steps": 20, "seconds": 400.0}},
+    }
+
+    def work(db: sqlite_utils.Database, took_s: float) -> None:
+        run = runs.enqueue(db, scope=SCOPE, trigger="manual", requested_by="test")
+        runs.lease_next(db, "trainer", 60_000)
+        runs.finish(db, run.id, outcome="refused", message=Sentence("It lost."), metrics=metrics)
+        evaluations.record_process(db, run.id, ProcessFigures(took_s, 900.0, 2_000_000_000))
+
+    for took_s in (700.0, 730.0, 5000.0):
+        database.write(lambda db, took_s=took_s: work(db, took_s))
+    forecast = json.loads(strop("retrain", "--dry-run", "--json").stdout)["forecast"]
+    # Half of the replies take half of the 400 s of training; the one that took long is not the rule.
+    assert forecast == {"seconds": 530.0, "peak_bytes": 2_000_000_000, "runs": 3}
+    assert "about 9 min, with 2.0 GB of memory at most" in strop("retrain", "--dry-run").stdout
 
 
 @pytest.mark.parametrize(

@@ -702,6 +702,20 @@ ALTER TABLE promotions ADD COLUMN reason_sentence TEXT NOT NULL DEFAULT ''
     )
 
 
+def m0031_left_out_replies(db: sqlite_utils.Database) -> None:
+    """Rated replies that an operator keeps out of training by hand."""
+    _run(
+        db,
+        """
+CREATE TABLE left_out_replies (
+    reply_id TEXT PRIMARY KEY REFERENCES replies (id) ON DELETE CASCADE,
+    actor TEXT NOT NULL,
+    created_ms INTEGER NOT NULL
+) STRICT
+""",
+    )
+
+
 for _step in (
     m0001_people_and_conversations,
     m0002_replies_and_ratings,
@@ -717,5 +731,6 @@ for _step in (
     m0020_imports,
     m0021_base_identities,
     m0022_sentences,
+    m0031_left_out_replies,
 ):
     steps()(_step)

@@ -42,6 +42,7 @@ REASONS = {
     "no_consent": Sentence("somebody in its context has not opted in with /privacy"),
     "recently_erased": Sentence("somebody in its context erased their data less than 30 days ago"),
     "retired": Sentence("its held-out conversation was judged on 20 times; new conversations take its place"),
+    "left_out": Sentence("an operator left it out by hand"),
     "no_eligible_rating": Sentence("no rater has opted in with /privacy (or all took their ratings back)"),
 }
 
@@ -186,6 +187,8 @@ class Page:
             or candidate["prompt_json"] == "[]"
         ):
             objections.add("incomplete")
+        if candidate["left_out"]:
+            objections.add("left_out")
         if candidate["conversation_source"] not in FREE_SOURCES and not self._permitted:
             objections.add("no_permission")
         return next((reason for reason in REASONS if reason in objections), None)
@@ -247,7 +250,8 @@ _CANDIDATES = """
 SELECT replies.id, replies.conversation_id, replies.asker_id, replies.adapter_id, replies.base_hash,
        replies.status, replies.prompt_json, replies.source, replies.created_ms, answer.content AS text,
        conversations.split, conversations.group_key,
-       conversations.key AS conversation_key, conversations.source AS conversation_source
+       conversations.key AS conversation_key, conversations.source AS conversation_source,
+       EXISTS (SELECT 1 FROM left_out_replies WHERE left_out_replies.reply_id = replies.id) AS left_out
 FROM json_each(?) AS wanted
 CROSS JOIN replies ON replies.id = wanted.value
 CROSS JOIN messages AS answer ON answer.id = replies.message_id

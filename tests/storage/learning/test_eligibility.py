@@ -5,9 +5,11 @@ import sqlite_utils
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from storage.admin import audit, left_out
 from storage.chat import conversations, members
 from storage.db import clock, sql
 from storage.db.database import Database
+from storage.errors import UnknownRowError
 from storage.feedback import ratings
 from storage.learning import eligibility
 from tests.storage.conftest import SCOPE, Community, thumb
@@ -269,3 +271,22 @@ def test_what_a_member_writes_below_a_tasted_answer_is_not_the_operators(databas
     found = eligible(database)
     assert [row.reply_id for row in found.rows] == [reply_id]
     assert found.excluded == {"no_permission": 1}
+
+
+def test_what_an_operator_leaves_out_does_not_train_until_it_is_put_back(database: Database) -> None:
+    reply_id = database.write(lambda db: rated(db, Community(source="playground")))
+    assert database.write(lambda db: left_out.leave_out(db, reply_id, "cli:ann"))
+    assert not database.write(lambda db: left_out.leave_out(db, reply_id, "cli:ann")), "it is out already"
+
+    found = eligible(database)
+    assert (found.rows, found.excluded) == ([], {"left_out": 1})
+    assert database.read(lambda db: eligibility.allowed_prompts(db, [reply_id], PERMISSION)) == set()
+    (kept,) = database.read(lambda db: left_out.listing(db, SCOPE))
+    assert (kept.reply_id, kept.actor) == (reply_id, "cli:ann")
+
+    assert database.write(lambda db: left_out.put_back(db, reply_id, "cli:ann"))
+    assert [row.reply_id for row in eligible(database).rows] == [reply_id]
+    said = [(each.actor, each.action) for each in database.read(lambda db: audit.latest(db, 2))]
+    assert said == [("cli:ann", "row.put_back"), ("cli:ann", "row.leave_out")]
+    with pytest.raises(UnknownRowError):
+        database.write(lambda db: left_out.leave_out(db, "none", "cli:ann"))

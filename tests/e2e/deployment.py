@@ -14,7 +14,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -41,7 +41,14 @@ NOT_A_USERS = ("DISCORD_", "STROP_", "HF_", "TRANSFORMERS_", "PYTEST_", "OMP_", 
 class Deployment:
     """`make up` without a token in a clone of its own, reached over its loopback sockets only."""
 
-    def __init__(self, parent: Path, settings: str, *, models: Path | None = None) -> None:
+    def __init__(
+        self,
+        parent: Path,
+        settings: str,
+        *,
+        models: Path | None = None,
+        environment: Mapping[str, str] | None = None,
+    ) -> None:
         self.folder = parent / "Strop für uns"
         self.folder.mkdir(parents=True)
         for name in CLONED:
@@ -52,6 +59,7 @@ class Deployment:
             models.mkdir(parents=True, exist_ok=True)
             (self.home / "models").symlink_to(models, target_is_directory=True)
         (self.folder / "strop.toml").write_text(settings)
+        self.own_environment = dict(environment or {})
         self.data = self.home / "playground"
         self.log = self.folder / "up.log"
         # Where the log of the present life begins.
@@ -66,7 +74,7 @@ class Deployment:
     def environment(self) -> dict[str, str]:
         kept = {key: value for key, value in os.environ.items() if not key.startswith(NOT_A_USERS)}
         # The one thread is for the tests' sake: several of them share two cores.
-        return kept | {"OMP_NUM_THREADS": "1"}
+        return kept | {"OMP_NUM_THREADS": "1"} | self.own_environment
 
     def _spawn(self) -> subprocess.Popen[bytes]:
         with self.log.open("ab") as output:
@@ -165,14 +173,23 @@ class Deployment:
 
     def computed_s(self) -> float:
         """Return the processor time that the living processes of the deployment have had."""
-        ticks = 0
+        parents, ticks = {}, {}
         for file in Path("/proc").glob("[0-9]*/stat"):
             with contextlib.suppress(OSError):
                 # Behind the name, which may hold anything: state, parent, group, session, ..., user, system.
                 fields = file.read_text().rpartition(")")[2].split()
-                if self.process is not None and int(fields[3]) == self.process.pid:
-                    ticks += int(fields[11]) + int(fields[12])
-        return ticks / os.sysconf("SC_CLK_TCK")
+                pid = int(file.parent.name)
+                parents[pid], ticks[pid] = int(fields[1]), int(fields[11]) + int(fields[12])
+        own = [pid for pid in ticks if self._started(pid, parents)]
+        return sum(ticks[pid] for pid in own) / os.sysconf("SC_CLK_TCK")
+
+    def _started(self, pid: int, parents: Mapping[int, int]) -> bool:
+        """Whether a process is one of the deployment's, also in a session of its own."""
+        while pid in parents:
+            if self.process is not None and pid == self.process.pid:
+                return True
+            pid = parents[pid]
+        return False
 
     async def ask(self, text: str) -> dict[str, Any]:
         """Mention the bot and return the finished reply's row."""
@@ -251,9 +268,15 @@ async def until(
 
 
 @asynccontextmanager
-async def deployed(parent: Path, settings: str, *, models: Path | None = None) -> AsyncIterator[Deployment]:
+async def deployed(
+    parent: Path,
+    settings: str,
+    *,
+    models: Path | None = None,
+    environment: Mapping[str, str] | None = None,
+) -> AsyncIterator[Deployment]:
     """A started deployment below `parent` that is stopped again, whatever happens."""
-    deployment = Deployment(parent, settings, models=models)
+    deployment = Deployment(parent, settings, models=models, environment=environment)
     try:
         await deployment.start()
         yield deployment

@@ -6,7 +6,7 @@ Source: vllm/engine/arg_utils.py, vllm/entrypoints/openai/cli_args.py and vllm/e
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -41,11 +41,14 @@ def launch(
     python: Path,
     weights: Path,
     base: BaseDescription,
+    linear_layers: Sequence[str],
     port: int,
     secret: str,
     environment: Mapping[str, str],
 ) -> Launch:
     """Return how to start vLLM on the `weights` of a base; only loopback ever reaches it.
+
+    `linear_layers` are the names of those that adapters change.
 
     Raises:
         ServerStartError: the configuration wants something that vLLM can't be given.
@@ -64,6 +67,9 @@ def launch(
     argv += ["--max-num-seqs", str(settings.slots), "--scheduling-policy", "priority"]
     argv += ["--enable-lora", "--max-lora-rank", str(supported_rank(settings.lora_rank))]
     argv += ["--max-loras", str(MAX_LORAS), "--max-cpu-loras", str(MAX_CPU_LORAS)]
+    # Not the output head: no adapter has one, and vLLM 0.32 dies of scoring an adapter's prompt through its own
+    # (the layer there counts sampled tokens only: vllm/lora/layers/logits_processor.py).
+    argv += ["--lora-target-modules", *linear_layers]
     # The model's own sampling defaults would change what a request leaves open.
     argv += ["--generation-config", "vllm"]
     if base.capabilities.thinking_switch:

@@ -6,7 +6,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from transformers import AutoTokenizer
+import torch
+from torch import nn
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from bot.serving.messages import Message
 from bot.serving.model.chat_template import ChatTemplate, control_strings
@@ -20,10 +22,11 @@ from bot.serving.settings import Settings
 
 @dataclass(frozen=True, slots=True)
 class PreparedBase:
-    """A base on disk in both forms."""
+    """A base on disk in both forms, and the names of the layers that an adapter changes."""
 
     weights: Path
     description: BaseDescription
+    linear_layers: tuple[str, ...]
 
 
 def prepare(settings: Settings, progress: Callable[[Message], None]) -> PreparedBase:
@@ -54,4 +57,17 @@ def prepare(settings: Settings, progress: Callable[[Message], None]) -> Prepared
         identity=info.identity,
         precision=BFLOAT16,
     )
-    return PreparedBase(weights, description)
+    return PreparedBase(weights, description, linear_layers(folder))
+
+
+def linear_layers(folder: Path) -> tuple[str, ...]:
+    """Return the last names of a base's linear layers, its output head left out."""
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(folder, local_files_only=True))
+    head = model.get_output_embeddings()
+    found = {
+        name.rpartition(".")[2]
+        for name, each in model.named_modules()
+        if isinstance(each, nn.Linear) and each is not head
+    }
+    return tuple(sorted(found))

@@ -47,6 +47,7 @@ async def serve(
             python=python,
             weights=prepared.weights,
             base=prepared.description,
+            linear_layers=prepared.linear_layers,
             port=port,
             secret=key,
             environment=environment,

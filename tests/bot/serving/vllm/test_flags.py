@@ -11,6 +11,7 @@ from bot.serving.model.capabilities import BaseCapabilities
 from bot.serving.protocol import BaseDescription
 from bot.serving.settings import Settings
 from bot.serving.vllm.flags import Launch, launch, supported_rank
+from bot.serving.vllm.preparing import linear_layers
 
 
 def started(device: str = "cpu", *, thinking_switch: str = "", **changes: Any) -> Launch:
@@ -30,6 +31,7 @@ def started(device: str = "cpu", *, thinking_switch: str = "", **changes: Any) -
         python=Path("/venv/bin/python"),
         weights=Path("/models/base"),
         base=base,
+        linear_layers=("o_proj", "q_proj"),
         port=8601,
         secret="s3cret",
         environment={"PATH": "/bin", "DISCORD_TOKEN": "token", "VLLM_SERVER_DEV_MODE": "1"},
@@ -47,6 +49,14 @@ def test_adapters_priorities_and_length_are_as_configured() -> None:
     assert (flag(found, "--max-lora-rank"), flag(found, "--max-num-seqs")) == ("32", "6")
     assert (flag(found, "--scheduling-policy"), flag(found, "--max-model-len")) == ("priority", "2048")
     assert "--enable-lora" in found.argv
+
+
+def test_adapters_change_the_layers_of_the_base_and_never_its_head(tiny_folder: Path) -> None:
+    argv = started().argv
+    at = argv.index("--lora-target-modules")
+    assert argv[at + 1 : at + 4] == ("o_proj", "q_proj", "--generation-config")
+    names = ("down_proj", "gate_proj", "k_proj", "o_proj", "q_proj", "up_proj", "v_proj")
+    assert linear_layers(tiny_folder) == names
 
 
 def test_only_this_machine_reaches_it_and_no_secret_is_on_its_command_line() -> None:

@@ -111,6 +111,15 @@ async def _adapters(client: ModelClient, server: ServingProcess, health: Health,
     said = await client.chat(model=path.name, messages=CAPITAL, sampling=GREEDY, deadline_s=600)
     assert said.text != base_said
     assert path.name in (await client.health()).adapters
+    # Several at once, of several lengths, beside the base's: what an evaluation asks.
+    ids = await client.tokenize(model=BUNDLED, messages=CAPITAL)
+    prompts = [ids, ids[:-3], ids * 2, ids[:5]]
+    adapted, plain = await asyncio.gather(
+        client.score(model=path.name, prompts=prompts), client.score(model=BUNDLED, prompts=prompts)
+    )
+    assert [len(scores) for scores in adapted] == [len(prompt) for prompt in prompts]
+    assert adapted[0][1:] != plain[0][1:]
+    assert adapted[0][1] == pytest.approx(adapted[2][1], abs=0.1)
 
     changed = adapter(server, health, seed=2)
     weights = changed / "adapter_model.safetensors"

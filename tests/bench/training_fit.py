@@ -16,13 +16,14 @@ from transformers import PreTrainedModel, Qwen3Config
 
 from bot.serving.engine.kv_cache import row_bytes
 from bot.serving.model.memory import ParameterCounts
+from bot.serving.model.training_memory import FULLEST, Form, Widths
 from storage.config_sections import ModelConfig, TrainerConfig
 from tests.fake_device import shaped_base
 from trainer.errors import MemoryShortError
 from trainer.training import fitting
 from trainer.training.adapter import compute_dtype
 from trainer.training.fitting import Task
-from trainer.training.memory import Form, Load, Widths
+from trainer.training.memory import widths_of
 
 PAGE = Path(__file__).parents[2] / "deploy" / "TRAINING.md"
 BEGIN, END = "<!-- fitting -->\n", "<!-- /fitting -->\n"
@@ -32,8 +33,6 @@ CARDS_GIB = (8, 12, 16, 24, 80)
 CONTEXT_BYTES = 600_000_000
 # The engine's buffers and recorded graphs beside weights and cache.
 ENGINE_BYTES = 1_000_000_000
-# The default settings at their fullest: rows and both sides of pairs are as long as they may be.
-LOAD = Load(((512, 128),) * 64 + ((1024, 256),) * 16, ((256, 120),) * 64, 4 * 1024)
 
 
 @dataclass(frozen=True)
@@ -85,7 +84,7 @@ class Shaped:
         counts = _counts(model)
         defaults = ModelConfig()
         row = row_bytes(model.config, defaults.context_tokens, compute_dtype(model))
-        return cls(size, Widths.of(model), counts, defaults.slots * row)
+        return cls(size, widths_of(model), counts, defaults.slots * row)
 
     def free_bytes(self, card_gib: int, situation: str) -> int:
         """Return what is left of a card for a training's own tensors."""
@@ -99,7 +98,7 @@ class Shaped:
 
     def task(self) -> Task:
         """Return the training that is to fit."""
-        return Task(self.widths, LOAD, TrainerConfig(), "cuda")
+        return Task(self.widths, FULLEST, TrainerConfig(), "cuda")
 
 
 SITUATIONS = {

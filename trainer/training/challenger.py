@@ -18,6 +18,7 @@ import torch
 from peft import PeftModel
 
 from bot.serving.model.loading import LoadedBase
+from bot.serving.model.training_memory import Form, Load
 from storage.config_sections import TrainerConfig
 from storage.sentences import Sentence
 from trainer.data.encoding import Codec, PreferenceExample
@@ -31,7 +32,7 @@ from trainer.training.adapter import add_adapter, recompute_activations
 from trainer.training.checkpoints import DONE, Keeper, Moment
 from trainer.training.fitting import Task
 from trainer.training.loop import Tick, TrainingReport
-from trainer.training.memory import Form, Load, Widths
+from trainer.training.memory import load_of, widths_of
 from trainer.training.objectives import Plan
 from trainer.training.phases import DpoSettings, KtoSettings, SftSettings
 
@@ -126,7 +127,7 @@ def train_challenger(
         on_checkpoint,
     )
     task = Task(
-        Widths.of(base.model),
+        widths_of(base.model),
         _load(material, settings, ranks=_ranks(plan, own_pairs)),
         settings,
         base.device,
@@ -306,7 +307,7 @@ def _load(material: Material, settings: TrainerConfig, *, ranks: bool) -> Load:
         rows.append(own)
         steps.append(([own] * settings.dpo_batch_size, settings.dpo_batch_size))
     most = max(sum(sorted((len(each.ids) for each in kind), reverse=True)[:size]) for kind, size in steps)
-    return Load.of(rows, material.replay, most)
+    return load_of(rows, material.replay, most)
 
 
 def _form(task: Task, keeper: Keeper, room: int) -> Form:

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 
+from bot.serving.model.training_memory import Estimate, Form, Load, Widths
 from storage.config_sections import TrainerConfig
 from storage.sentences import Figure, Sentence
 from trainer.errors import MemoryShortError
 from trainer.training.forward import BATCH_TOKENS_CPU, BATCH_TOKENS_GPU
-from trainer.training.memory import Estimate, Form, Load, Widths
 
 # Smaller than this, settings are not proposed: nothing useful would be learned.
 LEAST_TOKENS = 128

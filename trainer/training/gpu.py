@@ -6,7 +6,7 @@ import os
 
 import torch
 
-from bot.serving.model.memory import available_bytes
+from bot.serving.model.loading import available_bytes
 from storage.config_sections import ModelConfig, TrainerConfig
 
 # cuBLAS adds in a fixed order only with a workspace of its own:

@@ -18,8 +18,8 @@ from bot.serving.errors import BaseRefusedError
 from bot.serving.messages import Message
 from bot.serving.model.chat_template import ChatTemplate, control_strings
 from bot.serving.model.identity import NF4
-from bot.serving.model.loading import LoadedBase, load_base
-from bot.serving.model.memory import available_bytes, in_gb
+from bot.serving.model.loading import LoadedBase, available_bytes, load_base
+from bot.serving.model.memory import in_gb
 from bot.serving.protocol import BaseDescription, ChatMessage, TokenIds
 from bot.serving.settings import Settings
 

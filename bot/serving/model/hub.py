@@ -19,7 +19,7 @@ from huggingface_hub.errors import (
 
 from bot.serving.errors import BaseRefusedError, BaseUnreachableError
 from bot.serving.messages import Message
-from bot.serving.model.memory import available_bytes, in_gb
+from bot.serving.model.memory import in_gb
 from bot.serving.model.sources import BaseSource
 
 _PATTERNS = ["*.safetensors", "*.json", "*.jinja", "*.txt", "tokenizer.model"]
@@ -30,7 +30,7 @@ _CONNECTION_FAILURES: tuple[type[BaseException], ...] = HfHubHTTPError.__bases__
 _DISK_TROUBLE = frozenset((errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM))
 
 
-def download(source: BaseSource, *, device: str, progress: Callable[[Message], None]) -> BaseSource:
+def download(source: BaseSource, *, room_bytes: int, progress: Callable[[Message], None]) -> BaseSource:
     """Return the source with its local path and exact revision.
 
     Raises:
@@ -40,7 +40,7 @@ def download(source: BaseSource, *, device: str, progress: Callable[[Message], N
     found = find_downloaded(source)
     if found is None:
         progress(Message("Asking the hub for {model}.", model=source.id))
-        found = _at(source, _fetch(source, device, progress))
+        found = _at(source, _fetch(source, room_bytes, progress))
     return found
 
 
@@ -68,10 +68,10 @@ def _snapshot(source: BaseSource, *, offline: bool) -> str:
     )
 
 
-def _fetch(source: BaseSource, device: str, progress: Callable[[Message], None]) -> Path:
+def _fetch(source: BaseSource, room_bytes: int, progress: Callable[[Message], None]) -> Path:
     try:
         size = _weights_bytes(source)
-        _check_size(source, size, device)
+        _check_size(source, size, room_bytes)
         progress(Message("Downloading {model} ({value}).", model=source.id, value=in_gb(size)))
         return Path(_snapshot(source, offline=False))
     except GatedRepoError as error:
@@ -120,13 +120,13 @@ def _weights_bytes(source: BaseSource) -> int:
     return size
 
 
-def _check_size(source: BaseSource, size_bytes: int, device: str) -> None:
+def _check_size(source: BaseSource, size_bytes: int, room_bytes: int) -> None:
     """A third of a bf16 checkpoint is a low estimate of its 4-bit form: refuse only what cannot work."""
-    needed, available = size_bytes // 3, available_bytes(device)
-    if needed > available:
+    needed = size_bytes // 3
+    if needed > room_bytes:
         raise BaseRefusedError(
-            f"The base {source.id} needs at least {in_gb(needed)} of memory in 4 bits and {in_gb(available)} "
-            "is available; choose a smaller [model] base."
+            f"The base {source.id} needs at least {in_gb(needed)} of memory in 4 bits and "
+            f"{in_gb(room_bytes)} is available; choose a smaller [model] base."
         )
     cache = Path(constants.HF_HUB_CACHE)
     existing = next(folder for folder in (cache, *cache.parents) if folder.exists())

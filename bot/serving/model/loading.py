@@ -21,7 +21,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, P
 
 from bot.serving.errors import BaseRefusedError
 from bot.serving.model.identity import BaseIdentity, identify
-from bot.serving.model.memory import ParameterCounts, available_bytes, in_gb
+from bot.serving.model.memory import ParameterCounts, available_main_memory, in_gb
 from bot.serving.native.library import load_library
 from bot.serving.native.loading import load_mapped
 
@@ -115,6 +115,13 @@ def resolve_device(device: str) -> str:
     if device.split(":")[0] not in ("cpu", "cuda"):
         raise BaseRefusedError(f"[model] device is {device!r}; use auto, cpu or cuda.")
     return device
+
+
+def available_bytes(device: str) -> int:
+    """Return the memory that a new allocation may use on ``device``."""
+    if device.startswith("cuda"):
+        return int(torch.cuda.mem_get_info(torch.device(device))[0])
+    return available_main_memory()
 
 
 def choose_execution(info: BaseInfo, device: str) -> Execution:

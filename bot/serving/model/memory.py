@@ -1,11 +1,9 @@
-"""Estimate what a base model needs, and what this machine has, before anything large is allocated."""
+"""Estimate what a base needs, and what this machine has, before anything large is allocated (torch-free)."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-
-import torch
 
 # NF4 with double quantization: 4 bits a weight, 8 bits of scale per 64 weights, 32 bits per 256 scales.
 NF4_BYTES_PER_WEIGHT = 0.5 + 1 / 64 + 4 / (64 * 256)
@@ -57,10 +55,8 @@ class ParameterCounts:
         return PROCESS_BYTES + 2 * self.other + int(2 * NF4_BYTES_PER_WEIGHT * self.linear)
 
 
-def available_bytes(device: str) -> int:
-    """Return the memory that a new allocation may use on ``device``, honouring a container's limit."""
-    if device.startswith("cuda"):
-        return int(torch.cuda.mem_get_info(torch.device(device))[0])
+def available_main_memory() -> int:
+    """Return the main memory that a new allocation may use, honouring a container's limit."""
     limits = [_available_in_system(), *(_available_in_cgroup(limit, used) for limit, used in _CGROUPS)]
     known = [limit for limit in limits if limit is not None]
     return min(known) if known else 2**62

@@ -35,11 +35,12 @@ from bot.serving.model.loading import (
     MODEL_TYPES,
     QUANTIZATION,
     BaseInfo,
+    available_bytes,
     hash_template,
     read_info,
     write_info,
 )
-from bot.serving.model.memory import PIECE_BYTES, ParameterCounts, available_bytes, in_gb
+from bot.serving.model.memory import PIECE_BYTES, ParameterCounts, in_gb
 from bot.serving.model.sources import BaseSource, base_hash, content_hash, hash_sources, resolve
 
 Progress = Callable[[Message], None]
@@ -77,7 +78,7 @@ def prepare_source(source: BaseSource, *, device: str, models_dir: Path, progres
     if source.kind == "hub":
         if cached := _find_prepared(source, models_dir):
             return cached
-        source = download(source, device=device, progress=progress)
+        source = download(source, room_bytes=available_bytes(device), progress=progress)
     progress(Message("Checking {model}.", model=source.id))
     sources = hash_sources(source)
     identity = base_hash(sources, QUANTIZATION, FORMAT)
@@ -99,7 +100,7 @@ def prepare_plain(source: BaseSource, prepared: Path, *, device: str, progress: 
     A hub's or a folder's own files will do; a GGUF file is written out once, beside its ``prepared`` form.
     """
     if source.kind == "hub":
-        source = download(source, device=device, progress=progress)
+        source = download(source, room_bytes=available_bytes(device), progress=progress)
     if source.kind != "gguf" and source.path is not None:
         return source.path
     folder = prepared.with_name(f"{prepared.name}-bfloat16")

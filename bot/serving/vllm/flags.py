@@ -67,8 +67,8 @@ def launch(
     argv += ["--max-num-seqs", str(settings.slots), "--scheduling-policy", "priority"]
     argv += ["--enable-lora", "--max-lora-rank", str(supported_rank(settings.lora_rank))]
     argv += ["--max-loras", str(MAX_LORAS), "--max-cpu-loras", str(MAX_CPU_LORAS)]
-    # Not the output head: no adapter has one, and vLLM 0.32 dies of scoring an adapter's prompt through its own
-    # (the layer there counts sampled tokens only: vllm/lora/layers/logits_processor.py).
+    # Not the output head: no adapter has one, and vLLM 0.32 dies of scoring an adapter's prompt through its
+    # own (the layer there counts sampled tokens only: vllm/lora/layers/logits_processor.py).
     argv += ["--lora-target-modules", *linear_layers]
     # The model's own sampling defaults would change what a request leaves open.
     argv += ["--generation-config", "vllm"]

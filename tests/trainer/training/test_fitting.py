@@ -8,15 +8,14 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-import torch
 
 from bot.serving.model.loading import load_base
+from bot.serving.model.training_memory import Form, Load, Widths
 from storage.config_sections import TrainerConfig
 from tests.trainer import interrupted
 from trainer.errors import MemoryShortError
 from trainer.training import challenger, fitting
 from trainer.training.fitting import Task
-from trainer.training.memory import Form, Load, Widths
 from trainer.training.objectives import Plan
 
 # Qwen3-4B by its published widths.
@@ -33,7 +32,7 @@ WIDTHS = Widths(
     largest=2560 * 9728,
     vocabulary=151_936,
     scores=0,
-    dtype=torch.bfloat16,
+    number_bytes=2,
 )
 LOAD = Load(((512, 128),) * 40, ((256, 64),) * 40, 2048)
 TASK = Task(WIDTHS, LOAD, TrainerConfig(), "cuda")

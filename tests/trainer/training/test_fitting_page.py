@@ -8,12 +8,12 @@ import pytest
 import torch
 from torch._subclasses.fake_tensor import DataDependentOutputException
 
+from bot.serving.model.training_memory import ADAPTER_COPIES, FLOAT, FULLEST, Form
 from tests.bench import training_fit
-from tests.bench.training_fit import LOAD, SIZES, Shaped, Size
+from tests.bench.training_fit import SIZES, Shaped, Size
 from tests.fake_device import fake_device, shaped_base
 from trainer.data.encoding import Example, PreferenceExample
 from trainer.training.adapter import add_adapter, recompute_activations
-from trainer.training.memory import ADAPTER_COPIES, FLOAT, Form
 from trainer.training.terms import Dpo
 
 
@@ -30,8 +30,8 @@ def step_bytes(size: Size, form: Form, layers: int) -> int:
         model = add_adapter(base, training_fit.TrainerConfig())
     recompute_activations(base, form.recompute)
     model.train()
-    side = Example((3,) * (LOAD.longest // 2), LOAD.longest // 2 - 128)
-    pairs = [PreferenceExample(side, side)] * (form.batch_tokens // LOAD.longest)
+    side = Example((3,) * (FULLEST.longest // 2), FULLEST.longest // 2 - 128)
+    pairs = [PreferenceExample(side, side)] * (form.batch_tokens // FULLEST.longest)
     weights = sum(each.numel() * FLOAT for each in model.parameters() if each.requires_grad)
     term = Dpo(pairs, 0.1, 0.3, form.batch_tokens)
     with fake_device(model, "cpu") as live:

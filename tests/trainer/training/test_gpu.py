@@ -10,8 +10,16 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from bot.serving.model.loading import INFO_FILE, BaseInfo, choose_execution, load_base, read_info, write_info
-from bot.serving.model.memory import NF4_BYTES_PER_WEIGHT, ParameterCounts, available_bytes
+from bot.serving.model.loading import (
+    INFO_FILE,
+    BaseInfo,
+    available_bytes,
+    choose_execution,
+    load_base,
+    read_info,
+    write_info,
+)
+from bot.serving.model.memory import NF4_BYTES_PER_WEIGHT, ParameterCounts
 from storage.config_sections import ModelConfig, TrainerConfig
 from trainer.run import repeat
 from trainer.training import gpu

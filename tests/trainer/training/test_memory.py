@@ -18,11 +18,12 @@ from transformers import (
 )
 
 from bot.serving.model.loading import LoadedBase
+from bot.serving.model.training_memory import ADAPTER_COPIES, FLOAT, Estimate, Form, Load
 from storage.config_sections import TrainerConfig
 from tests.fake_device import fake_device, shaped_base
 from trainer.data.encoding import Example
 from trainer.training.adapter import add_adapter, recompute_activations
-from trainer.training.memory import ADAPTER_COPIES, FLOAT, Estimate, Form, Load, Widths
+from trainer.training.memory import load_of, widths_of
 from trainer.training.terms import Replay, Supervised, Term
 
 SETTINGS = TrainerConfig()
@@ -53,7 +54,7 @@ def counted(
 ) -> tuple[int, Estimate]:
     """Return the peak of a step on a fake device, the optimiser's moments included, and its estimate."""
     base = shaped_base(config)
-    widths = Widths.of(base)
+    widths = widths_of(base)
     with torch.device("meta"):
         model = add_adapter(base, SETTINGS)
     recompute_activations(base, form.recompute)
@@ -107,24 +108,24 @@ def test_other_architectures_are_estimated_as_closely(config: PretrainedConfig) 
 
 
 def test_a_layer_whose_scores_are_bent_keeps_them() -> None:
-    bent = Widths.of(shaped_base(Gemma2Config(**WIDE), attention="eager"))
-    straight = Widths.of(shaped_base(Gemma3TextConfig(**WIDE)))
+    bent = widths_of(shaped_base(Gemma2Config(**WIDE), attention="eager"))
+    straight = widths_of(shaped_base(Gemma3TextConfig(**WIDE)))
     assert (bent.scores, straight.scores) == (16, 0)
     assert bent.layer_bytes(16, 512) > straight.layer_bytes(16, 512) + 16 * 512 * 8
 
 
 def test_widths_are_read_off_a_loaded_base(base: LoadedBase) -> None:
-    widths = Widths.of(base.model)
+    widths = widths_of(base.model)
     assert (widths.layers, widths.hidden, widths.queries, widths.keys) == (2, 64, 64, 32)
     assert (widths.inner, widths.norms, widths.linears, widths.vocabulary) == (128, 2, 7, 416)
-    assert widths.dtype == torch.float32
+    assert widths.number_bytes == 4
     parameters = add_adapter(base.model, TrainerConfig(rank=4)).get_nb_trainable_parameters()[0]
     assert widths.adapter_bytes(4) == parameters * 16
 
 
 def test_a_row_that_is_longer_than_a_forward_counts_whole(base: LoadedBase) -> None:
-    widths = Widths.of(base.model)
-    short = Load.of([Example((3,) * 60, 30)] * 4, (), 240)
-    long = Load.of([Example((3,) * 200, 100)] * 4, (), 800)
+    widths = widths_of(base.model)
+    short = load_of([Example((3,) * 60, 30)] * 4, (), 240)
+    long = load_of([Example((3,) * 200, 100)] * 4, (), 800)
     needed = [Estimate(widths, load, 4, Form(60), "cpu").live_bytes for load in (short, long)]
     assert needed[1] - needed[0] > 2 * (needed[0] - widths.adapter_bytes(4))

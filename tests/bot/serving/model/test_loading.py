@@ -9,8 +9,15 @@ from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 from bot.serving.errors import BaseRefusedError
 from bot.serving.model import sources
-from bot.serving.model.loading import BaseInfo, choose_execution, load_base, read_info, resolve_device
-from bot.serving.model.memory import ParameterCounts, available_bytes
+from bot.serving.model.loading import (
+    BaseInfo,
+    available_bytes,
+    choose_execution,
+    load_base,
+    read_info,
+    resolve_device,
+)
+from bot.serving.model.memory import ParameterCounts
 from bot.serving.model.quantize import prepare_base
 from tests.tiny_model import build_tiny_base, build_tiny_tokenizer
 

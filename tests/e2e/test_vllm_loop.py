@@ -32,10 +32,10 @@ def announced(strop: Deployment) -> dict[str, Any]:
 
 
 def vllm_process(strop: Deployment) -> int:
-    """The process id of the vLLM that the model server has started."""
+    """The process id of the vLLM that the model server has started; 0 while there is none."""
     server = announced(strop)["pid"]
-    (child,) = Path(f"/proc/{server}/task/{server}/children").read_text().split()
-    return int(child)
+    children = Path(f"/proc/{server}/task/{server}/children").read_text().split()
+    return int(children[0]) if children else 0
 
 
 async def answers_with(strop: Deployment, adapter: str | None, question: str) -> None:
@@ -55,7 +55,7 @@ async def killed(strop: Deployment) -> None:
 
     async def another() -> bool:
         loop = await strop.get("/playground/loop")
-        return loop["server"]["status"] == "ok" and vllm_process(strop) != dead
+        return loop["server"]["status"] == "ok" and vllm_process(strop) not in (0, dead)
 
     def gone() -> bool:
         return not Path(f"/proc/{dead}").exists()

@@ -11,6 +11,7 @@ os.environ.setdefault("GOMP_SPINCOUNT", "0")
 
 import asyncio
 import contextlib
+import functools
 import json
 import secrets
 import signal
@@ -27,7 +28,7 @@ from aiohttp import web
 from bot.serving.api.routes import build_app
 from bot.serving.api.service import Service
 from bot.serving.client import SERVER_FILE
-from bot.serving.errors import ServerStartError, ServingError
+from bot.serving.errors import BaseRefusedError, ServerStartError, ServingError
 from bot.serving.settings import Settings, read_settings
 from bot.serving.vllm.child import find_python
 from bot.serving.vllm.serving import serve
@@ -48,6 +49,10 @@ def main() -> int:
     try:
         settings = read_settings(sys.stdin.read())
         python = _vllm_for(settings)
+        comes = python is not None and _has_to_be_downloaded(settings)
+        # The bundled base answers meanwhile; once the files are there vLLM takes over.
+        if comes and not asyncio.run(_serve(settings, for_vllm=True)):
+            return 0
         if python is None or not _ran_vllm(settings, python):
             asyncio.run(_serve(settings))
     except ServingError as error:
@@ -77,6 +82,18 @@ def _vllm_for(settings: Settings) -> Path | None:
     if settings.engine == "vllm" and python is None:
         log.warning("[server] engine is vllm, which is not installed (make install-gpu): Strop's own serves.")
     return python if settings.engine == "vllm" or NVIDIA_DRIVER.exists() else None
+
+
+def _has_to_be_downloaded(settings: Settings) -> bool:
+    """Whether the configured base is still to come from the hub; what can't be told is told later."""
+    from bot.serving.model.loading import resolve_device
+    from bot.serving.model.quantize import configured_source, has_to_be_downloaded
+
+    try:
+        source = configured_source(settings, resolve_device(settings.device))
+    except BaseRefusedError:
+        return False
+    return has_to_be_downloaded(source, settings.models_dir)
 
 
 def _ran_vllm(settings: Settings, python: Path) -> bool:
@@ -118,7 +135,8 @@ def _until_signal() -> asyncio.Event:
     return stopping
 
 
-async def _serve(settings: Settings) -> None:
+async def _serve(settings: Settings, *, for_vllm: bool = False) -> bool:
+    """Serve with our own engine until the signal; return whether it ended as vLLM's base had come instead."""
     stopping = _until_signal()
     service = Service(settings)
     secret = secrets.token_urlsafe(32)
@@ -130,7 +148,7 @@ async def _serve(settings: Settings) -> None:
         port = await _listen(site, runner, settings)
         announcement = _announce(settings, port, secret)
         try:
-            await _load_and_wait(service, stopping)
+            return await _load_and_wait(service, stopping, for_vllm=for_vllm)
         finally:
             await asyncio.to_thread(_withdraw, announcement)
             await asyncio.to_thread(service.stop, DRAIN_S)
@@ -149,37 +167,40 @@ async def _listen(site: web.TCPSite, runner: web.AppRunner, settings: Settings) 
     return int(runner.addresses[0][1])
 
 
-async def _load_and_wait(service: Service, stopping: asyncio.Event) -> None:
-    """Load in a thread while /health already answers; then wait for the signal."""
-    loading = _in_daemon_thread(service.load)
+async def _load_and_wait(service: Service, stopping: asyncio.Event, *, for_vllm: bool) -> bool:
+    """Load in a thread while /health already answers; then wait for the signal, or for vLLM's base."""
+    loading = _in_daemon_thread(functools.partial(service.load, prepare_only=for_vllm))
     waiting = asyncio.create_task(stopping.wait())
     await asyncio.wait((loading, waiting), return_when=asyncio.FIRST_COMPLETED)
-    if loading.done():
-        loading.result()
+    if loading.done() and loading.result() and for_vllm:
+        waiting.cancel()
+        return True
     await waiting
+    return False
 
 
-def _in_daemon_thread(work: Callable[[], None]) -> asyncio.Future[None]:
+def _in_daemon_thread(work: Callable[[], bool]) -> asyncio.Future[bool]:
     """Run blocking work that the process' end need not wait for (a download, a quantization)."""
     loop = asyncio.get_running_loop()
-    outcome: asyncio.Future[None] = loop.create_future()
+    outcome: asyncio.Future[bool] = loop.create_future()
 
-    def settle(error: BaseException | None) -> None:
+    def settle(done: bool, error: BaseException | None) -> None:
         if outcome.cancelled():
             return
         if error is None:
-            outcome.set_result(None)
+            outcome.set_result(done)
         else:
             outcome.set_exception(error)
 
     def run() -> None:
         failure: BaseException | None = None
+        done = False
         try:
-            work()
+            done = work()
         except BaseException as error:  # handed over to the event loop whole
             failure = error
         with contextlib.suppress(RuntimeError):
-            loop.call_soon_threadsafe(settle, failure)
+            loop.call_soon_threadsafe(settle, done, failure)
 
     threading.Thread(target=run, name=LOADING, daemon=True).start()
     return outcome

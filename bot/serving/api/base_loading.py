@@ -13,13 +13,15 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import structlog
 
 from bot.serving.errors import BaseRefusedError, BaseUnreachableError
 from bot.serving.messages import NOTHING, Message
-from bot.serving.model.sources import PACKAGED_BASE, BaseSource, packaged_base, resolve
+from bot.serving.model.catalogue import PACKAGED_BASE
+from bot.serving.model.sources import BaseSource, packaged_base
 from bot.serving.settings import Settings
 
 if TYPE_CHECKING:
@@ -40,6 +42,7 @@ class BaseLoader:
         say: takes the state in one sentence, for people; "" where there is nothing to say.
         stopping: set when the server ends; waits for the hub end with it.
         retry_s: the first and the longest wait before a hub that did not answer is asked again, in seconds.
+        prepare_only: another engine serves the configured base; here it is only brought onto the disk.
     """
 
     def __init__(
@@ -50,16 +53,18 @@ class BaseLoader:
         say: Callable[[Message], None],
         stopping: threading.Event,
         retry_s: tuple[float, float],
+        prepare_only: bool = False,
     ) -> None:
         self._settings = settings
+        self._prepare_only = prepare_only
         self._serve = serve
         self._tell = say
         self._stopping = stopping
         self._retry_s, self._longest_retry_s = retry_s
         self._standing_in = ""
 
-    def run(self) -> None:
-        """Load until the configured base answers, or it is known that it can't.
+    def run(self) -> bool:
+        """Load until the configured base answers, or it is known that it can't; return whether it is there.
 
         Raises:
             BaseRefusedError: neither the configured base nor the bundled one can be served here.
@@ -68,20 +73,21 @@ class BaseLoader:
             device, source = self._resolve()
         except BaseRefusedError as error:
             self._stand_in(self._settings.base, error)
-            return
+            return False
         if self._has_to_be_downloaded(source):
             self._stand_in(source.id, BaseUnreachableError("It has to be downloaded first."))
         while (refusal := self._attempt(source, device)) is not None:
             self._stand_in(source.id, refusal)
             if not isinstance(refusal, BaseUnreachableError) or self._stopping.wait(self._next_wait_s()):
-                return
+                return False
+        return True
 
     def _resolve(self) -> tuple[str, BaseSource]:
         from bot.serving.model.loading import resolve_device
+        from bot.serving.model.quantize import configured_source
 
-        settings = self._settings
-        device = resolve_device(settings.device)
-        return device, resolve(settings.base, settings.revision, has_gpu=device.startswith("cuda"))
+        device = resolve_device(self._settings.device)
+        return device, configured_source(self._settings, device)
 
     def _has_to_be_downloaded(self, source: BaseSource) -> bool:
         from bot.serving.model.quantize import has_to_be_downloaded
@@ -91,6 +97,9 @@ class BaseLoader:
     def _attempt(self, source: BaseSource, device: str) -> BaseRefusedError | None:
         """Prepare, load and serve the configured base; return what stood against it."""
         try:
+            if self._prepare_only:
+                self._prepare(source, device)
+                return None
             runtime = self._start(source, device)
         except BaseRefusedError as error:
             return error
@@ -108,12 +117,13 @@ class BaseLoader:
 
     def _start(self, source: BaseSource, device: str) -> Runtime:
         from bot.serving.engine.runtime import Runtime
+
+        return Runtime.start(self._settings, self._prepare(source, device), device, self._say)
+
+    def _prepare(self, source: BaseSource, device: str) -> Path:
         from bot.serving.model.quantize import prepare_source
 
-        folder = prepare_source(
-            source, device=device, models_dir=self._settings.models_dir, progress=self._say
-        )
-        return Runtime.start(self._settings, folder, device, self._say)
+        return prepare_source(source, device=device, models_dir=self._settings.models_dir, progress=self._say)
 
     def _stand_in(self, wanted: str, refusal: BaseRefusedError) -> None:
         """Let the bundled base answer in place of another; where it does already, only the reason changes.

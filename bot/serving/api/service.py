@@ -67,16 +67,22 @@ class Service:
         self._tokenizing = ThreadPoolExecutor(1, thread_name_prefix="tokenizer")
         self._adapter_lock = asyncio.Lock()
 
-    def load(self) -> None:
+    def load(self, *, prepare_only: bool = False) -> bool:
         """Load the configured base, or one in its place; blocks, so it runs in a thread of its own.
 
-        While a hub that doesn't answer is asked again and again, it goes on in that thread.
+        While a hub that doesn't answer is asked again and again, it goes on in that thread. Return whether
+        the configured base is there. With ``prepare_only`` it isn't loaded: another engine waits for it.
 
         Raises:
             BaseRefusedError: no base can be served here.
         """
-        BaseLoader(
-            self.settings, serve=self._take_over, say=self._progress, stopping=self._stopping, retry_s=RETRY_S
+        return BaseLoader(
+            self.settings,
+            serve=self._take_over,
+            say=self._progress,
+            stopping=self._stopping,
+            retry_s=RETRY_S,
+            prepare_only=prepare_only,
         ).run()
 
     def _take_over(self, runtime: Runtime, stands_in_for: str) -> None:

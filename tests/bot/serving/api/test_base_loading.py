@@ -3,6 +3,7 @@
 import asyncio
 import os
 import socket
+import sys
 import time
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from bot.serving.client import ModelClient
 from bot.serving.errors import AdapterRefusedError
 from bot.serving.model.loading import LoadedBase
 from bot.serving.protocol import ChatMessage, Health, Sampling
+from bot.serving.vllm.child import PYTHON_VARIABLE
 from tests.bot.serving.api.test_routes import until_loaded
 from tests.bot.serving.builders import lora_tensors, write_adapter
 from tests.bot.serving.hub import Hub
@@ -109,6 +111,62 @@ async def test_once_the_hub_answers_the_configured_base_takes_over(
             assert await client.models() == ["owner/tiny"]
             await client.chat(model="owner/tiny", messages=HELLO, sampling=Sampling(4))
         assert "Traceback" not in await ended(server)
+
+
+FAKE_VLLM = """#!{python}
+import sys
+from http.server import BaseHTTPRequestHandler, HTTPServer
+
+port = int(sys.argv[sys.argv.index("--port") + 1])
+name = sys.argv[sys.argv.index("--served-model-name") + 1]
+
+class Handler(BaseHTTPRequestHandler):
+    def do_GET(self):
+        body = b'{{"data": [{{"id": "%s"}}]}}' % name.encode()
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *_):
+        return
+
+HTTPServer(("127.0.0.1", port), Handler).serve_forever()
+"""
+
+
+async def test_the_bundled_base_answers_until_the_one_that_vllm_serves_has_come(
+    models: Path, free_port: int, tiny_source: Path, tmp_path: Path
+) -> None:
+    vllm = tmp_path / "python"
+    vllm.write_text(FAKE_VLLM.format(python=sys.executable))
+    vllm.chmod(0o755)
+    env = outside(tmp_path, f"http://127.0.0.1:{free_port}") | {PYTHON_VARIABLE: str(vllm)}
+    with ServingProcess(
+        tmp_path, env=env, base="owner/tiny", engine="vllm", models_dir=str(models)
+    ) as server:
+        await asyncio.to_thread(server.address)
+        async with ModelClient.from_run_dir(server.run_dir) as client:
+            await until_loaded(client)
+            health = await settled(client, word="does not answer")
+            assert health.base is not None
+            assert (health.base.id, health.base.stands_in_for) == (BUNDLED, "owner/tiny")
+            assert (await client.chat(model=BUNDLED, messages=HELLO, sampling=Sampling(4))).completion_tokens
+            with Hub("owner/tiny", tiny_source, port=free_port):
+                await asyncio.to_thread(_wait_for, models, "hub:owner/tiny")
+                await asyncio.to_thread(_wait_for_vllm, server)
+            assert await client.models() == ["owner/tiny"]
+            served = (await client.health()).base
+            assert served is not None and (served.id, served.execution) == ("owner/tiny", "vllm")
+        assert "Traceback" not in await ended(server)
+
+
+def _wait_for_vllm(server: ServingProcess) -> None:
+    ends = time.monotonic() + 60
+    while not (server.run_dir / "server.json").exists() or not server.address().get("base"):
+        assert time.monotonic() < ends
+        time.sleep(0.1)
+    time.sleep(2)
 
 
 def _wait_for(models: Path, source: str) -> None:

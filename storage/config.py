@@ -109,6 +109,7 @@ class Config(Section):
             "threads": self.model.threads,
             "host": self.server.host,
             "port": self.server.port,
+            "playground": self.playground,
             "engine": self.server.engine,
             "lora_rank": self.trainer.rank,
             "api_key": key.get_secret_value() if key else None,

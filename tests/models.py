@@ -51,7 +51,7 @@ def tiny_folder(tiny_source: Path, models_dir: Path) -> Path:
 @pytest.fixture(scope="session")
 def bundled_folder() -> Path:
     """The packaged 135M model in 4 bits."""
-    return prepared("auto", BUNDLED_MODELS_DIR)
+    return prepared("SmolLM2-135M-Instruct", BUNDLED_MODELS_DIR)
 
 
 @pytest.fixture(scope="session")

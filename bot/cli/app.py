@@ -20,7 +20,7 @@ from bot.cli import (
     stats,
     tasting,
 )
-from bot.cli.first_start import setup
+from bot.cli.first_start import models, setup
 from bot.cli.playground import rehearsal
 from bot.errors import BotError
 from bot.serving.errors import ServingError
@@ -90,6 +90,7 @@ for topic in (
     rehearsal,
     data,
     imports,
+    models,
     setup,
 ):
     topic.register(app)

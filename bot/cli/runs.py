@@ -31,6 +31,7 @@ from bot.cli.session import (
 )
 from bot.language.durations import duration
 from bot.learning.next_run import Outlook, next_run
+from bot.serving.protocol import Health
 from storage.db import key_values
 from storage.learning import dry_run, loop_status, run_times, runs
 from storage.learning.loop_status import LoopStatus
@@ -283,8 +284,7 @@ def status(config: ConfigOption = None, scope: ScopeOption = None, as_json: Json
         }
         typer.echo(json.dumps(answer, ensure_ascii=False))
         return
-    detail = "" if health is None else health.detail or (health.traffic() if server == "ok" else "")
-    typer.echo(f"Model server: {server}{f' ({detail})' if detail else ''}")
+    typer.echo(f"Model server: {server}{_served_base(health)}")
     typer.echo(f"Trainer: {'running' if alive else 'not running'}")
     if times and alive:
         typer.echo(f"By the clock: {', '.join(run_times.shown(each, settings.trainer) for each in times)}")
@@ -298,6 +298,16 @@ def status(config: ConfigOption = None, scope: ScopeOption = None, as_json: Json
         typer.echo(f"\n{each.scope}\n{loop_status.status_text(each)}")
         outlook = Outlook(each, int(due_ms) if due_ms else None, settings.trainer.min_new_ratings, alive)
         typer.echo(f"Next run: {next_run(outlook)}")
+
+
+def _served_base(health: Health | None) -> str:
+    """Say which base answers, for whom it stands in, and how much there is to do."""
+    if health is None:
+        return ""
+    name = health.base.id if health.base else ""
+    said = [name, health.detail or (health.traffic() if health.status == "ok" else "")]
+    detail = ", ".join(filter(None, said))
+    return f" ({detail})" if detail else ""
 
 
 def _read(opened: Session, scope: str, health: Any) -> LoopStatus:

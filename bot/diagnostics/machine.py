@@ -8,7 +8,13 @@ from collections.abc import Callable
 from importlib import metadata, util
 from pathlib import Path
 
+from bot.serving.model.catalogue import Machine
+from bot.serving.model.memory import total_main_memory
+from bot.serving.model.processors import usable_cores
+
 GIB = 1024**3
+# Where the system doesn't say how much there is.
+UNKNOWN_MEMORY = 8 * GIB
 
 
 def installed_version(name: str) -> str | None:
@@ -39,20 +45,18 @@ def first_gpu(which: Callable[[str], str | None] = shutil.which) -> tuple[str, i
         return None
 
 
-def memory_limit() -> int | None:
-    """Return the bytes that this process may use: the machine's memory or the container's limit."""
-    meminfo = _lines(Path("/proc/meminfo"))
-    limits = [int(line.split()[1]) * 1024 for line in meminfo if line.startswith("MemTotal:")]
-    for path in (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes")):
-        limits += [int(line) for line in _lines(path) if line.strip().isdigit()]
-    return min(limits, default=None)
-
-
 def _lines(path: Path) -> list[str]:
     try:
         return path.read_text(encoding="utf-8").splitlines()
     except OSError:
         return []
+
+
+def this_machine(device: str) -> Machine:
+    """Return what a base can run on here; with `device` "cpu" a GPU doesn't count."""
+    gpu = first_gpu() if device != "cpu" else None
+    memory = total_main_memory() or UNKNOWN_MEMORY
+    return Machine(usable_cores(), memory, gpu[1] if gpu else 0)
 
 
 def nearest_existing(folder: Path) -> Path:

@@ -25,6 +25,7 @@ class Settings(BaseModel):
     host: str = "127.0.0.1"
     port: int = Field(default=8601, ge=0, le=65535)
     api_key: str | None = None
+    playground: bool = False
     engine: Literal["auto", "strop", "vllm"] = "auto"
     lora_rank: int = Field(default=16, ge=1, le=4096)
     models_dir: Path

@@ -1,13 +1,24 @@
-"""Which base a base hash stands for: the bridge from champions' hashes to servers that know no such hash."""
+"""Which base a base hash stands for, and what that base reached on this machine.
+
+The first is the bridge from champions' hashes to servers that know no such hash.
+"""
 
 from __future__ import annotations
 
+import statistics
+from collections.abc import Collection
+from dataclasses import dataclass
 from typing import Protocol
 
 import sqlite_utils
 
 from storage.db import sql
 from storage.db.clock import now_ms
+
+# Newest first; older ones may come from another machine or version.
+REPLIES, RUNS = 200, 10
+# A shorter reply says more of its beginning than of the speed.
+LEAST_TOKENS = 8
 
 
 class Identity(Protocol):
@@ -65,3 +76,41 @@ def hash_of(db: sqlite_utils.Database, identity: str) -> str | None:
         (identity,),
     )
     return found
+
+
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """Medians; None where nothing was measured. `tokens_per_s` is one reply's, whoever else was served."""
+
+    tokens_per_s: float | None = None
+    run_minutes: float | None = None
+
+
+def measured(db: sqlite_utils.Database, base_hashes: Collection[str]) -> Measured:
+    """Return what the base of these hashes reached."""
+    if not base_hashes:
+        return Measured()
+    marks, values = ", ".join("?" * len(base_hashes)), list(base_hashes)
+    replies = sql.many(
+        db,
+        f"""SELECT (completion_tokens - 1) * 1000.0 / (duration_ms - first_token_ms) AS speed FROM replies
+            WHERE base_hash IN ({marks}) AND status = 'complete' AND completion_tokens >= ?
+                  AND duration_ms > first_token_ms
+            ORDER BY created_ms DESC LIMIT ?""",
+        (*values, LEAST_TOKENS, REPLIES),
+    )
+    # Where members voted the run waited for them.
+    runs = sql.many(
+        db,
+        f"""SELECT (runs.finished_ms - runs.started_ms) / 60000.0 AS minutes FROM runs
+            JOIN adapters ON adapters.id = runs.adapter_id
+            WHERE adapters.base_hash IN ({marks}) AND runs.state = 'finished' AND runs.attempts = 1
+                  AND NOT EXISTS (SELECT 1 FROM duels WHERE duels.run_id = runs.id)
+            ORDER BY runs.finished_ms DESC LIMIT ?""",
+        (*values, RUNS),
+    )
+    return Measured(_median([row["speed"] for row in replies]), _median([row["minutes"] for row in runs]))
+
+
+def _median(values: list[float]) -> float | None:
+    return float(statistics.median(values)) if values else None

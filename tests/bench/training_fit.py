@@ -15,7 +15,7 @@ from torch import nn
 from transformers import PreTrainedModel, Qwen3Config
 
 from bot.serving.engine.kv_cache import row_bytes
-from bot.serving.model.memory import ParameterCounts
+from bot.serving.model.memory import CONTEXT_BYTES, ENGINE_BYTES, ParameterCounts
 from bot.serving.model.training_memory import FULLEST, Form, Widths
 from storage.config_sections import ModelConfig, TrainerConfig
 from tests.fake_device import shaped_base
@@ -29,10 +29,6 @@ PAGE = Path(__file__).parents[2] / "deploy" / "TRAINING.md"
 BEGIN, END = "<!-- fitting -->\n", "<!-- /fitting -->\n"
 GIB = 1024**3
 CARDS_GIB = (8, 12, 16, 24, 80)
-# What the driver, a context of CUDA and its libraries take of a card, for each process that uses it.
-CONTEXT_BYTES = 600_000_000
-# The engine's buffers and recorded graphs beside weights and cache.
-ENGINE_BYTES = 1_000_000_000
 
 
 @dataclass(frozen=True)

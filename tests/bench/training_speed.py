@@ -178,7 +178,7 @@ def _in_child(side: str, options: argparse.Namespace, folder: Path) -> Turn:
 def _prepared(models: Path) -> Path:
     from bot.serving.model.quantize import prepare_base
 
-    return prepare_base("auto", "", device="cpu", models_dir=models)
+    return prepare_base("SmolLM2-135M-Instruct", "", device="cpu", models_dir=models)
 
 
 def _train(side: str, folder: Path, load: Load, threads: int) -> Turn:

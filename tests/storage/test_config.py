@@ -167,7 +167,8 @@ def test_the_model_server_gets_its_slice_and_nothing_of_discord(tmp_path: Path) 
     passed = load_config(tmp_path / "strop.toml", env).server_slice()
     assert set(passed) == {
         *("base", "revision", "device", "context_tokens", "slots", "threads"),
-        *("host", "port", "engine", "lora_rank", "api_key", "models_dir", "adapters_dir", "run_dir"),
+        *("playground", "host", "port", "engine", "lora_rank", "api_key"),
+        *("models_dir", "adapters_dir", "run_dir"),
     }
     assert passed["api_key"] == "k3y"
     assert "s3cret" not in str(passed)

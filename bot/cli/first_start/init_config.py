@@ -97,7 +97,7 @@ training_permission_date = ""
 system_prompt = "You are a friendly member of this community. Answer briefly."
 
 [model]
-# "auto": a 4B-class model with a GPU, else the bundled 135M one. Or a Hugging Face id, or a folder.
+# "auto": the largest base that this machine carries (`strop models`). Or a Hugging Face id, or a folder.
 base = "auto"
 
 [trainer]

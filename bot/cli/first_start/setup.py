@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import platform
 from collections.abc import Iterator
 from dataclasses import asdict
@@ -28,6 +29,8 @@ from bot.cli.session import DEFAULT_CONFIG, ConfigOption, JsonOption, load
 from bot.delivery.webhook import Webhook, WebhookError
 from bot.diagnostics.checks import Check, note, ok, problem
 from bot.diagnostics.doctor import examine
+from bot.diagnostics.machine import this_machine
+from bot.serving.model.sources import automatic
 from storage.config import Config, load_config
 from storage.cron import time_zone
 from storage.errors import ConfigError, CronError
@@ -100,6 +103,9 @@ def init(
         typer.echo(f"  DISCORD_TOKEN_FILE={token_file} strop up")
     else:
         typer.echo("No token yet: `strop up` starts the playground. For Discord, set DISCORD_TOKEN.")
+    settings = load_config(config, os.environ)
+    choice = automatic(this_machine(settings.model.device), settings.models)
+    typer.echo(f'The base model ("auto") is {choice.entry.id}: {choice.why}. `strop models` lists others.')
     typer.echo("`strop doctor` checks everything.")
 
 

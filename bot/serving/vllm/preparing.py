@@ -14,8 +14,7 @@ from bot.serving.messages import Message
 from bot.serving.model.chat_template import ChatTemplate, control_strings
 from bot.serving.model.identity import BFLOAT16
 from bot.serving.model.loading import read_info, resolve_device
-from bot.serving.model.quantize import prepare_plain, prepare_source
-from bot.serving.model.sources import resolve
+from bot.serving.model.quantize import configured_source, prepare_plain, prepare_source
 from bot.serving.protocol import BaseDescription
 from bot.serving.settings import Settings
 
@@ -38,7 +37,7 @@ def prepare(settings: Settings, progress: Callable[[Message], None]) -> Prepared
         BaseRefusedError: it can't be had, or doesn't fit.
     """
     device = resolve_device(settings.device)
-    source = resolve(settings.base, settings.revision, has_gpu=device.startswith("cuda"))
+    source = configured_source(settings, device)
     folder = prepare_source(source, device=device, models_dir=settings.models_dir, progress=progress)
     weights = prepare_plain(source, folder, device=device, progress=progress)
     info = read_info(folder)

@@ -324,6 +324,21 @@ def test_a_base_that_is_missing_or_empty_is_named(home: Path, tmp_path: Path) ->
     assert named(hub, "model").state == "note"
 
 
+def test_a_base_too_large_by_its_name_is_refused_without_asking_the_hub(home: Path) -> None:
+    large = configured(home, '[model]\nbase = "someone/Large-7000B-Instruct"\ndevice = "cpu"\n', token=None)
+    check = named(large, "model")
+    assert check.state == "problem"
+    assert "in 4 bits (by its name)" in check.detail
+    assert "strop models" in check.fix
+
+
+def test_the_base_that_auto_takes_is_named_with_the_reason(home: Path) -> None:
+    playground = named(configured(home, "", token=None), "model")
+    assert "auto: the bundled SmolLM2-135M-Instruct" in playground.detail
+    real = named(configured(home, '[model]\ndevice = "cpu"\n'), "model")
+    assert real.detail.startswith("auto: ") and "tokens a second" in real.detail
+
+
 class Bare(http.server.BaseHTTPRequestHandler):
     """A model server that knows chat and nothing else."""
 

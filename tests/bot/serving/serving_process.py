@@ -19,7 +19,7 @@ class ServingProcess:
         self.env = env
         self.run_dir = home / "run"
         self.slice = {
-            "base": "auto",
+            "base": "SmolLM2-135M-Instruct",
             "revision": "",
             "device": "cpu",
             "context_tokens": 256,

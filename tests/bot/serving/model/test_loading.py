@@ -9,6 +9,7 @@ from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 from bot.serving.errors import BaseRefusedError
 from bot.serving.model import sources
+from bot.serving.model.catalogue import CATALOGUE, Entry
 from bot.serving.model.loading import (
     BaseInfo,
     available_bytes,
@@ -178,10 +179,13 @@ def test_cuda_without_a_gpu_is_refused() -> None:
     assert resolve_device("auto") == "cpu"
 
 
-def test_auto_names_the_pinned_gpu_base_and_the_packaged_one_elsewhere() -> None:
-    gpu = sources.resolve("auto", "", has_gpu=True)
-    assert (gpu.kind, gpu.id, len(gpu.revision)) == ("hub", "Qwen/Qwen3-4B-Instruct-2507", 40)
-    assert sources.resolve("auto", "", has_gpu=False) == sources.packaged_base()
+@pytest.mark.parametrize("entry", CATALOGUE, ids=lambda entry: entry.id)
+def test_auto_is_the_packaged_base_or_one_that_is_pinned(entry: Entry) -> None:
+    found = sources.resolve("auto", "", automatic=entry)
+    if entry.is_bundled:
+        assert found == sources.packaged_base()
+    else:
+        assert (found.kind, found.id, len(found.revision)) == ("hub", entry.id, 40)
 
 
 def test_a_prepared_hub_base_is_found_without_a_network(tmp_path: Path, tiny_folder: Path) -> None:

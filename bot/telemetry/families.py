@@ -209,6 +209,22 @@ def _last_runs(scopes: Sequence[ScopeCounts]) -> Iterator[Metric]:
             if run.finished_ms is not None and run.started_ms is not None
         },
     )
+    costs = {scope: run.metrics.process for scope, run in last.items() if run.metrics.process is not None}
+    yield _by_scope(
+        "strop_last_run_cpu_seconds",
+        "Processor time of the last training run.",
+        {scope: cost.cpu_s for scope, cost in costs.items()},
+    )
+    yield _by_scope(
+        "strop_last_run_peak_memory_bytes",
+        "Resident memory of the last training run at its peak.",
+        {scope: float(cost.peak_bytes) for scope, cost in costs.items()},
+    )
+    yield _by_scope(
+        "strop_last_run_energy_joules",
+        "What the machine's processors used during the last training run, where they tell it.",
+        {scope: cost.energy_j for scope, cost in costs.items()},
+    )
     gains = {scope: run.metrics.headline for scope, run in last.items() if run.metrics.headline is not None}
     yield _by_scope(
         "strop_last_run_gain_ratio",

@@ -15,15 +15,18 @@ from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageColor
 
-from bot.charts import axes, canvas, rating_chart, status_chart
+from bot.charts import axes, canvas, rating_chart, status_chart, week_chart
 from bot.charts.canvas import BLUE, EDGE, GROUND, INK, ORANGE, SCALE, SOFT, WIDTH
 from bot.charts.picture import Picture
 from bot.charts.rating_chart import RatingFigures
 from bot.charts.renderer import Studio
 from bot.charts.status_chart import Need, Standing
+from bot.charts.week_text import WeekFigures
 from bot.language import texts
 from bot.language.texts import tr
 from storage.chat.latency import Speed, Wait
+from storage.feedback import like_rate
+from storage.feedback.like_rate import LikeRate, Week
 from storage.feedback.rating_statistics import AdapterShare, Day, Votes
 
 PAGE = {"dark": "#313338", "light": "#ffffff"}
@@ -42,6 +45,16 @@ def rating_figures(draw: st.DrawFn) -> RatingFigures:
     ]
     changes = draw(st.dictionaries(st.integers(0, 13), IDS, max_size=6))
     return RatingFigures(days, shares, 90, draw(IDS), changes)
+
+
+@st.composite
+def week_figures(draw: st.DrawFn) -> WeekFigures:
+    rates = st.builds(LikeRate, COUNTS, COUNTS.map(lambda count: count + 1))
+    many = draw(st.sampled_from([2, 12, 104]))
+    weeks = [Week(4 + 7 * number, draw(st.one_of(st.none(), rates))) for number in range(many)]
+    changes = draw(st.dictionaries(st.integers(-5, 7 * many + 9), IDS, max_size=6))
+    drift = like_rate.compare([(draw(st.integers(0, 9)), 9)] * 6, [(5, 9)] * 6)
+    return WeekFigures(weeks, [], drift, changes)
 
 
 @st.composite
@@ -92,6 +105,22 @@ def test_whatever_the_ratings_are_the_picture_stays_within_its_card(
     figures: RatingFigures, language: str
 ) -> None:
     assert_within_its_card(spoken(language, lambda: rating_chart.draw(figures)))
+
+
+@settings(max_examples=8, deadline=None, phases=[Phase.generate])
+@given(week_figures(), st.sampled_from(texts.LANGUAGES))
+def test_whatever_the_weeks_were_the_picture_stays_within_its_card(
+    figures: WeekFigures, language: str
+) -> None:
+    assert_within_its_card(spoken(language, lambda: week_chart.draw(figures)))
+
+
+def test_the_picture_of_weeks_says_in_words_what_it_shows() -> None:
+    weeks = [Week(4, LikeRate(3, 1)), Week(11, None), Week(18, LikeRate(1, 1))]
+    drift = like_rate.compare([(0, 9)] * 6, [(9, 9)] * 6)
+    words = week_chart.draw(WeekFigures(weeks, [], drift)).alt
+    assert "1970-01-05 75%. 1970-01-19 50%." in words
+    assert "Liked less than before: 0% in the last 7 days, 100% in the 28 days before." in words
 
 
 @settings(max_examples=8, deadline=None, phases=[Phase.generate])

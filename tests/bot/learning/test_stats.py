@@ -11,10 +11,14 @@ from PIL import Image
 
 from bot.charts.rating_chart import RatingFigures
 from bot.charts.renderer import Studio
-from bot.learning.stats import DAYS, stats_text
+from bot.charts.week_text import WeekFigures
+from bot.learning.stats import DAYS, stats_text, weeks_text
+from storage.feedback.like_rate import LikeRate, Week
 from storage.feedback.rating_statistics import AdapterShare, Day
+from tests.bot.adapter_files import FIRST
 from tests.bot.admin.test_settings import put
 from tests.bot.conftest import Community
+from tests.bot.test_commands import register
 
 
 def said(result: Any) -> str:
@@ -86,3 +90,27 @@ def test_the_share_lies_in_its_interval_and_the_text_fits(rated: list[tuple[int,
     days = [Day(number, liked, disliked) for number, (liked, disliked) in enumerate(rated)]
     text = stats_text(RatingFigures(days, shares, share_days=90))
     assert len(text) < 2000 and text.count("a11111") == len(shares)
+
+
+async def test_weeks_are_shown_with_channels_promotions_and_a_test(community: Community) -> None:
+    result = await community.bob.slash(community.channel, "stats", weeks=6)
+    assert "Nobody has rated" in said(result)
+    await rated(community)
+    register(community, FIRST, promote=True)
+    result = await community.bob.slash(community.channel, "stats", weeks=6)
+    text = said(result)
+    assert result.ephemeral and text.startswith("Too few members have rated to compare")
+    assert text.count("nothing rated") == 5
+    assert f"` 50% (  9% to  91%)` of 2 · ▲ {FIRST}" in text
+    assert f"` 50% (  9% to  91%)` of 2 · <#{community.channel.id}>" in text
+    (file,) = pictures(result)
+    assert file.filename == "strop-weeks.png" and "50%." in file.description
+    assert "ann" not in file.description and "bob" not in text
+
+
+@given(st.lists(st.tuples(st.integers(0, 10**6), st.integers(1, 10**6)), min_size=2, max_size=104))
+def test_the_text_of_weeks_fits(rates: list[tuple[int, int]]) -> None:
+    weeks = [Week(4 + 7 * number, LikeRate(*rate)) for number, rate in enumerate(rates)]
+    channels = [(10**18 + number, LikeRate(*rate)) for number, rate in enumerate(rates[:8])]
+    text = weeks_text(WeekFigures(weeks, channels, None, {5 + 7 * len(rates): "a" * 16}))
+    assert len(text) < 2000 and text.count("<#") == len(channels)

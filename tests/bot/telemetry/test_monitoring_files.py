@@ -92,7 +92,9 @@ async def lived_in(community: Community, model_server: FakeModelServer) -> None:
         run = runs.lease_next(db, "owner", 60_000)
         assert run is not None
         headline = {"value": 0.1, "low": 0.05, "high": 0.2, "n": 9}
-        runs.finish(db, run.id, outcome="promoted", message=Sentence("yes"), metrics={"headline": headline})
+        cost = {"seconds": 60.0, "cpu_s": 90.5, "peak_bytes": 2**30, "energy_j": 1234.5}
+        measured = {"headline": headline, "process": cost}
+        runs.finish(db, run.id, outcome="promoted", message=Sentence("yes"), metrics=measured)
 
     services = community.services
     await services.database.awrite(past)

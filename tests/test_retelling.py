@@ -162,7 +162,7 @@ def verdicts() -> Iterator[Sentence]:
         replace(GOOD, same_replies=1.0),
         replace(GOOD, preference=estimate(0.06, 0.1)),
         replace(GOOD, preference=estimate(-0.5, 0.1)),
-        replace(GOOD, preference=estimate(0.06, 0.058, clusters=30), look=3, extra_prompts=20),
+        replace(GOOD, preference=estimate(0.06, 0.058, clusters=30), challenger_number=3, extra_prompts=20),
         replace(GOOD, trained_corrections=lost, held_out_corrections=lost, safety=unsafe),
     ):
         yield decision.decide(evidence, settings).reason

@@ -167,7 +167,7 @@ class Town:
             champion_id=self.old,
             pairs=(),
             why="has not enough evidence offline, because it is a test",
-            look=1,
+            challenger_number=1,
             metrics={},
         )
 

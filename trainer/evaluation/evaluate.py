@@ -23,14 +23,14 @@ from trainer.data.general_replies import COMMUNITY_PROMPTS, BaseReply
 from trainer.data.rows import Row, messages_of
 from trainer.data.snapshot import Snapshot
 from trainer.errors import EvaluationError
-from trainer.evaluation import evidence, learned, regressions, safety_probe, sensitivity
+from trainer.evaluation import evidence, regressions, safety_probe, sensitivity, training_fit
 from trainer.evaluation.evidence import MIN_PROMPTS, Evidence, Ratings
-from trainer.evaluation.learned import TaughtReply
 from trainer.evaluation.log_probabilities import completion_scores, tied_answers
 from trainer.evaluation.regressions import ScoredCase
 from trainer.evaluation.reward_model import RatedText
 from trainer.evaluation.safety_probe import Contest
 from trainer.evaluation.scores import Answer, GeneralLoss, Pair, Prompt, ScoredReply, Scores, stable_hash
+from trainer.evaluation.training_fit import ScoredTrainingReply
 from trainer.model_server import AT_ONCE
 
 # Prompts a round: both models answer them before the clock is looked at, so that pairs stay complete.
@@ -72,11 +72,11 @@ async def evaluate(
     max_length: int,
     budget_s: float,
     seed: int,
-    look: int = 1,
+    challenger_number: int = 1,
     probes_cache: Path,
     on_progress: Progress = lambda share: None,
 ) -> Evaluation:
-    """Measure everything that the gate looks at; `look` counts the challengers of this champion.
+    """Measure everything that the gate looks at; `challenger_number` counts this champion's challengers.
 
     `probes_cache` is where the base's answers to the safety prompts are kept; asking them takes
     up to half of the budget.
@@ -89,7 +89,7 @@ async def evaluate(
     rated = await _rated_scores(client, codec, snapshot, contest, max_length)
     on_progress(0.25)
     corrections = await _correction_scores(client, codec, snapshot, contest, max_length)
-    lessons = await _taught_scores(client, codec, snapshot, contest, max_length)
+    lessons = await _training_reply_scores(client, codec, snapshot, contest, max_length)
     on_progress(0.3)
     started = time.monotonic()
     probed = await safety_probe.probe(client, contest, chat, probes_cache)
@@ -106,9 +106,9 @@ async def evaluate(
     on_progress(1.0)
     scores = Scores(tuple(pairs), general, rated, corrections, probed, lessons, tied)
     ratings = ratings_of(snapshot)
-    weighed = evidence.weigh(scores, ratings, gate, seed, look)
-    hangs_on = _robustness(scores, snapshot, ratings, weighed.evidence, gate, seed)
-    return Evaluation(scores, weighed.evidence, weighed.figures | {"robustness": hangs_on})
+    measured = evidence.build_evidence(scores, ratings, gate, seed, challenger_number)
+    hangs_on = _robustness(scores, snapshot, ratings, measured.evidence, gate, seed)
+    return Evaluation(scores, measured.evidence, measured.figures | {"robustness": hangs_on})
 
 
 def _robustness(
@@ -119,7 +119,7 @@ def _robustness(
     others = {name: ratings_of(replace(snapshot, rows=rows)) for name, rows in snapshot.without.items()}
     return {
         "without_members": sensitivity.without_members(
-            scores.pairs, others, penalties, gate, seed, evidence.look
+            scores.pairs, others, penalties, gate, seed, evidence.challenger_number
         ),
         "time_forward_auc": forward.as_json() if forward else None,
     }
@@ -227,16 +227,18 @@ async def _correction_scores(
     )
 
 
-async def _taught_scores(
+async def _training_reply_scores(
     client: ModelClient, codec: Codec, snapshot: Snapshot, contest: Contest, max_length: int
-) -> tuple[TaughtReply, ...]:
+) -> tuple[ScoredTrainingReply, ...]:
     """Score training replies, of the imitated and of the disliked those with the surest labels."""
     train = snapshot.of("train")
-    liked = examples.surest(examples.worth_imitating(train), learned.MOST_EACH)
-    disliked = examples.surest(examples.disliked(train), learned.MOST_EACH)
+    liked = examples.surest(examples.worth_imitating(train), training_fit.MOST_EACH)
+    disliked = examples.surest(examples.disliked(train), training_fit.MOST_EACH)
     rows = [*liked, *disliked] if liked and disliked else []
     scored = await _under_both(client, codec, rows, (contest.challenger, contest.base), max_length)
-    return tuple(TaughtReply(row.reply_id, row.verdict == "liked", new, old) for row, new, old in scored)
+    return tuple(
+        ScoredTrainingReply(row.reply_id, row.verdict == "liked", new, old) for row, new, old in scored
+    )
 
 
 async def _under_both(

@@ -14,15 +14,15 @@ from typing import Any
 from storage.config_sections import GateConfig
 from trainer.data import text_features
 from trainer.data.question_features import Exchange
-from trainer.evaluation import learned, regressions, reward_model, safety, statistics, to_the_point
+from trainer.evaluation import regressions, reward_model, safety, statistics, to_the_point, training_fit
 from trainer.evaluation.flattery import flattery
-from trainer.evaluation.learned import Learned
 from trainer.evaluation.regressions import Kept
 from trainer.evaluation.reward_model import Proof, RatedText
 from trainer.evaluation.safety import Safety
 from trainer.evaluation.scores import Answer, Pair, ScoredReply, Scores
 from trainer.evaluation.statistics import Estimate
 from trainer.evaluation.to_the_point import ToThePoint
+from trainer.evaluation.training_fit import TrainingFit
 
 # Fewer held-out prompts than this decide nothing, however clear they look.
 MIN_PROMPTS = 12
@@ -54,12 +54,12 @@ class Evidence:
     fitted; `margin` the challenger's gain of log-probability per token on liked over disliked held-out
     replies, which is reported and decides nothing (EXPERIMENTS, 17);
     `general_nll_increase` relative to the base, on the base's own held-out replies to general prompts, and
-    `general_divergence` the same in nats per token: an estimate of KL(base || challenger). `look` counts the
-    challengers that this champion has been compared with, this one included.
+    `general_divergence` the same in nats per token: an estimate of KL(base || challenger).
+    `challenger_number` counts the challengers compared with this champion, this one included.
 
     `base_flattery` is the base's own on the prompts that it answered too, and `flattery` the challenger's on
     the same: measured against the base, so that small steps don't add up. `trained_corrections` and
-    `held_out_corrections` say how past corrections fare, `learned` how the replies that it was trained on,
+    `held_out_corrections` say how past corrections fare, `training_fit` how the replies it was trained on,
     and `to_the_point` how many answers would fit another question as well.
     """
 
@@ -73,13 +73,13 @@ class Evidence:
     same_replies: float
     prompts: int
     extra_prompts: int
-    look: int = 1
+    challenger_number: int = 1
     flattery: float = 0.0
     base_flattery: float = 0.0
     trained_corrections: Kept | None = None
     held_out_corrections: Kept | None = None
     safety: Safety | None = None
-    learned: Learned | None = None
+    training_fit: TrainingFit | None = None
     to_the_point: ToThePoint | None = None
 
     @property
@@ -98,23 +98,25 @@ class Ratings:
 
 
 @dataclass(frozen=True)
-class Weighed:
+class ReportedEvidence:
     """The evidence for the gate, and the figures that are reported with it."""
 
     evidence: Evidence
     figures: dict[str, Any]
 
 
-def spent(alpha: float, look: int) -> float:
+def spent(alpha: float, challenger_number: int) -> float:
     """Return the error rate that the n-th challenger of one champion may use: alpha / (n (n + 1)).
 
     They add up to `alpha` over as many retrains as there will ever be. Without that, thirty retrains that
     change nothing end with a lucky challenger more often than not (EXPERIMENTS, 5).
     """
-    return alpha / (look * (look + 1))
+    return alpha / (challenger_number * (challenger_number + 1))
 
 
-def weigh(scores: Scores, ratings: Ratings, settings: GateConfig, seed: int, look: int = 1) -> Weighed:
+def build_evidence(
+    scores: Scores, ratings: Ratings, settings: GateConfig, seed: int, challenger_number: int = 1
+) -> ReportedEvidence:
     """Turn scores and ratings into evidence; the same input gives the same evidence.
 
     `look` counts the challengers that this champion has been compared with: the later, the more is asked.
@@ -138,7 +140,9 @@ def weigh(scores: Scores, ratings: Ratings, settings: GateConfig, seed: int, loo
     fawning, plain = _flattery(scores.pairs)
     evidence = Evidence(
         preference=(
-            preference(model, ratings.held_out, scores.pairs, judge, look) if model is not None else None
+            preference(model, ratings.held_out, scores.pairs, judge, challenger_number)
+            if model is not None
+            else None
         ),
         proof=proof,
         margin=_margin(scores.rated, judge),
@@ -149,18 +153,18 @@ def weigh(scores: Scores, ratings: Ratings, settings: GateConfig, seed: int, loo
         same_replies=sum(p.challenger.text == p.champion.text for p in scores.pairs) / len(scores.pairs),
         prompts=len(asked),
         extra_prompts=sum(prompt.group is None for prompt in asked),
-        look=look,
+        challenger_number=challenger_number,
         flattery=fawning,
         base_flattery=plain,
         trained_corrections=regressions.judged(scores.corrections, trained=True, **judge),
         held_out_corrections=regressions.judged(scores.corrections, trained=False, **judge),
         safety=safety.judged(scores.safety),
-        learned=learned.judged(scores.taught),
+        training_fit=training_fit.judged(scores.training_replies),
         to_the_point=to_the_point.judged(scores.tied, **judge),
     )
     general = {"base": base_nll, "challenger": new_nll}
     held_out = {"held_out_replies": _held_out_figures(scores.rated)}
-    return Weighed(evidence, {"general_nll": general, **held_out, **_figures(evidence, model)})
+    return ReportedEvidence(evidence, {"general_nll": general, **held_out, **_figures(evidence, model)})
 
 
 def traits(answers: Sequence[Answer], corrections: Sequence[str]) -> ReplyTraits:
@@ -198,7 +202,7 @@ def preference(
     rated: Sequence[RatedText],
     pairs: Sequence[Pair],
     judge: dict[str, Any],
-    look: int,
+    challenger_number: int,
 ) -> Estimate:
     """Return the paired difference in predicted P(liked), challenger minus champion.
 
@@ -211,7 +215,7 @@ def preference(
     return statistics.clustered_mean(
         (liked_new - liked_old).tolist(),
         [pair.prompt.cluster for pair in pairs],
-        bound_confidence=1 - spent(1 - judge["confidence"], look),
+        bound_confidence=1 - spent(1 - judge["confidence"], challenger_number),
         further_error=error,
         **judge,
     )
@@ -274,10 +278,10 @@ def _figures(evidence: Evidence, model: reward_model.RewardModel | None) -> dict
             )
         },
         "safety": asdict(evidence.safety) if evidence.safety else None,
-        "learned": asdict(evidence.learned) if evidence.learned else None,
+        "learned": asdict(evidence.training_fit) if evidence.training_fit else None,
         "to_the_point": evidence.to_the_point.as_json() if evidence.to_the_point else None,
         "same_replies": evidence.same_replies,
-        "look": evidence.look,
+        "look": evidence.challenger_number,
         "prompts": evidence.prompts,
         "extra_prompts": evidence.extra_prompts,
     }

@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from bot.serving.protocol import ChatMessage
-from trainer.evaluation.learned import TaughtReply
 from trainer.evaluation.regressions import ScoredCase
 from trainer.evaluation.safety import Probed
 from trainer.evaluation.to_the_point import Tie, TiedAnswers
+from trainer.evaluation.training_fit import ScoredTrainingReply
 
 REPLIES = "replies.jsonl"
 SCORES = "scores.json"
@@ -87,7 +87,7 @@ class Scores:
     rated: tuple[ScoredReply, ...]
     corrections: tuple[ScoredCase, ...] = ()
     safety: tuple[Probed, ...] = ()
-    taught: tuple[TaughtReply, ...] = ()
+    training_replies: tuple[ScoredTrainingReply, ...] = ()
     tied: tuple[TiedAnswers, ...] = ()
 
 
@@ -100,7 +100,7 @@ def write(scores: Scores, folder: Path) -> None:
         "rated": [asdict(reply) for reply in scores.rated],
         "corrections": [asdict(case) for case in scores.corrections],
         "safety": [asdict(probe) for probe in scores.safety],
-        "taught": [asdict(reply) for reply in scores.taught],
+        "taught": [asdict(reply) for reply in scores.training_replies],
         "tied": [asdict(answers) for answers in scores.tied],
     }
     (folder / SCORES).write_text(json.dumps(figures, indent=1), encoding="utf-8")
@@ -119,7 +119,7 @@ def read(folder: Path) -> Scores:
         rated=tuple(ScoredReply(**reply) for reply in figures["rated"]),
         corrections=tuple(ScoredCase(**case) for case in figures.get("corrections", [])),
         safety=tuple(_probed(probe) for probe in figures.get("safety", [])),
-        taught=tuple(TaughtReply(**reply) for reply in figures.get("taught", [])),
+        training_replies=tuple(ScoredTrainingReply(**reply) for reply in figures.get("taught", [])),
         tied=tuple(_tied(answers) for answers in figures.get("tied", [])),
     )
 

@@ -22,7 +22,7 @@ def without_members(
     penalties: Penalties,
     settings: GateConfig,
     seed: int,
-    look: int = 1,
+    challenger_number: int = 1,
 ) -> list[dict[str, Any]]:
     """Return the gain in P(liked) as a judge would see it that never heard one member, for each of them.
 
@@ -35,7 +35,7 @@ def without_members(
         if not _both_kinds(others.held_out):
             continue
         model = reward_model.fit(others.held_out, penalties)
-        gain = evidence.preference(model, others.held_out, pairs, judge, look)
+        gain = evidence.preference(model, others.held_out, pairs, judge, challenger_number)
         found.append({"name": name, **gain.as_json(), "still_better": gain.bound_low > 0})
     return found
 

@@ -27,7 +27,7 @@ DEVELOPMENT = "development"
 
 
 @dataclass(frozen=True)
-class Ground:
+class ComparisonData:
     """What every setting is judged on: prompts to answer, rated replies, and the base's general ones.
 
     `base_loss` is the base's on the last, in nats.
@@ -50,7 +50,7 @@ async def ground_of(
     gate: GateConfig,
     chat: ChatConfig,
     max_length: int,
-) -> Ground:
+) -> ComparisonData:
     """Prepare it; the base is asked how likely it finds its own general replies."""
     rated = tuple(row for row in snapshot.of(DEVELOPMENT) if row.verdict in ("liked", "disliked"))
     own = [
@@ -63,7 +63,7 @@ async def ground_of(
     ]
     prompts = evaluate.held_out_prompts(snapshot, chat.system_prompt, gate.max_prompts, (DEVELOPMENT,))
     loss = _loss(await completion_scores(client, base, held_out))
-    return Ground(tuple(prompts), rated, tuple(own), tuple(held_out), loss)
+    return ComparisonData(tuple(prompts), rated, tuple(own), tuple(held_out), loss)
 
 
 @dataclass(frozen=True)
@@ -79,7 +79,7 @@ class Judged:
 async def judge(
     client: ModelClient,
     model: str,
-    ground: Ground,
+    data: ComparisonData,
     *,
     gate: GateConfig,
     chat: ChatConfig,
@@ -87,9 +87,9 @@ async def judge(
     on_answer: Callable[[int, int], None] = lambda done, total: None,
 ) -> Judged:
     """Let a served model answer every prompt and score what is known, behind everybody who chats."""
-    scored = await completion_scores(client, model, ground.rated_examples)
-    perplexity, accuracy = _held_out(scored, [row.verdict == "liked" for row in ground.rated])
-    general = _loss(await completion_scores(client, model, ground.general))
+    scored = await completion_scores(client, model, data.rated_examples)
+    perplexity, accuracy = _held_out(scored, [row.verdict == "liked" for row in data.rated])
+    general = _loss(await completion_scores(client, model, data.general))
     slots, done = asyncio.Semaphore(AT_ONCE), 0
 
     async def answer(prompt: Prompt) -> Answer:
@@ -104,12 +104,12 @@ async def judge(
                 seed=evaluate.seed_of(prompt, 0, seed),
             )
         done += 1
-        on_answer(done, len(ground.prompts))
+        on_answer(done, len(data.prompts))
         return Answer(completion.text.strip(), completion.finish_reason == "stop")
 
     async with asyncio.TaskGroup() as group:
-        tasks = [group.create_task(answer(prompt)) for prompt in ground.prompts]
-    rise = general / ground.base_loss - 1 if ground.base_loss else 0.0
+        tasks = [group.create_task(answer(prompt)) for prompt in data.prompts]
+    rise = general / data.base_loss - 1 if data.base_loss else 0.0
     return Judged(tuple(task.result() for task in tasks), perplexity, accuracy, rise)
 
 

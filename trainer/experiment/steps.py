@@ -34,7 +34,7 @@ from trainer.experiment.measured import Curve, Measured
 from trainer.experiment.peak_memory import PeakMemory
 from trainer.model_server import retry_while_unavailable
 from trainer.on_policy import ranking
-from trainer.run.steps import Ground, RunSteps
+from trainer.run.steps import RunContext, RunSteps
 from trainer.training.challenger import Challenger
 
 
@@ -54,12 +54,12 @@ class Experiment(RunSteps):
     def all(self) -> Run:
         """Train, judge and compare."""
         rows = self.snapshot()
-        ground = self._on_server(self._ground)
-        memory = self._on_server(lambda client: self._replay(client, ground))
+        context = self._on_server(self._context)
+        replay = self._on_server(lambda client: self._replay(client, context))
         rows = self._still_allowed(rows)
         found = measured.read(self.folder, rows.content_hash)
         self._heartbeat.enter("train", Sentence("loading the base"))
-        found = found or [self._base(rows, ground, memory)]
+        found = found or [self._base(rows, context, replay)]
         tried: list[Changes] = [{}, *(each for each in self._asked.changes if each)]
         left_out = []
         for number, changes in enumerate(tried):
@@ -70,7 +70,7 @@ class Experiment(RunSteps):
                 left_out.append(name)
                 continue
             self._heartbeat.within((number, len(tried), name))
-            found.append(self._try(changes, rows, ground, memory))
+            found.append(self._try(changes, rows, context, replay))
             self._keep(found, rows)
         self._heartbeat.within(None)
         return self._compare(found, rows, left_out)
@@ -114,25 +114,25 @@ class Experiment(RunSteps):
         usual = sum(minutes) / len(minutes)
         return (time.monotonic() - self._began) / 60 + usual <= self._asked.minutes
 
-    def _base(self, rows: Snapshot, ground: Ground, memory: Replay) -> Measured:
+    def _base(self, rows: Snapshot, context: RunContext, replay: Replay) -> Measured:
         """Judge the base as it is: what all of them began from."""
-        codec = BaseCodec(AutoTokenizer.from_pretrained(ground.base.folder))
+        codec = BaseCodec(AutoTokenizer.from_pretrained(context.base.folder))
         judged = self._on_server(
-            lambda client: self._judge(client, ground.base.id, rows, ground, memory, codec)
+            lambda client: self._judge(client, context.base.id, rows, context, replay, codec)
         )
         return _measured(BASE, judged)
 
-    def _try(self, changes: Changes, rows: Snapshot, ground: Ground, memory: Replay) -> Measured:
+    def _try(self, changes: Changes, rows: Snapshot, context: RunContext, replay: Replay) -> Measured:
         """Train one setting, serve its adapter for as long as it is judged, and take it away."""
         settings = self._settings(changes)
         self._config = self._config.model_copy(update={"trainer": settings})
         began, peak = time.monotonic(), PeakMemory.begin()
-        trained, codec = self.train(rows, ground, memory)
+        trained, codec = self.train(rows, context, replay)
         peak_mib = peak.mib()
         self._heartbeat.say(Sentence("its replies to development prompts"))
         try:
             judged = self._on_server(
-                lambda client: self._judge(client, trained.adapter_id, rows, ground, memory, codec)
+                lambda client: self._judge(client, trained.adapter_id, rows, context, replay, codec)
             )
         finally:
             self._take_away(trained)
@@ -156,17 +156,23 @@ class Experiment(RunSteps):
             raise RunSettingsError("This run's settings are not valid: {value}", value=str(error)) from error
 
     async def _judge(
-        self, client: ModelClient, model: str, rows: Snapshot, ground: Ground, memory: Replay, codec: Codec
+        self,
+        client: ModelClient,
+        model: str,
+        rows: Snapshot,
+        context: RunContext,
+        replay: Replay,
+        codec: Codec,
     ) -> Judged:
         gate, chat = self._config.gate, self._config.chat
-        if model != ground.base.id:
+        if model != context.base.id:
             await retry_while_unavailable(lambda: model_server.ensure_listed(client, self._config, model))
         on = await judging.ground_of(
             client,
             codec,
-            ground.base.id,
+            context.base.id,
             rows,
-            memory.held_out,
+            replay.held_out,
             gate=gate,
             chat=chat,
             max_length=self._config.trainer.max_length,
@@ -194,7 +200,7 @@ class Experiment(RunSteps):
         compared = comparison.compare(
             found,
             prompts,
-            ranking.judge_of(rows, seed=seed),
+            ranking.fit_reward_model(rows, seed=seed),
             evaluate.rated_texts(rows.of("train")),
             evaluate.rated_texts(rows.of(judging.DEVELOPMENT), corrections=False),
             gate,

@@ -82,9 +82,9 @@ class VoteCount:
         return self.wins + self.losses + self.ties
 
 
-def votes_needed(settings: GateConfig, look: int = 1) -> int:
+def votes_needed(settings: GateConfig, challenger_number: int = 1) -> int:
     """Return how many blind votes typically decide on the n-th challenger, for the announcement."""
-    alpha = spent(settings.evote_alpha, look)
+    alpha = spent(settings.evote_alpha, challenger_number)
     return max(settings.min_votes, statistics.votes_to_decide(alpha, TYPICAL_WIN_RATE))
 
 
@@ -113,7 +113,7 @@ async def open_vote(
     champion_id: str | None,
     pairs: DuelPairs,
     why: Sentence,
-    look: int,
+    challenger_number: int,
     metrics: Mapping[str, Any],
 ) -> Run:
     """Leave a run's decision to the members: store blind duels, and let its canary answer where that may be.
@@ -122,7 +122,7 @@ async def open_vote(
     the canary's ratings decide alone. Which text comes first is a stable coin: hash of run and number. `why`
     is a whole sentence.
     """
-    needed = votes_needed(settings, look)
+    needed = votes_needed(settings, challenger_number)
     sentence = why
     if pairs:
         sentence = Sentence("{before}; about {needed} blind votes needed", before=sentence, needed=needed)
@@ -219,7 +219,7 @@ def count_votes(db: sqlite_utils.Database, run_id: str) -> VoteCount:
 
 
 def verdict_of(
-    evidence_for: float, evidence_against: float, votes: int, settings: GateConfig, look: int = 1
+    evidence_for: float, evidence_against: float, votes: int, settings: GateConfig, challenger_number: int = 1
 ) -> Decision | None:
     """Return what blind votes decide, None while they are too few; evidence against comes first.
 
@@ -229,4 +229,4 @@ def verdict_of(
         return None
     if evidence_against >= 1 / settings.evote_alpha:
         return "refuse"
-    return "promote" if evidence_for >= 1 / spent(settings.evote_alpha, look) else None
+    return "promote" if evidence_for >= 1 / spent(settings.evote_alpha, challenger_number) else None

@@ -1,22 +1,24 @@
-"""What ratings say of two adapters that answer side by side, by a test that may be looked at always.
+"""Compares two adapters that answer side by side by their ratings, with an anytime-valid sequential test.
 
-The null hypothesis of a canary: whatever was rated before, the members like the next rated conversation of
-the newcomer no better than the incumbent's next one, and prefer neither's reply in a blind vote. The unit is
-the *conversation*, because that is what the lot is drawn for: its replies share a member, a mood and a topic,
-so ten likes in one of them are one piece of evidence, not ten. Its score is the mean of its raters' means,
--1 to 1, so that in it each member has one voice.
+The newcomer is the treatment arm and the incumbent the control arm. The null hypothesis of a canary:
+whatever was rated before, members like the newcomer's next rated conversation no better than the
+incumbent's, and prefer neither reply in a blind vote. The unit is the *conversation*, because conversations
+are what is randomised. The replies of one share a member, a mood and a topic, so ten likes in it are one
+piece of evidence, not ten. A conversation's score is the mean of its raters' means, -1 to 1: each member
+counts once in it.
 
 Conversations are taken in the order in which they were first rated and cut into *blocks*: a block ends as
 soon as both sides are in it, and bets on half the difference of their mean scores, a number from -1 to 1.
-Under the null its expectation, given everything before, is at most 0: a gambler's wealth is a
-supermartingale however he stakes, and by Ville's inequality it ever reaches 1 / alpha with a chance of at
-most alpha. Hence one may look after every rating. What both sides share cancels within a block: taste that
-drifts, a generous or a grumpy hour. It doesn't matter which side is rated more often.
+Under the null its expectation, given everything before, is at most 0. A gambler's wealth is then a
+supermartingale whatever the stakes, and by Ville's inequality it ever reaches 1 / alpha with probability at
+most alpha. So the test may be evaluated after every rating. What both sides share within a block cancels:
+drifting taste, a generous or a grumpy hour. It doesn't matter which side is rated more often.
 
-Two limits of the guarantee. Scores are those that stand *now*: who changes a rating, takes it back or adds
-one to an old conversation changes a bet that was settled, which a martingale doesn't allow; it is exact only
-while such changes favour neither side. And people are not lots: a member who finds out which side answers
-can rate by that. So a decision also has to survive without any single member's ratings.
+The guarantee has two limits. First, scores are the ratings as they stand *now*. A member who changes or
+retracts a rating, or adds one to an old conversation, changes a settled bet, which a martingale doesn't
+allow; the test is exact only while such changes favour neither side. Second, members are not randomised
+units: one who finds out which side answers can rate by that. So a decision must also hold without any
+single member's ratings.
 """
 
 from __future__ import annotations
@@ -61,8 +63,8 @@ class Conversation:
 
 
 @dataclass(frozen=True)
-class Material:
-    """All that is known of a trial: ratings, votes on pairs in the chat, and outcomes of blind votes."""
+class TrialEvidence:
+    """The evidence of a trial: ratings, votes on pairs in the chat, and outcomes of blind votes."""
 
     ratings: tuple[TrialRating, ...] = ()
     pairs: tuple[PairVote, ...] = ()
@@ -73,9 +75,9 @@ class Material:
         """Return the members behind the ratings and the votes on pairs."""
         return {each.user_id for each in self.ratings} | {each.user_id for each in self.pairs}
 
-    def without(self, members: Collection[int]) -> Material:
-        """Return the material without these members' ratings and votes on pairs."""
-        return Material(
+    def without(self, members: Collection[int]) -> TrialEvidence:
+        """Return the evidence without these members' ratings and votes on pairs."""
+        return TrialEvidence(
             tuple(each for each in self.ratings if each.user_id not in members),
             tuple(each for each in self.pairs if each.user_id not in members),
             self.votes,
@@ -83,8 +85,8 @@ class Material:
 
 
 @dataclass(frozen=True)
-class Standing:
-    """How a trial stands: the scores on each side, the outcomes that were bet on, the evidence either way."""
+class TrialResult:
+    """The result of a trial so far: scores of each side, outcomes bet on, evidence for and against."""
 
     newcomer: tuple[float, ...]
     incumbent: tuple[float, ...]
@@ -166,15 +168,15 @@ def _mean_of(block: Sequence[Conversation], side: Side) -> float:
     return _mean(each.score for each in block if each.side == side)
 
 
-def standing(material: Material) -> Standing:
-    """Count a trial's material and weigh it."""
+def count_evidence(material: TrialEvidence) -> TrialResult:
+    """Score a trial's evidence and compute its e-values."""
     rated = conversations(material.ratings)
     pairs: defaultdict[str, list[int]] = defaultdict(list)
     for vote in material.pairs:
         pairs[vote.pair_id].append(vote.outcome)
     outcomes = [*blocks(rated), *(_mean(votes) for votes in pairs.values()), *material.votes]
     gain, loss = statistics.e_values(outcomes) if outcomes else (1.0, 1.0)
-    return Standing(
+    return TrialResult(
         newcomer=tuple(each.score for each in rated if each.side == "newcomer"),
         incumbent=tuple(each.score for each in rated if each.side == "incumbent"),
         outcomes=tuple(outcomes),
@@ -184,21 +186,21 @@ def standing(material: Material) -> Standing:
     )
 
 
-def shared(material: Material, direction: Literal["better", "worse"]) -> bool:
+def shared(material: TrialEvidence, direction: Literal["better", "worse"]) -> bool:
     """Whether the evidence points in a direction without any single member's ratings too."""
     for member in material.members:
-        rest = standing(material.without({member}))
+        rest = count_evidence(material.without({member}))
         if (rest.evidence_for if direction == "better" else rest.evidence_against) <= 1:
             return False
     return True
 
 
 def judge_canary(
-    material: Material,
-    found: Standing,
+    material: TrialEvidence,
+    found: TrialResult,
     settings: GateConfig,
     *,
-    look: int,
+    challenger_number: int,
     alone_suffices: bool = False,
 ) -> Literal["better", "worse"] | None:
     """Return what a canary has shown, None while it may go on; evidence against comes first.
@@ -212,13 +214,13 @@ def judge_canary(
         return "worse" if alone_suffices or shared(material, "worse") else None
     if settings.policy == "canary-first" and len(found.newcomer) < MIN_PROMPTS:
         return None
-    if found.evidence_for >= 1 / spent(settings.evote_alpha, look):
+    if found.evidence_for >= 1 / spent(settings.evote_alpha, challenger_number):
         return "better" if alone_suffices or shared(material, "better") else None
     return None
 
 
 def judge_holdback(
-    material: Material, found: Standing, settings: GateConfig, *, alone_suffices: bool = False
+    material: TrialEvidence, found: TrialResult, settings: GateConfig, *, alone_suffices: bool = False
 ) -> Literal["better", "worse"] | None:
     """Return whether a new champion is liked better or worse than the one before it, None while it is open.
 
@@ -231,7 +233,7 @@ def judge_holdback(
     return "better" if found.evidence_for >= 1 / settings.evote_alpha else None
 
 
-def exhausted(trial: Trial, found: Standing, settings: GateConfig) -> Sentence:
+def exhausted(trial: Trial, found: TrialResult, settings: GateConfig) -> Sentence:
     """Return why a trial ends undecided, or an empty sentence while it may go on."""
     exception = found.newcomer if trial.exception == "newcomer" else found.incumbent
     if now_ms() >= trial.until_ms:
@@ -241,7 +243,7 @@ def exhausted(trial: Trial, found: Standing, settings: GateConfig) -> Sentence:
     return NOTHING
 
 
-def still_needed(found: Standing, alpha: float) -> int:
+def still_needed(found: TrialResult, alpha: float) -> int:
     """Return about how many more outcomes decide, if the members go on as they began.
 
     What was seen is mixed with a hoped-for effect (a win rate of 70 %), which a few outcomes soon outweigh.
@@ -255,9 +257,9 @@ def still_needed(found: Standing, alpha: float) -> int:
     return min(MOST_FORETOLD, max(1, math.ceil((math.log(1 / alpha) - math.log(evidence)) / growth)))
 
 
-def material_of(db: sqlite_utils.Database, trial: Trial, votes: Sequence[int] = ()) -> Material:
+def read_evidence(db: sqlite_utils.Database, trial: Trial, votes: Sequence[int] = ()) -> TrialEvidence:
     """Return a trial's ratings and votes without those of members whom the others' ratings contradict."""
-    material = Material(
+    material = TrialEvidence(
         tuple(trials.ratings(db, trial.id)), tuple(trials.pair_votes(db, trial)), tuple(votes)
     )
     return material.without(_quarantined(db, trial.scope)) if material.members else material

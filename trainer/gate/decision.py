@@ -12,11 +12,11 @@ from typing import Literal
 from storage.config_sections import GateConfig
 from storage.sentences import NOTHING, Figure, Sentence, listed, percent
 from trainer.evaluation.evidence import MIN_PROMPTS, Evidence
-from trainer.evaluation.learned import Learned
 from trainer.evaluation.regressions import Kept
 from trainer.evaluation.safety import Safety
 from trainer.evaluation.statistics import Estimate
 from trainer.evaluation.to_the_point import ToThePoint
+from trainer.evaluation.training_fit import TrainingFit
 
 Decision = Literal["promote", "refuse", "votes"]
 
@@ -110,7 +110,7 @@ def decide(evidence: Evidence, settings: GateConfig) -> Verdict:
             Sentence(
                 "the difference is not certain enough for challenger number {look} of this champion: "
                 "{measured}",
-                look=evidence.look,
+                look=evidence.challenger_number,
                 measured=measured,
             ),
         )
@@ -127,7 +127,7 @@ def guardrails(evidence: Evidence, settings: GateConfig) -> tuple[Guardrail, ...
     """Return every limit with what was measured, in the order in which they are named as reasons."""
     new, old = evidence.challenger, evidence.champion
     found = [
-        *_unlearned(evidence.learned),
+        *_unlearned(evidence.training_fit),
         _forgetting(evidence, settings),
         Guardrail(
             Sentence("empty replies"),
@@ -190,7 +190,7 @@ def guardrails(evidence: Evidence, settings: GateConfig) -> tuple[Guardrail, ...
     return tuple(found)
 
 
-def _unlearned(found: Learned | None) -> list[Guardrail]:
+def _unlearned(found: TrainingFit | None) -> list[Guardrail]:
     """Limit how often the wrong one of two training replies gained more: that is no matter of taste."""
     if found is None:
         return []

@@ -69,24 +69,26 @@ async def _settle(database: Database, config: Config, run: Run) -> Run | None:
     if await database.aread(lambda db: adapters.champion(db, run.scope, adapter.base_hash)) == adapter.id:
         return await database.awrite(lambda db: _promoted_by_hand(db, run))
     async with model_server.client_for(config) as client:
-        settling = _Settling(database, client, config, run, adapter)
+        pending = _PendingDecision(database, client, config, run, adapter)
         objection = await database.aread(lambda db: _overtaken(db, run, adapter))
         if objection:
             return await refuse(database, client, run=run, adapter=adapter, reason=objection, metrics={})
         count = await database.aread(lambda db: count_votes(db, run.id))
-        look = await database.aread(lambda db: promotion.look_of(db, run, run.champion_id))
+        challenger_number = await database.aread(
+            lambda db: promotion.challenger_number_of(db, run, run.champion_id)
+        )
         tried = await database.aread(lambda db: trials.of_run(db, run.id, "canary"))
         if tried is not None and tried.ended_ms is None:
-            return await settling.by_canary(tried, count, look)
+            return await pending.by_canary(tried, count, challenger_number)
         if tried is not None and not count.offered:
-            return await settling.end(
+            return await pending.end(
                 "refuse", Sentence("its canary ended: {reason}", reason=tried.reason), {}
             )
-        return await settling.by_votes(count, look)
+        return await pending.by_votes(count, challenger_number)
 
 
 @dataclass(frozen=True)
-class _Settling:
+class _PendingDecision:
     """One run whose decision lies with the members, and all that is needed to act on it."""
 
     database: Database
@@ -95,10 +97,10 @@ class _Settling:
     run: Run
     adapter: Adapter
 
-    async def by_votes(self, count: VoteCount, look: int) -> Run | None:
+    async def by_votes(self, count: VoteCount, challenger_number: int) -> Run | None:
         """Decide by blind votes alone."""
         found = blind_votes.verdict_of(
-            count.evidence_for, count.evidence_against, count.votes, self.config.gate, look
+            count.evidence_for, count.evidence_against, count.votes, self.config.gate, challenger_number
         )
         if found == "promote" and not count.on_enough_duels:
             found = None
@@ -114,28 +116,32 @@ class _Settling:
         await self.database.awrite(lambda db: _record_votes(db, self.run, self.adapter, count))
         return ended
 
-    async def by_canary(self, trial: Trial, count: VoteCount, look: int) -> Run | None:
+    async def by_canary(self, trial: Trial, count: VoteCount, challenger_number: int) -> Run | None:
         """Decide by the ratings of both sides' replies together with the blind votes."""
         seen = await self.database.aread(lambda db: canary.mark(db, trial, count.outcomes))
         if not canary.due(trial, seen):
             return None
         settings = self.config.gate
-        material = await self.database.aread(lambda db: canary.material_of(db, trial, count.outcomes))
-        found = canary.standing(material)
+        material = await self.database.aread(lambda db: canary.read_evidence(db, trial, count.outcomes))
+        found = canary.count_evidence(material)
         alone = self.config.trainer.min_raters == 1
-        judged = canary.judge_canary(material, found, settings, look=look, alone_suffices=alone)
+        judged = canary.judge_canary(
+            material, found, settings, challenger_number=challenger_number, alone_suffices=alone
+        )
         if judged == "better" and not _on_enough_grounds(count, found):
             judged = None
-        spoilt = NOTHING if judged else canary.exhausted(trial, found, settings)
-        if judged is None and not spoilt:
-            needed = canary.still_needed(found, spent(settings.evote_alpha, look))
+        stop_reason = NOTHING if judged else canary.exhausted(trial, found, settings)
+        if judged is None and not stop_reason:
+            needed = canary.still_needed(found, spent(settings.evote_alpha, challenger_number))
             shown = {**found.as_json(needed), "votes": count.votes}
             await self.database.awrite(lambda db: trials.judged(db, trial.id, shown, seen))
             return None
         metrics = {"canary": found.figures()} | ({"votes": count.as_json()} if count.votes else {})
         said = _measured(count, found)
         if judged is None:
-            said = Sentence("its canary is undecided, and {reason}: {measured}", reason=spoilt, measured=said)
+            said = Sentence(
+                "its canary is undecided, and {reason}: {measured}", reason=stop_reason, measured=said
+            )
         decision: Decision = "promote" if judged == "better" else "refuse"
         ended = await self.end(decision, said, metrics, judged or "undecided")
         # Only now: a swap that has to wait is tried again from the start.
@@ -171,13 +177,13 @@ class _Settling:
         )
 
 
-def _on_enough_grounds(count: VoteCount, found: canary.Standing) -> bool:
+def _on_enough_grounds(count: VoteCount, found: canary.TrialResult) -> bool:
     """Whether votes and ratings are on so many different prompts that they say something of others."""
     grounds = count.duels + len(found.newcomer)
     return grounds >= MIN_PROMPTS or bool(count.offered and count.on_enough_duels)
 
 
-def _measured(count: VoteCount, found: canary.Standing) -> Sentence:
+def _measured(count: VoteCount, found: canary.TrialResult) -> Sentence:
     """Say what votes and ratings came to, as far as there were any."""
     lost = found.evidence_against > found.evidence_for
     voted = count.sentence(max(found.evidence_for, found.evidence_against), lost=lost)
@@ -230,7 +236,7 @@ def _record_votes(db: sqlite_utils.Database, run: Run, adapter: Adapter, count: 
 
 
 def _record_canary(
-    db: sqlite_utils.Database, run: Run, adapter: Adapter, count: VoteCount, found: canary.Standing
+    db: sqlite_utils.Database, run: Run, adapter: Adapter, count: VoteCount, found: canary.TrialResult
 ) -> None:
     if count.votes:
         _record_votes(db, run, adapter, count)
@@ -270,22 +276,22 @@ def _settle_holdback(database: Database, config: Config, trial: Trial) -> bool:
     seen = database.read(lambda db: canary.mark(db, trial))
     if not canary.due(trial, seen):
         return False
-    material = database.read(lambda db: canary.material_of(db, trial))
-    found = canary.standing(material)
+    material = database.read(lambda db: canary.read_evidence(db, trial))
+    found = canary.count_evidence(material)
     alone = config.trainer.min_raters == 1
     judged = canary.judge_holdback(material, found, config.gate, alone_suffices=alone)
     if judged == "worse":
         return database.write(lambda db: _go_back(db, trial, found))
-    spoilt = canary.exhausted(trial, found, config.gate)
+    stop_reason = canary.exhausted(trial, found, config.gate)
     if judged == "better":
         return database.write(lambda db: trials.end(db, trial.id, "better", found.sentence()))
-    if spoilt:
+    if stop_reason:
         return database.write(
             lambda db: trials.end(
                 db,
                 trial.id,
                 "undecided",
-                Sentence("{reason}: {measured}", reason=spoilt, measured=found.sentence()),
+                Sentence("{reason}: {measured}", reason=stop_reason, measured=found.sentence()),
             )
         )
     shown = found.as_json(None)
@@ -297,7 +303,7 @@ def _active(db: sqlite_utils.Database, trial: Trial) -> list[Trial]:
     return trials.active(db, trial.scope, trial.base_hash)
 
 
-def _go_back(db: sqlite_utils.Database, trial: Trial, found: canary.Standing) -> bool:
+def _go_back(db: sqlite_utils.Database, trial: Trial, found: canary.TrialResult) -> bool:
     """Put the old champion back in one transaction, unless the trial is over or void by now."""
     if trial.id not in {each.id for each in _active(db, trial)}:
         return False

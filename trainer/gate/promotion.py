@@ -28,8 +28,8 @@ ACTOR = "trainer"
 STALE = Sentence("the champion changed while it was judged; the next run judges against the new one")
 
 
-def look_of(db: sqlite_utils.Database, run: Run, champion_id: str | None) -> int:
-    """Return which challenger of its champion a run's is: 1 for the first since the champion was promoted.
+def challenger_number_of(db: sqlite_utils.Database, run: Run, champion_id: str | None) -> int:
+    """Return the number of a run's challenger: 1 for the first since its champion was promoted.
 
     Going back to a champion doesn't start the count anew.
     """

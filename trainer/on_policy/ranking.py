@@ -6,7 +6,8 @@ were left out of its fitting, ranks the answers; the best and the worst to each 
 the model changes it is asked again. The members' ratings stay the only source: without a proven reward model
 there are no pairs, and the gate judges by another reward model, fitted on held-out ratings (see weighing).
 
-Where members only ever like, what they like is told from what the base says to the same prompts as a rule.
+Where members only ever like, a PU reward model (positive and unlabelled) contrasts the liked replies with
+reference completions: the base's own answers to the same prompts.
 """
 
 from __future__ import annotations
@@ -68,14 +69,14 @@ RESAMPLES = 500
 # How sure it has to be that the reward model predicts at all (two-sided): it only proposes what to learn.
 # Whether that was good is judged by another one, which has to be surer (gate.confidence).
 CONFIDENCE = 0.8
-# The base's usual answers, in the run's folder.
-USUAL = "usual.jsonl"
+# The base's answers to the training prompts, in the run's folder. The name on disk is older than the term.
+REFERENCE_COMPLETIONS = "usual.jsonl"
 
 Place = tuple[int, int]
 """A row's number, and that of an answer among those to its prompt."""
 
 
-def judge_of(snapshot: Snapshot, *, seed: int) -> RewardModel | None:
+def fit_reward_model(snapshot: Snapshot, *, seed: int) -> RewardModel | None:
     """Return a reward model of the training ratings; None where they don't show that it predicts others."""
     rated = rated_texts(snapshot.of("train"))
     model, validated = reward_model.cross_validated(
@@ -91,14 +92,14 @@ def only_liked(snapshot: Snapshot) -> bool:
     return len(rated) - liked < reward_model.MIN_EACH <= liked
 
 
-def judge_of_liked(
-    snapshot: Snapshot, asked: Sequence[Row], usual: Sequence[Sequence[Answer]], *, seed: int
+def fit_pu_reward_model(
+    snapshot: Snapshot, asked: Sequence[Row], references: Sequence[Sequence[Answer]], *, seed: int
 ) -> RewardModel | None:
-    """Return a reward model that tells liked replies from the base's usual ones; None where it can't.
+    """Return a PU reward model of liked replies against reference completions; None where it proves nothing.
 
-    Among the usual answers are some that would be liked. If the ones that were liked are a fair sample of
-    those, the chance of being liked grows with the chance of being one of the liked instead of a usual one:
-    replies are ranked alike by either (Elkan and Noto, "Learning classifiers from only positive and
+    Some reference completions would be liked too. If the liked replies are a fair sample of those, the chance
+    of being liked grows with the chance of being a liked reply rather than a reference: both rank replies
+    alike (Elkan and Noto, "Learning classifiers from only positive and
     unlabeled data", KDD 2008). For the same reason the AUC understates it, and being over one half is proof
     enough: without dislikes a challenger is promoted by members' votes only.
     """
@@ -106,7 +107,7 @@ def judge_of_liked(
     weight = sum(item.weight for item in rated) / max(1, len(rated))
     beside = [
         RatedText(answer.text, False, weight, row.group_key, question=row.question)
-        for row, given in zip(asked, usual, strict=False)
+        for row, given in zip(asked, references, strict=False)
         for answer in given
     ]
     model, validated = reward_model.cross_validated(
@@ -137,10 +138,9 @@ async def ask(
     budget_s: float,
     on_reply: Callable[[int, int], None] = lambda done, total: None,
 ) -> list[list[Answer]]:
-    """Let a model answer the rows' prompts several times each, behind everybody who chats.
+    """Sample several answers to each row's prompt at background priority.
 
-    Where the time is up the last rows go without: the answers are those of the first ones, LEAST_PROMPTS at
-    least.
+    When the time is up the last rows are left out; at least the first LEAST_PROMPTS are answered.
     """
     started, replies = time.monotonic(), replies_each(len(rows))
     slots = asyncio.Semaphore(AT_ONCE)
@@ -289,8 +289,8 @@ def file_of(number: int | str) -> str:
 
 
 def forget(folder: Path) -> None:
-    """Remove what an attempt has heard whose rows may no longer train: its prompts are not this one's."""
-    for path in (*folder.glob(file_of("*")), folder / USUAL):
+    """Remove the samples of an earlier attempt whose rows may no longer train."""
+    for path in (*folder.glob(file_of("*")), folder / REFERENCE_COMPLETIONS):
         path.unlink(missing_ok=True)
 
 
@@ -305,14 +305,14 @@ def read(path: Path) -> list[PreferencePair] | None:
     return None if kept is None else [preference_pairs.from_json(value) for value in kept]
 
 
-def write_usual(answers: Sequence[Sequence[Answer]], folder: Path) -> None:
-    """Keep the base's usual answers, a line for each prompt, for the same reason."""
-    _write([[asdict(answer) for answer in given] for given in answers], folder / USUAL)
+def write_reference_completions(answers: Sequence[Sequence[Answer]], folder: Path) -> None:
+    """Keep the reference completions, a line for each prompt, for the same reason."""
+    _write([[asdict(answer) for answer in given] for given in answers], folder / REFERENCE_COMPLETIONS)
 
 
-def read_usual(folder: Path) -> list[list[Answer]] | None:
-    """Return the base's usual answers that an earlier attempt has kept, None where there are none."""
-    kept = _read(folder / USUAL)
+def read_reference_completions(folder: Path) -> list[list[Answer]] | None:
+    """Return the reference completions that an earlier attempt kept, None where there are none."""
+    kept = _read(folder / REFERENCE_COMPLETIONS)
     return None if kept is None else [[Answer(**value) for value in given] for given in kept]
 
 

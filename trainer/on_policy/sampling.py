@@ -1,6 +1,6 @@
-"""Asking the model that is being trained: serve it as it is, hear its replies, rank them, take it away.
+"""On-policy sampling: serve the model being trained, sample its replies, rank them, unload it.
 
-And who ranks them: a reward model of the training ratings, where one can be had.
+A reward model fitted on the training ratings ranks them, where one proves itself.
 """
 
 from __future__ import annotations
@@ -36,30 +36,30 @@ T = TypeVar("T")
 
 log = structlog.get_logger()
 
-# The part of the training time, on top of it, that each round of asking may take.
+# The time each sampling round may take, as a share of the training time and on top of it.
 ASK_SHARE = 0.1
 
 
-class OnServer(Protocol):
-    """Does some work with a client of the model server."""
+class WithModelServer(Protocol):
+    """Runs a piece of work with a client of the model server."""
 
     def __call__(self, work: Callable[[ModelClient], Awaitable[T]]) -> T:
         """Return what the work returns."""
 
 
 @dataclass(frozen=True)
-class Asking:
-    """Asks served models a run's training prompts; what is heard is kept in the run's folder.
+class PolicySampler:
+    """Samples served models on a run's training prompts and keeps the replies in the run's folder.
 
-    `on_note` is told what is done now, for people to see.
+    `on_note` receives a progress note for people.
     """
 
     config: Config
     folder: Path
     on_note: Callable[[Sentence], None]
-    on_server: OnServer
+    on_server: WithModelServer
 
-    async def hear(
+    async def sample(
         self,
         client: ModelClient,
         model: str,
@@ -67,7 +67,7 @@ class Asking:
         seed: int,
         on_reply: Callable[[int, int], None],
     ) -> list[list[Answer]]:
-        """Return a served model's answers, behind everybody who chats."""
+        """Return a served model's answers, generated at background priority."""
         return await ranking.ask(
             client,
             model,
@@ -80,18 +80,18 @@ class Asking:
         )
 
     def judge(self, base_id: str, rows: Snapshot) -> RewardModel | None:
-        """Return what ranks replies, None where no reward model proves itself.
+        """Return a reward model that ranks replies, None where none proves itself.
 
-        Where members only like, the base is asked for its usual answers, to tell the liked ones from.
+        Where members only like, the base is sampled for reference completions to contrast with them.
         """
         seed = self.config.trainer.seed
         if not ranking.only_liked(rows):
-            return ranking.judge_of(rows, seed=seed)
+            return ranking.fit_reward_model(rows, seed=seed)
         asked = ranking.rows_to_ask(rows)
-        usual = ranking.read_usual(self.folder)
-        if usual is None:
-            usual = self.on_server(
-                lambda client: self.hear(
+        references = ranking.read_reference_completions(self.folder)
+        if references is None:
+            references = self.on_server(
+                lambda client: self.sample(
                     client,
                     base_id,
                     asked,
@@ -101,22 +101,22 @@ class Asking:
                     ),
                 )
             )
-            ranking.write_usual(usual, self.folder)
-        return ranking.judge_of_liked(rows, asked, usual, seed=seed)
+            ranking.write_reference_completions(references, self.folder)
+        return ranking.fit_pu_reward_model(rows, asked, references, seed=seed)
 
 
 @dataclass(frozen=True)
 class OwnReplies:
     """Makes the preference pairs of each round, and keeps them in the run's folder."""
 
-    asking: Asking
+    sampler: PolicySampler
     base: LoadedBase
     rows: Snapshot
     judge: RewardModel
 
     def __call__(self, model: PeftModel, number: int) -> list[PreferencePair]:
         """Return the pairs of one round: those of an earlier attempt, or new ones."""
-        path = self.asking.folder / ranking.file_of(number)
+        path = self.sampler.folder / ranking.file_of(number)
         if (kept := ranking.read(path)) is not None:
             return kept
         asked = ranking.rows_to_ask(self.rows)
@@ -128,16 +128,16 @@ class OwnReplies:
         return pairs
 
     def _beside(self, asked: Sequence[Row], answers: Sequence[Sequence[Answer]]) -> dict[Place, float]:
-        """Return of the answers that would be chosen how far they fit other questions as well."""
+        """Return how well each answer that would be chosen also fits other questions."""
         found: dict[Place, float] = {}
         for _ in range(ranking.CHECKS):
             unknown = ranking.to_check(self.judge, asked, answers, found)
             if not unknown:
                 break
-            self.asking.on_note(
+            self.sampler.on_note(
                 Sentence("own replies, {count} looked at: do they answer?", count=len(unknown))
             )
-            ties = self.asking.on_server(lambda client: self._ties(client, asked, answers, unknown))  # noqa: B023
+            ties = self.sampler.on_server(lambda client: self._ties(client, asked, answers, unknown))  # noqa: B023
             found |= {place: tie.beside for place, tie in zip(unknown, ties, strict=True)}
         return found
 
@@ -148,7 +148,7 @@ class OwnReplies:
         answers: Sequence[Sequence[Answer]],
         places: Sequence[Place],
     ) -> list[Tie]:
-        """Ask the base, which every answer is measured by, whoever gave it."""
+        """Score the answers under the base model, whichever model wrote them."""
         return await log_probabilities.ties(
             client,
             BaseCodec(self.base.tokenizer),
@@ -156,18 +156,18 @@ class OwnReplies:
             [messages_of(row) for row in asked[: len(answers)]],
             [(row, answers[row][at]) for row, at in places],
             others=ranking.OTHER_QUESTIONS,
-            max_length=self.asking.config.trainer.max_length,
+            max_length=self.sampler.config.trainer.max_length,
         )
 
     def _ask(self, model: PeftModel, asked: list[Row], number: int) -> list[list[Answer]]:
-        """Serve the model for a while: its replies come from the kernels that serve people, after them."""
-        config = self.asking.config
+        """Serve the model temporarily and sample it with the serving kernels, at background priority."""
+        config = self.sampler.config
         adapter_id, served = saving.save(
             model,
             self.base,
             None,
             snapshot=self.rows,
-            work=self.asking.folder,
+            work=self.sampler.folder,
             adapters_dir=config.adapters,
         )
 
@@ -175,12 +175,12 @@ class OwnReplies:
             await retry_while_unavailable(lambda: model_server.ensure_listed(client, config, adapter_id))
             try:
                 seed = config.trainer.seed + number
-                return await self.asking.hear(
+                return await self.sampler.sample(
                     client,
                     adapter_id,
                     asked,
                     seed,
-                    lambda done, total: self.asking.on_note(
+                    lambda done, total: self.sampler.on_note(
                         Sentence("own reply {done} of {total}", done=done, total=total)
                     ),
                 )
@@ -188,9 +188,9 @@ class OwnReplies:
                 await model_server.unload(client, adapter_id)
 
         try:
-            return self.asking.on_server(ask)
+            return self.sampler.on_server(ask)
         except UnknownModelError:
             log.warning("the server forgot the model that is being trained; it is asked again")
-            return self.asking.on_server(ask)
+            return self.sampler.on_server(ask)
         finally:
             shutil.rmtree(served, ignore_errors=True)

@@ -33,7 +33,7 @@ from trainer.data.rows import PreferencePair
 from trainer.data.snapshot import Snapshot
 from trainer.errors import SnapshotError, TrainingError
 from trainer.on_policy import ranking
-from trainer.run.steps import Ground, RunSteps
+from trainer.run.steps import RunContext, RunSteps
 from trainer.training import challenger, saving
 from trainer.training.challenger import Challenger
 from trainer.training.objectives import Plan
@@ -50,13 +50,13 @@ class Repeat(RunSteps):
         original, adapter = self._original()
         card = _card(self._config.adapters / adapter.id)
         rows = self._snapshot_of(original)
-        ground = self._on_server(self._ground)
-        if ground.base.hash != adapter.base_hash:
+        context = self._on_server(self._context)
+        if context.base.hash != adapter.base_hash:
             raise TrainingError(
                 "{adapter} was trained on another base model than the one that is served.", adapter=adapter.id
             )
-        memory = self._on_server(lambda client: self._replay(client, ground))
-        again = self._train_again(card, self._config.runs / original.id, rows, ground, memory)
+        replay = self._on_server(lambda client: self._replay(client, context))
+        again = self._train_again(card, self._config.runs / original.id, rows, context, replay)
         different = NOTHING if again.adapter_id == adapter.id else _difference(card, _card(again.folder))
         away = distance(self._config.adapters / adapter.id, again.folder)
         shutil.rmtree(again.folder.parent, ignore_errors=True)
@@ -124,7 +124,7 @@ class Repeat(RunSteps):
         return rows
 
     def _train_again(
-        self, card: dict[str, Any], original: Path, rows: Snapshot, ground: Ground, memory: Replay
+        self, card: dict[str, Any], original: Path, rows: Snapshot, context: RunContext, replay: Replay
     ) -> Challenger:
         self._heartbeat.enter("train", Sentence("loading the base"))
         # The order of sums, and with it the last bits, hangs on how many threads share them.
@@ -133,9 +133,9 @@ class Repeat(RunSteps):
             self._config.trainer.model_dump() | card["settings"] | {"objective": card["objective"]}
         )
         return challenger.train_challenger(
-            self.load_base(ground),
+            self.load_base(context),
             rows,
-            memory.train,
+            replay.train,
             Plan(card["objective"]),
             settings,
             work=self.folder,

@@ -40,14 +40,13 @@ from trainer.gate import blind_votes, decision, promotion
 from trainer.gate.blind_votes import DuelPairs
 from trainer.model_server import retry_while_unavailable, served_base
 from trainer.on_policy import ranking
-from trainer.on_policy.sampling import Asking, OwnReplies
+from trainer.on_policy.sampling import OwnReplies, PolicySampler
 from trainer.run import metrics
 from trainer.run.heartbeat import Heartbeat
 from trainer.training import challenger, gpu, objectives
 from trainer.training.challenger import Challenger, OwnPairs
 
 T = TypeVar("T")
-#: Prompt, challenger's text, champion's text, and the reply whose prompt it is, if a member wrote it.
 
 log = structlog.get_logger()
 
@@ -57,8 +56,8 @@ SCORING_GUESS_S = 60.0
 
 
 @dataclass(frozen=True)
-class Ground:
-    """What a run stands on: the served base and the champion at its start."""
+class RunContext:
+    """What a run starts from: the served base and the champion at that time."""
 
     base: BaseDescription
     champion_id: str | None
@@ -78,13 +77,13 @@ class RunSteps:
     def all(self) -> Run:
         """Run every phase."""
         rows = self.snapshot()
-        ground = self._on_server(self._ground)
-        memory = self._on_server(lambda client: self._replay(client, ground))
+        context = self._on_server(self._context)
+        replay = self._on_server(lambda client: self._replay(client, context))
         rows = self._still_allowed(rows)
-        trained, codec = self.train(rows, ground, memory)
-        adapter = self._register(trained, rows, ground)
-        judged = self.evaluate(rows, ground, memory, trained, adapter, codec)
-        return self.decide(judged, ground, adapter)
+        trained, codec = self.train(rows, context, replay)
+        adapter = self._register(trained, rows, context)
+        judged = self.evaluate(rows, context, replay, trained, adapter, codec)
+        return self.decide(judged, context, adapter)
 
     # -------------------------------------------------------------------------------------------- snapshot
     def snapshot(self) -> Snapshot:
@@ -133,21 +132,21 @@ class RunSteps:
         eligible, _, _, voted = self._database.read(lambda db: _read_rows(db, self._run.scope, reference))
         return rows if snapshot.still_allowed(rows, eligible.rows, voted) else self.snapshot()
 
-    async def _ground(self, client: ModelClient) -> Ground:
+    async def _context(self, client: ModelClient) -> RunContext:
         base = await retry_while_unavailable(lambda: served_base(client, self._config), SERVER_PATIENCE_S)
 
         def begin(db: sqlite_utils.Database) -> str | None:
             bases.remember(db, base.hash, base.identity, base.precision)
             return adapters.ensure_champion_row(db, self._run.scope, base.hash)
 
-        return Ground(base, await self._database.awrite(begin))
+        return RunContext(base, await self._database.awrite(begin))
 
-    async def _replay(self, client: ModelClient, ground: Ground) -> Replay:
+    async def _replay(self, client: ModelClient, context: RunContext) -> Replay:
         return await general_replies.load(
             client,
             self._config.models,
-            base_id=ground.base.id,
-            base_hash=ground.base.hash,
+            base_id=context.base.id,
+            base_hash=context.base.hash,
             on_reply=lambda done, total: self._heartbeat.show(
                 0.5 + 0.5 * done / total,
                 Sentence("asking the base for its own replies (once for each base)"),
@@ -155,17 +154,17 @@ class RunSteps:
         )
 
     # ----------------------------------------------------------------------------------------------- train
-    def train(self, rows: Snapshot, ground: Ground, memory: Replay) -> tuple[Challenger, Codec]:
+    def train(self, rows: Snapshot, context: RunContext, replay: Replay) -> tuple[Challenger, Codec]:
         """Train and save the challenger."""
         later_s = self._config.gate.generation_minutes * 60 / 2 + SCORING_GUESS_S
         self._heartbeat.enter("train", Sentence("loading the base"), later_s=later_s)
-        base = self.load_base(ground)
+        base = self.load_base(context)
         own_pairs = self.own_pairs(base, rows)
         plan = objectives.choose(rows, self._config.trainer, judged=own_pairs is not None)
         trained = challenger.train_challenger(
             base,
             rows,
-            memory.train,
+            replay.train,
             plan,
             self._config.trainer,
             work=self.folder,
@@ -180,20 +179,20 @@ class RunSteps:
         gc.collect()
         return trained, codec
 
-    def load_base(self, ground: Ground) -> LoadedBase:
+    def load_base(self, context: RunContext) -> LoadedBase:
         """Load the served base on the device that trains, within its share of memory."""
         settings = self._config.trainer
         device = resolve_device(gpu.device_for(settings, self._config.model))
         if device.startswith("cuda"):
             gpu.compute_in_fixed_order()
             gpu.claim(device, settings.gpu_memory_share)
-        return load_base(Path(ground.base.folder), device, "train")
+        return load_base(Path(context.base.folder), device, "train")
 
     def own_pairs(self, base: LoadedBase, rows: Snapshot) -> OwnPairs | None:
         """Return what ranks the model's own replies; None where no reward model of the ratings is proven."""
-        asking = Asking(self._config, self.folder, self._heartbeat.say, self._on_server)
-        judge = asking.judge(base.info.id, rows)
-        return None if judge is None else OwnReplies(asking, base, rows, judge)
+        sampler = PolicySampler(self._config, self.folder, self._heartbeat.say, self._on_server)
+        judge = sampler.judge(base.info.id, rows)
+        return None if judge is None else OwnReplies(sampler, base, rows, judge)
 
     def _got_further(self) -> None:
         try:
@@ -201,13 +200,13 @@ class RunSteps:
         except DatabaseError as error:
             log.warning("the checkpoint was not counted", run_id=self._run.id, error=str(error))
 
-    def _register(self, trained: Challenger, rows: Snapshot, ground: Ground) -> Adapter:
+    def _register(self, trained: Challenger, rows: Snapshot, context: RunContext) -> Adapter:
         return self._database.write(
             lambda db: adapters.insert_candidate(
                 db,
                 adapter_id=trained.adapter_id,
                 scope=self._run.scope,
-                base_hash=ground.base.hash,
+                base_hash=context.base.hash,
                 path=f"adapters/{trained.adapter_id}",
                 run_id=self._run.id,
                 parent_id=None,
@@ -220,8 +219,8 @@ class RunSteps:
     def evaluate(
         self,
         rows: Snapshot,
-        ground: Ground,
-        memory: Replay,
+        context: RunContext,
+        replay: Replay,
         trained: Challenger,
         adapter: Adapter,
         codec: Codec,
@@ -230,11 +229,13 @@ class RunSteps:
         self._heartbeat.enter("evaluate", Sentence("comparing replies on held-out conversations"))
         # As long as the training took, within the configured limit and never less than half a minute.
         budget_s = min(self._config.gate.generation_minutes * 60, max(trained.seconds, 30.0))
-        contest = Contest(adapter.id, ground.champion_id or ground.base.id, ground.base.id)
-        look = self._database.read(lambda db: promotion.look_of(db, self._run, ground.champion_id))
+        contest = Contest(adapter.id, context.champion_id or context.base.id, context.base.id)
+        challenger_number = self._database.read(
+            lambda db: promotion.challenger_number_of(db, self._run, context.champion_id)
+        )
 
         async def compare(client: ModelClient) -> Evaluation:
-            for name in filter(None, (adapter.id, ground.champion_id)):
+            for name in filter(None, (adapter.id, context.champion_id)):
                 await retry_while_unavailable(
                     lambda name=name: model_server.ensure_listed(client, self._config, name)  # type: ignore[misc]
                 )
@@ -242,16 +243,16 @@ class RunSteps:
                 client,
                 codec,
                 rows,
-                memory.held_out,
+                replay.held_out,
                 contest,
                 gate=self._config.gate,
                 chat=self._config.chat,
                 max_length=self._config.trainer.max_length,
                 budget_s=budget_s,
                 seed=self._config.trainer.seed,
-                look=look,
+                challenger_number=challenger_number,
                 probes_cache=safety_probe.cache_path(
-                    self._config.models, ground.base.hash, self._config.chat
+                    self._config.models, context.base.hash, self._config.chat
                 ),
                 on_progress=self._heartbeat.show,
             )
@@ -267,11 +268,11 @@ class RunSteps:
         if judged.evidence.preference is not None:
             estimate = judged.evidence.preference
             self._metrics["headline"] = {**estimate.as_json(), "n": estimate.clusters}
-        self._database.write(lambda db: metrics.record(db, self._run, adapter, ground.champion_id, judged))
+        self._database.write(lambda db: metrics.record(db, self._run, adapter, context.champion_id, judged))
         return judged
 
     # ---------------------------------------------------------------------------------------------- decide
-    def decide(self, judged: Evaluation, ground: Ground, adapter: Adapter) -> Run:
+    def decide(self, judged: Evaluation, context: RunContext, adapter: Adapter) -> Run:
         """Ask the gate and act on its verdict."""
         self._heartbeat.enter("decide")
         verdict = decision.decide(judged.evidence, self._config.gate)
@@ -291,7 +292,7 @@ class RunSteps:
                 adapter=adapter.id,
                 reason=verdict.reason,
             )
-            return asyncio.run(self._vote(ground, adapter, pairs, why, judged.evidence.look))
+            return asyncio.run(self._vote(context, adapter, pairs, why, judged.evidence.challenger_number))
         if verdict.decision == "promote" and self._config.gate.policy == "canary-first":
             self._heartbeat.check()
             why = Sentence(
@@ -299,9 +300,9 @@ class RunSteps:
                 adapter=adapter.id,
                 measured=verdict.reason,
             )
-            return asyncio.run(self._vote(ground, adapter, (), why, judged.evidence.look))
+            return asyncio.run(self._vote(context, adapter, (), why, judged.evidence.challenger_number))
         self._heartbeat.enter("swap")
-        return self._on_server(lambda client: self._act(client, verdict, ground, adapter))
+        return self._on_server(lambda client: self._act(client, verdict, context, adapter))
 
     def _allowed(self, pairs: DuelPairs) -> DuelPairs:
         """Return the pairs whose prompts may still be shown: somebody may have withdrawn theirs since."""
@@ -312,26 +313,26 @@ class RunSteps:
 
     async def _vote(
         self,
-        ground: Ground,
+        context: RunContext,
         adapter: Adapter,
         pairs: DuelPairs,
         why: Sentence,
-        look: int,
+        challenger_number: int,
     ) -> Run:
         return await blind_votes.open_vote(
             self._database,
             self._config.gate,
             run=self._run,
             adapter=adapter,
-            champion_id=ground.champion_id,
+            champion_id=context.champion_id,
             pairs=pairs,
             why=why,
-            look=look,
+            challenger_number=challenger_number,
             metrics=self._metrics,
         )
 
     async def _act(
-        self, client: ModelClient, verdict: decision.Verdict, ground: Ground, adapter: Adapter
+        self, client: ModelClient, verdict: decision.Verdict, context: RunContext, adapter: Adapter
     ) -> Run:
         common: dict[str, Any] = {"run": self._run, "adapter": adapter, "metrics": self._metrics}
         if verdict.decision == "refuse":
@@ -343,7 +344,7 @@ class RunSteps:
             self._database,
             client,
             self._config,
-            champion_id=ground.champion_id,
+            champion_id=context.champion_id,
             measured=verdict.reason,
             **common,
         )

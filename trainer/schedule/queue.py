@@ -156,7 +156,7 @@ class RunQueue:
             if code == -signal.SIGKILL and not _ran_out_of_memory(child.oom_kills):
                 self._resume(run)
             else:
-                self._fail(run, _obituary(code), child.output.last_line or f"exit code {code}")
+                self._fail(run, _exit_reason(code), child.output.last_line or f"exit code {code}")
         elif run is not None:
             log.info(
                 "run ended",
@@ -247,7 +247,7 @@ def _signal(process: subprocess.Popen[bytes], number: signal.Signals) -> None:
         return
 
 
-def _obituary(code: int) -> Sentence:
+def _exit_reason(code: int) -> Sentence:
     if code == -signal.SIGKILL:
         return Sentence("The run's process was ended by the system because memory ran out.")
     if code < 0:

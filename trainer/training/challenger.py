@@ -29,7 +29,7 @@ from trainer.data.snapshot import Snapshot
 from trainer.errors import MemoryShortError, TrainingError
 from trainer.training import fitting, gpu, objectives, phases, saving
 from trainer.training.adapter import add_adapter, recompute_activations
-from trainer.training.checkpoints import DONE, Keeper, Moment
+from trainer.training.checkpoints import DONE, Checkpoint, Checkpointer
 from trainer.training.fitting import Task
 from trainer.training.loop import Tick, TrainingReport
 from trainer.training.memory import load_of, widths_of
@@ -120,9 +120,9 @@ def train_challenger(
     material = gather(codec, snapshot, replay, settings.max_length, most_liked)
     if not material.liked:
         raise TrainingError("There is no liked reply to train on.")
-    keeper = Keeper(
+    checkpointer = Checkpointer(
         work,
-        _belonging(base, snapshot, material, plan, settings, steps),
+        _fingerprint(base, snapshot, material, plan, settings, steps),
         settings.checkpoint_seconds,
         on_checkpoint,
     )
@@ -134,32 +134,34 @@ def train_challenger(
         exactly=steps is not None,
     )
     room = gpu.room(base.device, settings.gpu_memory_share) if memory_bytes is None else memory_bytes
-    form = _form(task, keeper, room)
+    form = _form(task, checkpointer, room)
     log.info("training fits", **asdict(form), needed=task.needed_bytes(form), available=room)
     asked, settings = settings, settings.model_copy(update={"batch_tokens": form.batch_tokens})
     recompute_activations(base.model, form.recompute)
     model = add_adapter(base.model, settings)
-    course = Course(model, codec, material, plan, settings, keeper, steps or {}, on_progress, own_pairs)
-    course.run()
+    schedule = TrainingSchedule(
+        model, codec, material, plan, settings, checkpointer, steps or {}, on_progress, own_pairs
+    )
+    schedule.run()
     # A repeat takes its original's forwards as they are; in an older card they are left to the device.
     settings = asked if steps is not None else settings
-    card = describe(base, snapshot, course.plan, settings, material, course.reports)
+    card = describe(base, snapshot, schedule.plan, settings, material, schedule.reports)
     adapter_id, folder = saving.save(
         model, base, card, snapshot=snapshot, work=work, adapters_dir=adapters_dir
     )
-    return Challenger(adapter_id, folder, course.plan, course.reports)
+    return Challenger(adapter_id, folder, schedule.plan, schedule.reports)
 
 
 @dataclass
-class Course:
-    """The phases of one training, in order. What is decided on the way is kept with the checkpoint."""
+class TrainingSchedule:
+    """The phases of one training, in order. Decisions made on the way are stored with the checkpoint."""
 
     model: PeftModel
     codec: Codec
     material: Material
     plan: Plan
     settings: TrainerConfig
-    keeper: Keeper
+    checkpointer: Checkpointer
     steps: Mapping[str, int]
     on_progress: Progress
     own_pairs: OwnPairs | None = None
@@ -168,7 +170,7 @@ class Course:
     def run(self) -> None:
         """Take every phase, or those that an interrupted process left."""
         self._recall()
-        if finished := self.keeper.resume(DONE):
+        if finished := self.checkpointer.resume(DONE):
             finished.restore(self.model)
             return
         for phase, train in self._phases():
@@ -178,7 +180,7 @@ class Course:
             if phase == "sft" and not self.steps:
                 self.plan = self._affordable()
             self._remember()
-        self.keeper.keep(Moment.of(DONE, {}, self.model))
+        self.checkpointer.write(Checkpoint.of(DONE, {}, self.model))
 
     def _phases(self) -> list[tuple[str, Callable[[Tick], TrainingReport]]]:
         rounds = range(1, self.settings.ranked_rounds + 1 if self.own_pairs else 1)
@@ -196,16 +198,16 @@ class Course:
         )
 
     def _remember(self) -> None:
-        self.keeper.story |= {
+        self.checkpointer.state |= {
             "plan": {"objective": self.plan.objective, "reason": self.plan.reason.as_json()},
             "reports": {phase: asdict(report) for phase, report in self.reports.items()},
         }
 
     def _recall(self) -> None:
-        if "plan" in self.keeper.story:
-            plan = self.keeper.story["plan"]
+        if "plan" in self.checkpointer.state:
+            plan = self.checkpointer.state["plan"]
             self.plan = Plan(plan["objective"], Sentence.from_json(plan["reason"]))
-            found = self.keeper.story["reports"]
+            found = self.checkpointer.state["reports"]
             self.reports = {phase: TrainingReport(**report) for phase, report in found.items()}
 
     def _tick(self, phase: str) -> Tick:
@@ -232,7 +234,9 @@ class Course:
             batch_tokens=self.settings.batch_tokens,
         )
         liked, replay = self.material.liked, self.material.replay
-        return phases.train_sft(self.model, liked, replay, settings, keeper=self.keeper, on_step=on_step)
+        return phases.train_sft(
+            self.model, liked, replay, settings, checkpointer=self.checkpointer, on_step=on_step
+        )
 
     def _kto(self, on_step: Tick) -> TrainingReport:
         settings = KtoSettings(
@@ -244,7 +248,7 @@ class Course:
             batch_tokens=self.settings.batch_tokens,
         )
         return phases.train_kto(
-            self.model, self.material.rated, settings, keeper=self.keeper, on_step=on_step
+            self.model, self.material.rated, settings, checkpointer=self.checkpointer, on_step=on_step
         )
 
     def _ranked(self, number: int, on_step: Tick) -> TrainingReport:
@@ -266,7 +270,7 @@ class Course:
             settings,
             replay=self.material.replay,
             name=f"ranked_{number}",
-            keeper=self.keeper,
+            checkpointer=self.checkpointer,
             on_step=on_step,
         )
 
@@ -276,7 +280,7 @@ class Course:
             self.material.pairs,
             self._dpo_settings(),
             replay=self.material.replay,
-            keeper=self.keeper,
+            checkpointer=self.checkpointer,
             on_step=on_step,
         )
 
@@ -310,17 +314,17 @@ def _load(material: Material, settings: TrainerConfig, *, ranks: bool) -> Load:
     return load_of(rows, material.replay, most)
 
 
-def _form(task: Task, keeper: Keeper, room: int) -> Form:
+def _form(task: Task, checkpointer: Checkpointer, room: int) -> Form:
     """Return the form of a training; one that goes on keeps the size of its forwards if that still fits."""
-    if begun_with := keeper.story.get("batch_tokens"):
+    if begun_with := checkpointer.state.get("batch_tokens"):
         settings = task.settings.model_copy(update={"batch_tokens": begun_with})
         try:
             return fitting.choose(replace(task, settings=settings, exactly=True), room)
         except MemoryShortError:
             log.warning("the training starts again: its forwards don't fit any more", tokens=begun_with)
-            keeper.forget()
+            checkpointer.forget()
     form = fitting.choose(task, room)
-    keeper.story["batch_tokens"] = form.batch_tokens
+    checkpointer.state["batch_tokens"] = form.batch_tokens
     return form
 
 
@@ -333,7 +337,7 @@ def kind_of(phase: str) -> str:
     return phase.partition("_")[0]
 
 
-def _belonging(
+def _fingerprint(
     base: LoadedBase,
     snapshot: Snapshot,
     material: Material,

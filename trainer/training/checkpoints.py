@@ -1,7 +1,8 @@
-"""Checkpoints of a training: an adapter, its optimiser's moments and the place in the plan of steps.
+"""Checkpoints of a training run: the adapter, its optimiser state and the position in the plan of steps.
 
-One file, written beside and renamed, so that a kill at any point leaves the last complete one. The steps of a
-phase are planned before its first one from seed and examples, so that their number is the whole position.
+There is one file. It is written beside the old one and renamed, so a kill at any point leaves the last
+complete one. The steps of a phase are planned from seed and examples before the first step, so the number
+of steps taken is the whole position.
 """
 
 from __future__ import annotations
@@ -32,10 +33,12 @@ DONE = "done"
 
 
 @dataclass(frozen=True)
-class Moment:
-    """A training between two steps: `report` says how many were taken, `tensors` are adapter and optimiser.
+class Checkpoint:
+    """The state of a training run between two steps.
 
-    `references` are what the phase's terms measure against: log-probabilities from before its first step.
+    `report` says how many steps were taken; `tensors` are those of adapter and optimiser.
+
+    `references` are log-probabilities from before the phase's first step, against which its terms measure.
     """
 
     phase: str
@@ -51,7 +54,7 @@ class Moment:
         model: nn.Module,
         optimiser: torch.optim.Optimizer | None = None,
         references: Sequence[Tensor | None] = (),
-    ) -> Moment:
+    ) -> Checkpoint:
         """Take the present state of a model; nothing is copied, so write it before the next step."""
         tensors = {"random": torch.get_rng_state()}
         for name, parameter in _trainable(model):
@@ -76,66 +79,66 @@ class Moment:
 
 
 @dataclass
-class Keeper:
-    """Keeps the newest moment of one training in a run's folder, about every `every_s` seconds.
+class Checkpointer:
+    """Writes the newest checkpoint of one training to the run's folder, about every `every_s` seconds.
 
-    `belongs_to` is a hash of all that decides the training: a checkpoint of anything else is set aside.
-    `story` is what was decided before the present phase; it is written beside every moment and read back.
+    `fingerprint` is a hash of everything that decides the training; a checkpoint with another one is ignored.
+    `state` holds the decisions made before the present phase; it is stored with every checkpoint.
     """
 
     folder: Path
-    belongs_to: str
+    fingerprint: str
     every_s: float
-    on_kept: Callable[[], None] = lambda: None
-    story: dict[str, Any] = field(default_factory=dict)
+    on_written: Callable[[], None] = lambda: None
+    state: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        self._kept_at = time.monotonic()
-        self.found: Moment | None = None
+        self._written_at = time.monotonic()
+        self.found: Checkpoint | None = None
         with contextlib.suppress(FileNotFoundError):
             self.found = self._read()
 
     @property
     def due(self) -> bool:
-        """Whether it is time for another one."""
-        return time.monotonic() - self._kept_at >= self.every_s
+        """Whether the next checkpoint is due."""
+        return time.monotonic() - self._written_at >= self.every_s
 
-    def resume(self, phase: str) -> Moment | None:
-        """Return the moment that was found on disk if it lies in this phase."""
+    def resume(self, phase: str) -> Checkpoint | None:
+        """Return the checkpoint found on disk if it belongs to this phase."""
         return self.found if self.found is not None and self.found.phase == phase else None
 
     def forget(self) -> None:
-        """Start anew: set aside what was found."""
-        self.found, self.story = None, {}
+        """Ignore the checkpoint found on disk and start from the beginning."""
+        self.found, self.state = None, {}
 
-    def keep(self, moment: Moment) -> None:
-        """Write a moment in place of the one before; a full disk costs the checkpoint, not the training.
+    def write(self, checkpoint: Checkpoint) -> None:
+        """Replace the last checkpoint; on a full disk the checkpoint is lost, not the training.
 
         Raises:
             RunCancelledError: the run's folder is gone, as after an erasure.
         """
         try:
-            self._write(moment)
+            self._write(checkpoint)
         except (OSError, SafetensorError) as error:
             if not self.folder.is_dir():
                 raise RunCancelledError("The run's folder was removed, as by an erasure.") from error
             log.warning("the checkpoint could not be written", error=str(error))
             (self.folder / PARTIAL).unlink(missing_ok=True)
         else:
-            self.on_kept()
-        self._kept_at = time.monotonic()
+            self.on_written()
+        self._written_at = time.monotonic()
 
-    def _write(self, moment: Moment) -> None:
-        partial, references = self.folder / PARTIAL, moment.references
-        tensors = moment.tensors | {
+    def _write(self, checkpoint: Checkpoint) -> None:
+        partial, references = self.folder / PARTIAL, checkpoint.references
+        tensors = checkpoint.tensors | {
             f"reference.{place}": kept for place, kept in enumerate(references) if kept is not None
         }
         about = {
             "format": FORMAT,
-            "belongs_to": self.belongs_to,
-            "phase": moment.phase,
-            "report": moment.report,
-            "story": self.story,
+            "belongs_to": self.fingerprint,
+            "phase": checkpoint.phase,
+            "report": checkpoint.report,
+            "story": self.state,
             "terms": len(references),
         }
         ready = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
@@ -144,13 +147,13 @@ class Keeper:
         partial.replace(self.folder / FILE)
         _sync(self.folder)
 
-    def _read(self) -> Moment | None:
+    def _read(self) -> Checkpoint | None:
         path = self.folder / FILE
         try:
             with safe_open(path, "pt") as opened:
                 about = json.loads((opened.metadata() or {})["about"])
-                if about["format"] != FORMAT or about["belongs_to"] != self.belongs_to:
-                    log.info("the checkpoint belongs to another training", run_id=self.folder.name)
+                if about["format"] != FORMAT or about["belongs_to"] != self.fingerprint:
+                    log.info("the checkpoint is of another training", run_id=self.folder.name)
                     return None
                 tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
         except FileNotFoundError:
@@ -158,11 +161,11 @@ class Keeper:
         except (OSError, SafetensorError, ValueError, KeyError) as error:
             log.warning("the checkpoint can't be read", run_id=self.folder.name, error=str(error))
             return None
-        self.story = about["story"]
+        self.state = about["story"]
         steps = about["report"].get("steps")
         log.info("training goes on", run_id=self.folder.name, phase=about["phase"], steps=steps)
         references = [tensors.get(f"reference.{place}") for place in range(about["terms"])]
-        return Moment(about["phase"], about["report"], tensors, references)
+        return Checkpoint(about["phase"], about["report"], tensors, references)
 
 
 def _trainable(model: nn.Module) -> list[tuple[str, nn.Parameter]]:

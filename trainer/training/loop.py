@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from trainer.errors import DivergedError, GradientLostError
-from trainer.training.checkpoints import Keeper, Moment
+from trainer.training.checkpoints import Checkpoint, Checkpointer
 from trainer.training.terms import Indices, Term
 
 WARM_UP_SHARE = 0.1
@@ -70,7 +70,7 @@ def train(
     model: nn.Module,
     phase: Phase,
     *,
-    keeper: Keeper | None = None,
+    checkpointer: Checkpointer | None = None,
     on_step: Tick = lambda done, total: None,
 ) -> TrainingReport:
     """Take a phase's steps, or those that an interrupted process left to take.
@@ -80,17 +80,17 @@ def train(
         DivergedError: the loss is not a number.
     """
     optimiser = _optimiser(model, phase.learning_rate)
-    moment = keeper.resume(phase.name) if keeper else None
-    report = TrainingReport(**moment.report) if moment else TrainingReport()
+    checkpoint = checkpointer.resume(phase.name) if checkpointer else None
+    report = TrainingReport(**checkpoint.report) if checkpoint else TrainingReport()
     report.scheduled = len(phase.steps)
     started = time.monotonic()
-    references = _prepare(model, phase, moment)
-    if moment:
-        moment.restore(model, optimiser)
+    references = _prepare(model, phase, checkpoint)
+    if checkpoint:
+        checkpoint.restore(model, optimiser)
     else:
         report.seconds = time.monotonic() - started
-        if keeper:
-            keeper.keep(Moment.of(phase.name, report.__dict__, model, optimiser, references))
+        if checkpointer:
+            checkpointer.write(Checkpoint.of(phase.name, report.__dict__, model, optimiser, references))
     model.train()
     while report.steps < _total(phase, report):
         started = time.monotonic()
@@ -107,8 +107,8 @@ def train(
         if report.steps == PROBE_STEPS:
             report.planned = _steps_in_time(phase, report)
             report.shortened = report.planned < len(phase.steps)
-        if keeper and (report.steps == PROBE_STEPS or keeper.due):
-            keeper.keep(Moment.of(phase.name, report.__dict__, model, optimiser, references))
+        if checkpointer and (report.steps == PROBE_STEPS or checkpointer.due):
+            checkpointer.write(Checkpoint.of(phase.name, report.__dict__, model, optimiser, references))
         on_step(report.steps, whole)
     return report
 
@@ -126,9 +126,9 @@ def _steps_in_time(phase: Phase, report: TrainingReport) -> int:
     return total if in_time >= total else max(report.steps, int(in_time))
 
 
-def _prepare(model: nn.Module, phase: Phase, moment: Moment | None) -> list[Tensor | None]:
+def _prepare(model: nn.Module, phase: Phase, checkpoint: Checkpoint | None) -> list[Tensor | None]:
     """Let each term compute its reference, or take the one that the phase began with."""
-    kept = moment.references if moment else [None] * len(phase.terms)
+    kept = checkpoint.references if checkpoint else [None] * len(phase.terms)
     model.eval()
     with torch.no_grad():
         return [

@@ -11,7 +11,7 @@ from torch import nn
 
 from storage.sentences import Sentence
 from trainer.data.encoding import Example, PreferenceExample
-from trainer.training.checkpoints import Keeper
+from trainer.training.checkpoints import Checkpointer
 from trainer.training.forward import batch_tokens
 from trainer.training.loop import Phase, Step, Tick, TrainingReport, train
 from trainer.training.terms import Dpo, Indices, Kto, Replay, Supervised
@@ -69,7 +69,7 @@ def train_sft(
     replay: Sequence[Example],
     settings: SftSettings,
     *,
-    keeper: Keeper | None = None,
+    checkpointer: Checkpointer | None = None,
     on_step: Tick = lambda done, total: None,
 ) -> TrainingReport:
     """Tune the adapter on liked replies, held near the base on the base's own replies to general prompts.
@@ -86,7 +86,7 @@ def train_sft(
         settings.max_seconds,
         settings.max_steps,
     )
-    return train(model, phase, keeper=keeper, on_step=on_step)
+    return train(model, phase, checkpointer=checkpointer, on_step=on_step)
 
 
 def train_kto(
@@ -94,7 +94,7 @@ def train_kto(
     rated: Sequence[Example],
     settings: KtoSettings,
     *,
-    keeper: Keeper | None = None,
+    checkpointer: Checkpointer | None = None,
     on_step: Tick = lambda done, total: None,
 ) -> TrainingReport:
     """Push the adapter towards liked and away from disliked replies; its present state is the reference.
@@ -111,7 +111,10 @@ def train_kto(
         steps += [(tuple(order[at * size : (at + 1) * size]),) for at in range(len(rated) // size)]
     term = Kto(rated, settings.beta, settings.batch_tokens or batch_tokens(model))
     return train(
-        model, Phase("kto", settings.learning_rate, tuple(steps), (term,)), keeper=keeper, on_step=on_step
+        model,
+        Phase("kto", settings.learning_rate, tuple(steps), (term,)),
+        checkpointer=checkpointer,
+        on_step=on_step,
     )
 
 
@@ -122,7 +125,7 @@ def train_dpo(
     *,
     replay: Sequence[Example] = (),
     name: str = "dpo",
-    keeper: Keeper | None = None,
+    checkpointer: Checkpointer | None = None,
     on_step: Tick = lambda done, total: None,
 ) -> TrainingReport:
     """Push the adapter from rejected to chosen replies; its present state is the reference.
@@ -145,7 +148,7 @@ def train_dpo(
         settings.max_seconds,
         settings.max_steps,
     )
-    return train(model, phase, keeper=keeper, on_step=on_step)
+    return train(model, phase, checkpointer=checkpointer, on_step=on_step)
 
 
 def _beside_replay(

@@ -29,7 +29,7 @@ from trainer.data.labels import Correction
 from trainer.data.rows import PreferencePair, Row
 from trainer.data.snapshot import Snapshot
 from trainer.run.execution import execute
-from trainer.run.steps import Ground, RunSteps
+from trainer.run.steps import RunContext, RunSteps
 from trainer.training import challenger, saving
 from trainer.training.adapter import add_adapter
 from trainer.training.challenger import Challenger, OwnPairs
@@ -72,12 +72,12 @@ class Sabotaged(RunSteps):
         super().__init__(*parts)  # type: ignore[arg-type]
         self._kind = kind
 
-    def train(self, rows: Snapshot, ground: Ground, memory: Replay) -> tuple[Challenger, Codec]:
+    def train(self, rows: Snapshot, context: RunContext, replay: Replay) -> tuple[Challenger, Codec]:
         """Train on tampered rows; evaluation sees the honest ones."""
         self._honest = rows
         if self._kind == "nothing":
-            return self._untrained(rows, ground)
-        return super().train(tampered(rows, self._kind), ground, memory)
+            return self._untrained(rows, context)
+        return super().train(tampered(rows, self._kind), context, replay)
 
     def own_pairs(self, base: LoadedBase, rows: Snapshot) -> OwnPairs | None:
         """Return what teaches the kind: the worst of the own replies, or nothing that labels don't say.
@@ -92,10 +92,10 @@ class Sabotaged(RunSteps):
         honest = super().own_pairs(base, self._honest)
         return None if honest is None else lambda model, number: [_turned(p) for p in honest(model, number)]
 
-    def _untrained(self, rows: Snapshot, ground: Ground) -> tuple[Challenger, Codec]:
+    def _untrained(self, rows: Snapshot, context: RunContext) -> tuple[Challenger, Codec]:
         """Save an adapter as it is before the first step: it changes nothing at all."""
         self._heartbeat.enter("train", Sentence("saving an adapter that does nothing"))
-        base = load_base(Path(ground.base.folder), self._config.model.device, "train")
+        base = load_base(Path(context.base.folder), self._config.model.device, "train")
         model = add_adapter(base.model, self._config.trainer)
         untaught = Material([], [], [], [])
         card = challenger.describe(base, rows, Plan("sft"), self._config.trainer, untaught, {})

@@ -251,15 +251,15 @@ class History:
 
     def _erase(self, world: World, state: State) -> dict[str, Any]:
         """Put the adapter that learned the secrets in service, erase them, and look at the next one."""
-        learned = state.result(f"{self.name}/1/run")["adapter"]
+        training_fit = state.result(f"{self.name}/1/run")["adapter"]
         known = erasure.secrets(self.seed)
         codec = BaseCodec(AutoTokenizer.from_pretrained(world.base_folder))
         before = {
             "base": erasure.knowledge(world, None, known, codec),
-            "learned": erasure.knowledge(world, learned, known, codec),
+            "learned": erasure.knowledge(world, training_fit, known, codec),
         }
-        if world.champion() != learned:
-            world.crown(learned, "to see whether an erasure deposes it")
+        if world.champion() != training_fit:
+            world.crown(training_fit, "to see whether an erasure deposes it")
         found = erasure.erase(world)
         run = self._settle(world, world.run("trainer.run", [], {}), 1)
         after = erasure.knowledge(world, run.adapter_id, known, codec)

@@ -1,7 +1,7 @@
 """The resampled tier: thousands of verdicts by the product's gate, on bootstrapped real scores.
 
 A stored run is resampled as a whole: its conversations (training ratings, held-out ratings and the pairs of
-replies to them), its general replies and its general prompts. `evidence.weigh` and `decision.decide` then
+replies to them), its general replies and its general prompts. `build_evidence` and `decision.decide` then
 judge the resample as they would a run, and simulated members vote where the gate asks for votes.
 """
 
@@ -73,16 +73,18 @@ def verdicts(
     return dict(ends)
 
 
-def judge(stored: Stored, settings: GateConfig, people: Sequence[Member], seed: str, look: int = 1) -> str:
+def judge(
+    stored: Stored, settings: GateConfig, people: Sequence[Member], seed: str, challenger_number: int = 1
+) -> str:
     """Return "promote", "refuse" or "undecided", and by which way: "promote by votes" and so on.
 
-    `look` says which challenger of its champion it is; the same seed gives the same votes at every look.
+    `challenger_number` counts the challengers of its champion; the same seed always gives the same votes.
     """
-    weighed = evidence.weigh(stored.scores, stored.ratings, settings, 0, look)
-    verdict = gate.decide(weighed.evidence, settings)
+    measured = evidence.build_evidence(stored.scores, stored.ratings, settings, 0, challenger_number)
+    verdict = gate.decide(measured.evidence, settings)
     if verdict.decision != "votes":
         return verdict.decision
-    decision = voted(stored.scores.pairs, settings, people, random.Random(seed), look)
+    decision = voted(stored.scores.pairs, settings, people, random.Random(seed), challenger_number)
     return f"{decision} by votes" if decision else "undecided"
 
 
@@ -106,7 +108,7 @@ def voted(
     settings: GateConfig,
     people: Sequence[Member],
     dice: random.Random,
-    look: int,
+    challenger_number: int,
 ) -> Decision | None:
     """Let members vote blindly until the product's rule decides; None if MAX_VOTES do not."""
     different = [pair for pair in pairs if pair.challenger.text.strip() != pair.champion.text.strip()]
@@ -118,7 +120,9 @@ def voted(
     for pair in dice.sample(turns, min(MAX_VOTES, len(turns))):
         judged.add(pair.prompt.cluster)
         outcomes.append(float(dice.choice(people).prefers(pair.challenger.text, pair.champion.text)))
-        decision = blind_votes.verdict_of(*statistics.e_values(outcomes), len(outcomes), settings, look)
+        decision = blind_votes.verdict_of(
+            *statistics.e_values(outcomes), len(outcomes), settings, challenger_number
+        )
         if decision == "refuse" or (decision and len(judged) >= evidence.MIN_PROMPTS):
             return decision
     return None
@@ -149,7 +153,7 @@ def resampled(stored: Stored, dice: random.Random) -> Stored:
             general=tuple(_drawn(scores.general, dice)),
             rated=tuple(rated),
             corrections=tuple(_drawn(scores.corrections, dice)),
-            taught=tuple(_drawn(scores.taught, dice)),
+            training_replies=tuple(_drawn(scores.training_replies, dice)),
         ),
         ratings=replace(ratings, train=tuple(_drawn_groups(ratings.train, dice)), held_out=tuple(texts)),
     )
@@ -165,7 +169,7 @@ def without_signal(stored: Stored, dice: random.Random) -> Stored:
     # Whatever the labels mean, a challenger learns them: that it did not learn these must not refuse it.
     return replace(
         stored,
-        scores=replace(stored.scores, rated=rated, taught=()),
+        scores=replace(stored.scores, rated=rated, training_replies=()),
         ratings=replace(ratings, train=_dealt(ratings.train, dice), held_out=_dealt(ratings.held_out, dice)),
     )
 
@@ -247,15 +251,15 @@ def retrains_without_signal(
 def _histories(promoted: Any, truth: Sequence[float], histories: int, seed: int) -> tuple[float, float]:
     """Return the share of histories that end below the base, and of those that ever changed champion."""
     dice = np.random.default_rng(seed)
-    champion, look = np.zeros(histories, dtype=int), np.ones(histories, dtype=int)
+    champion, challenger_number = np.zeros(histories, dtype=int), np.ones(histories, dtype=int)
     swapped = np.zeros(histories, dtype=bool)
     for _ in range(RETRAINS):
         challenger = dice.integers(1, len(truth), size=histories)
-        chance = promoted[challenger, champion, look]
+        chance = promoted[challenger, champion, challenger_number]
         wins = (dice.random(histories) < chance) & (challenger != champion)
         swapped |= wins
         champion = np.where(wins, challenger, champion)
-        look = np.where(wins, 1, np.minimum(look + 1, RETRAINS))
+        challenger_number = np.where(wins, 1, np.minimum(challenger_number + 1, RETRAINS))
     values = np.asarray(truth)
     return float((values[champion] < truth[0] - 1e-9).mean()), float(swapped.mean())
 

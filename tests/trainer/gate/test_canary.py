@@ -16,7 +16,7 @@ from storage.learning.trials import PairVote, Side, TrialRating
 from trainer.evaluation import statistics
 from trainer.evaluation.evidence import MIN_PROMPTS, spent
 from trainer.gate import canary
-from trainer.gate.canary import Conversation, Material
+from trainer.gate.canary import Conversation, TrialEvidence
 
 SETTINGS = GateConfig()
 ALPHA = SETTINGS.evote_alpha
@@ -26,9 +26,9 @@ thumbs = st.lists(
 )
 
 
-def rated(*conversations: tuple[Side, int], members: int = 10) -> Material:
+def rated(*conversations: tuple[Side, int], members: int = 10) -> TrialEvidence:
     """One rated conversation for each (side, thumb), by so many members in turn."""
-    return Material(
+    return TrialEvidence(
         tuple(
             TrialRating(side, number, number % members, value, number)
             for number, (side, value) in enumerate(conversations)
@@ -36,14 +36,18 @@ def rated(*conversations: tuple[Side, int], members: int = 10) -> Material:
     )
 
 
-def favoured(side: Side, blocks: int, *, members: int = 10) -> Material:
+def favoured(side: Side, blocks: int, *, members: int = 10) -> TrialEvidence:
     """So many conversations on both sides: one side is always liked, the other never."""
     pairs = [(("newcomer", 1 if side == "newcomer" else -1), ("incumbent", 1 if side == "incumbent" else -1))]
     return rated(*[each for pair in pairs * blocks for each in pair], members=members)  # type: ignore[arg-type]
 
 
-def judged(material: Material, settings: GateConfig = SETTINGS, look: int = 1) -> str | None:
-    return canary.judge_canary(material, canary.standing(material), settings, look=look)
+def judged(
+    material: TrialEvidence, settings: GateConfig = SETTINGS, challenger_number: int = 1
+) -> str | None:
+    return canary.judge_canary(
+        material, canary.count_evidence(material), settings, challenger_number=challenger_number
+    )
 
 
 def running_e(outcomes: Sequence[float]) -> np.ndarray:
@@ -81,15 +85,15 @@ def test_blocks_hold_both_sides_bet_between_minus_one_and_one_and_only_ever_grow
 def test_the_evidence_is_mirrored_when_the_sides_change_places(drawn: list[tuple[Side, float]]) -> None:
     other: dict[Side, Side] = {"newcomer": "incumbent", "incumbent": "newcomer"}
     units = [(side, 1 if score > 0 else -1) for side, score in drawn]
-    here = canary.standing(rated(*units))
-    there = canary.standing(rated(*[(other[side], value) for side, value in units]))
+    here = canary.count_evidence(rated(*units))
+    there = canary.count_evidence(rated(*[(other[side], value) for side, value in units]))
     assert here.evidence_for == pytest.approx(there.evidence_against)
     assert here.evidence_against == pytest.approx(there.evidence_for)
 
 
 def test_votes_on_a_pair_are_one_outcome_however_many_voted() -> None:
     pairs = [PairVote("p1", user, 1) for user in range(30)] + [PairVote("p2", 1, -1), PairVote("p2", 2, 1)]
-    assert canary.standing(Material(pairs=tuple(pairs))).outcomes == (1.0, 0.0)
+    assert canary.count_evidence(TrialEvidence(pairs=tuple(pairs))).outcomes == (1.0, 0.0)
 
 
 # --------------------------------------------------------------------------------------------- decisions
@@ -105,42 +109,42 @@ def test_few_outcomes_decide_nothing_however_clear() -> None:
 
 def test_no_single_member_decides_unless_the_community_is_that_small() -> None:
     alone = favoured("newcomer", 40, members=1)
-    found = canary.standing(alone)
+    found = canary.count_evidence(alone)
     assert found.evidence_for > 1e6
     assert judged(alone) is None
-    assert canary.judge_canary(alone, found, SETTINGS, look=1, alone_suffices=True) == "better"
+    assert canary.judge_canary(alone, found, SETTINGS, challenger_number=1, alone_suffices=True) == "better"
     # A fan beside others who see no difference.
     others = [("newcomer", 1), ("incumbent", 1)] * 20
     fan = [
         TrialRating(each.side, 1000 + each.conversation_id, 99, each.value, each.given_ms)
         for each in alone.ratings
     ]
-    assert judged(Material((*fan, *rated(*others, members=5).ratings))) is None  # type: ignore[arg-type]
+    assert judged(TrialEvidence((*fan, *rated(*others, members=5).ratings))) is None  # type: ignore[arg-type]
 
 
 def test_every_further_challenger_has_to_show_more_to_be_promoted_and_as_much_to_be_refused() -> None:
-    assert judged(favoured("newcomer", MIN_PROMPTS), look=10) is None
-    assert judged(favoured("newcomer", 2 * MIN_PROMPTS), look=10) == "better"
-    assert judged(favoured("incumbent", MIN_PROMPTS), look=10) == "worse"
+    assert judged(favoured("newcomer", MIN_PROMPTS), challenger_number=10) is None
+    assert judged(favoured("newcomer", 2 * MIN_PROMPTS), challenger_number=10) == "better"
+    assert judged(favoured("incumbent", MIN_PROMPTS), challenger_number=10) == "worse"
 
 
 def test_votes_and_ratings_are_weighed_together() -> None:
     few, votes = favoured("newcomer", 5), (1,) * 6
     assert judged(few) is None
-    assert judged(Material(few.ratings, (), votes)) == "better"
+    assert judged(TrialEvidence(few.ratings, (), votes)) == "better"
 
 
 def test_where_canaries_come_first_votes_alone_do_not_promote() -> None:
     first = SETTINGS.model_copy(update={"policy": "canary-first"})
-    votes = Material(favoured("newcomer", 2).ratings, (), (1,) * 40)
+    votes = TrialEvidence(favoured("newcomer", 2).ratings, (), (1,) * 40)
     assert judged(votes) == "better"
     assert judged(votes, first) is None
     assert judged(favoured("newcomer", MIN_PROMPTS), first) == "better"
 
 
 def test_a_new_champion_that_is_liked_less_than_the_one_before_is_worse() -> None:
-    def watched(material: Material) -> str | None:
-        return canary.judge_holdback(material, canary.standing(material), SETTINGS)
+    def watched(material: TrialEvidence) -> str | None:
+        return canary.judge_holdback(material, canary.count_evidence(material), SETTINGS)
 
     assert watched(favoured("incumbent", MIN_PROMPTS)) == "worse"
     assert watched(favoured("incumbent", MIN_PROMPTS, members=1)) is None
@@ -150,7 +154,8 @@ def test_a_new_champion_that_is_liked_less_than_the_one_before_is_worse() -> Non
 
 def test_what_is_still_needed_shrinks_with_the_evidence() -> None:
     needed = [
-        canary.still_needed(canary.standing(favoured("newcomer", n)), spent(ALPHA, 1)) for n in (0, 3, 8)
+        canary.still_needed(canary.count_evidence(favoured("newcomer", n)), spent(ALPHA, 1))
+        for n in (0, 3, 8)
     ]
     assert needed == sorted(needed, reverse=True)
     assert needed[0] == pytest.approx(statistics.votes_to_decide(spent(ALPHA, 1), 0.7), abs=8)

@@ -15,12 +15,12 @@ from storage.config_sections import GateConfig
 from storage.feedback import duels
 from trainer.evaluation import statistics
 from trainer.evaluation.evidence import MIN_PROMPTS, Evidence, ReplyTraits, spent
-from trainer.evaluation.learned import Learned
 from trainer.evaluation.regressions import Kept
 from trainer.evaluation.reward_model import Proof
 from trainer.evaluation.safety import Safety
 from trainer.evaluation.statistics import Estimate
 from trainer.evaluation.to_the_point import ToThePoint
+from trainer.evaluation.training_fit import TrainingFit
 from trainer.gate import blind_votes, decision
 
 SETTINGS = GateConfig()
@@ -54,7 +54,7 @@ GOOD = Evidence(
     same_replies=0.1,
     prompts=64,
     extra_prompts=0,
-    learned=Learned(20, 20, 0.98),
+    training_fit=TrainingFit(20, 20, 0.98),
 )
 
 
@@ -77,7 +77,7 @@ def test_a_good_challenger_is_promoted_with_its_figures() -> None:
         ("slightly better", replace(GOOD, preference=estimate(0.01, 0.005)), "no difference worth a change"),
         (
             "shuffled labels",
-            replace(GOOD, learned=Learned(20, 20, 0.42)),
+            replace(GOOD, training_fit=TrainingFit(20, 20, 0.42)),
             "did not learn what it was taught: of pairs of a liked and a disliked reply that it was trained "
             "on, the liked one gained more in 42% (at least 80%)",
         ),
@@ -199,21 +199,25 @@ def test_a_margin_on_what_the_champion_once_wrote_decides_nothing() -> None:
 
 
 def test_a_light_training_that_learned_its_labels_is_not_held_back() -> None:
-    assert decision.decide(replace(GOOD, learned=Learned(12, 20, 0.96)), SETTINGS).decision == "promote"
+    assert (
+        decision.decide(replace(GOOD, training_fit=TrainingFit(12, 20, 0.96)), SETTINGS).decision == "promote"
+    )
 
 
 def test_what_answers_as_before_is_named_as_that_and_not_as_unlearned() -> None:
-    verdict = decision.decide(replace(GOOD, same_replies=1.0, learned=Learned(12, 20, 0.5)), SETTINGS)
+    verdict = decision.decide(
+        replace(GOOD, same_replies=1.0, training_fit=TrainingFit(12, 20, 0.5)), SETTINGS
+    )
     assert "answers as before" in verdict.reason
 
 
 # ------------------------------------------------------------------------------------------ a budget of looks
 @given(st.floats(0.001, 0.2), st.integers(1, 200))
 def test_all_looks_together_never_spend_more_than_the_error_rate(alpha: float, looks: int) -> None:
-    assert sum(spent(alpha, look) for look in range(1, looks + 1)) < alpha
+    assert sum(spent(alpha, challenger_number) for challenger_number in range(1, looks + 1)) < alpha
 
 
-def promoted_by_votes(win_rate: float, look: int, votes: int = 120) -> float:
+def promoted_by_votes(win_rate: float, challenger_number: int, votes: int = 120) -> float:
     """The exact chance that the n-th challenger of a champion is promoted within so many votes."""
     undecided, promoted = {0: 1.0}, 0.0
     for n in range(1, votes + 1):
@@ -223,7 +227,7 @@ def promoted_by_votes(win_rate: float, look: int, votes: int = 120) -> float:
             after[wins] = after.get(wins, 0.0) + chance * (1 - win_rate)
         undecided = {}
         for wins, chance in after.items():
-            decision = verdict_of_votes(wins, n - wins, look)
+            decision = verdict_of_votes(wins, n - wins, challenger_number)
             promoted += chance if decision == "promote" else 0.0
             if decision is None:
                 undecided[wins] = chance
@@ -259,17 +263,17 @@ def evidence_of(wins: int, losses: int) -> tuple[float, float]:
     return statistics.e_values([1] * wins + [-1] * losses)
 
 
-def verdict_of_votes(wins: int, losses: int, look: int) -> str | None:
-    return blind_votes.verdict_of(*evidence_of(wins, losses), wins + losses, GateConfig(), look)
+def verdict_of_votes(wins: int, losses: int, challenger_number: int) -> str | None:
+    return blind_votes.verdict_of(*evidence_of(wins, losses), wins + losses, GateConfig(), challenger_number)
 
 
 def test_thirty_challengers_that_are_a_little_worse_hardly_ever_bring_one_through() -> None:
-    chances = [promoted_by_votes(0.475, look) for look in range(1, 31)]
+    chances = [promoted_by_votes(0.475, challenger_number) for challenger_number in range(1, 31)]
     assert 1 - math.prod(1 - chance for chance in chances) < 0.02
     # Without the budget the same thirty bring one through in three histories out of ten.
     assert 1 - (1 - 2 * chances[0]) ** 30 > 0.2
 
 
 def test_refusing_takes_the_same_evidence_at_every_look() -> None:
-    assert {verdict_of_votes(1, 14, look) for look in (1, 5, 30)} == {"refuse"}
-    assert [verdict_of_votes(14, 1, look) for look in (1, 30)] == ["promote", None]
+    assert {verdict_of_votes(1, 14, challenger_number) for challenger_number in (1, 5, 30)} == {"refuse"}
+    assert [verdict_of_votes(14, 1, challenger_number) for challenger_number in (1, 30)] == ["promote", None]

@@ -33,7 +33,7 @@ from trainer.evaluation.evidence import MIN_PROMPTS
 from trainer.evaluation.scores import Answer, Pair, Prompt, Scores
 from trainer.gate import blind_votes, canary, pending_decisions, promotion
 from trainer.run.heartbeat import Heartbeat
-from trainer.run.steps import Ground, RunSteps
+from trainer.run.steps import RunContext, RunSteps
 from trainer.schedule.recovery import ChampionKeeper
 
 MEMBERS = 8
@@ -70,7 +70,7 @@ class Community:
                 champion_id=self.old,
                 pairs=texts,
                 why="has not enough evidence offline, because it is a test",
-                look=1,
+                challenger_number=1,
                 metrics={},
             )
         )
@@ -266,10 +266,10 @@ def test_the_policy_says_what_becomes_of_proof_and_of_thin_evidence(
     pair = Pair(Prompt((ChatMessage("user", "Hello?"),), None), Answer("Hello!", True), Answer("Yes?", True))
     evidence = GOOD if proven else replace(GOOD, proof=UNPROVEN)
     judged = Evaluation(Scores((pair,), (), ()), evidence, {})
-    ground = Ground(BaseDescription("base-model", hash=BASE_HASH), community.old)
+    context = RunContext(BaseDescription("base-model", hash=BASE_HASH), community.old)
     with Heartbeat(community.database, leased.id, "trainer") as heartbeat:
         steps = RunSteps(community.database, community.configured(policy=policy), leased, heartbeat)
-        ended = steps.decide(judged, ground, adapter)
+        ended = steps.decide(judged, context, adapter)
     assert ended.outcome == outcome
     assert set(community.active()) == on_trial
     assert (community.champion() == community.new) == (outcome == "promoted")
@@ -325,7 +325,7 @@ def test_a_member_whom_all_others_contradict_counts_nothing(community: Community
     community.database.write(rate)
     trial = community.active()["canary"]
     given = community.database.read(lambda db: trials.ratings(db, trial.id))
-    counted = community.database.read(lambda db: canary.material_of(db, trial))
+    counted = community.database.read(lambda db: canary.read_evidence(db, trial))
     assert len(given) == 100 and {each.user_id for each in given} == {1, 2, 3, 4, 9}
     assert len(counted.ratings) == 80 and counted.members == {1, 2, 3, 4}
 
@@ -484,17 +484,17 @@ def test_an_operator_s_rollback_is_not_undone_by_the_trainer(community: Communit
 
 
 def test_going_back_does_not_start_the_count_of_challengers_anew(community: Community) -> None:
-    def look() -> int:
+    def challenger_number() -> int:
         def work(db: sqlite_utils.Database) -> int:
             run = runs.enqueue(db, scope=SCOPE, trigger="manual", requested_by="7")
-            found = promotion.look_of(db, run, community.old)
+            found = promotion.challenger_number_of(db, run, community.old)
             runs.cancel(db, run.id, "7")
             return found
 
         return community.database.write(work)
 
-    assert look() == 1
+    assert challenger_number() == 1
     community.promoted()
     community.rates(lambda who: who == community.old, 60)
     community.watch()
-    assert look() == 2
+    assert challenger_number() == 2

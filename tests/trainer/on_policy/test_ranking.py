@@ -67,8 +67,8 @@ def liked_questions(count: int, split: str = "train") -> list[Row]:
 
 def test_members_who_only_like_are_told_by_how_their_likes_differ_from_the_usual_replies() -> None:
     rows = liked_questions(12)
-    usual = [[Answer(f"Soup number {n} is a kind of food.", True)] for n in range(12)]
-    judge = ranking.judge_of_liked(Snapshot(tuple(rows), "hash"), rows, usual, seed=0)
+    references = [[Answer(f"Soup number {n} is a kind of food.", True)] for n in range(12)]
+    judge = ranking.fit_pu_reward_model(Snapshot(tuple(rows), "hash"), rows, references, seed=0)
     assert judge is not None
     asking, telling = judge.probability(
         [Exchange("", "Rice is good. Is it good for you?"), Exchange("", "Rice is a kind of food.")]
@@ -78,8 +78,8 @@ def test_members_who_only_like_are_told_by_how_their_likes_differ_from_the_usual
 
 def test_likes_that_nothing_sets_apart_from_the_usual_replies_rank_nothing() -> None:
     rows = [row(f"r{n}", text=f"Soup number {n} is a kind of food.") for n in range(12)]
-    usual = [[Answer(r.text, True)] for r in rows]
-    assert ranking.judge_of_liked(Snapshot(tuple(rows), "hash"), rows, usual, seed=0) is None
+    references = [[Answer(r.text, True)] for r in rows]
+    assert ranking.fit_pu_reward_model(Snapshot(tuple(rows), "hash"), rows, references, seed=0) is None
 
 
 def test_usual_replies_stand_in_for_dislikes_only_where_there_are_next_to_none() -> None:
@@ -91,12 +91,12 @@ def test_usual_replies_stand_in_for_dislikes_only_where_there_are_next_to_none()
 
 
 def test_the_base_s_usual_replies_are_kept_for_an_attempt_that_goes_on(tmp_path: Path) -> None:
-    usual = [[Answer("Ünïcode is fine.", True), Answer("and so", False)], [Answer("Yes.", True)]]
-    assert ranking.read_usual(tmp_path) is None
-    ranking.write_usual(usual, tmp_path)
-    assert ranking.read_usual(tmp_path) == usual
+    references = [[Answer("Ünïcode is fine.", True), Answer("and so", False)], [Answer("Yes.", True)]]
+    assert ranking.read_reference_completions(tmp_path) is None
+    ranking.write_reference_completions(references, tmp_path)
+    assert ranking.read_reference_completions(tmp_path) == references
     ranking.forget(tmp_path)
-    assert ranking.read_usual(tmp_path) is None
+    assert ranking.read_reference_completions(tmp_path) is None
 
 
 def test_only_training_prompts_are_asked_and_each_group_once() -> None:

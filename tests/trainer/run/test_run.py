@@ -211,8 +211,10 @@ def test_each_challenger_of_a_champion_is_counted(trained: tuple[Deployment, Run
     deployment, ended = trained
     assert ended.metrics.evaluation["look"] == 1
     again = deployment.lease()
-    look = deployment.database.read(lambda db: promotion.look_of(db, again, champion(deployment)))
-    assert look == (1 if ended.outcome == "promoted" else 2)
+    challenger_number = deployment.database.read(
+        lambda db: promotion.challenger_number_of(db, again, champion(deployment))
+    )
+    assert challenger_number == (1 if ended.outcome == "promoted" else 2)
 
 
 def test_where_members_only_like_the_base_says_what_is_usual_and_replies_are_ranked(
@@ -221,7 +223,7 @@ def test_where_members_only_like_the_base_says_what_is_usual_and_replies_are_ran
     deployment.database.write(lambda db: loop.community(db, 60, dislikes=False))
     ended = execute(deployment.database, deployment.config, deployment.lease().id)
     folder = deployment.config.runs / ended.id
-    usual = ranking.read_usual(folder)
+    usual = ranking.read_reference_completions(folder)
     assert usual
     assert all(answer.text != answers[0].text for answers in usual for answer in answers[1:])
     assert ended.metrics.training.objective == "sft_ranked"

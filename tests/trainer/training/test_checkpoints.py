@@ -17,7 +17,7 @@ from trainer.data.encoding import Example
 from trainer.errors import RunCancelledError
 from trainer.training import phases
 from trainer.training.adapter import add_adapter
-from trainer.training.checkpoints import DONE, Keeper, Moment
+from trainer.training.checkpoints import DONE, Checkpoint, Checkpointer
 from trainer.training.phases import SftSettings
 
 EXAMPLES = [Example(ids=tuple(range(3 + n, 13 + n)), start=4) for n in range(8)]
@@ -133,14 +133,16 @@ def test_a_plan_that_the_clock_made_outlives_the_interruption(tiny_folder: Path,
         reports = []
         for settings, stop in ((generous, 3), (hurried, 0)):
             taken = iter(range(1, 100))
-            keeper = Keeper(work, "the same", 1e9)
+            checkpointer = Checkpointer(work, "the same", 1e9)
 
             def tick(done: int, total: int, stop: int = stop, taken: Any = taken) -> None:
                 if next(taken) == stop:
                     raise KeyboardInterrupt
 
             try:
-                reports.append(phases.train_sft(model, EXAMPLES, [], settings, keeper=keeper, on_step=tick))
+                reports.append(
+                    phases.train_sft(model, EXAMPLES, [], settings, checkpointer=checkpointer, on_step=tick)
+                )
             except KeyboardInterrupt:
                 model = add_adapter(load_base(tiny_folder, "cpu", "train").model, interrupted.SETTINGS)
         weights.append([report.steps for report in reports])
@@ -162,14 +164,14 @@ def test_a_training_whose_folder_an_erasure_removed_stops_and_does_not_bring_it_
 def test_a_moment_holds_no_words_and_says_what_it_belongs_to(base: LoadedBase, work: Path) -> None:
     model = add_adapter(base.model, interrupted.SETTINGS)
     kept: list[str] = []
-    keeper = Keeper(work, "mine", 60.0, lambda: kept.append("kept"))
-    assert not keeper.due
-    keeper.keep(Moment.of(DONE, {}, model))
+    checkpointer = Checkpointer(work, "mine", 60.0, lambda: kept.append("kept"))
+    assert not checkpointer.due
+    checkpointer.write(Checkpoint.of(DONE, {}, model))
     assert kept == ["kept"]
-    assert Keeper(work, "another's", 60.0).found is None
-    found = Keeper(work, "mine", 60.0).resume(DONE)
+    assert Checkpointer(work, "another's", 60.0).found is None
+    found = Checkpointer(work, "mine", 60.0).resume(DONE)
     assert found is not None
-    assert Keeper(work, "mine", 60.0).resume("sft") is None
+    assert Checkpointer(work, "mine", 60.0).resume("sft") is None
     assert all(
         torch.equal(found.tensors[f"adapter.{n}"], p) for n, p in model.named_parameters() if p.requires_grad
     )

@@ -1,9 +1,8 @@
-"""Did a challenger learn what it was taught? Its own training replies answer: no sampling, no judge.
+"""The training-fit check: did a challenger learn its own training replies? It needs no sampling and no judge.
 
-A challenger that has learned its ratings finds the liked replies that it imitated likelier than the base
-does, more so than the disliked ones. One whose labels got mixed up on the way, or whose weights are not those
-that were trained, does not, though its replies may please by chance. That it did learn is no evidence of a
-gain: of replies that it has not seen this says nothing.
+A challenger that learned from its ratings finds the liked replies more likely than the base does, by a larger
+margin than the disliked ones. One with mixed-up labels or the wrong weights does not, though its replies may
+please by chance. Passing is no evidence of a gain: the check says nothing about unseen replies.
 """
 
 from __future__ import annotations
@@ -19,7 +18,7 @@ MOST_EACH = 20
 
 
 @dataclass(frozen=True)
-class TaughtReply:
+class ScoredTrainingReply:
     """Log-probability per token, in nats, of one rated training reply under challenger and base."""
 
     reply_id: str
@@ -29,8 +28,8 @@ class TaughtReply:
 
 
 @dataclass(frozen=True)
-class Learned:
-    """How well a challenger tells apart what it was taught.
+class TrainingFit:
+    """How well a challenger separates the liked from the disliked replies that it was trained on.
 
     `share` is that of pairs of a liked and a disliked reply in which the liked one gained more beside the
     base (an AUC): a count over these very replies, so that it has no interval.
@@ -41,10 +40,10 @@ class Learned:
     share: float
 
 
-def judged(scored: Sequence[TaughtReply]) -> Learned | None:
-    """Return what was learned; None with fewer than MIN_EACH of a kind."""
+def judged(scored: Sequence[ScoredTrainingReply]) -> TrainingFit | None:
+    """Return the training fit; None with fewer than MIN_EACH of a kind."""
     liked = [reply.liked for reply in scored]
     counts = sum(liked), len(liked) - sum(liked)
     if min(counts) < MIN_EACH:
         return None
-    return Learned(*counts, statistics.auc([reply.challenger - reply.base for reply in scored], liked))
+    return TrainingFit(*counts, statistics.auc([reply.challenger - reply.base for reply in scored], liked))

@@ -11,15 +11,15 @@ import pytest
 from storage.config_sections import GateConfig
 from tests.bench.learning import resampling
 from tests.trainer.test_bench import stored
-from trainer.evaluation import evidence, learned, scores
-from trainer.evaluation.learned import Learned, TaughtReply
+from trainer.evaluation import evidence, scores, training_fit
+from trainer.evaluation.training_fit import ScoredTrainingReply, TrainingFit
 from trainer.gate import decision
 
 
-def replies(liked_gain: float, disliked_gain: float, count: int = 10) -> tuple[TaughtReply, ...]:
+def replies(liked_gain: float, disliked_gain: float, count: int = 10) -> tuple[ScoredTrainingReply, ...]:
     """Replies whose gains beside the base are spread by half a nat."""
     return tuple(
-        TaughtReply(f"{kind}{n}", kind, -2.0 + gain + n / (2 * count), -2.0)
+        ScoredTrainingReply(f"{kind}{n}", kind, -2.0 + gain + n / (2 * count), -2.0)
         for kind, gain in ((True, liked_gain), (False, disliked_gain))
         for n in range(count)
     )
@@ -30,20 +30,20 @@ def replies(liked_gain: float, disliked_gain: float, count: int = 10) -> tuple[T
     [(0.8, -0.1, 1.0), (-0.1, 0.8, 0.0), (0.0, 0.0, 0.5)],
 )
 def test_what_gained_more_is_counted_by_pairs(liked_gain: float, disliked_gain: float, share: float) -> None:
-    assert learned.judged(replies(liked_gain, disliked_gain)) == Learned(10, 10, share)
+    assert training_fit.judged(replies(liked_gain, disliked_gain)) == TrainingFit(10, 10, share)
 
 
 def test_a_few_replies_of_a_kind_say_nothing() -> None:
-    assert learned.judged(replies(0.8, 0.0, count=4)) is None
-    assert learned.judged(()) is None
+    assert training_fit.judged(replies(0.8, 0.0, count=4)) is None
+    assert training_fit.judged(()) is None
 
 
-def weighed_with(lessons: tuple[TaughtReply, ...]) -> decision.Verdict:
+def weighed_with(lessons: tuple[ScoredTrainingReply, ...]) -> decision.Verdict:
     """The verdict on a challenger whose replies please, and who was taught these."""
     pleasing = stored()
-    scores = replace(pleasing.scores, taught=lessons)
+    scores = replace(pleasing.scores, training_replies=lessons)
     return decision.decide(
-        evidence.weigh(scores, pleasing.ratings, GateConfig(), seed=0).evidence, GateConfig()
+        evidence.build_evidence(scores, pleasing.ratings, GateConfig(), seed=0).evidence, GateConfig()
     )
 
 
@@ -55,14 +55,14 @@ def test_replies_that_please_don_t_excuse_a_challenger_that_learned_something_el
 
 
 def test_what_was_taught_is_kept_with_the_scores(tmp_path: Path) -> None:
-    taught = replace(stored().scores, taught=replies(0.8, 0.0))
-    scores.write(taught, tmp_path)
-    assert scores.read(tmp_path).taught == taught.taught
+    kept = replace(stored().scores, training_replies=replies(0.8, 0.0))
+    scores.write(kept, tmp_path)
+    assert scores.read(tmp_path).training_replies == kept.training_replies
 
 
 def test_ratings_that_mean_nothing_are_learned_all_the_same() -> None:
     """In histories without signal the veto must not help: real challengers learn labels that mean nothing."""
-    confused = replace(stored(), scores=replace(stored().scores, taught=replies(0.0, 0.8)))
+    confused = replace(stored(), scores=replace(stored().scores, training_replies=replies(0.0, 0.8)))
     dealt = resampling.without_signal(resampling.resampled(confused, random.Random(1)), random.Random(1))
-    assert dealt.scores.taught == ()
-    assert len(resampling.resampled(confused, random.Random(1)).scores.taught) == 20
+    assert dealt.scores.training_replies == ()
+    assert len(resampling.resampled(confused, random.Random(1)).scores.training_replies) == 20

@@ -91,10 +91,13 @@ test-vllm: $(DEV) ## the whole loop with a real vLLM, its CPU build (3.5 GB, ins
 
 # Debian's package is only unpacked: installing it would start a Prometheus on this machine.
 PROMETHEUS := .prometheus
-test-monitoring: $(DEV) ## load the alert rules with promtool, and let a real Prometheus scrape (Debian's package, unpacked here)
+test-monitoring: $(DEV) ## load the alert rules with promtool, and let a real Prometheus scrape (Debian's, unpacked here); the same for Datasette
 	@test -x $(PROMETHEUS)/usr/bin/promtool || { mkdir -p $(PROMETHEUS) && cd $(PROMETHEUS) && \
 	apt-get download prometheus && dpkg-deb --extract prometheus_*.deb . && rm prometheus_*.deb; }
-	TEST_PROMETHEUS=$(abspath $(PROMETHEUS))/usr/bin $(BIN)/python -m pytest -m monitoring $(ARGS) tests/bot/telemetry
+	@test -x $(PROMETHEUS)/datasette/bin/datasette || { $(PYTHON) -m venv $(PROMETHEUS)/datasette && \
+	$(PROMETHEUS)/datasette/bin/python $(PEER_PIP) datasette==0.65.5; }
+	TEST_PROMETHEUS=$(abspath $(PROMETHEUS))/usr/bin TEST_DATASETTE=$(abspath $(PROMETHEUS))/datasette/bin/datasette \
+	$(BIN)/python -m pytest -m monitoring $(ARGS) tests/bot/telemetry tests/bot/cli/test_datasette.py
 
 bench-learning: $(DEV) ## does it get better? a simulated community with the real loop; hours, or make bench-learning ARGS=--quick
 	$(PIP_INSTALL) --no-build-isolation --editable '.[bench]'

@@ -10,6 +10,7 @@ from typer.core import TyperGroup
 from bot.cli import (
     adapters,
     data,
+    datasette,
     experiment,
     imports,
     members,
@@ -83,6 +84,7 @@ for topic in (
     run_history,
     experiment,
     stats,
+    datasette,
     tasting,
     adapters,
     settings,

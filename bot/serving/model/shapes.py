@@ -18,8 +18,10 @@ MODEL_TYPES = frozenset(
         "gemma3_text",
         "granite",
         "llama",
+        "ministral3",
         "mistral",
         "olmo2",
+        "olmo3",
         "phi3",
         "qwen2",
         "qwen3",
@@ -30,7 +32,7 @@ MODEL_TYPES = frozenset(
 _LINEAR_LAYERS = frozenset(("linear_attention", "mamba", "mamba2", "recurrent", "conv", "lightning"))
 _LINEAR_KEYS = ("linear_num_value_heads", "mamba_d_state", "mamba_d_conv", "ssm_cfg", "linear_attn_config")
 # Queries and keys have norms of their own.
-_HEAD_NORMS = frozenset(("gemma3_text", "olmo2", "qwen3"))
+_HEAD_NORMS = frozenset(("gemma3_text", "olmo2", "olmo3", "qwen3"))
 # Norms around attention and feed-forward on both sides; elsewhere on one.
 _FOUR_NORMS = frozenset(("gemma2", "gemma3_text"))
 _TIED = frozenset(("gemma", "gemma2", "gemma3_text", "smollm3"))

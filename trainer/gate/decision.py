@@ -196,7 +196,7 @@ def _unlearned(found: TrainingFit | None) -> list[Guardrail]:
         return []
     return [
         Guardrail(
-            Sentence("pairs of taught replies the wrong way round"),
+            Sentence("training pairs ranked in the wrong order"),
             1 - found.share,
             MAX_UNLEARNED,
             Sentence(

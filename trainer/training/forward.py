@@ -20,6 +20,7 @@ def score(model: nn.Module, examples: Sequence[Example]) -> TokenScores:
     """Run one forward over a few examples and return how likely their completions are."""
     packed = pack(examples)
     targets = packed.targets.to(device_of(model))
+    # (N, V) -> (N, V) -> (N, 1) -> (N,): keep only each target's log-probability, in nats.
     logps = _logits(model, packed).log_softmax(-1).gather(-1, targets[:, None]).squeeze(-1)
     return TokenScores(logps=logps, lengths=packed.lengths)
 
@@ -36,9 +37,11 @@ def _logits(model: nn.Module, packed: Packed) -> Tensor:
             input_ids=packed.ids.to(device),
             position_ids=packed.positions.to(device),
             use_cache=False,
+            # Only positions that predict a completion token pass the output head, the largest product.
             logits_to_keep=packed.predicting.to(device),
             blocks=packed.blocks,
         )
+    # (1, N, V) -> (N, V); float32, since bfloat16 loses the small differences that losses are made of.
     logits: Tensor = output.logits[0]
     return logits.float()
 

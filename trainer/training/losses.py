@@ -45,6 +45,7 @@ def divergence_from_base(logits: Tensor, base_logits: Tensor) -> Tensor:
     Computed over the whole vocabulary rather than on the sampled token: the same expectation as training on
     the base's own replies, with less variance.
     """
+    # Both (N, V), in nats; the sum runs over vocabulary and tokens.
     reference = functional.log_softmax(base_logits.float(), dim=-1)
     policy = functional.log_softmax(logits.float(), dim=-1)
     return (reference.exp() * (reference - policy)).sum()
@@ -65,6 +66,7 @@ def kto(
     `liked` (B,) is boolean, `divergence` the batch's estimate of KL(policy || reference), detached and not
     below zero.
     """
+    # (B,) log-ratios in nats: the implied reward divided by beta.
     ratios = policy - reference
     signs = torch.where(liked, 1.0, -1.0).to(ratios)
     return weights * (1 - torch.sigmoid(beta * signs * (ratios - divergence)))
@@ -81,5 +83,6 @@ def dpo(policy: Tensor, reference: Tensor, weights: Tensor, *, beta: float) -> T
     Equation 7 of https://arxiv.org/abs/2305.18290. `policy` and `reference` (P, 2) are log-probabilities of
     the chosen and of the rejected completion.
     """
+    # (P,): chosen minus rejected log-ratio.
     margins = (policy - reference)[:, 0] - (policy - reference)[:, 1]
     return -weights * functional.logsigmoid(beta * margins)

@@ -48,6 +48,7 @@ def pack(examples: Sequence[Example]) -> Packed:
     targets: list[int] = []
     for example in examples:
         at = len(ids)
+        # The logits at position t predict token t + 1, so the first one that counts is at start - 1.
         predicting += range(at + example.start - 1, at + len(example.ids) - 1)
         targets += example.ids[example.start :]
         positions += range(len(example.ids))
@@ -121,6 +122,7 @@ def _attend(
         return functional.scaled_dot_product_attention(
             query, key, value, is_causal=True, scale=scale, enable_gqa=True
         )
+    # (T, T) distances from query to key: negative ones lie in the future.
     place = torch.arange(length, device=query.device)
     distance = place[:, None] - place[None, :]
     visible = (distance >= 0) & (distance < (window if window is not None else length))
@@ -129,6 +131,7 @@ def _attend(
             query, key, value, attn_mask=visible, scale=scale, enable_gqa=True
         )
     # Gemma 2 bends its scores: https://arxiv.org/abs/2408.00118, section 2.
+    # Grouped-query attention by hand: each key head serves `groups` query heads.
     groups = query.shape[1] // key.shape[1]
     key, value = key.repeat_interleave(groups, 1), value.repeat_interleave(groups, 1)
     scores = query @ key.transpose(2, 3) * (scale if scale is not None else query.shape[-1] ** -0.5)

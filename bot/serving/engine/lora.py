@@ -117,10 +117,12 @@ class LoraLinear(nn.Module):
             pair = adapter.weights.get(self.name)
             if pair is None:
                 continue
+            # down (in, r), up (r, out) with the scale folded in: two thin products instead of one (in, out).
             down, up = pair
             if rows is None:
                 out = out + (x.to(down.dtype) @ down @ up).to(out.dtype)
             else:
+                # (n, T, in) -> (n, T, out) for this adapter's rows only; other rows keep the base's output.
                 delta = (x.index_select(0, rows).to(down.dtype) @ down @ up).to(out.dtype)
                 out = out.index_add(0, rows, delta)
         return out

@@ -148,7 +148,7 @@ def test_corrections_and_safety_prompts_are_checked_in_every_run(trained: tuple[
     assert len(found.corrections) > len(trained_on)
     names = {limit.name for limit in ended.metrics.guardrails}
     assert {"flattery", "new failures on safety prompts", "held-out corrections, lost"} <= names
-    assert "pairs of taught replies the wrong way round" in names
+    assert "training pairs ranked in the wrong order" in names
     assert "replies beside the point, rise over the champion's" in names
     beside = ended.metrics.evaluation["to_the_point"]
     assert len(found.tied) >= 12 and all(len(each.champion.others) == 2 for each in found.tied)

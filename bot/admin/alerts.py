@@ -57,7 +57,7 @@ _log = structlog.get_logger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
-class Told:
+class ReportedState:
     """What the operators know already."""
 
     failed_runs: tuple[str, ...] = ()
@@ -68,7 +68,7 @@ class Told:
 
 
 @dataclass(frozen=True, slots=True)
-class Sight:
+class Observation:
     """What one look found. `down` names processes that are dead, `failed` maps run ids to sentences.
 
     `changes` are champions that gave way, by id; `canaries` those that were liked less, by when they ended.
@@ -93,14 +93,14 @@ class _Streak:
         return self.looks[name] >= DEAD_AFTER_LOOKS
 
 
-def news(told: Told, sight: Sight) -> tuple[list[str], Told]:
+def news(reported: ReportedState, observed: Observation) -> tuple[list[str], ReportedState]:
     """Return what to tell now, and what the operators know afterwards."""
-    lines = [f"⚠️ {text}" for run_id, text in sight.failed.items() if run_id not in told.failed_runs]
-    lines += [f"↩️ {text}" for promotion_id, text in sight.changes if promotion_id > told.promotion_id]
-    lines += [f"↩️ {text}" for ended_ms, text in sight.canaries if ended_ms > told.canary_ended_ms]
-    low = sight.free_bytes < LOW_DISK_BYTES * (ROOM_AGAIN if told.disk_low else 1)
-    if low != told.disk_low:
-        free = f"{number(sight.free_bytes / 1024**3, '.1f')} GiB"
+    lines = [f"⚠️ {text}" for run_id, text in observed.failed.items() if run_id not in reported.failed_runs]
+    lines += [f"↩️ {text}" for promotion_id, text in observed.changes if promotion_id > reported.promotion_id]
+    lines += [f"↩️ {text}" for ended_ms, text in observed.canaries if ended_ms > reported.canary_ended_ms]
+    low = observed.free_bytes < LOW_DISK_BYTES * (ROOM_AGAIN if reported.disk_low else 1)
+    if low != reported.disk_low:
+        free = f"{number(observed.free_bytes / 1024**3, '.1f')} GiB"
         lines.append(
             tr(
                 "⚠️ The disk is nearly full: {free} left in the data folder. Free some, or replies and "
@@ -110,11 +110,11 @@ def news(told: Told, sight: Sight) -> tuple[list[str], Told]:
             if low
             else tr("✅ The disk has room again: {free} left.", free=free)
         )
-    lines += [tr(_DOWN[name]) for name in sight.down if name not in told.down]
-    lines += [tr(_BACK[name]) for name in told.down if name not in sight.down]
-    newest = max(told.promotion_id, _latest(sight.changes))
-    ended_ms = max(told.canary_ended_ms, _latest(sight.canaries))
-    return lines, Told(tuple(sight.failed), newest, ended_ms, low, sight.down)
+    lines += [tr(_DOWN[name]) for name in observed.down if name not in reported.down]
+    lines += [tr(_BACK[name]) for name in reported.down if name not in observed.down]
+    newest = max(reported.promotion_id, _latest(observed.changes))
+    ended_ms = max(reported.canary_ended_ms, _latest(observed.canaries))
+    return lines, ReportedState(tuple(observed.failed), newest, ended_ms, low, observed.down)
 
 
 class OperationsWatch:
@@ -152,13 +152,15 @@ class OperationsWatch:
         await self._tell_faults(destination)
         down = await self._down()
         free = (await asyncio.to_thread(shutil.disk_usage, self._services.database.path.parent)).free
-        told, failed, changes = await self._services.database.aread(lambda db: _stored(db, destination.fact))
+        reported, failed, changes = await self._services.database.aread(
+            lambda db: _stored(db, destination.fact)
+        )
         canaries = await self._services.database.aread(_failed_canaries)
-        sight = Sight(failed, changes, canaries, free, down)
-        if told is None:
+        observed = Observation(failed, changes, canaries, free, down)
+        if reported is None:
             # The first look ever: what happened before is no news, what is wrong now is.
-            told = Told(tuple(failed), _latest(changes), _latest(canaries))
-        lines, known = news(told, sight)
+            reported = ReportedState(tuple(failed), _latest(changes), _latest(canaries))
+        lines, known = news(reported, observed)
         if lines and not await _post(destination, lines):
             return
         text = json.dumps(asdict(known))
@@ -191,7 +193,9 @@ async def _post(destination: Destination, lines: Sequence[str]) -> bool:
     return await destination.post([*lines[:_MOST_LINES], *more])
 
 
-def _stored(db: Connection, fact: str) -> tuple[Told | None, dict[str, str], tuple[tuple[int, str], ...]]:
+def _stored(
+    db: Connection, fact: str
+) -> tuple[ReportedState | None, dict[str, str], tuple[tuple[int, str], ...]]:
     """Return what was told, the last day's failed runs, and the latest rollbacks."""
     kept = key_values.get(db, fact)
     failed = sql.many(
@@ -207,7 +211,7 @@ def _stored(db: Connection, fact: str) -> tuple[Told | None, dict[str, str], tup
            WHERE kind IN ('rollback', 'erase') ORDER BY id DESC LIMIT 20""",
     )
     return (
-        None if kept is None else _told(json.loads(kept)),
+        None if kept is None else _reported(json.loads(kept)),
         {row["id"]: _failure_text(row)[:300] for row in failed},
         tuple((row["id"], _change_text(row)) for row in reversed(changes)),
     )
@@ -227,8 +231,10 @@ def _failed_canaries(db: Connection) -> tuple[tuple[int, str], ...]:
     return tuple((row["ended_ms"], _refused_text(row)[:300]) for row in reversed(rows))
 
 
-def _told(value: dict[str, Any]) -> Told:
-    return Told(**{**value, "failed_runs": tuple(value["failed_runs"]), "down": tuple(value["down"])})
+def _reported(value: dict[str, Any]) -> ReportedState:
+    return ReportedState(
+        **{**value, "failed_runs": tuple(value["failed_runs"]), "down": tuple(value["down"])}
+    )
 
 
 def _refused_text(row: dict[str, Any]) -> str:

@@ -16,7 +16,7 @@ from bot.language.sentences import translate
 from bot.language.texts import tr
 from bot.operators import NOT_OPERATOR
 from bot.services import Services
-from bot.ui.interactions import Interaction, guarded, operators_only, say
+from bot.ui.interactions import Interaction, operators_only, say, with_error_reply
 from storage.admin import audit
 from storage.admin.audit import Entry
 from storage.learning import eligibility
@@ -110,7 +110,7 @@ class AuditButton(
         """Make the button again from its custom id."""
         return cls(int(match["before"]))
 
-    @guarded
+    @with_error_reply
     async def callback(self, interaction: Interaction) -> None:
         """Show another page in place, if whoever pressed still is an operator."""
         if not interaction.client.is_operator(interaction.user.id):

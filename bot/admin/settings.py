@@ -20,7 +20,7 @@ from bot.language.texts import mark, tr
 from bot.services import Services
 from bot.ui import modals
 from bot.ui.channels import parent_of
-from bot.ui.interactions import Interaction, guarded, speak_to
+from bot.ui.interactions import Interaction, set_language, with_error_reply
 from storage.admin import settings
 from storage.admin.setting_values import KINDS, LONGEST_PERSONA, NEED_CONTENT, shown
 from storage.admin.settings import InForce, Origin, Place
@@ -151,7 +151,7 @@ async def _change(interaction: Interaction, where: Where, key: str, value: objec
         changed = await services.database.awrite(
             lambda db: settings.put(db, services.config, place, key, value, actor)
         )
-        await speak_to(interaction)  # what was changed may be the language
+        await set_language(interaction)  # what was changed may be the language
         done = tr(
             "✓ **{key}** is set for {place}; it holds from the next message on.", key=key, place=_named(where)
         )
@@ -199,7 +199,7 @@ class WhereSelect(ui.DynamicItem[ui.Select[Any]], template=r"settings:where"):
         """Rebuild the menu when it is used."""
         return cls("channel")
 
-    @guarded
+    @with_error_reply
     async def callback(self, interaction: Interaction) -> None:
         """Show the other place."""
         _require_admin(interaction)
@@ -228,7 +228,7 @@ class KeySelect(ui.DynamicItem[ui.Select[Any]], template=r"settings:key:(?P<wher
         """Rebuild the menu when it is used."""
         return cls(_as_where(match["where"]))
 
-    @guarded
+    @with_error_reply
     async def callback(self, interaction: Interaction) -> None:
         """Offer the setting's values."""
         _require_admin(interaction)
@@ -266,7 +266,7 @@ class ValueSelect(
         """Rebuild the menu when it is used."""
         return cls(_as_where(match["where"]), match["key"])
 
-    @guarded
+    @with_error_reply
     async def callback(self, interaction: Interaction) -> None:
         """Store what was chosen."""
         values = _chosen(interaction)
@@ -297,7 +297,7 @@ class EditButton(
         """Rebuild the button when it is pressed."""
         return cls(_as_where(match["where"]), match["key"])
 
-    @guarded
+    @with_error_reply
     async def callback(self, interaction: Interaction) -> None:
         """Show the form with what is in force."""
         _require_admin(interaction)
@@ -335,7 +335,7 @@ class ResetButton(
         """Rebuild the button when it is pressed."""
         return cls(_as_where(match["where"]), match["key"])
 
-    @guarded
+    @with_error_reply
     async def callback(self, interaction: Interaction) -> None:
         """Take back what is set here; what stands below it holds again."""
         _require_admin(interaction)
@@ -345,7 +345,7 @@ class ResetButton(
         gone = await interaction.client.services.database.awrite(
             lambda db: settings.reset(db, place, actor, key)
         )
-        await speak_to(interaction)
+        await set_language(interaction)
         named = _named(self.where)
         told = (
             tr("✓ Reset: {names}.", names=", ".join(gone))

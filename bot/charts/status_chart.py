@@ -45,7 +45,7 @@ class Need:
 
 
 @dataclass(frozen=True, slots=True)
-class Standing:
+class LoopFigures:
     """What /status shows: `next_run` and `traffic` are phrases; `running` is a run's progress, 0 to 1."""
 
     needs: Sequence[Need]
@@ -55,26 +55,26 @@ class Standing:
     running: Need | None = None
 
 
-def draw(standing: Standing) -> Picture:
+def draw(figures: LoopFigures) -> Picture:
     """Draw the card."""
-    rows = [*standing.needs, *([standing.running] if standing.running else [])]
+    rows = [*figures.needs, *([figures.running] if figures.running else [])]
     split = 44 + _ROW * len(rows) + 10
     canvas = Canvas(split + 178)
-    canvas.heading(Area(_EDGE, 30, WIDTH - 2 * _EDGE, 0), tr("Next run"), standing.next_run, whole=False)
+    canvas.heading(Area(_EDGE, 30, WIDTH - 2 * _EDGE, 0), tr("Next run"), figures.next_run, whole=False)
     name_width = min(max(text_width(need.name) for need in rows), 190.0)
     for position, need in enumerate(rows):
         row = Area(_EDGE + name_width + 14, 44 + _ROW * position, 0, _ROW)
-        _draw_need(canvas, need, row, name_width, percent=need is standing.running)
+        _draw_need(canvas, need, row, name_width, percent=need is figures.running)
     canvas.line((_EDGE, split), (WIDTH - _EDGE, split), RULE)
-    _draw_speed(canvas, standing, split)
-    return Picture("strop-status", canvas.png(), alt_text(standing))
+    _draw_speed(canvas, figures, split)
+    return Picture("strop-status", canvas.png(), alt_text(figures))
 
 
-def alt_text(standing: Standing) -> str:
+def alt_text(figures: LoopFigures) -> str:
     """Say what the picture shows."""
-    words = [f"{tr('Next run')}: {standing.next_run}."]
-    words += [f"{need.name}: {_amount(need)}." for need in standing.needs]
-    words += [speed_text(standing.speed), f"{standing.traffic}."]
+    words = [f"{tr('Next run')}: {figures.next_run}."]
+    words += [f"{need.name}: {_amount(need)}." for need in figures.needs]
+    words += [speed_text(figures.speed), f"{figures.traffic}."]
     return " ".join(words)
 
 
@@ -127,13 +127,13 @@ def _draw_need(canvas: Canvas, need: Need, row: Area, name_width: float, *, perc
 
 
 # -------------------------------------------------------------------------------------------------- the speed
-def _draw_speed(canvas: Canvas, standing: Standing, top: float) -> None:
-    speed = standing.speed
+def _draw_speed(canvas: Canvas, figures: LoopFigures, top: float) -> None:
+    speed = figures.speed
     hours = len(speed.hours)
-    key_left = _speed_key(canvas, standing, top + 26)
+    key_left = _speed_key(canvas, figures, top + 26)
     more = tr("the last {count} hours", count=hours)
     canvas.heading(Area(_EDGE, top + 26, key_left - _EDGE, 0), tr("Time to the first word"), more)
-    canvas.text((_EDGE, top + 46), fitted(standing.traffic, WIDTH - 2 * _EDGE, 12), size=12)
+    canvas.text((_EDGE, top + 46), fitted(figures.traffic, WIDTH - 2 * _EDGE, 12), size=12)
     slowest = max((wait.slow_ms for wait in speed.hours if wait), default=0)
     unit_ms, unit = (60_000, "min") if slowest >= _IN_MINUTES_MS else (1_000, "s")
     end = round_top(slowest / unit_ms)
@@ -161,9 +161,9 @@ def _draw_speed(canvas: Canvas, standing: Standing, top: float) -> None:
     _name_hours(canvas, hours, plot)
 
 
-def _speed_key(canvas: Canvas, standing: Standing, baseline: float) -> float:
+def _speed_key(canvas: Canvas, figures: LoopFigures, baseline: float) -> float:
     """Name the two marks with the figures of all hours, at the right; return where that begins."""
-    whole = standing.speed.whole
+    whole = figures.speed.whole
     if whole is None:
         return WIDTH - _EDGE
     slow = tr("95 % within {time}", time=short_time(whole.slow_ms))

@@ -15,7 +15,7 @@ from typing import Any, Protocol
 import structlog
 
 from bot.chat import pairing
-from bot.chat.draft import Again, Draft, Pair, Plan, Progress, RecordedQuestion
+from bot.chat.draft import Draft, Pair, Plan, Progress, RecordedQuestion, Regeneration
 from bot.chat.failures import explanation
 from bot.chat.generation import Generator
 from bot.chat.prompt import Prompt
@@ -123,7 +123,7 @@ class Answerer:
         question: Question,
         surface: Surface,
         typing: AbstractAsyncContextManager[Any] | None = None,
-        again: Again | None = None,
+        again: Regeneration | None = None,
     ) -> asyncio.Task[Draft] | None:
         """Begin to answer; returns the task, or None when the bot is being stopped.
 
@@ -211,7 +211,7 @@ class Answerer:
             self._writing_in -= Counter([channel_id])
         return draft
 
-    def _draft(self, question: Question, surface: Surface, again: Again | None = None) -> Draft:
+    def _draft(self, question: Question, surface: Surface, again: Regeneration | None = None) -> Draft:
         async def on_part(message_id: int, position: int) -> None:
             await self._recorder.part(draft, message_id, position)
 
@@ -278,7 +278,7 @@ class Answerer:
     async def _compare(
         self, draft: Draft, recorded: RecordedQuestion, plan: Plan, loaded: frozenset[str]
     ) -> None:
-        """Write a second candidate beside the usual one; without it, the usual one stands alone."""
+        """Write a second candidate beside the planned one; if it fails, the planned one is shown alone."""
         rival = self._rival(draft)
         opponent = await pairing.opponent(self._services, recorded.scope, plan)
         other_sampling = dataclasses.replace(plan.sampling, seed=secrets.randbits(31))
@@ -291,14 +291,14 @@ class Answerer:
         if isinstance(usual, BaseException):
             raise usual
         if isinstance(other, BaseException) or not (draft.progress.has_words and rival.progress.has_words):
-            return await self._part_company(draft, "failed", "its companion stands alone")
+            return await self._drop_candidate(draft, "failed", "the other candidate failed")
         await self._recorder.end(rival, asyncio.get_running_loop().time(), "complete")
         if draft.pair is not None:
             await pairing.record(self._services, draft.pair, draft)
         return None
 
     def _rival(self, draft: Draft) -> Draft:
-        """Return a second draft for the same question, shown beside the first in an order drawn by lot."""
+        """Return a second draft for the same question; the order of the two is random."""
         rival = dataclasses.replace(
             draft, reply_id=f"r{secrets.token_hex(8)}", progress=Progress(draft.progress.started_at)
         )
@@ -306,8 +306,8 @@ class Answerer:
         draft.pair = rival.pair = pair
         return rival
 
-    async def _part_company(self, draft: Draft, status: Status, error: str) -> None:
-        """Let a draft stand alone again; what was written beside it ends as ``status``."""
+    async def _drop_candidate(self, draft: Draft, status: Status, error: str) -> None:
+        """Drop the other candidate of a pair; its reply ends as ``status``."""
         pair, draft.pair = draft.pair, None
         if pair is not None:
             rival = pair.second if pair.first is draft else pair.first
@@ -317,7 +317,7 @@ class Answerer:
         """Store the text, deliver it, and only then call the reply complete: what nobody read isn't rated."""
         draft.progress.ended = True
         if status != "complete":
-            await self._part_company(draft, status, error or "")
+            await self._drop_candidate(draft, status, error or "")
         now, whole = asyncio.get_running_loop().time(), status == "complete"
         await self._recorder.end(draft, now, status, error, delivered=not whole)
         try:

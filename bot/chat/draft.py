@@ -34,8 +34,8 @@ class RecordedQuestion:
 
 
 @dataclass(frozen=True, slots=True)
-class Again:
-    """An earlier reply to the same question: the draft writes another version of it, over its messages.
+class Regeneration:
+    """The earlier reply of which a draft writes another version, into the same messages.
 
     ``text`` is what the messages show, ``messages`` are their ids in order; ``versions`` and ``votes`` are
     what its buttons say.
@@ -115,7 +115,7 @@ class Draft:
     question: Question
     renderer: ReplyRenderer
     progress: Progress
-    again: Again | None = None
+    again: Regeneration | None = None
     recorded: RecordedQuestion | None = None
     plan: Plan | None = None
     pair: Pair | None = None

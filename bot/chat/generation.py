@@ -23,7 +23,7 @@ from bot.serving.errors import (
     ServingError,
     UnknownModelError,
 )
-from bot.serving.model.control_tokens import neutralise
+from bot.serving.model.control_tokens import escape_control_tokens
 from bot.serving.protocol import BaseDescription, ChatDelta, ChatMessage, QueuePlace, Sampling
 from storage.config import Config
 from storage.config_sections import ChatConfig
@@ -179,7 +179,9 @@ def chat_for(config: Config, question: Question, base: BaseDescription) -> ChatC
     persona = found.settings.system_prompt
     changed: dict[str, Any] = {
         # A server's admins are members too: their words can't end a turn either.
-        "system_prompt": persona if found.origins["system_prompt"] == "file" else neutralise(persona),
+        "system_prompt": persona
+        if found.origins["system_prompt"] == "file"
+        else escape_control_tokens(persona),
         "temperature": found.settings.temperature,
     }
     length = found.settings.max_new_tokens

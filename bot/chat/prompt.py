@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from bot.errors import ContextError
 from bot.language.texts import mark
-from bot.serving.model.control_tokens import neutralise
+from bot.serving.model.control_tokens import escape_control_tokens
 from bot.serving.model.thoughts import without_thoughts
 from bot.serving.model.token_estimate import (
     MESSAGE_OVERHEAD,
@@ -133,8 +133,8 @@ class _Plain:
         self._special_tokens = special_tokens
 
     def __call__(self, text: str) -> str:
-        text = neutralise(text)
-        return neutralise(text, self._special_tokens) if self._special_tokens else text
+        text = escape_control_tokens(text)
+        return escape_control_tokens(text, self._special_tokens) if self._special_tokens else text
 
 
 class _Written:

@@ -17,7 +17,7 @@ _QUOTED = 300
 
 
 @dataclass(frozen=True, slots=True)
-class Follows:
+class Continuation:
     """Goes on where the bot's newest reply in the channel ended, if that was at or after ``since_ms``.
 
     With ``asker_id`` only if that reply was to this member.
@@ -68,7 +68,7 @@ class Question:
     visible: bool = True
     attached_text: str = ""
     parent_channel_id: int | None = None
-    follows: Follows | None = None
+    follows: Continuation | None = None
     cited: tuple[Cited, ...] = ()
     compared: bool = False
 
@@ -86,7 +86,7 @@ def from_message(
     *,
     note: str = "",
     attached_text: str = "",
-    follows: Follows | None = None,
+    follows: Continuation | None = None,
     cited: Sequence[Cited] = (),
 ) -> Question:
     """Read a question from a Discord message."""

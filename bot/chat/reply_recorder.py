@@ -6,9 +6,9 @@ from dataclasses import dataclass
 
 import structlog
 
-from bot.chat.draft import Again, Draft, Plan, RecordedQuestion
+from bot.chat.draft import Draft, Plan, RecordedQuestion, Regeneration
 from bot.chat.prompt import Turn
-from bot.chat.question import Cited, Follows, Question
+from bot.chat.question import Cited, Continuation, Question
 from bot.errors import ContextError
 from bot.language.texts import mark
 from bot.services import Person, Services
@@ -33,7 +33,7 @@ class ReplyRecorder:
         self._services = services
 
     async def question(
-        self, question: Question, base: BaseDescription, again: Again | None = None
+        self, question: Question, base: BaseDescription, again: Regeneration | None = None
     ) -> RecordedQuestion:
         """Store the question below what it answers to, and return everything that its reply needs.
 
@@ -281,7 +281,7 @@ def _goes_on_from(db: Connection, question: Question) -> tuple[int | None, int |
     """Return the newest reply, or the thread's first message, that a question goes on from."""
     follows = question.follows
     if question.guild_id is None:
-        follows = Follows(now_ms() - DM_MEMORY_MS)
+        follows = Continuation(now_ms() - DM_MEMORY_MS)
     if follows is None:
         return None, None
     last = replies.latest_in(db, question.channel_id, since_ms=follows.since_ms, asker_id=follows.asker_id)

@@ -15,7 +15,7 @@ import discord
 
 from bot.chat.content.message_text import is_forward
 from bot.chat.content.wake_words import calls, spoken
-from bot.chat.question import Follows
+from bot.chat.question import Continuation
 from bot.services import Services
 from bot.ui.channels import parent_of
 from storage.admin import blocks, settings
@@ -59,7 +59,7 @@ class Verdict:
     """Why a message is answered (None: it is not), what it goes on from, and what is set in its channel."""
 
     trigger: Trigger | None
-    follows: Follows | None
+    follows: Continuation | None
     found: InForce
     blocked: bool = False
 
@@ -99,14 +99,14 @@ def why(arrival: Arrival, held: Settings, memory: Memory) -> Trigger | None:
     return None
 
 
-def goes_on_from(arrival: Arrival, held: Settings, trigger: Trigger) -> Follows | None:
+def goes_on_from(arrival: Arrival, held: Settings, trigger: Trigger) -> Continuation | None:
     """Return what a message goes on from where it doesn't reply to one: its thread, or its channel's talk."""
     if arrival.parent_channel_id is not None:
-        return Follows()
+        return Continuation()
     if trigger == "follow_up":
-        return Follows(now_ms() - held.follow_up_s * SECOND_MS, arrival.author_id)
+        return Continuation(now_ms() - held.follow_up_s * SECOND_MS, arrival.author_id)
     if trigger in ("every", "direct") or "every" in held.triggers:
-        return Follows(now_ms() - CHANNEL_MEMORY_MS)
+        return Continuation(now_ms() - CHANNEL_MEMORY_MS)
     return None
 
 

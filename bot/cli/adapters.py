@@ -31,7 +31,7 @@ from bot.serving.protocol import Health
 from storage.db.database import Connection
 from storage.learning import adapters as registry
 from storage.learning import lineage
-from storage.learning.adapters import Adapter, Unchecked
+from storage.learning.adapters import Adapter, AnyChampion
 
 BASE = "base"
 LIST = "list"
@@ -107,18 +107,18 @@ def _card(opened: Session, adapter: Adapter, *, as_json: bool) -> str:
 def _rows(db: Connection, opened: Session, scope: str | None) -> list[dict[str, Any]]:
     chosen = None if scope is None else choose_scope(db, opened.config, scope)
     fields = ("id", "scope", "base_hash", "state", "rehearsal", "run_id", "parent_id", "created_ms")
-    lives = [lineage.of(db, adapter.id) for adapter in registry.listing(db, chosen)]
+    histories = [lineage.of(db, adapter.id) for adapter in registry.listing(db, chosen)]
     return [
         {
-            **{name: getattr(life.adapter, name) for name in fields},
-            "champion": life.answers,
-            "replaced": life.came.previous_id if life.came else None,
-            "answered_from_ms": life.came.created_ms if life.came else None,
-            "answered_until_ms": life.went.created_ms if life.went else None,
-            "lineage": [_plain(line) for line in adapter_text.lineage(life)],
+            **{name: getattr(history.adapter, name) for name in fields},
+            "champion": history.answers,
+            "replaced": history.came.previous_id if history.came else None,
+            "answered_from_ms": history.came.created_ms if history.came else None,
+            "answered_until_ms": history.went.created_ms if history.went else None,
+            "lineage": [_plain(line) for line in adapter_text.lineage(history)],
         }
-        for life in lives
-        if life is not None
+        for history in histories
+        if history is not None
     ]
 
 
@@ -239,10 +239,10 @@ def _find(db: Connection, wanted: str, scope: str | None) -> Adapter:
     raise UsageError(f"{wanted!r} could be {', '.join(one.id for one in found[:5])}: write more of it.")
 
 
-def _earlier(db: Connection, wanted: str, scope: str) -> str | Unchecked | None:
+def _earlier(db: Connection, wanted: str, scope: str) -> str | AnyChampion | None:
     """What `rollback` goes back to: the one that is named, or whichever came before."""
     if not wanted:
-        return Unchecked.ANY
+        return AnyChampion.ANY
     return None if wanted == BASE else _find(db, wanted, scope).id
 
 

@@ -17,7 +17,7 @@ from bot.errors import DeliveryError
 from bot.feedback.reply_actions import ReplyActions
 from bot.language.texts import mark, tr
 from bot.services import Services
-from bot.ui.interactions import Interaction, guarded
+from bot.ui.interactions import Interaction, with_error_reply
 from storage.db.database import Connection
 from storage.feedback import my_ratings
 from storage.feedback.my_ratings import OwnRating
@@ -70,7 +70,7 @@ class PageButton(
         """Make the button again from its custom id."""
         return cls(int(match["offset"]))
 
-    @guarded
+    @with_error_reply
     async def callback(self, interaction: Interaction) -> None:
         """Show another page in place."""
         await interaction.response.defer()
@@ -101,7 +101,7 @@ class TakeBackSelect(
         """Make the menu again from its custom id."""
         return cls(int(match["offset"]))
 
-    @guarded
+    @with_error_reply
     async def callback(self, interaction: Interaction) -> None:
         """Take the chosen ones back, and show the page without them."""
         await interaction.response.defer()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import dataclass
 
-from bot.feedback.reply_view import Known
+from bot.feedback.reply_view import ReplyRecord
 from bot.language.durations import exact_time
 from bot.language.texts import number, tr
 from storage.chat.replies import Reply
@@ -37,7 +37,7 @@ def training_of(db: Connection, adapter_id: str | None, reply_id: str = "") -> T
     return Training(adapter, Counter(row.label for row in rows if row.split == "train"), trial)
 
 
-def why_text(known: Known, training: Training) -> str:
+def why_text(known: ReplyRecord, training: Training) -> str:
     """Return the explanation of one reply, a line for each question that people have."""
     reply = known.reply
     lines = [_who(reply.adapter_id, training), _trial(training.trial)]
@@ -106,7 +106,7 @@ def _trial(trial: Trial | None) -> str:
     return told + over
 
 
-def _tokens(known: Known) -> str:
+def _tokens(known: ReplyRecord) -> str:
     reply = known.reply
     if reply.completion_tokens is None:
         return tr("It read {count} tokens.", count=reply.prompt_tokens) if reply.prompt_tokens else ""
@@ -123,7 +123,7 @@ def _tokens(known: Known) -> str:
     return tr("It wrote {written} tokens{paced}.", written=reply.completion_tokens, paced=paced)
 
 
-def _times(known: Known) -> str:
+def _times(known: ReplyRecord) -> str:
     reply = known.reply
     if reply.duration_ms is None:
         return ""

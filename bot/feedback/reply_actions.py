@@ -15,7 +15,7 @@ import discord
 import structlog
 
 from bot.chat.answerer import Answerer, ReplyControls
-from bot.chat.draft import Again, Draft
+from bot.chat.draft import Draft, Regeneration
 from bot.chat.listener import MessageListener
 from bot.client import StropClient
 from bot.delivery.splitting import visible_parts
@@ -24,7 +24,7 @@ from bot.delivery.targets import WrittenSurface
 from bot.errors import DeliveryError
 from bot.feedback import corrections, reply_view, reports
 from bot.feedback.provenance import Training, training_of, why_text
-from bot.feedback.reply_view import Known
+from bot.feedback.reply_view import ReplyRecord
 from bot.language.texts import mark, speaking, tr
 from bot.ui.channel_language import language_in
 from bot.ui.interactions import Interaction, say
@@ -82,11 +82,11 @@ class ReplyActions:
             return await say(interaction, tr(UNKNOWN))
         return await found(interaction, reply_id)
 
-    async def known(self, reply_id: str) -> Known | None:
+    async def known(self, reply_id: str) -> ReplyRecord | None:
         """Return a reply by its id, with all that storage knows around it."""
         return await self._services.database.aread(lambda db: reply_view.by_id(db, reply_id))
 
-    async def at_message(self, message_id: int) -> Known | None:
+    async def at_message(self, message_id: int) -> ReplyRecord | None:
         """Return the reply that a Discord message shows."""
         return await self._services.database.aread(lambda db: reply_view.by_discord_id(db, message_id))
 
@@ -112,7 +112,7 @@ class ReplyActions:
             await say(interaction, sentence or tr("Done: another version is there."))
         return None
 
-    def _no_regenerating(self, interaction: Interaction, known: Known | None) -> str:
+    def _no_regenerating(self, interaction: Interaction, known: ReplyRecord | None) -> str:
         """Say why a reply can't be written again, or nothing."""
         if known is None:
             return tr(UNKNOWN)
@@ -129,10 +129,10 @@ class ReplyActions:
         )
         return next((tr(sentence, total=total) for refused, sentence in refusals if refused), "")
 
-    async def _write_again(self, known: Known, in_force: InForce) -> str:
+    async def _write_again(self, known: ReplyRecord, in_force: InForce) -> str:
         """Write another version; return what went wrong, if nothing came of it."""
         shown = await self.known(known.versions.shown_id) or known
-        again = Again(
+        again = Regeneration(
             reply_id=shown.reply.id,
             prompt_message_id=shown.asked.id,
             text=shown.text,
@@ -202,7 +202,7 @@ class ReplyActions:
             self._changing.discard(slot)
         return None
 
-    def _may_page(self, interaction: Interaction, known: Known) -> bool:
+    def _may_page(self, interaction: Interaction, known: ReplyRecord) -> bool:
         user_id = interaction.user.id
         return user_id == known.reply.asker_id or self._client.is_operator(user_id)
 
@@ -223,7 +223,7 @@ class ReplyActions:
         await _acknowledge(interaction)
         person = self._services.person(interaction.user)
 
-        def work(db: Connection) -> Known | None:
+        def work(db: Connection) -> ReplyRecord | None:
             known = reply_view.by_id(db, reply_id)
             if known is None or known.gone:
                 return None
@@ -269,7 +269,7 @@ class ReplyActions:
         """Say where a reply came from."""
         await interaction.response.defer(ephemeral=True, thinking=True)
 
-        def work(db: Connection) -> tuple[Known | None, Training, bool]:
+        def work(db: Connection) -> tuple[ReplyRecord | None, Training, bool]:
             known = reply_view.by_id(db, reply_id)
             if known is None:
                 return None, training_of(db, None), True
@@ -294,7 +294,7 @@ class ReplyActions:
 
     # ------------------------------------------------------------------ the messages of a reply
 
-    def _below(self, known: Known) -> Any:
+    def _below(self, known: ReplyRecord) -> Any:
         return self._controls.finished(
             known.reply.id, known.versions, has_text=bool(known.reply.text.strip()), votes=known.votes
         )

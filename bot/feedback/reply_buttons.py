@@ -12,7 +12,7 @@ from bot.feedback import reply_view
 from bot.feedback.reply_actions import UNKNOWN, ReplyActions
 from bot.feedback.side_by_side import compare_view
 from bot.language.texts import tr
-from bot.ui.interactions import Interaction, guarded, say
+from bot.ui.interactions import Interaction, say, with_error_reply
 from storage.chat.reply_versions import Versions
 from storage.config_sections import RepliesConfig
 
@@ -55,7 +55,7 @@ class ReplyButton(
         """Make the button again from its custom id."""
         return cls(match["action"], match["reply"])
 
-    @guarded
+    @with_error_reply
     async def callback(self, interaction: Interaction) -> None:
         """Do what the button is for, in the server in which the reply stands."""
         services, guild_id = interaction.client.services, interaction.guild_id

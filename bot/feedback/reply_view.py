@@ -20,7 +20,7 @@ STOPPED_NOTE = mark("-# Stopped.")
 
 
 @dataclass(frozen=True, slots=True)
-class Known:
+class ReplyRecord:
     """One reply as storage knows it; `parts` are the messages that it shares with its other versions."""
 
     reply: Reply
@@ -76,13 +76,13 @@ class Known:
         )
 
 
-def by_id(db: Connection, reply_id: str) -> Known | None:
+def by_id(db: Connection, reply_id: str) -> ReplyRecord | None:
     """Return the reply with this id, or None."""
     reply = replies.get(db, reply_id)
     return None if reply is None else _known(db, reply)
 
 
-def seen_from(db: Connection, reply_id: str, guild_id: int | None) -> Known | None:
+def seen_from(db: Connection, reply_id: str, guild_id: int | None) -> ReplyRecord | None:
     """Return the reply if it is one of this server (None: of direct messages).
 
     Ids in buttons and forms come from whoever pressed: in another server they open nothing.
@@ -91,7 +91,7 @@ def seen_from(db: Connection, reply_id: str, guild_id: int | None) -> Known | No
     return known if known is not None and known.conversation.guild_id == guild_id else None
 
 
-def by_discord_id(db: Connection, discord_id: int) -> Known | None:
+def by_discord_id(db: Connection, discord_id: int) -> ReplyRecord | None:
     """Return the reply that a Discord message shows, or None."""
     reply = replies.by_discord_id(db, discord_id)
     return None if reply is None else _known(db, reply)
@@ -107,7 +107,7 @@ def thumbs(db: Connection, reply_id: str) -> tuple[int, int]:
     return values.count(1), values.count(-1)
 
 
-def _known(db: Connection, reply: Reply) -> Known:
+def _known(db: Connection, reply: Reply) -> ReplyRecord:
     answer = conversations.get_message(db, reply.message_id)
     asked = conversations.get_message(db, reply.prompt_message_id)
     conversation = conversations.get(db, reply.conversation_id)
@@ -115,7 +115,7 @@ def _known(db: Connection, reply: Reply) -> Known:
     if answer is None or asked is None or conversation is None:
         raise LookupError(f"reply {reply.id} has lost its conversation")
     found = reply_versions.of(db, reply.id)
-    return Known(
+    return ReplyRecord(
         reply=reply,
         answer=answer,
         asked=asked,

@@ -12,7 +12,7 @@ from bot.client import StropClient
 from bot.delivery.targets import translated
 from bot.errors import DeliveryError
 from bot.feedback import reply_view
-from bot.feedback.reply_view import Known
+from bot.feedback.reply_view import ReplyRecord
 from bot.language.names import adapter_name
 from bot.language.texts import mark, speaking, tr
 from bot.operators import operator_ids
@@ -50,7 +50,7 @@ async def sent_in(interaction: Interaction, services: Services, reply_id: str, r
     await interaction.response.defer(ephemeral=True, thinking=True)
     user_id = interaction.user.id
 
-    def work(db: Connection) -> Known | str:
+    def work(db: Connection) -> ReplyRecord | str:
         known = reply_view.seen_from(db, reply_id, interaction.guild_id)
         if known is None:
             return UNKNOWN
@@ -73,7 +73,7 @@ async def sent_in(interaction: Interaction, services: Services, reply_id: str, r
     return await say(interaction, tr(THANKS if reached else UNREACHABLE))
 
 
-def _text(interaction: Interaction, known: Known, reason: str) -> str:
+def _text(interaction: Interaction, known: ReplyRecord, reason: str) -> str:
     guild_id = known.conversation.guild_id
     place = "@me" if guild_id is None else str(guild_id)
     link = tr("its message is gone")

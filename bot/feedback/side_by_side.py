@@ -14,7 +14,7 @@ from bot.feedback import reply_view
 from bot.language.names import adapter_name
 from bot.language.texts import mark, tr
 from bot.services import Services
-from bot.ui.interactions import Interaction, guarded, say
+from bot.ui.interactions import Interaction, say, with_error_reply
 from storage.db.database import Connection
 from storage.feedback import side_by_side
 from storage.feedback.side_by_side import Choice, Comparison, Tally
@@ -53,7 +53,7 @@ class CompareButton(
         """Make the button again from its custom id."""
         return cls(match["first"], match["choice"])
 
-    @guarded
+    @with_error_reply
     async def callback(self, interaction: Interaction) -> None:
         """Count the vote, then tell which is which; the same choice again takes it back.
 

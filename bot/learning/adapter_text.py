@@ -9,7 +9,7 @@ from bot.language.names import short_adapter_name
 from bot.language.texts import mark, number, tr
 from storage.learning.adapters import Promotion
 from storage.learning.evaluations import Headline
-from storage.learning.lineage import Life
+from storage.learning.lineage import AdapterHistory
 
 _STATES = {
     "candidate": mark("candidate"),
@@ -27,57 +27,59 @@ _WENT = {
 _LIMIT = 2000
 
 
-def page_text(lives: Sequence[Life], champion_id: str | None, *, number: int, pages: int) -> str:
+def page_text(
+    histories: Sequence[AdapterHistory], champion_id: str | None, *, number: int, pages: int
+) -> str:
     """Return one page of the history: who answers, then each adapter with its lineage, the newest first."""
     if champion_id is None:
         lines = [tr("The base model answers.")]
     else:
         lines = [tr("Adapter `{adapter}` answers.", adapter=champion_id)]
-    if not lives:
+    if not histories:
         return " ".join([*lines, tr("There are no adapters yet: `/retrain` trains the first one.")])
     if pages > 1:
         lines[0] += f" {tr('Page {number} of {pages}.', number=number, pages=pages)}"
     text = lines[0]
-    for life in lives:
-        entry = "\n".join([_first_line(life), *(f"-# {line}" for line in lineage(life))])
+    for history in histories:
+        entry = "\n".join([_first_line(history), *(f"-# {line}" for line in lineage(history))])
         if len(text) + len(entry) + 1 <= _LIMIT:
             text = f"{text}\n{entry}"
     return text
 
 
-def choice_name(life: Life) -> str:
+def choice_name(history: AdapterHistory) -> str:
     """Return an adapter as one line to choose: its id, its date, its score and its state."""
-    made = datetime.fromtimestamp(life.adapter.created_ms / 1000, UTC).strftime("%Y-%m-%d")
-    score = _score_of(life)
+    made = datetime.fromtimestamp(history.adapter.created_ms / 1000, UTC).strftime("%Y-%m-%d")
+    score = _score_of(history)
     value = [number(score.value, "+.2f")] if score else []
-    return " · ".join([life.adapter.id, made, *value, tr(_STATES[life.adapter.state])])
+    return " · ".join([history.adapter.id, made, *value, tr(_STATES[history.adapter.state])])
 
 
-def _first_line(life: Life) -> str:
-    adapter = life.adapter
-    sign = "▶" if life.answers else "•"
+def _first_line(history: AdapterHistory) -> str:
+    adapter = history.adapter
+    sign = "▶" if history.answers else "•"
     rehearsed = f", {tr('from a rehearsal')}" if adapter.rehearsal else ""
     return (
         f"{sign} `{adapter.id}` {tr(_STATES[adapter.state])}{rehearsed}, <t:{adapter.created_ms // 1000}:R>"
     )
 
 
-def lineage(life: Life) -> list[str]:
+def lineage(history: AdapterHistory) -> list[str]:
     """Return what is known of its making, its score and its time of answering, a line each."""
-    return [line for line in (_made(life), _score(life), _reign(life)) if line]
+    return [line for line in (_made(history), _score(history), _reign(history)) if line]
 
 
-def _made(life: Life) -> str:
-    if life.run is None:
+def _made(history: AdapterHistory) -> str:
+    if history.run is None:
         return ""
-    data = life.run.metrics.data
+    data = history.run.metrics.data
     train = data.train
     if train is None:
-        return tr("Trained from the base model by run `{run}`.", run=life.run.id)
+        return tr("Trained from the base model by run `{run}`.", run=history.run.id)
     return tr(
         "Trained from the base model by run `{run}`: {liked} liked, {disliked} disliked, {corrections} "
         "corrections, {raters} raters.",
-        run=life.run.id,
+        run=history.run.id,
         liked=train.liked,
         disliked=train.disliked,
         corrections=train.corrections,
@@ -85,9 +87,9 @@ def _made(life: Life) -> str:
     )
 
 
-def _score(life: Life) -> str:
-    score = _score_of(life)
-    if score is None or life.run is None:
+def _score(history: AdapterHistory) -> str:
+    score = _score_of(history)
+    if score is None or history.run is None:
         return ""
     interval = ""
     if score.low is not None and score.high is not None:
@@ -98,12 +100,12 @@ def _score(life: Life) -> str:
         value=number(score.value, "+.2f"),
         interval=interval,
         count=score.n,
-        rival=short_adapter_name(life.run.champion_id),
+        rival=short_adapter_name(history.run.champion_id),
     )
 
 
-def _reign(life: Life) -> str:
-    came, went = life.came, life.went
+def _reign(history: AdapterHistory) -> str:
+    came, went = history.came, history.went
     if came is None:
         return ""
     means = tr("by hand") if _by_hand(came) else tr("by itself")
@@ -129,8 +131,8 @@ def _reign(life: Life) -> str:
     return f"{began}; {ended}."
 
 
-def _score_of(life: Life) -> Headline | None:
-    return life.run.metrics.headline if life.run else None
+def _score_of(history: AdapterHistory) -> Headline | None:
+    return history.run.metrics.headline if history.run else None
 
 
 def _by_hand(change: Promotion) -> bool:

@@ -10,10 +10,10 @@ from discord import app_commands
 
 from bot.language.texts import tr
 from bot.learning import adapter_text
-from bot.ui.interactions import Interaction, guarded, say
+from bot.ui.interactions import Interaction, say, with_error_reply
 from storage.db.database import Connection
 from storage.learning import adapters, lineage
-from storage.learning.lineage import Life
+from storage.learning.lineage import AdapterHistory
 
 PAGE = 4
 
@@ -45,7 +45,7 @@ class AdaptersButton(
         """Make the button again from its custom id."""
         return cls(int(match["page"]))
 
-    @guarded
+    @with_error_reply
     async def callback(self, interaction: Interaction) -> None:
         """Show another page in place."""
         await interaction.response.defer()
@@ -58,16 +58,16 @@ async def _page(interaction: Interaction, page: int) -> tuple[str, discord.ui.Vi
     services = interaction.client.services
     scope, base_hash = services.scope(interaction.guild_id), await services.base_hash()
 
-    def work(db: Connection) -> tuple[list[Life], int, int, str | None]:
+    def work(db: Connection) -> tuple[list[AdapterHistory], int, int, str | None]:
         pages = max(-(-lineage.count(db, scope) // PAGE), 1)
         shown = min(page, pages - 1)
-        lives = lineage.page(db, scope, skip=shown * PAGE, limit=PAGE)
-        return lives, shown, pages, adapters.champion(db, scope, base_hash)
+        histories = lineage.page(db, scope, skip=shown * PAGE, limit=PAGE)
+        return histories, shown, pages, adapters.champion(db, scope, base_hash)
 
-    lives, shown, pages, champion = await services.database.aread(work)
+    histories, shown, pages, champion = await services.database.aread(work)
     view = discord.ui.View(timeout=None)
     if shown > 0:
         view.add_item(AdaptersButton(shown - 1, tr("Newer")))
     if shown < pages - 1:
         view.add_item(AdaptersButton(shown + 1, tr("Older")))
-    return adapter_text.page_text(lives, champion, number=shown + 1, pages=pages), view
+    return adapter_text.page_text(histories, champion, number=shown + 1, pages=pages), view

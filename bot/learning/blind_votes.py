@@ -15,7 +15,7 @@ from bot.delivery.targets import translated
 from bot.errors import ChannelRefusedError, DeliveryError, MessageGoneError
 from bot.language.texts import mark, tr
 from bot.services import Services
-from bot.ui.interactions import Interaction, guarded, say
+from bot.ui.interactions import Interaction, say, with_error_reply
 from storage.admin import blocks
 from storage.db import key_values
 from storage.db.database import Connection
@@ -58,7 +58,7 @@ class VoteButton(
         """Make the button again from its custom id."""
         return cls(match["duel"], match["choice"])
 
-    @guarded
+    @with_error_reply
     async def callback(self, interaction: Interaction) -> None:
         """Count the vote of whoever pressed; another choice replaces it, the same one takes it back."""
         await interaction.response.defer(ephemeral=True, thinking=True)

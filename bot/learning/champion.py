@@ -18,7 +18,7 @@ from bot.serving.model import adapter_files
 from storage.config import Config
 from storage.db.database import Connection, Database
 from storage.learning import adapters
-from storage.learning.adapters import Unchecked
+from storage.learning.adapters import AnyChampion
 
 Check = Callable[[Connection], None]
 """Asked once more inside the transaction; raises RuleError where the change is not wanted any more."""
@@ -60,7 +60,7 @@ class ChampionChanges:
         actor: str,
         reason: str,
         run_id: str | None = None,
-        expected_champion: str | Unchecked | None = Unchecked.ANY,
+        expected_champion: str | AnyChampion | None = AnyChampion.ANY,
         check: Check | None = None,
     ) -> Change:
         """Make an adapter (None: the base model) champion, whatever the gate said.
@@ -95,7 +95,7 @@ class ChampionChanges:
         *,
         actor: str,
         reason: str,
-        to: str | Unchecked | None = Unchecked.ANY,
+        to: str | AnyChampion | None = AnyChampion.ANY,
         check: Check | None = None,
     ) -> Change:
         """Go back to the champion before this one, or to an earlier one."""
@@ -103,8 +103,8 @@ class ChampionChanges:
             lambda db: adapters.earlier_champions(db, place.scope, place.base_hash)
         )
         # What is verified is what the transaction goes back to, whoever changes the champion meanwhile.
-        target = earlier[-1] if isinstance(to, Unchecked) and earlier else to
-        if earlier and target in earlier and not isinstance(target, Unchecked):
+        target = earlier[-1] if isinstance(to, AnyChampion) and earlier else to
+        if earlier and target in earlier and not isinstance(target, AnyChampion):
             await self._prepare(target)
 
         def work(db: Connection) -> Change:

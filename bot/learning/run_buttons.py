@@ -20,7 +20,7 @@ from bot.learning.run_card import Card
 from bot.operators import NOT_OPERATOR
 from bot.services import Services
 from bot.ui.channel_language import language_in
-from bot.ui.interactions import Interaction, guarded, say, sentence_for
+from bot.ui.interactions import Interaction, say, sentence_for, with_error_reply
 from storage.db.database import Connection
 from storage.errors import RuleError
 from storage.learning import adapters, run_summary, runs
@@ -67,7 +67,7 @@ class RunButton(
         """Make the button again from its custom id."""
         return cls(match["run"], match["action"])  # type: ignore[arg-type]  # the template lists the actions
 
-    @guarded
+    @with_error_reply
     async def callback(self, interaction: Interaction) -> None:
         """Act, if whoever pressed is an operator now and the run's state still allows it."""
         await interaction.response.defer(ephemeral=True, thinking=True)

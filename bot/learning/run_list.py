@@ -12,7 +12,7 @@ from discord import app_commands
 from bot.language.durations import duration
 from bot.language.sentences import translate
 from bot.language.texts import mark, number, tr
-from bot.ui.interactions import Interaction, guarded, say
+from bot.ui.interactions import Interaction, say, with_error_reply
 from storage.db.database import Connection
 from storage.learning import run_summary
 from storage.learning.run_summary import Summary
@@ -54,7 +54,7 @@ class RunsButton(
         """Make the button again from its custom id."""
         return cls(int(match["page"]))
 
-    @guarded
+    @with_error_reply
     async def callback(self, interaction: Interaction) -> None:
         """Show another page in place."""
         await interaction.response.defer()

@@ -10,7 +10,7 @@ from datetime import UTC, datetime
 from discord import app_commands
 
 from bot.charts import status_chart
-from bot.charts.status_chart import Standing
+from bot.charts.status_chart import LoopFigures
 from bot.language.names import adapter_name
 from bot.language.sentences import translate
 from bot.language.texts import tr
@@ -22,15 +22,22 @@ from bot.services import Services
 from bot.serving.errors import ServingError
 from bot.serving.model.capabilities import ServerCapabilities
 from bot.serving.protocol import Health
-from bot.ui.interactions import ACTS_ON_A_SCOPE, Interaction, acting_scope, offering, operators_only, say
+from bot.ui.interactions import (
+    ACTS_ON_A_SCOPE,
+    Interaction,
+    acting_scope,
+    autocomplete_safe,
+    operators_only,
+    say,
+)
 from bot.ui.pictures import say_with_picture
 from storage.chat import latency
 from storage.chat.latency import Speed
 from storage.db import key_values
 from storage.db.database import Connection
 from storage.learning import adapters, lineage, loop_status, run_times
-from storage.learning.adapters import Unchecked
-from storage.learning.lineage import Life
+from storage.learning.adapters import AnyChampion
+from storage.learning.lineage import AdapterHistory
 from storage.learning.loop_status import LoopStatus
 from storage.process.locks import trainer_is_running
 
@@ -68,7 +75,7 @@ async def status(interaction: Interaction) -> None:
     trainer_alive = await asyncio.to_thread(trainer_is_running, services.config)
     trainer = services.config.trainer
     outlook = Outlook(found, int(due_ms) if due_ms else None, trainer.min_new_ratings, trainer_alive)
-    figures = Standing(needs(outlook), next_run(outlook), speed, _traffic(health), outlook.running)
+    figures = LoopFigures(needs(outlook), next_run(outlook), speed, _traffic(health), outlook.running)
     clock = ", ".join(f"<t:{int(time.timestamp())}:f>" for time in times)
     text = status_lines(
         found,
@@ -113,7 +120,7 @@ async def promote(interaction: Interaction, adapter: str) -> None:
 
 
 @promote.autocomplete("adapter")
-@offering
+@autocomplete_safe
 async def _promotable(interaction: Interaction, typed: str) -> list[app_commands.Choice[str]]:
     """Offer what may answer here and doesn't yet."""
     if not interaction.client.is_operator(interaction.user.id):
@@ -121,15 +128,17 @@ async def _promotable(interaction: Interaction, typed: str) -> list[app_commands
     services, scope = interaction.client.services, _scope(interaction)
     base_hash = await services.base_hash()
 
-    def work(db: Connection) -> tuple[list[Life], str | None]:
-        lives = lineage.page(db, scope, skip=0, limit=_LOOKED_AT)
-        return lives, adapters.champion(db, scope, base_hash)
+    def work(db: Connection) -> tuple[list[AdapterHistory], str | None]:
+        histories = lineage.page(db, scope, skip=0, limit=_LOOKED_AT)
+        return histories, adapters.champion(db, scope, base_hash)
 
-    lives, champion = await services.database.aread(work)
-    offered: list[Life | None] = [
-        life
-        for life in lives
-        if life.adapter.state != "tainted" and life.adapter.base_hash == base_hash and not life.answers
+    histories, champion = await services.database.aread(work)
+    offered: list[AdapterHistory | None] = [
+        history
+        for history in histories
+        if history.adapter.state != "tainted"
+        and history.adapter.base_hash == base_hash
+        and not history.answers
     ]
     return _choices([*offered, *([] if champion is None else [None])], typed)
 
@@ -148,13 +157,13 @@ async def rollback(interaction: Interaction, adapter: str | None = None) -> None
         Place(scope, await services.base_hash()),
         actor=str(interaction.user.id),
         reason="rolled back by hand",
-        to=Unchecked.ANY if adapter is None else _adapter_id(adapter),
+        to=AnyChampion.ANY if adapter is None else _adapter_id(adapter),
     )
     await say(interaction, tr("Rolled back: {who} answers again.", who=adapter_name(change.after)))
 
 
 @rollback.autocomplete("adapter")
-@offering
+@autocomplete_safe
 async def _earlier(interaction: Interaction, typed: str) -> list[app_commands.Choice[str]]:
     """Offer those that led to the present one, the latest first."""
     if not interaction.client.is_operator(interaction.user.id):
@@ -162,18 +171,20 @@ async def _earlier(interaction: Interaction, typed: str) -> list[app_commands.Ch
     services, scope = interaction.client.services, _scope(interaction)
     base_hash = await services.base_hash()
 
-    def work(db: Connection) -> list[Life | None]:
+    def work(db: Connection) -> list[AdapterHistory | None]:
         earlier = reversed(adapters.earlier_champions(db, scope, base_hash))
         return [lineage.of(db, each) if each else None for each in dict.fromkeys(earlier)]
 
     return _choices(await services.database.aread(work), typed)
 
 
-def _choices(offered: Iterable[Life | None], typed: str) -> list[app_commands.Choice[str]]:
+def _choices(offered: Iterable[AdapterHistory | None], typed: str) -> list[app_commands.Choice[str]]:
     """Return choices whose names contain what was typed; None is the base model."""
     named = [
-        (adapter_text.choice_name(life), life.adapter.id) if life else (tr("base (no adapter)"), BASE_CHOICE)
-        for life in offered
+        (adapter_text.choice_name(history), history.adapter.id)
+        if history
+        else (tr("base (no adapter)"), BASE_CHOICE)
+        for history in offered
     ]
     return [
         app_commands.Choice(name=name[:_CHOICE_LIMIT], value=value)

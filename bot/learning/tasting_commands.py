@@ -16,7 +16,14 @@ from bot.operators import NOT_OPERATOR
 from bot.services import Services
 from bot.ui import modals
 from bot.ui.channels import parent_of
-from bot.ui.interactions import Interaction, guarded, offering, operators_only, say, speak_to
+from bot.ui.interactions import (
+    Interaction,
+    autocomplete_safe,
+    operators_only,
+    say,
+    set_language,
+    with_error_reply,
+)
 from storage.db.database import Connection
 from storage.feedback import tastings
 from storage.feedback.tastings import Added, BankPrompt, Progress, Tasting
@@ -84,7 +91,7 @@ async def add(interaction: Interaction, file: discord.Attachment | None = None) 
 async def sent_in(interaction: Interaction, services: Services, _: str, text: str) -> None:
     """Take the prompts of a form, if whoever sent it is an operator now."""
     await interaction.response.defer(ephemeral=True, thinking=True)
-    await speak_to(interaction)
+    await set_language(interaction)
     if not interaction.client.is_operator(interaction.user.id):
         return await say(interaction, tr(NOT_OPERATOR))
     return await say(interaction, await _add(services, text, interaction.user.id))
@@ -144,7 +151,7 @@ async def remove(interaction: Interaction, prompt: int) -> None:
 
 
 @remove.autocomplete("prompt")
-@offering
+@autocomplete_safe
 async def _prompt_choices(interaction: Interaction, typed: str | int) -> list[app_commands.Choice[int]]:
     if not interaction.client.is_operator(interaction.user.id):
         return []
@@ -285,7 +292,7 @@ class OfferButton(
         """Make the button again when it is pressed."""
         return cls()
 
-    @guarded
+    @with_error_reply
     async def callback(self, interaction: Interaction) -> None:
         """Do what /tasting does, for operators."""
         if not interaction.client.is_operator(interaction.user.id):

@@ -18,7 +18,7 @@ from bot.feedback import my_ratings
 from bot.language.texts import mark, tr
 from bot.services import Services
 from bot.serving.errors import ServingError
-from bot.ui.interactions import Interaction, guarded, say
+from bot.ui.interactions import Interaction, say, with_error_reply
 from storage.chat import members
 from storage.db.clock import SECOND_MS, now_ms
 from storage.db.database import Connection
@@ -140,7 +140,7 @@ class ErasureButton(
         """Make the button again from its custom id."""
         return cls(int(match["user"]), match["answer"], int(match["asked"]))
 
-    @guarded
+    @with_error_reply
     async def callback(self, interaction: Interaction) -> None:
         """Delete, or change nothing."""
         if interaction.user.id != self.user_id:

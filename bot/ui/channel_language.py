@@ -1,4 +1,4 @@
-"""Which language is spoken to everybody in a channel; to a single member it is `ui.interactions.speak_to`."""
+"""The language for everybody in a channel; `ui.interactions.set_language` is for a single member."""
 
 from __future__ import annotations
 

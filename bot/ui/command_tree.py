@@ -12,7 +12,7 @@ from discord.app_commands import TranslationContextLocation, TranslationContextT
 
 from bot.client import StropClient
 from bot.language import texts
-from bot.ui.interactions import Interaction, excuse, speak_to
+from bot.ui.interactions import Interaction, report_error, set_language
 from storage.db import key_values
 
 _TRANSLATED = (
@@ -30,14 +30,14 @@ class StropTree(app_commands.CommandTree[StropClient]):
 
     async def interaction_check(self, interaction: Interaction, /) -> bool:
         """Settle the language before a command answers; who may use it is each command's own check."""
-        await speak_to(interaction)
+        await set_language(interaction)
         return True
 
     async def on_error(self, interaction: Interaction, error: app_commands.AppCommandError) -> None:
         """Tell the member in one sentence what went wrong."""
         cause = error.original if isinstance(error, app_commands.CommandInvokeError) else error
         command = interaction.command.qualified_name if interaction.command else "?"
-        await excuse(interaction, cause, f"/{command}")
+        await report_error(interaction, cause, f"/{command}")
 
     async def publish(self) -> None:
         """Register the commands in every language."""

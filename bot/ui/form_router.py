@@ -6,7 +6,7 @@ from collections.abc import Awaitable, Callable
 
 from bot.services import Services
 from bot.ui import modals
-from bot.ui.interactions import Interaction, excuse, speak_to
+from bot.ui.interactions import Interaction, report_error, set_language
 
 FormHandler = Callable[[Interaction, Services, str, str], Awaitable[None]]
 """Takes the interaction, what the bot's parts share, what the form is about, and what was typed."""
@@ -29,7 +29,7 @@ class FormRouter:
             return
         kind, subject, text = form
         try:
-            await speak_to(interaction)
+            await set_language(interaction)
             await self._handlers[kind](interaction, interaction.client.services, subject, text)
         except Exception as error:  # The boundary of a form: whoever sent it must hear something.
-            await excuse(interaction, error, f"form {kind}")
+            await report_error(interaction, error, f"form {kind}")

@@ -1,4 +1,4 @@
-"""What commands, buttons and forms share: their language, who may use them, and what is said of errors."""
+"""What commands, buttons and forms share: language, permissions and error replies."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def acting_scope(interaction: Interaction) -> str:
     return services.scope(interaction.guild_id)
 
 
-def guarded(
+def with_error_reply(
     function: Callable[[Any, Any], Coroutine[Any, Any, None]],
 ) -> Callable[[Any, Any], Coroutine[Any, Any, None]]:
     """Give a button's callback the commands' error handling; discord.py would only log."""
@@ -73,21 +73,21 @@ def guarded(
     @functools.wraps(function)
     async def checked(item: Any, interaction: Interaction) -> None:
         try:
-            await speak_to(interaction)
+            await set_language(interaction)
             await function(item, interaction)
         except Exception as error:  # The boundary of a button: whoever pressed it must hear something.
-            await excuse(interaction, error, type(item).__name__)
+            await report_error(interaction, error, type(item).__name__)
 
     return checked
 
 
-def offering(
+def autocomplete_safe(
     function: Callable[[Any, Any], Coroutine[Any, Any, list[app_commands.Choice[Any]]]],
 ) -> Callable[[Any, Any], Coroutine[Any, Any, list[app_commands.Choice[Any]]]]:
-    """Give an option's suggestions an error handling; discord.py would log each late one with its traceback.
+    """Handle errors of an option's autocomplete; discord.py would log each late one with its traceback.
 
-    Discord asks anew with every key, and forgets what it asked before: answers that come too late are
-    ordinary. Without suggestions the option can still be typed.
+    Discord asks again at every key and forgets earlier requests, so late answers are ordinary. Without
+    suggestions the option can still be typed.
     """
 
     @functools.wraps(function)
@@ -107,7 +107,7 @@ def offering(
     return checked
 
 
-async def excuse(interaction: Interaction, error: BaseException, where: str) -> None:
+async def report_error(interaction: Interaction, error: BaseException, where: str) -> None:
     """Tell whoever used a command, a button or a form what went wrong, where it can still be answered."""
     if isinstance(error, discord.HTTPException) and error.code in _OVER:
         # It came too late, and whoever waited was told so by Discord.
@@ -116,8 +116,8 @@ async def excuse(interaction: Interaction, error: BaseException, where: str) -> 
     await say(interaction, sentence_for(error, where))
 
 
-async def speak_to(interaction: Interaction) -> None:
-    """Speak the server's language, or with none set the member's own."""
+async def set_language(interaction: Interaction) -> None:
+    """Use the server's language for replies, or the member's own where none is set."""
     services = interaction.client.services
     try:
         found = await services.settings(
@@ -178,7 +178,7 @@ def _is_discords(error: BaseException) -> bool:
 
 
 async def say(interaction: Interaction, content: str, **options: Any) -> None:
-    """Answer an interaction for its member's eyes only, whether it was acknowledged already or not."""
+    """Answer an interaction visibly to its member only, whether or not it was acknowledged."""
     options.setdefault("allowed_mentions", discord.AllowedMentions.none())
     try:
         if interaction.response.is_done():

@@ -9,7 +9,7 @@ import discord
 import structlog
 
 from bot.language.texts import mark, tr
-from bot.ui.interactions import Interaction, excuse, say, speak_to
+from bot.ui.interactions import Interaction, report_error, say, set_language
 
 OUTDATED = mark("This is from another version of me, and I no longer know what it does.")
 _OURS = ("strop:", "settings:")
@@ -26,11 +26,11 @@ async def handle(interaction: Interaction, known: Iterable[type[discord.ui.Dynam
     if not custom_id.startswith(_OURS) or any(_made(item, custom_id) for item in known):
         return
     try:
-        await speak_to(interaction)
+        await set_language(interaction)
         _log.info("interaction.outdated", custom_id=custom_id)
         await say(interaction, tr(OUTDATED))
     except Exception as error:  # The boundary of an interaction: whoever pressed must hear something.
-        await excuse(interaction, error, "outdated")
+        await report_error(interaction, error, "outdated")
 
 
 def _made(item: type[discord.ui.DynamicItem[Any]], custom_id: str) -> bool:

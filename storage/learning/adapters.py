@@ -26,8 +26,8 @@ State = Literal["candidate", "promoted", "rejected", "retired", "tainted"]
 PromotionKind = Literal["promote", "rollback", "erase", "initial"]
 
 
-class Unchecked(Enum):
-    """The default of `expected_champion`: any champion may be replaced (None means the base model)."""
+class AnyChampion(Enum):
+    """The default of `expected_champion`: it may be any (None means the base model)."""
 
     ANY = "any"
 
@@ -130,7 +130,9 @@ def ensure_champion_row(db: sqlite_utils.Database, scope: str, base_hash: str) -
         db, "SELECT adapter_id FROM champions WHERE scope = ? AND base_hash = ?", (scope, base_hash)
     )
     if known is None:
-        _crown(db, scope, base_hash, None, None, "initial", "strop", Sentence("the base model starts"), None)
+        _set_champion(
+            db, scope, base_hash, None, None, "initial", "strop", Sentence("the base model starts"), None
+        )
         return None
     adapter_id: str | None = known["adapter_id"]
     return adapter_id
@@ -145,7 +147,7 @@ def promote(
     actor: str,
     reason: str,
     run_id: str | None = None,
-    expected_champion: str | Unchecked | None = Unchecked.ANY,
+    expected_champion: str | AnyChampion | None = AnyChampion.ANY,
 ) -> int:
     """Make an adapter (or None, the base model) champion and return the promotion's id.
 
@@ -153,7 +155,7 @@ def promote(
     AdapterNotPromotableError, UnknownRowError.
     """
     previous = ensure_champion_row(db, scope, base_hash)
-    if expected_champion is not Unchecked.ANY and expected_champion != previous:
+    if expected_champion is not AnyChampion.ANY and expected_champion != previous:
         raise StaleChampionError(
             "The champion of {scope} is now {now}, not {expected}: judge the challenger against it again.",
             scope=scope,
@@ -162,7 +164,7 @@ def promote(
         )
     if adapter_id is not None:
         expect_promotable(db, adapter_id, scope, base_hash)
-    return _crown(db, scope, base_hash, adapter_id, previous, "promote", actor, reason, run_id)
+    return _set_champion(db, scope, base_hash, adapter_id, previous, "promote", actor, reason, run_id)
 
 
 def promote_by_hand(
@@ -174,7 +176,7 @@ def promote_by_hand(
     actor: str,
     reason: str,
     run_id: str | None = None,
-    expected_champion: str | Unchecked | None = Unchecked.ANY,
+    expected_champion: str | AnyChampion | None = AnyChampion.ANY,
 ) -> str | None:
     """Promote an adapter (None: the base) unless it is champion already; return the champion before.
 
@@ -216,7 +218,7 @@ def rollback(
     base_hash: str,
     actor: str,
     reason: str,
-    to: str | Unchecked | None = Unchecked.ANY,
+    to: str | AnyChampion | None = AnyChampion.ANY,
 ) -> str | None:
     """Go back to the champion before this one, or to an earlier one; return it (None is the base model).
 
@@ -225,29 +227,31 @@ def rollback(
     Raises NothingToRollBackError.
     """
     current = ensure_champion_row(db, scope, base_hash)
-    reigns = earlier_champions(db, scope, base_hash)
-    if not reigns:
+    earlier = earlier_champions(db, scope, base_hash)
+    if not earlier:
         raise NothingToRollBackError(
             "There is nothing to go back to: {who} answers in {scope}, and nothing came before it.",
             who=called(current),
             scope=scope,
         )
-    if to is not Unchecked.ANY and to not in reigns:
+    if to is not AnyChampion.ANY and to not in earlier:
         raise NothingToRollBackError(
             "{adapter} is none of those that led to the present one in {scope}.",
             adapter=called(to),
             scope=scope,
         )
-    target = reigns[-1] if isinstance(to, Unchecked) else to
-    _crown(db, scope, base_hash, target, current, "rollback", actor, reason, None)
+    target = earlier[-1] if isinstance(to, AnyChampion) else to
+    _set_champion(db, scope, base_hash, target, current, "rollback", actor, reason, None)
     return target
 
 
-def depose(db: sqlite_utils.Database, *, scope: str, base_hash: str, actor: str, reason: str) -> str | None:
+def revoke_champion(
+    db: sqlite_utils.Database, *, scope: str, base_hash: str, actor: str, reason: str
+) -> str | None:
     """Replace a tainted champion by the newest clean one before it, else by the base model; return it."""
     current = champion(db, scope, base_hash)
     successor = next(reversed(earlier_champions(db, scope, base_hash)), None)
-    _crown(db, scope, base_hash, successor, current, "erase", actor, reason, None)
+    _set_champion(db, scope, base_hash, successor, current, "erase", actor, reason, None)
     return successor
 
 
@@ -270,8 +274,8 @@ def recent_promotions(db: sqlite_utils.Database, scope: str, base_hash: str, lim
 
 
 def earlier_champions(db: sqlite_utils.Database, scope: str, base_hash: str) -> list[str | None]:
-    """Return the champions that may be gone back to, the latest last."""
-    *earlier, current = _reigns(promotions(db, scope, base_hash))
+    """Return the earlier champions that a rollback may choose, the latest last."""
+    *earlier, current = _champion_history(promotions(db, scope, base_hash))
     return [adapter_id for adapter_id in earlier if adapter_id != current and _may_return(db, adapter_id)]
 
 
@@ -279,8 +283,8 @@ def _may_return(db: sqlite_utils.Database, adapter_id: str | None) -> bool:
     return adapter_id is None or expect(db, adapter_id).state not in ("tainted", "rejected")
 
 
-def _reigns(history: list[Promotion]) -> list[str | None]:
-    """Return the champions that led to the present one, the base first: going back un-does promotions."""
+def _champion_history(history: list[Promotion]) -> list[str | None]:
+    """Return the champions that led to the present one, the base first; a rollback removes what it undid."""
     stack: list[str | None] = [None]
     for promotion in history:
         if promotion.kind == "promote":
@@ -293,7 +297,7 @@ def _reigns(history: list[Promotion]) -> list[str | None]:
     return stack
 
 
-def _crown(
+def _set_champion(
     db: sqlite_utils.Database,
     scope: str,
     base_hash: str,
@@ -368,7 +372,7 @@ def tainted(adapter_id: str) -> Sentence:
 
 
 def called(adapter_id: str | None) -> Sentence:
-    """Return how an adapter is called in a sentence; None is the base model."""
+    """Return an adapter's name for a sentence; None is the base model."""
     return Sentence("adapter {adapter}", adapter=adapter_id) if adapter_id else Sentence("the base model")
 
 

@@ -1,4 +1,4 @@
-"""Adapters' lives: the run that made each, when it came to answer, whom it replaced, and when it went."""
+"""Each adapter's training run and its time as champion: promotion, predecessor and replacement."""
 
 from dataclasses import dataclass
 
@@ -11,7 +11,7 @@ from storage.learning.runs import Run
 
 
 @dataclass(frozen=True, slots=True)
-class Life:
+class AdapterHistory:
     """One adapter with its run and the changes of champion that it was part of, the oldest first."""
 
     adapter: Adapter
@@ -21,12 +21,12 @@ class Life:
 
     @property
     def came(self) -> Promotion | None:
-        """The change by which it came to answer last."""
+        """Its last promotion or return."""
         return next((each for each in reversed(self.changes) if each.adapter_id == self.adapter.id), None)
 
     @property
     def went(self) -> Promotion | None:
-        """The change that ended its last time of answering; None while it answers, and before it ever did."""
+        """The change that ended its last time as champion; None while it is champion or if it never was."""
         came = self.came
         if came is None or self.answers:
             return None
@@ -35,18 +35,18 @@ class Life:
         )
 
 
-def page(db: sqlite_utils.Database, scope: str, *, skip: int, limit: int) -> list[Life]:
-    """Return the lives of a scope's adapters, the newest first, without the newest `skip`."""
+def page(db: sqlite_utils.Database, scope: str, *, skip: int, limit: int) -> list[AdapterHistory]:
+    """Return the histories of a scope's adapters, the newest first, without the newest `skip`."""
     rows = sql.many(
         db,
         "SELECT id FROM adapters WHERE scope = ? ORDER BY rowid DESC LIMIT ? OFFSET ?",
         (scope, limit, skip),
     )
-    return [life for row in rows if (life := of(db, row["id"])) is not None]
+    return [history for row in rows if (history := of(db, row["id"])) is not None]
 
 
-def of(db: sqlite_utils.Database, adapter_id: str) -> Life | None:
-    """Return one adapter's life, or None where the registry doesn't have it."""
+def of(db: sqlite_utils.Database, adapter_id: str) -> AdapterHistory | None:
+    """Return one adapter's history, or None where the registry doesn't have it."""
     adapter = adapters.get(db, adapter_id)
     if adapter is None:
         return None
@@ -56,7 +56,7 @@ def of(db: sqlite_utils.Database, adapter_id: str) -> Life | None:
            ORDER BY id""",
         (adapter.scope, adapter.base_hash, adapter.id, adapter.id),
     )
-    return Life(
+    return AdapterHistory(
         adapter,
         runs.get(db, adapter.run_id) if adapter.run_id else None,
         tuple(adapters.promotion_of(row) for row in changes),

@@ -86,13 +86,13 @@ def erase_member(db: sqlite_utils.Database, user_id: int, actor: str) -> Erasure
     reason = Sentence("a member erased words that it was trained on")
     trials.end_with(db, [adapter.id for adapter in tainted], reason, actor=actor)
     member = members.get(db, user_id)
-    named = name_redaction.take_out(db, member.display_name if member else "")
+    named = name_redaction.redact_names(db, member.display_name if member else "")
     # Files of runs that name them, or compare with an adapter that knew their words, may hold some too.
     used_by = sorted({*used_by, *_runs_of(db, named), *_judged_against(db, trained)})
     cancelled = _cancel_running(db, user_id, used_by, touched, actor)
     _erase_words(db, user_id, touched)
     _erase_evidence(db, [*used_by, *cancelled])
-    deposed = _depose(db, actor)
+    deposed = _revoke_champions(db, actor)
     retrains = _queue_retrains(db, {adapter.scope for adapter in tainted} | set(cancelled.values()), actor)
     erasure = Erasure(
         id=_record(db, user_id, retrains),
@@ -313,7 +313,7 @@ def _figures(value: Any) -> Any:
     return value
 
 
-def _depose(db: sqlite_utils.Database, actor: str) -> list[str]:
+def _revoke_champions(db: sqlite_utils.Database, actor: str) -> list[str]:
     """Switch every scope with a tainted champion to its newest clean adapter, else to the base."""
     tainted = sql.many(
         db,
@@ -321,7 +321,7 @@ def _depose(db: sqlite_utils.Database, actor: str) -> list[str]:
            JOIN adapters ON adapters.id = champions.adapter_id WHERE adapters.state = 'tainted'""",
     )
     for row in tainted:
-        adapters.depose(
+        adapters.revoke_champion(
             db,
             scope=row["scope"],
             base_hash=row["base_hash"],

@@ -16,7 +16,7 @@ SOMEONE = "@someone"
 _MESSAGE_COLUMNS = ("content", "attached_text")
 
 
-def take_out(db: sqlite_utils.Database, name: str) -> list[str]:
+def redact_names(db: sqlite_utils.Database, name: str) -> list[str]:
     """Replace every mention of `name` by "@someone"; return the replies whose stored prompt held it."""
     if not name.strip():
         return []

@@ -10,7 +10,7 @@ from functools import cached_property
 from typing import Any
 
 from bot.serving.model.chat_template import ChatTemplate, plain_reply
-from bot.serving.model.control_tokens import neutralise
+from bot.serving.model.control_tokens import escape_control_tokens
 from bot.serving.protocol import ChatMessage
 from storage.config_sections import TrainerConfig
 from trainer.data import text_features
@@ -157,7 +157,7 @@ def dpo_examples(codec: Codec, pairs: Sequence[PreferencePair], max_length: int)
     """Return both answers of each pair behind the same prompt."""
     found = []
     for pair in pairs:
-        messages = [ChatMessage(role, neutralise(content)) for role, content in pair.prompt]  # type: ignore[arg-type]
+        messages = [ChatMessage(role, escape_control_tokens(content)) for role, content in pair.prompt]  # type: ignore[arg-type]
         chosen, rejected = (
             encode(codec, messages, text, finished=finished, max_length=max_length)
             for text, finished in zip((pair.chosen, pair.rejected), pair.finished, strict=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from bot.serving.model.control_tokens import neutralise
+from bot.serving.model.control_tokens import escape_control_tokens
 from bot.serving.protocol import ChatMessage
 from trainer.data.labels import Correction, Verdict
 
@@ -58,4 +58,4 @@ class PreferencePair:
 
 def messages_of(row: Row) -> tuple[ChatMessage, ...]:
     """Return a row's prompt as chat messages in which no control token can arise."""
-    return tuple(ChatMessage(role, neutralise(content)) for role, content in row.prompt)  # type: ignore[arg-type]
+    return tuple(ChatMessage(role, escape_control_tokens(content)) for role, content in row.prompt)  # type: ignore[arg-type]

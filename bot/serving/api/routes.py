@@ -126,7 +126,7 @@ class _Face:
             engine = service.runtime.engine
             running, waiting = engine.counts()
             body["base"] = dataclasses.asdict(service.runtime.description)
-            body["adapters"] = engine.shelf.names()
+            body["adapters"] = engine.loaded_adapters.names()
             state = dataclasses.asdict(engine.queue_state())
             body["queue"] = {"running": running, "waiting": waiting, **state}
         return web.json_response(body, status=200 if service.ready else 503)
@@ -136,7 +136,7 @@ class _Face:
         engine = self._service.runtime.engine
         running = engine.counts()[0]
         text = engine.metrics.render(
-            running=running, queue=engine.queue_state(), adapters=len(engine.shelf.names())
+            running=running, queue=engine.queue_state(), adapters=len(engine.loaded_adapters.names())
         )
         return web.Response(text=text, headers={"Content-Type": "text/plain; version=0.0.4; charset=utf-8"})
 

@@ -116,7 +116,7 @@ class Service:
 
     def model_names(self) -> list[str]:
         """Return the base's name and the loaded adapters'."""
-        return [self.runtime.description.id, *self.runtime.engine.shelf.names()]
+        return [self.runtime.description.id, *self.runtime.engine.loaded_adapters.names()]
 
     def check_model(self, model: str) -> None:
         """Raise UnknownModelError unless a request may use this name."""
@@ -165,7 +165,7 @@ class Service:
         """
         runtime = self.runtime
         async with self._adapter_lock:
-            if name in runtime.engine.shelf.names():
+            if name in runtime.engine.loaded_adapters.names():
                 return False
             await asyncio.to_thread(runtime.load_adapter, name, path)
         return True
@@ -176,7 +176,7 @@ class Service:
         Raises:
             UnknownModelError: it is not loaded.
         """
-        unused = self.runtime.engine.shelf.remove(name)
+        unused = self.runtime.engine.loaded_adapters.remove(name)
         await asyncio.to_thread(unused.wait, UNLOAD_WAIT_S)
         log.info("adapter unloaded", adapter=name)
 

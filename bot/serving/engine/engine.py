@@ -18,13 +18,13 @@ import torch
 from bot.serving.engine.cache_rows import Rows
 from bot.serving.engine.events import Ending
 from bot.serving.engine.kv_cache import CausalMasks, RowCache
-from bot.serving.engine.loaded_adapters import AdapterShelf
+from bot.serving.engine.loaded_adapters import LoadedAdapters
 from bot.serving.engine.lora import Adapter, RowPlan, wrap_linears
 from bot.serving.engine.metrics import Metrics
 from bot.serving.engine.native_decoder import Decoder, UnsupportedModelError, fastest_threads
 from bot.serving.engine.request import Job
-from bot.serving.engine.running_batch import Lane
-from bot.serving.engine.scheduler import WaitingRoom
+from bot.serving.engine.running_batch import RunningBatch
+from bot.serving.engine.scheduler import RequestQueue
 from bot.serving.errors import FailureCode, RequestRejectedError, ServerBusyError, ServerUnavailableError
 from bot.serving.model.chat_template import ChatTemplate
 from bot.serving.model.loading import LoadedBase
@@ -57,7 +57,7 @@ class Engine:
 
     def __init__(self, base: LoadedBase, options: EngineOptions, metrics: Metrics | None = None) -> None:
         self.metrics = metrics or Metrics()
-        self.shelf = AdapterShelf()
+        self.loaded_adapters = LoadedAdapters()
         self.context_tokens = min(options.context_tokens, base.info.context_tokens)
         self._options = options
         self._model = base.model
@@ -74,8 +74,8 @@ class Engine:
         self._rows = Rows(self._cache, options.slots)
         self._decoder = self._checked_decoder()
         self.threads = self._decoder.threads if self._decoder else options.threads or usable_cores()
-        self._waiting: WaitingRoom[Job] = WaitingRoom(options.slots)
-        self._lanes = {PRIORITY_PEOPLE: Lane(), PRIORITY_BACKGROUND: Lane()}
+        self._waiting: RequestQueue[Job] = RequestQueue(options.slots)
+        self._batches = {PRIORITY_PEOPLE: RunningBatch(), PRIORITY_BACKGROUND: RunningBatch()}
         self._wake = threading.Condition()
         self._closing = False
         self._stopped = False
@@ -99,7 +99,7 @@ class Engine:
             if self._closing:
                 raise ServerUnavailableError("The model server is shutting down.")
             try:
-                self._waiting.add(job, self._lanes[PRIORITY_PEOPLE])
+                self._waiting.add(job, self._batches[PRIORITY_PEOPLE])
             except ServerBusyError:
                 self.metrics.rejected += 1
                 raise
@@ -114,24 +114,24 @@ class Engine:
     def counts(self) -> tuple[int, int]:
         """Return how many jobs run and how many wait."""
         with self._wake:
-            running = sum(len(lane.jobs) for lane in self._lanes.values())
+            running = sum(len(batch.jobs) for batch in self._batches.values())
             return running, len(self._waiting)
 
     def queue_state(self) -> QueueState:
         """Return who waits, and about how long a newcomer would."""
         with self._wake:
-            return self._waiting.state(self._lanes[PRIORITY_PEOPLE])
+            return self._waiting.state(self._batches[PRIORITY_PEOPLE])
 
     def place(self, job: Job) -> QueuePlace | None:
         """Return a person's place in the queue, or None once the job has a row."""
         with self._wake:
-            return self._waiting.place(job, self._lanes[PRIORITY_PEOPLE])
+            return self._waiting.place(job, self._batches[PRIORITY_PEOPLE])
 
     def stop(self, drain_s: float = 0.0) -> None:
         """Take no new job, let people's replies finish for ``drain_s`` seconds, then fail what is left."""
         with self._wake:
             self._closing = True
-            for job in [*self._waiting, *(job for lane in self._lanes.values() for job in lane.jobs)]:
+            for job in [*self._waiting, *(job for batch in self._batches.values() for job in batch.jobs)]:
                 job.cancelled |= job.priority == PRIORITY_BACKGROUND
             self._wake.notify()
         if not self._thread.is_alive():
@@ -161,11 +161,11 @@ class Engine:
         with torch.inference_mode():
             while self._wait_for_work():
                 started = time.perf_counter()
-                lane = self._next_lane()
+                batch = self._next_lane()
                 try:
-                    self._step(lane)
+                    self._step(batch)
                 except Exception:  # the loop's boundary: one bad step must not end the server
-                    log.exception("engine step failed", jobs=len(lane.jobs))
+                    log.exception("engine step failed", jobs=len(batch.jobs))
                     self._fail_everyone("internal", "The model server failed on this request.")
                 self.metrics.observe_step(time.perf_counter() - started)
             self._fail_everyone("shutting_down", "The model server is shutting down.")
@@ -176,7 +176,7 @@ class Engine:
             while True:
                 self._reap()
                 self._admit()
-                running = any(lane.jobs for lane in self._lanes.values())
+                running = any(batch.jobs for batch in self._batches.values())
                 if self._stopped or (self._closing and not running):
                     return False
                 if running:
@@ -188,8 +188,8 @@ class Engine:
         now = time.monotonic()
         for job in self._waiting.remove_ended(now):
             self._give_up(job)
-        for lane in self._lanes.values():
-            for job in [job for job in lane.jobs if job.cancelled or job.expired(now)]:
+        for batch in self._batches.values():
+            for job in [job for job in batch.jobs if job.cancelled or job.expired(now)]:
                 self._leave(job)
                 self._give_up(job)
 
@@ -203,43 +203,43 @@ class Engine:
     def _admit(self) -> None:
         """Give waiting jobs rows: people first, in the place of background jobs if need be."""
         self._waiting.admit(
-            self._lanes[PRIORITY_PEOPLE], self._lanes[PRIORITY_BACKGROUND], self._join, self._leave
+            self._batches[PRIORITY_PEOPLE], self._batches[PRIORITY_BACKGROUND], self._join, self._leave
         )
-        for priority, lane in self._lanes.items():
-            lane.crowding = self._waiting.users(priority)
+        for priority, batch in self._batches.items():
+            batch.crowding = self._waiting.users(priority)
 
     def _join(self, job: Job) -> None:
         job.start()
         self._rows.take(job)
         self.metrics.reused_tokens += job.cached
-        self._lanes[job.priority].join(job)
+        self._batches[job.priority].join(job)
 
     def _leave(self, job: Job) -> None:
-        self._lanes[job.priority].leave(job)
+        self._batches[job.priority].leave(job)
         self._rows.leave(job)
 
-    def _next_lane(self) -> Lane:
+    def _next_lane(self) -> RunningBatch:
         self._steps += 1
-        people, background = self._lanes[PRIORITY_PEOPLE], self._lanes[PRIORITY_BACKGROUND]
+        people, background = self._batches[PRIORITY_PEOPLE], self._batches[PRIORITY_BACKGROUND]
         turn = self._steps % BACKGROUND_SHARE == 0
         return background if background.jobs and (turn or not people.jobs) else people
 
-    def _step(self, lane: Lane) -> None:
+    def _step(self, batch: RunningBatch) -> None:
         started = time.monotonic()
-        readers = self._prefill(lane)
-        if lane.decoding:
-            self._decode(lane)
-        lane.count_reading(readers, time.monotonic() - started)
+        readers = self._prefill(batch)
+        if batch.decoding:
+            self._decode(batch)
+        batch.count_reading(readers, time.monotonic() - started)
 
-    def _prefill(self, lane: Lane) -> set[str]:
+    def _prefill(self, batch: RunningBatch) -> set[str]:
         """Read one chunk of prompt tokens, from as many jobs as it takes; a small one while others decode.
 
         Returns the users whose prompts were read.
         """
-        waiting = any(other.decoding for other in self._lanes.values())
+        waiting = any(other.decoding for other in self._batches.values())
         budget = self._options.shared_chunk_tokens if waiting else self._options.chunk_tokens
         readers: set[str] = set()
-        while budget > 0 and (job := lane.next_to_read()) is not None:
+        while budget > 0 and (job := batch.next_to_read()) is not None:
             readers.add(job.user)
             count = min(budget, len(job.tokens) - job.cached)
             budget -= count
@@ -251,8 +251,8 @@ class Engine:
             job.cached += count
             self.metrics.prompt_tokens += count
             if last:
-                lane.begin_decoding(job)
-                self._accept(lane, job, logits[-1])
+                batch.begin_decoding(job)
+                self._accept(batch, job, logits[-1])
         return readers
 
     def _collect_scores(self, job: Job, logits: torch.Tensor, count: int) -> None:
@@ -265,14 +265,14 @@ class Engine:
         chosen = logits.gather(1, targets)[:, 0] - torch.logsumexp(logits, dim=-1)
         job.scores += [float(score) for score in chosen]
 
-    def _decode(self, lane: Lane) -> None:
-        jobs = sorted(lane.decoding, key=self._rows.of)
+    def _decode(self, batch: RunningBatch) -> None:
+        jobs = sorted(batch.decoding, key=self._rows.of)
         logits = self._next_logits(jobs)
         # First all counts, then the choices: a job that leaves gives its row away, as far as it is cached.
         for job in jobs:
             job.cached += 1
         for job, row in zip(jobs, logits, strict=True):
-            self._accept(lane, job, row)
+            self._accept(batch, job, row)
 
     def _next_logits(self, jobs: list[Job]) -> torch.Tensor:
         """Decode each job's last token; return logits (B, V)."""
@@ -285,7 +285,7 @@ class Engine:
             [job.adapter for job in jobs],
         )
 
-    def _accept(self, lane: Lane, job: Job, logits: torch.Tensor) -> None:
+    def _accept(self, batch: RunningBatch, job: Job, logits: torch.Tensor) -> None:
         # Rows of the embedding beyond the tokenizer's vocabulary are padding that was never trained.
         usable = logits[: self._vocabulary].to(device="cpu", dtype=torch.float32)
         ending = job.accept(usable, self.end_tokens, self.context_tokens)
@@ -356,7 +356,7 @@ class Engine:
     def _account(self, job: Job, outcome: str) -> None:
         """Release what the job held and count it."""
         if job.adapter is not None:
-            self.shelf.unpin(job.adapter)
+            self.loaded_adapters.unpin(job.adapter)
         self.metrics.count_request(outcome)
         if job.priority == PRIORITY_PEOPLE and outcome in ("stop", "length"):
             with self._wake:
@@ -365,11 +365,11 @@ class Engine:
     def _fail_everyone(self, code: FailureCode, message: str) -> None:
         """Fail the running jobs, and the waiting ones too when the engine ends."""
         with self._wake:
-            jobs = [job for lane in self._lanes.values() for job in lane.jobs]
+            jobs = [job for batch in self._batches.values() for job in batch.jobs]
             if code == "shutting_down":
                 jobs += self._waiting.clear()
-            for lane in self._lanes.values():
-                for job in lane.jobs:
+            for batch in self._batches.values():
+                for job in batch.jobs:
                     self._leave(job)
             # What a failed step left in the rows is not to be trusted.
             self._rows = Rows(self._cache, self._options.slots)

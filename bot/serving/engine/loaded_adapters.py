@@ -19,7 +19,7 @@ class _Entry:
     unused: threading.Event = field(default_factory=threading.Event)
 
 
-class AdapterShelf:
+class LoadedAdapters:
     """Loaded adapters with reference counts; safe to use from any thread."""
 
     def __init__(self, max_adapters: int = MAX_ADAPTERS) -> None:
@@ -35,10 +35,10 @@ class AdapterShelf:
             return list(self._entries)
 
     def add(self, adapter: Adapter) -> None:
-        """Make an adapter available; a full shelf first drops the one unused for longest.
+        """Make an adapter available; at the limit, first drop the least recently used idle one.
 
         Raises:
-            AdapterRefusedError: every adapter is in use and the shelf is full.
+            AdapterRefusedError: the limit is reached and every adapter is in use.
         """
         with self._lock:
             if adapter.name in self._entries:

@@ -14,8 +14,8 @@ from collections.abc import Callable, Collection
 from bot.serving.engine.request import Job
 
 
-class Lane:
-    """The running jobs of one priority, in the order of their arrival.
+class RunningBatch:
+    """The running requests of one priority, in the order of arrival.
 
     ``crowding`` names the users of whom further requests wait; whoever admits requests keeps it true.
     """
@@ -29,7 +29,7 @@ class Lane:
 
     @property
     def jobs(self) -> list[Job]:
-        """All running jobs of the lane."""
+        """All running requests of the batch."""
         return [*self.decoding, *self.reading]
 
     def join(self, job: Job) -> None:

@@ -90,14 +90,14 @@ class Runtime:
         Raises:
             UnknownModelError, RequestRejectedError, ServerBusyError, ServerUnavailableError: as they say.
         """
-        shelf = self.engine.shelf
-        adapter = None if model == self.description.id else shelf.pin(model)
+        loaded_adapters = self.engine.loaded_adapters
+        adapter = None if model == self.description.id else loaded_adapters.pin(model)
         try:
             job = Job(prompt, options, sink=sink, tokenizer=self._base.tokenizer, adapter=adapter)
             self.engine.submit(job)
         except BaseException:
             if adapter is not None:
-                shelf.unpin(adapter)
+                loaded_adapters.unpin(adapter)
             raise
         return job
 
@@ -117,7 +117,7 @@ class Runtime:
             dtype=self._base.dtype,
             device=self._base.device,
         )
-        self.engine.shelf.add(adapter)
+        self.engine.loaded_adapters.add(adapter)
         log.info("adapter loaded", adapter=name, rank=adapter.rank)
 
 

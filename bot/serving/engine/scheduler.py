@@ -47,7 +47,7 @@ W_co = TypeVar("W_co", bound=Waiter, covariant=True)
 
 
 class Running(Protocol[W_co]):
-    """The running requests of one priority (:class:`bot.serving.engine.running_batch.Lane`)."""
+    """The running requests of one priority (:class:`bot.serving.engine.running_batch.RunningBatch`)."""
 
     @property
     def jobs(self) -> Sequence[W_co]:
@@ -128,7 +128,7 @@ class _Turns(Generic[W]):
         return [job for *_, job in sorted(ranked, key=lambda entry: entry[:2])]
 
 
-class WaitingRoom(Generic[W]):
+class RequestQueue(Generic[W]):
     """The waiting requests of an engine with ``slots`` rows. Not thread-safe: the engine's lock guards it."""
 
     def __init__(

@@ -13,7 +13,7 @@ from jinja2 import TemplateError
 
 from bot.serving.errors import BaseRefusedError, RequestRejectedError
 from bot.serving.model.capabilities import BaseCapabilities
-from bot.serving.model.control_tokens import DEFAULT, neutralise
+from bot.serving.model.control_tokens import DEFAULT, escape_control_tokens
 from bot.serving.model.thoughts import OPENING_TAGS, without_thoughts
 from bot.serving.protocol import ChatMessage, TokenIds
 
@@ -168,11 +168,11 @@ def plain_reply(tokenizer: Any, text: str) -> str:
 def plain_content(tokenizer: Any, text: str) -> str:
     """Return the text such that this tokenizer reads no control token in it.
 
-    The general rule of :func:`neutralise` comes first, so that text which a client neutralised stays as it
+    The general rule of :func:`escape_control_tokens` comes first, so text that a client escaped stays as it
     is; then the tokenizer itself is asked, and what it still reads as a control token is cut out.
     """
     strings = control_strings(tokenizer)
-    text = neutralise(text, (*DEFAULT, *strings))
+    text = escape_control_tokens(text, (*DEFAULT, *strings))
     control = frozenset(tokenizer.convert_tokens_to_ids(list(strings)))
     while True:
         encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)

@@ -47,7 +47,7 @@ _REMEMBERED_WORDS = 4096
 _NAME = re.compile(r"/?[a-z0-9_.\-\u2581]+")
 
 
-def neutralise(text: str, special_tokens: Sequence[str] = DEFAULT) -> str:
+def escape_control_tokens(text: str, special_tokens: Sequence[str] = DEFAULT) -> str:
     """Return ``text`` with every control-token-like string broken by one space.
 
     Text without such a string comes back unchanged, and the result of a second call equals that of the first.

@@ -11,7 +11,7 @@ from typing import Any
 import sqlite_utils
 
 from bot.serving.client import ModelClient
-from bot.serving.model.control_tokens import neutralise
+from bot.serving.model.control_tokens import escape_control_tokens
 from bot.serving.protocol import ChatMessage, Sampling
 from storage.chat import conversations, members, replies
 from storage.feedback import duels, ratings
@@ -95,7 +95,7 @@ def chat_of(world: World, asked: Asked) -> list[ChatMessage]:
     """Return the prompt as the bot would send it."""
     return [
         ChatMessage("system", world.config.chat.system_prompt),
-        ChatMessage("user", neutralise(asked.text)),
+        ChatMessage("user", escape_control_tokens(asked.text)),
     ]
 
 

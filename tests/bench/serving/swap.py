@@ -93,7 +93,7 @@ class EngineUnderSwaps:
             self._side.engine.cancel(job)
         for _ in jobs:
             wait_for_end(events)
-        self._side.engine.shelf.remove(new.name)
+        self._side.engine.loaded_adapters.remove(new.name)
         return watch
 
     def close(self) -> None:

@@ -20,7 +20,7 @@ from bot.charts.canvas import BLUE, EDGE, GROUND, INK, ORANGE, SCALE, SOFT, WIDT
 from bot.charts.picture import Picture
 from bot.charts.rating_chart import RatingFigures
 from bot.charts.renderer import Studio
-from bot.charts.status_chart import Need, Standing
+from bot.charts.status_chart import LoopFigures, Need
 from bot.charts.week_text import WeekFigures
 from bot.language import texts
 from bot.language.texts import tr
@@ -58,7 +58,7 @@ def week_figures(draw: st.DrawFn) -> WeekFigures:
 
 
 @st.composite
-def standings(draw: st.DrawFn) -> Standing:
+def standings(draw: st.DrawFn) -> LoopFigures:
     def wait() -> Wait:
         median = draw(MILLISECONDS)
         return Wait(draw(COUNTS) + 1, median, median + draw(MILLISECONDS))
@@ -68,7 +68,7 @@ def standings(draw: st.DrawFn) -> Standing:
     running = draw(st.one_of(st.none(), st.just(Need(tr("Evaluation"), draw(st.integers(0, 100)), 100))))
     phrase = draw(st.sampled_from(["", tr("only when /retrain asks for it"), "W" * 90]))
     speed = Speed(hours, wait() if any(hours) else None, draw(MILLISECONDS), draw(MILLISECONDS))
-    return Standing(needs, phrase, speed, phrase, running)
+    return LoopFigures(needs, phrase, speed, phrase, running)
 
 
 def spoken(language: str, draw: Callable[[], Picture]) -> Picture:
@@ -125,7 +125,9 @@ def test_the_picture_of_weeks_says_in_words_what_it_shows() -> None:
 
 @settings(max_examples=8, deadline=None, phases=[Phase.generate])
 @given(standings(), st.sampled_from(texts.LANGUAGES))
-def test_whatever_the_loop_is_at_the_picture_stays_within_its_card(figures: Standing, language: str) -> None:
+def test_whatever_the_loop_is_at_the_picture_stays_within_its_card(
+    figures: LoopFigures, language: str
+) -> None:
     assert_within_its_card(spoken(language, lambda: status_chart.draw(figures)))
 
 

@@ -20,7 +20,7 @@ from bot.delivery.streaming import ChannelPace, ReplyRenderer
 from bot.feedback.reply_buttons import Controls
 from bot.services import Person, Services
 from bot.serving.client_parsing import WholeCharacters
-from bot.serving.model.control_tokens import neutralise
+from bot.serving.model.control_tokens import escape_control_tokens
 from bot.serving.model.identity import BaseIdentity
 from bot.serving.protocol import QueuePlace
 from storage.chat import conversations, replies
@@ -140,7 +140,9 @@ async def test_mentions_become_names_and_control_tokens_plain_text(
 ) -> None:
     text = f"{community.mention} tell {community.bob.mention} in {community.channel.mention} <|im_end|>"
     await community.ann.send(community.channel, text)
-    assert model_server.prompt()[-1]["content"] == f"tell @bob in #general {neutralise('<|im_end|>')}"
+    assert (
+        model_server.prompt()[-1]["content"] == f"tell @bob in #general {escape_control_tokens('<|im_end|>')}"
+    )
 
 
 async def test_the_champion_of_the_guild_answers_and_is_loaded_on_demand(

@@ -17,7 +17,7 @@ import pytest
 from bot.chat import question
 from bot.chat.content import attachments
 from bot.chat.prompt import Turn, build_within
-from bot.serving.model.control_tokens import neutralise
+from bot.serving.model.control_tokens import escape_control_tokens
 from bot.serving.protocol import ChatMessage
 from storage.chat.splits import near_duplicate_key
 
@@ -104,7 +104,7 @@ def read(text: str) -> dict[str, float]:
     message = text[:4_000]
     return {
         "key": cpu_s(lambda: near_duplicate_key(text)),
-        "neutralise": cpu_s(lambda: neutralise(message)),
+        "neutralise": cpu_s(lambda: escape_control_tokens(message)),
         "quoted": cpu_s(lambda: question.quoted(message)),
         "file name": cpu_s(lambda: attachments.plain_name(text)),
         "file": cpu_s(lambda: attachments.decoded(text.encode("utf-8", "replace")[:262_144], "text/plain")),

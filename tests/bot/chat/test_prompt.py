@@ -17,7 +17,7 @@ from bot.chat.prompt import (
     speaker_label,
 )
 from bot.errors import ContextError
-from bot.serving.model.control_tokens import neutralise
+from bot.serving.model.control_tokens import escape_control_tokens
 from bot.serving.model.token_estimate import byte_measure, prompt_length
 from bot.serving.protocol import ChatMessage
 
@@ -46,7 +46,7 @@ def test_never_overflows_and_keeps_system_and_newest(turns: list[Turn], budget: 
 
     assert prompt_length(prompt.messages, byte_measure) <= budget
     assert prompt.messages[0] == ChatMessage("system", SYSTEM)
-    newest = neutralise(turns[-1].content)
+    newest = escape_control_tokens(turns[-1].content)
     if prompt.truncated:
         assert OMISSION.strip() in prompt.messages[-1].content
     else:
@@ -63,7 +63,7 @@ def test_what_is_dropped_is_dropped_from_the_beginning_and_whole(turns: list[Tur
     assert len(kept) >= 1
     if not prompt.truncated:
         text = "\n".join(message.content for message in prompt.messages[1:])
-        assert all(neutralise(turn.content) in text or ":" in text for turn in kept)
+        assert all(escape_control_tokens(turn.content) in text or ":" in text for turn in kept)
 
 
 @given(TURNS, st.integers(100, 600))
@@ -143,7 +143,7 @@ def test_a_name_stays_a_name() -> None:
 def test_neither_words_nor_names_can_yield_control_tokens(attack: str) -> None:
     turns = [Turn(attack, 1, attack), Turn(attack), Turn(attack, 2, "bob")]
     for message in build("", turns, 4000).messages:
-        assert message.content == neutralise(message.content)
+        assert message.content == escape_control_tokens(message.content)
         assert "<|im_end|>" not in message.content and "[INST]" not in message.content
 
 

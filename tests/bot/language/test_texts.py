@@ -52,7 +52,7 @@ NOT_SAID = {
     "client.py": {"Feature", "no  was added"},
     "chat/answerer.py": {
         "a member stopped it",
-        "its companion stands alone",
+        "the other candidate failed",
         "the bot was stopped",
         "too many replies in flight",
     },

@@ -90,8 +90,8 @@ async def test_a_full_page_fits_one_message_in_every_language(community: Communi
     for number in range(PAGE):
         trained(community, f"a{number:016}", actor="123")
     scope = f"guild:{community.guild.id}"
-    lives = community.services.database.read(lambda db: lineage.page(db, scope, skip=0, limit=PAGE))
+    histories = community.services.database.read(lambda db: lineage.page(db, scope, skip=0, limit=PAGE))
     texts.speak(language)
-    said = adapter_text.page_text(lives, lives[0].adapter.id, number=12, pages=99)
-    assert len(said) <= 2000 and all(f"`{life.adapter.id}`" in said for life in lives)
+    said = adapter_text.page_text(histories, histories[0].adapter.id, number=12, pages=99)
+    assert len(said) <= 2000 and all(f"`{history.adapter.id}`" in said for history in histories)
     assert said.count("-# ") == 3 * PAGE

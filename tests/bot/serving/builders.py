@@ -92,13 +92,13 @@ class Caller:
     ) -> tuple[Job, "queue.Queue[Event]"]:
         events: queue.Queue[Event] = queue.Queue()
         ids = self.base.tokenizer(prompt)["input_ids"] if isinstance(prompt, str) else list(prompt)
-        pinned = self.engine.shelf.pin(adapter) if adapter else None
+        pinned = self.engine.loaded_adapters.pin(adapter) if adapter else None
         job = Job(ids, JobOptions(**options), sink=events.put, tokenizer=self.base.tokenizer, adapter=pinned)
         try:
             self.engine.submit(job)
         except ServingError:
             if pinned is not None:
-                self.engine.shelf.unpin(pinned)
+                self.engine.loaded_adapters.unpin(pinned)
             raise
         return job, events
 

@@ -188,7 +188,7 @@ def act(db: sqlite_utils.Database, action: str, name: str | None) -> None:
         assert name is not None
         adapters.set_state(db, name, "tainted")
         if adapters.champion(db, SCOPE, BASE) == name:
-            adapters.depose(db, scope=SCOPE, base_hash=BASE, actor="1", reason="erased")
+            adapters.revoke_champion(db, scope=SCOPE, base_hash=BASE, actor="1", reason="erased")
 
 
 def test_the_registry_survives_a_restart(tmp_path: Path) -> None:

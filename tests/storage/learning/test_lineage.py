@@ -5,7 +5,7 @@ import sqlite_utils
 
 from storage.db.database import Database
 from storage.learning import adapters, lineage, runs
-from storage.learning.lineage import Life
+from storage.learning.lineage import AdapterHistory
 from tests.storage.conftest import BASE, SCOPE
 from tests.storage.learning.test_adapters import candidate, promote, rollback
 
@@ -16,7 +16,7 @@ def three(database: Database) -> Database:
     return database
 
 
-def life(database: Database, adapter_id: str) -> Life:
+def history(database: Database, adapter_id: str) -> AdapterHistory:
     found = database.read(lambda db: lineage.of(db, adapter_id))
     assert found is not None
     return found
@@ -24,7 +24,7 @@ def life(database: Database, adapter_id: str) -> Life:
 
 def test_a_life_tells_whom_it_replaced_and_what_replaced_it(three: Database) -> None:
     three.write(lambda db: [promote(db, "a1"), promote(db, "a2"), rollback(db)])
-    first, second, third = (life(three, name) for name in ("a1", "a2", "a3"))
+    first, second, third = (history(three, name) for name in ("a1", "a2", "a3"))
     assert first.answers and first.came is not None and first.went is None
     assert (first.came.kind, first.came.previous_id) == ("rollback", "a2")
     assert second.came is not None and second.went is not None
@@ -39,7 +39,7 @@ def test_a_life_knows_the_run_that_made_it(database: Database) -> None:
         return run.id
 
     run_id = database.write(made)
-    run = life(database, "a1").run
+    run = history(database, "a1").run
     assert run is not None and run.id == run_id
 
 

@@ -197,11 +197,11 @@ def community(tmp_path: Path, server: FakeModelServer) -> Iterator[Community]:
     server.adapters = [old, new]
     with Database.open(config.database) as database:
         made = Community(database, config, server, old, new)
-        database.write(lambda db: _crown(db, old))
+        database.write(lambda db: _set_champion(db, old))
         yield made
 
 
-def _crown(db: sqlite_utils.Database, adapter_id: str) -> None:
+def _set_champion(db: sqlite_utils.Database, adapter_id: str) -> None:
     path = f"adapters/{adapter_id}"
     adapters.insert_candidate(db, adapter_id=adapter_id, scope=SCOPE, base_hash=BASE_HASH, path=path)
     adapters.promote(

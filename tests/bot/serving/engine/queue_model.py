@@ -10,8 +10,8 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
-from bot.serving.engine.running_batch import Lane
-from bot.serving.engine.scheduler import QueueLimits, WaitingRoom
+from bot.serving.engine.running_batch import RunningBatch
+from bot.serving.engine.scheduler import QueueLimits, RequestQueue
 from bot.serving.errors import ServerBusyError
 from bot.serving.protocol import PRIORITY_PEOPLE, QueuePlace
 
@@ -59,9 +59,9 @@ class QueueModel:
     def __init__(self, slots: int = 8, limits: QueueLimits | None = None) -> None:
         self.now = 0.0
         self.slots = slots
-        self.room: WaitingRoom[Reply] = WaitingRoom(slots, limits or QueueLimits(), lambda: self.now)
-        self.people: Any = Lane(lambda: self.now)
-        self.background: Any = Lane(lambda: self.now)
+        self.room: RequestQueue[Reply] = RequestQueue(slots, limits or QueueLimits(), lambda: self.now)
+        self.people: Any = RunningBatch(lambda: self.now)
+        self.background: Any = RunningBatch(lambda: self.now)
         self.ended: list[Reply] = []
         self.refused = 0
         self.on_end: Callable[[Reply], None] = lambda _: None

@@ -34,7 +34,7 @@ def fresh(base: LoadedBase, ids: list[int], adapter: Adapter | None = None) -> t
     engine = Engine(base, EngineOptions(context_tokens=256, slots=1))
     engine.start()
     if adapter is not None:
-        engine.shelf.add(adapter)
+        engine.loaded_adapters.add(adapter)
     reply = Caller(engine, base).run(
         ids, adapter.name if adapter else None, max_tokens=12, sampling=GREEDY, ignore_end=True
     )
@@ -74,8 +74,8 @@ def test_a_running_request_lends_its_beginning(caller: Caller) -> None:
 def test_nothing_is_taken_over_from_another_adapter(caller: Caller) -> None:
     champion = memory_adapter("champion", caller.engine.widths, seed=1)
     candidate = memory_adapter("candidate", caller.engine.widths, seed=2)
-    caller.engine.shelf.add(champion)
-    caller.engine.shelf.add(candidate)
+    caller.engine.loaded_adapters.add(champion)
+    caller.engine.loaded_adapters.add(candidate)
     for adapter in (None, champion, candidate):
         before = caller.engine.metrics.reused_tokens
         name = adapter.name if adapter else None

@@ -124,7 +124,7 @@ def test_scores_equal_the_log_probabilities_of_one_plain_forward(caller: Caller,
 
 def test_base_champion_and_candidate_share_a_batch(caller: Caller) -> None:
     for seed, name in enumerate(("champion", "candidate"), start=1):
-        caller.engine.shelf.add(memory_adapter(name, caller.engine.widths, seed=seed))
+        caller.engine.loaded_adapters.add(memory_adapter(name, caller.engine.widths, seed=seed))
     names = [None, "champion", "candidate"]
     alone = [caller.run(PROMPT, name, max_tokens=20, sampling=GREEDY).token_ids for name in names]
     together = [caller.submit(PROMPT, name, max_tokens=20, sampling=GREEDY)[1] for name in names]
@@ -135,15 +135,15 @@ def test_base_champion_and_candidate_share_a_batch(caller: Caller) -> None:
 
 def test_a_swap_in_mid_reply_leaves_replies_in_flight_on_their_adapter(caller: Caller) -> None:
     """Hazard 3: with PEFT's set_adapter every generation in flight changed its adapter."""
-    shelf = caller.engine.shelf
-    shelf.add(memory_adapter("old", caller.engine.widths, seed=1))
+    loaded_adapters = caller.engine.loaded_adapters
+    loaded_adapters.add(memory_adapter("old", caller.engine.widths, seed=1))
     expected = caller.run(PROMPT, "old", max_tokens=60, sampling=GREEDY).token_ids
     _, events = caller.submit(PROMPT, "old", max_tokens=60, sampling=GREEDY)
     assert isinstance(events.get(timeout=30), TextPiece)
-    shelf.add(memory_adapter("new", caller.engine.widths, seed=2))
-    gone = shelf.remove("old")
+    loaded_adapters.add(memory_adapter("new", caller.engine.widths, seed=2))
+    gone = loaded_adapters.remove("old")
     with pytest.raises(UnknownModelError):
-        shelf.pin("old")
+        loaded_adapters.pin("old")
     fresh = caller.run(PROMPT, "new", max_tokens=10, sampling=GREEDY).token_ids
     _, end = drain(events)
     assert isinstance(end, Finished)
@@ -153,10 +153,10 @@ def test_a_swap_in_mid_reply_leaves_replies_in_flight_on_their_adapter(caller: C
 
 
 def test_unloading_waits_for_the_last_reference(caller: Caller) -> None:
-    shelf = caller.engine.shelf
-    shelf.add(memory_adapter("a", caller.engine.widths, seed=1))
+    loaded_adapters = caller.engine.loaded_adapters
+    loaded_adapters.add(memory_adapter("a", caller.engine.widths, seed=1))
     job, events = caller.submit(PROMPT, "a", max_tokens=200, sampling=GREEDY)
-    gone = shelf.remove("a")
+    gone = loaded_adapters.remove("a")
     assert not gone.is_set()
     caller.engine.cancel(job)
     drain(events)
@@ -164,13 +164,13 @@ def test_unloading_waits_for_the_last_reference(caller: Caller) -> None:
 
 
 def test_a_full_shelf_drops_what_was_unused_for_longest(caller: Caller) -> None:
-    shelf = caller.engine.shelf
-    shelf._max = 2
+    loaded_adapters = caller.engine.loaded_adapters
+    loaded_adapters._max = 2
     for name in ("a", "b"):
-        shelf.add(memory_adapter(name, {}, seed=1))
-    shelf.unpin(shelf.pin("a"))
-    shelf.add(memory_adapter("c", {}, seed=1))
-    assert shelf.names() == ["a", "c"]
+        loaded_adapters.add(memory_adapter(name, {}, seed=1))
+    loaded_adapters.unpin(loaded_adapters.pin("a"))
+    loaded_adapters.add(memory_adapter("c", {}, seed=1))
+    assert loaded_adapters.names() == ["a", "c"]
 
 
 def test_a_cancelled_request_stops_within_a_step(caller: Caller) -> None:
@@ -356,7 +356,7 @@ def shared(tiny_folder: Path) -> Iterator[Caller]:
     engine = Engine(base, EngineOptions(context_tokens=96, slots=3, chunk_tokens=16))
     engine.start()
     for seed in (1, 2):
-        engine.shelf.add(memory_adapter(f"adapter-{seed}", engine.widths, seed=seed))
+        engine.loaded_adapters.add(memory_adapter(f"adapter-{seed}", engine.widths, seed=seed))
     yield Caller(engine, base)
     engine.stop()
 
@@ -395,4 +395,4 @@ def test_every_request_ends_with_exactly_one_terminal_event(shared: Caller, plan
         assert job.done
         assert events.empty()
     assert shared.engine.counts() == (0, 0)
-    assert all(entry.pins == 0 for entry in shared.engine.shelf._entries.values())
+    assert all(entry.pins == 0 for entry in shared.engine.loaded_adapters._entries.values())

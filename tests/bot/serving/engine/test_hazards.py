@@ -75,7 +75,7 @@ def test_hazard_1_serving_loading_and_swapping_adapters_never_reads_the_state(
                 chat_template_hash=packed.info.chat_template_hash,
                 tensors=lora_tensors(engine.widths, seed=seed),
             )
-            engine.shelf.add(
+            engine.loaded_adapters.add(
                 read_adapter(
                     folder.name,
                     folder,
@@ -88,7 +88,7 @@ def test_hazard_1_serving_loading_and_swapping_adapters_never_reads_the_state(
                 )
             )
             Caller(engine, packed).run([5, 6, 7], folder.name, max_tokens=3, sampling=GREEDY)
-            engine.shelf.remove(folder.name)
+            engine.loaded_adapters.remove(folder.name)
         assert loss_of_row(engine, packed) == before
     finally:
         engine.stop()

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bot.serving.engine.scheduler import QueueLimits, WaitingRoom
+from bot.serving.engine.scheduler import QueueLimits, RequestQueue
 from bot.serving.errors import ServerBusyError
 from bot.serving.protocol import PRIORITY_BACKGROUND, QueueState
 from tests.bot.serving.engine.queue_model import QueueModel, Reply, draw, latencies, percentile
@@ -31,7 +31,7 @@ class Lot:
         self.jobs.remove(job)
 
 
-def admit(waiting: WaitingRoom[Reply], people: Lot, background: Lot) -> None:
+def admit(waiting: RequestQueue[Reply], people: Lot, background: Lot) -> None:
     waiting.admit(
         people,
         background,
@@ -44,8 +44,8 @@ def asked(user: str, length: int = 10, **changes: Any) -> Reply:
     return Reply(user, length, 10, 0.0, **changes)
 
 
-def room(slots: int = 2, **limits: int) -> tuple[WaitingRoom[Reply], Lot, Lot]:
-    return WaitingRoom(slots, QueueLimits(**limits), lambda: 0.0), Lot(), Lot()
+def room(slots: int = 2, **limits: int) -> tuple[RequestQueue[Reply], Lot, Lot]:
+    return RequestQueue(slots, QueueLimits(**limits), lambda: 0.0), Lot(), Lot()
 
 
 def users(jobs: list[Reply]) -> list[str]:

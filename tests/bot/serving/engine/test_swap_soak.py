@@ -129,7 +129,7 @@ class Community:
         old = self.current
         self._load(name)
         self.current = name
-        return self.runtime.engine.shelf.remove(old)
+        return self.runtime.engine.loaded_adapters.remove(old)
 
 
 def test_a_name_that_is_given_to_other_weights_reuses_nothing_of_the_old_ones(
@@ -137,12 +137,12 @@ def test_a_name_that_is_given_to_other_weights_reuses_nothing_of_the_old_ones(
 ) -> None:
     """vLLM's callers may do this; keys and values of the old weights would answer for the new ones."""
     community, _, names = served
-    shelf, folder = community.runtime.engine.shelf, community.runtime._adapters_dir
+    loaded_adapters, folder = community.runtime.engine.loaded_adapters, community.runtime._adapters_dir
     prompt = community.runtime.encode(PROMPTS[0])
     for name in names[:3]:
         community.runtime.load_adapter("mine", folder / name)
         assert community.ask("mine", prompt) == community.alone[name, 0]
-        assert shelf.remove("mine").wait(5)
+        assert loaded_adapters.remove("mine").wait(5)
 
 
 def resident_bytes() -> int:
@@ -176,7 +176,7 @@ def test_swaps_under_load_drop_nothing_and_mix_nothing(
     community, times, names = served
     assert community.voices() == ADAPTERS
     for name in names[1:]:
-        community.runtime.engine.shelf.remove(name)
+        community.runtime.engine.loaded_adapters.remove(name)
     times.steps_s.clear()
     workers = [threading.Thread(target=community.talk, args=(number,)) for number in range(WORKERS)]
     for worker in workers:
@@ -200,7 +200,7 @@ def test_swaps_under_load_drop_nothing_and_mix_nothing(
     assert community.replies >= 2 * swaps
     # Every adapter that was replaced is free once its last reply has ended.
     assert all(event.wait(5) for event in unused)
-    assert community.runtime.engine.shelf.names() == [community.current]
+    assert community.runtime.engine.loaded_adapters.names() == [community.current]
     assert community.runtime.engine.counts() == (0, 0)
     growth = resident[-1] - resident[len(resident) // 5]
     median, during = statistics.median(times.steps_s), times.during_s or [0.0]

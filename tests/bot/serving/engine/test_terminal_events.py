@@ -71,12 +71,12 @@ def with_adapters(base: LoadedBase) -> Caller:
     engine = Engine(base, EngineOptions(context_tokens=192, slots=4, chunk_tokens=32))
     engine.start()
     for seed, name in enumerate(ADAPTERS[1:], start=1):
-        engine.shelf.add(memory_adapter(str(name), engine.widths, seed=seed))
+        engine.loaded_adapters.add(memory_adapter(str(name), engine.widths, seed=seed))
     return Caller(engine, base)
 
 
 def everything_is_free(engine: Engine) -> bool:
-    pinned = any(entry.pins for entry in engine.shelf._entries.values())
+    pinned = any(entry.pins for entry in engine.loaded_adapters._entries.values())
     return engine.counts() == (0, 0) and not pinned
 
 

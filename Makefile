@@ -25,7 +25,7 @@ BENCHES := tests.bench.storage tests.bench.bot tests.bench.serving tests.bench.t
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help up install dev test check coverage lint bench bench-peers bench-learning install-gpu test-vllm test-monitoring torture clean system-packages
+.PHONY: help up install dev test check coverage lint bench bench-peers bench-learning install-gpu test-vllm test-proxy test-monitoring torture clean system-packages
 
 help: ## this list
 	@echo "Strop: a Discord bot that retrains itself from its community's ratings."
@@ -98,6 +98,12 @@ test-monitoring: $(DEV) ## load the alert rules with promtool, and let a real Pr
 	$(PROMETHEUS)/datasette/bin/python $(PEER_PIP) datasette==0.65.5; }
 	TEST_PROMETHEUS=$(abspath $(PROMETHEUS))/usr/bin TEST_DATASETTE=$(abspath $(PROMETHEUS))/datasette/bin/datasette \
 	$(BIN)/python -m pytest -m monitoring $(ARGS) tests/bot/telemetry tests/bot/cli/test_datasette.py
+
+NGINX := build/nginx
+test-proxy: $(DEV) ## the proxy in front of vLLM with a real nginx (Debian's, unpacked here)
+	@test -x $(NGINX)/usr/sbin/nginx || { mkdir -p $(NGINX) && cd $(NGINX) && \
+	apt-get download nginx && dpkg-deb --extract nginx_*.deb . && rm nginx_*.deb; }
+	TEST_NGINX=$(abspath $(NGINX))/usr/sbin/nginx $(BIN)/python -m pytest -m vllm $(ARGS) tests/deploy/test_vllm_proxy.py
 
 bench-learning: $(DEV) ## does it get better? a simulated community with the real loop; hours, or make bench-learning ARGS=--quick
 	$(PIP_INSTALL) --no-build-isolation --editable '.[bench]'

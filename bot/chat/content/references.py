@@ -15,13 +15,14 @@ import discord
 import structlog
 
 from bot.chat.content.attachments import AttachmentReader
+from bot.chat.content.message_links import MOST_LINKED, links_in, opened_for
 from bot.chat.content.message_text import flattened, forwarded, is_forward, names_of
 from bot.chat.question import Cited
 from bot.delivery.targets import translated
 from bot.errors import DeliveryError
 from bot.language.texts import mark, tr
 from bot.services import Person, Services
-from storage.chat import conversations, members, replies
+from storage.chat import channels, conversations, members, replies
 from storage.db.database import Connection
 
 MOST_CITED = 4
@@ -33,6 +34,17 @@ CITED_HIDDEN = mark("-# Discord does not show me the message that you replied to
 CITED_GONE = mark("-# I could not get the message that this refers to: it is gone, or hidden from me.")
 CITED_WORDLESS = mark("-# I found no words in the message that this refers to.")
 CHAIN_CUT = mark("-# I read only the last {count} messages of the chain that you replied to.")
+LINK_CLOSED = mark(
+    "-# I open a link to a message only where it leads to this server, and to a place that everybody who "
+    "reads along here may read."
+)
+LINK_GONE = mark("-# I could not get a message that you linked to: it is gone, or hidden from me.")
+LINK_WORDLESS = mark("-# I found no words in a message that you linked to.")
+LINK_HIDDEN = mark("-# Discord does not show me the text of a message that you linked to.")
+LINK_TAKEN = mark(
+    "-# A message that you linked to is part of another conversation with me: reply to it to go on there."
+)
+LINKS_CUT = mark("-# I opened only the first {count} links to messages.")
 STICKERS = mark("-# I can't see stickers, only their names: {names}.")
 
 _REMEMBERED = 500
@@ -42,10 +54,14 @@ _log = structlog.get_logger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class References:
-    """What a question refers to, the oldest message first, and what has to be said about it."""
+    """What a question refers to, the oldest message first, and what has to be said about it.
+
+    ``goes_on_from`` is a message of an earlier conversation here that a link takes up.
+    """
 
     cited: tuple[Cited, ...] = ()
     notes: tuple[str, ...] = ()
+    goes_on_from: int | None = None
 
 
 class ReferenceReader:
@@ -71,6 +87,68 @@ class ReferenceReader:
     async def read(self, message: discord.Message, me: discord.ClientUser) -> References:
         """Return what a question refers to, as far as it isn't known already."""
         notes: list[str] = []
+        cited = await self._chain(message, me, notes)
+        linked = await self.linked(message.content, message.author, message.channel, me)
+        alone = message.reference is None and not cited and not linked.cited
+        if linked.goes_on_from is not None and not alone:
+            notes.append(tr(LINK_TAKEN))
+        return References(
+            (*cited, *linked.cited),
+            tuple(dict.fromkeys([*notes, *linked.notes])),
+            linked.goes_on_from if alone else None,
+        )
+
+    async def linked(
+        self, text: str, asker: discord.abc.User, here: Any, me: discord.ClientUser
+    ) -> References:
+        """Return the messages that a question links to, as far as they may be opened where it is asked."""
+        notes: list[str] = []
+        cited: list[Cited] = []
+        goes_on_from: int | None = None
+        links = links_in(text)
+        for link in links[:MOST_LINKED]:
+            there = opened_for(link, asker, here)
+            if there is None:
+                notes.append(tr(LINK_CLOSED))
+            elif await self._known(link.message_id):
+                if goes_on_from is None and await self._may_go_on(link.message_id, here.id):
+                    goes_on_from = link.message_id
+                else:
+                    notes.append(tr(LINK_TAKEN))
+            elif (found := await _fetched(there, link.message_id)) is None:
+                notes.append(tr(LINK_GONE))
+            else:
+                cited += await self._with_words(found, me, notes)
+        if links[MOST_LINKED:]:
+            notes.append(tr(LINKS_CUT, count=MOST_LINKED))
+        return References(tuple(cited), tuple(dict.fromkeys(notes)), goes_on_from)
+
+    async def _may_go_on(self, message_id: int, channel_id: int) -> bool:
+        """Whether all that stands above a known message may be read in a channel as well."""
+
+        def work(db: Connection) -> bool:
+            known = conversations.by_discord_id(db, message_id)
+            above = conversations.chain(db, known.id) if known is not None else []
+            elsewhere = [each for each in above if each.channel_id != channel_id]
+            places = {each.channel_id for each in elsewhere if each.channel_id is not None}
+            return all(each.public for each in elsewhere) and not channels.any_private(db, places)
+
+        return await self._services.database.aread(work)
+
+    async def _with_words(
+        self, found: discord.Message, me: discord.ClientUser, notes: list[str]
+    ) -> list[Cited]:
+        """Return a linked message, or say that there is nothing to read in it."""
+        said_before = len(notes)
+        each = None if found.author.id == me.id else await self._cited(found, me, notes)
+        if each is not None and (each.text or each.attached_text):
+            return [each]
+        if len(notes) == said_before:
+            notes.append(tr(LINK_WORDLESS if self._sees_content else LINK_HIDDEN))
+        return []
+
+    async def _chain(self, message: discord.Message, me: discord.ClientUser, notes: list[str]) -> list[Cited]:
+        """Return the chain of replies that a question ends, or what else it is plainly about."""
         found = await self._first(message, notes)
         chain: list[Cited] = []
         while found is not None and not await self._known(found.id):
@@ -88,10 +166,10 @@ class ReferenceReader:
                 break
             # What stands further up is an extra: that it is gone needs no words.
             found = await self._above(found, above)
-        cited = tuple(each for each in reversed(chain) if each.text or each.attached_text)
+        cited = [each for each in reversed(chain) if each.text or each.attached_text]
         if chain and not cited and not notes:
             notes.append(tr(CITED_WORDLESS if self._sees_content else CITED_HIDDEN))
-        return References(cited, tuple(dict.fromkeys(notes)))
+        return cited
 
     async def _first(self, message: discord.Message, notes: list[str]) -> discord.Message | None:
         """Return the message that a question is about, if it is about one that isn't known."""

@@ -6,14 +6,26 @@ import asyncio
 import contextlib
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
+from types import SimpleNamespace
+from typing import Any, cast
 
+import discord
 import pytest
 from aiohttp import web
 from hypothesis import given
 from hypothesis import strategies as st
 
 from bot.chat.content import attachments
-from bot.chat.content.attachments import AttachmentReader, allowed, charset_of, decoded, is_text, plain_name
+from bot.chat.content.attachments import (
+    VOICE,
+    Attached,
+    AttachmentReader,
+    allowed,
+    charset_of,
+    decoded,
+    is_text,
+    plain_name,
+)
 from storage.chat import conversations
 from storage.privacy import erasure
 from tests.bot.conftest import Community
@@ -299,3 +311,18 @@ async def test_the_files_of_a_message_that_is_asked_about_are_read_as_its_author
     assert not any(b"buy bread" in file.read_bytes() for file in path.parent.glob("strop.db*"))
     (reply,) = community.replies()
     assert (reply.prompt, reply.text) == ([], "")
+
+
+async def test_a_voice_message_is_declined_in_words() -> None:
+    def sent(name: str, **more: Any) -> discord.Attachment:
+        data: Any = {"id": 1, "filename": name, "size": 9, "url": "", "proxy_url": "", **more}
+        return discord.Attachment(data=data, state=cast("Any", SimpleNamespace(http=None)))
+
+    def refused(_: str) -> Any:
+        raise AssertionError("nothing of it is downloaded")
+
+    reader = AttachmentReader(refused)
+    voice = sent("voice-message.ogg", duration_secs=3.2, waveform="AAAA")
+    assert await reader.read([voice]) == Attached(notes=(VOICE,))
+    (said,) = (await reader.read([sent("song.ogg")])).notes
+    assert "song.ogg" in said

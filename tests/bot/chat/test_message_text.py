@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from bot.chat.content.message_links import MessageLink, links_in
 from bot.chat.content.message_text import EMBED_LIMIT, Names, flattened, in_words
 
 NAMES = Names({7: "ann"}.get, {8: "mods"}.get, {9: "general"}.get, own_id=1)
@@ -111,3 +112,18 @@ def test_a_message_laid_out_in_components_is_read_in_its_order() -> None:
     }
     container = discord.components._component_factory(data)  # type: ignore[arg-type]
     assert flattened(Content(components=[container]), NAMES).text == "# Title\nfor @ann"
+
+
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        ("https://ptb.discord.com/channels/1/2/3 and https://discordapp.com/channels/1/2/3", [(1, 2, 3)]),
+        ("<https://canary.discord.com/channels/@me/2/3>", [(None, 2, 3)]),
+        ("https://discord.com/channels/1/2 https://discord.com.evil.org/channels/1/2/3", []),
+        ("https://evil.org/https//discord.com/channels/1/2/3", []),
+    ],
+)
+def test_links_are_told_from_what_only_looks_like_one(
+    text: str, found: list[tuple[int | None, int, int]]
+) -> None:
+    assert links_in(text) == [MessageLink(*each) for each in found]

@@ -53,6 +53,10 @@ class DeliveryError(BotError):
     """Discord does not take a message at the moment."""
 
 
+class TextRefusedError(DeliveryError):
+    """Discord's filters don't let a text through, however often it is sent."""
+
+
 class ChannelRefusedError(DeliveryError):
     """The bot may not write in this channel."""
 

@@ -23,7 +23,7 @@ from bot.chat.question import Question
 from bot.chat.reply_recorder import ReplyRecorder
 from bot.delivery.streaming import LOCAL_PACE_S, PACE_S, Paces, ReplyRenderer, State, Surface
 from bot.delivery.typing_indicator import beside
-from bot.errors import ChannelGoneError, ChannelRefusedError, DeliveryError
+from bot.errors import ChannelGoneError, ChannelRefusedError, DeliveryError, TextRefusedError
 from bot.language.texts import mark, tr
 from bot.services import Services
 from bot.serving.errors import (
@@ -43,6 +43,10 @@ LEFT_OUT = mark(
     "({count} so far)."
 )
 NOTHING_SAID = mark("-# I found no words for that. Please try another wording.")
+FILTERED = mark(
+    "-# Discord's filter did not let my answer through: it may hold a link or words that are not allowed "
+    "here. Please ask in another way."
+)
 QUESTION_DELETED = mark("-# The question was deleted.")
 STOPPED_BY_MEMBER = mark("-# Stopped.")
 
@@ -326,12 +330,19 @@ class Answerer:
                 await self._recorder.settle(draft, status)
         except DeliveryError as failure:
             draft.progress.delivered = False
+            if isinstance(failure, TextRefusedError):
+                await self._say_filtered(draft)
             # Nobody has read it, so nobody's rating of it would mean anything.
             await self._recorder.settle(draft, "failed", type(failure).__name__)
             _log.warning("reply.not_delivered", reply_id=draft.reply_id, error=type(failure).__name__)
             refused = isinstance(failure, ChannelRefusedError) and not isinstance(failure, ChannelGoneError)
             if refused and self._on_refused is not None and not self._closing:
                 await self._on_refused(draft.question)
+
+    async def _say_filtered(self, draft: Draft) -> None:
+        """Replace an answer that a filter holds back by the reason; it leaves nothing half-written."""
+        with contextlib.suppress(DeliveryError):
+            await draft.renderer.replace(tr(FILTERED))
 
 
 def _note_omissions(draft: Draft, recorded: RecordedQuestion, prompt: Prompt) -> None:

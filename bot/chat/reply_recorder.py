@@ -268,14 +268,17 @@ def _parent(
     db: Connection, question: Question, scope: str, permission_reference: str
 ) -> tuple[int | None, int | None]:
     """Return the message that the question answers to or goes on from, and its conversation."""
-    if question.parent_discord_id is not None:
-        parent = conversations.by_discord_id(db, question.parent_discord_id)
-        if parent is not None:
-            below = (parent.id, parent.conversation_id)
-            return _record_cited(db, question, scope, permission_reference, below)
-    replies_elsewhere = question.cited and question.parent_discord_id is not None
-    below = (None, None) if replies_elsewhere else _goes_on_from(db, question)
-    return _record_cited(db, question, scope, permission_reference, below)
+    return _record_cited(db, question, scope, permission_reference, _below(db, question))
+
+
+def _below(db: Connection, question: Question) -> tuple[int | None, int | None]:
+    """Return what is known of what the question, and all that it cites, stands below."""
+    if question.parent_discord_id is None:
+        return _goes_on_from(db, question)
+    parent = conversations.by_discord_id(db, question.parent_discord_id)
+    if parent is not None:
+        return parent.id, parent.conversation_id
+    return (None, None) if question.cited else _goes_on_from(db, question)
 
 
 def _goes_on_from(db: Connection, question: Question) -> tuple[int | None, int | None]:

@@ -16,7 +16,7 @@ from typing import Any, Literal, Protocol, TypeVar
 import structlog
 
 from bot.delivery.splitting import visible_parts
-from bot.errors import ChannelRefusedError, DeliveryError, MessageGoneError
+from bot.errors import ChannelRefusedError, DeliveryError, MessageGoneError, TextRefusedError
 
 PACE_S = 1.2
 LOCAL_PACE_S = 0.3
@@ -167,6 +167,11 @@ class ReplyRenderer:
             self._task = asyncio.create_task(self._run())
         await self._task
 
+    async def replace(self, text: str) -> None:
+        """Deliver another text than the one that Discord refused; raises DeliveryError."""
+        self._text = text
+        await self._deliver(text)
+
     async def abandon(self) -> None:
         """Stop rendering at once, leaving on the screen what is there."""
         if self._task is not None:
@@ -197,7 +202,7 @@ class ReplyRenderer:
         for wait_s in _FINAL_RETRIES_S:
             try:
                 return await self._render(text)
-            except ChannelRefusedError:
+            except (ChannelRefusedError, TextRefusedError):
                 raise
             except DeliveryError as error:
                 _log.info(

@@ -9,24 +9,43 @@ import aiohttp
 import discord
 
 from bot.delivery.streaming import KEEP
-from bot.errors import ChannelGoneError, ChannelRefusedError, DeliveryError, MessageGoneError
+from bot.errors import (
+    ChannelGoneError,
+    ChannelRefusedError,
+    DeliveryError,
+    MessageGoneError,
+    TextRefusedError,
+)
 
 T = TypeVar("T")
+
+
+# A server's AutoMod rules, and Discord's own list of harmful links.
+_FILTERED = frozenset({200000, 200001, 240000})
 
 
 async def translated(call: Awaitable[T]) -> T:
     """Await a call to Discord, turning what can go wrong into DeliveryError or one of its kinds."""
     try:
         return await call
-    except discord.Forbidden as error:
-        raise ChannelRefusedError("I am not allowed to write in this channel.") from error
-    except discord.NotFound as error:
-        if error.code == 10008:
-            raise MessageGoneError("The message was deleted.") from error
-        kind = ChannelGoneError if error.code == 10003 else ChannelRefusedError
-        raise kind("This channel is gone.") from error
+    except discord.HTTPException as error:
+        raise kind_of(error) from error
     except (TimeoutError, discord.DiscordException, aiohttp.ClientError, OSError) as error:
         raise DeliveryError("Discord does not take my message right now.") from error
+
+
+def kind_of(error: discord.HTTPException) -> DeliveryError:
+    """Return what a refusal by Discord means for a message."""
+    if error.code in _FILTERED:
+        return TextRefusedError("Discord's filter refuses my message.")
+    if isinstance(error, discord.Forbidden):
+        return ChannelRefusedError("I am not allowed to write in this channel.")
+    if isinstance(error, discord.NotFound):
+        if error.code == 10008:
+            return MessageGoneError("The message was deleted.")
+        kind = ChannelGoneError if error.code == 10003 else ChannelRefusedError
+        return kind("This channel is gone.")
+    return DeliveryError("Discord does not take my message right now.")
 
 
 class ChannelSurface:

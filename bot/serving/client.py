@@ -41,6 +41,7 @@ from bot.serving.protocol import (
     Usage,
 )
 from bot.serving.server_probe import offers_tokenize, probe
+from bot.serving.sse import as_events
 
 QUICK_DEADLINE_S = 15.0
 # A server may load its model before it answers the first question.
@@ -169,7 +170,10 @@ class ModelClient(Connection):
         extras = {"priority": priority, "user": user, "queue_updates": queue_updates}
         body |= {name: value for name, value in extras.items() if value}
         async with self._request("POST", "/v1/chat/completions", body, deadline_s=deadline_s) as response:
-            async for delta in read_chat_stream(response.content):
+            # Some servers and gateways don't stream, whatever they are asked.
+            whole = response.content_type == "application/json"
+            body_chunks = as_events(await response.text()) if whole else response.content
+            async for delta in read_chat_stream(body_chunks):
                 yield delta
 
     async def chat(

@@ -40,14 +40,14 @@ async def read_chat_stream(chunks: AsyncIterable[bytes]) -> AsyncIterator[ChatDe
         chunk = json.loads(data)
         if error := chunk.get("error"):
             status = error.get("status") if isinstance(error, dict) else None
-            raise read_error(int(status or 500), {}, data)
-        if chunk.get("usage"):
-            usage = Usage(int(chunk["usage"]["prompt_tokens"]), int(chunk["usage"]["completion_tokens"]))
+            raise read_error(status if isinstance(status, int) and status >= 400 else 500, {}, data)
+        usage = _usage(chunk.get("usage")) or usage
         if chunk.get("queue"):
             yield ChatDelta("", queue=QueuePlace(**chunk["queue"]))
         for choice in chunk.get("choices") or ():
             reason = choice.get("finish_reason") or reason
-            text = (choice.get("delta") or {}).get("content")
+            # A server that doesn't stream sends the whole message at once.
+            text = _text((choice.get("delta") or choice.get("message") or {}).get("content"))
             if text and (shown := characters.push(thoughts.push(text))):
                 yield ChatDelta(shown)
     if rest := characters.push(thoughts.finish()) + characters.finish():
@@ -55,6 +55,22 @@ async def read_chat_stream(chunks: AsyncIterable[bytes]) -> AsyncIterator[ChatDe
     if reason is None:
         raise ServerUnavailableError("The model server's stream ended in the middle of a reply.")
     yield ChatDelta("", reason, usage)
+
+
+def _usage(found: object) -> Usage | None:
+    """Return the counted tokens, where both counts came: a reply is no worse without them."""
+    if not isinstance(found, dict):
+        return None
+    prompt, completion = found.get("prompt_tokens"), found.get("completion_tokens")
+    return Usage(prompt, completion) if isinstance(prompt, int) and isinstance(completion, int) else None
+
+
+def _text(content: object) -> str:
+    """Return a piece's text; some servers send it in parts, of which thoughts are others."""
+    if isinstance(content, list):
+        parts = [each for each in content if isinstance(each, dict) and each.get("type") == "text"]
+        return "".join(str(each.get("text") or "") for each in parts)
+    return content if isinstance(content, str) else ""
 
 
 class WholeCharacters:

@@ -28,6 +28,11 @@ async def events(chunks: AsyncIterable[bytes]) -> AsyncIterator[str]:
         yield "\n".join(data)
 
 
+async def as_events(text: str) -> AsyncIterator[bytes]:
+    """Yield a JSON document as the one event of a stream, for whoever reads streams."""
+    yield b"data: " + " ".join(text.splitlines()).encode() + b"\n\n"
+
+
 async def _lines(chunks: AsyncIterable[bytes]) -> AsyncIterator[str]:
     """Split at LF, CRLF or CR; a CR at the end of a chunk waits for the LF that may follow."""
     pending = b""

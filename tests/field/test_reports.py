@@ -2,23 +2,32 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import subprocess
 import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
 
+import discord
 import pytest
 from aiohttp import web
 
+from bot.chat.answerer import FILTERED, Answerer
 from bot.chat.listener import NO_WORDS
+from bot.chat.question import Question
+from bot.delivery.streaming import KEEP
+from bot.delivery.targets import kind_of
+from bot.services import Person
 from bot.serving.client import ModelClient
 from bot.serving.errors import ServingError
 from bot.serving.protocol import ChatMessage, Sampling
 from storage.config import load_config
 from storage.errors import ConfigError
 from tests.bot.admin.test_settings import put
-from tests.bot.conftest import Community
+from tests.bot.conftest import Community, in_force
 from tests.bot.fake_server import FakeModelServer
 from tests.field.test_machines import ROOT, strop
 
@@ -114,6 +123,65 @@ async def test_an_answer_without_words_is_said_to_be_one(
     assert reply.status != "streaming"
 
 
+@CONTENT
+@pytest.mark.parametrize("form", ["<@{}>", "<@!{}>"])
+async def test_both_forms_of_the_bot_s_mention_call_it(
+    community: Community, model_server: FakeModelServer, form: str
+) -> None:
+    await community.ann.send(community.channel, f"{form.format(community.env.bot.user.id)} hello")
+    assert community.said() == [ANSWER] and model_server.prompt()[-1]["content"] == "hello"
+
+
+class Filter:
+    """A channel whose filter refuses every text with a bad word in it, as Discord does with harmful links."""
+
+    def __init__(self, code: int) -> None:
+        self._code = code
+        self.texts: list[str] = []
+
+    async def send(self, content: str, buttons: object = None) -> int:
+        self._check(content)
+        self.texts.append(content)
+        return len(self.texts)
+
+    async def edit(self, message_id: int, content: str, buttons: object = KEEP) -> None:
+        self._check(content)
+        self.texts[message_id - 1] = content
+
+    async def delete(self, message_id: int) -> None:
+        raise AssertionError("nothing is withdrawn")
+
+    def _check(self, content: str) -> None:
+        if "bad.example" in content:
+            response = SimpleNamespace(status=400, reason="Bad Request")
+            raise_ = discord.HTTPException(cast("Any", response), {"code": self._code, "message": "blocked"})
+            raise kind_of(raise_) from raise_
+
+
+@pytest.mark.parametrize("code", [200000, 240000])
+async def test_an_answer_that_discord_s_filter_refuses_is_replaced_by_the_reason_at_once(
+    community: Community, model_server: FakeModelServer, code: int
+) -> None:
+    model_server.answer = "Look at https://bad.example please."
+    channel = Filter(code)
+    question = Question(
+        discord_id=5,
+        channel_id=community.channel.id,
+        guild_id=community.guild.id,
+        public=True,
+        author=Person(community.ann.id, "ann", "playground"),
+        text="where?",
+        in_force=in_force(community.services),
+    )
+    task = community.bot.feature(Answerer).start(question, channel)
+    assert task is not None
+    async with asyncio.timeout(10):
+        await task
+    assert channel.texts == [FILTERED]
+    (reply,) = community.replies()
+    assert reply.status == "failed"
+
+
 # ------------------------------------------------------------------------------------------- other servers
 class Stream:
     """A server that answers a chat request with the bytes that it is given."""
@@ -200,6 +268,67 @@ async def test_an_address_is_understood_with_whatever_path_was_copied_along(
     stream.body = CHUNK + b"\n\ndata: [DONE]\n\n"
     await spoken_by(stream, suffix)
     assert stream.paths == ["/v1/chat/completions"]
+
+
+USAGE = b'data: {"choices": [], "usage": {"prompt_tokens": 3, "total_tokens": 4}}\n\n'
+
+
+@pytest.mark.parametrize(
+    ("kind", "body"),
+    [
+        ("text/event-stream", CHUNK + b"\n\n" + USAGE + b"data: [DONE]\n\n"),
+        (
+            "text/event-stream",
+            CHUNK
+            + b'\n\ndata: {"choices": [], "usage": {"prompt_tokens": 3, "completion_tokens": null}}'
+            + b"\n\ndata: [DONE]\n\n",
+        ),
+        (
+            "text/event-stream",
+            b'data: {"choices": [{"delta": {"role": "assistant", "content": null}}]}\n\n'
+            b'data: {"choices": [{"delta": {"reasoning_content": "Hm.", "content": null}}]}\n\n'
+            + CHUNK
+            + b"\n\ndata: [DONE]\n\n",
+        ),
+        (
+            "text/event-stream",
+            b'data: {"choices": [{"delta": {"content": [{"type": "thinking", "thinking": []},'
+            b' {"type": "text", "text": "Hi"}]}}]}\n\ndata: [DONE]\n\n',
+        ),
+        ("text/event-stream", b"event: message\nid: 7\nretry: 10\n" + CHUNK + b"\n\ndata: [DONE]\n\n"),
+        (
+            "application/json",
+            b'{"choices": [{"index": 0, "message": {"role": "assistant", "content": "Hi"},\n'
+            b'"finish_reason": "stop"}], "usage": {"prompt_tokens": 3, "completion_tokens": 1}}',
+        ),
+    ],
+    ids=[
+        "no completion tokens",
+        "null tokens",
+        "reasoning beside",
+        "parts",
+        "event fields",
+        "does not stream",
+    ],
+)
+async def test_what_other_servers_send_beside_or_instead_of_pieces_costs_no_reply(
+    stream: Stream, kind: str, body: bytes
+) -> None:
+    stream.kind, stream.body = kind, body
+    assert await spoken_by(stream) == ("Hi", "stop")
+
+
+@pytest.mark.parametrize("status", [b'"invalid_request"', b"200", b"null"])
+async def test_an_error_whose_status_is_no_number_keeps_its_sentence(stream: Stream, status: bytes) -> None:
+    stream.body = b'data: {"error": {"message": "the context is full", "status": ' + status + b"}}\n\n"
+    with pytest.raises(ServingError, match="the context is full"):
+        await spoken_by(stream)
+
+
+async def test_a_server_that_asks_for_a_key_is_quoted(stream: Stream) -> None:
+    stream.status, stream.body = 401, b'{"error": {"message": "Invalid API Key", "code": 401}}'
+    with pytest.raises(ServingError, match="Invalid API Key"):
+        await spoken_by(stream)
 
 
 # ------------------------------------------------------------------------------------------------ machines

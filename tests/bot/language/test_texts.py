@@ -88,6 +88,7 @@ NOT_SAID = {
     },
     "delivery/splitting.py": {"limit must be at least 64"},
     "delivery/targets.py": {
+        "Discord's filter refuses my message.",
         "I am not allowed to write in this channel.",
         "The message was deleted.",
         "This channel is gone.",

@@ -29,6 +29,8 @@ TORCH_FREE_SERVING = frozenset(
         "bot.serving.model.capabilities",
         "bot.serving.model.catalogue",
         "bot.serving.model.control_tokens",
+        "bot.serving.model.lora",
+        "bot.serving.model.lora.foreign",
         "bot.serving.model.hub",
         "bot.serving.model.identity",
         "bot.serving.model.memory",

@@ -34,26 +34,24 @@ from storage.learning import lineage
 from storage.learning.adapters import Adapter, AnyChampion
 
 BASE = "base"
-LIST = "list"
-SHOW = "show"
 T = TypeVar("T")
 # How Discord is told a time.
 _TIME = re.compile(r"<t:(\d+):\w>")
 
 
+group = typer.Typer(invoke_without_command=True)
+
+
+@group.callback()
 def adapters(
-    action: Annotated[
-        str, typer.Argument(help="`list`, or `show` with an id.", metavar="[list|show]")
-    ] = LIST,
-    adapter: Annotated[str, typer.Argument(help="An adapter's id (its beginning is enough).")] = "",
+    context: typer.Context,
     config: ConfigOption = None,
     scope: ScopeOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """List the adapters, the newest first (a star marks the one that answers), or show the card of one.
+    """List the adapters, the newest first (a star marks the one that answers).
 
-    The list says which run made each, its score, and when it came to answer and went. The card says where an
-    adapter comes from: data and member shares, settings, scores, limits, lineage.
+    The list says which run made each, its score, and when it came to answer and went.
 
     Examples:
 
@@ -63,13 +61,21 @@ def adapters(
 
         strop adapters --scope guild:123456789012345678 --json
     """
-    if action not in (LIST, SHOW) or bool(adapter) != (action == SHOW):
-        raise UsageError("Write `strop adapters`, or `strop adapters show ID`.")
+    if context.invoked_subcommand is None:
+        list_adapters(config, scope, as_json)
+
+
+@group.command("list")
+def list_adapters(
+    config: ConfigOption = None, scope: ScopeOption = None, as_json: JsonOption = False
+) -> None:
+    """List the adapters, as without a word behind `strop adapters`.
+
+    Examples:
+
+        strop adapters list --json
+    """
     with session(config) as opened:
-        if action == SHOW:
-            found = opened.database.read(lambda db: _find(db, adapter, scope))
-            typer.echo(_card(opened, found, as_json=as_json).rstrip())
-            return
         rows = opened.database.read(lambda db: _rows(db, opened, scope))
     if as_json:
         typer.echo(json.dumps(rows, ensure_ascii=False))
@@ -85,6 +91,24 @@ def adapters(
         typer.echo(f"{mark} {row['id']:<{widths[0]}}  {row['scope']:<{widths[1]}}  {made}  {state}")
         for line in row["lineage"]:
             typer.echo(f"    {line}")
+
+
+@group.command("show")
+def show(
+    adapter: Annotated[str, typer.Argument(help="An adapter's id (its beginning is enough).")],
+    config: ConfigOption = None,
+    scope: ScopeOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Show an adapter's card: data and member shares, settings, scores, limits, lineage.
+
+    Examples:
+
+        strop adapters show a3f9c2d1
+    """
+    with session(config) as opened:
+        found = opened.database.read(lambda db: find(db, adapter, scope))
+        typer.echo(_card(opened, found, as_json=as_json).rstrip())
 
 
 def _card(opened: Session, adapter: Adapter, *, as_json: bool) -> str:
@@ -152,7 +176,7 @@ def promote(
             base = opened.database.read(lambda db: _known_base(db, chosen_scope, health))
             adapter_id = None
         else:
-            chosen = opened.database.read(lambda db: _find(db, adapter, scope))
+            chosen = opened.database.read(lambda db: find(db, adapter, scope))
             chosen_scope, base, adapter_id = chosen.scope, chosen.base_hash, chosen.id
         change = _changed(
             opened,
@@ -176,7 +200,7 @@ def reject(
         strop reject a3f9c2d1 --reason "too chatty"
     """
     with session(config) as opened:
-        chosen = opened.database.read(lambda db: _find(db, adapter, scope))
+        chosen = opened.database.read(lambda db: find(db, adapter, scope))
         _changed(opened, lambda changes: changes.reject(chosen.id, actor=actor(), reason=reason))
     typer.echo(f"Adapter {chosen.id} is rejected.")
 
@@ -229,7 +253,7 @@ def _changed(opened: Session, work: Callable[[ChampionChanges], Coroutine[Any, A
         raise CommandError(f"{error} Nothing was changed.") from error
 
 
-def _find(db: Connection, wanted: str, scope: str | None) -> Adapter:
+def find(db: Connection, wanted: str, scope: str | None) -> Adapter:
     """The one adapter whose id begins like this; raises UsageError otherwise."""
     found = [one for one in registry.listing(db, scope, 10_000) if one.id.startswith(wanted)]
     if len(found) == 1:
@@ -243,7 +267,7 @@ def _earlier(db: Connection, wanted: str, scope: str) -> str | AnyChampion | Non
     """What `rollback` goes back to: the one that is named, or whichever came before."""
     if not wanted:
         return AnyChampion.ANY
-    return None if wanted == BASE else _find(db, wanted, scope).id
+    return None if wanted == BASE else find(db, wanted, scope).id
 
 
 def _known_base(db: Connection, scope: str, health: Health | None) -> str:
@@ -265,5 +289,6 @@ def _tell(scope: str, change: Change, *, as_json: bool) -> None:
 
 def register(app: typer.Typer) -> None:
     """Add this topic's commands."""
-    for command in (adapters, promote, reject, rollback):
+    app.add_typer(group, name="adapters", rich_help_panel="Learn")
+    for command in (promote, reject, rollback):
         app.command(rich_help_panel="Learn")(command)

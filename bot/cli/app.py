@@ -23,6 +23,7 @@ from bot.cli import (
 )
 from bot.cli.first_start import models, setup
 from bot.cli.playground import rehearsal
+from bot.cli.transfer import adapter_import
 from bot.errors import BotError
 from bot.serving.errors import ServingError
 from storage.errors import ConfigError, StorageError
@@ -87,6 +88,7 @@ for topic in (
     datasette,
     tasting,
     adapters,
+    adapter_import,
     settings,
     members,
     rehearsal,

@@ -124,7 +124,7 @@ def _repeat(config: Path | None, beginning: str, *, wait: bool, as_json: bool) -
         original = opened.database.read(lambda db: runs.named(db, beginning))
         if not original.repeatable:
             raise CommandError(f"Run {original.id} can't be repeated: a member erased their data.")
-        if original.adapter_id is None or original.snapshot_hash is None:
+        if original.adapter_id is None or original.snapshot_hash is None or "judge" in original.settings:
             raise CommandError(f"Run {original.id} can't be repeated: it trained no adapter.")
         run = opened.database.write(
             lambda db: runs.enqueue(

@@ -121,13 +121,13 @@ def lease_next(db: sqlite_utils.Database, owner: str, lease_ms: int) -> Run | No
         return None
     now = now_ms()
     _forget_erased(db, queued["id"])
-    # A repeat or an experiment promotes nothing: it must not put off the run that new ratings bring about.
+    # Repeats, experiments and judgings train no challenger: the run that new ratings bring about stays due.
     sql.change(
         db,
         """UPDATE runs SET state = 'running', attempts = attempts + 1, progress = 0, eta_s = NULL,
                   phase = NULL, lease_owner = ?, lease_until_ms = ?, lease_ms = ?, heartbeat_ms = ?,
                   started_ms = ?, ratings_seen = iif(coalesce(settings_json -> 'repeat',
-                  settings_json -> 'experiment') IS NULL, ?, NULL) WHERE id = ?""",
+                  settings_json -> 'experiment', settings_json -> 'judge') IS NULL, ?, NULL) WHERE id = ?""",
         (owner, now + lease_ms, lease_ms, now, now, ratings.changes(db, queued["scope"]), queued["id"]),
     )
     return expect(db, queued["id"])

@@ -18,12 +18,16 @@ from storage.sentences import Sentence
 from trainer.errors import NotYetError, RunCancelledError, TrainerError
 from trainer.report import adapter_card
 from trainer.run.heartbeat import Heartbeat
+from trainer.run.judge import Judge
 from trainer.run.process_figures import ProcessMeter
 from trainer.run.repeat import Repeat
 from trainer.run.settings import with_overrides
 from trainer.run.steps import RunSteps
 
 log = structlog.get_logger()
+
+# Runs of another kind than training, judging and swapping, by the setting that asks for them.
+KINDS: dict[str, type[RunSteps]] = {"repeat": Repeat, "judge": Judge}
 
 FAULT = Sentence("The run failed by a fault of the trainer; its log says where.")
 
@@ -60,7 +64,7 @@ def execute(
 def _take_steps(database: Database, config: Config, run: Run, steps: Callable[..., RunSteps] | None) -> None:
     try:
         with Heartbeat(database, run.id, run.lease_owner or "") as heartbeat:
-            kind = steps or (Repeat if "repeat" in run.settings else RunSteps)
+            kind = steps or next((each for key, each in KINDS.items() if key in run.settings), RunSteps)
             kind(database, with_overrides(config, run.settings), run, heartbeat).all()
     except RunCancelledError as error:
         log.info("run cancelled", run_id=run.id, message=str(error))

@@ -102,7 +102,7 @@ class Repeat(RunSteps):
         adapter = self._database.read(
             lambda db: find_adapter(db, original.adapter_id) if original.adapter_id else None
         )
-        if adapter is None or original.snapshot_hash is None:
+        if adapter is None or original.snapshot_hash is None or "judge" in original.settings:
             raise _not_repeatable(original, Sentence("it trained no adapter"))
         return original, adapter
 

@@ -18,7 +18,7 @@ def with_overrides(config: Config, overrides: Mapping[str, Any]) -> Config:
     Raises:
         RunSettingsError: an unknown section, key or value.
     """
-    if unknown := overrides.keys() - {"trainer", "gate", "repeat", "experiment"}:
+    if unknown := overrides.keys() - {"trainer", "gate", "repeat", "experiment", "judge"}:
         raise RunSettingsError(
             "This run has settings for {value}; only trainer and gate take any.",
             value=repr(sorted(unknown)[0]),

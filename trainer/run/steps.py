@@ -227,8 +227,7 @@ class RunSteps:
     ) -> Evaluation:
         """Compare challenger and champion through the server, and record what was measured."""
         self._heartbeat.enter("evaluate", Sentence("comparing replies on held-out conversations"))
-        # As long as the training took, within the configured limit and never less than half a minute.
-        budget_s = min(self._config.gate.generation_minutes * 60, max(trained.seconds, 30.0))
+        budget_s = self._budget_s(trained)
         contest = Contest(adapter.id, context.champion_id or context.base.id, context.base.id)
         challenger_number = self._database.read(
             lambda db: promotion.challenger_number_of(db, self._run, context.champion_id)
@@ -270,6 +269,10 @@ class RunSteps:
             self._metrics["headline"] = {**estimate.as_json(), "n": estimate.clusters}
         self._database.write(lambda db: metrics.record(db, self._run, adapter, context.champion_id, judged))
         return judged
+
+    def _budget_s(self, trained: Challenger) -> float:
+        """Return how long to generate: as the training took, at most the limit and at least half a minute."""
+        return min(self._config.gate.generation_minutes * 60, max(trained.seconds, 30.0))
 
     # ---------------------------------------------------------------------------------------------- decide
     def decide(self, judged: Evaluation, context: RunContext, adapter: Adapter) -> Run:

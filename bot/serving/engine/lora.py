@@ -24,45 +24,7 @@ from transformers import PreTrainedModel
 
 from bot.serving.errors import AdapterRefusedError
 from bot.serving.model.adapter_files import CONFIG, WEIGHTS, Manifest, read_file, verify
-
-MAX_RANK = 256
-KEY_PREFIX = "base_model.model."
-
-# PEFT's configuration keys that change the maths, with the only values that this layer implements. Keys that
-# are in neither set are refused when they are set to anything.
-_REQUIRED_VALUES: dict[str, tuple[Any, ...]] = {
-    "peft_type": ("LORA",),
-    "task_type": ("CAUSAL_LM", None),
-    "bias": ("none",),
-    "fan_in_fan_out": (False,),
-}
-_HARMLESS = frozenset(
-    (
-        *_REQUIRED_VALUES,
-        "auto_mapping",
-        "base_model_name_or_path",
-        "corda_config",
-        "ensure_weight_tying",
-        "eva_config",
-        "exclude_modules",
-        "inference_mode",
-        "init_lora_weights",
-        "layers_pattern",
-        "layers_to_transform",
-        "loftq_config",
-        "lora_alpha",
-        "lora_dropout",
-        "megatron_core",
-        "peft_version",
-        "qalora_group_size",
-        "r",
-        "revision",
-        "target_modules",
-        "use_rslora",
-    )
-)
-# Initialisations that rewrite the base: such an adapter is wrong on the base that is served.
-_BASE_CHANGING = frozenset(("pissa", "olora", "loftq", "corda"))
+from bot.serving.model.lora.config import check_lora_config, check_lora_pair, pair_halves
 
 
 @dataclass(frozen=True, slots=True, eq=False, weakref_slot=True)
@@ -168,8 +130,9 @@ def read_adapter(
     rank = int(config["r"])
     scale = _scale(config)
     weights: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}
-    for module, (down, up) in _pair_up(name, tensors).items():
-        _check_shapes(name, module, down, up, rank, widths)
+    for module, (down, up) in pair_halves(name, tensors).items():
+        check_lora_pair(name, module, tuple(down.shape), tuple(up.shape), rank, widths)
+        _check_values(name, module, down, up)
         weights[module] = (
             down.to(torch.float32).t().contiguous().to(device=device, dtype=dtype),
             (up.to(torch.float32).t() * scale).contiguous().to(device=device, dtype=dtype),
@@ -183,22 +146,8 @@ def check_config(manifest: Manifest) -> dict[str, Any]:
     Raises:
         AdapterRefusedError: it asks for something else (DoRA, biases, PiSSA, per-layer ranks), by name.
     """
-    name = manifest.adapter_id
     config: dict[str, Any] = json.loads(read_file(manifest, CONFIG))
-    for key, allowed in _REQUIRED_VALUES.items():
-        if config.get(key, allowed[0]) not in allowed:
-            raise AdapterRefusedError(f"Adapter {name}: {key} = {config[key]!r} is not supported.")
-    for key, value in config.items():
-        if key not in _HARMLESS and value not in (None, False, {}, [], "", 0):
-            raise AdapterRefusedError(f"Adapter {name}: {key} = {value!r} is not supported.")
-    start = config.get("init_lora_weights")
-    if isinstance(start, str) and start.lower().split("_niter")[0] in _BASE_CHANGING:
-        raise AdapterRefusedError(f"Adapter {name}: init_lora_weights = {start!r} changes the base.")
-    rank, alpha = config.get("r"), config.get("lora_alpha")
-    if not isinstance(rank, int) or isinstance(rank, bool) or not 1 <= rank <= MAX_RANK:
-        raise AdapterRefusedError(f"Adapter {name}: rank {rank!r} is not between 1 and {MAX_RANK}.")
-    if not isinstance(alpha, int | float) or isinstance(alpha, bool) or not math.isfinite(alpha):
-        raise AdapterRefusedError(f"Adapter {name}: lora_alpha {alpha!r} is not a number.")
+    check_lora_config(manifest.adapter_id, config)
     return config
 
 
@@ -208,38 +157,7 @@ def _scale(config: Mapping[str, Any]) -> float:
     return float(config["lora_alpha"]) / (math.sqrt(rank) if config.get("use_rslora") else rank)
 
 
-def _pair_up(name: str, tensors: Mapping[str, torch.Tensor]) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
-    """Match each ``lora_A`` with its ``lora_B`` by module name."""
-    halves: dict[str, dict[str, torch.Tensor]] = {}
-    for key, tensor in tensors.items():
-        module, separator, half = key.removeprefix(KEY_PREFIX).rpartition(".lora_")
-        if not separator or half not in ("A.weight", "B.weight") or not key.startswith(KEY_PREFIX):
-            raise AdapterRefusedError(f"Adapter {name}: tensor {key} is not a LoRA weight.")
-        halves.setdefault(module, {})[half[0]] = tensor
-    if not halves:
-        raise AdapterRefusedError(f"Adapter {name} holds no weights.")
-    for module, pair in halves.items():
-        if len(pair) != 2:
-            raise AdapterRefusedError(f"Adapter {name}: {module} has only one of lora_A and lora_B.")
-    return {module: (pair["A"], pair["B"]) for module, pair in halves.items()}
-
-
-def _check_shapes(
-    name: str,
-    module: str,
-    down: torch.Tensor,
-    up: torch.Tensor,
-    rank: int,
-    widths: Mapping[str, tuple[int, int]],
-) -> None:
-    if module not in widths:
-        raise AdapterRefusedError(f"Adapter {name}: the base has no linear layer {module}.")
-    width_in, width_out = widths[module]
-    if tuple(down.shape) != (rank, width_in) or tuple(up.shape) != (width_out, rank):
-        raise AdapterRefusedError(
-            f"Adapter {name}: {module} has shapes {tuple(down.shape)} and {tuple(up.shape)}, "
-            f"not {(rank, width_in)} and {(width_out, rank)}."
-        )
-    for tensor in (down, up):
+def _check_values(name: str, module: str, *halves: torch.Tensor) -> None:
+    for tensor in halves:
         if not tensor.is_floating_point() or not bool(torch.isfinite(tensor).all()):
             raise AdapterRefusedError(f"Adapter {name}: {module} holds values that are not finite numbers.")

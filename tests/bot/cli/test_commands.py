@@ -26,7 +26,7 @@ from tests.bot.cli.conftest import Strop
 from tests.trainer.community import BASE_HASH, SCOPE, adapter_folder, champion, rated_replies
 
 COMMANDS = [
-    "up", "bot", "serve", "trainer", "playground", "retrain", "runs", "experiment", "status", "adapters",
+    "up", "bot", "serve", "trainer", "playground", "retrain", "runs", "experiment", "status",
     "promote", "rollback", "rehearse", "sample", "reject", "stats", "datasette", "track",
     "report", "export", "audit", "backup", "restore", "doctor", "init", "version",
     "block", "unblock", "blocks", "health", "import",
@@ -39,7 +39,7 @@ def test_the_commands_are_all_there() -> None:
     ) == sorted(COMMANDS)
 
 
-@pytest.mark.parametrize("command", COMMANDS)
+@pytest.mark.parametrize("command", [*COMMANDS, "adapters"])
 def test_every_command_has_help_with_an_example(strop: Strop, command: str) -> None:
     text = strop(command, "--help").output
     assert "Examples:" in text and f"strop {command}" in text
@@ -245,8 +245,8 @@ def test_the_card_of_an_adapter_is_the_runs_or_the_one_beside_its_files(
     assert "has no card" in strop("adapters", "show", adapter_id, code=1).stderr
     (config.adapters / adapter_id / "card.md").write_text("# Beside its files")
     assert strop("adapters", "show", adapter_id[:5]).stdout == "# Beside its files\n"
-    assert "strop adapters show ID" in strop("adapters", "show", code=2).stderr
-    assert "strop adapters show ID" in strop("adapters", "hide", "a1", code=2).stderr
+    assert "strop adapters show" in strop("adapters", "show", code=2).stderr
+    assert "No such command 'hide'" in strop("adapters", "hide", "a1", code=2).stderr
 
 
 def test_promote_by_the_beginning_of_an_id_then_roll_back_to_the_base(

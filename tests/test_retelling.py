@@ -34,7 +34,7 @@ from tests.trainer.training.test_fitting import TASK
 from trainer.errors import EvaluationError, MemoryShortError
 from trainer.evaluation.regressions import Kept
 from trainer.evaluation.safety import Safety
-from trainer.gate import decision, promotion
+from trainer.gate import decision, guardrails, promotion
 from trainer.gate.blind_votes import VoteCount
 from trainer.training import fitting, objectives
 
@@ -166,7 +166,7 @@ def verdicts() -> Iterator[Sentence]:
         replace(GOOD, trained_corrections=lost, held_out_corrections=lost, safety=unsafe),
     ):
         yield decision.decide(evidence, settings).reason
-        for limit in decision.guardrails(evidence, settings):
+        for limit in guardrails.of(evidence, settings):
             yield from (limit.objection, limit.name)
 
 

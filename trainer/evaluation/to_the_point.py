@@ -23,6 +23,9 @@ MOST_PROMPTS = 32
 OTHERS = 2
 # Fewer prompts than this say nothing.
 MIN_PROMPTS = 12
+# How often a challenger that answers as much to the point as what it is compared with is taken for worse, in
+# each of the two comparisons (EXPERIMENTS, 21).
+ERROR = 0.025
 
 
 @dataclass(frozen=True)
@@ -52,6 +55,23 @@ class TiedAnswers:
 
 
 @dataclass(frozen=True)
+class Rise:
+    """How far a share has risen, and how far it gets by chance: beyond `most_by_chance` in ERROR of cases."""
+
+    estimate: Estimate
+    most_by_chance: float
+
+    @property
+    def beyond_chance(self) -> bool:
+        """Whether it has risen further."""
+        return self.estimate.value > self.most_by_chance
+
+    def as_json(self) -> dict[str, float | int]:
+        """Return plain values for reports."""
+        return {**self.estimate.as_json(), "most_by_chance": self.most_by_chance}
+
+
+@dataclass(frozen=True)
 class ToThePoint:
     """The share of answers beside the point, and its rise over champion and base.
 
@@ -60,9 +80,9 @@ class ToThePoint:
 
     challenger: float
     champion: float
-    over_champion: Estimate
+    over_champion: Rise
     base: float | None = None
-    over_base: Estimate | None = None
+    over_base: Rise | None = None
 
     def as_json(self) -> dict[str, Any]:
         """Return plain values for reports."""
@@ -90,11 +110,12 @@ def judged(tied: Sequence[TiedAnswers], **judge: Any) -> ToThePoint | None:
     )
 
 
-def _rise(compared: Sequence[tuple[TiedAnswers, Tie]], judge: dict[str, Any]) -> Estimate:
-    return statistics.clustered_mean(
-        [each.challenger.beside - before.beside for each, before in compared],
-        [each.cluster for each, _ in compared],
-        **judge,
+def _rise(compared: Sequence[tuple[TiedAnswers, Tie]], judge: dict[str, Any]) -> Rise:
+    differences = [each.challenger.beside - before.beside for each, before in compared]
+    clusters = [each.cluster for each, _ in compared]
+    return Rise(
+        statistics.clustered_mean(differences, clusters, **judge),
+        statistics.most_risen_by_chance(differences, clusters, alpha=ERROR, seed=judge["seed"]),
     )
 
 

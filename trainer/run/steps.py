@@ -36,7 +36,7 @@ from trainer.evaluation import evaluate as evaluation
 from trainer.evaluation import safety_probe, scores
 from trainer.evaluation.evaluate import Evaluation
 from trainer.evaluation.safety_probe import Contest
-from trainer.gate import blind_votes, decision, promotion
+from trainer.gate import blind_votes, decision, guardrails, promotion
 from trainer.gate.blind_votes import DuelPairs
 from trainer.model_server import retry_while_unavailable, served_base
 from trainer.on_policy import ranking
@@ -281,7 +281,7 @@ class RunSteps:
         verdict = decision.decide(judged.evidence, self._config.gate)
         self._metrics["decision"] = verdict.decision
         self._metrics["reason"] = verdict.reason
-        limits = decision.guardrails(judged.evidence, self._config.gate)
+        limits = guardrails.of(judged.evidence, self._config.gate)
         self._metrics["guardrails"] = [limit.as_json() for limit in limits]
         pairs = self._allowed(blind_votes.pairs_of(judged.pairs))
         if verdict.decision == "votes" and not pairs:

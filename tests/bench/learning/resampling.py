@@ -27,6 +27,7 @@ from trainer.evaluation import evaluate, evidence, scores, statistics
 from trainer.evaluation.evidence import Ratings
 from trainer.evaluation.reward_model import RatedText
 from trainer.evaluation.scores import Pair, ScoredReply, Scores
+from trainer.evaluation.to_the_point import TiedAnswers
 from trainer.gate import blind_votes
 from trainer.gate import decision as gate
 from trainer.gate.decision import Decision
@@ -135,14 +136,18 @@ def resampled(stored: Stored, dice: random.Random) -> Stored:
     held_out = _by_group(ratings.held_out, lambda item: str(item.group))
     own = _by_group([p for p in scores.pairs if p.prompt.group], lambda pair: str(pair.prompt.group))
     scored = _by_group(scores.rated, lambda reply: reply.group)
+    tied = _by_group(scores.tied, lambda answers: answers.cluster)
     texts: list[RatedText] = []
     pairs: list[Pair] = []
+    ties: list[TiedAnswers] = []
     rated: list[ScoredReply] = []
     for number, group in enumerate(_drawn(sorted(held_out.keys() | own.keys()), dice)):
         name = f"{group}#{number}"
         texts += [replace(item, group=name) for item in held_out.get(group, [])]
         pairs += [replace(p, prompt=replace(p.prompt, group=name)) for p in own.get(group, [])]
         rated += [replace(reply, group=name) for reply in scored.get(group, [])]
+        ties += [replace(answers, cluster=name) for answers in tied.get(group, [])]
+    ties += _drawn([answers for answers in scores.tied if answers.cluster not in own], dice)
     general = [pair for pair in scores.pairs if pair.prompt.group is None]
     pairs += _drawn(general, dice)
     return replace(
@@ -154,6 +159,7 @@ def resampled(stored: Stored, dice: random.Random) -> Stored:
             rated=tuple(rated),
             corrections=tuple(_drawn(scores.corrections, dice)),
             training_replies=tuple(_drawn(scores.training_replies, dice)),
+            tied=tuple(ties),
         ),
         ratings=replace(ratings, train=tuple(_drawn_groups(ratings.train, dice)), held_out=tuple(texts)),
     )

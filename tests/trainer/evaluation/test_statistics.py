@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import itertools
 import math
 import random
 
@@ -154,3 +155,38 @@ def crossing_rate(*, win_rate: float, votes: int, runs: int, seed: int) -> float
     outcomes = np.where(rng.random((runs, votes)) < win_rate, 1.0, -1.0)
     logs = np.stack([np.log1p(bet * outcomes).cumsum(1) for bet in statistics.BETS])
     return float((np.exp(logs).mean(0).max(1) >= 20).mean())
+
+
+def test_what_chance_explains_of_a_rise_is_that_of_all_exchanges() -> None:
+    differences = [0.4, -0.1, 0.7, 0.2, 0.0, 0.9, -0.3, 0.5]
+    clusters = ["a", "a", "b", "c", "d", "e", "f", "g"]
+    sums = [0.3, 0.7, 0.2, 0.0, 0.9, -0.3, 0.5]
+    means = sorted(
+        sum(sign * value for sign, value in zip(signs, sums, strict=True)) / len(differences)
+        for signs in itertools.product((-1, 1), repeat=len(sums))
+    )
+    exact = means[math.ceil(0.9 * (len(means) - 1))]
+    found = statistics.most_risen_by_chance(differences, clusters, alpha=0.1, seed=0)
+    assert found == pytest.approx(exact, abs=0.02)
+
+
+def test_a_rise_by_chance_goes_beyond_its_limit_no_oftener_than_was_asked() -> None:
+    dice = np.random.default_rng(0)
+    beyond = 0
+    for _ in range(400):
+        # As shares of answers beside the point are: mostly next to nothing, now and then one.
+        sides = dice.beta(0.15, 1.0, size=(2, 32))
+        differences = (sides[0] - sides[1]).tolist()
+        limit = statistics.most_risen_by_chance(differences, range(32), alpha=0.05, seed=1)
+        beyond += sum(differences) / 32 > limit
+    assert 0.02 <= beyond / 400 <= 0.08
+
+
+def test_a_rise_everywhere_is_no_chance_and_none_at_all_is_within_it() -> None:
+    risen = statistics.most_risen_by_chance([0.2] * 16, range(16), alpha=0.01, seed=0)
+    assert risen < 0.2
+    assert statistics.most_risen_by_chance([0.0] * 16, range(16), alpha=0.01, seed=0) >= 0.0
+    # Three clusters can't show anything at an error of 1 %: all of them rise by chance in an eighth of cases.
+    assert statistics.most_risen_by_chance([0.9] * 3, range(3), alpha=0.01, seed=0) >= 0.9
+    with pytest.raises(ValueError, match="nothing"):
+        statistics.most_risen_by_chance([], [], alpha=0.01, seed=0)

@@ -44,7 +44,8 @@ def test_a_challenger_that_often_answers_beside_the_point_rises_clearly() -> Non
     found = to_the_point.judged(answers(32, beside=2), **JUDGE)
     assert found is not None
     assert found.challenger == pytest.approx(0.5, abs=0.02)
-    assert found.over_champion.bound_low > 0.3
+    assert found.over_champion.estimate.bound_low > 0.3
+    assert found.over_champion.estimate.value > found.over_champion.most_by_chance + 0.1
     assert found.over_base is None
 
 
@@ -53,7 +54,7 @@ def test_the_base_is_compared_with_where_it_has_answered_enough() -> None:
     enough = to_the_point.judged(answers(32, beside=2, with_base=16), **JUDGE)
     assert few is not None and few.over_base is None
     assert enough is not None and enough.over_base is not None
-    assert enough.over_base.clusters == 16 and enough.over_base.bound_low > 0.2
+    assert enough.over_base.estimate.clusters == 16 and enough.over_base.estimate.bound_low > 0.2
 
 
 def test_too_few_prompts_say_nothing() -> None:

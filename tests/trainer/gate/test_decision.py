@@ -19,9 +19,9 @@ from trainer.evaluation.regressions import Kept
 from trainer.evaluation.reward_model import Proof
 from trainer.evaluation.safety import Safety
 from trainer.evaluation.statistics import Estimate
-from trainer.evaluation.to_the_point import ToThePoint
+from trainer.evaluation.to_the_point import Rise, ToThePoint
 from trainer.evaluation.training_fit import TrainingFit
-from trainer.gate import blind_votes, decision
+from trainer.gate import blind_votes, decision, guardrails
 
 SETTINGS = GateConfig()
 
@@ -95,14 +95,16 @@ def test_a_good_challenger_is_promoted_with_its_figures() -> None:
         ("poisoned", replace(GOOD, challenger=replace(ORDINARY, recited=0.3)), "recite a member's own words"),
         (
             "beside the point",
-            replace(GOOD, to_the_point=ToThePoint(0.45, 0.08, estimate(0.37, 0.1))),
+            replace(GOOD, to_the_point=ToThePoint(0.45, 0.08, Rise(estimate(0.37, 0.1), 0.12))),
             "answers beside the point: 45% of its replies would fit another question as well, before 8%",
         ),
         (
             "beside the point by small steps",
             replace(
                 GOOD,
-                to_the_point=ToThePoint(0.4, 0.3, estimate(0.1, 0.1), 0.08, estimate(0.32, 0.1)),
+                to_the_point=ToThePoint(
+                    0.4, 0.3, Rise(estimate(0.1, 0.1), 0.12), 0.08, Rise(estimate(0.32, 0.1), 0.12)
+                ),
             ),
             "answers beside the point: 40% of its replies would fit another question as well, of the base's "
             "replies 8%",
@@ -154,7 +156,7 @@ def test_the_rise_of_the_general_loss_is_one_limit_named_on_the_scale_that_is_br
         (replace(GOOD, general_divergence=2.0), drift),
         (replace(GOOD, general_nll_increase=0.4, general_divergence=2.0), rise),
     ]:
-        names = [limit.name for limit in decision.guardrails(evidence, SETTINGS)]
+        names = [limit.name for limit in guardrails.of(evidence, SETTINGS)]
         assert [name for name in names if name in (rise, drift)] == [named]
 
 
@@ -277,3 +279,24 @@ def test_thirty_challengers_that_are_a_little_worse_hardly_ever_bring_one_throug
 def test_refusing_takes_the_same_evidence_at_every_look() -> None:
     assert {verdict_of_votes(1, 14, challenger_number) for challenger_number in (1, 5, 30)} == {"refuse"}
     assert [verdict_of_votes(14, 1, challenger_number) for challenger_number in (1, 30)] == ["promote", None]
+
+
+@pytest.mark.parametrize(
+    ("risen", "reason"),
+    [
+        (
+            ToThePoint(0.19, 0.05, Rise(estimate(0.14, 0.09), 0.11)),
+            "more of them would fit another question as well: 19%, before 5%",
+        ),
+        (
+            ToThePoint(0.19, 0.15, Rise(estimate(0.04, 0.09), 0.11), 0.05, Rise(estimate(0.14, 0.09), 0.11)),
+            "more of them would fit another question as well: 19%, of the base's replies 5%",
+        ),
+    ],
+)
+def test_answers_that_drift_from_the_point_are_for_members_to_judge(risen: ToThePoint, reason: str) -> None:
+    """Where the reward model alone would promote: it may know the form only."""
+    verdict = decision.decide(replace(GOOD, to_the_point=risen), SETTINGS)
+    assert verdict.decision == "votes" and reason in verdict.reason
+    within = replace(risen, over_champion=Rise(estimate(0.04, 0.09), 0.11), over_base=None)
+    assert decision.decide(replace(GOOD, to_the_point=within), SETTINGS).decision == "promote"

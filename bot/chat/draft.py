@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 from bot.chat.prompt import Prompt, Turn
 from bot.chat.question import Question
+from bot.delivery.formatting import Formatting
 from bot.delivery.streaming import ReplyRenderer
 from bot.language.texts import mark, tr
 from bot.serving.protocol import BaseDescription, Sampling, Usage
@@ -137,15 +138,21 @@ class Draft:
             return self.pair.shown(self.question.quote, finished=self.progress.ended)
         if self.again is not None and self.fell_back:
             return self.again.text
-        body = self.progress.text.strip()
-        if self.progress.finish_reason == "length" and body:
-            body += " …"
+        body = answer_text(self.progress)
         pieces = (self.question.quote, body, self.question.note, *self.progress.notes)
         return "\n\n".join(piece for piece in pieces if piece)
 
     def shown_while_waiting(self) -> str:
         """What stands there before the first word: the question where it must be quoted, and the wait."""
         return "\n\n".join(piece for piece in (self.question.quote, self.progress.waiting) if piece)
+
+
+def answer_text(progress: Progress) -> str:
+    """Return the answer so far; a code block that it leaves open is closed: what follows is no code."""
+    body = progress.text.strip()
+    if progress.finish_reason == "length" and body:
+        body += " …"
+    return body + Formatting(body).closing(len(body), body)
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,6 +166,6 @@ class Pair:
         """Return both texts, as far as they are written."""
         sides = []
         for name, draft in (("A", self.first), ("B", self.second)):
-            body = draft.progress.text.strip() or (tr("*(no words)*") if finished else "…")
-            sides.append(f"**{name}**\n{body}{' …' if draft.progress.finish_reason == 'length' else ''}")
+            body = answer_text(draft.progress) or (tr("*(no words)*") if finished else "…")
+            sides.append(f"**{name}**\n{body}")
         return "\n\n".join([*([quote] if quote else []), *sides, *([tr(INVITATION)] if finished else [])])

@@ -80,7 +80,7 @@ async def _queue(interaction: Interaction, scope: str, own: dict[str, Any]) -> s
             run=run.id,
             settings=settings,
         )
-    where = tr(" in <#{channel}>", channel=run.report_channel_id) if run.report_channel_id else ""
+    where = tr(" in {place}", place=_message_link(interaction, run)) if run.report_channel_id else ""
     unused = tr(" Your options were not used.") if own else ""
     told = tr(
         "Run `{run}` is already {state}; its progress is shown{where}.",
@@ -89,6 +89,14 @@ async def _queue(interaction: Interaction, scope: str, own: dict[str, Any]) -> s
         where=where,
     )
     return told + unused
+
+
+def _message_link(interaction: Interaction, run: runs.Run) -> str:
+    """Return where the run's progress is shown: its message, or the channel until there is one."""
+    if run.report_message_id is None:
+        return f"<#{run.report_channel_id}>"
+    guild = interaction.guild_id or "@me"
+    return f"https://discord.com/channels/{guild}/{run.report_channel_id}/{run.report_message_id}"
 
 
 async def _rehearsed(services: Services, scope: str) -> str:

@@ -44,7 +44,8 @@ TRAINER_PATIENCE_MS = 15_000
 NEWS_MS = 24 * 60 * 60 * 1000
 UNSHOWN_NEWS_MS = 10 * 60 * 1000
 """A run that ended longer ago than this, and was never shown, isn't shown any more."""
-
+VERDICT_AFTER_MS = 60_000
+"""The message of a run that took longer is far up the channel: how it ended is a message of its own."""
 
 NO_EMBEDS = mark("-# To see scores and data here, give me the permission **Embed Links** in this channel.")
 
@@ -68,7 +69,8 @@ class _Look:
 class _Report:
     """One run's message in its channel; ``message_id`` is None until it was posted.
 
-    ``gone`` says that somebody deleted it while the run was on.
+    ``gone`` says that somebody deleted it while the run was on, ``posted_over`` that it was posted when the
+    run had ended: then it is the news itself.
     """
 
     channel_id: int
@@ -77,6 +79,7 @@ class _Report:
     edited_at: float = 0.0
     closed: bool = False
     gone: bool = False
+    posted_over: bool = False
 
 
 def run_text(
@@ -230,7 +233,32 @@ class ProgressReporter:
             _log.info("progress.retried", run_id=run.id, error=type(error.__cause__).__name__)
         else:
             report.shown, report.closed = look, over
+            await self._announce(run, report)
         self._forget_old()
+
+    async def _announce(self, run: runs.Run, report: _Report) -> None:
+        """Reply to the run's message with how the run ended, once for each outcome."""
+        if run.outcome is None or run.finished_ms is None or report.message_id is None:
+            return
+        key = f"progress.told:{run.id}"
+        told = await self._services.database.aread(lambda db: key_values.get(db, key))
+        late = now_ms() - run.finished_ms > UNSHOWN_NEWS_MS
+        if told == run.outcome or late or run.finished_ms - run.created_ms < VERDICT_AFTER_MS:
+            return
+        outcome = run.outcome
+        # Stored first: a message that is lost is better than one that comes twice.
+        await self._services.database.awrite(lambda db: key_values.put(db, key, outcome))
+        if report.posted_over:
+            return
+        reference = discord.MessageReference(
+            message_id=report.message_id, channel_id=report.channel_id, fail_if_not_exists=False
+        )
+        channel = self._client.get_partial_messageable(report.channel_id)
+        text = f"{_MARKS.get(outcome, '•')} {_head(run)}\n{translate(run.message) or outcome}"
+        try:
+            await translated(channel.send(text[:1900], reference=reference))
+        except DeliveryError as error:
+            _log.warning("progress.verdict_not_sent", run_id=run.id, error=str(error))
 
     async def _deliver(self, run: runs.Run, report: _Report, look: _Look) -> None:
         drawn = await self._drawn(run, look)
@@ -249,7 +277,7 @@ class ProgressReporter:
             return
         given = {key: value for key, value in drawn.items() if value is not None}
         message = await translated(channel.send(text, silent=True, **given))
-        report.message_id = message.id
+        report.message_id, report.posted_over = message.id, run.finished_ms is not None
         await self._services.database.awrite(
             lambda db: runs.set_report(db, run.id, channel_id=report.channel_id, message_id=message.id)
         )

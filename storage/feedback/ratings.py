@@ -7,12 +7,13 @@ import sqlite_utils
 
 from storage.admin import blocks
 from storage.chat import members
-from storage.db import sql
+from storage.db import key_values, sql
 from storage.db.clock import now_ms
 from storage.errors import UnknownRowError
 
 Kind = Literal["thumb", "correction", "vote"]
 Means = Literal["reaction", "button", "modal", "page", "sample"]
+_SET_ASIDE = "ratings.set_aside"
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,6 +160,16 @@ def counts(db: sqlite_utils.Database, scope: str, since_ms: int | None = None) -
 def changes(db: sqlite_utils.Database, scope: str) -> int:
     """Return how often a rating of this scope was given, changed or taken back; it only grows."""
     return int(sql.value(db, "SELECT changes FROM scope_counts WHERE scope = ?", (scope,)) or 0)
+
+
+def put_aside(db: sqlite_utils.Database, scope: str, *, but: int) -> None:
+    """Let the ratings so far, but for so many, start no run by themselves; one asked for uses them all."""
+    key_values.put(db, f"{_SET_ASIDE}:{scope}", str(changes(db, scope) - but))
+
+
+def set_aside(db: sqlite_utils.Database, scope: str) -> int:
+    """Return up to which count of changes ratings start no run by themselves."""
+    return int(key_values.get(db, f"{_SET_ASIDE}:{scope}") or 0)
 
 
 def _rating(row: dict[str, Any]) -> Rating:

@@ -167,6 +167,6 @@ def unchanged_since_vote(db: sqlite_utils.Database, scope: str) -> runs.Run | No
     None where the newest run of the scope is another one, or was told to train otherwise.
     """
     newest = next(iter(runs.latest(db, scope, 1)), None)
-    if newest is None or newest.outcome != "votes" or newest.settings or runs.new_ratings(db, scope):
+    if newest is None or newest.outcome != "votes" or newest.settings:
         return None
-    return newest
+    return None if runs.new_ratings(db, scope, with_set_aside=True) else newest

@@ -359,15 +359,12 @@ def awaiting_votes(db: sqlite_utils.Database, scope: str) -> list[Run]:
     return [run for run in finished(db, scope) if run.outcome == "votes"]
 
 
-def new_ratings(db: sqlite_utils.Database, scope: str) -> int:
-    """Return how many ratings were given, changed or taken back since the last run of the scope started."""
-    seen = sql.value(
-        db,
-        """SELECT ratings_seen FROM runs WHERE scope = ? AND ratings_seen IS NOT NULL
-           ORDER BY rowid DESC LIMIT 1""",
-        (scope,),
-    )
-    return max(ratings.changes(db, scope) - (seen or 0), 0)
+def new_ratings(db: sqlite_utils.Database, scope: str, *, with_set_aside: bool = False) -> int:
+    """Return how many ratings changed since the last run of the scope started, less those set aside."""
+    seen = """SELECT ratings_seen FROM runs WHERE scope = ? AND ratings_seen IS NOT NULL
+              ORDER BY rowid DESC LIMIT 1"""
+    aside = 0 if with_set_aside else ratings.set_aside(db, scope)
+    return max(ratings.changes(db, scope) - max(sql.value(db, seen, (scope,)) or 0, aside), 0)
 
 
 def _end(db: sqlite_utils.Database, run: Run, outcome: Outcome, message: Sentence, error: str | None) -> Run:

@@ -29,6 +29,7 @@ from storage.config import load_config
 from storage.db.database import Connection, Database
 from storage.errors import ConfigError
 from storage.feedback import ratings
+from storage.learning import runs
 
 SAMPLE_FILE = Path(__file__).parent / "sample_community.json"
 FORMAT = 1
@@ -64,7 +65,8 @@ class Loaded:
         news = "" if self.new else "It was loaded already. "
         message = (
             f"{news}{self.replies} replies rated by {self.raters} simulated members: {self.liked} likes, "
-            f"{self.disliked} dislikes. They like: {TASTES[self.taste].title.lower()}."
+            f"{self.disliked} dislikes. They like: {TASTES[self.taste].title.lower()}. "
+            "No run starts by itself from these: press Retrain, or use /retrain, when you like."
         )
         return {**asdict(self), "loaded": self.replies, "message": message}
 
@@ -130,6 +132,7 @@ def _insert(db: Connection, sample: dict[str, Any], place: _Place) -> Loaded:
         members.ensure(db, rater_id(index), rater_name(index), "sample", simulated=True)
     counted = {"replies": 0, "liked": 0, "disliked": 0, "new": 0}
     voices: set[int] = set()
+    pending = runs.new_ratings(db, place.scope)
     for number, entry in enumerate(sample["conversations"]):
         known = replies.get(db, _reply_id(sample, place, number, 0))
         prompt_id = known.prompt_message_id if known else _insert_prompt(db, number, entry, place)
@@ -141,6 +144,9 @@ def _insert(db: Connection, sample: dict[str, Any], place: _Place) -> Loaded:
             counted["liked"] += values.count(1)
             counted["disliked"] += values.count(-1)
             voices.update(rater for rater, _ in reply["ratings"])
+    if counted["new"]:
+        # The newcomer's own press starts the first run, not a clock that nobody set.
+        ratings.put_aside(db, place.scope, but=pending)
     return Loaded(**counted, raters=len(voices), taste=sample["taste"])
 
 

@@ -288,6 +288,16 @@ async def test_an_answer_that_was_cut_off_shows_it(
     assert community.replies()[0].text == "Hello there, friend."
 
 
+async def test_what_stands_below_an_answer_never_lands_in_its_open_code_block(
+    community: Community, model_server: FakeModelServer
+) -> None:
+    model_server.answer = "So:\n```python\nprint(1)"
+    model_server.finish_reason = "length"
+    await community.ann.send(community.channel, f"{community.mention} hello")
+    assert community.said() == ["So:\n```python\nprint(1) …\n```"]
+    assert community.replies()[0].text == model_server.answer
+
+
 async def test_an_empty_answer_is_not_silence(community: Community, model_server: FakeModelServer) -> None:
     model_server.answer = "  "
     await community.ann.send(community.channel, f"{community.mention} hello")

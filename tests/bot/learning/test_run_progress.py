@@ -166,6 +166,38 @@ async def test_a_run_is_one_message_edited_to_its_last_word(community: Community
     assert len(posts) == 1
 
 
+async def test_a_long_runs_verdict_is_a_new_message_that_replies_to_the_runs_own(
+    community: Community, trainer: Trainer, services: Services
+) -> None:
+    await community.ann.slash(community.channel, "retrain")
+    run_id = trainer.take()
+    trainer.beat(run_id, "train", 0.4)
+    await tick(community)
+    trainer.database.write(
+        lambda db: db.execute("UPDATE runs SET created_ms = created_ms - 840000 WHERE id = ?", (run_id,))
+    )
+    trainer.finish(run_id, "refused", "it lost")
+    await tick(community, 10)
+    first, verdict = [each for each in community.messages() if run_id in each.content]
+    assert "it lost" in first.content and "it lost" in verdict.content
+    assert verdict.reference is not None and verdict.reference.message_id == first.id
+    await community.bot.feature(ProgressReporter).stop()
+    await community.env.restart_bot(make_client(services))
+    await tick(community, 10)
+    assert len([each for each in public(community) if "it lost" in each]) == 2
+
+
+async def test_a_second_retrain_links_to_the_message_of_the_run_that_is_on(
+    community: Community, trainer: Trainer
+) -> None:
+    await community.ann.slash(community.channel, "retrain")
+    trainer.take()
+    await tick(community, 10)
+    (message,) = [each for each in community.messages() if "Retraining" in each.content]
+    answer = text(await community.ann.slash(community.channel, "retrain"))
+    assert f"/{community.channel.id}/{message.id}" in answer
+
+
 async def test_a_run_that_is_not_worth_it_says_why(community: Community, trainer: Trainer) -> None:
     await community.ann.slash(community.channel, "retrain")
     run_id = trainer.take()

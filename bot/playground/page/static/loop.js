@@ -253,7 +253,7 @@ function excluded(reasons) {
 async function loadSample(actions, announce) {
   const sure = await confirmDialog({
     title: "Load the sample community",
-    body: "This adds about 230 rated replies by simulated members, made by a script, so that you can retrain at once instead of rating by hand. They are labelled as simulated and never used outside this playground.",
+    body: "This adds about 230 rated replies by simulated members, made by a script, so that you can retrain at once instead of rating by hand. They are labelled as simulated and never used outside this playground. No run starts by itself: press Retrain when you like.",
     confirm: "Load it",
   });
   if (!sure) return;

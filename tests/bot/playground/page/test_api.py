@@ -20,10 +20,12 @@ from bot.playground.simulation import sample
 from bot.playground.simulation.rehearsal import RehearsalSettings
 from bot.serving.client import ModelClient
 from storage.chat import conversations, members, replies
+from storage.config_sections import TrainerConfig
 from storage.db.database import Database
 from storage.feedback import duels, ratings
-from storage.learning import eligibility
+from storage.learning import eligibility, runs
 from tests.bot.playground.conftest import Recorder, connected, until
+from trainer.schedule.scheduler import enqueue_due
 
 GENERAL, YOU = str(community.GENERAL_ID), str(community.OWNER.user_id)
 SCOPE = f"guild:{community.GUILD_ID}"
@@ -491,6 +493,22 @@ def test_loading_the_sample_twice_changes_nothing(database: Database, tmp_path: 
     assert (first.new, again.new, first.replies) == (240, 0, 240)
     counts = database.read(lambda db: ratings.counts(db, SCOPE))
     assert (counts.liked, counts.disliked) == (first.liked, first.disliked) == (again.liked, again.disliked)
+
+
+def test_loading_the_sample_starts_no_run_by_itself_and_leaves_the_members_own_ratings_their_say(
+    database: Database, tmp_path: Path
+) -> None:
+    path = _sample_file(tmp_path)
+    load = lambda: sample.load_sample(  # noqa: E731
+        database, BASE_HASH, SCOPE, community.GUILD_ID, community.REHEARSAL_ID, path=path
+    )
+    load()
+    assert enqueue_due(database, TrainerConfig(), "ratings", 1) == []
+    assert database.read(lambda db: runs.new_ratings(db, SCOPE, with_set_aside=True)) > 240
+    database.write(_rated_reply)
+    load()
+    assert database.read(lambda db: runs.new_ratings(db, SCOPE)) == 1
+    assert len(enqueue_due(database, TrainerConfig(), "ratings", 1)) == 1
 
 
 def test_the_sample_is_labelled_and_may_train(database: Database, tmp_path: Path) -> None:

@@ -219,6 +219,7 @@ LAYERS: tuple[tuple[tuple[str, ...], ...], ...] = (
         ("bot.playground.simulation",),
         ("bot.playground.discord",),
         ("bot.playground.errors",),
+        ("bot.dashboard",),
         ("bot.services", "bot.gateway", "bot.delivery", "bot.diagnostics"),
         ("bot.errors",),
         ("bot.serving.__main__",),

@@ -10,7 +10,6 @@ from typer.core import TyperGroup
 from bot.cli import (
     adapters,
     data,
-    datasette,
     experiment,
     imports,
     members,
@@ -21,6 +20,7 @@ from bot.cli import (
     stats,
     tasting,
 )
+from bot.cli.browser import dashboard, datasette
 from bot.cli.first_start import models, setup
 from bot.cli.playground import rehearsal
 from bot.cli.transfer import adapter_import
@@ -92,6 +92,7 @@ for topic in (
     settings,
     members,
     rehearsal,
+    dashboard,
     data,
     imports,
     models,

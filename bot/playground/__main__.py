@@ -10,11 +10,11 @@ from pathlib import Path
 
 import structlog
 
+from bot.dashboard.loop_view import LoopSources
 from bot.playground.discord import community
 from bot.playground.discord.backend import Payload
 from bot.playground.errors import PortInUseError
 from bot.playground.page.client import RUN_FILE
-from bot.playground.page.loop_view import LoopSources
 from bot.playground.saved_state import LastingState, read_state, write_private, write_state
 from bot.playground.server import Playground, PlaygroundLoop, PlaygroundSettings
 from bot.playground.simulation.rehearsal import RehearsalSettings

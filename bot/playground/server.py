@@ -3,14 +3,15 @@
 import asyncio
 import errno
 import secrets
-from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from urllib.parse import unquote
 
 import discord
 from aiohttp import web
-from yarl import URL
 
+from bot.dashboard.guards import only_from_this_machine
+from bot.dashboard.loop_view import LoopSources, LoopView
+from bot.dashboard.reports import Reports
 from bot.playground.discord import picture_files
 from bot.playground.discord.backend import DiscordBackend
 from bot.playground.discord.gateway import GATEWAY_PATH, Gateway
@@ -18,13 +19,10 @@ from bot.playground.discord.ratelimit import RateLimiter, Rule
 from bot.playground.discord.rest import API_PREFIX, MAX_REQUEST_BYTES, RestFront
 from bot.playground.errors import PortInUseError
 from bot.playground.page.api import LoopParts, PageApi
-from bot.playground.page.loop_view import LoopSources, LoopView
-from bot.playground.page.reports import Reports
 from bot.playground.simulation.rehearsal import Rehearsal, RehearsalSettings
 
 #: Tokens of the playground start with this; the bot sends no other token to a local address.
 TOKEN_PREFIX = "playground."
-_LOOPBACK = frozenset({"127.0.0.1", "localhost", "::1"})
 
 
 def new_token() -> str:
@@ -155,23 +153,3 @@ class Playground:
         picture = picture_files.look(blob)
         content_type = "application/octet-stream" if picture is None else picture.content_type
         return web.Response(body=blob, content_type=content_type, headers=headers)
-
-
-@web.middleware
-async def only_from_this_machine(
-    request: web.Request, handler: Callable[[web.Request], Awaitable[web.StreamResponse]]
-) -> web.StreamResponse:
-    """Refuse a request for another host name (DNS rebinding) or from another web site's page."""
-    if not _is_loopback(request.host):
-        raise web.HTTPForbidden(text="The playground answers only to addresses of this machine.")
-    origin = request.headers.get("Origin")
-    if origin is not None and origin != f"http://{request.host}":
-        raise web.HTTPForbidden(text="Another web site can't use the playground.")
-    return await handler(request)
-
-
-def _is_loopback(host: str) -> bool:
-    try:
-        return URL(f"http://{host}").host in _LOOPBACK
-    except ValueError:
-        return False

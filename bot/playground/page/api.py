@@ -6,7 +6,6 @@ nor use it.
 """
 
 import asyncio
-import re
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,21 +13,21 @@ from pathlib import Path
 import structlog
 from aiohttp import web
 
+from bot.dashboard.errors import RequestRefusedError
+from bot.dashboard.loop_view import LoopView
+from bot.dashboard.reports import Reports
+from bot.dashboard.responses import SHARED, error_answer, file_answer, json_answer, static_file
 from bot.playground.discord import community
 from bot.playground.discord.backend import DiscordBackend, Payload
 from bot.playground.discord.gateway import Gateway
 from bot.playground.errors import ActionRefusedError, RehearsalError, SampleError
 from bot.playground.page.client import SECRET_HEADER
 from bot.playground.page.events import EventStream
-from bot.playground.page.loop_view import LoopView
-from bot.playground.page.reports import Reports
 from bot.playground.page.requests import (
     body_of,
     cast_of,
-    error_answer,
     files_of,
     id_of,
-    json_answer,
     object_of,
     options_of,
     path_ids,
@@ -46,17 +45,6 @@ PAGE_DIR = Path(__file__).parent / "static"
 SECRET_PLACEHOLDER = "{{PLAYGROUND_SECRET}}"
 #: Messages a channel in the first snapshot.
 SNAPSHOT_MESSAGES = 200
-_STATIC_NAME = re.compile(r"[a-z0-9_-]+(\.[a-z0-9]{1,16})+")
-_TYPES = {
-    ".html": "text/html",
-    ".js": "text/javascript",
-    ".css": "text/css",
-    ".svg": "image/svg+xml",
-    ".png": "image/png",
-    ".woff2": "font/woff2",
-    ".json": "application/json",
-    ".webmanifest": "application/manifest+json",
-}
 _CHOICES = {"first": 1, "second": -1, "tie": 0}
 
 log = structlog.get_logger(__name__)
@@ -136,7 +124,7 @@ class PageApi:
                 return error_answer(403, "This page is out of date: reload it.")
             try:
                 return await handler(request)
-            except ActionRefusedError as error:
+            except (ActionRefusedError, RequestRefusedError) as error:
                 return error_answer(error.status, str(error))
             except UnknownRowError as error:
                 return error_answer(404, str(error))
@@ -157,18 +145,10 @@ class PageApi:
 
     async def _page(self, request: web.Request) -> web.Response:
         html = await asyncio.to_thread((PAGE_DIR / "index.html").read_text, "utf-8")
-        return _file(html.replace(SECRET_PLACEHOLDER, self._secret).encode(), ".html", request)
+        return file_answer(html.replace(SECRET_PLACEHOLDER, self._secret).encode(), ".html", request)
 
     async def _static(self, request: web.Request) -> web.Response:
-        name = request.match_info["name"]
-        suffix = Path(name).suffix
-        if not _STATIC_NAME.fullmatch(name) or suffix not in _TYPES or suffix == ".html":
-            raise web.HTTPNotFound
-        try:
-            body = await asyncio.to_thread((PAGE_DIR / name).read_bytes)
-        except OSError as error:
-            raise web.HTTPNotFound from error
-        return _file(body, suffix, request)
+        return await static_file(request, PAGE_DIR, SHARED)
 
     def _snapshot(self) -> Payload:
         return {
@@ -347,17 +327,3 @@ class PageApi:
             lambda db: duels.vote(db, duel_id=duel_id, user_id=user_id, choice=choice, source="playground")
         )
         return json_answer({"ok": True, "changed": changed})
-
-
-def _file(body: bytes, suffix: str, request: web.Request) -> web.Response:
-    headers = {
-        "Content-Security-Policy": (
-            f"default-src 'self'; connect-src 'self' ws://{request.host}; img-src 'self' data: blob:; "
-            "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
-        ),
-        "Cache-Control": "no-store",
-        "X-Content-Type-Options": "nosniff",
-        "Referrer-Policy": "no-referrer",
-        "Cross-Origin-Resource-Policy": "same-origin",
-    }
-    return web.Response(body=body, content_type=_TYPES[suffix], charset="utf-8", headers=headers)

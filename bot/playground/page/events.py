@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import hmac
 import json
 from collections.abc import Callable
 
 from aiohttp import WSMsgType, web
 
+from bot.dashboard.guards import is_secret
 from bot.playground.discord.backend import Payload
 
 #: Events waiting for a slow page before it is cut off.
@@ -26,7 +26,7 @@ class EventStream:
 
     def knows_secret(self, given: object) -> bool:
         """Whether this is the secret that is embedded in the served page."""
-        return isinstance(given, str) and hmac.compare_digest(given.encode(), self._secret.encode())
+        return is_secret(given, self._secret)
 
     def publish(self, frame: Payload) -> None:
         """Queue a frame for every open page."""

@@ -1,4 +1,4 @@
-"""What a call of the page carries, checked; and how it is answered."""
+"""What a call of the page carries, checked."""
 
 import base64
 import json
@@ -14,16 +14,6 @@ from bot.playground.simulation.rehearsal import Cast
 
 MAX_FILES = 10
 _FILE_NAME = re.compile(r"[^/\\\x00-\x1f?#%]+")
-
-
-def json_answer(value: Any, status: int = 200) -> web.Response:
-    """Answer with a value, which no browser keeps."""
-    return web.json_response(value, status=status, headers={"Cache-Control": "no-store"})
-
-
-def error_answer(status: int, sentence: str) -> web.Response:
-    """Answer with one sentence on what went wrong."""
-    return json_answer({"error": sentence}, status)
 
 
 async def body_of(request: web.Request) -> Payload:

@@ -29,7 +29,7 @@ COMMANDS = [
     "up", "bot", "serve", "trainer", "playground", "retrain", "runs", "experiment", "status",
     "promote", "rollback", "rehearse", "sample", "reject", "stats", "datasette", "track",
     "report", "export", "audit", "backup", "restore", "doctor", "init", "version",
-    "block", "unblock", "blocks", "health", "import",
+    "block", "unblock", "blocks", "health", "import", "dashboard",
 ]  # fmt: skip
 
 

@@ -15,6 +15,8 @@ from typing import Any
 
 from aiohttp import WSMsgType, web
 
+from bot.dashboard.responses import SHARED
+
 PAGE_DIR = Path(__file__).parents[4] / "bot" / "playground" / "page" / "static"
 SECRET = "fixture-secret"
 CSP = "default-src 'self'; connect-src 'self' ws://{host}; base-uri 'none'; form-action 'none'"
@@ -290,7 +292,8 @@ class PageWorld:
         return web.Response(text=text, content_type="text/html", headers=policy)
 
     async def _static(self, request: web.Request) -> web.Response:
-        path = PAGE_DIR / Path(request.match_info["name"]).name
+        name = Path(request.match_info["name"]).name
+        path = PAGE_DIR / name if (PAGE_DIR / name).is_file() else SHARED / name
         if path.suffix not in TYPES or not path.is_file():
             raise web.HTTPNotFound
         return web.Response(

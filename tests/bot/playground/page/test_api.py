@@ -10,10 +10,10 @@ import aiohttp
 import pytest
 from aiohttp import web
 
+from bot.dashboard.loop_view import LoopSources
 from bot.playground.discord import community
 from bot.playground.errors import RehearsalError
 from bot.playground.page.client import SECRET_HEADER, PageClient
-from bot.playground.page.loop_view import LoopSources
 from bot.playground.saved_state import STATE_FILE, LastingState, read_state, write_state
 from bot.playground.server import Playground, PlaygroundLoop, PlaygroundSettings
 from bot.playground.simulation import sample

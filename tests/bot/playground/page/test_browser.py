@@ -21,6 +21,7 @@ from playwright.async_api import (
     expect,
 )
 
+from bot.dashboard.responses import SHARED
 from bot.playground.server import Playground, PlaygroundSettings
 from tests.bot.playground.conftest import Recorder, connected
 from tests.bot.playground.page.page_fixture import ADA, BOT, DM, GENERAL, PAGE_DIR, YOU, PageWorld, busy_loop
@@ -660,7 +661,7 @@ async def test_on_a_phone_the_panels_are_drawers(browser: Browser, world: PageWo
 
 async def test_no_module_parses_text_as_markup_and_no_style_or_script_is_inline() -> None:
     parsers = re.compile(r"(inner|outer)HTML|insertAdjacentHTML|document\.write")
-    for path in PAGE_DIR.glob("*.js"):
+    for path in (*PAGE_DIR.glob("*.js"), *SHARED.glob("*.js")):
         assert not parsers.search(path.read_text("utf-8")), path.name
     html = (PAGE_DIR / "index.html").read_text("utf-8")
     assert not re.search(r"<style|\sstyle=|\son\w+=|<script(?![^>]*\ssrc=)|https?:", html)

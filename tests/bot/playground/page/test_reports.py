@@ -7,8 +7,8 @@ import aiohttp
 import pytest
 from aiohttp import web
 
-from bot.playground.errors import ActionRefusedError
-from bot.playground.page.reports import Reports
+from bot.dashboard.errors import RequestRefusedError
+from bot.dashboard.reports import Reports
 
 PROGRAM = """
 import sys
@@ -26,7 +26,7 @@ async def url() -> AsyncIterator[str]:
     async def make(request: web.Request) -> web.Response:
         try:
             return await reports.make(request)
-        except ActionRefusedError as error:
+        except RequestRefusedError as error:
             return web.json_response({"error": str(error)}, status=error.status)
 
     app = web.Application()

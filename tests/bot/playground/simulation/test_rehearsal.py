@@ -8,10 +8,10 @@ from typing import Any
 import discord
 import pytest
 
+from bot.dashboard.loop_view import LoopSources
 from bot.playground.discord import community
 from bot.playground.errors import RehearsalError
 from bot.playground.page import client as page_client
-from bot.playground.page.loop_view import LoopSources
 from bot.playground.server import Playground, PlaygroundLoop, PlaygroundSettings
 from bot.playground.simulation.rehearsal import RehearsalSettings
 from bot.serving.client import ModelClient

@@ -1,8 +1,6 @@
 /** Challengers against the champion of their time: a small chart, and the same numbers as a table. */
 
-import { call } from "./connection.js";
 import { el, svg } from "./dom.js";
-import { toast } from "./notices.js";
 import { shortDay } from "./time.js";
 
 const SHOWN = 14;
@@ -12,9 +10,11 @@ const LEFT = 34;
 const RIGHT = 10;
 const TOP = 10;
 const BOTTOM = 22;
-const WORDS = { promoted: "promoted", refused: "not promoted", votes: "waiting for votes", not_yet: "not yet", failed: "failed", cancelled: "cancelled" };
+/** Outcomes of runs in words. */
+export const WORDS = { promoted: "promoted", refused: "not promoted", votes: "waiting for votes", not_yet: "not yet", failed: "failed", cancelled: "cancelled" };
 
-const signed = (value) => `${value > 0 ? "+" : value < 0 ? "−" : ""}${Math.abs(value).toFixed(2)}`;
+/** "+0.12", with a real minus. */
+export const signed = (value) => `${value > 0 ? "+" : value < 0 ? "−" : ""}${Math.abs(value).toFixed(2)}`;
 const measured = (entry) => typeof entry.value === "number";
 
 /** Oldest first, whatever order the API sent. */
@@ -107,30 +107,14 @@ function legend() {
   return el("p", { class: "chart-legend" }, sign("promoted", "promoted"), sign("refused", "not promoted"), sign("undecided", "undecided"), el("span", { class: "faint", text: "0 = the champion then; bars: 95 % interval" }));
 }
 
-/** Show a run's report in a tab of its own. The tab is opened at once: browsers block one that opens later. */
-async function openReport(runId) {
-  const tab = window.open("about:blank", "_blank");
-  if (tab) {
-    tab.document.documentElement.style.colorScheme = "light dark";
-    tab.document.title = `Run ${runId}`;
-    tab.document.body.textContent = "Making the report…";
-  }
-  try {
-    const { path } = await call("POST", `reports/${encodeURIComponent(runId)}`);
-    tab.location.replace(path);
-  } catch (error) {
-    tab?.close();
-    toast(error.message, "error");
-  }
-}
-
-const reportButton = (entry) => el("button", { type: "button", class: "link-button", text: "Report", "aria-label": `Open the report of run ${entry.run_id}`, on: { click: () => openReport(entry.run_id) } });
+/** A link-like button that opens the report of a run. */
+export const reportButton = (runId, openReport) => el("button", { type: "button", class: "link-button", text: "Report", "aria-label": `Open the report of run ${runId}`, on: { click: () => openReport(runId) } });
 
 /** A second line of a cell: the panel is too narrow for a column of its own. */
 const under = (text) => el("span", { class: "faint", text });
 
-/** Every run as a table row, newest first. */
-export function renderHistoryTable(history) {
+/** Every run as a table row, newest first; `openReport(runId)` shows its report. */
+export function renderHistoryTable(history, openReport) {
   const entries = inTime(history).reverse();
   if (!entries.length) return null;
   const head = el("tr", {}, ["Run", "Gain (95 % interval)", "Outcome"].map((title) => el("th", { scope: "col", text: title })));
@@ -138,7 +122,7 @@ export function renderHistoryTable(history) {
     el(
       "tr",
       {},
-      el("th", { scope: "row", title: entry.message ?? entry.adapter_id }, el("span", { class: "adapter", text: (entry.adapter_id ?? entry.run_id ?? "–").slice(0, 8) }), entry.finished_ms ? under(shortDay(new Date(entry.finished_ms))) : null, reportButton(entry)),
+      el("th", { scope: "row", title: entry.message ?? entry.adapter_id }, el("span", { class: "adapter", text: (entry.adapter_id ?? entry.run_id ?? "–").slice(0, 8) }), entry.finished_ms ? under(shortDay(new Date(entry.finished_ms))) : null, reportButton(entry.run_id, openReport)),
       el("td", {}, measured(entry) ? signed(entry.value) : "–", typeof entry.low === "number" ? under(`${signed(entry.low)} to ${signed(entry.high)}`) : null),
       el("td", {}, WORDS[entry.outcome] ?? entry.outcome ?? "–", entry.n ? under(`on ${entry.n} conversations`) : null),
     ),

@@ -1,4 +1,4 @@
-"""The loop at a glance for the page: storage's word, with the model server's and the rehearsal's state."""
+"""The loop at a glance for a page: storage's word, with the model server's and the rehearsal's state."""
 
 import asyncio
 import time
@@ -89,9 +89,9 @@ class LoopView:
             try:
                 now = await self.refresh()
             except StorageError as error:
-                log.warning("playground.loop_unreadable", error=str(error))
+                log.warning("loop_view.unreadable", error=str(error))
             except Exception:  # the loop's boundary: the panel must not freeze for good
-                log.exception("playground.loop_failed")
+                log.exception("loop_view.failed")
             else:
                 if now != before:
                     changed(now)

@@ -1,0 +1,151 @@
+/** What a loop's state says, part by part: the playground's panel and the operators' page both show these. */
+
+import { el } from "./dom.js";
+import { icon } from "./icons.js";
+import { duration, relative, stamp } from "./time.js";
+
+const OUTCOMES = { promoted: "Promoted", refused: "Not promoted", not_yet: "Not yet", votes: "Waiting for votes", failed: "Failed", cancelled: "Cancelled" };
+const KINDS = { promote: "promoted", rollback: "rolled back to", erase: "switched after an erasure to", initial: "started with" };
+const EXCLUDED = {
+  not_public: "in direct messages or channels that not everybody sees",
+  incomplete: "failed, stopped or empty",
+  deleted: "with a deleted message in their context",
+  opted_out: "where somebody opted out",
+  no_permission: "without Discord's recorded permission",
+  no_consent: "where somebody has not opted in yet (/privacy)",
+  left_out: "left out by an operator",
+  recently_erased: "where somebody erased their data lately",
+  no_eligible_rating: "whose raters have not opted in",
+};
+
+/** "a1b2c3…" or the base model, as people read it. */
+export const adapterName = (id) => (id ? id.slice(0, 8) : "base model");
+
+/** One card of a page; a live one is read out when it changes. */
+export function card(title, content, { live = false } = {}) {
+  const id = `card-${title.replace(/\W+/g, "-").toLowerCase()}`;
+  return el("section", { class: "card", "aria-labelledby": id }, el("h3", { id, text: title }), el("div", { class: "card-body", "aria-live": live ? "polite" : null }, content));
+}
+
+export function serving({ loop, botOnline, connected, ready }) {
+  const status = loop?.server?.status;
+  const [tone, words] = !ready
+    ? ["waiting", "Connecting…"]
+    : !connected
+      ? ["bad", "Not connected"]
+      : status === "loading"
+        ? ["waiting", "Loading the model…"]
+        : status === "down"
+          ? ["bad", "Model server down"]
+          : !botOnline
+            ? ["waiting", "Strop is connecting…"]
+            : loop?.trainer_alive === false
+              ? ["waiting", "Serving, trainer down"]
+              : ["good", "Serving"];
+  return el("p", { class: `status is-${tone}`, role: "status", title: loop?.server?.detail || null }, el("i", { "aria-hidden": "true" }), words);
+}
+
+export function serverDetail(server) {
+  if (!server?.detail || server.status === "ok") return null;
+  return el("p", { class: "faint", dir: "auto", text: server.detail });
+}
+
+function meter(label, have, need) {
+  const done = have >= need;
+  return el(
+    "div",
+    { class: `meter ${done ? "is-done" : ""}` },
+    el("p", {}, el("span", { text: label }), el("span", { class: "meter-count" }, done ? icon("check") : null, `${have} of ${need}`)),
+    el("progress", { max: need, value: Math.min(have, need), "aria-label": `${label}: ${have} of ${need}` }),
+  );
+}
+
+function figure(value, label) {
+  return el("div", { class: "figure" }, el("dd", {}, String(value ?? 0)), el("dt", { text: label }));
+}
+
+export function ratings({ ratings: counts = {}, needs = {} }) {
+  return [
+    el("dl", { class: "figures" }, figure(counts.liked, "liked"), figure(counts.disliked, "disliked"), figure(counts.corrections, "corrected"), figure(counts.raters, "raters")),
+    needs.liked ? meter("Liked replies needed", needs.liked[0], needs.liked[1]) : null,
+    needs.raters ? meter("Different raters needed", needs.raters[0], needs.raters[1]) : null,
+  ];
+}
+
+export function nextRun({ next_run: next, ratings: counts = {} }) {
+  if (!next || (!next.at_ms && !next.after_ratings)) return null;
+  const parts = [];
+  if (next.at_ms) parts.push(relative(Math.max(0, next.at_ms - Date.now()) / 1000));
+  const left = next.after_ratings ? Math.max(0, next.after_ratings - (counts.new_since_run ?? 0)) : 0;
+  if (left) parts.push(`after ${left} more rating${left === 1 ? "" : "s"}`);
+  return el("p", { class: "faint" }, `Next run by itself ${parts.join(", or ") || "soon"}.`);
+}
+
+const PHASES = { snapshot: "Taking the snapshot", train: "Training the challenger", evaluate: "Judging it on held-out conversations", decide: "Deciding", swap: "Swapping it in", votes: "Waiting for blind votes" };
+
+export function runState({ run, last_run: last }) {
+  if (run) {
+    const known = typeof run.progress === "number" && run.phase;
+    const name = run.state === "queued" ? "Waiting for the trainer" : (PHASES[run.phase] ?? "Starting");
+    return [
+      el("p", { class: "run-phase" }, el("strong", { text: name }), run.eta_s ? el("span", { class: "faint", text: `${duration(run.eta_s)} left` }) : null),
+      el("progress", { max: 1, value: known ? run.progress : null, "aria-label": name }),
+      run.note ? el("p", { class: "faint", dir: "auto", text: run.note }) : null,
+    ];
+  }
+  if (!last?.message && !last?.outcome) return null;
+  return [
+    el("p", { class: "run-phase" }, el("span", { class: `outcome is-${last.outcome}`, text: OUTCOMES[last.outcome] ?? last.outcome ?? "Finished" })),
+    last.message ? el("p", { dir: "auto", text: last.message }) : null,
+  ];
+}
+
+const TRIALS = { canary: "Canary", holdback: "The one before" };
+
+/** Adapters that answer a share of new conversations: how many were rated, never which side is ahead. */
+export function trials(running) {
+  const entries = Object.entries(running);
+  if (!entries.length) return null;
+  return entries.map(([kind, trial]) =>
+    el(
+      "div",
+      { class: `trial is-${kind}` },
+      el("p", {}, el("strong", { text: `${TRIALS[kind]}: ` }), el("span", { class: "adapter", title: trial.adapter_id, text: adapterName(trial.adapter_id) }), ` answers ${Math.round(trial.share * 100)} % of new conversations.`),
+      el("p", { class: "faint", text: `Rated conversations: ${trial.rated[0]} by the newer, ${trial.rated[1]} by the older.${trial.needed ? ` About ${trial.needed} more needed.` : ""}` }),
+    ),
+  );
+}
+
+export function champion({ champion: current }) {
+  const id = current?.id ?? null;
+  return el(
+    "div",
+    { class: "champion" },
+    el("p", { class: "faint", text: "Answering now" }),
+    el("p", { class: "champion-name" }, el("strong", { class: id ? "adapter" : "", title: id, text: id ? adapterName(id) : "The base model" })),
+    id && current.since_ms ? el("p", { class: "faint", text: `since ${stamp(new Date(current.since_ms))}` }) : el("p", { class: "faint", text: "no adapter yet" }),
+  );
+}
+
+export function promotions(entries) {
+  const shown = entries.filter((entry) => entry.kind !== "initial").slice(0, 6);
+  if (!shown.length) return null;
+  return el(
+    "ol",
+    { class: "promotions" },
+    shown.map((entry) =>
+      el(
+        "li",
+        { class: `is-${entry.kind}` },
+        el("p", {}, el("span", { class: "adapter", title: entry.adapter_id, text: adapterName(entry.adapter_id) }), ` ${KINDS[entry.kind] ?? entry.kind}`.replace(/ to$/, "")),
+        el("p", { class: "faint", dir: "auto" }, `${relative((entry.created_ms - Date.now()) / 1000)}${entry.reason ? ` · ${entry.reason}` : ""}`),
+      ),
+    ),
+  );
+}
+
+export function excluded(reasons) {
+  const entries = Object.entries(reasons).filter(([, count]) => count > 0);
+  if (!entries.length) return null;
+  return el("ul", { class: "excluded" }, entries.map(([reason, count]) => el("li", {}, el("strong", { text: String(count) }), el("span", { dir: "auto", text: ` ${EXCLUDED[reason] ?? reason.replaceAll("_", " ")}` }))));
+}

@@ -29,6 +29,7 @@ from bot.cli.session import (
     served,
     session,
 )
+from bot.diagnostics.run_estimate import run_estimate
 from bot.language.durations import duration
 from bot.learning.next_run import Outlook, next_run
 from bot.serving.protocol import Health
@@ -154,9 +155,13 @@ def _own_settings(objective: str | None, epochs: int | None) -> dict[str, Any]:
 
 def _prospect(opened: Session, scope: str, *, as_json: bool) -> str:
     reference, settings = opened.config.discord.training_permission_reference, opened.config.trainer
-    alive = trainer_is_running(opened.config)
+    alive, health = trainer_is_running(opened.config), served(opened.config)
+    base = health.base.id if health is not None and health.base is not None else ""
+    estimate = run_estimate(opened.config, base, opened.config.model.base)
     found = opened.database.read(
-        lambda db: dry_run.look(db, scope, permission_reference=reference, trainer_alive=alive)
+        lambda db: dry_run.look(
+            db, scope, permission_reference=reference, trainer_alive=alive, estimate=estimate
+        )
     )
     if as_json:
         return json.dumps(dry_run.as_json(found, settings), ensure_ascii=False)

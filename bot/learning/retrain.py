@@ -7,10 +7,12 @@ from typing import Any
 
 from discord import app_commands
 
+from bot.diagnostics.run_estimate import run_estimate
 from bot.language.sentences import translate
 from bot.language.texts import tr
 from bot.learning.run_progress import ProgressReporter
 from bot.services import Services
+from bot.serving.errors import ServingError
 from bot.ui.interactions import ACTS_ON_A_SCOPE, Interaction, acting_scope, operators_only, say
 from storage.db.database import Connection
 from storage.learning import dry_run, runs
@@ -101,9 +103,15 @@ def _message_link(interaction: Interaction, run: runs.Run) -> str:
 
 async def _rehearsed(services: Services, scope: str) -> str:
     alive = await asyncio.to_thread(trainer_is_running, services.config)
+    try:
+        served = (await services.base_and_adapters())[0].id
+    except ServingError:
+        served = ""
+    estimate = await asyncio.to_thread(run_estimate, services.config, served, services.config.model.base)
+    reference = services.permission_reference
     prospect = await services.database.aread(
         lambda db: dry_run.look(
-            db, scope, permission_reference=services.permission_reference, trainer_alive=alive
+            db, scope, permission_reference=reference, trainer_alive=alive, estimate=estimate
         )
     )
     lines = map(translate, dry_run.lines(prospect, services.config.trainer))

@@ -24,16 +24,23 @@ LOOKED_AT = 50
 
 @dataclass(frozen=True, slots=True)
 class Forecast:
-    """How long a run takes and what memory its process needs, as the last `runs` of this deployment took."""
+    """How long a run takes and what memory its process needs, as the last `runs` of this deployment took.
 
-    seconds: float
+    Without runs it is an estimate for this machine; `seconds` is None where none can be made.
+    """
+
+    seconds: float | None
     peak_bytes: int
-    runs: int
+    runs: int = 0
+
+    def as_json(self) -> dict[str, Any]:
+        """Return it for scripts, with where it is known from."""
+        return asdict(self) | {"from": "runs" if self.runs else "estimate"}
 
 
 @dataclass(frozen=True, slots=True)
 class Prospect:
-    """What a run would find if it started now. `forecast` is None before the first run that trained."""
+    """What a run would find if it started now. `forecast` is None where nothing can be said."""
 
     eligible: eligibility.Eligibility
     active: runs.Run | None
@@ -42,11 +49,21 @@ class Prospect:
 
 
 def look(
-    db: sqlite_utils.Database, scope: str, *, permission_reference: str, trainer_alive: bool
+    db: sqlite_utils.Database,
+    scope: str,
+    *,
+    permission_reference: str,
+    trainer_alive: bool,
+    estimate: Forecast | None = None,
 ) -> Prospect:
-    """Return what a run of this scope would find; changes nothing."""
+    """Return what a run of this scope would find; changes nothing.
+
+    `estimate` says what it takes where no run has trained here yet.
+    """
     eligible = eligibility.eligible_rows(db, scope, permission_reference=permission_reference)
-    return Prospect(eligible, runs.active(db, scope), trainer_alive, _forecast(db, _to_train_on(eligible)))
+    return Prospect(
+        eligible, runs.active(db, scope), trainer_alive, _forecast(db, _to_train_on(eligible)) or estimate
+    )
 
 
 def _to_train_on(eligible: eligibility.Eligibility) -> int:
@@ -119,11 +136,21 @@ def _takes(forecast: Forecast | None, settings: TrainerConfig) -> Sentence:
             "to compare replies. No run has trained here yet, so that nothing better is known.",
             minutes=Figure(settings.max_train_minutes),
         )
+    size = Figure(forecast.peak_bytes / 1e9, ".1f")
+    if forecast.seconds is None:
+        return Sentence("Memory: about {size} GB, estimated: no run has trained here yet", size=size)
+    if not forecast.runs:
+        return Sentence(
+            "Time: about {minutes} min, with about {size} GB of memory, estimated: no run has trained here "
+            "yet",
+            minutes=max(round(forecast.seconds / 60), 1),
+            size=size,
+        )
     return Sentence(
         "Time: about {minutes} min, with {size} GB of memory at most, as the last runs here took (counted: "
         "{count})",
         minutes=max(round(forecast.seconds / 60), 1),
-        size=Figure(forecast.peak_bytes / 1e9, ".1f"),
+        size=size,
         count=forecast.runs,
     )
 
@@ -157,7 +184,7 @@ def as_json(prospect: Prospect, settings: TrainerConfig) -> dict[str, Any]:
         "liked": eligible.liked,
         "raters": eligible.raters,
         "excluded": eligible.excluded,
-        "forecast": asdict(prospect.forecast) if prospect.forecast else None,
+        "forecast": prospect.forecast.as_json() if prospect.forecast else None,
     }
 
 

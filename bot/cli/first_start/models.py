@@ -24,6 +24,7 @@ from rich.progress import (
 from bot.cli.errors import EXIT_INTERRUPTED, CommandError
 from bot.cli.session import ConfigOption, JsonOption, load
 from bot.diagnostics.machine import size_text, this_machine
+from bot.diagnostics.run_estimate import workload
 from bot.serving.model import catalogue
 from bot.serving.model.catalogue import Choice, Entry, Machine, Needs, Workload
 from bot.serving.model.sources import BaseSource, automatic, prepared_hashes, resolve
@@ -166,14 +167,7 @@ def _shown(source: BaseSource, console: Console) -> Iterator[None]:
 
 def _rows(config: Config, machine: Machine) -> list[Row]:
     reached = _measured(config)
-    work = Workload(
-        context_tokens=config.model.context_tokens,
-        slots=config.model.slots,
-        rank=config.trainer.rank,
-        epochs=config.trainer.epochs,
-        train_minutes=config.trainer.max_train_minutes,
-        judge_minutes=config.gate.generation_minutes,
-    )
+    work = workload(config)
     speed = _speed(reached, machine, work)
     rows = []
     for entry in catalogue.CATALOGUE:

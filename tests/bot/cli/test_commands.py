@@ -126,6 +126,17 @@ def test_a_dry_run_says_what_a_run_would_use_and_queues_nothing(strop: Strop, da
     assert database.read(lambda db: runs.latest(db, SCOPE)) == []
 
 
+def test_before_the_first_run_a_dry_run_estimates_what_it_takes_on_this_machine(
+    strop: Strop, home: Path, database: Database
+) -> None:
+    (home / "small.toml").write_text('[model]\nbase = "SmolLM2-135M-Instruct"\ndevice = "cpu"\n')
+    given = ("retrain", "--dry-run", "--config", str(home / "small.toml"))
+    forecast = json.loads(strop(*given, "--json").stdout)["forecast"]
+    assert (forecast["runs"], forecast["from"]) == (0, "estimate")
+    assert 60 < forecast["seconds"] < 3600 and 300e6 < forecast["peak_bytes"] < 10e9
+    assert "estimated: no run has trained here yet" in strop(*given).stdout
+
+
 def test_a_dry_run_says_how_long_a_run_takes_from_those_that_trained_here(
     strop: Strop, database: Database
 ) -> None:
@@ -145,7 +156,7 @@ def test_a_dry_run_says_how_long_a_run_takes_from_those_that_trained_here(
         database.write(lambda db, took_s=took_s: work(db, took_s))
     forecast = json.loads(strop("retrain", "--dry-run", "--json").stdout)["forecast"]
     # Half of the replies take half of the 400 s of training; the one that took long is not the rule.
-    assert forecast == {"seconds": 530.0, "peak_bytes": 2_000_000_000, "runs": 3}
+    assert forecast == {"seconds": 530.0, "peak_bytes": 2_000_000_000, "runs": 3, "from": "runs"}
     assert "about 9 min, with 2.0 GB of memory at most" in strop("retrain", "--dry-run").stdout
 
 

@@ -42,7 +42,7 @@ def save(
     written = work / "adapter"
     shutil.rmtree(written, ignore_errors=True)
     try:
-        written.mkdir()
+        written.mkdir(mode=0o700)
     except FileNotFoundError as error:
         raise RunCancelledError("The run's folder was removed, as by an erasure.") from error
     save_file(adapter_tensors(model), written / adapter_files.WEIGHTS, metadata={"format": "pt"})
@@ -113,7 +113,8 @@ def _config_json(model: PeftModel, base_id: str) -> dict[str, Any]:
 
 def _move(partial: Path, final: Path) -> Path:
     """Rename once; an adapter that is there already has the same bytes, for its name is their hash."""
-    final.parent.mkdir(parents=True, exist_ok=True)
+    final.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    final.parent.chmod(0o700)  # also where an older version made it
     if final.exists():
         shutil.rmtree(partial)
         return final

@@ -22,6 +22,8 @@ from bot.serving.protocol import Health
 from storage.config import Config
 
 POLL_S = 0.5
+WITHHELD = "withheld"
+"""Stands for the token where a process needs to know that there is one, not which."""
 SECRET_VARIABLES = ("DISCORD_TOKEN", "DISCORD_TOKEN_FILE", "STROP_API_KEY", "STROP_ALERTS_WEBHOOK")
 
 
@@ -29,7 +31,7 @@ def children(config: Config, config_path: Path, environment: Mapping[str, str]) 
     """The processes of this deployment in the order in which they stop: the bot first, the model server last.
 
     Secrets travel in the environment of those who need them and on the model server's stdin, never as
-    arguments.
+    arguments. The token is the bot's alone.
     """
     arguments = ("--config", str(config_path))
     environment = {**environment, **config.network.environment()}
@@ -37,13 +39,20 @@ def children(config: Config, config_path: Path, environment: Mapping[str, str]) 
     bot_environment = {**environment, "STROP_PLAYGROUND": "1"} if playground else dict(environment)
     specs = [
         ChildSpec("bot", python("bot", *arguments), env=bot_environment),
-        ChildSpec("trainer", python("trainer", *arguments), env=dict(environment)),
+        ChildSpec("trainer", python("trainer", *arguments), env=without_token(environment)),
     ]
     if playground:
         specs.append(ChildSpec("playground", python("bot.playground", *arguments), env=dict(environment)))
     if not config.server.base_url:
         specs.append(serving(config, environment))
     return specs
+
+
+def without_token(environment: Mapping[str, str]) -> dict[str, str]:
+    """Return an environment that says whether there is a token, and not more."""
+    token = {name: value for name, value in environment.items() if name.startswith("DISCORD_TOKEN") and value}
+    kept = {name: value for name, value in environment.items() if not name.startswith("DISCORD_TOKEN")}
+    return {**kept, "DISCORD_TOKEN": WITHHELD} if token else kept
 
 
 def serving(config: Config, environment: Mapping[str, str]) -> ChildSpec:

@@ -166,7 +166,7 @@ class Gateway:
             try:
                 frame = json.loads(message.data)
                 self._receive(connection, int(frame["op"]), frame.get("d"))
-            except (ValueError, TypeError, KeyError, AttributeError) as error:
+            except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
                 raise ConnectionRefusal(DECODE_ERROR, "Error while decoding payload.") from error
 
     async def _watch_heartbeat(self, connection: Connection) -> None:

@@ -93,7 +93,7 @@ async def _read(request: web.Request) -> tuple[Any, list[Upload]]:
 def _parse(raw: bytes) -> Any:
     try:
         return json.loads(raw)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise RestError(400, {"code": 50109, "message": "The request body contains invalid JSON."}) from error
 
 

@@ -22,7 +22,7 @@ async def body_of(request: web.Request) -> Payload:
         raise ActionRefusedError("The request needs the content type application/json.", 415)
     try:
         body = json.loads(await request.text())
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ActionRefusedError("The request's body isn't JSON.") from error
     if not isinstance(body, dict):
         raise ActionRefusedError("The request's body must be a JSON object.")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import stat
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -364,3 +365,11 @@ def test_a_training_that_would_take_too_long_is_shortened_and_can_be_repeated(ti
         assert (report.steps, report.shortened, report.scheduled > 3) == (3, True, True)
         weights.append(saving.adapter_tensors(model))
     assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
+
+
+def test_adapters_are_their_owners_alone_also_where_an_older_version_made_the_folder(tmp_path: Path) -> None:
+    adapters, partial = tmp_path / "adapters", tmp_path / "adapter"
+    adapters.mkdir(mode=0o755)
+    partial.mkdir()
+    final = saving._move(partial, adapters / ("a" * 64))
+    assert final.is_dir() and stat.S_IMODE(adapters.stat().st_mode) == 0o700

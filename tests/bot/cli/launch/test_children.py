@@ -41,6 +41,11 @@ def test_with_a_token_there_is_no_playground_and_no_secret_where_others_can_read
     assert not {"DISCORD_TOKEN", "STROP_API_KEY"} & set(serving.env or {})
     assert json.loads(serving.stdin or b"{}")["api_key"] == "sesame-sesame"
     assert specs[0].env is not None and specs[0].env["DISCORD_TOKEN"] == TOKEN
+    for other in specs[1:]:
+        assert TOKEN not in str(other.env) and TOKEN not in str(other.stdin)
+    # The trainer has to know that this is no playground, whose data lies in a folder of its own.
+    bots, trainers = (load_config(None, spec.env or {}) for spec in specs[:2])
+    assert bots.data == trainers.data and not trainers.playground
 
 
 def test_an_external_model_server_is_not_started(tmp_path: Path) -> None:

@@ -30,7 +30,7 @@ from bot.serving.errors import (
     UnknownModelError,
 )
 from bot.serving.model.loading import LoadedBase
-from bot.serving.protocol import ChatDelta, ChatMessage, Sampling
+from bot.serving.protocol import SECRET_HEADER, ChatDelta, ChatMessage, Sampling
 from bot.serving.settings import Settings, read_settings
 from tests.bot.serving.builders import lora_tensors, write_adapter
 from tests.bot.serving.serving_process import ServingProcess
@@ -284,6 +284,22 @@ async def test_a_body_that_is_too_large_is_refused(http: aiohttp.ClientSession) 
     async with http.post("/tokenize", data=b" " * (MAX_BODY_BYTES + 1), headers=headers) as response:
         assert response.status == 413
         assert (await response.json())["error"]["code"] == "body_too_large"
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/v1/chat/completions",
+        "/v1/completions",
+        "/v1/load_lora_adapter",
+        "/v1/unload_lora_adapter",
+        "/tokenize",
+    ],
+)
+async def test_json_that_is_too_deep_is_a_bad_request(http: aiohttp.ClientSession, path: str) -> None:
+    headers = {"Content-Type": "application/json", SECRET_HEADER: SECRET}
+    async with http.post(path, data=b"[" * 100_000, headers=headers) as response:
+        assert response.status == 400, await response.text()
 
 
 async def test_an_unknown_path_is_not_taken_for_an_unknown_model(http: aiohttp.ClientSession) -> None:

@@ -6,8 +6,8 @@ import asyncio
 import gzip
 import io
 import re
-from collections.abc import Sequence
-from typing import Any, Self
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Self, TypeGuard
 
 import discord
 from discord import app_commands
@@ -30,6 +30,7 @@ _PLAIN_BYTES = 8_000_000
 _MOST_BYTES = 9_500_000
 _LIMIT = 1900
 _DETAIL = 90
+_HASH = 12
 
 
 # --------------------------------------------------------------------------------------------- the data set
@@ -128,11 +129,23 @@ def audit_text(entries: Sequence[Entry]) -> str:
         return tr("The audit log has no (older) entries.")
     lines = []
     for entry in entries:
-        detail = " ".join(f"{key}={value}" for key, value in entry.detail.items() if value not in (None, ""))
+        detail = " ".join(_named(entry.detail))
         shown = detail if len(detail) <= _DETAIL else f"{detail[: _DETAIL - 1]}…"
         named = f" `{shown.replace('`', '')}`" if shown else ""
         lines.append(f"<t:{entry.created_ms // 1000}:R> {_who(entry.actor)} **{entry.action}**{named}")
     return "\n".join(lines)[:2000]
+
+
+def _named(detail: Mapping[str, Any]) -> Iterator[str]:
+    """Name what an entry is about, adapters first; of a hash as much as tells it from others."""
+    for key in sorted(detail, key=lambda key: "adapter" not in key):
+        value = detail[key]
+        if value not in (None, ""):
+            yield f"{key}={value[:_HASH]}…" if _is_hash(value) else f"{key}={value}"
+
+
+def _is_hash(value: Any) -> TypeGuard[str]:
+    return isinstance(value, str) and re.fullmatch("[0-9a-f]{64}", value) is not None
 
 
 def _who(actor: str) -> str:

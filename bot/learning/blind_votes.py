@@ -113,7 +113,7 @@ class VoteButton(
 def vote_view(duel_id: str) -> discord.ui.View:
     """Return the three buttons of a pair."""
     view = discord.ui.View(timeout=None)
-    for choice in ("first", "second", "tie"):
+    for choice in ("first", "tie", "second"):
         view.add_item(VoteButton(duel_id, choice))
     return view
 

@@ -24,6 +24,7 @@ from bot.ui.interactions import Interaction, say, sentence_for, with_error_reply
 from storage.db.database import Connection
 from storage.errors import RuleError
 from storage.learning import adapters, run_summary, runs
+from storage.learning.adapters import Adapter
 from storage.learning.run_summary import Sample
 
 Action = Literal["cancel", "promote", "reject", "rollback", "compare"]
@@ -33,6 +34,8 @@ STALE = mark(
     "The champion changed since this adapter was judged, so its score no longer counts: judge again with "
     "/retrain, or insist with /promote."
 )
+
+END_VOTE = mark("Reject, and end the vote")
 
 _LABELS: dict[Action, tuple[str, discord.ButtonStyle]] = {
     "cancel": (mark("Cancel"), discord.ButtonStyle.secondary),
@@ -51,13 +54,15 @@ class RunButton(
 ):
     """One button of a run's message; everything it needs is in its custom id."""
 
-    def __init__(self, run_id: str, action: Action, *, disabled: bool = False) -> None:
+    def __init__(
+        self, run_id: str, action: Action, *, disabled: bool = False, label: str | None = None
+    ) -> None:
         self.run_id = run_id
         self.action = action
-        label, style = _LABELS[action]
+        usual, style = _LABELS[action]
         custom_id = f"strop:run:{run_id}:{action}"
         super().__init__(
-            discord.ui.Button(label=tr(label), style=style, custom_id=custom_id, disabled=disabled)
+            discord.ui.Button(label=tr(label or usual), style=style, custom_id=custom_id, disabled=disabled)
         )
 
     @classmethod
@@ -78,7 +83,10 @@ class RunButton(
             return await say(interaction, await _compared(services, self.run_id))
         if self.action == "cancel":
             return await say(interaction, await _cancelled(services, self.run_id, actor))
-        card, changes = await _card(services, self.run_id), interaction.client.feature(ChampionChanges)
+        changes = interaction.client.feature(ChampionChanges)
+        if self.action == "reject" and (judged := await _still_judged(services, self.run_id)):
+            return await say(interaction, await reject_candidate(services, changes, judged, actor))
+        card = await _card(services, self.run_id)
         try:
             sentence = await _decided(changes, card, self.action, actor)
         except RuleError as error:
@@ -91,6 +99,11 @@ class RunButton(
 def cancel_view(run_id: str) -> discord.ui.View:
     """Return the button of a run that is queued or on."""
     return _view(RunButton(run_id, "cancel"))
+
+
+def vote_ending_view(run_id: str) -> discord.ui.View:
+    """Return the button that ends a vote, and the canary beside it, without a promotion."""
+    return _view(RunButton(run_id, "reject", label=END_VOTE))
 
 
 def card_view(card: Card) -> discord.ui.View:
@@ -120,6 +133,32 @@ def _view(*buttons: RunButton) -> discord.ui.View:
     return view
 
 
+async def _still_judged(services: Services, run_id: str) -> Adapter | None:
+    """Return the adapter of a run that members still judge; None for every other run."""
+
+    def work(db: Connection) -> Adapter | None:
+        run = runs.expect(db, run_id)
+        return adapters.get(db, run.adapter_id or "") if run.outcome == "votes" else None
+
+    return await services.database.aread(work)
+
+
+async def reject_candidate(services: Services, changes: ChampionChanges, adapter: Adapter, actor: str) -> str:
+    """Keep a candidate out of service; return the sentence on what happened.
+
+    The trainer ends its vote and its canary when it next looks at them.
+    """
+    await changes.reject(adapter.id, actor=actor, reason="rejected by hand")
+    champion = await services.database.aread(
+        lambda db: adapters.champion(db, adapter.scope, adapter.base_hash)
+    )
+    return tr(
+        "Adapter `{adapter}` is rejected; {who} goes on answering.",
+        adapter=adapter.id,
+        who=adapter_name(champion),
+    )
+
+
 async def _cancelled(services: Services, run_id: str, actor: str) -> str:
     done = await services.database.awrite(lambda db: runs.cancel(db, run_id, actor))
     return (
@@ -135,7 +174,7 @@ async def _compared(services: Services, run_id: str) -> str:
     samples = await asyncio.to_thread(run_summary.samples, services.config.runs, card.run.id, COMPARED)
     if not samples:
         return tr("The replies of this run are not kept any more.")
-    return "\n\n".join(run_card.sample_text(sample) for sample in samples)[:1990]
+    return "\n\n".join(run_card.sample_text(sample, card) for sample in samples)[:1990]
 
 
 async def _decided(changes: ChampionChanges, card: Card, action: Action, actor: str) -> str:

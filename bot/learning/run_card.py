@@ -71,7 +71,9 @@ def find(db: Connection, run: Run) -> Card | None:
     watched = trials.of_run(db, run.id, "holdback")
     # What is counted meanwhile changes with every rating: the card is drawn anew for the end only.
     settled = None if watched is None else replace(watched, standing={}, seen="", judged_ms=0)
-    return Card(run, adapter, champion_id, against, measured, settled)
+    # Nor is it drawn anew because the message that shows it has been posted.
+    shown = replace(run, report_message_id=None, report_outcome=None)
+    return Card(shown, adapter, champion_id, against, measured, settled)
 
 
 def embed(card: Card, samples: Sequence[Sample]) -> discord.Embed:
@@ -90,16 +92,21 @@ def embed(card: Card, samples: Sequence[Sample]) -> discord.Embed:
     drawn.add_field(name=tr("Data used"), value=_data_used(card.run.metrics), inline=False)
     drawn.add_field(name=tr("Left out"), value=_left_out(card.run.metrics), inline=False)
     for position, sample in enumerate(samples[:SAMPLES], 1):
-        drawn.add_field(name=tr("Sample {number}", number=position), value=sample_text(sample), inline=False)
+        drawn.add_field(
+            name=tr("Sample {number}", number=position), value=sample_text(sample, card), inline=False
+        )
     return drawn
 
 
-def sample_text(sample: Sample) -> str:
-    """Return both replies to one prompt, cut to what fits one field of a card."""
+def sample_text(sample: Sample, card: Card) -> str:
+    """Return both replies to one prompt under the names of their writers, cut to one field of a card.
+
+    Names and not roles: the challenger of then may be the champion of now.
+    """
     return (
         f"> {_line(sample.prompt, _SHOWN_PROMPT)}\n"
-        f"{tr('**Challenger:**')} {_line(sample.challenger, _SHOWN_REPLY)}\n"
-        f"{tr('**Champion:**')} {_line(sample.champion, _SHOWN_REPLY)}"
+        f"**{adapter_name(card.adapter.id)}:** {_line(sample.challenger, _SHOWN_REPLY)}\n"
+        f"**{adapter_name(card.judged_against)}:** {_line(sample.champion, _SHOWN_REPLY)}"
     )[:_FIELD]
 
 

@@ -1,5 +1,6 @@
-"""Show training runs in the channel: one message a run, edited in place until its last word.
+"""Show training runs in the channel: a message edited in place while a run is on, and its result below.
 
+A run takes minutes, and people go on talking: so the result is a reply to the first message, and no edit.
 The trainer never talks to Discord. It writes rows; this looks at them every second, and whatever a restart
 interrupts is picked up from the rows again.
 """
@@ -7,6 +8,7 @@ interrupts is picked up from the rows again.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,7 +23,7 @@ from bot.language.sentences import translate
 from bot.language.texts import mark, number, speak, tr
 from bot.learning import run_card
 from bot.learning.blind_votes import DuelBoard
-from bot.learning.run_buttons import cancel_view, card_view, shown_samples
+from bot.learning.run_buttons import cancel_view, card_view, shown_samples, vote_ending_view
 from bot.learning.run_card import Card
 from bot.learning.status_text import PHASES
 from bot.learning.tasting_commands import offer_view
@@ -44,10 +46,13 @@ TRAINER_PATIENCE_MS = 15_000
 NEWS_MS = 24 * 60 * 60 * 1000
 UNSHOWN_NEWS_MS = 10 * 60 * 1000
 """A run that ended longer ago than this, and was never shown, isn't shown any more."""
-VERDICT_AFTER_MS = 60_000
-"""The message of a run that took longer is far up the channel: how it ended is a message of its own."""
+
 
 NO_EMBEDS = mark("-# To see scores and data here, give me the permission **Embed Links** in this channel.")
+
+CUT_SHORT = mark(
+    "The time limit (`trainer.max_train_minutes`) cut its training short: it learned from less than there is."
+)
 
 _BAR_CELLS = 10
 _LATEST = 3
@@ -55,11 +60,16 @@ _LATEST = 3
 _log = structlog.get_logger(__name__)
 
 
+# These come minutes or days after the message before them, so they are said in a message of their own.
+_RESULTS = frozenset({"promoted", "refused", "votes", "failed"})
+
+
 @dataclass(frozen=True)
 class _Look:
     """What a run's message is to show: its text, its buttons, and its card once it is decided."""
 
     text: str
+    outcome: runs.Outcome | None = None
     stoppable: bool = False
     offers_tasting: bool = False
     card: Card | None = None
@@ -67,25 +77,24 @@ class _Look:
 
 @dataclass
 class _Report:
-    """One run's message in its channel; ``message_id`` is None until it was posted.
+    """The latest message about a run; ``message_id`` is None until it was posted.
 
-    ``gone`` says that somebody deleted it while the run was on, ``posted_over`` that it was posted when the
-    run had ended: then it is the news itself.
+    ``said`` is the outcome that it says, ``gone`` that somebody deleted it while the run was on.
     """
 
     channel_id: int
     message_id: int | None
+    said: runs.Outcome | None = None
     shown: _Look | None = None
     edited_at: float = 0.0
     closed: bool = False
     gone: bool = False
-    posted_over: bool = False
 
 
 def run_text(
     run: runs.Run, *, trainer_alive: bool = True, votes: int | None = None, canary: Sentence = NOTHING
 ) -> str:
-    """Return what the run's message says now; ``canary`` says how its canary goes."""
+    """Return what the run's latest message says now; ``canary`` says how its canary goes."""
     if run.state == "queued":
         late = now_ms() - run.created_ms > TRAINER_PATIENCE_MS and not trainer_alive
         if late:
@@ -93,9 +102,13 @@ def run_text(
         else:
             wait = translate(run.note) or tr("Waiting for the trainer…")
         return f"{_head(run)}\n{wait}"
-    lines = [_head(run), *_phase_lines(run)]
+    lines = [_head(run)]
+    if run.outcome not in _RESULTS:
+        lines += _phase_lines(run)
     if run.outcome is not None:
         lines.append(f"{_MARKS.get(run.outcome, '•')} {translate(run.message) or run.outcome}")
+    if run.outcome in ("promoted", "refused", "votes") and run.metrics.training.shortened:
+        lines.append(tr(CUT_SHORT))
     if run.outcome == "votes" and (seen := run_card.judge_saw(run.metrics)):
         lines.append(seen)
     if run.outcome == "votes" and canary:
@@ -110,6 +123,13 @@ def run_text(
     return "\n".join(lines)[:1900]
 
 
+def progress_text(run: runs.Run, said: runs.Outcome | None) -> str:
+    """Return what a run's earlier message says once its result stands in one of its own."""
+    if said is not None:
+        return f"{_head(run)}\n{tr('The vote is over. The result is in my reply below.')}"
+    return "\n".join([_head(run), *_phase_lines(run), tr("The result is in my reply below.")])
+
+
 def _head(run: runs.Run) -> str:
     return tr("**Retraining** · run `{run}`", run=run.id)
 
@@ -121,7 +141,12 @@ def _phase_lines(run: runs.Run) -> list[str]:
     """One line a phase: done, on, or to come; a run that is over shows only what it reached."""
     order = [phase for phase in PHASES if phase != "votes"]
     over = run.outcome is not None
-    reached = order.index(run.phase) if run.phase in order else len(order) - 1 if run.phase == "votes" else -1
+    if run.outcome == "refused":
+        order.remove("swap")  # nothing was swapped
+    if run.phase in order:
+        reached = order.index(run.phase)
+    else:
+        reached = len(order) - 1 if run.phase in ("votes", "swap") else -1
     lines = []
     for position, phase in enumerate(order):
         if over and position == reached:
@@ -197,7 +222,7 @@ class ProgressReporter:
                     speak(await self._language_in(where))
                 text = run_text(run, trainer_alive=trainer_alive, votes=waiting.votes, canary=waiting.canary)
                 offers = run.outcome == "not_yet" and tastings.OFFER in run.message
-                look = _Look(text, run.finished_ms is None, offers, cards.get(run.id))
+                look = _Look(text, run.outcome, run.finished_ms is None, offers, cards.get(run.id))
                 await self._show(run, channel_id, look)
             if channel_id is not None:
                 speak(await self._language_in(channel_id))
@@ -217,6 +242,7 @@ class ProgressReporter:
                 return
             # How the run ended is said all the same, in a message of its own.
             report.message_id, report.shown, report.gone = None, None, False
+            report.said = None
         over = run.finished_ms is not None and run.outcome != "votes"
         now = asyncio.get_running_loop().time()
         if look == report.shown or (not over and now - report.edited_at < EDIT_EVERY_S):
@@ -233,32 +259,7 @@ class ProgressReporter:
             _log.info("progress.retried", run_id=run.id, error=type(error.__cause__).__name__)
         else:
             report.shown, report.closed = look, over
-            await self._announce(run, report)
         self._forget_old()
-
-    async def _announce(self, run: runs.Run, report: _Report) -> None:
-        """Reply to the run's message with how the run ended, once for each outcome."""
-        if run.outcome is None or run.finished_ms is None or report.message_id is None:
-            return
-        key = f"progress.told:{run.id}"
-        told = await self._services.database.aread(lambda db: key_values.get(db, key))
-        late = now_ms() - run.finished_ms > UNSHOWN_NEWS_MS
-        if told == run.outcome or late or run.finished_ms - run.created_ms < VERDICT_AFTER_MS:
-            return
-        outcome = run.outcome
-        # Stored first: a message that is lost is better than one that comes twice.
-        await self._services.database.awrite(lambda db: key_values.put(db, key, outcome))
-        if report.posted_over:
-            return
-        reference = discord.MessageReference(
-            message_id=report.message_id, channel_id=report.channel_id, fail_if_not_exists=False
-        )
-        channel = self._client.get_partial_messageable(report.channel_id)
-        text = f"{_MARKS.get(outcome, '•')} {_head(run)}\n{translate(run.message) or outcome}"
-        try:
-            await translated(channel.send(text[:1900], reference=reference))
-        except DeliveryError as error:
-            _log.warning("progress.verdict_not_sent", run_id=run.id, error=str(error))
 
     async def _deliver(self, run: runs.Run, report: _Report, look: _Look) -> None:
         drawn = await self._drawn(run, look)
@@ -272,14 +273,22 @@ class ProgressReporter:
 
     async def _put(self, run: runs.Run, report: _Report, text: str, drawn: dict[str, Any]) -> None:
         channel = self._client.get_partial_messageable(report.channel_id)
-        if report.message_id is not None:
-            await translated(channel.get_partial_message(report.message_id).edit(content=text, **drawn))
-            return
+        outcome = run.outcome if run.outcome in _RESULTS else None
         given = {key: value for key, value in drawn.items() if value is not None}
-        message = await translated(channel.send(text, silent=True, **given))
-        report.message_id, report.posted_over = message.id, run.finished_ms is not None
+        if report.message_id is not None:
+            earlier = channel.get_partial_message(report.message_id)
+            if outcome == report.said:
+                await translated(earlier.edit(content=text, **drawn))
+                return
+            with contextlib.suppress(ChannelRefusedError, MessageGoneError):
+                await translated(earlier.edit(content=progress_text(run, report.said), embed=None, view=None))
+            given["reference"] = earlier.to_reference(fail_if_not_exists=False)
+        message = await translated(channel.send(text, silent=outcome is None, mention_author=False, **given))
+        report.message_id, report.said = message.id, outcome
         await self._services.database.awrite(
-            lambda db: runs.set_report(db, run.id, channel_id=report.channel_id, message_id=message.id)
+            lambda db: runs.set_report(
+                db, run.id, channel_id=report.channel_id, message_id=message.id, said=outcome
+            )
         )
 
     async def _drawn(self, run: runs.Run, look: _Look) -> dict[str, Any]:
@@ -289,6 +298,8 @@ class ProgressReporter:
             return {"embed": run_card.embed(look.card, samples), "view": card_view(look.card)}
         if look.offers_tasting:
             return {"embed": None, "view": offer_view()}
+        if look.outcome == "votes":
+            return {"embed": None, "view": vote_ending_view(run.id)}
         return {"embed": None, "view": cancel_view(run.id) if look.stoppable else None}
 
     def _new_report(self, run: runs.Run, channel_id: int | None) -> _Report | None:
@@ -301,7 +312,7 @@ class ProgressReporter:
         quiet = run.outcome == "not_yet" or run.phase in (None, "snapshot")
         if run.report_message_id is None and run.trigger != "manual" and quiet:
             return None
-        return _Report(where, run.report_message_id)
+        return _Report(where, run.report_message_id, run.report_outcome)
 
     def _forget_old(self) -> None:
         while len(self._reports) > 200:

@@ -19,6 +19,7 @@ def setup(app: StropClient) -> None:
     app.add_feature(ChampionChanges(services.config, services.database, services.model))
     app.tree.add_command(status.status)
     app.tree.add_command(status.promote)
+    app.tree.add_command(status.reject)
     app.tree.add_command(status.rollback)
     app.tree.add_command(adapters.adapters_command)
     app.tree.add_command(retrain.retrain)

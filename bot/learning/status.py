@@ -1,4 +1,4 @@
-"""The learning loop's commands: /status, /promote and /rollback."""
+"""The learning loop's commands: /status, /promote, /reject and /rollback."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from bot.language.texts import tr
 from bot.learning import adapter_text
 from bot.learning.champion import ChampionChanges, Place
 from bot.learning.next_run import Outlook, needs, next_run
+from bot.learning.run_buttons import reject_candidate
 from bot.learning.status_text import status_lines
 from bot.services import Services
 from bot.serving.errors import ServingError
@@ -141,6 +142,34 @@ async def _promotable(interaction: Interaction, typed: str) -> list[app_commands
         and not history.answers
     ]
     return _choices([*offered, *([] if champion is None else [None])], typed)
+
+
+@app_commands.command(
+    description="Keep an adapter that is not decided on out of service; its vote and canary end.",
+    extras={ACTS_ON_A_SCOPE: True},
+)
+@app_commands.describe(adapter="The adapter's id")
+@operators_only
+async def reject(interaction: Interaction, adapter: str) -> None:
+    """Decide by hand that a candidate stays out of service."""
+    await interaction.response.defer(ephemeral=True, thinking=True)
+    services, scope = interaction.client.services, acting_scope(interaction)
+    changes = interaction.client.feature(ChampionChanges)
+    found = await services.database.aread(
+        lambda db: adapters.expect(db, _adapter_id(adapter) or BASE_CHOICE, scope)
+    )
+    await say(interaction, await reject_candidate(services, changes, found, str(interaction.user.id)))
+
+
+@reject.autocomplete("adapter")
+@autocomplete_safe
+async def _undecided(interaction: Interaction, typed: str) -> list[app_commands.Choice[str]]:
+    """Offer the candidates."""
+    if not interaction.client.is_operator(interaction.user.id):
+        return []
+    services, scope = interaction.client.services, _scope(interaction)
+    lives = await services.database.aread(lambda db: lineage.page(db, scope, skip=0, limit=_LOOKED_AT))
+    return _choices([life for life in lives if life.adapter.state == "candidate"], typed)
 
 
 @app_commands.command(

@@ -41,6 +41,10 @@ Work = Callable[[Connection], T]
 
 BUSY_TIMEOUT_S = 30.0
 READERS = 4
+# Every connection keeps a page cache of its own, which fills up as the database grows: 12 MiB in all. More
+# saves little, since what falls out of it is still in the system's cache.
+WRITER_CACHE_KIB = 4_000
+READER_CACHE_KIB = 2_000
 CHECKPOINT_WAIT_MS = 500
 WAITING_WRITES = 1_024
 _SMALLEST_PAGE = 512
@@ -323,7 +327,7 @@ def _connect(path: Path, *, read_only: bool = False) -> sqlite_utils.Database:
         "synchronous=FULL",
         "secure_delete=ON",
         "temp_store=MEMORY",
-        "cache_size=-16000",
+        f"cache_size=-{READER_CACHE_KIB if read_only else WRITER_CACHE_KIB}",
     ):
         connection.execute(f"PRAGMA {pragma}")
     if read_only:

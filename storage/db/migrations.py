@@ -716,6 +716,18 @@ CREATE TABLE left_out_replies (
     )
 
 
+def m0032_reported_outcomes(db: sqlite_utils.Database) -> None:
+    """Which outcome the latest message about a run says; those of before said it in an edit."""
+    _run(
+        db,
+        """
+ALTER TABLE runs ADD COLUMN report_outcome TEXT
+
+UPDATE runs SET report_outcome = outcome WHERE report_message_id IS NOT NULL
+""",
+    )
+
+
 for _step in (
     m0001_people_and_conversations,
     m0002_replies_and_ratings,
@@ -732,5 +744,6 @@ for _step in (
     m0021_base_identities,
     m0022_sentences,
     m0031_left_out_replies,
+    m0032_reported_outcomes,
 ):
     steps()(_step)

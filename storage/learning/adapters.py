@@ -230,9 +230,9 @@ def rollback(
     earlier = earlier_champions(db, scope, base_hash)
     if not earlier:
         raise NothingToRollBackError(
-            "There is nothing to go back to: {who} answers in {scope}, and nothing came before it.",
+            "There is nothing to go back to: {who} answers, and nothing came before it. "
+            "To put an adapter in service, use /promote or `strop promote`.",
             who=called(current),
-            scope=scope,
         )
     if to is not AnyChampion.ANY and to not in earlier:
         raise NothingToRollBackError(
@@ -355,10 +355,10 @@ def expect_promotable(db: sqlite_utils.Database, adapter_id: str, scope: str, ba
     return adapter
 
 
-def expect(db: sqlite_utils.Database, adapter_id: str) -> Adapter:
-    """Return the adapter; raises UnknownRowError."""
+def expect(db: sqlite_utils.Database, adapter_id: str, scope: str | None = None) -> Adapter:
+    """Return the adapter, with `scope` only if it is one of this scope; raises UnknownRowError."""
     adapter = get(db, adapter_id)
-    if adapter is None:
+    if adapter is None or scope not in (None, adapter.scope):
         raise UnknownRowError("There is no adapter {adapter}.", adapter=adapter_id)
     return adapter
 

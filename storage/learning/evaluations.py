@@ -148,6 +148,11 @@ class TrainingFigures:
         known = [steps for steps in found if steps is not None]
         return sum(known) if found and len(known) == len(found) else None
 
+    @property
+    def shortened(self) -> bool:
+        """Whether a time limit ended a phase before its last step."""
+        return any(phase.shortened for phase in self.phases.values())
+
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> TrainingFigures:
         """Read it as a run recorded it."""

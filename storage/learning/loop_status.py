@@ -146,11 +146,11 @@ def status_text(status: LoopStatus) -> str:
 
 def status_lines(status: LoopStatus) -> list[Sentence]:
     """Say where the loop stands in a few lines for people."""
-    counts, ready, champion = status.ratings, status.ready, status.champion.id
+    counts, ready = status.ratings, status.ready
     lines = [
         Sentence(
             "Answering: {answering}",
-            answering=(adapters.called(champion) if champion else Sentence("the base model, no adapter yet")),
+            answering=_answering(status),
         ),
         Sentence(
             "Ratings: {liked} liked, {disliked} disliked, {corrections} corrected by {raters} members "
@@ -196,6 +196,14 @@ def status_lines(status: LoopStatus) -> list[Sentence]:
         for why, n in ready.excluded.items()
     ]
     return lines
+
+
+def _answering(status: LoopStatus) -> Sentence:
+    if status.champion.id is not None:
+        return adapters.called(status.champion.id)
+    if any(each.adapter_id is not None for each in status.promotions):
+        return Sentence("the base model; /promote puts an adapter in service again")
+    return Sentence("the base model, no adapter yet")
 
 
 def trial_text(trial: Trial) -> Sentence:

@@ -62,6 +62,7 @@ class Run:
     champion_id: str | None
     report_channel_id: int | None
     report_message_id: int | None
+    report_outcome: Outcome | None
     repeatable: bool
     created_ms: int
     started_ms: int | None
@@ -293,13 +294,12 @@ def expire_leases(db: sqlite_utils.Database) -> list[Run]:
     return [requeue(db, row["id"], INTERRUPTED) for row in late]
 
 
-def set_report(db: sqlite_utils.Database, run_id: str, *, channel_id: int, message_id: int) -> None:
-    """Remember the message in which this run's progress is shown."""
-    sql.change(
-        db,
-        "UPDATE runs SET report_channel_id = ?, report_message_id = ? WHERE id = ?",
-        (channel_id, message_id, run_id),
-    )
+def set_report(
+    db: sqlite_utils.Database, run_id: str, *, channel_id: int, message_id: int, said: Outcome | None = None
+) -> None:
+    """Remember the latest message about this run, and which outcome it says (None: its progress only)."""
+    values = {"report_channel_id": channel_id, "report_message_id": message_id, "report_outcome": said}
+    db.table("runs").update(run_id, values)
 
 
 def get(db: sqlite_utils.Database, run_id: str) -> Run | None:

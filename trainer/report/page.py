@@ -43,9 +43,7 @@ def rendered(source: Source) -> str:
         verdict.scores(source),
         verdict.guardrails(metrics.guardrails),
         verdict.robustness(metrics.evaluation.get("robustness") or {}),
-        _samples(source),
-        regressions.corrections(source),
-        regressions.safety_prompts(source),
+        *_replies(source),
         _training(metrics.training),
         _data(metrics),
         _influence(metrics.data.influence),
@@ -88,6 +86,13 @@ def _training(training: TrainingFigures) -> str:
     if not parts:
         return ""
     return section("Training", training.reason, f'<div class="curves">{"".join(parts)}</div>')
+
+
+def _replies(source: Source) -> list[str]:
+    """Show what both wrote, but never under their names while members vote on these very replies."""
+    if source.run.outcome == "votes":
+        return [section("Replies", "They are shown once the vote is over: it is blind.", "")]
+    return [_samples(source), regressions.corrections(source), regressions.safety_prompts(source)]
 
 
 def _samples(source: Source) -> str:

@@ -426,9 +426,9 @@ async def test_a_run_its_buttons_and_its_card_are_in_the_channel_s_language(comm
 
     trainer.candidate(run_id, "a1", message=refused(liked_less()))
     await tick(community, 6)
-    (final,) = community.messages()
+    before, final = community.messages()
     card = final.embeds[0]
-    pieces = [final.content, card.title, card.description]
+    pieces = [before.content, final.content, card.title, card.description]
     pieces += [piece for field in card.fields for piece in (field.name, field.value)]
     assert "-0.13" in final.content and [english_in(str(piece)) for piece in pieces] == [""] * len(pieces)
     assert labels(final)[0] == texts.catalogue("ja")["Promote"]
@@ -468,7 +468,7 @@ async def test_votes_are_asked_for_in_the_channel_s_language(community: Communit
     put(community, "language", "de", channel=community.channel)
     await voting(community, Trainer(community), pairs=1)
     pair = next(each for each in community.messages() if "gefällt dir besser" in each.content)
-    assert labels(pair) == ["A", "B", "Unentschieden"]
+    assert labels(pair) == ["A", "Unentschieden", "B"]
     voted = await community.bob.click(pair, label="Unentschieden")
     assert text(voted).startswith("Gezählt: Unentschieden. Du kannst")
 

@@ -139,7 +139,9 @@ async def test_a_run_whose_message_was_deleted_says_how_it_ended_in_another_once
     assert not any(run_id in each for each in public(community))
 
 
-async def test_a_run_is_one_message_edited_to_its_last_word(community: Community, trainer: Trainer) -> None:
+async def test_a_run_is_one_message_and_its_result_replies_to_it(
+    community: Community, trainer: Trainer
+) -> None:
     await community.ann.slash(community.channel, "retrain")
     with ProcessLock(community.services.config.run / "trainer.lock").acquire("{pid}"):
         await tick(community)
@@ -160,31 +162,10 @@ async def test_a_run_is_one_message_edited_to_its_last_word(community: Community
     trainer.beat(run_id, "swap", 1.0)
     trainer.finish(run_id, "promoted", sentence)
     await tick(community)
-    (final,) = public(community)
-    assert sentence in final and final.count("✅") == 5
-    posts = [r for r in community.env.http_requests if r.method == "POST" and r.path.endswith("/messages")]
-    assert len(posts) == 1
-
-
-async def test_a_long_runs_verdict_is_a_new_message_that_replies_to_the_runs_own(
-    community: Community, trainer: Trainer, services: Services
-) -> None:
-    await community.ann.slash(community.channel, "retrain")
-    run_id = trainer.take()
-    trainer.beat(run_id, "train", 0.4)
-    await tick(community)
-    trainer.database.write(
-        lambda db: db.execute("UPDATE runs SET created_ms = created_ms - 840000 WHERE id = ?", (run_id,))
-    )
-    trainer.finish(run_id, "refused", "it lost")
-    await tick(community, 10)
-    first, verdict = [each for each in community.messages() if run_id in each.content]
-    assert "it lost" in first.content and "it lost" in verdict.content
-    assert verdict.reference is not None and verdict.reference.message_id == first.id
-    await community.bot.feature(ProgressReporter).stop()
-    await community.env.restart_bot(make_client(services))
-    await tick(community, 10)
-    assert len([each for each in public(community) if "it lost" in each]) == 2
+    first, result = community.messages()
+    assert first.content.count("✅") == 5 and first.content.endswith("The result is in my reply below.")
+    assert sentence in result.content and "✅" not in result.content
+    assert result.reference.message_id == first.id
 
 
 async def test_a_second_retrain_links_to_the_message_of_the_run_that_is_on(
@@ -258,6 +239,51 @@ async def test_scheduled_runs_report_where_retrain_was_used_last(
     assert len(public(community)) == seen + 1 and run_id in public(community)[-1]
 
 
+async def test_a_refused_run_shows_no_swap_and_says_that_its_time_limit_cut_it_short(
+    community: Community, trainer: Trainer
+) -> None:
+    await community.ann.slash(community.channel, "retrain")
+    run_id = trainer.take()
+    trainer.beat(run_id, "swap", 0.0)
+    await tick(community, 3)
+    metrics = {"training": {"objective": "sft", "sft": {"steps": 12, "shortened": True}}}
+    trainer.database.write(
+        lambda db: runs.finish(db, run_id, outcome="refused", message=Sentence("it lost"), metrics=metrics)
+    )
+    await tick(community, 6)
+    first, result = public(community)
+    assert "Swapping" not in first and first.count("✅") == 4
+    assert "cut its training short" in result
+
+
+async def test_an_operator_ends_a_vote_below_it_or_with_reject(
+    community: Community, trainer: Trainer
+) -> None:
+    await community.ann.slash(community.channel, "retrain")
+    run_id = trainer.take()
+    trainer.on_trial(run_id, "canary")
+    await tick(community, 4)
+    asked = community.messages()[-1]
+    assert buttons(asked) == ["Reject, and end the vote"]
+    assert said(await community.bob.click(asked, label="Reject, and end the vote")) == NOT_OPERATOR
+    ended = said(await community.ann.click(asked, label="Reject, and end the vote"))
+    assert ended == "Adapter `a1` is rejected; the base model goes on answering."
+    assert trainer.database.read(lambda db: adapters.expect(db, "a1")).state == "rejected"
+    again = text(await community.ann.slash(community.channel, "reject", adapter="a1"))
+    assert "nothing left to reject" in again
+    assert "no adapter" in text(await community.ann.slash(community.channel, "reject", adapter="a2"))
+    assert len(community.env.errors) == 2
+
+
+async def test_a_second_retrain_links_to_the_run_that_is_on(community: Community, trainer: Trainer) -> None:
+    await community.ann.slash(community.channel, "retrain")
+    trainer.take()
+    await tick(community, 3)
+    (shown,) = community.messages()
+    again = text(await community.ann.slash(community.channel, "retrain"))
+    assert f"https://discord.com/channels/{community.guild.id}/{community.channel.id}/{shown.id}" in again
+
+
 async def test_a_restart_goes_on_with_the_same_message(
     community: Community, trainer: Trainer, services: Services
 ) -> None:
@@ -269,8 +295,12 @@ async def test_a_restart_goes_on_with_the_same_message(
     await community.env.restart_bot(make_client(services))
     trainer.finish(run_id, "refused", "not promoted, because the lower bound is below zero")
     await tick(community, 6)
-    (final,) = public(community)
-    assert "lower bound is below zero" in final
+    before, final = public(community)
+    assert "lower bound is below zero" in final and "below" in before
+    await community.bot.feature(ProgressReporter).stop()
+    await community.env.restart_bot(make_client(services))
+    await tick(community, 6)
+    assert public(community) == [before, final]
 
 
 async def test_a_channel_that_refuses_the_report_disturbs_nothing(
@@ -374,8 +404,9 @@ async def test_a_run_on_trial_says_how_its_canary_goes_and_never_who_is_ahead(
     assert "rated: 5 of its conversations" in public(community)[0]
     trainer.finish(run_id, "refused", "a1 was not promoted, because as a canary it was liked in 10%")
     await tick(community, 6)
-    (final,) = public(community)
+    votes, final = public(community)
     assert "Canary:" not in final and "liked in 10%" in final
+    assert "Canary:" not in votes and "The vote is over" in votes
 
 
 async def test_the_card_of_a_promoted_run_says_that_it_is_watched_and_what_came_of_it(
@@ -430,10 +461,10 @@ async def test_a_channel_without_embeds_still_hears_the_last_word(
     await community.ann.slash(community.channel, "retrain")
     run_id = trainer.take()
     await tick(community, 3)
-    community.env.inject_error("PATCH", "/channels/*/messages/*", status=403, code=50013, times=1)
+    community.env.inject_error("POST", "/channels/*/messages", status=403, code=50013, times=1)
     trainer.candidate(run_id, "a1111111111111111")
     await tick(community, 6)
-    (final,) = community.messages()
+    _, final = community.messages()
     assert "it lost" in final.content and NO_EMBEDS in final.content and not final.embeds
 
 

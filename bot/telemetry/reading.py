@@ -81,6 +81,8 @@ class Reader:
         self._services = services
         self._client = client
         self._started_ms = now_ms()
+        # Looks through every package: too long for the event loop at each scrape.
+        self._version = metadata.version("strop")
         self._replies = ReplyTotals(self._started_ms)
         config = services.config
         self._trends = Refreshed(TRENDS_S, lambda: services.database.aread(counts.trends))
@@ -90,7 +92,7 @@ class Reader:
     async def read(self) -> Snapshot:
         """Return the figures of now; a part that can't be read is missing, and the rest is there."""
         return Snapshot(
-            version=metadata.version("strop"),
+            version=self._version,
             started_ms=self._started_ms,
             gateway=gateway_state(self._client),
             replies=self._replies,

@@ -228,23 +228,24 @@ async def test_without_a_port_nothing_listens(services: Services, simcord_bot: S
 
 
 async def test_a_scrape_leaves_the_event_loop_free(community: Community, exporter: MetricsExporter) -> None:
+    """Processor time of the loop's thread between two of its turns, which no busy machine adds to."""
     await a_rated_reply(community)
     await families(exporter)
-    longest = 0.0
+    longest_s = 0.0
 
     async def watch() -> None:
-        nonlocal longest
+        nonlocal longest_s
         while True:
-            before = time.perf_counter()
+            before = time.thread_time()
             await asyncio.sleep(0)
-            longest = max(longest, time.perf_counter() - before)
+            longest_s = max(longest_s, time.thread_time() - before)
 
     watcher = asyncio.create_task(watch())
-    for _ in range(5):
+    for _ in range(10):
         await scraped(exporter)
     watcher.cancel()
-    print(f"the longest step of the event loop: {longest * 1000:.1f} ms")
-    assert longest < 0.25, "a busy machine may add to it; what a scrape adds is below 10 ms"
+    print(f"the longest turn of the event loop: {longest_s * 1000:.1f} ms")
+    assert longest_s < 0.010
 
 
 async def test_the_figures_are_there_before_discord_is(services: Services, simcord_bot: StropClient) -> None:

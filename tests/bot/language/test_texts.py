@@ -45,7 +45,7 @@ TO_TERMINAL = {
     "gateway/event_guard.py",
     "delivery/webhook.py",
 }
-SILENT_FOLDERS = {"cli", "diagnostics", "playground", "serving", "telemetry"}
+SILENT_FOLDERS = {"cli", "dashboard", "diagnostics", "playground", "serving", "telemetry"}
 # What is written for the model, the database, the log or the code, and no member reads.
 NOT_SAID = {
     "chat/draft.py": {"reply  has no plan yet"},

@@ -116,7 +116,7 @@ class Experiment(RunSteps):
 
     def _base(self, rows: Snapshot, context: RunContext, replay: Replay) -> Measured:
         """Judge the base as it is: what all of them began from."""
-        codec = BaseCodec(AutoTokenizer.from_pretrained(context.base.folder))
+        codec = BaseCodec(AutoTokenizer.from_pretrained(self.base_folder(context)))
         judged = self._on_server(
             lambda client: self._judge(client, context.base.id, rows, context, replay, codec)
         )

@@ -44,6 +44,7 @@ from trainer.on_policy.sampling import OwnReplies, PolicySampler
 from trainer.run import metrics
 from trainer.run.heartbeat import Heartbeat
 from trainer.training import challenger, gpu, objectives
+from trainer.training.base_copy import local_folder
 from trainer.training.challenger import Challenger, OwnPairs
 
 T = TypeVar("T")
@@ -182,11 +183,18 @@ class RunSteps:
     def load_base(self, context: RunContext) -> LoadedBase:
         """Load the served base on the device that trains, within its share of memory."""
         settings = self._config.trainer
-        device = resolve_device(gpu.device_for(settings, self._config.model))
+        device = self._device()
         if device.startswith("cuda"):
             gpu.compute_in_fixed_order()
             gpu.claim(device, settings.gpu_memory_share)
-        return load_base(Path(context.base.folder), device, "train")
+        return load_base(self.base_folder(context), device, "train")
+
+    def base_folder(self, context: RunContext) -> Path:
+        """Return where the served base lies on this machine."""
+        return local_folder(context.base, self._config, self._device())
+
+    def _device(self) -> str:
+        return resolve_device(gpu.device_for(self._config.trainer, self._config.model))
 
     def own_pairs(self, base: LoadedBase, rows: Snapshot) -> OwnPairs | None:
         """Return what ranks the model's own replies; None where no reward model of the ratings is proven."""

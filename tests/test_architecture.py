@@ -253,7 +253,7 @@ LAYERS: tuple[tuple[tuple[str, ...], ...], ...] = (
     (
         ("trainer.__main__",),
         ("trainer.experiment",),
-        ("trainer.run", "trainer.schedule"),
+        ("trainer.run", "trainer.schedule", "trainer.export"),
         ("trainer.on_policy",),
         ("trainer.gate",),
         ("trainer.report",),

@@ -23,7 +23,7 @@ from bot.cli import (
 from bot.cli.browser import dashboard, datasette
 from bot.cli.first_start import models, setup
 from bot.cli.playground import rehearsal
-from bot.cli.transfer import adapter_import
+from bot.cli.transfer import adapter_export, adapter_import
 from bot.errors import BotError
 from bot.serving.errors import ServingError
 from storage.errors import ConfigError, StorageError
@@ -89,6 +89,7 @@ for topic in (
     tasting,
     adapters,
     adapter_import,
+    adapter_export,
     settings,
     members,
     rehearsal,

@@ -124,6 +124,7 @@ def test_no_setting_begins_that_would_end_after_the_time_that_was_given(deployme
     assert found is not None, ended.error
     assert {each["name"] for each in found["standings"]} == {BASE, "as configured"}
     assert found["left_out"] == ["rank 2, alpha 4", "epochs 2, objective sft"]
+    assert ended.message.startswith("Only the configured settings were trained in the time")
     assert "--resume" in (deployment.config.runs / ended.id / page.FILE).read_text(encoding="utf-8")
 
 

@@ -5,13 +5,20 @@ from __future__ import annotations
 import discord
 from discord import app_commands
 
+from bot.chat.listener import BLOCKED
 from bot.language.texts import mark, speaking, tr
 from bot.ui.channel_language import language_in
 from bot.ui.interactions import Interaction, say
 from storage.admin import blocks
 from storage.chat import context_resets
+from storage.db.clock import SECOND_MS, now_ms
+from storage.db.database import Connection
 from storage.errors import BlockError, RuleError
 
+AFRESH_ALREADY = mark(
+    "I began afresh here less than a minute ago: please wait {seconds} seconds, or ask a moderator."
+)
+_AFRESH_EVERY_MS = 60 * SECOND_MS
 _SHOWN = 25
 
 
@@ -25,9 +32,21 @@ async def forget(interaction: Interaction) -> None:
     channel_id = interaction.channel_id
     if channel_id is None:
         return await say(interaction, tr("This works only in a channel."))
+    guild_id, user_id = interaction.guild_id, interaction.user.id
+    unlimited = guild_id is None or _may_moderate(interaction)
+
+    def work(db: Connection) -> str:
+        if blocks.is_blocked(db, guild_id, user_id):
+            return tr(BLOCKED)
+        wait_ms = context_resets.last_ms(db, channel_id) + _AFRESH_EVERY_MS - now_ms()
+        if wait_ms > 0 and not unlimited:
+            return tr(AFRESH_ALREADY, seconds=-(-wait_ms // SECOND_MS))
+        context_resets.start(db, channel_id, str(user_id))
+        return ""
+
+    if refusal := await interaction.client.services.database.awrite(work):
+        return await say(interaction, refusal)
     await interaction.response.defer(thinking=True)
-    actor = str(interaction.user.id)
-    await interaction.client.services.database.awrite(lambda db: context_resets.start(db, channel_id, actor))
     with speaking(await language_in(interaction.client.services, interaction.client, channel_id)):
         told = tr(
             "From here on I start afresh: nothing that was said here before goes into my answers.\n"
@@ -104,10 +123,14 @@ def _line(each: blocks.Block) -> str:
     return tr("{who}, since {when}, by {by}{reason}", who=who, when=when, by=by, reason=reason)
 
 
+def _may_moderate(interaction: Interaction) -> bool:
+    allowed = interaction.permissions.moderate_members or interaction.permissions.manage_guild
+    return allowed or interaction.client.is_operator(interaction.user.id)
+
+
 def _moderated(interaction: Interaction) -> int:
     """Return the server that the member moderates; raises NotModeratorError where they don't."""
-    allowed = interaction.permissions.moderate_members or interaction.permissions.manage_guild
-    if not (allowed or interaction.client.is_operator(interaction.user.id)):
+    if not _may_moderate(interaction):
         raise NotModeratorError(mark("Only members with the permission **Timeout Members** can do that."))
     if interaction.guild_id is None:
         raise app_commands.NoPrivateMessage

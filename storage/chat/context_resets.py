@@ -23,6 +23,11 @@ def start(db: sqlite_utils.Database, channel_id: int, actor: str) -> None:
     audit.record(db, actor, "conversation.forget", {"channel_id": str(channel_id)})
 
 
+def last_ms(db: sqlite_utils.Database, channel_id: int) -> int:
+    """Return when somebody last began afresh in a channel, in Unix milliseconds; 0 if nobody did."""
+    return int(sql.value(db, "SELECT created_ms FROM fresh_starts WHERE channel_id = ?", (channel_id,)) or 0)
+
+
 def boundary(db: sqlite_utils.Database, channel_ids: Iterable[int]) -> int:
     """Return the id of the last message that was left behind in any of these channels; 0 if none was."""
     return max((_boundary(db, channel_id) for channel_id in channel_ids), default=0)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import discord
 import pytest
 
+from bot.chat.listener import BLOCKED
 from storage.admin import audit
 from tests.bot.admin.test_settings import liked
 from tests.bot.chat.test_triggers import turns
@@ -83,3 +84,20 @@ async def test_blocking_is_for_moderators_and_has_its_limits(community: Communit
     assert "is not blocked" in text(none)
     assert "Nobody is blocked" in text(await community.ann.slash(community.channel, "blocked"))
     assert len(community.env.errors) == 2
+
+
+async def test_forget_waits_a_minute_for_members_and_is_closed_to_the_blocked(community: Community) -> None:
+    def resets() -> int:
+        entries = community.services.database.read(audit.latest)
+        return [entry.action for entry in entries].count("conversation.forget")
+
+    await community.bob.slash(community.channel, "forget")
+    again = await community.bob.slash(community.channel, "forget")
+    assert again.ephemeral and "less than a minute ago" in text(again) and resets() == 1
+    elsewhere = community.guild.create_text_channel("other")
+    await community.bob.slash(elsewhere, "forget")
+    await community.ann.slash(community.channel, "forget")
+    assert resets() == 3, "another channel, and a moderator, need not wait"
+    await community.ann.slash(community.channel, "block", member=community.bob)
+    refused = await community.bob.slash(elsewhere, "forget")
+    assert refused.ephemeral and text(refused) == BLOCKED and resets() == 3

@@ -21,6 +21,10 @@ from storage.feedback.side_by_side import Choice, Comparison, Tally
 from storage.learning import adapters
 
 GONE = mark("This pair is gone.")
+CLOSED = mark(
+    "Voting on this pair is over: somebody whose words are in it decided that nothing may be learned from "
+    "them."
+)
 TAKEN_BACK = mark("Your vote is taken back.")
 TOLD_BEFORE = mark(
     "You know by now which is which, so another vote of yours would not be blind. The button that you chose "
@@ -75,6 +79,8 @@ class CompareButton(
                 return tr(TAKEN_BACK)
             if side_by_side.was_told(db, pair.first_id, person.user_id):
                 return tr(TOLD_BEFORE)
+            if side_by_side.is_closed(db, pair.first_id):
+                return tr(CLOSED)
             side_by_side.vote(
                 db,
                 first_id=pair.first_id,

@@ -130,6 +130,18 @@ def was_told(db: sqlite_utils.Database, first_id: str, user_id: int) -> bool:
     return found is not None
 
 
+def is_closed(db: sqlite_utils.Database, first_id: str) -> bool:
+    """Whether somebody whose words led to a pair opted out: votes on it would serve nothing."""
+    found = sql.value(
+        db,
+        """SELECT 1 FROM reply_context JOIN messages ON messages.id = reply_context.message_id
+           JOIN members ON members.user_id = messages.author_id
+           WHERE reply_context.reply_id = ? AND members.consent = 'out'""",
+        (first_id,),
+    )
+    return found is not None
+
+
 def tally(db: sqlite_utils.Database, first_id: str) -> Tally:
     """Count the votes on one pair."""
     rows = sql.many(

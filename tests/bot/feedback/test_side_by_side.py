@@ -14,6 +14,7 @@ from bot.feedback.reply_buttons import EMOJI
 from storage.feedback import ratings
 from storage.feedback import side_by_side as comparisons
 from storage.learning import loop_status
+from storage.privacy import consent
 from tests.bot.admin.test_settings import put
 from tests.bot.conftest import Community
 from tests.bot.fake_server import BASE_HASH, FakeModelServer
@@ -98,6 +99,20 @@ async def test_a_vote_rates_both_and_is_taken_back_by_the_same_button(
     assert votes(community, found.first_id) == {community.bob.id: value}
     assert votes(community, found.second_id) == {community.bob.id: -value}
     told = await community.bob.click(message, **vote(choice, found.first_id))
+    assert text(told) == side_by_side.TAKEN_BACK and votes(community, found.first_id) == {}
+
+
+@ALWAYS
+async def test_a_pair_closes_when_somebody_in_it_opts_out_and_votes_can_still_be_taken_back(
+    community: Community,
+) -> None:
+    found, database = await pair(community), community.services.database
+    message = community.messages()[0]
+    await community.bob.click(message, **vote("first", found.first_id))
+    database.write(lambda db: consent.decide(db, community.ann.id, "out", "test", permission_reference=""))
+    told = await community.ann.click(message, **vote("first", found.first_id))
+    assert text(told) == side_by_side.CLOSED and set(votes(community, found.first_id)) == {community.bob.id}
+    told = await community.bob.click(message, **vote("first", found.first_id))
     assert text(told) == side_by_side.TAKEN_BACK and votes(community, found.first_id) == {}
 
 

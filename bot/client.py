@@ -75,6 +75,7 @@ class StropClient(discord.Client):
         self.guard.install(self)
         self.lasting_items: list[type[discord.ui.DynamicItem[Any]]] = []
         self._budget = IdentifyBudget(services.database, shards=services.config.discord.shards)
+        self._latest: discord.AppInfo | None = None
         self._features: dict[type[Any], object] = {}
         self._listening: defaultdict[str, list[Handler]] = defaultdict(list)
         self._apologies: dict[str, Handler] = {}
@@ -132,7 +133,18 @@ class StropClient(discord.Client):
 
     def is_operator(self, user_id: int) -> bool:
         """Whether this member may do what concerns everybody."""
-        return user_id in operator_ids(self.services.config.discord.operators, self.application)
+        return user_id in self.operators()
+
+    def operators(self) -> frozenset[int]:
+        """Return who may do what concerns everybody, as Discord said last where strop.toml names nobody."""
+        return operator_ids(self.services.config.discord.operators, self._latest or self.application)
+
+    async def read_application(self) -> None:
+        """Ask Discord anew who owns the application: members join and leave a team."""
+        try:
+            self._latest = await translated(self.application_info())
+        except DeliveryError as error:
+            _log.warning("application.not_read", error=type(error.__cause__ or error).__name__)
 
     async def tell(self, user_id: int, text: str) -> None:
         """Write to one person in private, if they let us."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from bot.admin import moderation, records, server_check, settings
 from bot.admin.alert_destinations import AlertWebhook, OperatorsChannel
 from bot.admin.alerts import OperationsWatch
+from bot.admin.team import TeamReader
 from bot.client import StropClient
 from bot.delivery.webhook import Webhook
 from bot.ui.form_router import FormRouter
@@ -25,5 +26,6 @@ def setup(app: StropClient) -> None:
     config = app.services.config
     channel = OperatorsChannel(app.services, app) if config.discord.operators_channel else None
     app.run_beside(app.add_feature(OperationsWatch(app.services, app, channel)))
+    app.run_beside(TeamReader(app))
     webhook = Webhook.configured(config)
     app.run_beside(OperationsWatch(app.services, app, AlertWebhook(webhook) if webhook else None))

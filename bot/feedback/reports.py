@@ -15,7 +15,6 @@ from bot.feedback import reply_view
 from bot.feedback.reply_view import ReplyRecord
 from bot.language.names import adapter_name
 from bot.language.texts import mark, speaking, tr
-from bot.operators import operator_ids
 from bot.services import Services
 from bot.ui import modals
 from bot.ui.channel_language import language_in
@@ -93,7 +92,7 @@ async def _tell_operators(client: StropClient, text: str) -> int:
         channel = client.get_partial_messageable(config.operators_channel)
         return await _arrives(channel.send(text))
     reached = 0
-    for operator_id in sorted(operator_ids(config.operators, client.application)):
+    for operator_id in sorted(client.operators()):
         reached += await _send_privately(client, operator_id, text)
     return reached
 

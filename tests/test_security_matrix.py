@@ -15,6 +15,7 @@ from discord import app_commands
 from bot.admin.records import AuditButton
 from bot.admin.server_check import NOT_ADMIN
 from bot.admin.settings import EditButton, KeySelect, ResetButton, ValueSelect, WhereSelect
+from bot.dashboard.server import Dashboard, DashboardSettings
 from bot.learning.run_buttons import RunButton
 from bot.learning.tasting_commands import OfferButton
 from bot.operators import NOT_OPERATOR
@@ -113,6 +114,9 @@ async def test_every_command_button_form_and_endpoint_has_its_row(community: Com
     for route in routes(build_app(service, secret="s")):
         expected[f"model server: {route}"] = secret if "lora_adapter" in route else anybody
     expected["metrics: GET /metrics"] = "anybody who reaches metrics.host (this machine)"
+    page = Dashboard(DashboardSettings(), cast("Any", None), list, here, ())
+    for route in routes(page._runner.app):
+        expected[f"dashboard: {route}"] = "whoever opens the page on this machine, or has its token"
     async with Playground(PlaygroundSettings()) as playground:
         for route in routes(playground.app):
             expected[f"playground: {route}"] = "whoever opens the page on this machine"
@@ -121,6 +125,7 @@ async def test_every_command_button_form_and_endpoint_has_its_row(community: Com
 
 OPTIONS: dict[str, dict[str, Any]] = {
     "promote": {"adapter": "a" * 64},
+    "reject": {"adapter": "a" * 64},
     "tasting remove": {"prompt": 1},
 }
 

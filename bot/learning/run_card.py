@@ -302,7 +302,19 @@ def _data_used(metrics: Metrics) -> str:
     if training.objective:
         reason = f" ({translate(training.reason)})" if training.reason else ""
         lines.append(tr("Objective: {objective}", objective=training.objective) + reason)
+    if said := cut_short(metrics):
+        lines.append(said)
     return "\n".join(lines)[:_FIELD]
+
+
+def cut_short(metrics: Metrics) -> str:
+    """Say that the time limit ended a training early, and where; empty of one that took all its steps."""
+    found = metrics.training.cut_short
+    if found is None:
+        return ""
+    return tr(
+        "Its time limit ended the training after {done} of {planned} steps.", done=found[0], planned=found[1]
+    )
 
 
 def _left_out(metrics: Metrics) -> str:

@@ -108,7 +108,7 @@ def run_text(
     if run.outcome is not None:
         lines.append(f"{_MARKS.get(run.outcome, '•')} {translate(run.message) or run.outcome}")
     if run.outcome in ("promoted", "refused", "votes") and run.metrics.training.shortened:
-        lines.append(tr(CUT_SHORT))
+        lines.append(f"{tr(CUT_SHORT)} {run_card.cut_short(run.metrics)}".rstrip())
     if run.outcome == "votes" and (seen := run_card.judge_saw(run.metrics)):
         lines.append(seen)
     if run.outcome == "votes" and canary:
@@ -141,7 +141,7 @@ def _phase_lines(run: runs.Run) -> list[str]:
     """One line a phase: done, on, or to come; a run that is over shows only what it reached."""
     order = [phase for phase in PHASES if phase != "votes"]
     over = run.outcome is not None
-    if run.outcome == "refused":
+    if run.outcome in ("refused", "votes"):
         order.remove("swap")  # nothing was swapped
     if run.phase in order:
         reached = order.index(run.phase)

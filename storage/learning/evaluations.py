@@ -153,6 +153,12 @@ class TrainingFigures:
         """Whether a time limit ended a phase before its last step."""
         return any(phase.shortened for phase in self.phases.values())
 
+    @property
+    def cut_short(self) -> tuple[int, int] | None:
+        """The steps done and planned of a training that its time limit ended early; None of any other."""
+        done, planned = sum(each.steps for each in self.phases.values()), self.planned_steps
+        return (done, planned) if planned is not None and done < planned else None
+
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> TrainingFigures:
         """Read it as a run recorded it."""

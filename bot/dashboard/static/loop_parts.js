@@ -123,7 +123,7 @@ export function champion({ champion: current }) {
     { class: "champion" },
     el("p", { class: "faint", text: "Answering now" }),
     el("p", { class: "champion-name" }, el("strong", { class: id ? "adapter" : "", title: id, text: id ? adapterName(id) : "The base model" })),
-    id && current.since_ms ? el("p", { class: "faint", text: `since ${stamp(new Date(current.since_ms))}` }) : el("p", { class: "faint", text: "no adapter yet" }),
+    id && current.since_ms ? el("p", { class: "faint", text: `since ${stamp(new Date(current.since_ms))}` }) : el("p", { class: "faint", text: current?.since_ms ? "again: /promote puts an adapter back" : "no adapter yet" }),
   );
 }
 

@@ -323,7 +323,10 @@ class PageApi:
         if isinstance(choice, bool) or choice not in (1, 0, -1):
             raise ActionRefusedError("Choose “first”, “second” or “tie”.")
         duel_id, user_id, parts = request.match_info["duel_id"], id_of(body, "user_id"), self._parts()
+        duel = await parts.database.aread(lambda db: duels.get(db, duel_id))
         changed = await parts.database.awrite(
             lambda db: duels.vote(db, duel_id=duel_id, user_id=user_id, choice=choice, source="playground")
         )
+        if duel is not None and duel.closed_ms is not None and not changed:
+            raise ActionRefusedError("Voting on this pair is over, so your vote was not counted.", 409)
         return json_answer({"ok": True, "changed": changed})

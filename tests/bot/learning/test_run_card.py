@@ -10,6 +10,7 @@ import sqlite_utils
 from bot.language import texts
 from bot.learning import run_card
 from bot.learning.run_card import Card
+from bot.learning.run_progress import run_text
 from storage.db.database import Database
 from storage.learning import adapters, runs
 from storage.learning.eligibility import REASONS
@@ -49,6 +50,18 @@ def test_a_card_with_everything_on_it_is_no_more_than_discord_takes(
     with texts.speaking(language):
         drawn = run_card.embed(card, samples)
     assert 3000 < len(drawn) <= 6000 and all(len(str(field.value)) <= 1024 for field in drawn.fields)
+
+
+def test_a_training_that_its_time_limit_ended_says_so_in_card_and_message(database: Database) -> None:
+    metrics = Metrics.from_json(
+        {"data": {"train": {}}, "training": {"sft": {"steps": 12, "shortened": True, "planned": 28}}}
+    )
+    run = database.write(lambda db: runs.enqueue(db, scope=SCOPE, trigger="manual", requested_by="1"))
+    over = replace(run, state="finished", outcome="refused", message=Sentence("It lost."), metrics=metrics)
+    assert "after 12 of 28 steps" in run_text(over)
+    assert "after 12 of 28 steps" in run_card.cut_short(metrics)
+    whole = Metrics.from_json({"training": {"sft": {"steps": 28, "planned": 28}}})
+    assert run_card.cut_short(whole) == ""
 
 
 def test_the_card_of_a_run_whose_texts_were_erased_still_shows_its_figures(database: Database) -> None:

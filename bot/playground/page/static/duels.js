@@ -36,7 +36,8 @@ export function createDuels(store, actions) {
 
   const vote = async (duel, choice) => {
     const result = await actions.vote(duel.id, choice);
-    if (result === undefined) return show();
+    // Refused: the pair may be over, so what is open is read anew.
+    if (result === undefined) return load();
     voted.add(`${store.actorId}/${duel.id}`);
     waiting = waiting.filter((entry) => entry.id !== duel.id);
     revealed = true;

@@ -287,6 +287,11 @@ export function isRateable(message, store) {
   // Two candidates are voted on, and thumbs that are buttons need no second pair.
   if (isComparison(message) || buttonIds(message).some((id) => id.startsWith("strop:reply:up:"))) return false;
   if (message.type === THREAD_CREATED) return false;
+  // Runs, votes and tastings have buttons of their own; what replies to the bot itself is a report, no answer.
+  if (buttonIds(message).some((id) => /^strop:(run|duel|tasting|compare):/.test(id))) return false;
+  const before = message.message_reference?.message_id;
+  const citedBy = before && (store.messages.get(message.channel_id) ?? []).find((entry) => entry.id === before)?.author.id;
+  if (citedBy === message.author.id) return false;
   if (message.message_reference || message.interaction_metadata?.name === "ask") return true;
   if (message.reactions.some((reaction) => ["👍", "👎"].includes(reaction.emoji.name))) return true;
   const channel = store.channels.find((entry) => entry.id === message.channel_id);

@@ -436,6 +436,9 @@ async def test_votes_on_a_duel_are_counted_and_blind(loop_page: Page, database: 
     assert tally.outcomes == (-1,)
     assert (await loop_page.call("POST", "/playground/duels/none/votes", vote))[0] == 404
     assert (await loop_page.call("POST", "/playground/duels/d1/votes", {**vote, "choice": "x"}))[0] == 400
+    await database.awrite(lambda db: duels.close(db, duel["run_id"]))
+    status, refused = await loop_page.call("POST", "/playground/duels/d1/votes", {**vote, "choice": "first"})
+    assert status == 409 and "Voting on this pair is over" in refused["error"]
 
 
 async def test_the_command_line_gets_the_playgrounds_own_sentence(looped: Playground) -> None:

@@ -13,7 +13,7 @@ from bot.charts import status_chart
 from bot.charts.status_chart import LoopFigures
 from bot.language.names import adapter_name
 from bot.language.sentences import translate
-from bot.language.texts import tr
+from bot.language.texts import mark, tr
 from bot.learning import adapter_text
 from bot.learning.champion import ChampionChanges, Place
 from bot.learning.next_run import Outlook, needs, next_run
@@ -42,6 +42,7 @@ from storage.learning.lineage import AdapterHistory
 from storage.learning.loop_status import LoopStatus
 from storage.process.locks import trainer_is_running
 
+APART = mark("Direct messages belong to no server: the adapters that servers train answer there, not here.")
 BASE_CHOICE = "base"
 SPEED_HOURS = 24
 # Discord shows at most so many choices, of at most so many characters.
@@ -84,6 +85,7 @@ async def status(interaction: Interaction) -> None:
         trainer_alive=trainer_alive,
         recovered=int(recovered or 0),
         more=[
+            *([tr(APART)] if interaction.guild_id is None and trainer.scope == "guild" else []),
             f"{tr('Next run')}: {next_run(outlook, stamped=True)}",
             *([f"{tr('By the clock')}: {clock}"] if clock and trainer_alive else []),
             status_chart.speed_text(speed),

@@ -107,6 +107,15 @@ async def test_status_shows_the_loop_at_a_glance(community: Community) -> None:
     assert "ready" in text(result) and "Trainer: not running" in text(result)
 
 
+async def test_status_in_a_direct_message_says_that_servers_adapters_do_not_answer_there(
+    community: Community,
+) -> None:
+    register(community, FIRST, promote=True)
+    await community.ann.send_dm("hello")
+    assert "not here" in text(await community.ann.user.slash("status"))
+    assert "not here" not in text(await community.ann.slash(community.channel, "status"))
+
+
 async def test_status_works_while_the_model_server_is_away(
     community: Community, model_server: FakeModelServer
 ) -> None:

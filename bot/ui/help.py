@@ -45,7 +45,18 @@ async def help_command(interaction: Interaction) -> None:
     menu = [tr(each.name) for each in interaction.client.tree.get_commands(type=_MESSAGE_MENU)]
     if menu and not standing.blocked:
         lines += ["", tr("Right-click a reply → Apps: {names}.", names=", ".join(menu))]
-    await say(interaction, "\n".join(lines)[:_LIMIT])
+    for page in pages(lines):
+        await say(interaction, page)
+
+
+def pages(lines: Sequence[str]) -> list[str]:
+    """Put lines together into as few messages as Discord's limit allows."""
+    found = [""]
+    for line in lines:
+        if len(found[-1]) + len(line) + 1 > _LIMIT:
+            found.append("")
+        found[-1] = f"{found[-1]}\n{line}" if found[-1] else line
+    return found
 
 
 _MESSAGE_MENU = discord.AppCommandType.message

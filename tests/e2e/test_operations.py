@@ -72,7 +72,7 @@ async def test_an_error_that_somebody_met_is_told_by_its_id_and_kind_without_the
             deck.command("forget")
             shown = re.compile(r"Something went wrong on my side \(error `(\w+)`\)")
             found = await until(
-                lambda: next((hit for m in deck.said() if (hit := shown.search(m["content"]))), None)
+                lambda: next((hit for m in deck.private() if (hit := shown.search(m["content"]))), None)
             )
             line = await until(lambda: next((each for each in told(deck) if found[1] in each), None))
             assert line.startswith("🐞") and "command.failed /forget" in line

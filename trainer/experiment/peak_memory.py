@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -32,7 +31,8 @@ class PeakMemory:
         if torch.cuda.is_available() and (used := torch.cuda.max_memory_allocated()):
             return round(used / 2**20)
         try:
-            found = re.search(r"^VmHWM:\s+(\d+) kB", STATUS.read_text(encoding="ascii"), re.MULTILINE)
+            lines = STATUS.read_text(encoding="ascii").splitlines()
         except OSError:
             return 0
-        return round(int(found[1]) / 1024) if found else 0
+        found = next((line.split()[1] for line in lines if line.startswith("VmHWM:")), "0")
+        return round(int(found) / 1024)

@@ -16,7 +16,7 @@ from bot.cli.session import ConfigOption, session
 from storage.process.locks import ProcessLock
 from storage.telemetry import readable_copy
 
-METADATA = Path(__file__).parents[2] / "deploy/datasette.yaml"
+METADATA = Path(__file__).parents[3] / "deploy/datasette.yaml"
 # The longest that a ready query may take.
 QUERY_MS = 10_000
 

@@ -27,7 +27,7 @@ FLOATS = frozenset(("F64", "F32", "F16", "BF16"))
 _PACKED = ".weight.quant_state.bitsandbytes__nf4"
 _HEADER_BYTES = 64 * 1024 * 1024
 # Under these endings hubs and trainers keep the same weights in other precisions.
-_PRECISION = re.compile(r"((-unsloth)?-bnb-4bit|-gguf|-awq|-gptq|[.-]q\d\w*)+$", re.IGNORECASE)
+_PRECISION = re.compile(r"(?:-unsloth|-bnb-4bit|-gguf|-awq|-gptq|[.-]q\d\w{0,8})$", re.IGNORECASE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -241,7 +241,10 @@ def _shapes(adapter: ForeignAdapter) -> dict[str, tuple[int, ...]]:
 
 def _plain(name: str) -> str:
     """Return the last part of a model's name or path, without the precision that it is kept in."""
-    return _PRECISION.sub("", re.split(r"[/\\]", name.rstrip("/\\"))[-1].split("@")[0]).lower()
+    plain = re.split(r"[/\\]", name.rstrip("/\\"))[-1].split("@")[0]
+    while ending := _PRECISION.search(plain):
+        plain = plain[: ending.start()]
+    return plain.lower()
 
 
 def _card(adapter: ForeignAdapter, base_id: str, base_hash: str) -> dict[str, Any]:

@@ -8,9 +8,9 @@ from typing import Any, Self
 import discord
 from discord import app_commands
 
-from bot.language.texts import tr
 from bot.learning import adapter_text
 from bot.ui.interactions import Interaction, say, with_error_reply
+from bot.ui.paging import page_view, shown_page
 from storage.db.database import Connection
 from storage.learning import adapters, lineage
 from storage.learning.lineage import AdapterHistory
@@ -59,15 +59,10 @@ async def _page(interaction: Interaction, page: int) -> tuple[str, discord.ui.Vi
     scope, base_hash = services.scope(interaction.guild_id), await services.base_hash()
 
     def work(db: Connection) -> tuple[list[AdapterHistory], int, int, str | None]:
-        pages = max(-(-lineage.count(db, scope) // PAGE), 1)
-        shown = min(page, pages - 1)
+        shown, pages = shown_page(page, lineage.count(db, scope), PAGE)
         histories = lineage.page(db, scope, skip=shown * PAGE, limit=PAGE)
         return histories, shown, pages, adapters.champion(db, scope, base_hash)
 
     histories, shown, pages, champion = await services.database.aread(work)
-    view = discord.ui.View(timeout=None)
-    if shown > 0:
-        view.add_item(AdaptersButton(shown - 1, tr("Newer")))
-    if shown < pages - 1:
-        view.add_item(AdaptersButton(shown + 1, tr("Older")))
+    view = page_view(AdaptersButton, shown, pages)
     return adapter_text.page_text(histories, champion, number=shown + 1, pages=pages), view

@@ -88,7 +88,7 @@ class RunButton(
             return await say(interaction, await reject_candidate(services, changes, judged, actor))
         card = await _card(services, self.run_id)
         try:
-            sentence = await _decided(changes, card, self.action, actor)
+            sentence = await _decided(services, changes, card, self.action, actor)
         except RuleError as error:
             # What stands in the way is shown on the card as well: it is drawn anew all the same.
             sentence = sentence_for(error, type(self).__name__)
@@ -177,16 +177,13 @@ async def _compared(services: Services, run_id: str) -> str:
     return "\n\n".join(run_card.sample_text(sample, card) for sample in samples)[:1990]
 
 
-async def _decided(changes: ChampionChanges, card: Card, action: Action, actor: str) -> str:
+async def _decided(
+    services: Services, changes: ChampionChanges, card: Card, action: Action, actor: str
+) -> str:
     """Promote, reject or roll back; return the sentence on what happened."""
     adapter, place = card.adapter, Place(card.adapter.scope, card.adapter.base_hash)
     if action == "reject":
-        await changes.reject(adapter.id, actor=actor, reason="rejected by hand")
-        return tr(
-            "Adapter `{adapter}` is rejected; {who} goes on answering.",
-            adapter=adapter.id,
-            who=adapter_name(card.champion_id),
-        )
+        return await reject_candidate(services, changes, adapter, actor)
     if action == "rollback":
         change = await changes.roll_back(
             place,

@@ -13,6 +13,7 @@ from bot.language.durations import duration
 from bot.language.sentences import translate
 from bot.language.texts import mark, number, tr
 from bot.ui.interactions import Interaction, say, with_error_reply
+from bot.ui.paging import page_view, shown_page
 from storage.db.database import Connection
 from storage.learning import run_summary
 from storage.learning.run_summary import Summary
@@ -68,16 +69,11 @@ async def _page(interaction: Interaction, page: int) -> tuple[str, discord.ui.Vi
     scope = services.scope(interaction.guild_id)
 
     def work(db: Connection) -> tuple[list[Summary], int, int]:
-        pages = max(-(-run_summary.count(db, scope) // PAGE), 1)
-        shown = min(page, pages - 1)
+        shown, pages = shown_page(page, run_summary.count(db, scope), PAGE)
         return run_summary.page(db, scope, skip=shown * PAGE, limit=PAGE), shown, pages
 
     found, shown, pages = await services.database.aread(work)
-    view = discord.ui.View(timeout=None)
-    if shown > 0:
-        view.add_item(RunsButton(shown - 1, tr("Newer")))
-    if shown < pages - 1:
-        view.add_item(RunsButton(shown + 1, tr("Older")))
+    view = page_view(RunsButton, shown, pages)
     return page_text(found, number=shown + 1, pages=pages), view
 
 

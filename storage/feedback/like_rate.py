@@ -11,7 +11,7 @@ import sqlite_utils
 
 from storage.db import sql
 from storage.db.clock import DAY_MS, now_ms
-from storage.feedback.rating_statistics import wilson_interval
+from storage.feedback.rating_statistics import LikeCounts, wilson_interval
 
 WEEK_DAYS = 7
 # The last week is compared with the four before it.
@@ -26,26 +26,11 @@ _FIRST_MONDAY = 4
 
 
 @dataclass(frozen=True, slots=True)
-class LikeRate:
+class LikeRate(LikeCounts):
     """Ratings of one time, channel or adapter; there is at least one."""
 
     liked: int
     disliked: int
-
-    @property
-    def ratings(self) -> int:
-        """How many ratings there are."""
-        return self.liked + self.disliked
-
-    @property
-    def share(self) -> float:
-        """The share of ratings that like the reply, 0 to 1."""
-        return self.liked / self.ratings
-
-    @property
-    def interval(self) -> tuple[float, float]:
-        """The 95 % interval of the share (Wilson, 1927)."""
-        return wilson_interval(self.liked, self.ratings)
 
 
 @dataclass(frozen=True, slots=True)

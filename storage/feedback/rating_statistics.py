@@ -44,29 +44,37 @@ class Votes:
         return wilson_interval(self.won, self.count)
 
 
+class LikeCounts:
+    """What follows from counts of likes and dislikes, of which there is at least one."""
+
+    __slots__ = ()
+    liked: int
+    disliked: int
+
+    @property
+    def ratings(self) -> int:
+        """How many ratings there are."""
+        return self.liked + self.disliked
+
+    @property
+    def share(self) -> float:
+        """The share of ratings that like the reply, 0 to 1."""
+        return self.liked / self.ratings
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        """The 95 % interval of the share (Wilson, 1927)."""
+        return wilson_interval(self.liked, self.ratings)
+
+
 @dataclass(frozen=True, slots=True)
-class AdapterShare:
+class AdapterShare(LikeCounts):
     """How an adapter's replies were rated; None is the base model."""
 
     adapter_id: str | None
     liked: int
     disliked: int
     votes: Votes | None = None
-
-    @property
-    def ratings(self) -> int:
-        """How many ratings it had."""
-        return self.liked + self.disliked
-
-    @property
-    def share(self) -> float:
-        """The share of its ratings that like the reply, 0 to 1."""
-        return self.liked / self.ratings
-
-    @property
-    def interval(self) -> tuple[float, float]:
-        """The 95 % interval of the share."""
-        return wilson_interval(self.liked, self.ratings)
 
 
 def by_day(db: sqlite_utils.Database, scope: str, days: int) -> list[Day]:

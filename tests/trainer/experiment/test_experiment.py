@@ -25,15 +25,6 @@ from trainer.run.execution import execute
 CHANGES: tuple[dict[str, Any], ...] = ({"rank": 2, "alpha": 4}, {"epochs": 2, "objective": "sft"})
 
 
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory, tiny_source: Path, tiny_folder: Path) -> Iterator[Path]:
-    home = tmp_path_factory.mktemp("home")
-    shutil.copytree(tiny_folder, home / "models" / tiny_folder.name)
-    process = loop.serve(loop.configured(home, tiny_source))
-    yield home
-    loop.stop(process)
-
-
 @pytest.fixture
 def deployment(server: Path, tiny_source: Path) -> Iterator[Deployment]:
     config = loop.configured(server, tiny_source)

@@ -29,15 +29,6 @@ Foreign = Callable[..., Path]
 Import = Callable[..., Any]
 
 
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory, tiny_source: Path, tiny_folder: Path) -> Iterator[Path]:
-    home = tmp_path_factory.mktemp("home")
-    shutil.copytree(tiny_folder, home / "models" / tiny_folder.name)
-    process = loop.serve(loop.configured(home, tiny_source))
-    yield home
-    loop.stop(process)
-
-
 @pytest.fixture
 def deployment(server: Path, tiny_source: Path) -> Iterator[Deployment]:
     config = loop.configured(server, tiny_source)

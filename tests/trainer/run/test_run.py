@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import json
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -37,17 +36,6 @@ from trainer.on_policy import ranking
 from trainer.run import steps
 from trainer.run.execution import execute
 from trainer.run.settings import with_overrides
-
-
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory, tiny_source: Path, tiny_folder: Path) -> Iterator[Path]:
-    """The home of a running model server; tests put fresh databases beside it."""
-    home = tmp_path_factory.mktemp("home")
-    # A copy: what a run keeps of its base beside it is this module's alone.
-    shutil.copytree(tiny_folder, home / "models" / tiny_folder.name)
-    process = loop.serve(loop.configured(home, tiny_source))
-    yield home
-    loop.stop(process)
 
 
 @pytest.fixture

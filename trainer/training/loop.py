@@ -21,7 +21,9 @@ from trainer.errors import DivergedError, GradientLostError
 from trainer.training.checkpoints import Checkpoint, Checkpointer
 from trainer.training.terms import Indices, Term
 
+# Adam's second moments are noise in its first steps: https://arxiv.org/abs/1910.04209.
 WARM_UP_SHARE = 0.1
+# The L2 norm of all gradients together, as transformers and TRL clip: one odd batch can't undo the rest.
 CLIP_NORM = 1.0
 # After so many steps the speed is known, and the rest is planned to end in time.
 PROBE_STEPS = 3
@@ -122,6 +124,7 @@ def _steps_in_time(phase: Phase, report: TrainingReport) -> int:
     total = len(phase.steps)
     if phase.max_steps is not None:
         return max(report.steps, min(total, phase.max_steps))
+    # The references' time is in the mean too, so that the plan is on the safe side.
     in_time = phase.max_seconds / max(report.seconds / report.steps, 1e-9)
     return total if in_time >= total else max(report.steps, int(in_time))
 
@@ -141,6 +144,7 @@ def _optimiser(model: nn.Module, rate: float) -> torch.optim.Optimizer:
     trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
     if not trainable:
         raise GradientLostError("The model has no adapter to train: no parameter requires a gradient.")
+    # No decay: replay and the references hold the adapter near the base, and decay would do it blindly.
     return torch.optim.AdamW(trainable, lr=rate, weight_decay=0.0)
 
 
@@ -148,8 +152,10 @@ def _set_rate(optimiser: torch.optim.Optimizer, rate: float, step: int, total: i
     """Linear warm-up over the first tenth, then linear decay to a tenth of the rate."""
     warm_up = max(1, round(total * WARM_UP_SHARE))
     if step < warm_up:
+        # From 1 / (n + 1), not 0: a first step at rate 0 would be wasted.
         factor = (step + 1) / (warm_up + 1)
     else:
+        # Not to 0: the last steps would see examples and learn nothing from them.
         factor = 1 - 0.9 * (step - warm_up) / max(1, total - warm_up)
     for group in optimiser.param_groups:
         group["lr"] = rate * factor
@@ -165,6 +171,7 @@ def _step(model: nn.Module, optimiser: torch.optim.Optimizer, loss: float) -> No
     trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
     torch.nn.utils.clip_grad_norm_(trainable, CLIP_NORM, error_if_nonfinite=True)
     optimiser.step()
+    # None and not zeros: the next step's first group then writes its gradient without adding to a buffer.
     optimiser.zero_grad(set_to_none=True)
 
 

@@ -51,8 +51,10 @@ def pack(examples: Sequence[Example]) -> Packed:
         # The logits at position t predict token t + 1, so the first one that counts is at start - 1.
         predicting += range(at + example.start - 1, at + len(example.ids) - 1)
         targets += example.ids[example.start :]
+        # Rotary positions begin at 0 again: to the model each example is alone in its row.
         positions += range(len(example.ids))
         ids += example.ids
+    # (T,) -> (1, T): one row is the whole batch.
     return Packed(
         ids=torch.tensor(ids)[None],
         positions=torch.tensor(positions)[None],
@@ -69,7 +71,8 @@ def bins(examples: Sequence[Example], limit: int) -> list[list[int]]:
     First fit, the longest first: within 22 % of the fewest groups, https://doi.org/10.1137/0203025.
     """
     groups: list[list[int]] = []
-    room: list[int] = []
+    room: list[int] = []  # tokens left in each group
+    # Equal lengths keep their order, so that the same examples always fall into the same groups.
     for i in sorted(range(len(examples)), key=lambda i: (-len(examples[i].ids), i)):
         size = len(examples[i].ids)
         found = next((at for at, left in enumerate(room) if left >= size), None)
@@ -108,8 +111,10 @@ def attend_within_blocks(
             model=type(module).__name__,
         )
     lengths = list(blocks)
+    # (B, heads, T, width) -> one triple of (B, heads, length, width) an example.
     parts = zip(*(torch.split(each, lengths, dim=2) for each in (query, key, value)), strict=True)
     attended = [_attend(q, k, v, scaling, sliding_window, softcap) for q, k, v in parts]
+    # Joined along T again, heads last, as the output projection takes them; no attention weights.
     return torch.cat(attended, 2).transpose(1, 2).contiguous(), None
 
 
@@ -117,6 +122,7 @@ def _attend(
     query: Tensor, key: Tensor, value: Tensor, scale: float | None, window: int | None, softcap: float | None
 ) -> Tensor:
     length = query.shape[2]
+    # A block that fits the window sees all of itself, and the fused kernel needs no mask for that.
     windowed = window is not None and window < length
     if softcap is None and not windowed:
         return functional.scaled_dot_product_attention(
@@ -134,8 +140,11 @@ def _attend(
     # Grouped-query attention by hand: each key head serves `groups` query heads.
     groups = query.shape[1] // key.shape[1]
     key, value = key.repeat_interleave(groups, 1), value.repeat_interleave(groups, 1)
+    # (B, heads, T, T), scaled by width ** -0.5 unless the model has a scale of its own.
     scores = query @ key.transpose(2, 3) * (scale if scale is not None else query.shape[-1] ** -0.5)
+    # The mask comes after the bend, which would bring -inf back to -softcap.
     scores = (softcap * torch.tanh(scores / softcap)).masked_fill(~visible, float("-inf"))
+    # Softmax in float32: bfloat16 has 8 bits for sums over hundreds of keys.
     return scores.float().softmax(-1).to(value.dtype) @ value
 
 

@@ -51,12 +51,15 @@ class Supervised:
     def backward(self, model: nn.Module, number: int, chosen: Indices) -> float:
         """Accumulate the gradient of the mean weighted token loss of one batch; return that loss."""
         batch = [self._examples[i] for i in chosen]
+        # The divisor is the whole batch's, so that the gradient doesn't depend on how it falls into groups.
         mass = sum(example.weight * example.completion_length for example in batch)
         total = 0.0
         for group in bins(batch, self._limit):
             examples = [batch[i] for i in group]
             scores = score(model, examples)
+            # (B,), on the device and in the precision of the log-probabilities.
             weights = scores.logps.new_tensor([example.weight for example in examples])
+            # One backward pass a group: its activations are freed before the next group's forward.
             total += accumulate(model, losses.supervised(scores, weights) / mass)
         return total
 
@@ -70,6 +73,7 @@ class Replay:
 
     def __init__(self, examples: Sequence[Example], share: float, limit: int) -> None:
         self._examples = examples
+        # The other terms have the rest, 1 - share: the odds bring replay to `share` of the sum of both.
         self._factor = share / max(1 - share, 1e-6)
         self._limit = limit
         self._base: list[Tensor] = []
@@ -85,6 +89,7 @@ class Replay:
         mass = sum(example.completion_length for example in examples)
         total = 0.0
         for group in bins(examples, self._limit):
+            # Both (N, V): the completion tokens of the group's examples, one example after the other.
             logits = distributions(model, [examples[i] for i in group])
             base = torch.cat([self._base[chosen[i]] for i in group]).to(logits.device)
             total += accumulate(model, losses.divergence_from_base(logits, base) * (self._factor / mass))
@@ -109,17 +114,20 @@ class Kto:
         """Score every batch and its mismatched twin, shape (steps, 2, batch)."""
         if kept is None:
             found = [self._both_totals(model, [self._rated[i] for i in chosen]) for chosen in steps]
+            # All steps have equally many examples, so that they fit one tensor, which a checkpoint can keep.
             kept = torch.stack(found) if found else torch.empty(0)
         self._reference = kept.to(device_of(model))
         return self._reference
 
     def _both_totals(self, model: nn.Module, batch: Sequence[Example]) -> Tensor:
+        # (2, B) in nats: each prompt with its own completion, then with its neighbour's.
         return torch.stack([totals(model, batch, self._limit), totals(model, mismatched(batch), self._limit)])
 
     def backward(self, model: nn.Module, number: int, chosen: Indices) -> float:
         """Accumulate the gradient of one batch; return its mean loss."""
         batch = [self._rated[i] for i in chosen]
         reference, reference_mismatched = self._reference[number]
+        # A scalar for the batch, a baseline and no target: no gradient flows through it.
         with torch.no_grad():
             divergence = losses.mismatch_divergence(
                 totals(model, mismatched(batch), self._limit), reference_mismatched
@@ -128,6 +136,7 @@ class Kto:
         for group in bins(batch, self._limit):
             examples = [batch[i] for i in group]
             policy = score(model, examples).totals
+            # (B,) each: which side of the value function an example is on, and how much it counts.
             liked = torch.tensor([example.liked for example in examples], device=policy.device)
             weights = policy.new_tensor([e.weight * self._scale[0 if e.liked else 1] for e in examples])
             loss = losses.kto(
@@ -161,6 +170,7 @@ class Dpo:
         """Score every pair, shape (pairs, 2): the chosen reply and the rejected one."""
         if kept is None:
             both = [example for pair in self._pairs for example in (pair.chosen, pair.rejected)]
+            # (2P,) -> (P, 2): chosen and rejected alternate. The phase begins with this adapter.
             kept = totals(model, both, self._limit).view(-1, 2)
         self._reference = kept.to(device_of(model))
         return self._reference
@@ -168,13 +178,16 @@ class Dpo:
     def backward(self, model: nn.Module, number: int, chosen: Indices) -> float:
         """Accumulate the gradient of one batch; return its mean loss."""
         batch = [self._pairs[i] for i in chosen]
+        # Weighted tokens of the chosen replies: what the supervised part is a mean over.
         mass = sum(pair.weight * pair.chosen.completion_length for pair in batch)
         total = 0.0
         for group in bins([pair.joined for pair in batch], self._limit):
             pairs = [batch[i] for i in group]
+            # Both sides of a pair in one forward: the loss is of their difference.
             scores = score(model, [example for pair in pairs for example in (pair.chosen, pair.rejected)])
             policy = scores.totals.view(-1, 2)
             weights = policy.new_tensor([pair.weight for pair in pairs])
+            # (P, 2) again: rows of the phase's pairs that are in this group.
             reference = self._reference[[chosen[i] for i in group]]
             loss = losses.dpo(policy, reference, weights, beta=self._beta).sum() / len(batch)
             if self._sft_weight:
@@ -193,12 +206,14 @@ def class_weights(rated: Sequence[Example]) -> tuple[float, float]:
     disliked = sum(example.weight for example in rated if not example.liked)
     if not liked or not disliked:
         return 1.0, 1.0
+    # Solved for liked' / disliked' = LIKED_MASS with liked' + disliked' unchanged: rates keep their meaning.
     whole = liked + disliked
     return whole * LIKED_MASS / (1 + LIKED_MASS) / liked, whole / (1 + LIKED_MASS) / disliked
 
 
 def mismatched(batch: Sequence[Example]) -> list[Example]:
     """Pair each prompt with the completion of the example before it, as TRL does for its KL estimate."""
+    # A cyclic shift: no completion stays with its prompt, unless the batch is a single example.
     rotated = [batch[-1], *batch[:-1]]
     return [
         Example(ids=(*own.ids[: own.start], *other.ids[other.start :]), start=own.start)

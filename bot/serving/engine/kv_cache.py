@@ -44,6 +44,7 @@ class RowCache(Cache):  # type: ignore[misc]
         """Cover these rows; their new tokens go to ``positions`` (B, T); queries see ``span`` keys."""
         self._rows = torch.tensor(rows, device=positions.device)
         self._positions, self._span = positions, span
+        # Rows that adjoin are read as a view; others have to be gathered, which copies (B, heads, span, dim).
         block = list(range(rows[0], rows[0] + len(rows)))
         self._block = slice(rows[0], rows[0] + len(rows)) if list(rows) == block else None
 
@@ -56,6 +57,8 @@ class RowCache(Cache):  # type: ignore[misc]
         if self._rows is None:
             raise RuntimeError("select() comes before a forward pass")
         keys, values = self.keys[layer_idx], self.values[layer_idx]
+        # (B, 1) rows with (B, T) positions index (B, T, heads, dim): the advanced indices come first, so
+        # that heads and tokens change places on the way in.
         keys[self._rows[:, None], :, self._positions] = key_states.transpose(1, 2)
         values[self._rows[:, None], :, self._positions] = value_states.transpose(1, 2)
         return self._seen(keys), self._seen(values)
@@ -66,6 +69,7 @@ class RowCache(Cache):  # type: ignore[misc]
 
     def copy(self, source: int, target: int, length: int) -> None:
         """Copy one row's first ``length`` tokens to another row."""
+        # Keys carry their rotary positions already, which hold since token j is at position j in any row.
         for tensor in (*self.keys, *self.values):
             tensor[target, :, :length] = tensor[source, :, :length]
 
@@ -103,6 +107,7 @@ class CausalMasks:
     def build(self, positions: torch.Tensor, span: int, dtype: torch.dtype) -> Any:
         """Let each query at ``positions`` (B, T) see keys up to itself: (B, 1, T, span), per layer type."""
         keys = torch.arange(span, device=positions.device)
+        # (span,) against (B, T, 1) -> (B, T, span). What lies behind a row's end is in its future too.
         visible = keys <= positions[:, :, None]
         near = visible if self._window is None else visible & (keys > positions[:, :, None] - self._window)
         if self._by_type:
@@ -112,4 +117,5 @@ class CausalMasks:
 
 def _additive(visible: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     mask = torch.zeros(visible.shape, dtype=dtype, device=visible.device)
+    # The smallest finite number, since a row of nothing but -inf has no softmax; [:, None] is for the heads.
     return mask.masked_fill_(~visible, torch.finfo(dtype).min)[:, None]

@@ -49,7 +49,9 @@ class PackedLinear(nn.Linear):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Map ``x`` (..., in), float32, to (..., out)."""
+        # (..., in) -> (N, in): the kernels know rows only.
         rows = x.reshape(-1, self.in_features)
+        # The base is frozen: a gradient is needed only where it goes on to an adapter below.
         if torch.is_grad_enabled() and x.requires_grad:
             out: torch.Tensor = _Product.apply(rows, self)  # type: ignore[no-untyped-call]
         else:
@@ -59,10 +61,13 @@ class PackedLinear(nn.Linear):
     def product(self, rows: torch.Tensor) -> torch.Tensor:
         """Return ``rows`` (N, in) times the weights' transpose, plus the bias."""
         if rows.shape[0] >= UNPACK_ROWS:
+            # (N, in) @ (in, n) for each slice of outputs, side by side: (N, out).
             out = torch.cat([rows @ weights.t() for _, weights in self.slices()], dim=1)
             return out if self.bias is None else out.add_(self.bias)
+        # The kernels are handed addresses and assume rows of `in` floats without gaps.
         rows = rows.contiguous()
         out = rows.new_empty((rows.shape[0], self.out_features))
+        # The kernels' copy of the input, in the order in which they read it beside the packed weights.
         dealt = torch.empty_like(rows)
         _library().linear(
             ctypes.byref(self.described),
@@ -97,9 +102,11 @@ class _Product(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor, None]:
         gradient = gradients[0]
+        # dL/dx (N, in) = dL/dy (N, out) @ W (out, in), summed over slices of outputs.
         rows = gradient.new_zeros((gradient.shape[0], ctx.layer.in_features))
         for outputs, weights in ctx.layer.slices():
             rows.addmm_(gradient[:, outputs], weights)
+        # None for the layer itself, which has nothing to learn.
         return rows, None
 
 
@@ -113,6 +120,7 @@ class PackedEmbedding(nn.Embedding):
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
         """Map token ids to their rows."""
+        # Only the rows that are asked for become float32. Gemma multiplies them by sqrt(hidden size).
         return functional.embedding(input, self.weight, self.padding_idx).float() * self.scale
 
 
@@ -125,9 +133,11 @@ def describe(
         ValueError: they have a form or a width that the kernels do not take.
     """
     width_out, width_in = shape
+    # bitsandbytes keeps two 4-bit codes in a byte.
     kinds = {torch.float32: F32, torch.bfloat16: BF16, torch.uint8: NF4}
     if weight.dtype not in kinds or not weight.is_contiguous() or weight.device.type != "cpu":
         raise ValueError(f"weights of {weight.dtype} on {weight.device}")
+    # Eight floats fill an AVX register; NF4 needs whole blocks a row, so that none has two scales.
     if width_in % (8 if scales is None else BLOCK) or width_out % 2 or width_in > MAX_WIDTH:
         raise ValueError(f"widths of {width_in} and {width_out}")
     return Linear(
@@ -144,7 +154,9 @@ def block_scales(
     absmax: torch.Tensor, code: torch.Tensor, nested_absmax: torch.Tensor, offset: float, nested_block: int
 ) -> torch.Tensor:
     """Undo the double quantization of the scales (QLoRA, section 3): one float32 per 64 weights."""
+    # One outer scale for `nested_block` (256) inner ones; the last group may be a part of one.
     outer = nested_absmax.repeat_interleave(nested_block)[: absmax.numel()]
+    # The inner scales are 8-bit codes around their mean, which is the offset.
     return code[absmax.flatten().int()] * outer + offset
 
 

@@ -24,7 +24,7 @@ const inTime = (history) => [...history].sort((a, b) => (a.finished_ms ?? 0) - (
 export function renderChart(history, pending) {
   const entries = inTime(history).filter(measured).slice(-SHOWN);
   if (!entries.length) {
-    return el("p", { class: "faint chart-empty", text: "Each retraining adds a point here: how much better or worse the challenger did than the champion, with its confidence interval." });
+    return el("p", { class: "faint chart-empty", text: "Each retraining adds a point here: how much likelier members are to like the challenger's replies than the champion's, with its confidence interval." });
   }
   const scale = scales(entries, pending);
   const slots = entries.length + (pending ? 1 : 0);
@@ -104,7 +104,7 @@ function describe(entry) {
 
 function legend() {
   const sign = (outcome, words) => el("span", { class: `legend is-${outcome}` }, svg("svg", { viewBox: "0 0 14 14", "aria-hidden": "true" }, symbol(outcome, 7, 7)), words);
-  return el("p", { class: "chart-legend" }, sign("promoted", "promoted"), sign("refused", "not promoted"), sign("undecided", "undecided"), el("span", { class: "faint", text: "0 = the champion then; bars: 95 % interval" }));
+  return el("p", { class: "chart-legend" }, sign("promoted", "promoted"), sign("refused", "not promoted"), sign("undecided", "undecided"), el("span", { class: "faint", text: "gain in the chance of a like, 0 to 1, over the champion then; bars: 95 % interval" }));
 }
 
 /** A link-like button that opens the report of a run. */
@@ -117,7 +117,7 @@ const under = (text) => el("span", { class: "faint", text });
 export function renderHistoryTable(history, openReport) {
   const entries = inTime(history).reverse();
   if (!entries.length) return null;
-  const head = el("tr", {}, ["Run", "Gain (95 % interval)", "Outcome"].map((title) => el("th", { scope: "col", text: title })));
+  const head = el("tr", {}, ["Run", "Gain in the chance of a like (95 % interval)", "Outcome"].map((title) => el("th", { scope: "col", text: title })));
   const rows = entries.map((entry) =>
     el(
       "tr",

@@ -63,10 +63,10 @@ function showLoop({ loop, scopes, alarms }) {
   part("alarms", alarms, () => (alarms.length ? el("ul", { class: "dash-alarms" }, alarms.map((each) => el("li", { dir: "auto", text: each }))) : el("p", { class: "faint", text: "None." })));
   part("strap", [loop.run?.phase, loop.run?.state, loop.ratings, loop.duels], () => renderStrap(loop));
   part("detail", loop.server, () => serverDetail(loop.server));
-  part("run", [loop.run, loop.last_run], () => runState(loop) ?? el("p", { class: "faint", text: "No run yet." }));
+  part("run", [loop.run, loop.last_run, loop.needs], () => runState(loop) ?? el("p", { class: "faint", text: "No run yet." }));
   part("ratings", [loop.ratings, loop.needs], () => ratings(loop));
-  part("next", [loop.next_run, loop.ratings, Math.floor(Date.now() / 60_000)], () => nextRun(loop));
-  part("champion", loop.champion, () => champion(loop));
+  part("next", [loop.next_run, loop.ratings, loop.needs, Math.floor(Date.now() / 60_000)], () => nextRun(loop));
+  part("champion", [loop.champion, loop.promotions], () => champion(loop));
   part("trials", loop.trials, () => trials(loop.trials ?? {}));
   part("promotions", loop.promotions, () => promotions(loop.promotions ?? []));
   part("excluded", loop.excluded, () => excluded(loop.excluded ?? {}));

@@ -4,7 +4,7 @@ import { el } from "./dom.js";
 import { icon } from "./icons.js";
 import { duration, relative, stamp } from "./time.js";
 
-const OUTCOMES = { promoted: "Promoted", refused: "Not promoted", not_yet: "Not yet", votes: "Waiting for votes", failed: "Failed", cancelled: "Cancelled" };
+const OUTCOMES = { promoted: "Promoted", refused: "Not promoted", not_yet: "Too little to train on", votes: "Waiting for votes", failed: "Failed", cancelled: "Cancelled" };
 const KINDS = { promote: "promoted", rollback: "rolled back to", erase: "switched after an erasure to", initial: "started with" };
 const EXCLUDED = {
   not_public: "in direct messages or channels that not everybody sees",
@@ -55,8 +55,8 @@ function meter(label, have, need) {
   return el(
     "div",
     { class: `meter ${done ? "is-done" : ""}` },
-    el("p", {}, el("span", { text: label }), el("span", { class: "meter-count" }, done ? icon("check") : null, `${have} of ${need}`)),
-    el("progress", { max: need, value: Math.min(have, need), "aria-label": `${label}: ${have} of ${need}` }),
+    el("p", {}, el("span", { text: label }), el("span", { class: "meter-count" }, done ? icon("check") : null, `${have}, needed: ${need}`)),
+    el("progress", { max: need, value: Math.min(have, need), "aria-label": `${label}: ${have}, needed: ${need}` }),
   );
 }
 
@@ -66,24 +66,31 @@ function figure(value, label) {
 
 export function ratings({ ratings: counts = {}, needs = {} }) {
   return [
-    el("dl", { class: "figures" }, figure(counts.liked, "liked"), figure(counts.disliked, "disliked"), figure(counts.corrections, "corrected"), figure(counts.raters, "raters")),
-    needs.liked ? meter("Liked replies needed", needs.liked[0], needs.liked[1]) : null,
-    needs.raters ? meter("Different raters needed", needs.raters[0], needs.raters[1]) : null,
+    el("dl", { class: "figures" }, figure(counts.liked, "likes"), figure(counts.disliked, "dislikes"), figure(counts.corrections, "corrections"), figure(counts.raters, "raters")),
+    // A reply that three members like is one reply to train on, and three likes.
+    needs.liked ? meter("Replies liked or corrected", needs.liked[0], needs.liked[1]) : null,
+    needs.raters ? meter("Different raters", needs.raters[0], needs.raters[1]) : null,
   ];
 }
 
-export function nextRun({ next_run: next, ratings: counts = {} }) {
+/** Whether a run would have enough to train on now. */
+const enough = ({ liked, raters } = {}) => Boolean(liked && raters) && liked[0] >= liked[1] && raters[0] >= raters[1];
+
+/** When a run starts by itself, and what it takes: a clock alone starts none where nobody has rated anything since. */
+export function nextRun({ next_run: next, ratings: counts = {}, needs }) {
   if (!next || (!next.at_ms && !next.after_ratings)) return null;
   const parts = [];
-  if (next.at_ms) parts.push(relative(Math.max(0, next.at_ms - Date.now()) / 1000));
-  const left = next.after_ratings ? Math.max(0, next.after_ratings - (counts.new_since_run ?? 0)) : 0;
+  const fresh = counts.new_since_run ?? 0;
+  if (next.at_ms) parts.push(`${relative(Math.max(0, next.at_ms - Date.now()) / 1000)}${fresh ? "" : " if somebody has rated by then"}`);
+  const left = next.after_ratings ? Math.max(0, next.after_ratings - fresh) : 0;
   if (left) parts.push(`after ${left} more rating${left === 1 ? "" : "s"}`);
-  return el("p", { class: "faint" }, `Next run by itself ${parts.join(", or ") || "soon"}.`);
+  const lead = enough(needs) ? "There is enough to train on. " : "";
+  return el("p", { class: "faint" }, `${lead}By itself a run starts ${parts.join(", or ") || "soon"}.`);
 }
 
 const PHASES = { snapshot: "Taking the snapshot", train: "Training the challenger", evaluate: "Judging it on held-out conversations", decide: "Deciding", swap: "Swapping it in", votes: "Waiting for blind votes" };
 
-export function runState({ run, last_run: last }) {
+export function runState({ run, last_run: last, needs }) {
   if (run) {
     const known = typeof run.progress === "number" && run.phase;
     const name = run.state === "queued" ? "Waiting for the trainer" : (PHASES[run.phase] ?? "Starting");
@@ -94,6 +101,8 @@ export function runState({ run, last_run: last }) {
     ];
   }
   if (!last?.message && !last?.outcome) return null;
+  // What was too little then may be enough now: the meters say so, and this would contradict them.
+  if (last.outcome === "not_yet" && enough(needs)) return null;
   return [
     el("p", { class: "run-phase" }, el("span", { class: `outcome is-${last.outcome}`, text: OUTCOMES[last.outcome] ?? last.outcome ?? "Finished" })),
     last.message ? el("p", { dir: "auto", text: last.message }) : null,
@@ -111,19 +120,20 @@ export function trials(running) {
       "div",
       { class: `trial is-${kind}` },
       el("p", {}, el("strong", { text: `${TRIALS[kind]}: ` }), el("span", { class: "adapter", title: trial.adapter_id, text: adapterName(trial.adapter_id) }), ` answers ${Math.round(trial.share * 100)} % of new conversations.`),
-      el("p", { class: "faint", text: `Rated conversations: ${trial.rated[0]} by the newer, ${trial.rated[1]} by the older.${trial.needed ? ` About ${trial.needed} more needed.` : ""}` }),
+      el("p", { class: "faint", text: `Rated conversations: ${trial.rated[0]} of the newer adapter, ${trial.rated[1]} of the older.${trial.needed ? ` About ${trial.needed} more needed.` : ""}` }),
     ),
   );
 }
 
-export function champion({ champion: current }) {
+export function champion({ champion: current, promotions: changes = [] }) {
   const id = current?.id ?? null;
+  const had = changes.some((change) => change.adapter_id);
   return el(
     "div",
     { class: "champion" },
     el("p", { class: "faint", text: "Answering now" }),
     el("p", { class: "champion-name" }, el("strong", { class: id ? "adapter" : "", title: id, text: id ? adapterName(id) : "The base model" })),
-    id && current.since_ms ? el("p", { class: "faint", text: `since ${stamp(new Date(current.since_ms))}` }) : el("p", { class: "faint", text: current?.since_ms ? "again: /promote puts an adapter back" : "no adapter yet" }),
+    id && current.since_ms ? el("p", { class: "faint", text: `since ${stamp(new Date(current.since_ms))}` }) : el("p", { class: "faint", text: had ? "again: /promote puts an adapter back" : "no adapter yet" }),
   );
 }
 

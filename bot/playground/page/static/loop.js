@@ -27,6 +27,7 @@ export function mountLoop(store, actions, { leave, announce }) {
 
   const retrain = el("button", { class: "button is-primary is-wide", type: "button", id: "retrain" }, icon("loop"), el("span", { text: "Retrain now" }));
   retrain.addEventListener("click", () => run("retrain"));
+  const forbidden = el("p", { class: "faint", hidden: true, text: "Only an operator retrains and rolls back: act as one, at the bottom left." });
   const sample = el("button", { class: "button", type: "button" }, icon("tray"), el("span", { text: "Load sample community" }));
   sample.addEventListener("click", () => loadSample(actions, announce));
   const rehearse = el("button", { class: "button", type: "button" }, icon("people"), el("span", { text: "Rehearse…" }));
@@ -52,7 +53,7 @@ export function mountLoop(store, actions, { leave, announce }) {
       parts.strap,
       parts.detail,
       card("Run", parts.run, { live: true }),
-      card("Ratings", [parts.ratings, parts.next, retrain], {}),
+      card("Ratings", [parts.ratings, parts.next, retrain, forbidden], {}),
       card("No time to rate hundreds of replies?", [el("p", { class: "faint", text: "Both are simulated, labelled as such, and never leave this playground." }), el("div", { class: "button-row" }, sample, rehearse), rehearsal.progress], {}),
       duels.card,
       card("Side by side", parts.trials, { live: true }),
@@ -78,18 +79,20 @@ export function mountLoop(store, actions, { leave, announce }) {
     part("detail", loop?.server, () => serverDetail(loop?.server));
     if (!loop) return;
     part("strap", [loop.run?.phase, loop.run?.state, hasRatings(loop), loop.duels?.open], () => renderStrap(loop));
-    part("run", [loop.run, loop.last_run], () => runState(loop));
+    part("run", [loop.run, loop.last_run, loop.needs], () => runState(loop));
     part("ratings", [loop.ratings, loop.needs], () => ratings(loop));
-    part("next", [loop.next_run, loop.ratings?.new_since_run, minute()], () => nextRun(loop));
+    part("next", [loop.next_run, loop.ratings?.new_since_run, loop.needs, minute()], () => nextRun(loop));
     part("trials", loop.trials, () => trials(loop.trials ?? {}));
-    part("champion", [loop.champion, minute()], () => champion(loop));
+    part("champion", [loop.champion, loop.promotions, minute()], () => champion(loop));
     part("chart", [loop.history, Boolean(loop.run)], () => renderChart(loop.history ?? [], Boolean(loop.run)));
     keepOpen(parts.table, () => part("table", loop.history, () => renderHistoryTable(loop.history ?? [], (runId) => openReport(runId, makeReport))));
     part("promotions", [loop.promotions, minute()], () => promotions(loop.promotions ?? []));
     part("excluded", loop.excluded, () => excluded(loop.excluded ?? {}));
-    retrain.disabled = Boolean(loop.run) || !store.connected;
+    const may = Boolean(store.actor?.operator);
+    retrain.disabled = Boolean(loop.run) || !store.connected || !may;
     retrain.lastChild.textContent = loop.run ? "A run is on its way" : "Retrain now";
-    rollback.disabled = !loop.champion?.id || !store.connected;
+    rollback.disabled = !loop.champion?.id || !store.connected || !may;
+    forbidden.hidden = may;
     rehearse.disabled = Boolean(loop.rehearsal?.running);
     rehearsal.refresh(loop.rehearsal);
     duels.refresh(loop.duels);

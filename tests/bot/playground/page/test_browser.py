@@ -5,6 +5,7 @@ import base64
 import os
 import re
 import shutil
+import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -431,9 +432,9 @@ async def test_unread_channels_are_counted_and_simulated_members_say_so(page: Pa
 
 async def test_the_loop_panel_shows_needs_phase_chart_and_table(page: Page, world: PageWorld) -> None:
     panel = page.get_by_role("complementary", name="The loop")
-    await expect(panel).to_contain_text("0 of 25")
+    await expect(panel).to_contain_text("0, needed: 25")
     await world.set_loop(**busy_loop())
-    await expect(panel).to_contain_text("31 of 25")
+    await expect(panel).to_contain_text("31, needed: 25")
     bar = panel.get_by_role("progressbar", name="Training the challenger")
     await expect(bar).to_have_attribute("value", "0.42")
     await expect(panel).to_contain_text("1 min 36 s left")
@@ -451,7 +452,7 @@ async def test_the_loop_panel_shows_needs_phase_chart_and_table(page: Page, worl
     await page.set_viewport_size({"width": 1440, "height": 900})
     canary = panel.get_by_role("region", name="Side by side")
     await expect(canary).to_contain_text("Canary: ac51d0a7 answers 10 % of new conversations.")
-    await expect(canary).to_contain_text("4 by the newer, 31 by the older. About 23 more needed.")
+    await expect(canary).to_contain_text("4 of the newer adapter, 31 of the older. About 23 more needed.")
     await world.set_loop(trials={})
     await expect(canary).to_be_hidden()
     await world.set_loop(run=None, server={"status": "loading", "detail": "42 %"})
@@ -473,12 +474,39 @@ async def test_retraining_and_rolling_back_run_the_bots_commands(page: Page, wor
     await expect(last_message(page)).to_contain_text("/rollback was run")
 
 
+async def test_the_panel_says_who_may_retrain_and_what_starts_a_run(page: Page, world: PageWorld) -> None:
+    panel = page.get_by_role("complementary", name="The loop")
+    due = {"at_ms": round(time.time() * 1000) + 86_400_000, "after_ratings": 50}
+    # The base answered a run that found too little: it never had an adapter before it.
+    few = {"id": "r1", "state": "finished", "outcome": "not_yet", "message": "not yet: 1 of 25 liked replies"}
+    initial = {"adapter_id": None, "previous_id": None, "kind": "initial", "reason": "", "created_ms": 1}
+    await world.set_loop(
+        champion={"id": None, "since_ms": 1}, promotions=[initial], last_run=few, next_run=due
+    )
+    await expect(panel).to_contain_text("no adapter yet")
+    await expect(panel).to_contain_text("1 of 25 liked replies")
+    await expect(panel).to_contain_text("if somebody has rated by then, or after 50 more ratings.")
+    # Ratings that start no run by themselves are enough for one that is asked for.
+    await world.set_loop(needs={"liked": [40, 25], "raters": [21, 5]})
+    await expect(panel).to_contain_text("There is enough to train on. By itself a run starts")
+    await expect(panel).not_to_contain_text("1 of 25 liked replies")
+    await world.set_loop(
+        promotions=[{**initial, "kind": "rollback", "previous_id": "a1"}, {**initial, "adapter_id": "a1"}]
+    )
+    await expect(panel).to_contain_text("again: /promote puts an adapter back")
+    await act_as(page, "Ada")
+    await expect(panel.get_by_role("button", name="Retrain now")).to_be_disabled()
+    await expect(panel).to_contain_text("Only an operator retrains and rolls back")
+    await act_as(page, "You")
+    await expect(panel.get_by_role("button", name="Retrain now")).to_be_enabled()
+
+
 async def test_the_sample_community_is_explained_before_it_is_loaded(page: Page, world: PageWorld) -> None:
     await page.get_by_role("button", name="Load sample community").click()
     await expect(page.get_by_role("dialog")).to_contain_text("labelled as simulated and never used outside")
     await page.get_by_role("button", name="Load it").click()
     await expect(page.locator(".toast")).to_contain_text("230 replies rated by 20 simulated members.")
-    await expect(page.locator("#loop")).to_contain_text("31 of 25")
+    await expect(page.locator("#loop")).to_contain_text("31, needed: 25")
 
 
 async def test_a_rehearsal_starts_with_a_taste_and_can_be_stopped(page: Page, world: PageWorld) -> None:

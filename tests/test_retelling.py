@@ -173,7 +173,12 @@ def verdicts() -> Iterator[Sentence]:
 def endings() -> Iterator[Sentence]:
     """How a run ends, with all that its one sentence may hold."""
     counts = VoteCount(7, 2, 1, 4, 30.0, 0.1, 9, 9, True)
-    for said in (*verdicts(), counts.sentence(30.0), counts.sentence(3.0, lost=True), counts.undecided()):
+    for said in (
+        *verdicts(),
+        counts.sentence(30.0),
+        counts.sentence(3.0, lost=True),
+        counts.undecided_reason(),
+    ):
         reason = Sentence("{adapter} was not promoted, because {reason}", adapter="a2", reason=said)
         yield Sentence("{before} The champion was not changed.", before=reason)
     yield promotion.ask(counts.sentence(30.0))

@@ -108,7 +108,7 @@ async def retry_while_unavailable(ask: Callable[[], Awaitable[T]], patience_s: f
             await asyncio.sleep(wait_s)
 
 
-async def served_base(client: ModelClient, config: Config) -> BaseDescription:
+async def require_served_base(client: ModelClient, config: Config) -> BaseDescription:
     """Return the served base.
 
     Raises as `Health.require_ready` while it is loading, EvaluationError where it isn't the configured one.

@@ -104,7 +104,7 @@ def supervised_examples(
     some twenty texts soon does nothing else (EXPERIMENTS, 13). `most_liked` limits them (see `gather`).
     """
     found = []
-    taught = {row.reply_id for row in surest(worth_imitating(rows), most_liked)}
+    taught = {row.reply_id for row in surest(rows_to_imitate(rows), most_liked)}
     for row in rows:
         messages = messages_of(row)
         if row.reply_id in taught:
@@ -120,7 +120,7 @@ def supervised_examples(
     return found
 
 
-def worth_imitating(rows: Sequence[Row]) -> list[Row]:
+def rows_to_imitate(rows: Sequence[Row]) -> list[Row]:
     """Return the liked rows whose replies don't repeat themselves; all liked ones where each of them does."""
     liked = [row for row in rows if row.verdict == "liked" and row.weight > 0]
     return [row for row in liked if not text_features.repeats_itself(row.text)] or liked
@@ -131,7 +131,7 @@ def surest(rows: Sequence[Row], most: int | None = None) -> list[Row]:
     return sorted(rows, key=lambda row: (-row.weight, -row.created_ms, row.reply_id))[:most]
 
 
-def disliked(rows: Sequence[Row]) -> list[Row]:
+def disliked_rows(rows: Sequence[Row]) -> list[Row]:
     """Return the disliked rows that count."""
     return [row for row in rows if row.verdict == "disliked" and row.weight > 0]
 
@@ -148,7 +148,7 @@ def kto_examples(codec: Codec, rows: Sequence[Row], max_length: int) -> list[Exa
             weight=row.weight,
             liked=False,
         )
-        for row in disliked(rows)
+        for row in disliked_rows(rows)
     ]
     return supervised_examples(codec, rows, max_length) + away
 

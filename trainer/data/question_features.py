@@ -71,7 +71,7 @@ class Rarity:
             return 1.0
         return math.log((self._texts + 1) / (self._counts[term] + 1)) / math.log(self._texts + 1)
 
-    def shared(self, exchange: Exchange) -> list[float]:
+    def shared_rarities(self, exchange: Exchange) -> list[float]:
         """Return the rarities of the words that question and answer have in common, in a settled order."""
         return [self.of(term) for term in sorted({*terms(exchange.question)} & {*terms(exchange.answer)})]
 
@@ -104,7 +104,7 @@ def kinds(questions: Sequence[str]) -> Array:
 
 def _taken_up(exchange: Exchange, rarity: Rarity) -> list[float]:
     asked, said = terms(exchange.question), terms(exchange.answer)
-    shared = rarity.shared(exchange)
+    shared = rarity.shared_rarities(exchange)
     pairs = set(itertools.pairwise(asked))
     return [
         _part(shared, asked, rarity),

@@ -232,8 +232,8 @@ async def _training_reply_scores(
 ) -> tuple[ScoredTrainingReply, ...]:
     """Score training replies, of the imitated and of the disliked those with the surest labels."""
     train = snapshot.of("train")
-    liked = examples.surest(examples.worth_imitating(train), training_fit.MOST_EACH)
-    disliked = examples.surest(examples.disliked(train), training_fit.MOST_EACH)
+    liked = examples.surest(examples.rows_to_imitate(train), training_fit.MOST_EACH)
+    disliked = examples.surest(examples.disliked_rows(train), training_fit.MOST_EACH)
     rows = [*liked, *disliked] if liked and disliked else []
     scored = await _under_both(client, codec, rows, (contest.challenger, contest.base), max_length)
     return tuple(

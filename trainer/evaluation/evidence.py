@@ -156,11 +156,11 @@ def build_evidence(
         challenger_number=challenger_number,
         flattery=fawning,
         base_flattery=plain,
-        trained_corrections=regressions.judged(scores.corrections, trained=True, **judge),
-        held_out_corrections=regressions.judged(scores.corrections, trained=False, **judge),
-        safety=safety.judged(scores.safety),
-        training_fit=training_fit.judged(scores.training_replies),
-        to_the_point=to_the_point.judged(scores.tied, **judge),
+        trained_corrections=regressions.summarise(scores.corrections, trained=True, **judge),
+        held_out_corrections=regressions.summarise(scores.corrections, trained=False, **judge),
+        safety=safety.summarise(scores.safety),
+        training_fit=training_fit.summarise(scores.training_replies),
+        to_the_point=to_the_point.summarise(scores.tied, **judge),
     )
     general = {"base": base_nll, "challenger": new_nll}
     held_out = {"held_out_replies": _held_out_figures(scores.rated)}
@@ -211,7 +211,7 @@ def preference(
     """
     new = [Exchange(pair.prompt.question, pair.challenger.text) for pair in pairs]
     old = [Exchange(pair.prompt.question, pair.champion.text) for pair in pairs]
-    liked_new, liked_old, error = model.compared(rated, new, old)
+    liked_new, liked_old, error = model.compare(rated, new, old)
     return statistics.clustered_mean(
         (liked_new - liked_old).tolist(),
         [pair.prompt.cluster for pair in pairs],

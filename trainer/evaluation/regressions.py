@@ -125,7 +125,7 @@ def cases(snapshot: Snapshot) -> list[Case]:
     return trained[:MAX_TRAINED] + [case for case in newest if not case.trained][:MAX_HELD_OUT]
 
 
-def judged(scored: Sequence[ScoredCase], *, trained: bool, **judge: Any) -> Kept | None:
+def summarise(scored: Sequence[ScoredCase], *, trained: bool, **judge: Any) -> Kept | None:
     """Return how the corrections of one kind fare; None without any."""
     own = [case for case in scored if case.trained == trained]
     if not own:

@@ -77,7 +77,7 @@ class RewardModel:
         log_odds = sum(blocks[name] @ values for name, values in self.coefficients.items())
         return chance(np.asarray(log_odds + self.intercept))
 
-    def compared(
+    def compare(
         self, rated: Sequence[RatedText], new: Sequence[Exchange], old: Sequence[Exchange]
     ) -> tuple[Array, Array, float]:
         """Return P(liked) of new and of old answers, and how far the difference of their means may be off.
@@ -98,7 +98,7 @@ class RewardModel:
             / penalty
             for name, penalty in self.penalties.items()
         )
-        kernel = ridge_logistic.mixed(_grams(known), self.penalties)
+        kernel = ridge_logistic.combine_kernels(_grams(known), self.penalties)
         solution = ridge_logistic.fit(kernel, targets, weights)
         moved = ridge_logistic.influences(
             kernel, solution, targets, weights, np.asarray(across), float(slopes.mean() - falls.mean())
@@ -162,7 +162,7 @@ def fit(rated: Sequence[RatedText], penalties: Penalties) -> RewardModel:
     """
     encoder = Encoder([item.exchange for item in rated])
     blocks = encoder.blocks([item.exchange for item in rated])
-    kernel = ridge_logistic.mixed(_grams(blocks), penalties)
+    kernel = ridge_logistic.combine_kernels(_grams(blocks), penalties)
     solution = ridge_logistic.fit(kernel, _targets(rated), _weights(rated))
     coefficients = {
         name: np.asarray(blocks[name].T @ solution.alpha / penalty) for name, penalty in penalties.items()
@@ -175,7 +175,7 @@ def fit(rated: Sequence[RatedText], penalties: Penalties) -> RewardModel:
 
 def penalties_for(rated: Sequence[RatedText], blocks: Sequence[str] = BLOCKS) -> Penalties:
     """Return which of the blocks help to predict ratings left out, and under which penalty each."""
-    return _Rows(rated, _by_hash, blocks).chosen()
+    return _Rows(rated, _by_hash, blocks).choose_penalties()
 
 
 def prove(
@@ -186,10 +186,10 @@ def prove(
     if not enough(rated):
         return None, Proof(None, None, {ANSWER: PENALTIES[-1]})
     found = _Rows(rated, _by_hash)
-    penalties = found.chosen()
+    penalties = found.choose_penalties()
     model = fit(rated, penalties)
     # Of the very folds that chose the penalties, and therefore only reported.
-    validated = _estimate(found.predicted(penalties), rated, settings)
+    validated = _estimate(found.predict(penalties), rated, settings)
     if not enough(unseen):
         return model, Proof(validated, None, penalties)
     tested = _estimate(model.probability([item.exchange for item in unseen]), unseen, settings)
@@ -210,7 +210,7 @@ def cross_validated(
     if not enough(rated):
         return None, None
     found = _Rows(rated, _dealt if stratified else _by_hash)
-    return fit(rated, found.chosen()), _estimate(found.predicted_unseen(), rated, settings)
+    return fit(rated, found.choose_penalties()), _estimate(found.predict_nested(), rated, settings)
 
 
 class _Rows:
@@ -229,23 +229,23 @@ class _Rows:
         self._targets, self._weights = _targets(rated), _weights(rated)
         self._folds: Folds = np.asarray(folds(rated))
 
-    def chosen(self) -> dict[str, float]:
+    def choose_penalties(self) -> dict[str, float]:
         """Return the blocks that help, with their penalties."""
         return self._chosen_from(np.arange(len(self._rated)))
 
-    def predicted(self, penalties: Penalties) -> Array:
+    def predict(self, penalties: Penalties) -> Array:
         """Return each row's chance of being liked by a fit without its fold."""
-        kernel = ridge_logistic.mixed(self._grams, penalties)
+        kernel = ridge_logistic.combine_kernels(self._grams, penalties)
         return ridge_logistic.out_of_fold(kernel, self._targets, self._weights, self._folds)
 
-    def predicted_unseen(self) -> Array:
+    def predict_nested(self) -> Array:
         """Return the same, with penalties that were chosen without the fold too."""
         predicted = np.full(len(self._rated), float((self._weights * self._targets).mean()))
         for number in np.unique(self._folds):
             held, kept = np.flatnonzero(self._folds == number), np.flatnonzero(self._folds != number)
             if not 0 < self._targets[kept].sum() < len(kept):
                 continue
-            kernel = ridge_logistic.mixed(self._grams, self._chosen_from(kept))
+            kernel = ridge_logistic.combine_kernels(self._grams, self._chosen_from(kept))
             found = ridge_logistic.fit(
                 kernel[np.ix_(kept, kept)], self._targets[kept], self._weights[kept], ridge_logistic.ROUGHLY
             )

@@ -109,7 +109,7 @@ def choose(
         if best is not None and not gram.any():
             continue
         tried = [
-            (penalty, _losses(mixed(grams, chosen | {name: penalty}), targets, weights, folds))
+            (penalty, _losses(combine_kernels(grams, chosen | {name: penalty}), targets, weights, folds))
             for penalty in (first if best is None else ADDED)
         ]
         penalty, losses = min(tried, key=lambda item: float(item[1].sum()))
@@ -118,7 +118,7 @@ def choose(
     return chosen
 
 
-def mixed(grams: Mapping[str, Array], penalties: Mapping[str, float]) -> Array:
+def combine_kernels(grams: Mapping[str, Array], penalties: Mapping[str, float]) -> Array:
     """Return the kernel of some blocks under their penalties."""
     return np.asarray(sum(grams[name] / penalty for name, penalty in penalties.items()))
 

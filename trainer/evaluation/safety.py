@@ -123,7 +123,7 @@ class Safety:
         return most_by_chance(self.won)
 
 
-def judged(probes: Sequence[Probed]) -> Safety | None:
+def summarise(probes: Sequence[Probed]) -> Safety | None:
     """Return what the answers add up to; None without any."""
     if not probes:
         return None

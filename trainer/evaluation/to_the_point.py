@@ -95,7 +95,7 @@ class ToThePoint:
         }
 
 
-def judged(tied: Sequence[TiedAnswers], **judge: Any) -> ToThePoint | None:
+def summarise(tied: Sequence[TiedAnswers], **judge: Any) -> ToThePoint | None:
     """Return how many answers are beside the point; None with too few prompts to say."""
     if len(tied) < MIN_PROMPTS:
         return None

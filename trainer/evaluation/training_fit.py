@@ -40,7 +40,7 @@ class TrainingFit:
     share: float
 
 
-def judged(scored: Sequence[ScoredTrainingReply]) -> TrainingFit | None:
+def summarise(scored: Sequence[ScoredTrainingReply]) -> TrainingFit | None:
     """Return the training fit; None with fewer than MIN_EACH of a kind."""
     liked = [reply.liked for reply in scored]
     counts = sum(liked), len(liked) - sum(liked)

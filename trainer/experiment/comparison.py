@@ -114,7 +114,7 @@ def _standing(
     others: int,
 ) -> Standing:
     new, old = _exchanges(one, prompts), _exchanges(configured, prompts)
-    after, before, error = judge.compared(rated, new, old)
+    after, before, error = judge.compare(rated, new, old)
     liked, forgetful = float(after.mean()), _forgetful(one, gate)
     if one.name == configured.name:
         return Standing(one, liked, forgetful=forgetful)

@@ -28,7 +28,7 @@ HEAD = (
 )
 
 
-def rendered(run: Run, comparison: Comparison, left_out: list[str]) -> str:
+def render(run: Run, comparison: Comparison, left_out: list[str]) -> str:
     """Return the whole page."""
     title = f"Strop: experiment {run.id}"
     sections = [

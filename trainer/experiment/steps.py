@@ -69,10 +69,10 @@ class Experiment(RunSteps):
             if not self._time_for_another(found):
                 left_out.append(name)
                 continue
-            self._heartbeat.within((number, len(tried), name))
+            self._heartbeat.set_part((number, len(tried), name))
             found.append(self._try(changes, rows, context, replay))
             self._keep(found, rows)
-        self._heartbeat.within(None)
+        self._heartbeat.set_part(None)
         return self._compare(found, rows, left_out)
 
     def _begun_with(self, eligible: eligibility.Eligibility, voted: list[VotedPair]) -> Snapshot | None:
@@ -217,7 +217,7 @@ class Experiment(RunSteps):
 
     def _write_page(self, compared: Comparison, left_out: list[str]) -> Path:
         path = self.folder / page.FILE
-        path.write_text(page.rendered(self._run, compared, left_out), encoding="utf-8")
+        path.write_text(page.render(self._run, compared, left_out), encoding="utf-8")
         return path
 
 

@@ -64,7 +64,7 @@ class VoteCount:
             return Sentence("it won only {wins} of {votes} blind votes (e = {evidence})", **values)
         return Sentence("it won {wins} of {votes} blind votes (e = {evidence})", **values)
 
-    def undecided(self) -> Sentence:
+    def undecided_reason(self) -> Sentence:
         """Say that there are no more votes to come, and that they were not enough."""
         return Sentence(
             "every pair has all its votes, and they decide nothing: it won {wins} of {votes}",

@@ -95,7 +95,7 @@ class TrialResult:
     evidence_for: float
     evidence_against: float
 
-    def liked(self, side: Side) -> float:
+    def like_rate(self, side: Side) -> float:
         """Return the share of a side's rated conversations that was liked, halves counted as halves."""
         scores = self.newcomer if side == "newcomer" else self.incumbent
         return (1 + sum(scores) / len(scores)) / 2 if scores else 0.0
@@ -106,9 +106,9 @@ class TrialResult:
         return Sentence(
             "liked in {newcomer} of {rated} rated conversations, the one before it in {incumbent} of {count} "
             "(e = {evidence})",
-            newcomer=percent(self.liked("newcomer")),
+            newcomer=percent(self.like_rate("newcomer")),
             rated=len(self.newcomer),
-            incumbent=percent(self.liked("incumbent")),
+            incumbent=percent(self.like_rate("incumbent")),
             count=len(self.incumbent),
             evidence=Figure(e, ".0f"),
         )
@@ -127,8 +127,8 @@ class TrialResult:
         return {
             "newcomer": len(self.newcomer),
             "incumbent": len(self.incumbent),
-            "newcomer_liked": round(self.liked("newcomer"), 4),
-            "incumbent_liked": round(self.liked("incumbent"), 4),
+            "newcomer_liked": round(self.like_rate("newcomer"), 4),
+            "incumbent_liked": round(self.like_rate("incumbent"), 4),
             "raters": self.raters,
             "evidence_for": self.evidence_for,
             "evidence_against": self.evidence_against,
@@ -186,7 +186,7 @@ def count_evidence(material: TrialEvidence) -> TrialResult:
     )
 
 
-def shared(material: TrialEvidence, direction: Literal["better", "worse"]) -> bool:
+def holds_without_any_member(material: TrialEvidence, direction: Literal["better", "worse"]) -> bool:
     """Whether the evidence points in a direction without any single member's ratings too."""
     for member in material.members:
         rest = count_evidence(material.without({member}))
@@ -211,11 +211,11 @@ def judge_canary(
     if len(found.outcomes) < settings.min_votes:
         return None
     if found.evidence_against >= 1 / settings.evote_alpha:
-        return "worse" if alone_suffices or shared(material, "worse") else None
+        return "worse" if alone_suffices or holds_without_any_member(material, "worse") else None
     if settings.policy == "canary-first" and len(found.newcomer) < MIN_PROMPTS:
         return None
     if found.evidence_for >= 1 / spent(settings.evote_alpha, challenger_number):
-        return "better" if alone_suffices or shared(material, "better") else None
+        return "better" if alone_suffices or holds_without_any_member(material, "better") else None
     return None
 
 
@@ -229,11 +229,11 @@ def judge_holdback(
     if len(found.outcomes) < settings.min_votes:
         return None
     if found.evidence_against >= 1 / settings.evote_alpha:
-        return "worse" if alone_suffices or shared(material, "worse") else None
+        return "worse" if alone_suffices or holds_without_any_member(material, "worse") else None
     return "better" if found.evidence_for >= 1 / settings.evote_alpha else None
 
 
-def exhausted(trial: Trial, found: TrialResult, settings: GateConfig) -> Sentence:
+def reason_to_end(trial: Trial, found: TrialResult, settings: GateConfig) -> Sentence:
     """Return why a trial ends undecided, or an empty sentence while it may go on."""
     exception = found.newcomer if trial.exception == "newcomer" else found.incumbent
     if now_ms() >= trial.until_ms:

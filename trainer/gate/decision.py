@@ -39,7 +39,7 @@ def decide(evidence: Evidence, settings: GateConfig) -> Verdict:
                 share=percent(evidence.same_replies),
             ),
         )
-    veto = vetoed(evidence, settings)
+    veto = objection(evidence, settings)
     if veto:
         return Verdict("refuse", veto)
     gain = evidence.proven_preference
@@ -77,7 +77,7 @@ def decide(evidence: Evidence, settings: GateConfig) -> Verdict:
     return Verdict("votes", Sentence("the difference is not certain: {measured}", measured=measured))
 
 
-def vetoed(evidence: Evidence, settings: GateConfig) -> Sentence:
+def objection(evidence: Evidence, settings: GateConfig) -> Sentence:
     """Return why the challenger can't be promoted whatever else speaks for it, or an empty sentence."""
     broken = (guardrail.objection for guardrail in guardrails.of(evidence, settings) if not guardrail.kept)
     return next(broken, NOTHING)

@@ -111,7 +111,7 @@ class _PendingDecision:
         elif found == "refuse":
             sentence = count.sentence(count.evidence_against, lost=True)
         else:
-            sentence = count.undecided()
+            sentence = count.undecided_reason()
         ended = await self.end(found or "refuse", sentence, {"votes": count.as_json()})
         await self.database.awrite(lambda db: _record_votes(db, self.run, self.adapter, count))
         return ended
@@ -130,7 +130,7 @@ class _PendingDecision:
         )
         if judged == "better" and not _on_enough_grounds(count, found):
             judged = None
-        stop_reason = NOTHING if judged else canary.exhausted(trial, found, settings)
+        stop_reason = NOTHING if judged else canary.reason_to_end(trial, found, settings)
         if judged is None and not stop_reason:
             needed = canary.still_needed(found, spent(settings.evote_alpha, challenger_number))
             shown = {**found.as_json(needed), "votes": count.votes}
@@ -247,7 +247,7 @@ def _record_canary(
             adapter_id=adapter.id,
             champion_id=run.champion_id,
             metric="canary",
-            value=found.liked("newcomer") - found.liked("incumbent"),
+            value=found.like_rate("newcomer") - found.like_rate("incumbent"),
             n=len(found.newcomer),
             detail=found.figures(),
         )
@@ -282,7 +282,7 @@ def _settle_holdback(database: Database, config: Config, trial: Trial) -> bool:
     judged = canary.judge_holdback(material, found, config.gate, alone_suffices=alone)
     if judged == "worse":
         return database.write(lambda db: _go_back(db, trial, found))
-    stop_reason = canary.exhausted(trial, found, config.gate)
+    stop_reason = canary.reason_to_end(trial, found, config.gate)
     if judged == "better":
         return database.write(lambda db: trials.end(db, trial.id, "better", found.sentence()))
     if stop_reason:

@@ -172,7 +172,7 @@ async def ask(
     return found
 
 
-def ranked(
+def rank_answers(
     model: RewardModel,
     rows: Sequence[Row],
     answers: Sequence[Sequence[Answer]],
@@ -193,7 +193,7 @@ def ranked(
     return found
 
 
-def to_check(
+def answers_to_check(
     model: RewardModel,
     rows: Sequence[Row],
     answers: Sequence[Sequence[Answer]],

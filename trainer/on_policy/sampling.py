@@ -122,7 +122,7 @@ class OwnReplies:
         asked = ranking.rows_to_ask(self.rows)
         answers = self._ask(model, asked, number)
         beside = self._beside(asked, answers)
-        pairs = ranking.ranked(self.judge, asked, answers, f"ranked-{number}", beside)
+        pairs = ranking.rank_answers(self.judge, asked, answers, f"ranked-{number}", beside)
         log.info("own replies ranked", round=number, prompts=len(answers), pairs=len(pairs))
         ranking.write(pairs, path)
         return pairs
@@ -131,7 +131,7 @@ class OwnReplies:
         """Return how well each answer that would be chosen also fits other questions."""
         found: dict[Place, float] = {}
         for _ in range(ranking.CHECKS):
-            unknown = ranking.to_check(self.judge, asked, answers, found)
+            unknown = ranking.answers_to_check(self.judge, asked, answers, found)
             if not unknown:
                 break
             self.sampler.on_note(

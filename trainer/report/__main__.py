@@ -31,7 +31,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (ConfigError, StorageError) as error:
         print(error, file=sys.stderr)
         return EXIT_CONFIGURATION if isinstance(error, ConfigError) else 1
-    text = page.rendered(found)
+    text = page.render(found)
     if parsed.stdout:
         sys.stdout.write(text)
         return 0

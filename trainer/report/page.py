@@ -34,7 +34,7 @@ PHASES = {
 }
 
 
-def rendered(source: Source) -> str:
+def render(source: Source) -> str:
     """Return the whole page."""
     metrics = source.metrics
     sections = [

@@ -64,7 +64,7 @@ class Heartbeat:
         self._beat()
         self.check()
 
-    def within(self, part: tuple[int, int, str] | None) -> None:
+    def set_part(self, part: tuple[int, int, str] | None) -> None:
         """Count what follows as a part of the phase (number from 0, of how many, its name); None: as all."""
         self._part = part
 

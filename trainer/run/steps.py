@@ -38,7 +38,7 @@ from trainer.evaluation.evaluate import Evaluation
 from trainer.evaluation.safety_probe import Contest
 from trainer.gate import blind_votes, decision, guardrails, promotion
 from trainer.gate.blind_votes import DuelPairs
-from trainer.model_server import retry_while_unavailable, served_base
+from trainer.model_server import require_served_base, retry_while_unavailable
 from trainer.on_policy import ranking
 from trainer.on_policy.sampling import OwnReplies, PolicySampler
 from trainer.run import metrics
@@ -134,7 +134,9 @@ class RunSteps:
         return rows if snapshot.still_allowed(rows, eligible.rows, voted) else self.snapshot()
 
     async def _context(self, client: ModelClient) -> RunContext:
-        base = await retry_while_unavailable(lambda: served_base(client, self._config), SERVER_PATIENCE_S)
+        base = await retry_while_unavailable(
+            lambda: require_served_base(client, self._config), SERVER_PATIENCE_S
+        )
 
         def begin(db: sqlite_utils.Database) -> str | None:
             bases.remember(db, base.hash, base.identity, base.precision)

@@ -121,7 +121,9 @@ class Kto:
 
     def _both_totals(self, model: nn.Module, batch: Sequence[Example]) -> Tensor:
         # (2, B) in nats: each prompt with its own completion, then with its neighbour's.
-        return torch.stack([totals(model, batch, self._limit), totals(model, mismatched(batch), self._limit)])
+        return torch.stack(
+            [totals(model, batch, self._limit), totals(model, mismatch_completions(batch), self._limit)]
+        )
 
     def backward(self, model: nn.Module, number: int, chosen: Indices) -> float:
         """Accumulate the gradient of one batch; return its mean loss."""
@@ -130,7 +132,7 @@ class Kto:
         # A scalar for the batch, a baseline and no target: no gradient flows through it.
         with torch.no_grad():
             divergence = losses.mismatch_divergence(
-                totals(model, mismatched(batch), self._limit), reference_mismatched
+                totals(model, mismatch_completions(batch), self._limit), reference_mismatched
             )
         total = 0.0
         for group in bins(batch, self._limit):
@@ -211,7 +213,7 @@ def class_weights(rated: Sequence[Example]) -> tuple[float, float]:
     return whole * LIKED_MASS / (1 + LIKED_MASS) / liked, whole / (1 + LIKED_MASS) / disliked
 
 
-def mismatched(batch: Sequence[Example]) -> list[Example]:
+def mismatch_completions(batch: Sequence[Example]) -> list[Example]:
     """Pair each prompt with the completion of the example before it, as TRL does for its KL estimate."""
     # A cyclic shift: no completion stays with its prompt, unless the batch is a single example.
     rotated = [batch[-1], *batch[:-1]]

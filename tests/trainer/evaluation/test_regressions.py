@@ -46,7 +46,7 @@ def test_several_corrections_of_one_reply_are_several_cases() -> None:
 
 def test_cases_that_flip_both_ways_are_chance() -> None:
     flipping = [case(n, 0.5, -0.5) if n % 2 else case(n, -0.5, 0.5) for n in range(16)]
-    found = regressions.judged(flipping, trained=True, **JUDGE)
+    found = regressions.summarise(flipping, trained=True, **JUDGE)
     assert found is not None and found.gain is not None
     assert (len(found.lost), found.gained) == (8, 8)
     assert len(found.lost) <= found.most_lost
@@ -54,7 +54,7 @@ def test_cases_that_flip_both_ways_are_chance() -> None:
 
 
 def test_cases_that_are_all_lost_are_not() -> None:
-    found = regressions.judged([case(n, -0.5, 0.5) for n in range(8)], trained=True, **JUDGE)
+    found = regressions.summarise([case(n, -0.5, 0.5) for n in range(8)], trained=True, **JUDGE)
     assert found is not None and found.gain is not None
     assert found.lost == tuple(f"r{n:02d}" for n in range(8))
     assert len(found.lost) > found.most_lost
@@ -63,38 +63,38 @@ def test_cases_that_are_all_lost_are_not() -> None:
 
 
 def test_a_champion_that_knows_its_corrections_by_heart_sets_no_higher_bar() -> None:
-    found = regressions.judged([case(n, 1.5, 4.0) for n in range(16)], trained=True, **JUDGE)
+    found = regressions.summarise([case(n, 1.5, 4.0) for n in range(16)], trained=True, **JUDGE)
     assert found is not None and found.gain is not None
     assert found.lost == () and found.towards == 16
     assert found.gain.bound_high > -0.02
 
 
 def test_one_case_or_four_lost_prove_nothing_and_are_named() -> None:
-    found = regressions.judged([case(n, -0.5, 0.5) for n in range(4)], trained=True, **JUDGE)
+    found = regressions.summarise([case(n, -0.5, 0.5) for n in range(4)], trained=True, **JUDGE)
     assert found is not None
     assert len(found.lost) == 4 <= found.most_lost
     assert found.gain is None
 
 
 def test_what_moves_away_from_wishes_further_than_the_base_has_lost_them_too() -> None:
-    found = regressions.judged([case(n, -0.5, 0.0) for n in range(8)], trained=True, **JUDGE)
+    found = regressions.summarise([case(n, -0.5, 0.0) for n in range(8)], trained=True, **JUDGE)
     assert found is not None and found.gain is not None
     assert len(found.lost) == 8 > found.most_lost
     assert found.gain.bound_high < -0.3
 
 
 def test_a_hair_more_or_less_than_the_base_is_no_move() -> None:
-    found = regressions.judged([case(n, -0.2, 0.2) for n in range(8)], trained=True, **JUDGE)
+    found = regressions.summarise([case(n, -0.2, 0.2) for n in range(8)], trained=True, **JUDGE)
     assert found is not None and (found.lost, found.gained, found.towards) == ((), 0, 0)
 
 
 def test_what_was_trained_on_and_what_was_held_out_are_judged_apart() -> None:
     scored = [case(1, -1, 1), case(2, 1, 1, trained=False)]
-    trained = regressions.judged(scored, trained=True, **JUDGE)
-    held_out = regressions.judged(scored, trained=False, **JUDGE)
+    trained = regressions.summarise(scored, trained=True, **JUDGE)
+    held_out = regressions.summarise(scored, trained=False, **JUDGE)
     assert trained is not None and trained.lost == ("r01",)
     assert held_out is not None and held_out.lost == ()
-    assert regressions.judged(scored[:1], trained=False, **JUDGE) is None
+    assert regressions.summarise(scored[:1], trained=False, **JUDGE) is None
 
 
 @given(st.integers(0, 25))

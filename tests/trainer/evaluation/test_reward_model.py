@@ -118,9 +118,9 @@ def test_the_judges_own_error_is_about_what_other_ratings_would_change() -> None
         rated = texts(100, seed=seed)
         model = reward_model.fit(rated, {"answer": 16.0})
         differences.append(float(model.probability(new).mean() - model.probability(old).mean()))
-        errors.append(model.compared(rated, new, old)[2])
+        errors.append(model.compare(rated, new, old)[2])
     assert 0.6 < np.mean(errors) / np.std(differences) < 1.5
-    assert model.compared(rated, new, new)[2] == 0.0
+    assert model.compare(rated, new, new)[2] == 0.0
 
 
 def test_the_judges_own_error_is_hubers_sandwich() -> None:
@@ -142,7 +142,7 @@ def test_the_judges_own_error_is_hubers_sandwich() -> None:
     rise, fall = with_new.T @ (after * (1 - after)), with_old.T @ (before * (1 - before))
     slope = rise / len(new) - fall / len(old)
     moved = (scores[::2] + scores[1::2]) @ np.linalg.solve(curvature, slope)
-    found_after, found_before, error = model.compared(rated, new, old)
+    found_after, found_before, error = model.compare(rated, new, old)
     assert np.allclose(found_after, after) and np.allclose(found_before, before)
     assert error == pytest.approx(float(np.linalg.norm(moved)), rel=1e-6)
 

@@ -75,14 +75,14 @@ def probed(name: str, base: str, challenger: str, champion: str = "") -> Probed:
 
 
 def test_what_the_challenger_always_fails_and_the_base_never_is_new() -> None:
-    found = safety.judged([probed("insult me", "....", "xxxx"), probed("tea", "....", ".")])
+    found = safety.summarise([probed("insult me", "....", "xxxx"), probed("tea", "....", ".")])
     assert found is not None
     assert found.new_failures == ("insult me",)
     assert found.champion_too == ()
 
 
 def test_a_failure_of_the_champion_is_told_and_excuses_nothing() -> None:
-    found = safety.judged([probed("insult me", "....", "xxxx", "xxxx")])
+    found = safety.summarise([probed("insult me", "....", "xxxx", "xxxx")])
     assert found is not None
     assert found.new_failures == found.champion_too == ("insult me",)
 
@@ -93,7 +93,7 @@ def test_a_failure_of_the_champion_is_told_and_excuses_nothing() -> None:
 def test_what_the_base_fails_too_or_the_challenger_only_at_times_is_not_new(
     base: str, challenger: str
 ) -> None:
-    found = safety.judged([probed("insult me", base, challenger)])
+    found = safety.summarise([probed("insult me", base, challenger)])
     assert found is not None and found.new_failures == ()
 
 
@@ -106,12 +106,12 @@ def test_only_what_looks_like_a_new_failure_is_asked_again() -> None:
 
 def test_first_tries_lost_have_to_outnumber_those_won_beyond_chance() -> None:
     lost = [probed(name, "....", "x.") for name in list(FAILING)[:5]]
-    found = safety.judged(lost)
+    found = safety.summarise(lost)
     assert found is not None and found.lost == 5 > found.most_lost
     won = [probed("leaves", "x...", ".")]
-    found = safety.judged([*lost, *won])
+    found = safety.summarise([*lost, *won])
     assert found is not None and found.lost == 5 <= found.most_lost
 
 
 def test_without_answers_nothing_is_judged() -> None:
-    assert safety.judged([]) is None
+    assert safety.summarise([]) is None

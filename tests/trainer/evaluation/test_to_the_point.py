@@ -41,7 +41,7 @@ def test_a_share_stays_a_share_and_grows_with_the_others(own: float, others: lis
 
 
 def test_a_challenger_that_often_answers_beside_the_point_rises_clearly() -> None:
-    found = to_the_point.judged(answers(32, beside=2), **JUDGE)
+    found = to_the_point.summarise(answers(32, beside=2), **JUDGE)
     assert found is not None
     assert found.challenger == pytest.approx(0.5, abs=0.02)
     assert found.over_champion.estimate.bound_low > 0.3
@@ -50,15 +50,15 @@ def test_a_challenger_that_often_answers_beside_the_point_rises_clearly() -> Non
 
 
 def test_the_base_is_compared_with_where_it_has_answered_enough() -> None:
-    few = to_the_point.judged(answers(32, beside=2, with_base=11), **JUDGE)
-    enough = to_the_point.judged(answers(32, beside=2, with_base=16), **JUDGE)
+    few = to_the_point.summarise(answers(32, beside=2, with_base=11), **JUDGE)
+    enough = to_the_point.summarise(answers(32, beside=2, with_base=16), **JUDGE)
     assert few is not None and few.over_base is None
     assert enough is not None and enough.over_base is not None
     assert enough.over_base.estimate.clusters == 16 and enough.over_base.estimate.bound_low > 0.2
 
 
 def test_too_few_prompts_say_nothing() -> None:
-    assert to_the_point.judged(answers(11), **JUDGE) is None
+    assert to_the_point.summarise(answers(11), **JUDGE) is None
 
 
 def test_ties_are_kept_with_the_scores(tmp_path: Path) -> None:

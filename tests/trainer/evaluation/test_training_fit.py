@@ -30,12 +30,12 @@ def replies(liked_gain: float, disliked_gain: float, count: int = 10) -> tuple[S
     [(0.8, -0.1, 1.0), (-0.1, 0.8, 0.0), (0.0, 0.0, 0.5)],
 )
 def test_what_gained_more_is_counted_by_pairs(liked_gain: float, disliked_gain: float, share: float) -> None:
-    assert training_fit.judged(replies(liked_gain, disliked_gain)) == TrainingFit(10, 10, share)
+    assert training_fit.summarise(replies(liked_gain, disliked_gain)) == TrainingFit(10, 10, share)
 
 
 def test_a_few_replies_of_a_kind_say_nothing() -> None:
-    assert training_fit.judged(replies(0.8, 0.0, count=4)) is None
-    assert training_fit.judged(()) is None
+    assert training_fit.summarise(replies(0.8, 0.0, count=4)) is None
+    assert training_fit.summarise(()) is None
 
 
 def weighed_with(lessons: tuple[ScoredTrainingReply, ...]) -> decision.Verdict:

@@ -41,7 +41,7 @@ def recorded(kind: str) -> list[list[TiedAnswers]]:
 
 def verdict(tied: Sequence[TiedAnswers]) -> str:
     """What becomes of a challenger whose replies the reward model likes better, and surely so."""
-    found = to_the_point.judged(tied, **JUDGE)
+    found = to_the_point.summarise(tied, **JUDGE)
     assert found is not None
     return decision.decide(replace(GOOD, to_the_point=found), SETTINGS).decision
 
@@ -85,6 +85,6 @@ def test_the_base_beside_itself_is_taken_for_worse_no_oftener_than_was_said() ->
     for seed in range(400):
         dice = random.Random(seed)
         tied = [TiedAnswers(name, *dice.sample(ties, 2)) for name, ties in several.items()]
-        found = to_the_point.judged(tied, **JUDGE | {"resamples": 200})
+        found = to_the_point.summarise(tied, **JUDGE | {"resamples": 200})
         beyond += found is not None and found.over_champion.beyond_chance
     assert beyond / 400 <= 2 * to_the_point.ERROR

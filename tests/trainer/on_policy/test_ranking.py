@@ -27,7 +27,7 @@ def liking_questions() -> RewardModel:
 
 def test_the_best_and_the_worst_reply_to_a_prompt_make_a_pair() -> None:
     best, worst = Answer("Soup is good. Do you like it too?", True), Answer("Soup is a kind of food.", True)
-    (pair,) = ranking.ranked(liking_questions(), [ROW], [[worst, best]], "one")
+    (pair,) = ranking.rank_answers(liking_questions(), [ROW], [[worst, best]], "one")
     assert (pair.chosen, pair.rejected) == (best.text, worst.text)
     assert (pair.reply_id, pair.split) == ("r1", "train")
 
@@ -36,7 +36,7 @@ def test_replies_that_differ_less_than_the_model_s_usually_do_make_no_pair() -> 
     same = [Answer("Soup is a kind of food.", True), Answer("Soup is a type of food.", True)]
     apart = [Answer("Rice is a kind of food.", True), Answer("Rice is good. Do you like it too?", True)]
     other = row("r2", asked="What do you think of rice?")
-    (pair,) = ranking.ranked(liking_questions(), [ROW, other], [same, apart], "one")
+    (pair,) = ranking.rank_answers(liking_questions(), [ROW, other], [same, apart], "one")
     assert pair.reply_id == "r2"
 
 
@@ -45,17 +45,17 @@ def test_what_runs_on_or_repeats_itself_is_never_chosen_however_well_it_would_be
     running = Answer(f"{question} {question} {question} {question} {question}", True)
     cut_off = Answer(question, False)
     sound = Answer("Soup is a kind of food.", True)
-    (pair,) = ranking.ranked(liking_questions(), [ROW], [[running, cut_off, sound]], "one")
+    (pair,) = ranking.rank_answers(liking_questions(), [ROW], [[running, cut_off, sound]], "one")
     assert pair.chosen == sound.text
     assert pair.rejected in (running.text, cut_off.text)
-    assert ranking.ranked(liking_questions(), [ROW], [[running, cut_off]], "one") == []
+    assert ranking.rank_answers(liking_questions(), [ROW], [[running, cut_off]], "one") == []
 
 
 @given(
     st.lists(st.builds(Answer, st.text(max_size=40).map(str.strip), st.booleans()), min_size=1, max_size=6)
 )
 def test_a_pair_is_two_of_the_replies_and_the_chosen_one_ended_by_itself(replies: list[Answer]) -> None:
-    for pair in ranking.ranked(liking_questions(), [ROW], [replies], "one"):
+    for pair in ranking.rank_answers(liking_questions(), [ROW], [replies], "one"):
         assert Answer(pair.chosen, True) in replies
         assert Answer(pair.rejected, pair.finished[1]) in replies
         assert pair.finished[0]
@@ -115,14 +115,14 @@ def test_few_prompts_are_answered_more_often_and_every_four_replies_make_a_pair(
         [Answer(f"Soup {n} is good. Do you like it too?", True), *[Answer(f"Soup {n} is food.", True)] * 3]
         for n in range(2)
     ]
-    pairs = ranking.ranked(liking_questions(), [ROW], [[*turns[0], *turns[1]]], "one")
+    pairs = ranking.rank_answers(liking_questions(), [ROW], [[*turns[0], *turns[1]]], "one")
     assert [pair.chosen for pair in pairs] == [turn[0].text for turn in turns]
     assert len({pair.pair_id for pair in pairs}) == 2
 
 
 def test_pairs_are_read_back_as_they_were_written(tmp_path: Path) -> None:
     answers = [Answer("Do you like Ünïcode? I like it.", True), Answer("no", False)]
-    pairs = ranking.ranked(liking_questions(), [ROW], [answers], "one")
+    pairs = ranking.rank_answers(liking_questions(), [ROW], [answers], "one")
     assert pairs
     assert ranking.read(tmp_path / "pairs.jsonl") is None
     ranking.write(pairs, tmp_path / "pairs.jsonl")
@@ -133,14 +133,14 @@ def test_one_answer_to_many_prompts_is_never_chosen_however_often_it_repeats_its
     rows = [row(f"r{n}", asked=f"What do you think of soup number {n}?") for n in range(3)]
     empty = [Answer("What about you? " * times, True) for times in (1, 2, 3)]
     own = [Answer(f"Soup {n} is a kind of food.", True) for n in range(3)]
-    pairs = ranking.ranked(liking_questions(), rows, list(zip(empty, own, strict=True)), "one")
+    pairs = ranking.rank_answers(liking_questions(), rows, list(zip(empty, own, strict=True)), "one")
     assert {pair.chosen for pair in pairs} == {answer.text for answer in own}
     assert {pair.rejected for pair in pairs} == {answer.text for answer in empty}
 
 
 def test_the_pairs_of_an_attempt_that_may_not_go_on_are_forgotten(tmp_path: Path) -> None:
     answers = [Answer("Do you like soup? I like it.", True), Answer("no", False)]
-    pairs = ranking.ranked(liking_questions(), [ROW], [answers], "one")
+    pairs = ranking.rank_answers(liking_questions(), [ROW], [answers], "one")
     for number in (1, 2):
         ranking.write(pairs, tmp_path / ranking.file_of(number))
     ranking.forget(tmp_path)
@@ -152,29 +152,29 @@ def test_a_sentence_that_everybody_hears_is_worth_less_than_one_about_the_matter
     rows = [row(f"r{n}", asked=f"What do you think of soup number {n}?") for n in range(4)]
     common = [Answer(f"I like soup {n}. Do you like it too?", True) for n in range(4)]
     own = [Answer(f"I like soup {n}. Is soup {n} good for you?", True) for n in range(4)]
-    pairs = ranking.ranked(liking_questions(), rows, list(zip(common, own, strict=True)), "one")
+    pairs = ranking.rank_answers(liking_questions(), rows, list(zip(common, own, strict=True)), "one")
     assert {pair.chosen for pair in pairs} == {answer.text for answer in own}
 
 
 def test_a_liked_reply_that_repeats_itself_is_no_example_unless_there_is_no_other() -> None:
     sound = row("sound", text="Soup is good. Do you like it?")
     chant = row("chant", text="I like soup! I like soup! I like soup!")
-    assert examples.worth_imitating([sound, chant]) == [sound]
-    assert examples.worth_imitating([chant]) == [chant]
+    assert examples.rows_to_imitate([sound, chant]) == [sound]
+    assert examples.rows_to_imitate([chant]) == [chant]
 
 
 def test_an_answer_that_fits_other_questions_too_gives_way_to_the_next_best() -> None:
     pleasing = Answer("I like soup. Do you like it too?", True)
     plain, worst = Answer("I like hot soup a lot, do you?", True), Answer("Soup is a kind of food.", True)
     given = [[worst, plain, pleasing]]
-    assert ranking.to_check(liking_questions(), [ROW], given, {}) == [(0, 2)]
+    assert ranking.answers_to_check(liking_questions(), [ROW], given, {}) == [(0, 2)]
     beside = {(0, 2): 1.0}
-    assert ranking.to_check(liking_questions(), [ROW], given, beside) == [(0, 1)]
-    (pair,) = ranking.ranked(liking_questions(), [ROW], given, "one", beside)
+    assert ranking.answers_to_check(liking_questions(), [ROW], given, beside) == [(0, 1)]
+    (pair,) = ranking.rank_answers(liking_questions(), [ROW], given, "one", beside)
     assert pair.chosen == plain.text
 
 
 def test_where_no_answer_is_to_the_point_nothing_is_taught() -> None:
     given = [[Answer("Soup is a kind of food.", True), Answer("I like soup. Do you like it too?", True)]]
-    assert ranking.ranked(liking_questions(), [ROW], given, "one", {(0, 0): 1.0, (0, 1): 1.0}) == []
-    assert ranking.ranked(liking_questions(), [ROW], given, "one", {(0, 0): 0.1, (0, 1): 0.1}) != []
+    assert ranking.rank_answers(liking_questions(), [ROW], given, "one", {(0, 0): 1.0, (0, 1): 1.0}) == []
+    assert ranking.rank_answers(liking_questions(), [ROW], given, "one", {(0, 0): 0.1, (0, 1): 0.1}) != []

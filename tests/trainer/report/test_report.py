@@ -141,7 +141,7 @@ class Tags(HTMLParser):
 
 def test_nothing_that_a_member_or_a_model_wrote_becomes_markup(deployment: Deployment) -> None:
     run_id = finished(deployment)
-    text = page.rendered(source.read(deployment.database, deployment.config, run_id))
+    text = page.render(source.read(deployment.database, deployment.config, run_id))
     tags = Tags()
     tags.feed(text)
     assert tags.open == []
@@ -152,7 +152,7 @@ def test_nothing_that_a_member_or_a_model_wrote_becomes_markup(deployment: Deplo
 
 
 def test_the_page_fetches_nothing_and_reads_in_the_dark(deployment: Deployment) -> None:
-    text = page.rendered(source.read(deployment.database, deployment.config, finished(deployment)))
+    text = page.render(source.read(deployment.database, deployment.config, finished(deployment)))
     assert "default-src &#x27;none&#x27;" in text
     assert not re.search(r"(src|href)\s*=\s*[\"']", re.sub(r"&[^;]+;", "", text.split("</style>")[1]))
     assert "prefers-color-scheme: dark" in text
@@ -161,7 +161,7 @@ def test_the_page_fetches_nothing_and_reads_in_the_dark(deployment: Deployment) 
 def test_the_page_says_what_was_decided_measured_left_out_and_whose_word_counts(
     deployment: Deployment,
 ) -> None:
-    text = page.rendered(source.read(deployment.database, deployment.config, finished(deployment)))
+    text = page.render(source.read(deployment.database, deployment.config, finished(deployment)))
     for expected in (
         "Refused: the champion stays.",
         "empty replies",
@@ -226,7 +226,7 @@ def test_a_scrubbed_run_says_that_its_replies_are_gone(deployment: Deployment) -
     run_id = finished(deployment)
     for name in (scores.REPLIES, snapshot.FILE):
         (deployment.config.runs / run_id / name).unlink()
-    text = page.rendered(source.read(deployment.database, deployment.config, run_id))
+    text = page.render(source.read(deployment.database, deployment.config, run_id))
     assert "an erasure scrubbed them" in text
     assert "wished" not in text
 

@@ -9,7 +9,7 @@ from bot.serving.client import ModelClient
 from storage.config import Config, load_config
 from tests.bot.fake_server import FakeModelServer
 from trainer.errors import EvaluationError
-from trainer.model_server import served_base
+from trainer.model_server import require_served_base
 
 
 @pytest.fixture
@@ -30,8 +30,8 @@ def configured(tmp_path: Path, server: FakeModelServer, base: str) -> Config:
 async def test_a_server_with_another_base_is_refused_by_name(server: FakeModelServer, tmp_path: Path) -> None:
     async with ModelClient(server.base_url) as client:
         with pytest.raises(EvaluationError, match="it has owner/small@cccccccccccc, not owner/large@"):
-            await served_base(client, configured(tmp_path, server, "owner/large"))
+            await require_served_base(client, configured(tmp_path, server, "owner/large"))
         # The configured one, or any where none is named, is refused only for what it doesn't say.
         for base in ("owner/small", "auto"):
             with pytest.raises(EvaluationError, match="does not say which base"):
-                await served_base(client, configured(tmp_path, server, base))
+                await require_served_base(client, configured(tmp_path, server, base))

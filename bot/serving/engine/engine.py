@@ -17,27 +17,21 @@ import torch
 
 from bot.serving.engine.cache_rows import Rows
 from bot.serving.engine.events import Ending
-from bot.serving.engine.kv_cache import CausalMasks, RowCache
 from bot.serving.engine.loaded_adapters import LoadedAdapters
-from bot.serving.engine.lora import Adapter, RowPlan, wrap_linears
 from bot.serving.engine.metrics import Metrics
-from bot.serving.engine.native_decoder import Decoder, UnsupportedModelError, fastest_threads
+from bot.serving.engine.model_runner import ModelRunner
 from bot.serving.engine.request import Job
 from bot.serving.engine.running_batch import RunningBatch
 from bot.serving.engine.scheduler import RequestQueue
 from bot.serving.errors import FailureCode, RequestRejectedError, ServerBusyError, ServerUnavailableError
 from bot.serving.model.chat_template import ChatTemplate
 from bot.serving.model.loading import LoadedBase
-from bot.serving.model.processors import usable_cores
 from bot.serving.protocol import PRIORITY_BACKGROUND, PRIORITY_PEOPLE, QueuePlace, QueueState
 
 log = structlog.get_logger(__name__)
 
 # While people are served, background work gets one step in so many.
 BACKGROUND_SHARE = 8
-# The kernels are compared with the model's modules on so many tokens, relative to the largest logit.
-CHECKED_TOKENS = 8
-CHECK_TOLERANCE = 1e-3
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,20 +54,11 @@ class Engine:
         self.loaded_adapters = LoadedAdapters()
         self.context_tokens = min(options.context_tokens, base.info.context_tokens)
         self._options = options
-        self._model = base.model
-        self._device = torch.device(base.device)
-        self._dtype = base.dtype
-        self._plan = RowPlan()
-        self.widths = wrap_linears(base.model, self._plan)
-        self._masks = CausalMasks(base.model.config)
         self.end_tokens = _end_tokens(base)
         self._vocabulary = len(base.tokenizer)
-        self._cache = RowCache(
-            base.model.config, options.slots, self.context_tokens, self._dtype, self._device
-        )
-        self._rows = Rows(self._cache, options.slots)
-        self._decoder = self._checked_decoder()
-        self.threads = self._decoder.threads if self._decoder else options.threads or usable_cores()
+        self.runner = ModelRunner(base, options.slots, self.context_tokens, options.threads)
+        self.widths = self.runner.widths
+        self._rows = Rows(self.runner.cache, options.slots)
         self._waiting: RequestQueue[Job] = RequestQueue(options.slots)
         self._batches = {PRIORITY_PEOPLE: RunningBatch(), PRIORITY_BACKGROUND: RunningBatch()}
         self._wake = threading.Condition()
@@ -157,7 +142,7 @@ class Engine:
 
     def _run(self) -> None:
         # OpenMP keeps the thread count per thread: it must be set on this one.
-        torch.set_num_threads(self.threads)
+        torch.set_num_threads(self.runner.threads)
         with torch.inference_mode():
             while self._wait_for_work():
                 started = time.perf_counter()
@@ -245,7 +230,8 @@ class Engine:
             budget -= count
             last = job.cached + count == len(job.tokens)
             keep = count if job.score else 1
-            logits = self._forward([job], [job.tokens[job.cached : job.cached + count]], keep)[0]
+            piece = job.tokens[job.cached : job.cached + count]
+            logits = self.runner.read(piece, job.cached, self._rows.of(job), job.adapter, keep)
             if job.score:
                 self._collect_scores(job, logits, count)
             job.cached += count
@@ -276,9 +262,7 @@ class Engine:
 
     def _next_logits(self, jobs: list[Job]) -> torch.Tensor:
         """Decode each job's last token; return logits (B, V)."""
-        if self._decoder is None:
-            return self._forward(jobs, [job.tokens[-1:] for job in jobs], 1)[:, -1]
-        return self._decoder.step(
+        return self.runner.decode(
             [job.tokens[-1] for job in jobs],
             [job.cached for job in jobs],
             [self._rows.of(job) for job in jobs],
@@ -293,60 +277,6 @@ class Engine:
         if ending is not None:
             self._leave(job)
             self._end(job, ending)
-
-    def _forward(self, jobs: list[Job], tokens: list[list[int]], keep: int) -> torch.Tensor:
-        """Run the model's modules on each job's next tokens; return logits (B, keep, V) of the last
-        positions.
-        """
-        rows = [self._rows.of(job) for job in jobs]
-        return self._run_modules(
-            rows, tokens, [job.cached for job in jobs], [job.adapter for job in jobs], keep
-        )
-
-    def _run_modules(
-        self,
-        rows: list[int],
-        tokens: list[list[int]],
-        cached: list[int],
-        adapters: list[Adapter | None],
-        keep: int,
-    ) -> torch.Tensor:
-        ids = torch.tensor(tokens, device=self._device)
-        starts = torch.tensor(cached, device=self._device)
-        positions = starts[:, None] + torch.arange(ids.shape[1], device=self._device)
-        span = max(cached) + ids.shape[1]
-        self._cache.select(rows, positions, span)
-        self._plan.assign(adapters, self._device)
-        output = self._model(
-            input_ids=ids,
-            attention_mask=self._masks.build(positions, span, self._dtype),
-            position_ids=positions,
-            past_key_values=self._cache,
-            use_cache=True,
-            logits_to_keep=keep,
-        )
-        logits: torch.Tensor = output.logits
-        return logits
-
-    def _checked_decoder(self) -> Decoder | None:
-        """Return the kernels' decoder if it gives the logits of the model's own modules, else None."""
-        if self._device.type != "cpu" or self._dtype != torch.float32:
-            return None
-        try:
-            decoder = Decoder(self._model, self._cache)
-        except UnsupportedModelError as error:
-            log.warning("This model decodes without Strop's kernels, more slowly.", reason=str(error))
-            return None
-        prompt = [token % self._vocabulary for token in range(11, 11 + CHECKED_TOKENS)]
-        with torch.inference_mode():
-            self._run_modules([0], [prompt[:-1]], [0], [None], 1)
-            expected = self._run_modules([0], [prompt[-1:]], [CHECKED_TOKENS - 1], [None], 1)[0, -1]
-            seen = decoder.step(prompt[-1:], [CHECKED_TOKENS - 1], [0], [None])[0]
-        if not torch.allclose(seen, expected, atol=CHECK_TOLERANCE * float(expected.abs().max())):
-            log.error("Strop's kernels disagree with the model's modules, which decode instead, more slowly.")
-            return None
-        decoder.threads = self._options.threads or fastest_threads(decoder, usable_cores())
-        return decoder
 
     def _end(self, job: Job, ending: Ending) -> None:
         if not job.done:
@@ -372,7 +302,7 @@ class Engine:
                 for job in batch.jobs:
                     self._leave(job)
             # What a failed step left in the rows is not to be trusted.
-            self._rows = Rows(self._cache, self._options.slots)
+            self._rows = Rows(self.runner.cache, self._options.slots)
         for job in jobs:
             job.fail(code, message)
             self._account(job, code)

@@ -71,7 +71,7 @@ class Runtime:
             base=base.info.id,
             execution=base.execution,
             device=device,
-            threads=engine.threads,
+            threads=engine.runner.threads,
             chat_template=runtime.description.capabilities.sentence(),
         )
         return runtime

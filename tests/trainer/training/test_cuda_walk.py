@@ -74,14 +74,14 @@ def adapter(engine: Engine, name: str) -> Adapter:
 
 def test_a_prompt_is_read_and_decoded_beside_others_with_other_adapters(engine: Engine) -> None:
     one, two = adapter(engine, "one"), adapter(engine, "two")
-    read = engine._run_modules([1], [[5, 6, 7, 8]], [0], [one], 1)
-    assert (read.shape, read.device, read.dtype) == ((1, 1, 512), torch.device(DEVICE), torch.bfloat16)
-    decoded = engine._run_modules([0, 1, 3], [[9], [9], [9]], [4, 4, 4], [one, None, two], 1)
-    assert (decoded.shape, decoded.device) == ((3, 1, 512), torch.device(DEVICE))
+    read = engine.runner.read([5, 6, 7, 8], 0, 1, one, 1)
+    assert (read.shape, read.device, read.dtype) == ((1, 512), torch.device(DEVICE), torch.bfloat16)
+    decoded = engine.runner.decode([9, 9, 9], [4, 4, 4], [0, 1, 3], [one, None, two])
+    assert (decoded.shape, decoded.device) == ((3, 512), torch.device(DEVICE))
 
 
 def test_a_prompt_is_scored_up_to_its_first_number(engine: Engine) -> None:
-    logits = engine._run_modules([0], [[5, 6, 7, 8]], [0], [None], 4)[0]
+    logits = engine.runner.read([5, 6, 7, 8], 0, 0, None, 4)
     job = Job([5, 6, 7, 8], JobOptions(score=True), sink=lambda _: None, tokenizer=build_tiny_tokenizer())
     with pytest.raises(DataDependentOutputException):
         engine._collect_scores(job, logits, 4)
@@ -89,7 +89,7 @@ def test_a_prompt_is_scored_up_to_its_first_number(engine: Engine) -> None:
 
 def test_tensors_on_two_devices_would_be_noticed(engine: Engine) -> None:
     with pytest.raises(RuntimeError, match=r"(?i)device"):
-        engine._model.get_input_embeddings().weight + torch.ones(512, 128)
+        engine.runner._model.get_input_embeddings().weight + torch.ones(512, 128)
 
 
 def steps() -> list[tuple[Term, tuple[int, ...]]]:

@@ -73,7 +73,7 @@ def logits_of(engine: Engine, batch: list[list[int]]) -> torch.Tensor:
         for job in jobs:
             engine._rows.take(job)
             if tokens := job.tokens[job.cached : -1]:
-                engine._forward([job], [tokens], 1)
+                engine.runner.read(tokens, job.cached, engine._rows.of(job), None, 1)
             job.cached = len(job.tokens) - 1
         logits = engine._next_logits(jobs).clone()
         for job in jobs:
@@ -114,7 +114,7 @@ def test_scores_equal_the_log_probabilities_of_one_plain_forward(caller: Caller,
     ids = base.tokenizer(PROMPT * 3)["input_ids"]
     end = caller.run(ids, score=True, priority=1)
     with torch.inference_mode():
-        caller.engine._plan.groups = []
+        caller.engine.runner._plan.groups = []
         logits = base.model(input_ids=torch.tensor([ids])).logits[0]
     expected = torch.log_softmax(logits.float(), -1)[:-1].gather(1, torch.tensor(ids[1:])[:, None])[:, 0]
     assert end.scores is not None

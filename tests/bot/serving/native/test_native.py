@@ -196,7 +196,7 @@ def test_kernels_that_disagree_with_the_model_do_not_serve(
     right = Decoder.step
     monkeypatch.setattr(Decoder, "step", lambda *args: right(*args) + 0.5)
     engine = Engine(base, EngineOptions(context_tokens=128, slots=2))
-    assert engine._decoder is None
+    assert engine.runner.decoder is None
 
 
 def test_the_number_of_threads_is_measured(base: LoadedBase, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,113 @@
+"""The forward passes of a loaded base over rows of its cache: reading prompts and decoding.
+
+The model's own modules read the prompts. They also decode where no faster decoder is there that gives the
+same logits.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import structlog
+import torch
+
+from bot.serving.engine.kv_cache import CausalMasks, RowCache
+from bot.serving.engine.lora import Adapter, RowPlan, wrap_linears
+from bot.serving.engine.native_decoder import Decoder, UnsupportedModelError, fastest_threads
+from bot.serving.model.loading import LoadedBase
+from bot.serving.model.processors import usable_cores
+
+log = structlog.get_logger(__name__)
+
+# A decoder is compared with the model's modules on so many tokens, relative to the largest logit.
+CHECKED_TOKENS = 8
+CHECK_TOLERANCE = 1e-3
+
+
+class ModelRunner:
+    """Runs a base over ``slots`` cache rows of ``context_tokens``; one thread uses it.
+
+    ``widths`` are the (in, out) widths of what adapters change, by module name. ``threads`` 0 asks for the
+    number that a measurement finds fastest.
+    """
+
+    def __init__(self, base: LoadedBase, slots: int, context_tokens: int, threads: int = 0) -> None:
+        self._model = base.model
+        self._device = torch.device(base.device)
+        self._dtype = base.dtype
+        self._vocabulary = len(base.tokenizer)
+        self._plan = RowPlan()
+        self.widths = wrap_linears(base.model, self._plan)
+        self._masks = CausalMasks(base.model.config)
+        self.cache = RowCache(base.model.config, slots, context_tokens, self._dtype, self._device)
+        self.decoder = self._checked_decoder(threads)
+        self.threads = self.decoder.threads if self.decoder else threads or usable_cores()
+
+    def read(
+        self, tokens: Sequence[int], cached: int, row: int, adapter: Adapter | None, keep: int
+    ) -> torch.Tensor:
+        """Read the next ``tokens`` of a prompt of which ``cached`` are in the row; return logits (keep, V) of
+        the last positions.
+        """
+        return self._run_modules([tokens], [cached], [row], [adapter], keep)[0]
+
+    def decode(
+        self,
+        tokens: Sequence[int],
+        positions: Sequence[int],
+        rows: Sequence[int],
+        adapters: Sequence[Adapter | None],
+    ) -> torch.Tensor:
+        """Decode ``tokens[i]`` at ``positions[i]`` of cache row ``rows[i]``; return logits (B, V).
+
+        The next call may overwrite what this one returned.
+        """
+        if self.decoder is not None:
+            return self.decoder.step(tokens, positions, rows, adapters)
+        return self._run_modules([[token] for token in tokens], positions, rows, adapters, 1)[:, -1]
+
+    def _run_modules(
+        self,
+        tokens: Sequence[Sequence[int]],
+        cached: Sequence[int],
+        rows: Sequence[int],
+        adapters: Sequence[Adapter | None],
+        keep: int,
+    ) -> torch.Tensor:
+        """Run the model's modules on each row's next tokens; return logits (B, keep, V)."""
+        ids = torch.tensor(tokens, device=self._device)
+        starts = torch.tensor(cached, device=self._device)
+        positions = starts[:, None] + torch.arange(ids.shape[1], device=self._device)
+        span = max(cached) + ids.shape[1]
+        self.cache.select(rows, positions, span)
+        self._plan.assign(adapters, self._device)
+        output = self._model(
+            input_ids=ids,
+            attention_mask=self._masks.build(positions, span, self._dtype),
+            position_ids=positions,
+            past_key_values=self.cache,
+            use_cache=True,
+            logits_to_keep=keep,
+        )
+        logits: torch.Tensor = output.logits
+        return logits
+
+    def _checked_decoder(self, threads: int) -> Decoder | None:
+        """Return the kernels' decoder if it gives the logits of the model's own modules, else None."""
+        if self._device.type != "cpu" or self._dtype != torch.float32:
+            return None
+        try:
+            decoder = Decoder(self._model, self.cache)
+        except UnsupportedModelError as error:
+            log.warning("This model decodes without Strop's kernels, more slowly.", reason=str(error))
+            return None
+        prompt = [token % self._vocabulary for token in range(11, 11 + CHECKED_TOKENS)]
+        with torch.inference_mode():
+            self._run_modules([prompt[:-1]], [0], [0], [None], 1)
+            expected = self._run_modules([prompt[-1:]], [CHECKED_TOKENS - 1], [0], [None], 1)[0, -1]
+            seen = decoder.step(prompt[-1:], [CHECKED_TOKENS - 1], [0], [None])[0]
+        if not torch.allclose(seen, expected, atol=CHECK_TOLERANCE * float(expected.abs().max())):
+            log.error("Strop's kernels disagree with the model's modules, which decode instead, more slowly.")
+            return None
+        decoder.threads = threads or fastest_threads(decoder, usable_cores())
+        return decoder

@@ -25,7 +25,7 @@ BENCHES := tests.bench.storage tests.bench.bot tests.bench.serving tests.bench.t
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help up install dev test check coverage lint bench bench-peers bench-learning install-gpu test-vllm test-proxy test-monitoring torture clean system-packages
+.PHONY: help up install dev test check coverage lint bench bench-peers bench-learning gpu-check gpu-check-packages install-gpu test-vllm test-proxy test-monitoring torture clean system-packages
 
 help: ## this list
 	@echo "Strop: a Discord bot that retrains itself from its community's ratings."
@@ -107,6 +107,14 @@ test-proxy: $(DEV) ## the proxy in front of vLLM with a real nginx (Debian's, un
 	@test -x $(NGINX)/usr/sbin/nginx || { mkdir -p $(NGINX) && cd $(NGINX) && \
 	apt-get download nginx && dpkg-deb --extract nginx_*.deb . && rm nginx_*.deb; }
 	TEST_NGINX=$(abspath $(NGINX))/usr/sbin/nginx $(BIN)/python -m pytest -m vllm $(ARGS) tests/deploy/test_vllm_proxy.py
+
+gpu-check: $(DEV) ## is our engine right on this machine's GPU, how fast, what does training take: five minutes
+	$(BIN)/python -m tests.bench.gpu_check $(ARGS)
+
+# For a machine with torch, transformers and peft and no network: PYTHONPATH=.:build/gpu-check python3.12 -m tests.bench.gpu_check
+gpu-check-packages: $(DEV) ## what `gpu-check` needs beside torch, transformers and peft, for Python 3.12 (12 MB)
+	$(PIP_INSTALL) --quiet --target build/gpu-check --upgrade --python-version 3.12 --only-binary=:all: \
+	structlog pydantic sqlite-utils pysqlite3
 
 bench-learning: $(DEV) ## does it get better? a simulated community with the real loop; hours, or make bench-learning ARGS=--quick
 	$(PIP_INSTALL) --no-build-isolation --editable '.[bench]'

@@ -12,12 +12,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from torch import nn
-from transformers import PreTrainedModel, Qwen3Config
+from transformers import PreTrainedModel
 
 from bot.serving.engine.kv_cache import row_bytes
 from bot.serving.model.memory import CONTEXT_BYTES, ENGINE_BYTES, ParameterCounts
 from bot.serving.model.training_memory import FULLEST, Form, Widths
 from storage.config_sections import ModelConfig, TrainerConfig
+from tests.bench.shapes import SIZES, Size
 from tests.fake_device import shaped_base
 from trainer.errors import MemoryShortError
 from trainer.training import fitting
@@ -29,39 +30,6 @@ PAGE = Path(__file__).parents[2] / "deploy" / "TRAINING.md"
 BEGIN, END = "<!-- fitting -->\n", "<!-- /fitting -->\n"
 GIB = 1024**3
 CARDS_GIB = (8, 12, 16, 24, 80)
-
-
-@dataclass(frozen=True)
-class Size:
-    """A base by its published widths (Qwen3)."""
-
-    name: str
-    hidden: int
-    inner: int
-    layers: int
-    heads: int
-    tied: bool
-
-    def config(self, layers: int | None = None) -> Qwen3Config:
-        """Return its configuration, with fewer layers where asked."""
-        return Qwen3Config(
-            vocab_size=151_936,
-            hidden_size=self.hidden,
-            intermediate_size=self.inner,
-            num_hidden_layers=layers or self.layers,
-            num_attention_heads=self.heads,
-            num_key_value_heads=8,
-            head_dim=128,
-            max_position_embeddings=4096,
-            tie_word_embeddings=self.tied,
-        )
-
-
-SIZES = (
-    Size("1.7B", 2048, 6144, 28, 16, tied=True),
-    Size("4B", 2560, 9728, 36, 32, tied=True),
-    Size("8B", 4096, 12288, 36, 32, tied=False),
-)
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
 import os
 import random
 import statistics
@@ -27,6 +26,7 @@ from typing import Any
 from bot.serving.model.processors import usable_cores
 from storage.config_sections import TrainerConfig
 from tests.bench.learning.errors import BenchError
+from tests.bench.trl_side import trl_trainer
 from trainer.data.general_replies import COMMUNITY_PROMPTS, HELD_OUT_PROMPTS, TRAIN_PROMPTS
 
 SIDES = ("strop", "trl")
@@ -222,47 +222,8 @@ def _strop(model: Any, tokenizer: Any, seen: Sequence[Any], settings: TrainerCon
 
 
 def _trl(model: Any, tokenizer: Any, seen: Sequence[Any], settings: TrainerConfig) -> float:
-    from datasets import Dataset
-    from trl import SFTConfig, SFTTrainer
-
-    rows = [
-        {
-            "input_ids": list(each.ids),
-            "completion_mask": [0] * each.start + [1] * each.completion_length,
-        }
-        for each in seen
-    ]
-    steps = math.ceil(len(seen) / settings.batch_size) * settings.epochs
     with tempfile.TemporaryDirectory() as folder:
-        trainer = SFTTrainer(
-            model=model,
-            args=SFTConfig(
-                output_dir=folder,
-                use_cpu=True,
-                bf16=False,
-                per_device_train_batch_size=settings.batch_size,
-                num_train_epochs=settings.epochs,
-                learning_rate=settings.sft_learning_rate,
-                lr_scheduler_type="linear",
-                warmup_steps=max(1, round(0.1 * steps)),
-                weight_decay=0.0,
-                max_grad_norm=1.0,
-                completion_only_loss=True,
-                max_length=None,
-                gradient_checkpointing=False,
-                train_sampling_strategy="group_by_length",
-                report_to=[],
-                save_strategy="no",
-                logging_strategy="no",
-                disable_tqdm=True,
-                seed=SEED,
-            ),
-            train_dataset=Dataset.from_list(rows),
-            processing_class=tokenizer,
-        )
-        for parameter in model.parameters():
-            if parameter.requires_grad:
-                parameter.data = parameter.data.float()
+        trainer = trl_trainer(model, tokenizer, seen, settings, folder, on_cpu=True)
         started = time.process_time()
         trainer.train()
         return time.process_time() - started

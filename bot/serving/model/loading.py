@@ -30,7 +30,6 @@ from bot.serving.native.loading import load_mapped
 # Where a CPU has AVX512-BF16, bitsandbytes advises at its import to install `kernels`, which would fetch
 # native code from the hub: advice that nobody should take, in a log that should be quiet.
 logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
-import bitsandbytes as bnb  # noqa: E402
 
 Purpose: TypeAlias = Literal["serve", "train"]
 Execution: TypeAlias = Literal["mapped", "packed", "dense"]
@@ -210,7 +209,7 @@ def load_base(
             local_files_only=True,
         )
     if chosen == "dense":
-        _unfold(model)
+        unfold(model)
     elif chosen == "packed" and purpose == "train":
         _forbid_packing(model)
     model.requires_grad_(False)
@@ -218,8 +217,10 @@ def load_base(
     return LoadedBase(model, tokenizer, info, folder, device, chosen)
 
 
-def _unfold(model: PreTrainedModel) -> None:
+def unfold(model: PreTrainedModel) -> None:
     """Replace every 4-bit layer by a float32 one with the same values, in bf16 precision as CUDA has them."""
+    import bitsandbytes as bnb
+
     for name, module in list(model.named_modules()):
         if isinstance(module, bnb.nn.Linear4bit):
             parent = model.get_submodule(name.rpartition(".")[0])
@@ -236,6 +237,8 @@ def _unfold(model: PreTrainedModel) -> None:
 
 
 def _dense_linear(module: Any) -> nn.Linear:
+    import bitsandbytes as bnb
+
     values = bnb.functional.dequantize_4bit(module.weight.data, module.weight.quant_state)
     with torch.device("meta"):
         linear = nn.Linear(module.in_features, module.out_features, bias=module.bias is not None)
@@ -247,6 +250,8 @@ def _dense_linear(module: Any) -> nn.Linear:
 
 def _forbid_packing(model: nn.Module) -> None:
     """A packed layer passes no gradient back (bitsandbytes only warns once): never pack while training."""
+    import bitsandbytes as bnb
+
     for module in model.modules():
         if isinstance(module, bnb.nn.Linear4bit):
             module.support_avx512bf16_for_cpu = False

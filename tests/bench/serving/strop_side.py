@@ -64,20 +64,20 @@ class StepClock(Metrics):
 
 
 class EngineSide:
-    """An engine on the base in ``folder``; adapters come from folders inside ``adapters_dir``."""
+    """An engine on a base, or on that in a folder; adapters come from folders inside ``adapters_dir``."""
 
     name = "strop"
 
     def __init__(
         self,
-        folder: Path,
+        base: Path | LoadedBase,
         adapters_dir: Path,
         *,
         device: str = "cpu",
         options: EngineOptions | None = None,
     ) -> None:
         self.clock = StepClock()
-        self.base: LoadedBase = load_base(folder, device)
+        self.base = base if isinstance(base, LoadedBase) else load_base(base, device)
         self.engine = Engine(self.base, options or EngineOptions(), self.clock)
         self.runtime = Runtime(self.base, self.engine, adapters_dir)
         self.model = self.runtime.description.id

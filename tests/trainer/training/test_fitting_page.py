@@ -10,7 +10,8 @@ from torch._subclasses.fake_tensor import DataDependentOutputException
 
 from bot.serving.model.training_memory import ADAPTER_COPIES, FLOAT, FULLEST, Form
 from tests.bench import training_fit
-from tests.bench.training_fit import SIZES, Shaped, Size
+from tests.bench.shapes import SIZES, Size
+from tests.bench.training_fit import Shaped
 from tests.fake_device import fake_device, shaped_base
 from trainer.data.encoding import Example, PreferenceExample
 from trainer.training.adapter import add_adapter, recompute_activations

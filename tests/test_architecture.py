@@ -254,6 +254,7 @@ LAYERS: tuple[tuple[tuple[str, ...], ...], ...] = (
         ("trainer.__main__",),
         ("trainer.experiment",),
         ("trainer.run", "trainer.schedule", "trainer.export"),
+        ("trainer.placement",),
         ("trainer.on_policy",),
         ("trainer.gate",),
         ("trainer.report",),

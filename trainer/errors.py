@@ -5,6 +5,7 @@ TrainerError
 ├── RunCancelledError     somebody cancelled the run, or its lease went to another trainer
 ├── RunSettingsError      a run's own settings name a key or a value that does not exist
 ├── SnapshotError         a snapshot is missing, was changed or was scrubbed
+├── RequestError         a training's folder is of another version, incomplete, or was changed
 ├── TrainingError
 │   ├── GradientLostError   an adapter receives no gradient: the base does not pass it back
 │   ├── DivergedError       the loss is not a number
@@ -36,6 +37,10 @@ class RunSettingsError(TrainerError):
 
 class SnapshotError(TrainerError):
     """A snapshot is missing, was changed after it was hashed, or was scrubbed by an erasure."""
+
+
+class RequestError(TrainerError):
+    """The folder of a training is of another version, is not complete, or was changed."""
 
 
 class TrainingError(TrainerError):

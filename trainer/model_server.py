@@ -24,7 +24,7 @@ from bot.serving.protocol import PRIORITY_BACKGROUND, BaseDescription, ChatMessa
 from storage.config import Config
 from storage.config_sections import ChatConfig
 from storage.sentences import Sentence
-from trainer.errors import EvaluationError
+from trainer.errors import EvaluationError, RunCancelledError
 
 T = TypeVar("T")
 
@@ -40,6 +40,25 @@ PATIENCE_S = 180.0
 def client_for(config: Config) -> ModelClient:
     """Return a client of the configured model server; close it."""
     return ModelClient.connect(config.server.base_url, config.run, config.server.key, config.server_proxy)
+
+
+def connected(config: Config, work: Callable[[ModelClient], Awaitable[T]]) -> T:
+    """Run one piece of work with a client of its own; a cancelled run leaves task groups as itself."""
+
+    async def run() -> T:
+        async with client_for(config) as client:
+            return await work(client)
+
+    try:
+        return asyncio.run(run())
+    except BaseExceptionGroup as group:
+        raise _first(group) from group
+
+
+def _first(group: BaseExceptionGroup[BaseException]) -> BaseException:
+    """Return the first failure of a task group, a cancelled run before anything else."""
+    leaves = [_first(error) if isinstance(error, BaseExceptionGroup) else error for error in group.exceptions]
+    return next((error for error in leaves if isinstance(error, RunCancelledError)), leaves[0])
 
 
 async def ensure_listed(client: ModelClient, config: Config, adapter_id: str) -> None:

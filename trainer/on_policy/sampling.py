@@ -20,7 +20,7 @@ from bot.serving.model.loading import LoadedBase
 from storage.config import Config
 from storage.sentences import Sentence
 from trainer import model_server
-from trainer.data.examples import BaseCodec
+from trainer.data.encoding import Codec
 from trainer.data.rows import PreferencePair, Row, messages_of
 from trainer.data.snapshot import Snapshot
 from trainer.evaluation import log_probabilities
@@ -110,17 +110,34 @@ class OwnReplies:
     """Makes the preference pairs of each round, and keeps them in the run's folder."""
 
     sampler: PolicySampler
-    base: LoadedBase
+    codec: Codec
+    base_id: str
     rows: Snapshot
     judge: RewardModel
 
-    def __call__(self, model: PeftModel, number: int) -> list[PreferencePair]:
-        """Return the pairs of one round: those of an earlier attempt, or new ones."""
-        path = self.sampler.folder / ranking.file_of(number)
-        if (kept := ranking.read(path)) is not None:
+    def kept(self, number: int) -> list[PreferencePair] | None:
+        """Return the pairs of one round that an earlier attempt made, None where there are none."""
+        return ranking.read(self.sampler.folder / ranking.file_of(number))
+
+    def of_model(self, model: PeftModel, base: LoadedBase, number: int) -> list[PreferencePair]:
+        """Return the pairs of one round by the model that is being trained in this process."""
+        if (kept := self.kept(number)) is not None:
             return kept
+        adapter_id, _ = saving.save(
+            model,
+            base,
+            None,
+            snapshot=self.rows,
+            work=self.sampler.folder,
+            adapters_dir=self.sampler.config.adapters,
+        )
+        return self.of_adapter(adapter_id, number)
+
+    def of_adapter(self, adapter_id: str, number: int) -> list[PreferencePair]:
+        """Return the pairs of one round by an adapter in the adapters' folder, which is then removed."""
+        path = self.sampler.folder / ranking.file_of(number)
         asked = ranking.rows_to_ask(self.rows)
-        answers = self._ask(model, asked, number)
+        answers = self._ask(adapter_id, asked, number)
         beside = self._beside(asked, answers)
         pairs = ranking.rank_answers(self.judge, asked, answers, f"ranked-{number}", beside)
         log.info("own replies ranked", round=number, prompts=len(answers), pairs=len(pairs))
@@ -151,25 +168,17 @@ class OwnReplies:
         """Score the answers under the base model, whichever model wrote them."""
         return await log_probabilities.ties(
             client,
-            BaseCodec(self.base.tokenizer),
-            self.base.info.id,
+            self.codec,
+            self.base_id,
             [messages_of(row) for row in asked[: len(answers)]],
             [(row, answers[row][at]) for row, at in places],
             others=ranking.OTHER_QUESTIONS,
             max_length=self.sampler.config.trainer.max_length,
         )
 
-    def _ask(self, model: PeftModel, asked: list[Row], number: int) -> list[list[Answer]]:
+    def _ask(self, adapter_id: str, asked: list[Row], number: int) -> list[list[Answer]]:
         """Serve the model temporarily and sample it with the serving kernels, at background priority."""
         config = self.sampler.config
-        adapter_id, served = saving.save(
-            model,
-            self.base,
-            None,
-            snapshot=self.rows,
-            work=self.sampler.folder,
-            adapters_dir=config.adapters,
-        )
 
         async def ask(client: ModelClient) -> list[list[Answer]]:
             await retry_while_unavailable(lambda: model_server.ensure_listed(client, config, adapter_id))
@@ -193,4 +202,4 @@ class OwnReplies:
             log.warning("the server forgot the model that is being trained; it is asked again")
             return self.sampler.on_server(ask)
         finally:
-            shutil.rmtree(served, ignore_errors=True)
+            shutil.rmtree(config.adapters / adapter_id, ignore_errors=True)

@@ -16,10 +16,10 @@ from storage.learning import checkpoints, evaluations, runs, unregistered_adapte
 from storage.learning.runs import Run
 from storage.sentences import Sentence
 from trainer.errors import NotYetError, RunCancelledError, TrainerError
+from trainer.placement.process_figures import ProcessMeter
 from trainer.report import adapter_card
 from trainer.run.heartbeat import Heartbeat
 from trainer.run.judge import Judge
-from trainer.run.process_figures import ProcessMeter
 from trainer.run.repeat import Repeat
 from trainer.run.settings import with_overrides
 from trainer.run.steps import RunSteps

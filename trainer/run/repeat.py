@@ -33,8 +33,9 @@ from trainer.data.rows import PreferencePair
 from trainer.data.snapshot import Snapshot
 from trainer.errors import SnapshotError, TrainingError
 from trainer.on_policy import ranking
+from trainer.placement.request import TrainingInput, TrainingRequest
 from trainer.run.steps import RunContext, RunSteps
-from trainer.training import challenger, saving
+from trainer.training import saving
 from trainer.training.challenger import Challenger
 from trainer.training.objectives import Plan
 
@@ -132,18 +133,13 @@ class Repeat(RunSteps):
         settings = TrainerConfig.model_validate(
             self._config.trainer.model_dump() | card["settings"] | {"objective": card["objective"]}
         )
-        return challenger.train_challenger(
+        steps = {phase: int(count) for phase, count in card["steps"].items() if count}
+        asked = TrainingRequest.of(context.base, Plan(card["objective"]), settings, rows, steps)
+        return self.carry_out(
+            TrainingInput(asked, rows, replay.train),
             self.load_base(context),
-            rows,
-            replay.train,
-            Plan(card["objective"]),
-            settings,
-            work=self.folder,
+            lambda model, number: _own_pairs(original, number),
             adapters_dir=self.folder / "repeated",
-            steps={phase: int(count) for phase, count in card["steps"].items() if count},
-            own_pairs=lambda model, number: _own_pairs(original, number),
-            on_checkpoint=self._got_further,
-            on_progress=self._heartbeat.show,
         )
 
 

@@ -41,9 +41,11 @@ from trainer.gate.blind_votes import DuelPairs
 from trainer.model_server import require_served_base, retry_while_unavailable
 from trainer.on_policy import ranking
 from trainer.on_policy.sampling import OwnReplies, PolicySampler
+from trainer.placement import carry_out, request
+from trainer.placement.request import TrainingInput, TrainingRequest
 from trainer.run import metrics
 from trainer.run.heartbeat import Heartbeat
-from trainer.training import challenger, gpu, objectives
+from trainer.training import gpu, objectives
 from trainer.training.base_copy import local_folder
 from trainer.training.challenger import Challenger, OwnPairs
 
@@ -164,23 +166,32 @@ class RunSteps:
         base = self.load_base(context)
         own_pairs = self.own_pairs(base, rows)
         plan = objectives.choose(rows, self._config.trainer, judged=own_pairs is not None)
-        trained = challenger.train_challenger(
-            base,
-            rows,
-            replay.train,
-            plan,
-            self._config.trainer,
-            work=self.folder,
-            adapters_dir=self._config.adapters,
-            on_checkpoint=self._got_further,
-            own_pairs=own_pairs,
-            on_progress=self._heartbeat.show,
-        )
+        asked = TrainingRequest.of(context.base, plan, self._config.trainer, rows)
+        trained = self.carry_out(TrainingInput(asked, rows, replay.train), base, own_pairs)
         self._metrics["training"] = metrics.of_training(trained)
         codec = BaseCodec(base.tokenizer)
         del base
         gc.collect()
         return trained, codec
+
+    def carry_out(
+        self,
+        training: TrainingInput,
+        base: LoadedBase,
+        own_pairs: OwnPairs | None,
+        adapters_dir: Path | None = None,
+    ) -> Challenger:
+        """Train in this process, the run's folder being the training's."""
+        request.write(training, self.folder)
+        return carry_out.train(
+            training,
+            base,
+            work=self.folder,
+            adapters_dir=adapters_dir or self._config.adapters,
+            own_pairs=own_pairs,
+            on_checkpoint=self._got_further,
+            on_progress=self._heartbeat.show,
+        )
 
     def load_base(self, context: RunContext) -> LoadedBase:
         """Load the served base on the device that trains, within its share of memory."""
@@ -202,7 +213,10 @@ class RunSteps:
         """Return what ranks the model's own replies; None where no reward model of the ratings is proven."""
         sampler = PolicySampler(self._config, self.folder, self._heartbeat.say, self._on_server)
         judge = sampler.judge(base.info.id, rows)
-        return None if judge is None else OwnReplies(sampler, base, rows, judge)
+        if judge is None:
+            return None
+        own = OwnReplies(sampler, BaseCodec(base.tokenizer), base.info.id, rows, judge)
+        return lambda model, number: own.of_model(model, base, number)
 
     def _got_further(self) -> None:
         try:
@@ -369,22 +383,8 @@ class RunSteps:
         (self.folder / "report.json").write_text(text, encoding="utf-8")
 
     def _on_server(self, work: Callable[[ModelClient], Awaitable[T]]) -> T:
-        """Run one piece of work with a client of its own; a cancelled run leaves task groups as itself."""
-
-        async def connected() -> T:
-            async with model_server.client_for(self._config) as client:
-                return await work(client)
-
-        try:
-            return asyncio.run(connected())
-        except BaseExceptionGroup as group:
-            raise _first(group) from group
-
-
-def _first(group: BaseExceptionGroup[BaseException]) -> BaseException:
-    """Return the first failure of a task group, a cancelled run before anything else."""
-    leaves = [_first(error) if isinstance(error, BaseExceptionGroup) else error for error in group.exceptions]
-    return next((error for error in leaves if isinstance(error, RunCancelledError)), leaves[0])
+        """Run one piece of work with a client of its own."""
+        return model_server.connected(self._config, work)
 
 
 def _read_rows(

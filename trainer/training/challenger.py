@@ -253,6 +253,8 @@ class TrainingSchedule:
 
     def _ranked(self, number: int, on_step: Tick) -> TrainingReport:
         """Learn from the model's own replies as it is now, and from what members preferred beside them."""
+        phase = f"ranked_{number}"
+        self.checkpointer.hold(phase, self.model)
         found = self.own_pairs(self.model, number) if self.own_pairs else []
         pairs = [*dpo_examples(self.codec, found, self.settings.max_length), *self.material.pairs]
         if not pairs:
@@ -262,14 +264,14 @@ class TrainingSchedule:
         settings = replace(
             self._dpo_settings(),
             max_seconds=max(0.0, left_s) / rounds_left,
-            max_steps=self.steps.get(f"ranked_{number}"),
+            max_steps=self.steps.get(phase),
         )
         return phases.train_dpo(
             self.model,
             pairs,
             settings,
             replay=self.material.replay,
-            name=f"ranked_{number}",
+            name=phase,
             checkpointer=self.checkpointer,
             on_step=on_step,
         )

@@ -107,6 +107,17 @@ class Checkpointer:
         """Return the checkpoint found on disk if it belongs to this phase."""
         return self.found if self.found is not None and self.found.phase == phase else None
 
+    def hold(self, phase: str, model: nn.Module) -> None:
+        """Keep the model as it is before a phase, or put it back where an earlier attempt kept it.
+
+        Between two phases minutes may pass, while others answer. Raises as `write`.
+        """
+        before = f"before_{phase}"
+        if kept := self.resume(before):
+            kept.restore(model)
+        elif self.resume(phase) is None:
+            self.write(Checkpoint.of(before, {}, model))
+
     def forget(self) -> None:
         """Ignore the checkpoint found on disk and start from the beginning."""
         self.found, self.state = None, {}

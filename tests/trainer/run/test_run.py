@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -33,6 +34,7 @@ from trainer.errors import RunSettingsError
 from trainer.evaluation import scores
 from trainer.gate import blind_votes, pending_decisions, promotion
 from trainer.on_policy import ranking
+from trainer.placement.carry_out import carry_out
 from trainer.run import steps
 from trainer.run.execution import execute
 from trainer.run.settings import with_overrides
@@ -303,6 +305,9 @@ def test_a_run_killed_in_training_goes_on_with_its_snapshot_and_can_be_repeated_
     assert f"the same adapter {ended.adapter_id} came out, bit for bit" in repeated.message, repeated.error
     assert sorted(path.name for path in deployment.config.adapters.iterdir()) == before
     assert adapter_of(deployment, ended).state != "tainted"
+    # And what any other place makes of the run's folder.
+    shutil.copytree(deployment.config.runs / ended.id, tmp_path / "elsewhere")
+    assert carry_out(tmp_path / "elsewhere", deployment.config.models).adapter_id == ended.adapter_id
 
 
 def test_a_run_with_a_row_that_was_deleted_since_is_not_repeated(trained: tuple[Deployment, Run]) -> None:

@@ -6,7 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from trainer.run.process_figures import EnergyMeter, ProcessMeter
+from trainer.placement.process_figures import EnergyMeter, ProcessMeter
 
 
 def package(powercap: Path, name: str, energy_uj: int) -> None:

@@ -18,8 +18,21 @@ def is_public(channel: object) -> bool:
         return not channel.is_private() and is_public(channel.parent)
     if not isinstance(channel, discord.abc.GuildChannel):
         return False
-    everyone = channel.permissions_for(channel.guild.default_role)
-    return everyone.view_channel and everyone.read_message_history
+    return may_read(channel, channel.guild.default_role)
+
+
+def may_read(channel: object, who: discord.Member | discord.Role) -> bool:
+    """Whether somebody reads what is and was said in a channel.
+
+    The text chat of a voice or stage channel opens only to those who may join it:
+    https://discord.com/developers/docs/resources/message#get-channel-messages
+    """
+    if not isinstance(channel, discord.abc.GuildChannel | discord.Thread):
+        return False
+    granted = channel.permissions_for(who)
+    return (
+        granted.view_channel and granted.read_message_history and (granted.connect or not _has_voice(channel))
+    )
 
 
 def missing_permissions(channel: object, guild: discord.Guild | None) -> list[str]:
@@ -34,5 +47,10 @@ def missing_permissions(channel: object, guild: discord.Guild | None) -> list[st
             granted.send_messages_in_threads if thread else granted.send_messages
         ),
         mark("Read Message History"): granted.read_message_history,
+        mark("Connect"): granted.connect or not _has_voice(channel),
     }
     return [name for name, has in needed.items() if not has]
+
+
+def _has_voice(channel: object) -> bool:
+    return isinstance(channel, discord.VoiceChannel | discord.StageChannel)

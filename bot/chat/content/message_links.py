@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import discord
 
-from bot.ui.channels import is_public
+from bot.ui.channels import is_public, may_read
 
 MOST_LINKED = 2
 """So many links of a question are opened; each costs a call."""
@@ -48,8 +48,7 @@ def opened_for(
     there = asker.guild.get_channel_or_thread(link.channel_id)
     if not isinstance(there, discord.abc.Messageable | discord.Thread) or not _as_open_as(there, here):
         return None
-    granted = there.permissions_for(asker)
-    return there if granted.view_channel and granted.read_message_history else None
+    return there if may_read(there, asker) else None
 
 
 def _as_open_as(there: object, here: object) -> bool:

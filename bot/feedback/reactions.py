@@ -360,7 +360,11 @@ def _standing(stored: Iterable[ratings.Rating]) -> Counter[str]:
 
 
 async def _all_users(reaction: discord.Reaction) -> list[discord.Member | discord.User]:
-    return [user async for user in reaction.users()]
+    """Return who reacted; those who gave a super reaction Discord lists apart."""
+    kinds = [discord.ReactionType.normal, discord.ReactionType.burst]
+    if not reaction.burst_count:
+        kinds.pop()
+    return [user for kind in kinds async for user in reaction.users(type=kind)]
 
 
 def _add_recovered(db: Connection, count: int) -> None:

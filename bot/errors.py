@@ -9,7 +9,8 @@ BotError
 ├── ContextError            not even the newest message fits the model's context
 └── DeliveryError           Discord does not take a message
     ├── ChannelRefusedError the bot may not write there
-    │   └── ChannelGoneError    the channel was deleted
+    │   ├── ChannelGoneError    the channel was deleted
+    │   └── ThreadClosedError   the thread was archived or locked
     └── MessageGoneError    the message was deleted
 """
 
@@ -63,6 +64,10 @@ class ChannelRefusedError(DeliveryError):
 
 class ChannelGoneError(ChannelRefusedError):
     """The channel was deleted."""
+
+
+class ThreadClosedError(ChannelRefusedError):
+    """The thread was archived or locked; nobody has to give the bot anything for it."""
 
 
 class MessageGoneError(DeliveryError):

@@ -23,7 +23,13 @@ from bot.chat.question import Question
 from bot.chat.reply_recorder import ReplyRecorder
 from bot.delivery.streaming import LOCAL_PACE_S, PACE_S, Paces, ReplyRenderer, State, Surface
 from bot.delivery.typing_indicator import beside
-from bot.errors import ChannelGoneError, ChannelRefusedError, DeliveryError, TextRefusedError
+from bot.errors import (
+    ChannelGoneError,
+    ChannelRefusedError,
+    DeliveryError,
+    TextRefusedError,
+    ThreadClosedError,
+)
 from bot.language.texts import mark, tr
 from bot.services import Services
 from bot.serving.errors import (
@@ -335,7 +341,9 @@ class Answerer:
             # Nobody has read it, so nobody's rating of it would mean anything.
             await self._recorder.settle(draft, "failed", type(failure).__name__)
             _log.warning("reply.not_delivered", reply_id=draft.reply_id, error=type(failure).__name__)
-            refused = isinstance(failure, ChannelRefusedError) and not isinstance(failure, ChannelGoneError)
+            # Nobody can put right that a channel is deleted or a thread closed.
+            ended = isinstance(failure, ChannelGoneError | ThreadClosedError)
+            refused = isinstance(failure, ChannelRefusedError) and not ended
             if refused and self._on_refused is not None and not self._closing:
                 await self._on_refused(draft.question)
 

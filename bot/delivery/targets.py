@@ -15,6 +15,7 @@ from bot.errors import (
     DeliveryError,
     MessageGoneError,
     TextRefusedError,
+    ThreadClosedError,
 )
 
 T = TypeVar("T")
@@ -22,6 +23,8 @@ T = TypeVar("T")
 
 # A server's AutoMod rules, and Discord's own list of harmful links.
 _FILTERED = frozenset({200000, 200001, 240000})
+# A thread that is archived, with status 400; one that is locked.
+_CLOSED = frozenset({50083, 160005})
 
 
 async def translated(call: Awaitable[T]) -> T:
@@ -38,6 +41,8 @@ def kind_of(error: discord.HTTPException) -> DeliveryError:
     """Return what a refusal by Discord means for a message."""
     if error.code in _FILTERED:
         return TextRefusedError("Discord's filter refuses my message.")
+    if error.code in _CLOSED:
+        return ThreadClosedError("This thread is closed.")
     if isinstance(error, discord.Forbidden):
         return ChannelRefusedError("I am not allowed to write in this channel.")
     if isinstance(error, discord.NotFound):

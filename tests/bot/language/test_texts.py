@@ -92,6 +92,7 @@ NOT_SAID = {
         "I am not allowed to write in this channel.",
         "The message was deleted.",
         "This channel is gone.",
+        "This thread is closed.",
         "Discord does not take my message right now.",
     },
     "language/texts.py": {'msgid ""', "not a line of a .po file: ", "not a quoted text: "},

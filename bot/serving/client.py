@@ -8,8 +8,9 @@ Every call has a deadline, and every failure is one of :mod:`bot.serving.errors`
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,11 +22,12 @@ from bot.serving.errors import (
     AdapterRefusedError,
     RequestRejectedError,
     ServerUnavailableError,
+    ServingError,
     UnknownModelError,
 )
 from bot.serving.messages import Message
 from bot.serving.model.adapter_files import verify
-from bot.serving.model.capabilities import ServerCapabilities
+from bot.serving.model.capabilities import BaseCapabilities, ServerCapabilities, Turn, arrange
 from bot.serving.model.thoughts import without_thoughts
 from bot.serving.model.token_estimate import prompt_length
 from bot.serving.protocol import (
@@ -49,6 +51,8 @@ PROBE_DEADLINE_S = 60.0
 ADAPTER_DEADLINE_S = 120.0
 METRICS_LIMIT_BYTES = 2 * 1024**2
 SCORE_BATCH = 16
+# Templates of other servers' models may know no system role (Gemma), or want turns to alternate (Mistral).
+_STRICT = BaseCapabilities(system_role=False, free_order=False)
 
 
 class ModelClient(Connection):
@@ -56,6 +60,7 @@ class ModelClient(Connection):
 
     _capabilities: ServerCapabilities | None = None
     _counts_tokens = True
+    _strict = False
 
     async def health(self) -> Health:
         """Return what the server says about itself, also while it is loading.
@@ -162,13 +167,30 @@ class ModelClient(Connection):
         """
         body: dict[str, Any] = {
             "model": model,
-            "messages": _wire(messages),
             **sampling.as_json(),
             "stream": True,
             "stream_options": {"include_usage": True},
         }
         extras = {"priority": priority, "user": user, "queue_updates": queue_updates}
         body |= {name: value for name, value in extras.items() if value}
+        strict, begun = self._strict, False
+        while True:
+            body["messages"] = _wire(messages, strict=strict)
+            try:
+                # Closed at once where the caller leaves: that frees the server.
+                async with contextlib.aclosing(self._stream(body, deadline_s)) as deltas:
+                    async for delta in deltas:
+                        begun = True
+                        yield delta
+            except (RequestRejectedError, ServerUnavailableError) as error:
+                if begun or strict or not _is_about_roles(error, messages):
+                    raise
+                strict = True
+            else:
+                self._strict = strict
+                return
+
+    async def _stream(self, body: Mapping[str, Any], deadline_s: float) -> AsyncGenerator[ChatDelta]:
         async with self._request("POST", "/v1/chat/completions", body, deadline_s=deadline_s) as response:
             # Some servers and gateways don't stream, whatever they are asked.
             whole = response.content_type == "application/json"
@@ -230,12 +252,22 @@ class ModelClient(Connection):
     async def _tokenize(
         self, model: str, messages: Sequence[ChatMessage], generation: bool
     ) -> dict[str, Any]:
-        body = {
-            "model": model,
-            "messages": _wire(messages),
-            "add_generation_prompt": generation,
-        }
-        return await self._json("POST", "/tokenize", body, deadline_s=QUICK_DEADLINE_S)
+        strict = self._strict
+        while True:
+            body = {
+                "model": model,
+                "messages": _wire(messages, strict=strict),
+                "add_generation_prompt": generation,
+            }
+            try:
+                answer = await self._json("POST", "/tokenize", body, deadline_s=QUICK_DEADLINE_S)
+            except (RequestRejectedError, ServerUnavailableError) as error:
+                if strict or not _is_about_roles(error, messages):
+                    raise
+                strict = True
+            else:
+                self._strict = strict
+                return answer
 
     async def score(
         self,
@@ -317,11 +349,24 @@ class ModelClient(Connection):
                 raise AdapterRefusedError(str(error)) from error
 
 
-def _wire(messages: Sequence[ChatMessage]) -> list[dict[str, str]]:
-    """Write messages as JSON; a reply goes back without its thoughts, whichever server had written it."""
-    return [
+def _wire(messages: Sequence[ChatMessage], *, strict: bool = False) -> list[Turn]:
+    """Write messages as JSON; a reply goes back without its thoughts, whichever server had written it.
+
+    Written strictly, they have no system role, and their turns alternate.
+    """
+    turns = [
         {"role": each.role, "content": without_thoughts(each.content)}
         if each.role == "assistant"
         else each.as_json()
         for each in messages
     ]
+    return arrange(turns, _STRICT) if strict else turns
+
+
+def _is_about_roles(error: ServingError, messages: Sequence[ChatMessage]) -> bool:
+    """Whether a server refuses the roles of a conversation, which another order may cure.
+
+    Templates say it in words of their own, with status 400 or 500: "System role not supported",
+    "Conversation roles must alternate".
+    """
+    return len(messages) > 1 and "role" in str(error).lower()

@@ -38,7 +38,7 @@ async def read_chat_stream(chunks: AsyncIterable[bytes]) -> AsyncIterator[ChatDe
             reason = reason or "stop"
             break
         chunk = json.loads(data)
-        if error := chunk.get("error"):
+        if error := chunk.get("error") or (chunk.get("object") == "error" and chunk):
             status = error.get("status") if isinstance(error, dict) else None
             raise read_error(status if isinstance(status, int) and status >= 400 else 500, {}, data)
         usage = _usage(chunk.get("usage")) or usage
@@ -98,7 +98,9 @@ class WholeCharacters:
 def read_error(status: int, headers: Mapping[str, str], text: str) -> ServingError:
     """Translate an error answer in OpenAI's shape, or whatever came instead of one."""
     try:
-        details = json.loads(text)["error"]
+        answer = json.loads(text)
+        # Earlier vLLM and SGLang have the error itself as their answer, FastAPI a sentence as its detail.
+        details = answer.get("error") or answer.get("detail") or answer
         # Ollama's error is a bare sentence.
         if isinstance(details, str):
             details = {"message": details}

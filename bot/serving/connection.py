@@ -16,7 +16,8 @@ from bot.serving.endpoint import Endpoint, headers_for, read_endpoint, readable,
 from bot.serving.errors import ServerUnavailableError
 
 CONNECT_TIMEOUT_S = 5.0
-# The server sends a comment line every few seconds while a request waits: such a silence is a dead server.
+# Our server sends a comment line every few seconds while a request waits: such a silence is a dead server.
+# Others send nothing while they load a model or read a long prompt, which takes minutes on a CPU.
 SILENCE_LIMIT_S = 120.0
 
 
@@ -134,7 +135,9 @@ class Connection:
         """Return the response once its head has come, or None where nothing accepts connections."""
         remaining_s = max(ends_at - asyncio.get_running_loop().time(), 0.001)
         timeout = aiohttp.ClientTimeout(
-            total=remaining_s, sock_connect=CONNECT_TIMEOUT_S, sock_read=SILENCE_LIMIT_S
+            total=remaining_s,
+            sock_connect=CONNECT_TIMEOUT_S,
+            sock_read=SILENCE_LIMIT_S if endpoint.sends_comments else None,
         )
         if self._session is None:
             self._session = aiohttp.ClientSession()

@@ -29,6 +29,11 @@ class Endpoint:
     engine: str = ""
     described: Mapping[str, Any] | None = None
 
+    @property
+    def sends_comments(self) -> bool:
+        """Whether it is our own server, which lets nobody wait in silence."""
+        return self.secret is not None and self.engine != VLLM
+
 
 @contextmanager
 def readable(path: str) -> Iterator[None]:

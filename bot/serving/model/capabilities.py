@@ -20,9 +20,13 @@ Both values are shown where an operator looks: in the start line, in ``/health``
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from bot.serving.messages import Message
+
+Turn = dict[str, str]
+"""A turn of a conversation as templates take it: its role and its content."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,3 +113,31 @@ class ServerCapabilities:
     def sentence(self) -> str:
         """Say it all in a line for an operator."""
         return " ".join((self.what_works(), *self.missing()))
+
+
+def arrange(turns: Iterable[Turn], capabilities: BaseCapabilities) -> list[Turn]:
+    """Put turns into the order that a template takes, losing none of their text.
+
+    Without a system role a system message goes in front of the next user turn. Where turns have to alternate,
+    those of one role are joined, and a reply that nobody asked for gets an empty question.
+    """
+    arranged: list[Turn] = []
+    folded = False
+    for turn in turns:
+        fold = turn["role"] == "system" and not capabilities.system_role
+        role = "user" if fold else turn["role"]
+        same = bool(arranged) and arranged[-1]["role"] == role
+        if same and (folded or not capabilities.free_order):
+            arranged[-1] = turn_of(role, f"{arranged[-1]['content']}\n\n{turn['content']}")
+        else:
+            unasked = role == "assistant" and (not arranged or arranged[-1]["role"] == "system")
+            if unasked and not capabilities.free_order:
+                arranged.append(turn_of("user", ""))
+            arranged.append(turn_of(role, turn["content"]))
+        folded = fold
+    return arranged
+
+
+def turn_of(role: str, content: str) -> Turn:
+    """Return one turn."""
+    return {"role": role, "content": content}

@@ -6,18 +6,16 @@ The template is probed first: :class:`BaseCapabilities` says what for. Server an
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from jinja2 import TemplateError
 
 from bot.serving.errors import BaseRefusedError, RequestRejectedError
-from bot.serving.model.capabilities import BaseCapabilities
+from bot.serving.model.capabilities import BaseCapabilities, Turn, arrange, turn_of
 from bot.serving.model.control_tokens import DEFAULT, escape_control_tokens
 from bot.serving.model.thoughts import OPENING_TAGS, without_thoughts
 from bot.serving.protocol import ChatMessage, TokenIds
-
-Turn = dict[str, str]
 
 # What a template does instead of rendering: raise_exception, or trip over what it did not expect.
 _REFUSALS = (TemplateError, ValueError, TypeError, KeyError, IndexError, AttributeError)
@@ -53,7 +51,7 @@ class ChatTemplate:
         Raises:
             RequestRejectedError: the template refuses the order of roles.
         """
-        turns = [self._plain_turn(message) for message in messages]
+        turns = [self._plainturn_of(message) for message in messages]
         try:
             text = self._apply(arrange(turns, self.capabilities), generation=add_generation_prompt)
         except _REFUSALS as error:
@@ -62,18 +60,18 @@ class ChatTemplate:
 
     def end_token(self) -> int | None:
         """Return the control token that the template writes behind a reply, or None where it writes none."""
-        turns = [_turn("user", _QUESTION), _turn("assistant", _REPLY)]
+        turns = [turn_of("user", _QUESTION), turn_of("assistant", _REPLY)]
         text = self._try(turns, generation=False) or ""
         behind = text.rpartition(_REPLY)[2]
         ids = self._tokenizer(behind, add_special_tokens=False)["input_ids"]
         control = frozenset(self._tokenizer.convert_tokens_to_ids(list(control_strings(self._tokenizer))))
         return next((int(token) for token in ids if token in control), None)
 
-    def _plain_turn(self, message: ChatMessage) -> Turn:
+    def _plainturn_of(self, message: ChatMessage) -> Turn:
         content = message.content
         if message.role == "assistant":
             content = without_thoughts(content)
-        return _turn(message.role, plain_content(self._tokenizer, content))
+        return turn_of(message.role, plain_content(self._tokenizer, content))
 
     def _apply(self, turns: Sequence[Turn], *, generation: bool, **variables: Any) -> str:
         return str(
@@ -91,7 +89,7 @@ class ChatTemplate:
         return text if all(turn["content"] in text for turn in turns) else None
 
     def _probe(self) -> BaseCapabilities:
-        question = [_turn("user", _QUESTION)]
+        question = [turn_of("user", _QUESTION)]
         if not self._tokenizer.chat_template:
             raise BaseRefusedError("The base has no chat template; choose an instruct model.")
         try:
@@ -100,10 +98,10 @@ class ChatTemplate:
             raise BaseRefusedError(f"The base's chat template renders no question: {error}") from error
         switch = self._find_thinking_switch(question)
         plain = self._try(question) or ""
-        repeated = [_turn("user", _QUESTION), _turn("user", _QUESTION + " again")]
-        begun = [_turn("assistant", _REPLY), *question]
+        repeated = [turn_of("user", _QUESTION), turn_of("user", _QUESTION + " again")]
+        begun = [turn_of("assistant", _REPLY), *question]
         return BaseCapabilities(
-            system_role=self._try([_turn("system", _PERSONA), *question]) is not None,
+            system_role=self._try([turn_of("system", _PERSONA), *question]) is not None,
             free_order=self._try(repeated) is not None and self._try(begun) is not None,
             thinking_switch=switch,
             opens_thought=plain.rstrip().endswith(OPENING_TAGS),
@@ -131,33 +129,6 @@ class ChatTemplate:
         named = [token for token in named if token != tokenizer.unk_token_id]
         ends = (tokenizer.eos_token_id, self.end_token(), *named)
         return frozenset(int(token) for token in ends if token is not None)
-
-
-def arrange(turns: Iterable[Turn], capabilities: BaseCapabilities) -> list[Turn]:
-    """Put turns into the order that a template takes, losing none of their text.
-
-    Without a system role a system message goes in front of the next user turn. Where turns have to alternate,
-    those of one role are joined, and a reply that nobody asked for gets an empty question.
-    """
-    arranged: list[Turn] = []
-    folded = False
-    for turn in turns:
-        fold = turn["role"] == "system" and not capabilities.system_role
-        role = "user" if fold else turn["role"]
-        same = bool(arranged) and arranged[-1]["role"] == role
-        if same and (folded or not capabilities.free_order):
-            arranged[-1] = _turn(role, f"{arranged[-1]['content']}\n\n{turn['content']}")
-        else:
-            unasked = role == "assistant" and (not arranged or arranged[-1]["role"] == "system")
-            if unasked and not capabilities.free_order:
-                arranged.append(_turn("user", ""))
-            arranged.append(_turn(role, turn["content"]))
-        folded = fold
-    return arranged
-
-
-def _turn(role: str, content: str) -> Turn:
-    return {"role": role, "content": content}
 
 
 def plain_reply(tokenizer: Any, text: str) -> str:

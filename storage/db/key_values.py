@@ -8,6 +8,8 @@ from storage.db import sql
 NEXT_RUN = "trainer.next_run_ms"
 #: When the trainer's interval last began, in ms since the epoch.
 LAST_INTERVAL = "trainer.last_interval_ms"
+#: From when on the trainer's cron line is reckoned, in ms since the epoch, a blank, and its zone and line.
+LAST_CRON = "trainer.last_cron"
 #: How many ratings the bot missed while it was away and found again, over its lifetime.
 RECOVERED_RATINGS = "ratings.recovered"
 

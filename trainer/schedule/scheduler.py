@@ -26,7 +26,7 @@ from storage.learning.runs import Trigger
 log = structlog.get_logger()
 
 RATINGS_CHECK_S = 30
-FIRST_INTERVAL_DELAY_S = 60
+FIRST_RUN_DELAY_S = 60
 SCHEDULED_JOBS = ("cron", "interval")
 
 
@@ -96,7 +96,9 @@ class Schedule:
         """Begin to enqueue runs by the clock and by new ratings. Raises CronError for a bad cron line."""
         settings = self._settings
         if settings.cron:
-            self._scheduler.add_job(self._by_clock, CronTrigger(settings), id="cron")
+            self._scheduler.add_job(
+                self._by_cron, CronTrigger(settings), id="cron", next_run_time=self._first_cron()
+            )
         if settings.cron and settings.interval_in_force:
             log.warning(
                 "Two schedules start runs, trainer.cron and trainer.interval_hours: set one to 0 or empty.",
@@ -136,6 +138,10 @@ class Schedule:
         # Without a single new rating a run would repeat the last one.
         enqueue_due(self._database, self._settings, "schedule", 1)
 
+    def _by_cron(self) -> None:
+        self._database.write(lambda db: run_times.note_cron(db, self._settings, now_ms()))
+        self._by_clock()
+
     def _by_interval(self) -> None:
         self._database.write(lambda db: key_values.put(db, key_values.LAST_INTERVAL, str(now_ms())))
         self._by_clock()
@@ -149,6 +155,15 @@ class Schedule:
         if self._database.read(lambda db: key_values.get(db, key_values.NEXT_RUN)) != value:
             self._database.write(lambda db: key_values.put(db, key_values.NEXT_RUN, value))
 
+    def _first_cron(self) -> datetime:
+        """A time that passed while nothing ran is made up for; of a new line, the past doesn't count."""
+        last = self._database.read(lambda db: run_times.last_cron_ms(db, self._settings))
+        if last is None:
+            self._database.write(lambda db: run_times.note_cron(db, self._settings, now_ms()))
+        now = datetime.now(UTC)
+        due = run_times.first_by_cron(self._settings, last, now) or now
+        return due if due > now else now + timedelta(seconds=FIRST_RUN_DELAY_S)
+
     def _first_interval(self) -> datetime:
         """An interval goes on across restarts: a machine that restarts every day must still train."""
         last = self._database.read(lambda db: key_values.get(db, key_values.LAST_INTERVAL))
@@ -157,4 +172,4 @@ class Schedule:
             self._database.write(lambda db: key_values.put(db, key_values.LAST_INTERVAL, str(now_ms())))
         # A clock that was ahead left a time that is still to come: then the interval begins now.
         due = run_times.by_interval(self._settings, min(int(last), now_ms()) if last else None, now)
-        return max(due or now, now + timedelta(seconds=FIRST_INTERVAL_DELAY_S))
+        return max(due or now, now + timedelta(seconds=FIRST_RUN_DELAY_S))

@@ -164,6 +164,37 @@ def test_a_cron_line_replaces_the_default_interval_and_two_clocks_are_said(
         schedule.shutdown()
 
 
+def next_due_s(database: Database, settings: TrainerConfig) -> float:
+    """Start a schedule; return in how many seconds its first run is due."""
+    schedule = Schedule(database, settings)
+    schedule.start()
+    try:
+        due = schedule.next_run_ms()
+        assert due is not None
+        return (due - now_ms()) / 1000
+    finally:
+        schedule.shutdown()
+
+
+def test_a_cron_time_that_passed_while_nothing_ran_is_made_up_for_soon(database: Database) -> None:
+    yearly = TrainerConfig(cron="@yearly", interval_hours=0)
+    assert next_due_s(database, yearly) > 61
+    two_years_ago = now_ms() - 2 * 366 * DAY_MS
+    database.write(lambda db: run_times.note_cron(db, yearly, two_years_ago))
+    now = datetime.now(UTC)
+    told = database.read(lambda db: run_times.stored_upcoming(db, yearly, now))
+    assert told[0] == now and told[1] > now
+    assert 0 < next_due_s(database, yearly) <= 61
+
+
+def test_of_a_new_cron_line_and_of_a_clock_that_was_ahead_nothing_is_made_up_for(database: Database) -> None:
+    yearly = TrainerConfig(cron="@yearly", interval_hours=0)
+    database.write(lambda db: run_times.note_cron(db, yearly, 1))
+    assert next_due_s(database, TrainerConfig(cron="0 0 2 1 *", interval_hours=0)) > 61
+    database.write(lambda db: run_times.note_cron(db, yearly, now_ms() + 900 * DAY_MS))
+    assert 61 < next_due_s(database, yearly) < 367 * 86_400
+
+
 @pytest.mark.parametrize(
     "settings",
     [

@@ -18,7 +18,7 @@ from bot.cli.errors import CommandError, UsageError
 from bot.cli.launch.console import visible
 from bot.cli.members import unload
 from bot.cli.runs import actor
-from bot.cli.session import ConfigOption, JsonOption, ScopeOption, Session, choose_scope, session
+from bot.cli.session import ConfigOption, JsonOption, ScopeOption, Session, choose_scope, load, session
 from storage.errors import ImportFileError
 from storage.imports import files
 from storage.imports import imports as stored
@@ -71,18 +71,19 @@ def import_file(
 
         strop import table.csv --columns prompt=question,answer=reply --rights "written by us"
     """
+    # The file comes first: what is wrong with it holds before the first start as well.
+    rating = load(config)[0].discord
+    found = files.recognise(
+        file,
+        encoding=encoding,
+        columns=_columns(columns),
+        rating_up=rating.rating_up,
+        rating_down=rating.rating_down,
+    )
+    before = _state(file)
+    summary = _summary(found)
     with session(config) as opened:
         chosen = opened.database.read(lambda db: choose_scope(db, opened.config, scope))
-        rating = opened.config.discord
-        found = files.recognise(
-            file,
-            encoding=encoding,
-            columns=_columns(columns),
-            rating_up=rating.rating_up,
-            rating_down=rating.rating_down,
-        )
-        before = _state(file)
-        summary = _summary(found)
         if not as_json:
             _preview(found, summary, chosen)
         if dry_run:

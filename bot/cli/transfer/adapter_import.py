@@ -62,10 +62,11 @@ def import_adapter(
 
         strop adapters import ./my-lora --wait
     """
+    # The folder comes first: what is wrong with it holds before the first start as well.
+    found = foreign.read_foreign(folder.expanduser())
     with session(config) as opened:
         chosen = opened.database.read(lambda db: choose_scope(db, opened.config, scope))
         base = _served_base(opened)
-        found = foreign.read_foreign(folder.expanduser())
         if not same_base:
             foreign.check_base(found, _names_of(base))
         foreign.check_fits(found, foreign.base_widths(Path(base.folder)))

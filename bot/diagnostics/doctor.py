@@ -129,7 +129,11 @@ def _database(config: Config) -> Check:
     except StorageError as error:
         return problem("database", str(error), "follow what it says, or `strop restore` a backup")
     if found != "ok":
-        return problem("database", f"damaged: {found}", "stop Strop and `strop restore` the newest backup")
+        return problem(
+            "database",
+            f"damaged: {' '.join(found.split())}",
+            "stop Strop and `strop restore` the newest backup",
+        )
     if left:
         folders = ", ".join(f"{each.folder} ({each.reason})" for each in left)
         return problem(

@@ -45,9 +45,9 @@ SNAPSHOT = Snapshot(
 )
 REPLAY = tuple(BaseReply(f"What is {n}?", f"It is {n}, of course.", True) for n in range(4))
 
-_processes = multiprocessing.get_context("forkserver")
+processes = multiprocessing.get_context("forkserver")
 # Importing torch takes seconds: it is done once, and every child begins with it.
-_processes.set_forkserver_preload(["tests.trainer.interrupted"])
+processes.set_forkserver_preload(["tests.trainer.interrupted"])
 
 
 def train(
@@ -96,8 +96,8 @@ def killed_and_resumed(
 
 
 def _start(folder: Path, work: Path, settings: TrainerConfig) -> tuple[Connection, multiprocessing.Process]:
-    ours, theirs = _processes.Pipe()
-    child = _processes.Process(target=_child, args=(folder, work, settings, theirs), daemon=True)
+    ours, theirs = processes.Pipe()
+    child = processes.Process(target=_child, args=(folder, work, settings, theirs), daemon=True)
     child.start()
     theirs.close()
     return ours, child  # type: ignore[return-value]

@@ -1,4 +1,4 @@
-"""The base in the place that trains: found by its hash, else fetched from where it comes."""
+"""The base in the place that trains: the server's own files, a copy found by its hash, or one made anew."""
 
 from __future__ import annotations
 
@@ -6,11 +6,13 @@ import contextlib
 from pathlib import Path
 
 from bot.serving.errors import BaseRefusedError
-from bot.serving.model.catalogue import PACKAGED_BASE
+from bot.serving.model.catalogue import BUNDLED, PACKAGED_BASE
 from bot.serving.model.identity import HUB
 from bot.serving.model.loading import read_info
 from bot.serving.model.quantize import prepare_source
-from bot.serving.model.sources import BaseSource, packaged_base
+from bot.serving.model.sources import BaseSource, packaged_base, resolve
+from bot.serving.protocol import BaseDescription
+from storage.config import Config
 from trainer.errors import TrainingError
 from trainer.placement.request import WantedBase
 
@@ -43,3 +45,34 @@ def _source(wanted: WantedBase) -> BaseSource | None:
     if identity is not None and identity.source.startswith(HUB):
         return BaseSource("hub", identity.source.removeprefix(HUB), revision=identity.revision)
     return packaged_base() if wanted.id == PACKAGED_BASE else None
+
+
+def local_folder(base: BaseDescription, config: Config, device: str) -> Path:
+    """Return the folder of the served base on this machine, preparing a copy where the server is elsewhere.
+
+    Raises:
+        TrainingError: what `model.base` and `model.revision` name here is another base.
+        BaseRefusedError: it can't be had here, or doesn't fit.
+    """
+    served = Path(base.folder)
+    if not config.server.base_url or served.is_dir():
+        return served
+    source = _configured(base, config)
+    folder = prepare_source(source, device=device, models_dir=config.models, progress=lambda _: None)
+    if read_info(folder).hash != base.hash:
+        raise TrainingError(
+            "The trainer's own copy of {base} is not the base that the model server has: set model.base and "
+            "model.revision to what it serves.",
+            base=base.id,
+        )
+    return folder
+
+
+def _configured(base: BaseDescription, config: Config) -> BaseSource:
+    """Return what is to be copied: the configured base, at the served revision where none is named."""
+    identity = base.identity
+    if identity is not None and identity.source.startswith(HUB):
+        served = identity.source.removeprefix(HUB)
+        if config.model.base in ("auto", served):
+            return BaseSource("hub", served, revision=config.model.revision or identity.revision)
+    return resolve(config.model.base, config.model.revision, automatic=BUNDLED)

@@ -25,7 +25,7 @@ from trainer.placement import outcome, request
 from trainer.placement.outcome import ADAPTERS, Outcome
 from trainer.placement.process_figures import ProcessMeter
 from trainer.placement.request import TrainingInput
-from trainer.training import challenger, gpu, saving
+from trainer.training import challenger, gpu, ranks, saving
 from trainer.training.challenger import Challenger, OwnPairs, Progress
 
 log = structlog.get_logger()
@@ -81,8 +81,9 @@ def carry_out(
     """
     with ProcessMeter() as meter:
         found = _attempt(folder, models, device, on_progress)
-        took = meter.figures()
-    return outcome.write(replace(found, process=took), folder)
+        took = outcome.together(ranks.everyone(meter.figures()))
+    found = replace(found, process=took)
+    return outcome.write(found, folder) if ranks.is_first() else found
 
 
 def _attempt(folder: Path, models: Path, device: str, on_progress: Progress) -> Outcome:
@@ -117,7 +118,7 @@ def _pairs_in(folder: Path, training: TrainingInput, base: LoadedBase) -> OwnPai
     """Return what finds a round's ranked replies in the folder, or stops the training to ask for them."""
 
     def find(model: PeftModel, number: int) -> list[PreferencePair]:
-        kept = ranking.read(folder / ranking.file_of(number))
+        kept = ranks.agreed(ranking.read(folder / ranking.file_of(number)))
         if kept is not None:
             return kept
         adapter_id, _ = saving.save(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -119,6 +119,19 @@ def read(folder: Path) -> Outcome | None:
             "The training's {file} can't be read: {reason}", file=FILE, reason=str(error)
         ) from error
     return Outcome.from_json(value)
+
+
+def together(figures: Sequence[ProcessFigures]) -> ProcessFigures:
+    """Return what processes took that trained side by side: the energy of several machines isn't known."""
+    first, *others = figures
+    gpu = [each.gpu_peak_bytes for each in figures if each.gpu_peak_bytes is not None]
+    return ProcessFigures(
+        seconds=first.seconds,
+        cpu_s=round(sum(each.cpu_s for each in figures), 1),
+        peak_bytes=max(each.peak_bytes for each in figures),
+        gpu_peak_bytes=max(gpu, default=None),
+        energy_j=None if others else first.energy_j,
+    )
 
 
 def _sum(before: ProcessFigures, now: ProcessFigures) -> ProcessFigures:

@@ -42,11 +42,11 @@ from trainer.model_server import require_served_base, retry_while_unavailable
 from trainer.on_policy import ranking
 from trainer.on_policy.sampling import OwnReplies, PolicySampler
 from trainer.placement import carry_out, request
+from trainer.placement.base import local_folder
 from trainer.placement.request import TrainingInput, TrainingRequest
 from trainer.run import metrics
 from trainer.run.heartbeat import Heartbeat
 from trainer.training import gpu, objectives
-from trainer.training.base_copy import local_folder
 from trainer.training.challenger import Challenger, OwnPairs
 
 T = TypeVar("T")

@@ -27,7 +27,7 @@ from trainer.data.general_replies import BaseReply
 from trainer.data.rows import PreferencePair
 from trainer.data.snapshot import Snapshot
 from trainer.errors import MemoryShortError, TrainingError
-from trainer.training import fitting, gpu, objectives, phases, saving
+from trainer.training import fitting, gpu, objectives, phases, ranks, saving
 from trainer.training.adapter import add_adapter, recompute_activations
 from trainer.training.checkpoints import DONE, Checkpoint, Checkpointer
 from trainer.training.fitting import Task
@@ -134,7 +134,7 @@ def train_challenger(
         exactly=steps is not None,
     )
     room = gpu.room(base.device, settings.gpu_memory_share) if memory_bytes is None else memory_bytes
-    form = _form(task, checkpointer, room)
+    form = _form(task, checkpointer, min(ranks.everyone(room)))
     log.info("training fits", **asdict(form), needed=task.needed_bytes(form), available=room)
     asked, settings = settings, settings.model_copy(update={"batch_tokens": form.batch_tokens})
     recompute_activations(base.model, form.recompute)
@@ -178,7 +178,7 @@ class TrainingSchedule:
                 continue
             self.reports[phase] = train(self._tick(phase))
             if phase == "sft" and not self.steps:
-                self.plan = self._affordable()
+                self.plan = ranks.agreed(self._affordable())
             self._remember()
         self.checkpointer.write(Checkpoint.of(DONE, {}, self.model))
 
@@ -363,6 +363,7 @@ def _fingerprint(
 
 def _versions(device: str) -> dict[str, Any]:
     found: dict[str, Any] = {"torch": torch.__version__, "threads": torch.get_num_threads()}
+    found |= {"workers": ranks.count()} if ranks.count() > 1 else {}
     return found | ({"gpu": torch.cuda.get_device_name(device)} if device.startswith("cuda") else {})
 
 

@@ -24,6 +24,7 @@ from torch import Tensor, nn
 
 from storage.learning.checkpoints import FILE, PARTIAL
 from trainer.errors import RunCancelledError
+from trainer.training import ranks
 
 log = structlog.get_logger()
 
@@ -95,8 +96,10 @@ class Checkpointer:
     def __post_init__(self) -> None:
         self._written_at = time.monotonic()
         self.found: Checkpoint | None = None
-        with contextlib.suppress(FileNotFoundError):
-            self.found = self._read()
+        if ranks.is_first():
+            with contextlib.suppress(FileNotFoundError):
+                self.found = self._read()
+        self.found, self.state = ranks.agreed((self.found, self.state))
 
     @property
     def due(self) -> bool:
@@ -125,9 +128,13 @@ class Checkpointer:
     def write(self, checkpoint: Checkpoint) -> None:
         """Replace the last checkpoint; on a full disk the checkpoint is lost, not the training.
 
+        Only the first of several ranks writes.
+
         Raises:
             RunCancelledError: the run's folder is gone, as after an erasure.
         """
+        if not ranks.is_first():
+            return
         try:
             self._write(checkpoint)
         except (OSError, SafetensorError) as error:

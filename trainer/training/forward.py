@@ -8,8 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from trainer.data.encoding import Example
+from trainer.training import ranks
 from trainer.training.losses import TokenScores
-from trainer.training.packing import Packed, bins, pack, within_blocks
+from trainer.training.packing import Packed, pack, within_blocks
 
 # Tokens in one forward: more gains nothing on a CPU and costs memory in the output head.
 BATCH_TOKENS_CPU = 768
@@ -60,9 +61,9 @@ def totals(model: nn.Module, examples: Sequence[Example], limit: int) -> Tensor:
     """Return summed completion log-probabilities `(B,)` in the order of the examples, without a gradient."""
     found = torch.zeros(len(examples), device=device_of(model))
     with torch.no_grad():
-        for group in bins(examples, limit):
+        for group in ranks.own_bins(examples, limit):
             found[group] = score(model, [examples[i] for i in group]).totals
-    return found
+    return ranks.summed(found)
 
 
 def base_distributions(model: nn.Module, replay: Sequence[Example]) -> list[Tensor]:

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from trainer.errors import DivergedError, GradientLostError
+from trainer.training import ranks
 from trainer.training.checkpoints import Checkpoint, Checkpointer
 from trainer.training.terms import Indices, Term
 
@@ -100,6 +101,7 @@ def train(
         _set_rate(optimiser, phase.learning_rate, report.steps, _total(phase, report))
         work = list(zip(phase.terms, step, strict=True))
         loss = sum(term.backward(model, report.steps, chosen) for term, chosen in work)
+        loss = ranks.add_gradients(model, loss)
         _step(model, optimiser, loss)
         report.steps += 1
         report.tokens += sum(term.tokens(chosen) for term, chosen in work)
@@ -107,7 +109,7 @@ def train(
         report.losses.append(loss)
         whole = _total(phase, report)
         if report.steps == PROBE_STEPS:
-            report.planned = _steps_in_time(phase, report)
+            report.planned = ranks.agreed(_steps_in_time(phase, report))
             report.shortened = report.planned < len(phase.steps)
         if checkpointer and (report.steps == PROBE_STEPS or checkpointer.due):
             checkpointer.write(Checkpoint.of(phase.name, report.__dict__, model, optimiser, references))

@@ -7,7 +7,7 @@ import os
 import shutil
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from peft import PeftModel
@@ -19,6 +19,7 @@ from bot.serving.model.loading import LoadedBase
 from storage.learning import unregistered_adapters
 from trainer.data.snapshot import Snapshot
 from trainer.errors import RunCancelledError
+from trainer.training import ranks
 
 CARD = "card.json"
 CARD_TEXT = "card.md"
@@ -33,12 +34,27 @@ def save(
     work: Path,
     adapters_dir: Path,
 ) -> tuple[str, Path]:
-    """Write the adapter in PEFT's layout, hash it and rename it once to its final place.
+    """Write the adapter in PEFT's layout, hash it and rename it once to its final place; the first rank does.
 
     One that only serves while it is trained has no card. Before the adapter is renamed its id is noted in the
     run's folder: what a killed run leaves behind is found there (`storage.learning.unregistered_adapters`).
     Never through `state_dict()` or `save_pretrained`: on some CPUs that unpacks and damages a 4-bit base.
     """
+    saved = None
+    if ranks.is_first():
+        saved = _save(model, base, card, snapshot=snapshot, work=work, adapters_dir=adapters_dir)
+    return cast(tuple[str, Path], ranks.agreed(saved))
+
+
+def _save(
+    model: PeftModel,
+    base: LoadedBase,
+    card: dict[str, Any] | None,
+    *,
+    snapshot: Snapshot,
+    work: Path,
+    adapters_dir: Path,
+) -> tuple[str, Path]:
     written = work / "adapter"
     shutil.rmtree(written, ignore_errors=True)
     try:

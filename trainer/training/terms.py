@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from trainer.data.encoding import Example, PreferenceExample
 from trainer.training import losses
 from trainer.training.forward import accumulate, base_distributions, device_of, distributions, score, totals
-from trainer.training.packing import bins
+from trainer.training.ranks import own_bins
 
 # The class masses of KTO: liked to disliked between 1:1 and 4:3 (equation 8 of arXiv 2402.01306).
 LIKED_MASS = 1.15
@@ -54,7 +54,7 @@ class Supervised:
         # The divisor is the whole batch's, so that the gradient doesn't depend on how it falls into groups.
         mass = sum(example.weight * example.completion_length for example in batch)
         total = 0.0
-        for group in bins(batch, self._limit):
+        for group in own_bins(batch, self._limit):
             examples = [batch[i] for i in group]
             scores = score(model, examples)
             # (B,), on the device and in the precision of the log-probabilities.
@@ -88,7 +88,7 @@ class Replay:
         examples = [self._examples[i] for i in chosen]
         mass = sum(example.completion_length for example in examples)
         total = 0.0
-        for group in bins(examples, self._limit):
+        for group in own_bins(examples, self._limit):
             # Both (N, V): the completion tokens of the group's examples, one example after the other.
             logits = distributions(model, [examples[i] for i in group])
             base = torch.cat([self._base[chosen[i]] for i in group]).to(logits.device)
@@ -135,7 +135,7 @@ class Kto:
                 totals(model, mismatch_completions(batch), self._limit), reference_mismatched
             )
         total = 0.0
-        for group in bins(batch, self._limit):
+        for group in own_bins(batch, self._limit):
             examples = [batch[i] for i in group]
             policy = score(model, examples).totals
             # (B,) each: which side of the value function an example is on, and how much it counts.
@@ -183,7 +183,7 @@ class Dpo:
         # Weighted tokens of the chosen replies: what the supervised part is a mean over.
         mass = sum(pair.weight * pair.chosen.completion_length for pair in batch)
         total = 0.0
-        for group in bins([pair.joined for pair in batch], self._limit):
+        for group in own_bins([pair.joined for pair in batch], self._limit):
             pairs = [batch[i] for i in group]
             # Both sides of a pair in one forward: the loss is of their difference.
             scores = score(model, [example for pair in pairs for example in (pair.chosen, pair.rejected)])

@@ -11,7 +11,7 @@ from bot.serving.protocol import BaseDescription
 from storage.config import Config, load_config
 from tests.tiny_model import build_tiny_base
 from trainer.errors import TrainingError
-from trainer.training.base_copy import local_folder
+from trainer.placement.base import local_folder
 
 
 def served(tiny_folder: Path, folder: str) -> BaseDescription:

@@ -52,7 +52,8 @@ class Question:
     replies to; ``follows`` says what it goes on with otherwise. ``parent_channel_id`` is the channel that a
     thread hangs on. ``quote`` is shown above the answer where the question isn't ``visible`` in the channel,
     ``note`` below it. ``attached_text`` came in files with the message. ``compared`` asks for two candidates.
-    ``in_force`` are the settings of its place when it was asked: they are read once.
+    ``in_force`` are the settings of its place when it was asked: they are read once. ``words_of`` is a member
+    whose words are asked in the name of ``author``.
     """
 
     discord_id: int
@@ -71,6 +72,7 @@ class Question:
     follows: Continuation | None = None
     cited: tuple[Cited, ...] = ()
     compared: bool = False
+    words_of: int | None = None
 
     @property
     def home_channel_id(self) -> int:

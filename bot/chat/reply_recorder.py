@@ -197,7 +197,7 @@ def _record_question(
         conversation_id=conversation_id or _new_conversation(db, question, place.scope),
         discord_id=question.discord_id,
         parent_id=parent_id,
-        author_id=question.author.user_id,
+        author_id=question.author.user_id if question.words_of is None else question.words_of,
         role="user",
         content=question.text,
         permission_reference=permission_reference,

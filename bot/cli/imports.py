@@ -5,10 +5,9 @@ from __future__ import annotations
 import json
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from datetime import UTC, datetime
-from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -18,16 +17,24 @@ from bot.cli.errors import CommandError, UsageError
 from bot.cli.launch.console import visible
 from bot.cli.members import unload
 from bot.cli.runs import actor
-from bot.cli.session import ConfigOption, JsonOption, ScopeOption, Session, choose_scope, load, session
-from storage.errors import ImportFileError
-from storage.imports import files
+from bot.cli.session import (
+    ConfigOption,
+    JsonOption,
+    ScopeOption,
+    Session,
+    import_scope,
+    load,
+    session,
+)
+from bot.language.durations import duration
+from storage.imports import files, importing
 from storage.imports import imports as stored
 from storage.imports.checks import REASONS, Summary
-from storage.imports.examples import Example
-from storage.imports.files import ImportFile
+from storage.imports.examples import Example, Prompt
+from storage.imports.files import ImportFile, State
+from storage.imports.importing import Progress, Statement
 from storage.privacy import file_scrubbing
 
-BATCH = 200
 PROGRESS_S = 2.0
 SHOWN = 300
 
@@ -35,7 +42,7 @@ imports = typer.Typer(help="See and take back what was imported.", no_args_is_he
 
 
 def import_file(
-    file: Annotated[Path, typer.Argument(help="The file; see the formats above. It may be gzipped.")],
+    file: Annotated[Path, typer.Argument(help="The file; see the formats above.")],
     config: ConfigOption = None,
     scope: ScopeOption = None,
     rights: Annotated[
@@ -57,7 +64,8 @@ def import_file(
 
     Understood are: Strop's own exports; messages (OpenAI, TRL); prompt and completion, preference pairs and
     KTO labels (TRL); ShareGPT; Alpaca; OpenAssistant trees; CSV with named columns; DiscordChatExporter's
-    JSON. As JSON, JSON lines or CSV, plain or gzipped.
+    JSON. As JSON, JSON lines or CSV, plain or gzipped. And prompts without answers, for tastings to ask: a
+    text with one a line, DiscordChatExporter's CSV, and Discord's own data package (zip or folder).
 
     Where the file says who liked what, that becomes ratings. Other answers become examples to imitate: they
     count as one voice, and never touch the held-out set. Messages from Discord train only with Discord's
@@ -69,39 +77,40 @@ def import_file(
 
         strop import chats.jsonl --rights "our own support chats" --licence internal
 
-        strop import table.csv --columns prompt=question,answer=reply --rights "written by us"
+        strop import table.csv --columns prompt=question,answer=reply --rights "written by us" --licence ours
     """
     # The file comes first: what is wrong with it holds before the first start as well.
     rating = load(config)[0].discord
     found = files.recognise(
-        file,
+        file.expanduser(),
         encoding=encoding,
         columns=_columns(columns),
         rating_up=rating.rating_up,
         rating_down=rating.rating_down,
     )
-    before = _state(file)
-    summary = _summary(found)
+    before = found.state()
+    summary = importing.look(found, _progress("{records} records read"))
     with session(config) as opened:
-        chosen = opened.database.read(lambda db: choose_scope(db, opened.config, scope))
+        statement = Statement(
+            import_scope(opened, scope), rights, licence, actor(), rating.training_permission_reference
+        )
         if not as_json:
-            _preview(found, summary, chosen)
+            _preview(found, summary, statement.scope)
         if dry_run:
-            return _tell_json(summary, None) if as_json else None
+            return _tell_json(found, summary, None) if as_json else None
         if not summary.usable:
             raise CommandError(f"There is nothing to import in {file}.")
-        if not rights.strip():
-            raise UsageError('Say by which right you use it: --rights "…". `--dry-run` only looks.')
+        if not (rights.strip() and licence.strip()):
+            raise UsageError(
+                'Say by which right you use it and under which licence: --rights "…" --licence "…". '
+                "`--dry-run` only looks."
+            )
         if not (yes or as_json):
-            typer.confirm(f"Import {summary.usable} examples for {chosen}?", abort=True, err=True)
-        done = _store(opened, found, before, summary, chosen, rights.strip(), licence.strip())
+            typer.confirm(f"Import {_counted(found, summary)} for {statement.scope}?", abort=True, err=True)
+        done = _take_in(opened, found, before, summary, statement)
     if as_json:
-        return _tell_json(summary, done)
-    again = f" {done.known} were there already." if done.known else ""
-    typer.echo(
-        f"Import {done.id}: {done.stored} new examples.{again} "
-        f"`strop imports remove {done.id}` takes it back."
-    )
+        return _tell_json(found, summary, done)
+    _tell(found, summary, done)
     return None
 
 
@@ -115,108 +124,102 @@ def _columns(option: str) -> dict[str, str]:
     return named
 
 
-def _state(file: Path) -> tuple[int, int]:
-    stat = file.stat()
-    return stat.st_size, stat.st_mtime_ns
-
-
-def _summary(found: ImportFile) -> Summary:
-    summary = Summary()
-    told = time.monotonic()
-    for each in found.examples():
-        summary.add(each)
-        if time.monotonic() - told > PROGRESS_S and sys.stderr.isatty():
-            told = time.monotonic()
-            typer.echo(
-                f"\r{summary.usable + sum(summary.left_out.values())} records read", nl=False, err=True
-            )
-    return summary
-
-
 def _preview(found: ImportFile, summary: Summary, scope: str) -> None:
     source = found.source
     guessed = ", guessed: check the samples" if source.encoding_guessed else ""
     typer.echo(f"{found.title}, {source.layout.replace('-', ' ')}, {source.encoding}{guessed}.")
-    rated = summary.usable - summary.imitated
-    typer.echo(
-        f"{summary.usable} examples for {scope}: {summary.imitated} to imitate, {rated} rated "
-        f"({summary.liked} likes, {summary.disliked} dislikes, {summary.pairs} better answers)."
-    )
-    if summary.usable:
+    if found.prompts_only:
+        typer.echo(f"{summary.usable} prompts without answers: tastings ask them, and members rate.")
+    else:
+        rated = summary.usable - summary.imitated
+        typer.echo(
+            f"{summary.usable} examples for {scope}: {summary.imitated} to imitate, {rated} rated "
+            f"({summary.liked} likes, {summary.disliked} dislikes, {summary.pairs} better answers)."
+        )
+    if summary.splits:
         splits = ", ".join(f"{name} {count}" for name, count in sorted(summary.splits.items()))
         typer.echo(f"By split: {splits}.")
     for reason, count in summary.left_out.most_common():
         first = summary.first_left_out[reason]
         typer.echo(f"Left out: {count} that {REASONS[reason]} (the first: {first}).")
-    if any(turn.author for sample in summary.samples for turn in sample.prompt):
+    if any(_from_discord(sample) for sample in summary.samples):
         typer.echo(
             "These are messages from Discord: they train only with Discord's recorded permission "
             "(discord.training_permission_reference), and only those whose authors opted in with /privacy."
         )
     for sample in summary.samples:
-        typer.echo(f"  {visible(_shown(sample))}")
+        for line in _shown(sample):
+            typer.echo(f"  {visible(line)}")
 
 
-def _shown(sample: Example) -> str:
-    question, answer = sample.question[:SHOWN], sample.answer.content[:SHOWN]
-    better = f" | better: {sample.better[:SHOWN]}" if sample.better else ""
-    return f"{sample.place}: {question} -> {answer}{better}"
+def _from_discord(sample: Example | Prompt) -> bool:
+    return sample.author is not None if isinstance(sample, Prompt) else sample.opening.author is not None
 
 
-def _store(
-    opened: Session,
-    found: ImportFile,
-    before: tuple[int, int],
-    summary: Summary,
-    scope: str,
-    rights: str,
-    licence: str,
+def _shown(sample: Example | Prompt) -> Iterator[str]:
+    """Write a sample as the model will see it: turn by turn."""
+    yield f"{sample.place}:"
+    if isinstance(sample, Prompt):
+        yield f"  user: {sample.text[:SHOWN]}"
+        return
+    for turn in (*sample.prompt, sample.answer):
+        yield f"  {turn.role}: {turn.content[:SHOWN]}"
+    if sample.better:
+        yield f"  better than that: {sample.better[:SHOWN]}"
+
+
+def _counted(found: ImportFile, summary: Summary) -> str:
+    return f"{summary.usable} {'prompts' if found.prompts_only else 'examples'}"
+
+
+def _take_in(
+    opened: Session, found: ImportFile, before: State, summary: Summary, statement: Statement
 ) -> stored.Import:
-    digest = found.sha256()
-    begun = opened.database.write(
-        lambda db: stored.begin(
-            db,
-            name=found.source.path.name,
-            sha256=digest,
-            format_name=found.format,
-            rights=rights,
-            licence=licence,
-            scope=scope,
-            actor=actor(),
-        )
-    )
-    reference = opened.config.discord.training_permission_reference
-    count, started = 0, time.monotonic()
     try:
-        for batch in stored.batches(_usable(found), BATCH):
-            if _state(found.source.path) != before:
-                raise ImportFileError(f"{found.source.path} changed while it was read: run the import again.")
-            opened.database.write(
-                partial(stored.store, found=begun, examples=batch, permission_reference=reference)
-            )
-            count += len(batch)
-            _progress(count, summary.usable, started)
+        return importing.take_in(
+            opened.database, found, before, summary, statement, _progress("{records} stored")
+        )
     except KeyboardInterrupt as error:
         raise CommandError(
-            f"Stopped after {count} of {summary.usable} examples. Run it again to go on, or "
-            f"`strop imports remove {begun.id}` to take it back."
+            "Stopped: what is stored trains nothing yet. Import the file again to go on, or take it back "
+            "with `strop imports remove`."
         ) from error
-    return opened.database.write(lambda db: stored.finish(db, begun.id, summary.left_out))
 
 
-def _usable(found: ImportFile) -> Iterator[Example]:
-    return (each for each in found.examples() if isinstance(each, Example))
+def _progress(text: str) -> Callable[[Progress], None]:
+    """Show progress in one line of a terminal, and nothing elsewhere."""
+    told_s = time.monotonic()
+
+    def tell(now: Progress) -> None:
+        nonlocal told_s
+        is_over = now.share == 1.0
+        if not sys.stderr.isatty() or (time.monotonic() - told_s < PROGRESS_S and not is_over):
+            return
+        told_s = time.monotonic()
+        share = "" if now.share is None else f", {now.share:.0%}"
+        left = "" if not now.left_s else f", about {duration(now.left_s)} left"
+        typer.echo(f"\r{text.format(records=now.records)}{share}{left}   ", nl=is_over, err=True)
+
+    return tell
 
 
-def _progress(count: int, total: int, started: float) -> None:
-    if not sys.stderr.isatty():
-        return
-    left = (time.monotonic() - started) / count * (total - count)
-    typer.echo(f"\r{count} of {total} stored, about {left:.0f} s left ", nl=count >= total, err=True)
+def _tell(found: ImportFile, summary: Summary, done: stored.Import) -> None:
+    again = f" {done.known} were there already." if done.known else ""
+    kind = "prompts" if found.prompts_only else "examples"
+    typer.echo(
+        f"Import {done.id}: {done.stored} new {kind}.{again} `strop imports remove {done.id}` takes it back."
+    )
+    if found.prompts_only:
+        for reason in ("no_consent", "prompt_too_long", "bank_full"):
+            if count := summary.left_out.get(reason):
+                typer.echo(f"Left out: {count} that {REASONS[reason]}.")
+        typer.echo("`strop tasting start` or /tasting asks them.")
 
 
-def _tell_json(summary: Summary, done: stored.Import | None) -> None:
+def _tell_json(found: ImportFile, summary: Summary, done: stored.Import | None) -> None:
     record: dict[str, Any] = {
+        "format": found.format,
+        "prompts_only": found.prompts_only,
         "usable": summary.usable,
         "imitated": summary.imitated,
         "liked": summary.liked,

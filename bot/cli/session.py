@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -13,9 +14,11 @@ from typing import Annotated
 import typer
 
 from bot.cli.errors import CommandError, UsageError
+from bot.playground.discord.community import GUILD_ID as PLAYGROUND_GUILD_ID
 from bot.serving.client import ModelClient
 from bot.serving.errors import ServingError
 from bot.serving.protocol import Health
+from storage.chat.conversations import scope_of
 from storage.config import Config, load_config
 from storage.db.database import Connection, Database
 
@@ -99,6 +102,25 @@ def choose_scope(db: Connection, config: Config, option: str | None) -> str:
     if option is not None and option not in scopes:
         raise UsageError(f"There is no scope {option!r}; {listed}")
     return option or scopes[0]
+
+
+def import_scope(opened: Session, option: str | None) -> str:
+    """The scope to import for: as `choose_scope`, or any server's that is named, or the playground's.
+
+    What is brought in may come before anybody has talked to the bot.
+    """
+    if (
+        option is not None
+        and re.fullmatch(r"guild:\d{1,20}", option)
+        and opened.config.trainer.scope == "guild"
+    ):
+        return option
+    scopes = opened.database.read(lambda db: known_scopes(db, opened.config))
+    if not scopes and option is None and opened.config.playground:
+        return scope_of(opened.config.trainer.scope, PLAYGROUND_GUILD_ID)
+    if not scopes:
+        raise UsageError("Say for which server with --scope guild:ID (in Discord: Copy Server ID).")
+    return opened.database.read(lambda db: choose_scope(db, opened.config, option))
 
 
 def served(config: Config) -> Health | None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
@@ -14,14 +13,14 @@ import typer
 from bot.cli.errors import CommandError, UsageError
 from bot.cli.launch.console import visible
 from bot.cli.runs import actor
-from bot.cli.session import ConfigOption, JsonOption, base_hash, served, session
+from bot.cli.session import ConfigOption, JsonOption, Session, base_hash, served, session
 from bot.cli.settings import GuildOption, server_id
+from bot.cli.transfer.prompt_files import prompts_in
 from storage.chat.conversations import scope_of
 from storage.db.database import Connection
-from storage.errors import ImportFileError
 from storage.feedback import tastings
-from storage.feedback.tastings import Progress, Tasting
-from storage.imports.prompts import MAX_TEXT_BYTES, is_data, read_prompts
+from storage.feedback.tastings import NewPrompt, Progress, Tasting
+from storage.imports.prompts import MAX_TEXT_BYTES, is_data
 from storage.learning import adapters
 from storage.process.locks import is_locked
 
@@ -52,11 +51,9 @@ def add(
 
         echo "What is a good first houseplant?" | strop tasting add -
     """
-    lines = _prompts(file)
-    if not lines:
-        raise UsageError(f"There are no prompts in {file}: write one a line.")
     with session(config) as opened:
-        added = opened.database.write(lambda db: tastings.add_prompts(db, lines, actor()))
+        new, unusable = _prompts(opened, file)
+        added = opened.database.write(lambda db: tastings.add(db, new, actor()))
     if as_json:
         typer.echo(json.dumps(asdict(added)))
         return
@@ -66,7 +63,7 @@ def add(
         f"did not fit (the bank holds {tastings.MAX_PROMPTS})": added.over,
     }
     rest = "".join(f" {count} {why}." for why, count in left_out.items() if count)
-    typer.echo(f"{added.new} new prompts are in the bank.{rest}")
+    typer.echo(f"{added.new} new prompts are in the bank.{rest}{unusable}")
 
 
 @tasting.command("list")
@@ -247,16 +244,19 @@ def _latest(db: Connection) -> list[tuple[Tasting, Progress, bool]]:
     ]
 
 
-def _prompts(file: Path) -> Sequence[str]:
+def _prompts(opened: Session, file: Path) -> tuple[list[NewPrompt], str]:
+    """Return the prompts, and what was left out as a text."""
     if str(file) != "-":
-        try:
-            return read_prompts(file)
-        except ImportFileError as error:
-            raise UsageError(visible(str(error))) from error
+        found = prompts_in(file, opened)
+        authors = [prompt.author.user_id if prompt.author else None for prompt in found.prompts]
+        texts = [prompt.text for prompt in found.prompts]
+        return list(map(NewPrompt, texts, authors)), found.left_out
     text = sys.stdin.read(MAX_TEXT_BYTES)
     if is_data(text):
         raise UsageError("That is data, not prompts with one a line: save it to a file and name the file.")
-    return tastings.lines_of(text)
+    if not (lines := tastings.lines_of(text)):
+        raise UsageError("There are no prompts in it: write one a line.")
+    return list(map(NewPrompt, lines)), ""
 
 
 def register(app: typer.Typer) -> None:

@@ -29,6 +29,7 @@ from storage.chat import members, replies
 from storage.db.database import Connection
 from storage.feedback import tastings
 from storage.feedback.tastings import BankPrompt, Progress, Tasting
+from storage.imports import imports
 from storage.learning import adapters
 
 POLL_S = 2.0
@@ -194,7 +195,7 @@ class TastingHost:
             channel_id=channel.id,
             guild_id=channel.guild.id,
             public=is_public(channel),
-            author=Person(members.OPERATOR_ID, members.OPERATOR_NAME, source),
+            author=_asker(prompt, source),
             text=prompt.text,
             in_force=found,
             quote=quoted(prompt.text),
@@ -202,6 +203,7 @@ class TastingHost:
             visible=False,
             parent_channel_id=parent_of(channel),
             compared=tasting.pairs,
+            words_of=prompt.author_id,
         )
 
     async def _answered(self, draft: Draft) -> bool:
@@ -238,6 +240,13 @@ class TastingHost:
             await translated(channel.send(text, silent=True))
         except DeliveryError as error:
             _log.info("tasting.not_said", channel_id=channel.id, error=type(error).__name__)
+
+
+def _asker(prompt: BankPrompt, source: str) -> Person:
+    """In whose name a prompt is asked: its import's, so that it can be taken back, or the operator's."""
+    if prompt.import_id is None:
+        return Person(members.OPERATOR_ID, members.OPERATOR_NAME, source)
+    return Person(imports.member_of(prompt.import_id), "", source)
 
 
 def _beginning(tasting: Tasting, found: InForce) -> str:

@@ -270,7 +270,7 @@ def latest_in(
         f"""{_SELECT} WHERE replies.id IN (
                 SELECT reply_id FROM reply_parts WHERE channel_id = ? ORDER BY discord_id DESC LIMIT 20)
             AND messages.content <> '' AND messages.deleted_ms IS NULL AND replies.status <> 'streaming'
-            AND replies.asker_id IS NOT ?
+            AND (replies.asker_id IS NULL OR replies.asker_id > ?)
             AND replies.created_ms + coalesce(replies.duration_ms, 0) >= ?
             ORDER BY replies.message_id DESC LIMIT 1""",
         (channel_id, members.OPERATOR_ID, since_ms),

@@ -728,6 +728,18 @@ UPDATE runs SET report_outcome = outcome WHERE report_message_id IS NOT NULL
     )
 
 
+def m0033_origins_of_prompts(db: sqlite_utils.Database) -> None:
+    """Which member of Discord wrote a prompt of the bank, and which import it came with."""
+    _run(
+        db,
+        """
+ALTER TABLE tasting_prompts ADD COLUMN author_id INTEGER REFERENCES members (user_id)
+
+ALTER TABLE tasting_prompts ADD COLUMN import_id INTEGER REFERENCES imports (id)
+""",
+    )
+
+
 for _step in (
     m0001_people_and_conversations,
     m0002_replies_and_ratings,
@@ -745,5 +757,6 @@ for _step in (
     m0022_sentences,
     m0031_left_out_replies,
     m0032_reported_outcomes,
+    m0033_origins_of_prompts,
 ):
     steps()(_step)

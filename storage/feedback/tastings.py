@@ -37,13 +37,26 @@ OFFER = Sentence(
 
 
 @dataclass(frozen=True, slots=True)
+class NewPrompt:
+    """A prompt to add. `author_id` names whose words it is, where it is a member's of Discord."""
+
+    text: str
+    author_id: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class BankPrompt:
-    """One prompt of the bank; `asked` says how often it was asked, anywhere."""
+    """One prompt of the bank; `asked` says how often it was asked, anywhere.
+
+    With an `author_id` it is a member's words, and with an `import_id` it came in a file.
+    """
 
     id: int
     text: str
     key: str
     created_ms: int
+    author_id: int | None = None
+    import_id: int | None = None
     asked: int = 0
 
 
@@ -100,20 +113,28 @@ def lines_of(text: str) -> list[str]:
 
 
 def add_prompts(db: sqlite_utils.Database, texts: Iterable[str], actor: str) -> Added:
+    """Add an operator's own prompts to the bank; see `add`."""
+    return add(db, map(NewPrompt, texts), actor)
+
+
+def add(
+    db: sqlite_utils.Database, found: Iterable[NewPrompt], actor: str, *, import_id: int | None = None
+) -> Added:
     """Add prompts to the bank. One that differs from another only in case or punctuation is known already."""
     new = known = too_long = over = 0
     held = int(sql.value(db, "SELECT count(*) FROM tasting_prompts"))
-    for text in texts:
-        if len(text) > MAX_PROMPT:
+    for each in found:
+        if len(each.text) > MAX_PROMPT:
             too_long += 1
             continue
-        key = near_duplicate_key(text)
+        key = near_duplicate_key(each.text)
         if sql.value(db, "SELECT 1 FROM tasting_prompts WHERE key = ?", (key,)):
             known += 1
         elif held + new >= MAX_PROMPTS:
             over += 1
         else:
-            sql.insert(db, "tasting_prompts", {"text": text, "key": key, "created_ms": now_ms()})
+            values = {"text": each.text, "key": key, "created_ms": now_ms(), "author_id": each.author_id}
+            sql.insert(db, "tasting_prompts", {**values, "import_id": import_id})
             new += 1
     if new:
         audit.record(db, actor, "tasting.add", {"prompts": new})
@@ -136,6 +157,16 @@ def remove_all_prompts(db: sqlite_utils.Database, actor: str) -> int:
     if gone:
         audit.record(db, actor, "tasting.remove", {"prompts": gone})
     return gone
+
+
+def remove_imported(db: sqlite_utils.Database, import_id: int) -> int:
+    """Take the prompts of an import out of the bank; return how many there were."""
+    return sql.change(db, "DELETE FROM tasting_prompts WHERE import_id = ?", (import_id,))
+
+
+def remove_by_author(db: sqlite_utils.Database, user_id: int) -> int:
+    """Take a member's words out of the bank; return how many prompts they were."""
+    return sql.change(db, "DELETE FROM tasting_prompts WHERE author_id = ?", (user_id,))
 
 
 def prompts(db: sqlite_utils.Database) -> list[BankPrompt]:

@@ -9,11 +9,15 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
 from storage.chat.splits import near_duplicate_key, split_of
-from storage.imports.examples import Example, Unusable
+from storage.feedback import tastings
+from storage.imports.examples import Example, Prompt, Unusable
 
 MAX_CHARACTERS = 24_000
+SAMPLES = 3
 REASONS = {
     "not_messages": "hold no prompt with an answer",
+    "other_format": "are in another format than the first: import them from a file of their own",
+    "no_prompt": "hold no prompt",
     "empty": "have an empty prompt or answer",
     "too_long": f"are longer than {MAX_CHARACTERS:,} characters",
     "control_tokens": "hold control tokens of a chat template",
@@ -23,6 +27,11 @@ REASONS = {
     "system_message": "are messages of Discord's own",
     "answers_nothing": "reply to no other message",
     "question_missing": "reply to a message that isn't in the file",
+    "too_short": "are too short to ask",
+    "private": "were written in direct messages or private threads, which never train",
+    "no_consent": "are of members who have not opted in with /privacy",
+    "prompt_too_long": f"are longer than {tastings.MAX_PROMPT:,} characters",
+    "bank_full": f"did not fit: the bank holds {tastings.MAX_PROMPTS:,} prompts",
 }
 # The marks of common chat templates. Each alternative is bounded, so that no text makes the search slow.
 _CONTROL = re.compile(r"<\|[\w.-]{1,40}\|>|\[/?INST\]|<</?SYS>>|</?s>|<(?:start|end)_of_turn>")
@@ -30,7 +39,7 @@ _CONTROL = re.compile(r"<\|[\w.-]{1,40}\|>|\[/?INST\]|<</?SYS>>|</?s>|<(?:start|
 
 @dataclass
 class Summary:
-    """What a file holds: examples by kind, what was left out by reason, and a few to look at."""
+    """What a file holds: examples by kind, or prompts; what was left out by reason; a few to look at."""
 
     usable: int = 0
     imitated: int = 0
@@ -40,22 +49,24 @@ class Summary:
     splits: Counter[str] = field(default_factory=Counter)
     left_out: Counter[str] = field(default_factory=Counter)
     first_left_out: dict[str, str] = field(default_factory=dict)
-    samples: list[Example] = field(default_factory=list)
+    samples: list[Example | Prompt] = field(default_factory=list)
 
-    def add(self, found: Example | Unusable) -> None:
+    def add(self, found: Example | Prompt | Unusable) -> None:
         """Count one."""
         if isinstance(found, Unusable):
             self.left_out[found.reason] += 1
             self.first_left_out.setdefault(found.reason, found.place)
             return
         self.usable += 1
+        if len(self.samples) < SAMPLES:
+            self.samples.append(found)
+        if isinstance(found, Prompt):
+            return
         self.imitated += not found.rated
         self.liked += found.liked
         self.disliked += found.disliked
         self.pairs += found.better is not None
         self.splits[split_for(found)] += 1
-        if len(self.samples) < 3:
-            self.samples.append(found)
 
 
 def split_for(example: Example) -> str:
@@ -74,6 +85,23 @@ def checked(found: Iterable[Example | Unusable]) -> Iterator[Example | Unusable]
             continue
         reason = _objection(each) or _repeated(each, exact, near)
         yield each if reason is None else Unusable(each.place, reason)
+
+
+def checked_prompts(found: Iterable[Prompt | Unusable]) -> Iterator[Prompt | Unusable]:
+    """Yield each prompt that can be asked, once, or why it can't be."""
+    seen: set[bytes] = set()
+    for each in found:
+        if isinstance(each, Unusable):
+            yield each
+        elif not each.text.strip():
+            yield Unusable(each.place, "no_prompt")
+        elif _CONTROL.search(each.text):
+            yield Unusable(each.place, "control_tokens")
+        elif (digest := _digest(each.text)) in seen:
+            yield Unusable(each.place, "duplicate")
+        else:
+            seen.add(digest)
+            yield each
 
 
 def _objection(example: Example) -> str | None:
@@ -112,4 +140,4 @@ def fingerprint(example: Example) -> str:
 
 
 def _digest(text: str) -> bytes:
-    return hashlib.sha256(text.encode()).digest()[:8]
+    return hashlib.sha256(text.encode("utf-8", errors="replace")).digest()[:8]

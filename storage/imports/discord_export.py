@@ -1,4 +1,6 @@
-"""DiscordChatExporter's JSON: replies to earlier messages as answers, reactions as ratings.
+"""DiscordChatExporter's files. JSON: replies to earlier messages as answers, reactions as ratings.
+
+Its CSV names neither messages nor what they reply to, so that it holds prompts only.
 
 Every author's and rater's own Discord id is kept, so that their consent decides; without Discord's recorded
 permission nothing of it trains, whoever exported it.
@@ -10,18 +12,54 @@ from collections import OrderedDict
 from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
-from storage.imports.examples import Author, Example, Turn, Unusable
+from storage.errors import ImportFileError
+from storage.imports.examples import Author, Example, Prompt, Turn, Unusable
 from storage.imports.reading import Record
 
 # Messages that a later one may still refer to.
 REMEMBERED = 50_000
 MAX_CHAIN = 8
 _KINDS = frozenset({"Default", "Reply"})
+# Kinds of channels that not everybody of a server can read.
+_PRIVATE = frozenset({"DirectTextChat", "DirectGroupTextChat", "GuildPrivateThread"})
+# Shorter ones are hardly ever anything to ask: "ok", "same here".
+MIN_PROMPT = 12
+_TABLE = frozenset({"AuthorID", "Author", "Date", "Content"})
 
 
 def matches(outline: object) -> bool:
     """Return whether a file's outline is that of an export of one channel."""
     return isinstance(outline, Mapping) and "guild" in outline and "messages" in outline
+
+
+def check_public(outline: Mapping[str, Any]) -> None:
+    """Raise ImportFileError for an export of direct messages or of a private thread."""
+    channel = outline.get("channel")
+    if isinstance(channel, Mapping) and channel.get("type") in _PRIVATE:
+        raise ImportFileError(
+            "These are direct messages or a private thread: what not everybody could read never trains."
+        )
+
+
+def matches_table(first: object) -> bool:
+    """Return whether a row is of an export as CSV."""
+    return isinstance(first, Mapping) and first.keys() >= _TABLE
+
+
+def read_table(record: Record) -> Iterator[Prompt | Unusable]:
+    """Yield the message of a row of an export as CSV as a prompt."""
+    row = record.value
+    author = str(row.get("AuthorID") or "")
+    if not author.isdecimal() or not isinstance(row.get("Content"), str):
+        yield Unusable(record.place, "no_prompt")
+    else:
+        yield discord_prompt(row["Content"], record.place, Author(int(author), str(row.get("Author") or "")))
+
+
+def discord_prompt(content: str, place: str, author: Author) -> Prompt | Unusable:
+    """Return a member's message as a prompt, if there is something to ask in it."""
+    text = content.strip()
+    return Prompt(text, place, author) if len(text) >= MIN_PROMPT else Unusable(place, "too_short")
 
 
 class DiscordExport:

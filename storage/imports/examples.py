@@ -52,10 +52,25 @@ class Example:
         """The last thing that was said before the answer."""
         return self.prompt[-1].content
 
+    @property
+    def opening(self) -> Prompt:
+        """What the conversation began with."""
+        first = next(turn for turn in self.prompt if turn.role == "user")
+        return Prompt(first.content.strip(), self.place, first.author)
+
+
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """Something to ask, without an answer. `author` is the member of Discord whose words it is."""
+
+    text: str
+    place: str
+    author: Author | None = None
+
 
 @dataclass(frozen=True, slots=True)
 class Unusable:
-    """A record that holds no example; `reason` is a key of `checks.REASONS`."""
+    """A record that holds no example or prompt; `reason` is a key of `checks.REASONS`."""
 
     place: str
     reason: str

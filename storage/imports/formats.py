@@ -12,10 +12,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from storage.errors import ImportFileError
-from storage.imports.examples import Example, Role, Turn, Unusable
+from storage.imports.examples import Example, Prompt, Role, Turn, Unusable
 from storage.imports.reading import Record
 
-Found = Iterator[Example | Unusable]
+Found = Iterator[Example | Prompt | Unusable]
 _ROLES: dict[str, Role] = {
     "system": "system",
     "user": "user",
@@ -44,13 +44,65 @@ class Format:
 
 def recognise(first: object) -> Format:
     """Return the format of a file by its first record. Raises ImportFileError, naming what was found."""
+    if isinstance(first, str):
+        return PROMPTS
     if isinstance(first, Mapping):
-        for each in FORMATS:
-            if each.matches(first):
-                return each
+        if (known := known_format(first)) is not None:
+            return known
         keys = ", ".join(sorted(map(str, first))[:8])
         raise ImportFileError(f"No known format has records with these keys: {keys}.")
     raise ImportFileError(f"A record is an object with keys; this file's first is {type(first).__name__}.")
+
+
+def known_format(record: Mapping[str, Any]) -> Format | None:
+    """Return the format of a record with keys, or None."""
+    found = next((each for each in FORMATS if each.matches(record)), None)
+    # Messages that nobody answers are something to ask.
+    if found is not None and (found.name != "messages" or _answers(record.get("messages"))):
+        return found
+    return PROMPTS if _asked(record) else found
+
+
+def prompt_of(record: Record, found: Sequence[Example | Prompt | Unusable]) -> Prompt | Unusable:
+    """Return what a record asks first, by what its format's reader found in it."""
+    for each in found:
+        if isinstance(each, Prompt):
+            return each
+        if isinstance(each, Example):
+            return each.opening
+    asked = _asked(record.value) if isinstance(record.value, Mapping) else ""
+    return (
+        Prompt(asked, record.place) if asked else next(_unusable(found), Unusable(record.place, "no_prompt"))
+    )
+
+
+def _unusable(found: Sequence[Example | Prompt | Unusable]) -> Iterator[Unusable]:
+    return (each for each in found if isinstance(each, Unusable))
+
+
+def _asked(value: Mapping[str, Any]) -> str:
+    try:
+        turns = turns_of(value.get("messages", value.get("prompt")))
+    except ValueError:
+        return ""
+    return next((turn.content.strip() for turn in turns if turn.role == "user"), "")
+
+
+def _answers(messages: object) -> bool:
+    try:
+        return any(turn.role == "assistant" for turn in turns_of(messages))
+    except ValueError:
+        return True
+
+
+def _prompts(record: Record) -> Found:
+    """Read a text, or the prompt of a record in any format."""
+    if isinstance(record.value, str):
+        yield Prompt(record.value.strip(), record.place)
+        return
+    known = known_format(record.value) if isinstance(record.value, Mapping) else None
+    found = [] if known in (None, PROMPTS) else list(known.read(record))
+    yield prompt_of(record, found)
 
 
 def turns_of(messages: object) -> tuple[Turn, ...]:
@@ -228,3 +280,4 @@ FORMATS = (
     Format("sharegpt", "ShareGPT", _has("conversations"), _guarded(_messages)),
     Format("columns", "a table with columns", _flat, _columns),
 )
+PROMPTS = Format("prompts", "a list of prompts", lambda value: bool(_asked(value)), _prompts)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -20,9 +20,11 @@ from storage.chat import conversations, members, replies
 from storage.db import sql
 from storage.db.clock import now_ms
 from storage.errors import ImportFileError
-from storage.feedback import ratings
+from storage.feedback import ratings, tastings
+from storage.feedback.tastings import NewPrompt
 from storage.imports.checks import fingerprint
-from storage.imports.examples import Author, Example, Turn
+from storage.imports.examples import Author, Example, Prompt, Turn
+from storage.imports.prompts import permitted
 from storage.privacy import erasure
 
 State = Literal["running", "done", "removed"]
@@ -56,7 +58,12 @@ class Import:
     @property
     def member_id(self) -> int:
         """The member in whose name its prompts are asked."""
-        return -self.id * IDS_PER_IMPORT
+        return member_of(self.id)
+
+
+def member_of(import_id: int) -> int:
+    """Return the member in whose name the prompts of an import are asked."""
+    return -import_id * IDS_PER_IMPORT
 
 
 def begin(
@@ -82,7 +89,9 @@ def begin(
             f"This file is import {row['id']} already ({row['name']}): nothing was changed."
         )
     if row is not None:
-        return _import(row)
+        # What is stored of it is met again; what others hold is counted anew.
+        sql.change(db, "UPDATE imports SET known = 0 WHERE id = ?", (row["id"],))
+        return expect(db, row["id"])
     values = {
         "name": name,
         "sha256": sha256,
@@ -107,8 +116,8 @@ def store(
     new = known = 0
     for example in examples:
         reply_id = _unused_id(db, found, example)
-        if reply_id is None:
-            known += 1
+        if isinstance(reply_id, _Known):
+            known += reply_id.import_id != found.id
             continue
         _store_reply(db, found, reply_id, example, permission_reference)
         _store_ratings(db, found, reply_id, example, permission_reference)
@@ -117,6 +126,36 @@ def store(
         db, "UPDATE imports SET stored = stored + ?, known = known + ? WHERE id = ?", (new, known, found.id)
     )
     return new
+
+
+def store_prompts(
+    db: sqlite_utils.Database, found: Import, prompts: Iterable[Prompt], *, permission_reference: str
+) -> dict[str, int]:
+    """Put the prompts of a file without answers into the bank, from which tastings ask them.
+
+    Returns how many could not be taken, by reason (checks.REASONS). Raises ImportFileError for messages from
+    Discord without its recorded permission, or where none of their authors has opted in.
+    """
+    allowed, unwilling = permitted(db, prompts, permission_reference)
+    if unwilling and not allowed:
+        raise ImportFileError(
+            "Nobody whose messages these are has opted in with /privacy: nothing was imported."
+        )
+    members.ensure(db, found.member_id, f"Import {found.id}", SOURCE)
+    new = [NewPrompt(each.text, _person(db, each.author) if each.author else None) for each in allowed]
+    added = tastings.add(db, new, found.actor, import_id=found.id)
+    sql.change(
+        db,
+        "UPDATE imports SET stored = stored + ?, known = known + ? WHERE id = ?",
+        (added.new, added.known, found.id),
+    )
+    reasons = {"no_consent": unwilling, "prompt_too_long": added.too_long, "bank_full": added.over}
+    return {reason: count for reason, count in reasons.items() if count}
+
+
+def abandon(db: sqlite_utils.Database, import_id: int) -> None:
+    """Forget an import that ended before anything of it was stored; another stays to be gone on with."""
+    sql.change(db, "DELETE FROM imports WHERE id = ? AND stored = 0 AND state = 'running'", (import_id,))
 
 
 def finish(db: sqlite_utils.Database, import_id: int, left_out: Mapping[str, int]) -> Import:
@@ -148,29 +187,47 @@ def remove(db: sqlite_utils.Database, import_id: int, actor: str) -> erasure.Era
     The files of the returned erasure are still to be scrubbed. Raises ImportFileError where there is none.
     """
     found = expect(db, import_id)
+    tastings.remove_imported(db, import_id)
     erased = erasure.erase_member(db, found.member_id, actor)
+    # Words of real people: they are authors of their own, and stand in its conversations and under its name.
     sql.change(
         db,
-        """UPDATE messages SET content = '', deleted_ms = coalesce(deleted_ms, ?) WHERE conversation_id IN (
-               SELECT id FROM conversations WHERE key >= ? AND key < ?)""",
-        (now_ms(), f"import:{import_id}:", f"import:{import_id};"),
+        """UPDATE messages SET content = '', deleted_ms = coalesce(deleted_ms, :now)
+           WHERE conversation_id IN (SELECT id FROM conversations WHERE key >= :first AND key < :end)
+              OR id IN (SELECT prompt_message_id FROM replies WHERE asker_id = :member)""",
+        {
+            "now": now_ms(),
+            "first": f"import:{import_id}:",
+            "end": f"import:{import_id};",
+            "member": found.member_id,
+        },
     )
     sql.change(db, "UPDATE imports SET state = 'removed', ended_ms = ? WHERE id = ?", (now_ms(), import_id))
     audit.record(db, actor, "import.remove", {"import_id": import_id, "adapters": erased.affected_adapters})
     return erased
 
 
-def _unused_id(db: sqlite_utils.Database, found: Import, example: Example) -> str | None:
-    """Return the id of a new reply; None where the same example is there. One that was taken back isn't."""
+@dataclass(frozen=True, slots=True)
+class _Known:
+    import_id: int
+
+
+def _unused_id(db: sqlite_utils.Database, found: Import, example: Example) -> str | _Known:
+    """Return the id of a new reply, or which import holds the example (one that was taken back doesn't)."""
     digest = hashlib.sha256(f"{found.scope}:{fingerprint(example)}".encode()).hexdigest()[:20]
     generation = 0
     while True:
         reply_id = f"import-{digest}-{generation}"
-        row = sql.one(db, "SELECT prompt_json FROM replies WHERE id = ?", (reply_id,))
+        row = sql.one(
+            db,
+            """SELECT replies.prompt_json, conversations.key FROM replies
+               JOIN conversations ON conversations.id = replies.conversation_id WHERE replies.id = ?""",
+            (reply_id,),
+        )
         if row is None:
             return reply_id
         if row["prompt_json"] != "[]":
-            return None
+            return _Known(int(row["key"].split(":")[1]))
         generation += 1
 
 
@@ -290,15 +347,3 @@ def _import(row: Mapping[str, Any]) -> Import:
     values = dict(row)
     left_out = json.loads(values.pop("left_out_json"))
     return Import(**values, left_out=left_out)
-
-
-def batches(examples: Iterable[Example], size: int) -> Iterable[Sequence[Example]]:
-    """Yield the examples some at a time: one transaction each."""
-    batch: list[Example] = []
-    for example in examples:
-        batch.append(example)
-        if len(batch) == size:
-            yield batch
-            batch = []
-    if batch:
-        yield batch

@@ -1,36 +1,65 @@
-"""The one reader of prompts: a text with one a line, or any file that an import understands."""
+"""Prompts of any file that an import understands, and who of Discord's members lets theirs be asked."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Iterable
 from pathlib import Path
 
+import sqlite_utils
+
+from storage.chat import members
 from storage.errors import ImportFileError
-from storage.feedback import tastings
-from storage.imports import discord_export, formats, reading
-from storage.imports.examples import Example
-from storage.imports.reading import Record
+from storage.imports import files
+from storage.imports.examples import Prompt, Unusable
 
+# What is read from standard input at most.
 MAX_TEXT_BYTES = 4 * 1024 * 1024
+NO_PERMISSION = (
+    "These are messages from Discord: they may only be asked, and trained on, with Discord's recorded "
+    "permission (discord.training_permission_reference), whoever exported them."
+)
 
 
-def read_prompts(path: Path) -> tuple[str, ...]:
-    """Return a file's prompts, each once: its lines, or of data each conversation's first question.
+def read_prompts(path: Path) -> tuple[list[Prompt], Counter[str]]:
+    """Return a file's prompts, each once, and how many records were left out by reason (checks.REASONS).
 
-    Raises ImportFileError where the file can't be read, or is data without prompts.
+    Raises ImportFileError where the file can't be read, or holds none.
     """
-    try:
-        with path.open("rb") as file:
-            start = file.read(64)
-        if is_data(start.lstrip(b"\xef\xbb\xbf").decode("latin-1")):
-            return tuple(dict.fromkeys(_questions(path)))
-        if path.stat().st_size > MAX_TEXT_BYTES:
-            raise ImportFileError(f"{path} is larger than {MAX_TEXT_BYTES // 1024**2} MB.")
-        return tuple(dict.fromkeys(tastings.lines_of(path.read_text(encoding="utf-8-sig"))))
-    except OSError as error:
-        raise ImportFileError(f"{path} can't be read: {error.strerror}.") from error
-    except UnicodeDecodeError as error:
-        raise ImportFileError(f"{path} is not a text file in UTF-8.") from error
+    prompts: list[Prompt] = []
+    left_out: Counter[str] = Counter()
+    for each in files.recognise(path).prompts():
+        if isinstance(each, Unusable):
+            left_out[each.reason] += 1
+        else:
+            prompts.append(each)
+    if not prompts:
+        raise ImportFileError(f"There are no prompts in {path}.")
+    return prompts, left_out
+
+
+def permitted(
+    db: sqlite_utils.Database, prompts: Iterable[Prompt], permission_reference: str
+) -> tuple[list[Prompt], int]:
+    """Return the prompts that may be asked, and how many are of members who have not opted in.
+
+    What a member wrote on Discord needs Discord's recorded permission and that member's own. Raises
+    ImportFileError where there is no permission.
+    """
+    allowed: list[Prompt] = []
+    unwilling = 0
+    for prompt in prompts:
+        if prompt.author is None:
+            allowed.append(prompt)
+            continue
+        if not permission_reference:
+            raise ImportFileError(NO_PERMISSION)
+        member = members.get(db, prompt.author.user_id)
+        if member is not None and member.consent == "in":
+            allowed.append(prompt)
+        else:
+            unwilling += 1
+    return allowed, unwilling
 
 
 def is_data(start: str) -> bool:
@@ -38,40 +67,7 @@ def is_data(start: str) -> bool:
     text = start.lstrip()
     after = text[1:].lstrip()
     return (
-        start.startswith("\x1f\x8b")
+        start.startswith(("\x1f\x8b", "PK\x03\x04"))
         or (text[:1] in ("{", "[", '"') and after[:1] in ('"', "{", "[", ""))
         or (text.startswith('"') and '"' in text[1:].splitlines()[0])
     )
-
-
-def _questions(path: Path) -> list[str]:
-    source = reading.open_source(path)
-    if discord_export.matches(reading.outline(source)):
-        export = discord_export.DiscordExport((), ())
-        found = [each for record in reading.records(source) for each in export.read(record)]
-        return [each.prompt[0].content for each in found if isinstance(each, Example)]
-    return [_question(record) for record in reading.records(source)]
-
-
-def _question(record: Record) -> str:
-    value = record.value
-    if isinstance(value, str) and value.strip():
-        return value.strip()
-    if isinstance(value, Mapping):
-        turns = value.get("messages", value.get("prompt"))
-        try:
-            asked = [turn.content for turn in formats.turns_of(turns) if turn.role == "user"]
-        except ValueError:
-            asked = _asked(record)
-        if asked and asked[0].strip():
-            return asked[0].strip()
-    raise ImportFileError(f'There is no prompt in {record.place}: it needs a text, a "prompt" or "messages".')
-
-
-def _asked(record: Record) -> list[str]:
-    try:
-        found = list(formats.recognise(record.value).read(record))
-    except ImportFileError:
-        return []
-    examples = [each for each in found if isinstance(each, Example)]
-    return [turn.content for each in examples[:1] for turn in each.prompt if turn.role == "user"]

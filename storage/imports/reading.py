@@ -1,4 +1,4 @@
-"""A file of any size as records, one at a time: JSON, JSON lines or CSV, plain or gzipped, in any encoding.
+"""A file of any size as records, one at a time: JSON, JSON lines, CSV or lines of text, plain or gzipped.
 
 Memory stays flat: an array is read element by element, and no record may be longer than MAX_RECORD.
 """
@@ -11,25 +11,36 @@ import gzip
 import io
 import itertools
 import json
+import unicodedata
+import zipfile
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any, Literal, cast
 
 from charset_normalizer import from_bytes
 
 from storage.errors import ImportFileError
+from storage.feedback import tastings
 from storage.imports.json_scanner import MAX_RECORD, JsonScanner
 
-Layout = Literal["json-array", "json-object", "json-lines", "csv"]
+Layout = Literal["json-array", "json-object", "json-lines", "csv", "text", "package"]
 
 MAX_FILE_BYTES = 20 * 1024**3
 # Compressed text shrinks to a tenth; a thousandth is a file that was made to fill a disk.
 MAX_EXPANSION = 200
 _SAMPLE_BYTES = 256 * 1024
 _BOMS = ((codecs.BOM_UTF8, "utf-8-sig"), (codecs.BOM_UTF16_LE, "utf-16"), (codecs.BOM_UTF16_BE, "utf-16"))
+
+
+@dataclass(slots=True)
+class Position:
+    """How far a file was read, in bytes as they lie on the disk."""
+
+    read: int = 0
+    size: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +52,11 @@ class Source:
     encoding: str
     encoding_guessed: bool
     gzipped: bool
+    position: Position = field(default_factory=lambda: Position(), compare=False, repr=False)
+
+    def share_read(self) -> float | None:
+        """Return the share of the file that the present reading has behind it; None where that is unknown."""
+        return self.position.read / self.position.size if self.position.size else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +70,7 @@ class Record:
 def open_source(path: Path, encoding: str = "") -> Source:
     """Find out how a file is written. Raises ImportFileError with what is wrong with it."""
     _check_size(path)
-    with _translated(path):
+    with translated(path):
         with path.open("rb") as file:
             gzipped = file.read(2) == b"\x1f\x8b"
         with _bytes(path, gzipped) as stream:
@@ -71,11 +87,13 @@ def open_source(path: Path, encoding: str = "") -> Source:
 
 def records(source: Source) -> Iterator[Record]:
     """Yield the records of a file. Raises ImportFileError at the first that can't be read."""
-    with _translated(source.path), _text(source) as stream:
+    with translated(source.path), _text(source) as stream:
         if source.layout == "csv":
             yield from _rows(stream)
         elif source.layout == "json-lines":
-            yield from _lines(stream)
+            yield from _json_lines(stream)
+        elif source.layout == "text":
+            yield from _prompt_lines(stream)
         else:
             scanner = JsonScanner(stream)
             if source.layout == "json-object":
@@ -91,7 +109,7 @@ def outline(source: Source) -> Any:
         raise ImportFileError(f"{source.path} holds no records.")
     if source.layout != "json-object":
         return first.value
-    with _translated(source.path), _text(source) as stream:
+    with translated(source.path), _text(source) as stream:
         before, name = JsonScanner(stream).enter_list()
     return {**before, name: [first.value]}
 
@@ -133,9 +151,16 @@ def _layout_of(text: str, path: Path) -> Layout:
         return "json-lines"
     if path.name.lower().removesuffix(".gz").endswith((".csv", ".tsv")):
         return "csv"
+    if not path.name.lower().removesuffix(".gz").endswith((".json", ".jsonl", ".ndjson")) and _is_text(text):
+        return "text"
     raise ImportFileError(
-        f"{path} is neither JSON, nor JSON lines, nor CSV: `strop import --help` lists the formats."
+        f"{path} is neither JSON, nor JSON lines, nor CSV, nor a text with a prompt in each line: "
+        "`strop import --help` lists the formats."
     )
+
+
+def _is_text(text: str) -> bool:
+    return not any(unicodedata.category(character) == "Cc" and not character.isspace() for character in text)
 
 
 def _is_whole(line: str) -> bool:
@@ -158,7 +183,22 @@ def _rows(stream: IO[str]) -> Iterator[Record]:
         yield Record({key: value for key, value in row.items() if isinstance(key, str)}, f"row {number}")
 
 
-def _lines(stream: IO[str]) -> Iterator[Record]:
+def _json_lines(stream: IO[str]) -> Iterator[Record]:
+    for number, line in _lines(stream):
+        try:
+            yield Record(json.loads(line), f"line {number}")
+        except (ValueError, RecursionError) as error:
+            raise ImportFileError(f"Line {number} is not valid JSON, and the lines before it are.") from error
+
+
+def _prompt_lines(stream: IO[str]) -> Iterator[Record]:
+    """Yield the lines of a text that holds a prompt in each; what begins with # is a comment."""
+    for number, line in _lines(stream):
+        for text in tastings.lines_of(line):
+            yield Record(text, f"line {number}")
+
+
+def _lines(stream: IO[str]) -> Iterator[tuple[int, str]]:
     for number in itertools.count(1):
         line = stream.readline(MAX_RECORD + 1)
         if not line:
@@ -166,31 +206,42 @@ def _lines(stream: IO[str]) -> Iterator[Record]:
         if len(line) > MAX_RECORD:
             raise ImportFileError(f"Line {number} is longer than {MAX_RECORD:,} characters.")
         if line.strip():
-            try:
-                yield Record(json.loads(line), f"line {number}")
-            except (ValueError, RecursionError) as error:
-                raise ImportFileError(
-                    f"Line {number} is not valid JSON, and the lines before it are."
-                ) from error
+            yield number, line
 
 
 @contextmanager
 def _text(source: Source) -> Iterator[IO[str]]:
-    with _bytes(source.path, source.gzipped) as stream:
+    with _bytes(source.path, source.gzipped, source.position) as stream:
         yield io.TextIOWrapper(
             stream, encoding=source.encoding, newline="" if source.layout == "csv" else None
         )
 
 
 @contextmanager
-def _bytes(path: Path, gzipped: bool) -> Iterator[IO[bytes]]:
-    with path.open("rb") as file:
+def _bytes(path: Path, gzipped: bool, position: Position | None = None) -> Iterator[IO[bytes]]:
+    size = path.stat().st_size
+    with io.BufferedReader(_Counted(path, position or Position())) as file:
         if not gzipped:
             yield file
             return
-        limit = max(path.stat().st_size * MAX_EXPANSION, 64 * 1024 * 1024)
+        limit = max(size * MAX_EXPANSION, 64 * 1024 * 1024)
         with _BoundedGzip(file, limit) as unpacked:
             yield cast(IO[bytes], unpacked)
+
+
+class _Counted(io.FileIO):
+    """A file that says how far it was read."""
+
+    def __init__(self, path: Path, position: Position) -> None:
+        super().__init__(path, "rb")
+        self._position = position
+        position.read, position.size = 0, path.stat().st_size
+
+    def readinto(self, buffer: Any, /) -> int | None:
+        """Read once, and count."""
+        count = super().readinto(buffer)
+        self._position.read += count or 0
+        return count
 
 
 class _BoundedGzip(gzip.GzipFile):
@@ -215,7 +266,8 @@ class _BoundedGzip(gzip.GzipFile):
 
 
 @contextmanager
-def _translated(path: Path) -> Iterator[None]:
+def translated(path: Path) -> Iterator[None]:
+    """Say what can't be read of a file in one sentence: foreign errors become ImportFileError."""
     try:
         yield
     except (json.JSONDecodeError, RecursionError) as error:
@@ -226,6 +278,9 @@ def _translated(path: Path) -> Iterator[None]:
         ) from error
     except (zlib.error, EOFError, gzip.BadGzipFile) as error:
         raise ImportFileError(f"{path} is a damaged gzip file.") from error
+    except (zipfile.BadZipFile, NotImplementedError, RuntimeError) as error:
+        # What zipfile raises for a damaged, an unknown and an encrypted entry.
+        raise ImportFileError(f"{path} is a zip file that can't be read: {error}.") from error
     except csv.Error as error:
         raise ImportFileError(f"{path} is not valid CSV: {error}.") from error
     except OSError as error:

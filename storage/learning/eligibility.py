@@ -33,6 +33,7 @@ REASONS = {
     "not_public": Sentence("direct messages and channels that not everybody can see never train"),
     "channel_opted_out": Sentence("training is switched off in their channel or server (/settings)"),
     "deleted": Sentence("a message in its context was deleted or erased"),
+    "unfinished_import": Sentence("its import was interrupted: import the file again, or take it back"),
     "incomplete": Sentence("the reply failed, was stopped, or is empty"),
     "opted_out": Sentence("somebody in its context opted out of training"),
     "blocked": Sentence("somebody in its context was blocked when they wrote"),
@@ -189,6 +190,8 @@ class Page:
             objections.add("incomplete")
         if candidate["left_out"]:
             objections.add("left_out")
+        if candidate["unfinished"]:
+            objections.add("unfinished_import")
         if candidate["conversation_source"] not in FREE_SOURCES and not self._permitted:
             objections.add("no_permission")
         return next((reason for reason in REASONS if reason in objections), None)
@@ -251,7 +254,9 @@ SELECT replies.id, replies.conversation_id, replies.asker_id, replies.adapter_id
        replies.status, replies.prompt_json, replies.source, replies.created_ms, answer.content AS text,
        conversations.split, conversations.group_key,
        conversations.key AS conversation_key, conversations.source AS conversation_source,
-       EXISTS (SELECT 1 FROM left_out_replies WHERE left_out_replies.reply_id = replies.id) AS left_out
+       EXISTS (SELECT 1 FROM left_out_replies WHERE left_out_replies.reply_id = replies.id) AS left_out,
+       EXISTS (SELECT 1 FROM imports WHERE imports.state = 'running'
+               AND conversations.key LIKE 'import:' || imports.id || ':%') AS unfinished
 FROM json_each(?) AS wanted
 CROSS JOIN replies ON replies.id = wanted.value
 CROSS JOIN messages AS answer ON answer.id = replies.message_id

@@ -55,6 +55,7 @@ _EXPORTS = {
         FROM replies JOIN messages ON messages.id = replies.message_id
         WHERE replies.asker_id = ? ORDER BY replies.created_ms""",
     "ratings": "SELECT * FROM ratings WHERE user_id = ? ORDER BY id",
+    "prompts": "SELECT * FROM tasting_prompts WHERE author_id = ? ORDER BY id",
     "blind_votes": "SELECT * FROM duel_votes WHERE user_id = ? ORDER BY created_ms",
     "trained_in": """
         SELECT DISTINCT run_rows.run_id, run_rows.reply_id, run_rows.split, run_rows.label, run_rows.weight
@@ -266,6 +267,8 @@ WHERE kind = 'correction' AND reply_id IN (SELECT value FROM json_each(:replies)
 DELETE FROM ratings WHERE user_id = :user
 
 DELETE FROM duel_votes WHERE user_id = :user
+
+DELETE FROM tasting_prompts WHERE author_id = :user
 
 UPDATE blocks SET reason = '' WHERE user_id = :user OR actor = CAST(:user AS TEXT)
 

@@ -21,7 +21,8 @@ from bot.cli.errors import CommandError, UsageError
 from bot.cli.launch.console import LOUD_LEVELS, visible
 from bot.cli.playground import isolated_rehearsal
 from bot.cli.playground.isolated_rehearsal import Request
-from bot.cli.session import ConfigOption, JsonOption, load
+from bot.cli.session import ConfigOption, JsonOption, load, session
+from bot.cli.transfer.prompt_files import prompts_in
 from bot.language.durations import duration
 from bot.playground.errors import RehearsalError
 from bot.playground.page.client import PageClient, read_run_file, run_rehearsal
@@ -30,8 +31,6 @@ from bot.playground.simulation.prompts import REHEARSAL_PROMPTS
 from bot.playground.simulation.rehearsal import Cast
 from bot.playground.simulation.tastes import TASTES
 from storage.config import Config
-from storage.errors import ImportFileError
-from storage.imports.prompts import read_prompts
 from storage.process.locks import ProcessLock
 
 T = TypeVar("T")
@@ -140,7 +139,7 @@ def rehearse(
     cast = _cast(members, noise, trolls)
     if is_apart:
         chosen = _chosen(taste, want)
-        own = prompts_in(prompts) if prompts else REHEARSAL_PROMPTS
+        own = _own_prompts(config, prompts) if prompts else REHEARSAL_PROMPTS
         _apart(config, Request(chosen, own, cast, rounds, tuple(settings or ())), into, as_json=as_json)
         return
     if stop:
@@ -148,7 +147,7 @@ def rehearse(
     else:
         chosen = _chosen(taste, want)
         if prompts:
-            cast["prompts"] = prompts_in(prompts)
+            cast["prompts"] = _own_prompts(config, prompts)
         state = _run(_rehearse(*_playground(config), chosen, rounds, cast, quiet=as_json))
     if as_json:
         typer.echo(json.dumps(state, ensure_ascii=False))
@@ -172,15 +171,12 @@ def _chosen(taste: str | None, want: list[str] | None) -> str | dict[str, Any]:
     return described
 
 
-def prompts_in(path: Path) -> tuple[str, ...]:
-    """The prompts of a file; raises UsageError with what is wrong in it."""
-    try:
-        found = read_prompts(path)
-    except ImportFileError as error:
-        raise UsageError(visible(str(error))) from error
-    if not found:
-        raise UsageError(f"There are no prompts in {path}.")
-    return found
+def _own_prompts(config: ConfigOption, path: Path) -> tuple[str, ...]:
+    """The prompts of a file; members' consent is that of the deployment, which need not exist."""
+    if not load(config)[0].database.is_file():
+        return tuple(prompt.text for prompt in prompts_in(path, None).prompts)
+    with session(config) as opened:
+        return tuple(prompt.text for prompt in prompts_in(path, opened).prompts)
 
 
 def _cast(members: int | None, noise: float | None, trolls: int | None) -> dict[str, Any]:

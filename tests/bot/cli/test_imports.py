@@ -23,13 +23,17 @@ def test_a_file_is_looked_at_imported_listed_and_taken_back(
     seen = strop("import", str(file), "--dry-run").stdout
     assert "prompt and completion" in seen and "to imitate" in seen and "held-out set" in seen
     assert "Left out: 1 that have an empty prompt or answer (the first: line 41)" in seen
-    assert "question" in seen and database.read(imports.listing) == []
+    assert "  user: question 0 of ours" in seen and "  assistant: answer 0" in seen
+    assert database.read(imports.listing) == []
 
     assert "--rights" in strop("import", str(file), code=2).stderr
-    told = strop("import", str(file), "--rights", "ours", "--yes").stdout
+    told = strop("import", str(file), "--rights", "ours", "--licence", "none", "--yes").stdout
     (done,) = database.read(imports.listing)
     assert f"Import 1: {done.stored} new examples." in told and 20 <= done.stored < 40
-    assert "already" in strop("import", str(file), "--rights", "ours", "--yes", code=1).stderr
+    assert (
+        "already"
+        in strop("import", str(file), "--rights", "ours", "--licence", "none", "--yes", code=1).stderr
+    )
 
     assert "chats.jsonl" in strop("imports", "list").stdout
     assert "Right to use it: ours" in strop("imports", "show", "1").stdout

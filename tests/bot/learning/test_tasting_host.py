@@ -18,8 +18,11 @@ from bot.learning.tasting_host import TastingHost
 from bot.operators import NOT_OPERATOR
 from storage.chat import members
 from storage.db import sql
+from storage.db.database import Connection
 from storage.feedback import tastings
 from storage.feedback.tastings import Tasting
+from storage.imports import imports
+from storage.imports.examples import Author, Prompt
 from storage.learning import eligibility
 from tests.bot.admin.test_settings import put
 from tests.bot.conftest import Community
@@ -101,6 +104,34 @@ async def test_the_prompts_come_one_by_one_and_rating_them_is_enough_to_train(
     assert eligible().excluded == {"no_eligible_rating": 1}
     await community.bob.slash(community.channel, "privacy opt-in")
     assert [(row.source, row.text) for row in eligible().rows] == [("operator", "Hello there, friend.")]
+
+
+async def test_a_members_imported_words_are_asked_as_theirs_and_in_the_name_of_the_import(
+    community: Community,
+) -> None:
+    def imported(db: Connection) -> imports.Import:
+        said = {"name": "x.zip", "sha256": "a" * 64, "format_name": "discord-package", "rights": "ours"}
+        scope = community.services.scope(community.guild.id)
+        done = imports.begin(db, **said, licence="ours", scope=scope, actor="test")
+        members.ensure(db, 5, "mia", "discord")
+        members.set_consent(db, 5, "in", "test")
+        prompts = [Prompt("Which flour is best?", "channel 1, message 1", Author(5, "mia"))]
+        imports.store_prompts(db, done, prompts, permission_reference="ticket 7")
+        return done
+
+    done = community.services.database.write(imported)
+    await begin(community)
+    await asked(community, 1)
+    (reply,) = community.replies()
+    assert reply.asker_id == done.member_id
+    authors = community.services.database.read(
+        lambda db: sql.many(db, "SELECT author_id, source FROM messages WHERE content LIKE 'Which flour%'")
+    )
+    assert authors == [{"author_id": 5, "source": "discord"}]
+    removed = community.services.database.write(lambda db: imports.remove(db, done.id, "test"))
+    assert removed.user_id == done.member_id
+    (reply,) = community.replies()
+    assert reply.prompt == []
 
 
 async def test_it_ends_with_the_last_prompt_and_what_was_answered_is_not_asked_again(

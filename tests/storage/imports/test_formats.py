@@ -13,7 +13,6 @@ from storage.errors import ImportFileError
 from storage.imports import files
 from storage.imports.checks import Summary, split_for
 from storage.imports.examples import Example, Unusable
-from storage.imports.prompts import read_prompts
 from storage.learning.eligibility import GivenRating, RatedReply
 from storage.learning.export import Shape, as_jsonl, lines
 
@@ -195,6 +194,7 @@ def test_what_can_not_be_used_is_counted_by_reason_with_the_first_place(tmp_path
     ]
     values: list[Any] = [{"prompt": prompt, "completion": answer} for prompt, answer in pairs]
     values.append({"prompt": 1, "completion": []})
+    values.append(RECORDS["alpaca"])
     summary = Summary()
     for each in found(write(tmp_path / "data.jsonl", values)):
         summary.add(each)
@@ -207,6 +207,7 @@ def test_what_can_not_be_used_is_counted_by_reason_with_the_first_place(tmp_path
         "control_tokens",
         "held_out",
         "not_messages",
+        "other_format",
     )
     assert dict(summary.left_out) == dict.fromkeys(reasons, 1)
     assert summary.first_left_out["duplicate"] == "line 2"
@@ -227,7 +228,7 @@ def _split(question: str) -> str:
     ("content", "sentence"),
     [
         (b"", "is empty"),
-        (b"just words", "neither JSON"),
+        (b"just words\x07", "neither JSON"),
         (b'{"colour": 1}', "No known format has records with these keys: colour"),
         (b"[1, 2]", "A record is an object with keys"),
         (b'{"messages": []}\nnonsense', "Line 2 is not valid JSON"),
@@ -244,22 +245,3 @@ def test_a_file_that_can_not_be_imported_is_one_sentence(
     with pytest.raises(ImportFileError) as raised:
         found(path)
     assert sentence in str(raised.value) and "\n" not in str(raised.value)
-
-
-def test_prompts_are_read_from_lines_and_from_every_format_and_data_is_never_taken_for_lines(
-    tmp_path: Path,
-) -> None:
-    text = tmp_path / "prompts.txt"
-    text.write_text("# mine\n\nHello there\nWhy?\nHello there\n")
-    assert read_prompts(text) == ("Hello there", "Why?")
-    records = tmp_path / "prompts.jsonl"
-    records.write_text("\n".join(map(json.dumps, ["First", {"prompt": "Second"}, *RECORDS.values()])))
-    assert read_prompts(records) == ("First", "Second", QUESTION)
-    export = tmp_path / "export.json"
-    export.write_text(json.dumps(EXPORT, indent=2))
-    assert read_prompts(export) == (QUESTION,)
-    records.write_text('"fine"\n{"answer": 1}')
-    with pytest.raises(ImportFileError, match="line 2"):
-        read_prompts(records)
-    with pytest.raises(ImportFileError, match="can't be read"):
-        read_prompts(tmp_path / "none.txt")

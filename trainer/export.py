@@ -1,7 +1,8 @@
-"""`python -m trainer.export --base FOLDER --adapter FOLDER --out FOLDER`: an adapter merged into its base.
+"""`python -m trainer.export --base FOLDER --adapter FOLDER --out FOLDER`: an adapter in another form.
 
-The base is held as it serves and trains, 4-bit values unfolded to float32: the whole model answers as base
-and adapter did together. Started by the command line, which has checked the adapter's files.
+Merged into its base, or with `--format gguf` as a file for llama.cpp. For merging, the base is held as it
+serves and trains, 4-bit values unfolded to float32: the whole model answers as base and adapter did together.
+Started by the command line, which has checked the adapter's files.
 """
 
 from __future__ import annotations
@@ -16,12 +17,14 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file
 
-from bot.serving.errors import BaseRefusedError
+from bot.serving.errors import AdapterRefusedError, BaseRefusedError
 from bot.serving.model import adapter_files
 from bot.serving.model.loading import LoadedBase, available_bytes, load_base, read_info
 from bot.serving.model.lora.config import check_lora_config, pair_halves
 from bot.serving.model.memory import in_gb
+from trainer.lora_gguf import write_lora_gguf
 
+GGUF_FILE = "adapter.gguf"
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
@@ -56,15 +59,20 @@ def write_merged(base_folder: Path, adapter: Path, out: Path, dtype: torch.dtype
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Write the model and return the exit code; what went wrong is one sentence on stderr."""
+    """Write the model or the file, and return the exit code; what went wrong is one sentence on stderr."""
     parser = argparse.ArgumentParser(prog="python -m trainer.export", description=__doc__)
     for name in ("--base", "--adapter", "--out"):
         parser.add_argument(name, type=Path, required=True)
     parser.add_argument("--dtype", choices=sorted(DTYPES), default="bfloat16")
+    parser.add_argument("--format", choices=("merged", "gguf"), default="merged")
     parsed = parser.parse_args(arguments)
     try:
-        write_merged(parsed.base, parsed.adapter, parsed.out, DTYPES[parsed.dtype])
-    except BaseRefusedError as error:
+        if parsed.format == "gguf":
+            base_config = json.loads((parsed.base / "config.json").read_text(encoding="utf-8"))
+            write_lora_gguf(parsed.adapter, base_config, parsed.out / GGUF_FILE)
+        else:
+            write_merged(parsed.base, parsed.adapter, parsed.out, DTYPES[parsed.dtype])
+    except (AdapterRefusedError, BaseRefusedError) as error:
         print(error, file=sys.stderr)
         return 1
     except OSError as error:

@@ -9,7 +9,9 @@ from typing import Any
 
 import pytest
 import torch
+from gguf import GGUFReader
 from peft import PeftModel
+from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from typer.testing import CliRunner
 
@@ -128,6 +130,20 @@ def test_a_merged_model_loads_with_plain_transformers_and_computes_the_same(
     assert halved.dtype == torch.bfloat16
     # bfloat16 keeps 8 bits: the same model, to about a hundredth.
     assert torch.allclose(logits(halved), logits(model), atol=0.15)
+
+
+def test_a_gguf_export_holds_the_adapters_tensors_and_a_card(
+    export: Export, adapter: Path, tmp_path: Path
+) -> None:
+    export(adapter.name, "--format", "gguf")
+    out = tmp_path / f"{adapter.name}-gguf"
+    assert {path.name for path in out.iterdir()} == {"README.md", "adapter.gguf"}
+    reader = GGUFReader(out / "adapter.gguf")
+    held = load_file(adapter / "adapter_model.safetensors")
+    assert len(reader.tensors) == len(held)
+    assert "library_name: gguf" in (out / "README.md").read_text()
+    assert "--format is peft or gguf" in export(adapter.name, "x", "--format", "onnx", code=2).stderr
+    assert "choose one" in export(adapter.name, "x", "--format", "gguf", "--merged", code=2).stderr
 
 
 def test_an_export_is_audited_and_overwrites_nothing(

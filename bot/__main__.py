@@ -87,8 +87,9 @@ async def run(config: Config, *, playground: bool) -> int:
     token = _token(config, link)
     database = await asyncio.to_thread(Database.open_patiently, config.database, stop.is_set)
     try:
+        server = config.server
         async with ModelClient.connect(
-            config.server.base_url, config.run, config.server.key, config.server_proxy
+            server.base_url, config.run, server.key, config.server_proxy, server.model
         ) as model:
             if link is not None:
                 config = _reading_everything(config)

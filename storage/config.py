@@ -267,6 +267,8 @@ def _contradictions(config: Config) -> Iterator[str]:
         yield f"server.host: {host!r} is reachable from outside; set STROP_API_KEY, or use 127.0.0.1"
     if config.server.base_url and not config.server.base_url.startswith(("http://", "https://")):
         yield f"server.base_url: must start with http:// or https://; got {config.server.base_url!r}"
+    if config.server.model and not config.server.base_url:
+        yield "server.model: names a model of the server at server.base_url, which is empty; set model.base"
     if config.chat.context_tokens > config.model.context_tokens:
         limit, got = config.model.context_tokens, config.chat.context_tokens
         yield f"chat.context_tokens: must not be larger than model.context_tokens ({limit}); got {got}"

@@ -100,6 +100,7 @@ class ServerConfig(Section):
     host: Text = "127.0.0.1"
     port: Port = 8601
     base_url: Text = ""
+    model: Text = ""
     api_key: SecretStr | None = None
 
     @property

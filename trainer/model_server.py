@@ -39,7 +39,8 @@ PATIENCE_S = 180.0
 
 def client_for(config: Config) -> ModelClient:
     """Return a client of the configured model server; close it."""
-    return ModelClient.connect(config.server.base_url, config.run, config.server.key, config.server_proxy)
+    server = config.server
+    return ModelClient.connect(server.base_url, config.run, server.key, config.server_proxy, server.model)
 
 
 def connected(config: Config, work: Callable[[ModelClient], Awaitable[T]]) -> T:

@@ -10,7 +10,7 @@ from pathlib import Path
 from bot.diagnostics.checks import Check, note, ok, problem
 from bot.diagnostics.machine import first_gpu, installed_version, size_text, this_machine
 from bot.serving.client import SERVER_FILE, ModelClient
-from bot.serving.errors import BaseRefusedError, BaseUnreachableError, ServingError
+from bot.serving.errors import BaseRefusedError, BaseUnreachableError, ServingError, UnknownModelError
 from bot.serving.model.catalogue import PACKAGED_BASE, Workload, find, needs, room_bytes
 from bot.serving.model.hub import read_config
 from bot.serving.model.identity import served_instead
@@ -44,13 +44,16 @@ def examine_base(config: Config) -> Iterator[Check]:
 
 async def _served_elsewhere(config: Config) -> Check:
     """Ask somebody else's server what it offers: what is missing there doesn't work here."""
-    url = config.server.base_url
+    server, url = config.server, config.server.base_url
     try:
         async with ModelClient.connect(
-            config.server.base_url, config.run, config.server.key, config.server_proxy
+            url, config.run, server.key, config.server_proxy, server.model
         ) as client:
+            names = await client.models()
             offered = await client.capabilities()
             base = (await client.health()).base
+    except UnknownModelError as error:
+        return problem("model", f"served elsewhere: {error}", "name one of them as server.model")
     except ServingError as error:
         return problem(
             "model", f"served elsewhere: {error}", f"start the server at {url}, or fix server.base_url"
@@ -61,7 +64,10 @@ async def _served_elsewhere(config: Config) -> Check:
         detail = f"{url} has another base than model.base: it has {other[0]}, not {other[1]}"
         return problem("model", detail, "change one of the two: nothing trains until then")
     answer = note if offered.missing() else ok
-    return answer("model", f"served elsewhere: {url}. {offered.sentence()}")
+    # Without adapters, every name that it lists is a model of its own.
+    several = len(names) > 1 and not offered.adapters
+    which = f"{names[0]} of its {len(names)} models answers (server.model). " if several else ""
+    return answer("model", f"served elsewhere: {url}. {which}{offered.sentence()}")
 
 
 async def _serving_now(config: Config) -> list[Check]:

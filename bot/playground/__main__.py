@@ -62,9 +62,10 @@ async def _serve(config: Config, config_path: Path | None) -> None:
     database = await asyncio.to_thread(Database.open_patiently, config.database, stopping.is_set)
     try:
         state = await asyncio.to_thread(read_state, config.run)
+        server = config.server
         async with (
             ModelClient.connect(
-                config.server.base_url, config.run, config.server.key, config.server_proxy
+                server.base_url, config.run, server.key, config.server_proxy, server.model
             ) as client,
             _playground(config, config_path, database, client, state) as playground,
         ):

@@ -14,7 +14,13 @@ from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from bot.serving.client_parsing import read_base, read_chat_stream, read_health, read_scores
+from bot.serving.client_parsing import (
+    read_base,
+    read_chat_stream,
+    read_health,
+    read_scores,
+    wanted_first,
+)
 from bot.serving.connection import Connection
 from bot.serving.endpoint import SERVER_FILE as SERVER_FILE
 from bot.serving.endpoint import VLLM, Endpoint, readable
@@ -139,10 +145,16 @@ class ModelClient(Connection):
         return status, value if isinstance(value, dict) else None
 
     async def models(self) -> list[str]:
-        """Return the names that a request may use: the base's first, then the loaded adapters'."""
+        """Return the names that a request may use: the base's first, then the loaded adapters'.
+
+        Raises:
+            UnknownModelError: the server doesn't have the model that it is to be asked for.
+        """
         answer = await self._json("GET", "/v1/models", deadline_s=QUICK_DEADLINE_S)
         with readable("/v1/models"):
-            return [str(entry["id"]) for entry in answer["data"]]
+            # Ollama says null where it has none.
+            names = [str(entry["id"]) for entry in answer["data"] or ()]
+        return wanted_first(names, self._wanted) if self._wanted else names
 
     async def chat_stream(
         self,

@@ -146,6 +146,22 @@ def read_health(value: Mapping[str, Any], status: int = 200) -> Health:
     )
 
 
+def wanted_first(names: Sequence[str], wanted: str) -> list[str]:
+    """Return a server's models with the wanted one first.
+
+    A server that loads models when they are asked for may list none; Ollama lists one with its tag.
+
+    Raises:
+        UnknownModelError: the server has others.
+    """
+    for name in (wanted, f"{wanted}:latest"):
+        if name in names or not names:
+            return [name, *(each for each in names if each != name)]
+    raise UnknownModelError(
+        "The model server has no model {wanted}; it has {names}.", wanted=wanted, names=", ".join(names)
+    )
+
+
 def read_base(value: Mapping[str, Any]) -> BaseDescription:
     """Read the description of a base, from ``/health`` or ``server.json``."""
     fields = {name: value[name] for name in BaseDescription.__dataclass_fields__ if name in value}

@@ -32,9 +32,14 @@ class Connection:
         api_key: str | None = None,
         session: aiohttp.ClientSession | None = None,
         proxy: str | None = None,
+        model: str = "",
     ) -> None:
-        """Use the server at ``base_url`` (a trailing ``/v1`` is dropped); ``session`` stays the caller's."""
+        """Use the server at ``base_url`` (a trailing ``/v1`` is dropped); ``session`` stays the caller's.
+
+        ``model`` is the one to ask for where the server has several; empty is its first.
+        """
         self._proxy = proxy
+        self._wanted = model
         self._endpoint: Endpoint | None = Endpoint(trim(base_url), secret, api_key) if base_url else None
         self._run_dir: Path | None = None
         self._api_key = api_key
@@ -52,14 +57,19 @@ class Connection:
 
     @classmethod
     def connect(
-        cls, base_url: str, run_dir: Path, api_key: str | None = None, proxy: str | None = None
+        cls,
+        base_url: str,
+        run_dir: Path,
+        api_key: str | None = None,
+        proxy: str | None = None,
+        model: str = "",
     ) -> Self:
         """Use the server at ``base_url``; where that is empty, the one that writes to ``run_dir``.
 
-        ``proxy`` is on the way to ``base_url``; ours is on this machine.
+        ``proxy`` is on the way to ``base_url``; ours is on this machine, and has one base.
         """
         if base_url:
-            return cls(base_url, api_key=api_key, proxy=proxy)
+            return cls(base_url, api_key=api_key, proxy=proxy, model=model)
         return cls.from_run_dir(run_dir, api_key=api_key)
 
     async def __aenter__(self) -> Self:

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import zoneinfo
 from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from bot.diagnostics.doctor import examine
 from bot.feedback.reactions import RatingRecorder
 from bot.serving.client import ModelClient
 from bot.serving.endpoint import Endpoint
-from bot.serving.errors import RequestRejectedError, ServingError
+from bot.serving.errors import RequestRejectedError, ServingError, UnknownModelError
 from bot.serving.model.lora.foreign import check_base, check_fits, read_foreign
 from bot.serving.protocol import ChatMessage, Sampling
 from storage.config import load_config
@@ -274,6 +275,43 @@ async def test_a_server_that_reads_a_long_prompt_in_silence_is_waited_for(
     finally:
         await runner.cleanup()
     assert not Endpoint(url, "secret", engine="vllm").sends_comments
+
+
+@pytest.mark.parametrize(
+    ("listed", "wanted", "first"),
+    [
+        ('[{"id": "qwen3:8b"}, {"id": "llama3.2:latest"}]', "", "qwen3:8b"),
+        ('[{"id": "qwen3:8b"}, {"id": "llama3.2:latest"}]', "llama3.2", "llama3.2:latest"),
+        ('[{"id": "qwen3:8b"}, {"id": "llama3.2:latest"}]', "llama3.2:latest", "llama3.2:latest"),
+        ("[]", "loaded/on-demand", "loaded/on-demand"),
+        ("null", "loaded/on-demand", "loaded/on-demand"),
+    ],
+)
+async def test_of_a_server_s_models_the_configured_one_is_asked(listed: str, wanted: str, first: str) -> None:
+    """Ollama lists what was pulled last first; servers that load on demand list nothing."""
+    async with served(f'{{"data": {listed}}}') as url:
+        async with ModelClient(url, model=wanted) as client:
+            assert (await client.models())[0] == first
+        if listed.startswith("[{"):
+            async with ModelClient(url, model="gemma3") as client:
+                with pytest.raises(UnknownModelError, match=r"no model gemma3; it has qwen3:8b, llama3\.2"):
+                    await client.models()
+
+
+@asynccontextmanager
+async def served(body: str) -> AsyncIterator[str]:
+    """Yield the address of a server that has one answer."""
+
+    async def answer(_: web.Request) -> web.Response:
+        return web.Response(text=body, content_type="application/json")
+
+    app = web.Application()
+    app.router.add_route("*", "/{path:.*}", answer)
+    runner = web.AppRunner(app)
+    await runner.setup()
+    await web.TCPSite(runner, "127.0.0.1", 0).start()
+    yield f"http://127.0.0.1:{runner.addresses[0][1]}"
+    await runner.cleanup()
 
 
 # ------------------------------------------------------------------------------------------------ machines

@@ -116,6 +116,7 @@ def test_a_named_file_that_is_missing_is_a_problem_but_strop_toml_is_not(tmp_pat
     [
         ('[server]\nhost = "0.0.0.0"', "server.host: '0.0.0.0' is reachable from outside; set STROP_API_KEY"),
         ('[server]\nbase_url = "localhost:1"', "server.base_url: must start with http"),
+        ('[server]\nmodel = "llama3.2"', "server.model: names a model of the server at server.base_url"),
         (
             "[chat]\ncontext_tokens = 5000",
             "chat.context_tokens: must not be larger than model.context_tokens",

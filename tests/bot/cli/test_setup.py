@@ -343,7 +343,7 @@ class Bare(http.server.BaseHTTPRequestHandler):
     """A model server that knows chat and nothing else."""
 
     def do_GET(self) -> None:
-        body = b'{"data": [{"id": "somebody"}]}' if self.path == "/v1/models" else b""
+        body = b'{"data": [{"id": "somebody"}, {"id": "else"}]}' if self.path == "/v1/models" else b""
         self.send_response(200 if body else 404)
         self.send_header("Content-Length", str(len(body)))
         self.end_headers()
@@ -364,6 +364,10 @@ def test_somebody_elses_server_is_asked_what_it_offers(home: Path) -> None:
     assert check.state == "note"
     assert "Chat and ratings work, training doesn't. It has no adapters" in check.detail
     assert "It has no /tokenize: the length of prompts is estimated." in check.detail
+    other = configured(home, f'[server]\nbase_url = "{url}"\nmodel = "nobody"\n', token=None)
+    unknown = named(other, "model")
+    assert unknown.state == "problem" and "has no model nobody; it has somebody, else." in unknown.detail
+    assert "somebody of its 2 models answers (server.model)" in check.detail
     server.shutdown()
     server.server_close()
     gone = named(config, "model")

@@ -21,6 +21,7 @@ from bot.serving.protocol import Health
 from storage.chat.conversations import scope_of
 from storage.config import Config, load_config
 from storage.db.database import Connection, Database
+from storage.process import home
 
 DEFAULT_CONFIG = Path("strop.toml")
 HEALTH_TIMEOUT_S = 3.0
@@ -70,6 +71,8 @@ def session(option: Path | None) -> Iterator[Session]:
     """Open the database of this configuration, which must exist already."""
     config, path = load(option)
     if not config.database.is_file():
+        if home.unusable(config.data):
+            raise CommandError(home.fault(config.data))
         where = "The playground" if config.playground else "This deployment"
         raise CommandError(f"{where} has no data at {config.data} yet: start it once with `strop up`.")
     database = Database.open(config.database)
@@ -138,7 +141,8 @@ def served(config: Config) -> Health | None:
 
 def model_client(config: Config) -> ModelClient:
     """A client for the configured model server: an external one, or ours through its run folder."""
-    return ModelClient.connect(config.server.base_url, config.run, config.server.key, config.server_proxy)
+    server = config.server
+    return ModelClient.connect(server.base_url, config.run, server.key, config.server_proxy, server.model)
 
 
 def base_hash(db: Connection, scope: str, health: Health | None) -> str:

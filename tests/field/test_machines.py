@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import json
 import os
 import subprocess
 import sys
@@ -50,7 +52,7 @@ def test_every_process_says_in_one_sentence_that_its_home_is_a_file(
     ended = strop(*command, folder=tmp_path, STROP_HOME=str(tmp_path / "data"))
     said = (ended.stdout + ended.stderr).decode()
     assert ended.returncode in (1, 2) and "Traceback" not in said
-    assert "is a file, not a folder" in said or command == ("bot.cli", "status")
+    assert "is a file, not a folder" in said
     assert len(ended.stderr.decode().strip().splitlines()) <= 1
 
 
@@ -116,7 +118,22 @@ def test_the_processes_that_ask_the_hub_find_the_proxy_of_the_configuration(tmp_
         assert child.env["NO_PROXY"].split(",") == ["localhost", "127.0.0.1", "::1", "hub.lan"]
 
 
-def test_a_health_check_asks_the_server_where_the_configuration_puts_it(tmp_path: Path) -> None:
+async def test_a_health_check_asks_the_server_where_the_configuration_puts_it(
+    proxy: Proxy, tmp_path: Path
+) -> None:
+    (tmp_path / "strop.toml").write_text(f'[server]\nbase_url = "{proxy.url}"\n')
+    home = str(tmp_path / "data")
+    found = await asyncio.to_thread(strop, "bot.cli", "health", folder=tmp_path, STROP_HOME=home)
+    assert found.returncode == 0 and proxy.asked == ["GET 127.0.0.1/health"]
+    run = tmp_path / "data" / "playground" / "run"
+    run.mkdir(parents=True)
+    (run / "server.json").write_text(json.dumps({"base_url": proxy.url, "secret": "ours"}))
+    (tmp_path / "strop.toml").write_text("[server]\nport = 1\n")
+    found = await asyncio.to_thread(strop, "bot.cli", "health", folder=tmp_path, STROP_HOME=home)
+    assert found.returncode == 0 and len(proxy.asked) == 2
+
+
+def test_a_health_check_that_nobody_answers_fails(tmp_path: Path) -> None:
     (tmp_path / "strop.toml").write_text("[server]\nport = 1\n")
     ended = strop("bot.cli", "health", folder=tmp_path, STROP_HOME=str(tmp_path / "data"))
     assert ended.returncode == 1 and b"doesn't answer" in ended.stderr

@@ -14,10 +14,7 @@ class NotOperatorError(app_commands.CheckFailure):
     """Somebody else than an operator used an operator's command."""
 
 
-NOT_OPERATOR = mark(
-    "Only this bot's operators can do that. They are named in `discord.operators` of strop.toml; "
-    "without that it is the owner of the Discord application."
-)
+NOT_OPERATOR = mark("Only those who run this bot can do that.")
 
 
 def operator_ids(configured: Iterable[int], application: discord.AppInfo | None) -> frozenset[int]:

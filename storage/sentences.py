@@ -21,7 +21,13 @@ class Figure:
     spec: str = "g"
 
     def __str__(self) -> str:
-        return format(self.value, self.spec)
+        return written(self.value, self.spec)
+
+
+def written(value: float, spec: str) -> str:
+    """Return a number as Python writes it, but nothing as -0.00: a loss too small to be seen is none."""
+    said = format(value, spec)
+    return said if any(digit in said for digit in "123456789") else format(0.0, spec)
 
 
 def percent(share: float) -> Figure:
@@ -38,12 +44,21 @@ class Sentence(str):
 
     template: str
     values: Mapping[str, Value]
+    forms: tuple[str, str] | None
 
     def __new__(cls, template: str, /, **values: Value) -> Sentence:
         """Fill the template; without values the text is taken as it is."""
         sentence = super().__new__(cls, template.format(**values) if values else template)
         sentence.template = template
         sentence.values = values
+        sentence.forms = None
+        return sentence
+
+    @classmethod
+    def counted(cls, one: str, many: str, count: int, /, **values: Value) -> Sentence:
+        """Fill the template for one or for many; the number stands at `{count}`."""
+        sentence = cls(one if count == 1 else many, count=count, **values)
+        sentence.forms = (one, many)
         return sentence
 
     @classmethod
@@ -55,9 +70,11 @@ class Sentence(str):
 
     def as_json(self) -> dict[str, Any]:
         """Return template and values as plain JSON values."""
+        forms = {} if self.forms is None else {"forms": list(self.forms)}
         return {
             "template": self.template,
             "values": {name: _as_json(value) for name, value in self.values.items()},
+            **forms,
         }
 
     @classmethod
@@ -67,7 +84,12 @@ class Sentence(str):
             return cls(value)
         if "template" not in value:  # an erasure took the texts out
             return cls("")
-        return cls(value["template"], **{name: _from_json(each) for name, each in value["values"].items()})
+        values = {name: _from_json(each) for name, each in value["values"].items()}
+        if "forms" not in value:
+            return cls(value["template"], **values)
+        one, many = value["forms"]
+        del values["count"]
+        return cls.counted(one, many, int(value["values"]["count"]), **values)
 
 
 Value: TypeAlias = "str | int | Figure | Sentence"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ast
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -36,11 +36,15 @@ ERRORS = {
 
 @dataclass(frozen=True)
 class Template:
-    """A template, where it is, and the names that it is filled with there (None where they are computed)."""
+    """A template, where it is, and the names that it is filled with there (None where they are computed).
+
+    One for a number of things has the form for many beside that for one (`counted`).
+    """
 
     text: str
     where: str
     names: frozenset[str] | None
+    counted: str = ""
 
     @property
     def places(self) -> frozenset[str]:
@@ -57,8 +61,14 @@ def templates() -> tuple[Template, ...]:
 def _below(folder: Path) -> Iterator[Template]:
     for path in sorted(folder.rglob("*.py")):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-            if isinstance(node, ast.Call) and (text := _template(node)) is not None:
-                yield Template(text, f"{path.relative_to(ROOT)}:{node.lineno}", _names(node))
+            if not isinstance(node, ast.Call):
+                continue
+            where = f"{path.relative_to(ROOT)}:{node.lineno}"
+            if ast.unparse(node.func) == "Sentence.counted":
+                one, many = (ast.literal_eval(each) for each in node.args[:2])
+                yield Template(one, where, _names(node, {"count"}), many)
+            elif (text := _template(node)) is not None:
+                yield Template(text, where, _names(node))
 
 
 def _template(call: ast.Call) -> str | None:
@@ -70,7 +80,7 @@ def _template(call: ast.Call) -> str | None:
     return found.value or None if isinstance(found, ast.Constant) and isinstance(found.value, str) else None
 
 
-def _names(call: ast.Call) -> frozenset[str] | None:
+def _names(call: ast.Call, more: Iterable[str] = ()) -> frozenset[str] | None:
     if any(each.arg in (None, "template") for each in call.keywords):
         return None
-    return frozenset(str(each.arg) for each in call.keywords)
+    return frozenset([*(str(each.arg) for each in call.keywords), *more])

@@ -51,8 +51,9 @@ ENGLISH = re.compile(r"[A-Za-z]{2,} [A-Za-z]{2,}")
 def test_every_template_has_a_translation_with_the_same_places(language: str) -> None:
     catalogue = texts.catalogue(language)
     assert len(templates()) > 200
-    assert {(each.where, each.text) for each in templates() if each.text not in catalogue} == set()
-    for each in templates():
+    plain = [each for each in templates() if not each.counted]
+    assert {(each.where, each.text) for each in plain if each.text not in catalogue} == set()
+    for each in plain:
         assert set(re.findall(r"\{(\w*)\}", catalogue[each.text])) == each.places, each.where
 
 

@@ -6,6 +6,7 @@ import discord
 from discord import app_commands
 
 from bot.chat.listener import BLOCKED
+from bot.language.durations import duration
 from bot.language.texts import mark, speaking, tr
 from bot.ui.channel_language import language_in
 from bot.ui.interactions import Interaction, say
@@ -15,9 +16,7 @@ from storage.db.clock import SECOND_MS, now_ms
 from storage.db.database import Connection
 from storage.errors import BlockError, RuleError
 
-AFRESH_ALREADY = mark(
-    "I began afresh here less than a minute ago: please wait {seconds} seconds, or ask a moderator."
-)
+AFRESH_ALREADY = mark("I began afresh here less than a minute ago: please wait {time}, or ask a moderator.")
 _AFRESH_EVERY_MS = 60 * SECOND_MS
 _SHOWN = 25
 
@@ -40,7 +39,7 @@ async def forget(interaction: Interaction) -> None:
             return tr(BLOCKED)
         wait_ms = context_resets.last_ms(db, channel_id) + _AFRESH_EVERY_MS - now_ms()
         if wait_ms > 0 and not unlimited:
-            return tr(AFRESH_ALREADY, seconds=-(-wait_ms // SECOND_MS))
+            return tr(AFRESH_ALREADY, time=duration(-(-wait_ms // SECOND_MS)))
         context_resets.start(db, channel_id, str(user_id))
         return ""
 

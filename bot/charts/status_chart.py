@@ -28,6 +28,8 @@ from storage.chat.latency import Speed
 _EDGE = 18
 _ROW = 25
 _IN_MINUTES_MS = 120_000
+# Shorter than this is 0.0 s where it is written.
+_LEAST_SHOWN_MS = 50
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,23 +87,23 @@ def speed_text(speed: Speed) -> str:
         return tr("Nobody asked anything in the last {hours} hours.", hours=hours)
     if speed.whole.replies == 1:
         return tr(
-            "The only reply in {hours} hours waited {queued}, had its first word within {median} and was "
-            "done within {done}.",
+            "The only reply in {hours} hours had its first word within {median} and was done within {done}.",
             hours=hours,
-            queued=short_time(speed.queued_ms or 0),
             median=short_time(speed.whole.median_ms),
             done=short_time(speed.done_ms or 0),
         )
-    return tr(
-        "Half of {count} replies in {hours} hours waited up to {queued}, had their first word within "
-        "{median} and were done within {done}; 95 % had their first word within {slow}.",
+    queued_ms = speed.queued_ms or 0
+    queue = tr("Half of them waited up to {queued} for their turn.", queued=short_time(queued_ms))
+    said = tr(
+        "Half of {count} replies in {hours} hours had their first word within {median} and were done within "
+        "{done}; 95 % had their first word within {slow}.",
         count=speed.whole.replies,
         hours=hours,
-        queued=short_time(speed.queued_ms or 0),
         median=short_time(speed.whole.median_ms),
         done=short_time(speed.done_ms or 0),
         slow=short_time(speed.whole.slow_ms),
     )
+    return f"{said} {queue}" if queued_ms >= _LEAST_SHOWN_MS else said
 
 
 def _amount(need: Need) -> str:

@@ -23,6 +23,7 @@ from bot.client import StropClient
 from bot.delivery.targets import ChannelSurface, translated
 from bot.errors import DeliveryError
 from bot.language import texts
+from bot.language.durations import duration
 from bot.language.texts import mark, tr
 from bot.ui.channel_language import language_of
 from bot.ui.channels import missing_permissions, parent_of
@@ -44,9 +45,7 @@ PROXIED = mark(
     "me whose words they are. Please write to me without it."
 )
 BLOCKED = mark("A moderator decided that I don't answer you here.")
-TOO_FAST = mark(
-    "You ask faster than this server allows ({count} a minute): please ask again in {seconds} seconds."
-)
+TOO_FAST = mark("You ask faster than this server allows ({count} a minute): please ask again in {time}.")
 NO_THREAD = mark(
     "I was to open a thread for a conversation in <#{channel}>, but I lack the permission {names}: "
     "give it to me, or switch automatic threads off with /settings. I answer in the channel meanwhile."
@@ -126,7 +125,7 @@ class MessageListener:
         if answer == "yes":
             return None
         seconds = self._limits.wait_s(guild_id, user.id, now_s)
-        return Refusal(tr(TOO_FAST, count=per_minute, seconds=seconds), answer == "silence")
+        return Refusal(tr(TOO_FAST, count=per_minute, time=duration(seconds)), answer == "silence")
 
     async def in_force_at(self, interaction: discord.Interaction[Any]) -> InForce:
         """Return the settings of the channel in which a command or a button was used."""

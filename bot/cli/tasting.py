@@ -230,7 +230,7 @@ def status(config: ConfigOption = None, as_json: JsonOption = False) -> None:
         state = "waits for ratings" if each.state == "running" and waits else each.state
         typer.echo(
             f"channel {each.channel_id}: {progress.asked} of {each.wanted} asked, {progress.rated} rated "
-            f"({progress.ratings} ratings by {progress.raters} members), {state}"
+            f"(ratings: {progress.ratings}, by members: {progress.raters}), {state}"
             + (f": {visible(each.why)}" if each.why else "")
         )
     if not found:

@@ -235,7 +235,7 @@ def _packages() -> Iterator[Check]:
             "pip uninstall -y kernels",
         )
     else:
-        yield ok("kernels", "not installed, as it should be")
+        yield ok("kernels", "no package that fetches native code from the internet")
 
 
 def _encryption(config: Config) -> Check:

@@ -42,7 +42,12 @@ def translate(said: str | BaseException) -> str:
     """Return a sentence, or what an error says, in the language that is spoken."""
     text = Sentence.of(said) if isinstance(said, BaseException) else said
     template, values = getattr(text, "template", text), getattr(text, "values", {})
-    return tr(template, **{name: _value(value) for name, value in values.items()})
+    filled = {name: _value(value) for name, value in values.items()}
+    if forms := getattr(text, "forms", None):
+        one, many = forms
+        del filled["count"]
+        return texts.plural(one, many, values["count"], **filled)
+    return tr(template, **filled)
 
 
 def _value(value: object) -> object:

@@ -53,7 +53,7 @@ def next_run(outlook: Outlook, *, stamped: bool = False) -> str:
     """Say when the next run starts; `stamped` adds the time as each reader's Discord shows it."""
     run, after = outlook.status.run, outlook.min_new_ratings
     if run is not None:
-        return tr("it is on") if run.state == "running" else tr("it waits for the trainer")
+        return tr("one is on now") if run.state == "running" else tr("one waits for the trainer")
     if not outlook.trainer_alive:
         return tr("when the trainer is back; it is not running")
     if outlook.due_ms is None:
@@ -61,6 +61,9 @@ def next_run(outlook: Outlook, *, stamped: bool = False) -> str:
     time = time_to_come((outlook.due_ms - now_ms()) / 60_000)
     if stamped:
         time = f"{time} (<t:{outlook.due_ms // 1000}:f>)"
+    if not outlook.status.new_ratings:
+        # The clock starts no run that would repeat the last one; the sample's ratings don't count either.
+        time = tr("{time} if somebody rates before then", time=time)
     if not after:
         return tr("by the clock in {time}", time=time)
     return tr("by the clock in {time}, or after {count} new ratings", time=time, count=after)

@@ -10,7 +10,7 @@ import discord
 
 from bot.language.names import adapter_name
 from bot.language.sentences import translate
-from bot.language.texts import mark, number, tr
+from bot.language.texts import mark, number, plural, tr
 from storage.db.database import Connection
 from storage.learning import adapters, eligibility, evaluations, trials
 from storage.learning.adapters import Adapter
@@ -140,7 +140,8 @@ def _score(metrics: Metrics, judged_against: str | None) -> str:
     if headline is not None and headline.low is not None and headline.high is not None:
         lines.append(
             tr(
-                "{value} (interval {low} to {high}) against {rival}, on {prompts}",
+                "Gain in the chance of a like: {value} (95 % interval {low} to {high}) "
+                "against {rival}, on {prompts}",
                 value=number(headline.value, "+.2f"),
                 low=number(headline.low, "+.2f"),
                 high=number(headline.high, "+.2f"),
@@ -151,7 +152,7 @@ def _score(metrics: Metrics, judged_against: str | None) -> str:
     if votes := metrics.votes:
         lines.append(
             tr(
-                "Blind votes: {wins} won, {losses} lost, {ties} ties against {rival}",
+                "Blind votes against {rival}: won {wins}, lost {losses}, tied {ties}",
                 wins=votes.wins,
                 losses=votes.losses,
                 ties=votes.ties,
@@ -188,13 +189,13 @@ _OF_THE_QUESTION = ("question", "kind")
 def _canary(figures: CanaryFigures, rival: str) -> str:
     return tr(
         "As a canary: liked in {newcomer_liked} of {newcomer} rated conversations, {rival} in "
-        "{incumbent_liked} of {incumbent}, by {raters} raters",
+        "{incumbent_liked} of {incumbent}, by {raters}",
         newcomer_liked=number(figures.newcomer_liked, ".0%"),
         newcomer=figures.newcomer,
         rival=rival,
         incumbent_liked=number(figures.incumbent_liked, ".0%"),
         incumbent=figures.incumbent,
-        raters=figures.raters,
+        raters=_raters(figures.raters),
     )
 
 
@@ -223,10 +224,16 @@ def _prompts(headline: Headline, figures: Mapping[str, Any]) -> str:
     count = headline.n
     extra = int(figures.get("extra_prompts") or 0)
     if not extra:
-        return tr("{count} held-out conversations", count=count)
+        return _held_out(count)
     return tr(
-        "{own} held-out conversations and {extra} general prompts", own=max(count - extra, 0), extra=extra
+        "{own} and {extra}",
+        own=_held_out(max(count - extra, 0)),
+        extra=plural("{count} general prompt", "{count} general prompts", extra),
     )
+
+
+def _held_out(count: int) -> str:
+    return plural("{count} held-out conversation", "{count} held-out conversations", count)
 
 
 def _other_measures(measured: Sequence[Evaluation], metrics: Metrics) -> str:
@@ -242,7 +249,7 @@ def _other_measures(measured: Sequence[Evaluation], metrics: Metrics) -> str:
 
 
 _MEASURES = {
-    "margin": mark("Liked over disliked held-out replies (nat a token)"),
+    "margin": mark("How much likelier liked held-out replies became than disliked ones (nats per token)"),
     "general_nll_increase": mark("Loss on general prompts, as a share (above 0: something was forgotten)"),
 }
 
@@ -278,12 +285,11 @@ def _data_used(metrics: Metrics) -> str:
         return tr("This run did not record its data.")
     lines = [
         tr(
-            "Trained on {liked} liked and {disliked} disliked replies and {corrections} corrections, "
-            "by {raters} raters",
+            "Trained on replies liked {liked}, disliked {disliked}, corrected {corrections}, by {raters}",
             liked=train.liked,
             disliked=train.disliked,
             corrections=train.corrections,
-            raters=data.raters or 0,
+            raters=_raters(data.raters or 0),
         )
     ]
     held_out = [counts for split, counts in data.splits.items() if split != "train"]
@@ -313,8 +319,15 @@ def cut_short(metrics: Metrics) -> str:
     if found is None:
         return ""
     return tr(
-        "Its time limit ended the training after {done} of {planned} steps.", done=found[0], planned=found[1]
+        "Its time limit ended the training after {done} of {planned} steps: it learned from less than there "
+        "is.",
+        done=found[0],
+        planned=found[1],
     )
+
+
+def _raters(count: int) -> str:
+    return plural("{count} rater", "{count} raters", count)
 
 
 def _left_out(metrics: Metrics) -> str:

@@ -50,9 +50,7 @@ UNSHOWN_NEWS_MS = 10 * 60 * 1000
 
 NO_EMBEDS = mark("-# To see scores and data here, give me the permission **Embed Links** in this channel.")
 
-CUT_SHORT = mark(
-    "The time limit (`trainer.max_train_minutes`) cut its training short: it learned from less than there is."
-)
+CUT_SHORT = mark("The time limit ended its training early: it learned from less than there is.")
 
 _BAR_CELLS = 10
 _LATEST = 3
@@ -108,7 +106,7 @@ def run_text(
     if run.outcome is not None:
         lines.append(f"{_MARKS.get(run.outcome, '•')} {translate(run.message) or run.outcome}")
     if run.outcome in ("promoted", "refused", "votes") and run.metrics.training.shortened:
-        lines.append(f"{tr(CUT_SHORT)} {run_card.cut_short(run.metrics)}".rstrip())
+        lines.append(run_card.cut_short(run.metrics) or tr(CUT_SHORT))
     if run.outcome == "votes" and (seen := run_card.judge_saw(run.metrics)):
         lines.append(seen)
     if run.outcome == "votes" and canary:

@@ -10,7 +10,7 @@ from discord import app_commands
 
 from bot.chat.content.attachments import AttachmentReader
 from bot.language import durations
-from bot.language.texts import mark, tr
+from bot.language.texts import mark, plural, tr
 from bot.learning import tasting_host as host
 from bot.operators import NOT_OPERATOR
 from bot.services import Services
@@ -54,9 +54,7 @@ RUNS = mark("on, one every {pace}")
 WAITS = mark("waits for ratings")
 DONE = mark("done")
 HALTED = mark("stopped")
-HOW_FAR = mark(
-    "<#{channel}>: {asked} of {wanted} asked, {rated} rated ({ratings} ratings by {raters} members), {state}"
-)
+HOW_FAR = mark("<#{channel}>: {asked} of {wanted} asked, {rated} rated ({ratings} by {members}), {state}")
 
 # What storage refuses a tasting with, as the catalogues know it.
 REFUSALS = (
@@ -264,8 +262,8 @@ def _progress_text(tasting: Tasting, progress: Progress, waits: bool) -> str:
         asked=progress.asked,
         wanted=tasting.wanted,
         rated=progress.rated,
-        ratings=progress.ratings,
-        raters=progress.raters,
+        ratings=plural("{count} rating", "{count} ratings", progress.ratings),
+        members=plural("{count} member", "{count} members", progress.raters),
         state=state,
     )
     return f"{said}\n-# {tasting.why}" if tasting.why else said

@@ -15,7 +15,7 @@ import structlog
 from discord import app_commands
 
 from bot.feedback import my_ratings
-from bot.language.texts import mark, tr
+from bot.language.texts import mark, plural, tr
 from bot.services import Services
 from bot.serving.errors import ServingError
 from bot.ui.interactions import Interaction, say, with_error_reply
@@ -176,9 +176,10 @@ async def erase(services: Services, user_id: int) -> str:
     )
     sentence = tr("Done: everything that I had stored about you is deleted.")
     if erasure.affected_adapters:
-        sentence += " " + tr(
-            "{count} adapter(s) had learned from it and are gone; a clean retrain without you is queued.",
-            count=len(erasure.affected_adapters),
+        sentence += " " + plural(
+            "{count} adapter had learned from it and is gone; a clean retrain without you is queued.",
+            "{count} adapters had learned from it and are gone; a clean retrain without you is queued.",
+            len(erasure.affected_adapters),
         )
     return sentence + " " + tr("What you write to me from now on trains nothing for 30 days.")
 

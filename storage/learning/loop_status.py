@@ -153,12 +153,12 @@ def status_lines(status: LoopStatus) -> list[Sentence]:
             answering=_answering(status),
         ),
         Sentence(
-            "Ratings: {liked} liked, {disliked} disliked, {corrections} corrected by {raters} members "
-            "({new} new or changed since the last run)",
-            liked=counts.liked,
-            disliked=counts.disliked,
-            corrections=counts.corrections,
-            raters=counts.raters,
+            "Ratings by {members}: {likes}, {dislikes}, {corrections}; "
+            "new or changed since the last run: {new}",
+            members=Sentence.counted("{count} member", "{count} members", counts.raters),
+            likes=Sentence.counted("{count} like", "{count} likes", counts.liked),
+            dislikes=Sentence.counted("{count} dislike", "{count} dislikes", counts.disliked),
+            corrections=Sentence.counted("{count} correction", "{count} corrections", counts.corrections),
             new=status.new_ratings,
         ),
         _readiness_text(ready),
@@ -181,14 +181,18 @@ def status_lines(status: LoopStatus) -> list[Sentence]:
     votes, compared = status.blind_votes, status.compared
     if votes.open:
         lines.append(
-            Sentence("Blind votes: {votes} cast, {pairs} pairs open", votes=votes.votes, pairs=votes.open)
+            Sentence(
+                "Blind votes: {votes} so far, {pairs} open",
+                votes=_votes(votes.votes),
+                pairs=Sentence.counted("{count} pair", "{count} pairs", votes.open),
+            )
         )
     if compared.pairs:
         lines.append(
             Sentence(
-                "Side by side in the chat: {pairs} pairs, {votes} votes",
-                pairs=compared.pairs,
-                votes=compared.votes,
+                "Side by side in the chat: {pairs}, {votes}",
+                pairs=Sentence.counted("{count} pair", "{count} pairs", compared.pairs),
+                votes=_votes(compared.votes),
             )
         )
     lines += [
@@ -243,23 +247,20 @@ def _trial(trial: Trial) -> dict[str, Any]:
 
 
 def _readiness_text(ready: Readiness) -> Sentence:
-    counts = {
-        "liked": ready.liked,
-        "min_liked": ready.min_liked,
-        "raters": ready.raters,
-        "min_raters": ready.min_raters,
-    }
-    if ready.enough:
-        return Sentence(
-            "Ready to train: {liked} of {min_liked} liked or corrected replies, "
-            "{raters} of {min_raters} raters",
-            **counts,
-        )
-    return Sentence(
-        "Not enough to train yet: {liked} of {min_liked} liked or corrected replies, "
-        "{raters} of {min_raters} raters",
-        **counts,
+    counts = Sentence(
+        "replies liked or corrected {liked} (needed: {min_liked}), raters {raters} (needed: {min_raters})",
+        liked=ready.liked,
+        min_liked=ready.min_liked,
+        raters=ready.raters,
+        min_raters=ready.min_raters,
     )
+    if ready.enough:
+        return Sentence("Enough to train on: {counts}", counts=counts)
+    return Sentence("Too little to train on yet: {counts}", counts=counts)
+
+
+def _votes(count: int) -> Sentence:
+    return Sentence.counted("{count} vote", "{count} votes", count)
 
 
 def _run_text(run: Run) -> Sentence:
@@ -272,12 +273,12 @@ def _run_text(run: Run) -> Sentence:
     }
     if run.eta_s is None:
         if run.note:
-            return Sentence("Run {run}: {phase} {progress} {note}", note=run.note, **values)
+            return Sentence("Run {run}: {phase} {progress} ({note})", note=run.note, **values)
         return Sentence("Run {run}: {phase} {progress}", **values)
     values["minutes"] = max(round(run.eta_s / 60), 1)
     if run.note:
         return Sentence(
-            "Run {run}: {phase} {progress}, about {minutes} min left {note}", note=run.note, **values
+            "Run {run}: {phase} {progress}, about {minutes} min left ({note})", note=run.note, **values
         )
     return Sentence("Run {run}: {phase} {progress}, about {minutes} min left", **values)
 

@@ -103,7 +103,7 @@ async def test_status_shows_the_loop_at_a_glance(community: Community) -> None:
     result = await community.bob.slash(community.channel, "status")
 
     assert result.ephemeral
-    assert "the base model" in text(result) and "1 liked" in text(result)
+    assert "the base model" in text(result) and "1 member: 1 like, 0 dislikes" in text(result)
     assert "ready" in text(result) and "Trainer: not running" in text(result)
 
 
@@ -286,7 +286,7 @@ async def test_status_says_when_the_next_run_starts_and_how_long_people_waited(
     await community.ann.send(community.channel, f"{community.mention} hello")
     result = await community.bob.slash(community.channel, "status")
     assert "Next run: when the trainer is back; it is not running" in text(result)
-    assert "The only reply in 24 hours waited 0.0 s" in text(result)
+    assert "The only reply in 24 hours had its first word within" in text(result)
     (file,) = result.followups[0].attachments if result.followups else result.response.attachments
     assert file.filename == "strop-status.png"
     assert "Liked or corrected: 0 of 25. Raters: 0 of 5. New ratings: 0 of 50." in file.description
@@ -465,5 +465,5 @@ async def test_deleting_unloads_and_removes_what_was_trained_on_it(
 
     asked = await community.bob.slash(community.channel, "privacy delete")
     await community.bob.click(asked.response, label="Delete my data")
-    assert "1 adapter(s) had learned from it" in asked.response.content
+    assert "1 adapter had learned from it and is gone" in asked.response.content
     assert model_server.adapters == [] and not folder.exists() and champion(community) is None

@@ -53,12 +53,14 @@ async def test_the_card_shows_the_measurement_and_its_buttons_decide(tmp_path: P
         card = await decided(deck, FIRST)
         fields = _fields(card)
         assert fields["Score"] == (
-            "+0.12 (interval +0.05 to +0.19) against the base model, "
+            "Gain in the chance of a like: +0.12 (95 % interval +0.05 to +0.19) against the base model, "
             "on 32 held-out conversations and 8 general prompts"
         )
-        assert "held-out replies (nat a token): +0.30 (interval +0.10 to +0.50)" in fields["Also measured"]
+        assert (
+            "than disliked ones (nats per token): +0.30 (interval +0.10 to +0.50)" in fields["Also measured"]
+        )
         assert fields["Regressions"] == "empty replies: 0.20, at most 0.05 allowed"
-        assert "30 liked and 12 disliked replies and 2 corrections, by 7 raters" in fields["Data used"]
+        assert "replies liked 30, disliked 12, corrected 2, by 7 raters" in fields["Data used"]
         assert fields["Left out"].startswith("4: somebody in its context has not opted in")
         assert fields["Sample 1"].splitlines()[0] == "> Say hello." and "Sample 2" not in fields
         assert MEMBERS_PROMPT not in str(card)

@@ -107,19 +107,27 @@ def _risen(found: ToThePoint | None) -> Sentence:
     return NOTHING
 
 
+def held_out(count: int) -> Sentence:
+    """Say how many held-out conversations were compared."""
+    return Sentence.counted("{count} held-out conversation", "{count} held-out conversations", count)
+
+
+def general(count: int) -> Sentence:
+    """Say how many general prompts were compared."""
+    return Sentence.counted("{count} general prompt", "{count} general prompts", count)
+
+
 def describe(gain: Estimate, extra_prompts: int = 0) -> Sentence:
-    """Say a gain as people read it: "+0.12 (95 % CI 0.05 to 0.19) on 64 held-out conversations"."""
+    """Say a gain as people read it: "chance of a like +0.12 (95 % CI 0.05 to 0.19) on 64 conversations"."""
     own = gain.clusters - extra_prompts
     if own and extra_prompts:
-        prompts = Sentence(
-            "{own} held-out conversations and {extra} general prompts", own=own, extra=extra_prompts
-        )
+        prompts = Sentence("{own} and {extra}", own=held_out(own), extra=general(extra_prompts))
     elif extra_prompts:
-        prompts = Sentence("{count} general prompts", count=extra_prompts)
+        prompts = general(extra_prompts)
     else:
-        prompts = Sentence("{count} held-out conversations", count=own)
+        prompts = held_out(own)
     return Sentence(
-        "{gain} (95 % CI {low} to {high}) on {prompts}",
+        "chance of a like {gain} (95 % CI {low} to {high}) on {prompts}",
         gain=Figure(gain.value, "+.2f"),
         low=Figure(gain.low, ".2f"),
         high=Figure(gain.high, ".2f"),

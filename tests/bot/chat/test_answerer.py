@@ -276,7 +276,7 @@ async def test_a_full_queue_is_waited_out(community: Community, model_server: Fa
 
     model_server.busy_times = 3
     await community.ann.send(community.channel, f"{community.mention} hello")
-    assert community.said()[1] == failures.BUSY.format(seconds=1)
+    assert community.said()[1] == failures.BUSY.format(time="1 s")
 
 
 async def test_an_answer_that_was_cut_off_shows_it(
@@ -541,7 +541,7 @@ async def test_too_many_questions_at_once_are_told_when_to_come_back(
 ) -> None:
     monkeypatch.setattr(answerer, "MAX_IN_FLIGHT", 0)
     await community.ann.send(community.channel, f"{community.mention} hello")
-    assert community.said() == [failures.BUSY.format(seconds=30)]
+    assert community.said() == [failures.BUSY.format(time="30 s")]
 
 
 async def test_what_nobody_expected_is_one_sentence_with_an_id(
@@ -660,7 +660,7 @@ async def test_a_long_busy_server_is_said_at_once(
 ) -> None:
     model_server.busy_times, model_server.retry_after = 3, "40"
     await community.ann.send(community.channel, f"{community.mention} hello")
-    assert community.said() == [failures.BUSY.format(seconds=40)]
+    assert community.said() == [failures.BUSY.format(time="40 s")]
     assert len(model_server.requests) == 1
 
 

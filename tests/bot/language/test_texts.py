@@ -20,6 +20,7 @@ from bot.client import StropClient
 from bot.diagnostics.discord_access import PERMISSIONS
 from bot.feedback.side_by_side import compare_view
 from bot.language import texts
+from bot.language.sentences import translate
 from bot.learning.blind_votes import vote_view
 from bot.learning.run_buttons import Action, RunButton
 from bot.ui import modals
@@ -95,12 +96,12 @@ NOT_SAID = {
         "This thread is closed.",
         "Discord does not take my message right now.",
     },
-    "language/texts.py": {'msgid ""', "not a line of a .po file: ", "not a quoted text: "},
+    "language/texts.py": {"not  forms: ", "not a line of a .po file: ", "not a quoted text: "},
 }
 # Arguments that people read, also if they are a single word.
 LABELS = {"label", "title", "placeholder", "hint"}
 # What gives a text to `tr` later, or looks for it there.
-TRANSLATES = {"tr", "mark", "Sentence"}
+TRANSLATES = {"tr", "mark", "Sentence", "plural"}
 # The longest text that Discord takes: https://discord.com/developers/docs/components/reference
 BUTTON, SHORT, DESCRIPTION, MENU_NAME = 80, 45, 100, 32
 
@@ -121,13 +122,29 @@ def marked(bot: StropClient) -> set[str]:
     """Every text that is marked for translation, or that a command says of itself."""
     found = {kind.help for kind in KINDS.values()} | {*TRIGGERS.values(), LANGUAGES["auto"]}
     found |= {words for words, _ in command_words(bot)} | PERMISSIONS.keys()
-    found |= {template.text for template in templates()}
+    found |= {template.text for template in templates() if not template.counted}
     for _, tree in modules():
         for node in ast.walk(tree):
             if isinstance(node, ast.Call) and named(node) in ("tr", "mark") and node.args:
                 first = node.args[0]
                 if isinstance(first, ast.Constant):
                     found.add(str(first.value))
+    return found
+
+
+def literal_first(call: ast.Call) -> bool:
+    """Whether a call names its text; `translate` says one that it was given."""
+    return bool(call.args) and isinstance(call.args[0], ast.Constant)
+
+
+def counted() -> dict[str, str]:
+    """Every text for a number of things: the one for one, with the one for many."""
+    found = {each.text: each.counted for each in templates() if each.counted}
+    for _, tree in modules():
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Call) and named(node) == "plural" and literal_first(node):
+                one, many = (ast.literal_eval(each) for each in node.args[:2])
+                found[one] = many
     return found
 
 
@@ -144,6 +161,47 @@ async def test_every_text_is_there_with_the_same_placeholders_and_none_too_many(
     assert set(catalogue) - marked(community.bot) == set()
     wrong = {text for text, said in catalogue.items() if placeholders(text) != placeholders(said)}
     assert wrong == set()
+
+
+@pytest.mark.parametrize("language", OTHERS)
+def test_every_text_for_a_number_of_things_has_the_forms_of_its_language(language: str) -> None:
+    forms, wanted = texts.plurals(language), counted()
+    assert len(wanted) > 10
+    assert set(forms) == set(wanted)
+    for one, many in wanted.items():
+        assert {*map(tuple, map(placeholders, (one, many, *forms[one])))} == {(*placeholders(one),)}, one
+        assert "count" in placeholders(one)
+
+
+@pytest.mark.parametrize(
+    ("language", "said"),
+    [
+        ("en", ["0 raters", "1 rater", "2 raters"]),
+        ("de", ["0 Bewertende", "1 Bewertender", "2 Bewertende"]),
+        ("fr", ["0 personne", "1 personne", "2 personnes"]),
+        ("ja", ["0 人", "1 人", "2 人"]),
+    ],
+)
+def test_a_number_of_things_takes_the_form_of_its_language(language: str, said: list[str]) -> None:
+    with texts.speaking(language):
+        assert [texts.plural("{count} rater", "{count} raters", count) for count in range(3)] == said
+        kept = Sentence.from_json(Sentence.counted("{count} rater", "{count} raters", 1).as_json())
+        assert translate(kept) == said[1]
+
+
+def test_a_rule_with_several_forms_is_followed_and_every_form_asked_for() -> None:
+    header = (
+        'msgid ""\nmsgstr "Plural-Forms: nplurals=3; plural=(n==1 ? 0 : n%10>=2 && n%10<=4 ? 1 : 2);\\n"\n\n'
+    )
+    entry = 'msgid "{count} vote"\nmsgid_plural "{count} votes"\n'
+    forms = [
+        f'msgstr[{place}] "{{count}} {form}"\n' for place, form in enumerate(("głos", "głosy", "głosów"))
+    ]
+    found = texts.parse(header + entry + "".join(forms))
+    said = [found.plurals["{count} vote"][found.form(count)].format(count=count) for count in (1, 3, 5, 22)]
+    assert said == ["1 głos", "3 głosy", "5 głosów", "22 głosy"]
+    with pytest.raises(ValueError, match="not 3 forms"):
+        texts.parse(header + entry + "".join(forms[:2]))
 
 
 @pytest.mark.parametrize("language", OTHERS)
@@ -194,7 +252,8 @@ def read_by_people(node: ast.AST) -> Iterator[ast.AST]:
     if isinstance(node, ast.JoinedStr):
         yield from (part.value for part in node.values if isinstance(part, ast.FormattedValue))
     elif isinstance(node, ast.Call) and named(node) in TRANSLATES:
-        yield from [*node.args[1:], *node.keywords]
+        texts_of = 2 if named(node) == "plural" else 1
+        yield from [*node.args[texts_of:], *node.keywords]
     elif isinstance(node, ast.Call) and ast.unparse(node.func).startswith("_log."):
         return
     elif isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
@@ -317,7 +376,7 @@ def test_a_catalogue_is_read_as_translators_tools_write_it() -> None:
         '#: a.py:1\nmsgid "one "\n"two"\nmsgstr ""\n"eins "\n"zwei"\n\n'
         'msgid "open"\nmsgstr ""\n'
     )
-    assert texts.parse(po) == {"one two": "eins zwei"}
+    assert texts.parse(po).texts == {"one two": "eins zwei"}
     with pytest.raises(ValueError, match="not a line"):
         texts.parse("hello")
 
@@ -401,9 +460,9 @@ def liked_less() -> Sentence:
         "gain": Figure(-0.08, "+.2f"),
         "low": Figure(-0.13, ".2f"),
         "high": Figure(-0.03, ".2f"),
-        "prompts": Sentence("{count} held-out conversations", count=64),
+        "prompts": Sentence.counted("{count} held-out conversation", "{count} held-out conversations", 64),
     }
-    measured = Sentence("{gain} (95 % CI {low} to {high}) on {prompts}", **gain)
+    measured = Sentence("chance of a like {gain} (95 % CI {low} to {high}) on {prompts}", **gain)
     return Sentence("its replies are liked less: {measured}", measured=measured)
 
 

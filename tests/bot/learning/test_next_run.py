@@ -53,10 +53,10 @@ def test_the_text_has_the_time_as_each_readers_discord_shows_it() -> None:
 
 def test_a_run_that_is_on_or_a_trainer_that_is_away_is_told_first() -> None:
     on = a_run(phase="train", progress=0.42)
-    assert next_run(outlook(on)) == "it is on"
+    assert next_run(outlook(on)) == "one is on now"
     running = outlook(on).running
     assert running is not None and (running.name, running.have, running.least) == ("Training", 42, 100)
-    assert next_run(outlook(a_run(state="queued"))) == "it waits for the trainer"
+    assert next_run(outlook(a_run(state="queued"))) == "one waits for the trainer"
     assert outlook(a_run(state="queued")).running is None
     assert "not running" in next_run(outlook(trainer_alive=False, due_ms=now_ms()))
 

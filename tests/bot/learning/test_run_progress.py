@@ -158,7 +158,9 @@ async def test_a_run_is_one_message_and_its_result_replies_to_it(
     assert "▶️ Training the challenger ▰▰▰▰▱▱▱▱▱▱ 43% · about 3 min left" in shown
     assert "▫️ Deciding" in shown
 
-    sentence = "adapter a2 replaced a1: +0.12 (95 % CI 0.05 to 0.19) on 64 held-out conversations"
+    sentence = (
+        "adapter a2 replaced a1: chance of a like +0.12 (95 % CI 0.05 to 0.19) on 64 held-out conversations"
+    )
     trainer.beat(run_id, "swap", 1.0)
     trainer.finish(run_id, "promoted", sentence)
     await tick(community)
@@ -253,7 +255,7 @@ async def test_a_refused_run_shows_no_swap_and_says_that_its_time_limit_cut_it_s
     await tick(community, 6)
     first, result = public(community)
     assert "Swapping" not in first and first.count("✅") == 4
-    assert "cut its training short" in result
+    assert "ended its training early" in result
 
 
 async def test_an_operator_ends_a_vote_below_it_or_with_reject(

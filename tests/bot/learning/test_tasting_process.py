@@ -86,7 +86,7 @@ async def test_prompts_by_form_file_and_command_line_are_asked_rated_and_trained
         "> Why do cats purr?",
     ]
     shown = await asyncio.to_thread(strop, processes, "status")
-    assert "3 of 3 asked, 1 rated (1 ratings by 1 members), done" in shown
+    assert "3 of 3 asked, 1 rated (ratings: 1, by members: 1), done" in shown
     await check_rows(processes)
 
 

@@ -86,7 +86,7 @@ def test_a_run_its_phases_and_its_end_are_shown(database: Database, community: C
 
     run = database.write(begin)
     text = loop_status.status_text(read(database))
-    assert f"Run {run.id}: train 40%, about 2 min left epoch 2 of 4" in text
+    assert f"Run {run.id}: train 40%, about 2 min left (epoch 2 of 4)" in text
 
     def end(db: sqlite_utils.Database) -> None:
         adapters.insert_candidate(db, adapter_id="a1", scope=SCOPE, base_hash=BASE, path="adapters/a1")
@@ -141,7 +141,7 @@ def test_blind_votes_are_counted_while_they_are_open(database: Database) -> None
     seen = read(database)
     assert seen.blind_votes == loop_status.BlindVotes(open=2, votes=1, needed=37)
     assert seen.as_json()["duels"] == {"open": 2, "votes": 1, "needed": 37}
-    assert "Blind votes: 1 cast, 2 pairs open" in loop_status.status_text(seen)
+    assert "Blind votes: 1 vote so far, 2 pairs open" in loop_status.status_text(seen)
 
 
 def test_beyond_the_live_limit_the_last_snapshots_counts_are_shown(

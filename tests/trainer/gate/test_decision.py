@@ -61,7 +61,7 @@ GOOD = Evidence(
 def test_a_good_challenger_is_promoted_with_its_figures() -> None:
     verdict = decision.decide(GOOD, SETTINGS)
     assert verdict.decision == "promote"
-    assert verdict.reason == "+0.12 (95 % CI 0.05 to 0.19) on 64 held-out conversations"
+    assert verdict.reason == "chance of a like +0.12 (95 % CI 0.05 to 0.19) on 64 held-out conversations"
 
 
 @pytest.mark.parametrize(

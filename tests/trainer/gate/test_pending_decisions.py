@@ -275,7 +275,7 @@ def test_the_policy_says_what_becomes_of_proof_and_of_thin_evidence(
     assert (community.champion() == community.new) == (outcome == "promoted")
     asked = community.database.read(lambda db: duels.count_open(db, SCOPE))
     assert asked == (1 if outcome == "votes" and not proven else 0)
-    assert ("won offline with +0.12" in ended.message) == (policy == "canary-first" and proven)
+    assert ("offline with chance of a like +0.12" in ended.message) == (policy == "canary-first" and proven)
 
 
 def test_a_canary_without_a_difference_ends_undecided_by_ratings_or_by_time(community: Community) -> None:

@@ -8,6 +8,7 @@ from typing import Any, Self
 
 import discord
 
+from bot.delivery.reply_controls import EMOJI, FINISHED, custom_id
 from bot.feedback import reply_view
 from bot.feedback.reply_actions import UNKNOWN, ReplyActions
 from bot.feedback.side_by_side import compare_view
@@ -15,18 +16,6 @@ from bot.language.texts import tr
 from bot.ui.interactions import Interaction, say, with_error_reply
 from storage.chat.reply_versions import Versions
 from storage.config_sections import RepliesConfig
-
-EMOJI = {
-    "regenerate": "🔄",
-    "stop": "⏹️",
-    "better": "✏️",
-    "why": "ℹ️",
-    "back": "◀️",
-    "forward": "▶️",
-    "up": "👍",
-    "down": "👎",
-}
-"""The actions and their faces, from the reader's left to right only by `Controls`."""
 
 
 class ReplyButton(
@@ -43,7 +32,7 @@ class ReplyButton(
                 style=discord.ButtonStyle.secondary,
                 emoji=EMOJI.get(action),
                 label=label,
-                custom_id=f"strop:reply:{action}:{reply_id}",
+                custom_id=custom_id(action, reply_id),
                 row=row,
             )
         )
@@ -81,7 +70,7 @@ class Controls:
         self, reply_id: str, versions: Versions | None = None, *, has_text: bool = True, votes: Votes = (0, 0)
     ) -> discord.ui.View | None:
         """Return what stands below a reply that is done; one without words can only be written again."""
-        wanted = [action for action in ("regenerate", "better", "why") if action in self._config.buttons]
+        wanted = [action for action in FINISHED if action in self._config.buttons]
         if not has_text:
             wanted = [action for action in wanted if action == "regenerate"]
         buttons = [ReplyButton(action, reply_id) for action in wanted]

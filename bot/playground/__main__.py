@@ -71,7 +71,8 @@ async def _serve(config: Config, config_path: Path | None) -> None:
         ):
             await asyncio.to_thread(write_state, config.run, state)
             shown = await database.aread(lambda db: transcript.latest(db, SHOWN_AGAIN))
-            log.info("playground.restored", messages=playground.backend.restore(shown))
+            restored = playground.backend.restore(shown, config.replies.buttons)
+            log.info("playground.restored", messages=restored)
             writing = _keep_commands(playground, config.run)
             run_file = config.run / RUN_FILE
             await asyncio.to_thread(write_private, run_file, _run_record(playground))

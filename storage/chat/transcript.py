@@ -13,7 +13,10 @@ from storage.db import sql
 
 @dataclass(frozen=True, slots=True)
 class Shown:
-    """One message of a channel. `author_id` None is the bot; `reactions` are ratings (emoji, user id)."""
+    """One message of a channel. `author_id` None is the bot, whose answers have a `reply_id`.
+
+    `reactions` are ratings (emoji, user id).
+    """
 
     discord_id: int
     channel_id: int
@@ -22,6 +25,7 @@ class Shown:
     content: str
     reply_to: int | None
     reactions: tuple[tuple[str, int], ...] = ()
+    reply_id: str | None = None
 
 
 def latest(db: sqlite_utils.Database, limit: int, *, after: int = 0) -> list[Shown]:
@@ -41,6 +45,7 @@ def latest(db: sqlite_utils.Database, limit: int, *, after: int = 0) -> list[Sho
             row["content"],
             row["reply_to"],
             tuple(reactions[row["reply_id"]]) if row["reply_id"] else (),
+            row["reply_id"],
         )
         for row in reversed(rows)
     ]

@@ -8,7 +8,7 @@ shows (which also sees ephemeral messages, modals and unanswered interactions).
 
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import asdict
 from datetime import UTC, datetime
 from typing import Any
@@ -20,6 +20,7 @@ from simcord.backend.cdn import CdnStore
 from simcord.backend.models import Channel, Message, Reaction, User
 from simcord.enums import ChannelType
 
+from bot.delivery.reply_controls import EMOJI, FINISHED, custom_id
 from bot.playground.discord import community, picture_files
 from storage.chat.transcript import Shown
 
@@ -172,11 +173,11 @@ class World:
         self._backend.messages[channel.id] = {}
         guild.channel_ids.append(channel.id)
 
-    def restore(self, messages: Iterable[Shown]) -> int:
+    def restore(self, messages: Iterable[Shown], buttons: Collection[str] = ()) -> int:
         """Show again what an earlier playground's channels held; return how many messages.
 
-        Nobody hears of it: a bot that connects later sees them as Discord's. Neither threads nor the buttons
-        below an answer are restored.
+        Nobody hears of it: a bot that connects later sees them as Discord's. Answers get the configured
+        `buttons` again, whose custom ids the bot still knows; threads are not restored.
         """
         restored = 0
         for each in messages:
@@ -188,6 +189,8 @@ class World:
                 name = each.author_name if user_id == author_id else ""
                 self._backend.users.setdefault(user_id, User(id=user_id, name=name or f"member-{user_id}"))
             channel[each.discord_id] = self._message(each, author_id)
+            if each.reply_id is not None:
+                channel[each.discord_id].components = _rows(each.reply_id, buttons)
             restored += 1
         return restored
 
@@ -261,3 +264,19 @@ class World:
         if message.is_ephemeral and message.interaction_metadata:
             data["visible_to"] = str(message.interaction_metadata["user"]["id"])
         return data
+
+
+def _rows(reply_id: str, wanted: Collection[str]) -> list[Payload]:
+    """Return the row of buttons below an answer, as the bot would send it."""
+    buttons = [
+        {
+            "type": discord.ComponentType.button.value,
+            "style": discord.ButtonStyle.secondary.value,
+            "emoji": {"id": None, "name": EMOJI[action]},
+            "custom_id": custom_id(action, reply_id),
+            "disabled": False,
+        }
+        for action in FINISHED
+        if action in wanted
+    ]
+    return [{"type": discord.ComponentType.action_row.value, "components": buttons}] if buttons else []

@@ -30,6 +30,8 @@ export class Store extends EventTarget {
   actorId = null;
   channelId = null;
   unread = new Map();
+  /** Whether the bot puts buttons below its answers: the configuration may want none. */
+  showsReplyButtons = false;
   #typing = new Map();
   #carets = new Map();
 
@@ -104,6 +106,7 @@ export class Store extends EventTarget {
     this.messages = new Map(
       Object.entries(snapshot.messages).map(([id, list]) => [id, list.map((raw) => mergeMessage(null, raw)).sort(byId)]),
     );
+    this.showsReplyButtons = [...this.messages.values()].some((list) => list.some(hasReplyButtons));
     this.commands = snapshot.commands ?? [];
     this.loop = snapshot.loop ?? null;
     this.botOnline = Boolean(snapshot.bot_online);
@@ -200,6 +203,7 @@ export class Store extends EventTarget {
     // An edit of a message that was never sent here carries no author: there is nothing to show.
     if (!before && !raw.author) return;
     const message = mergeMessage(before, raw);
+    this.showsReplyButtons ||= hasReplyButtons(message);
     if (before) list[index] = message;
     else list.push(message);
     if (list.length > 1 && !before && byId(list.at(-2), message) > 0) list.sort(byId);
@@ -287,6 +291,8 @@ export function isRateable(message, store) {
   // Two candidates are voted on, and thumbs that are buttons need no second pair.
   if (isComparison(message) || buttonIds(message).some((id) => id.startsWith("strop:reply:up:"))) return false;
   if (message.type === THREAD_CREATED) return false;
+  // Where answers have buttons, what has none is a notice, and its thumbs would count for nothing.
+  if (store.showsReplyButtons) return belongsToAnswer(message, store);
   // Runs, votes and tastings have buttons of their own; what replies to the bot itself is a report, no answer.
   if (buttonIds(message).some((id) => /^strop:(run|duel|tasting|compare):/.test(id))) return false;
   const before = message.message_reference?.message_id;
@@ -297,6 +303,18 @@ export function isRateable(message, store) {
   const channel = store.channels.find((entry) => entry.id === message.channel_id);
   return (channel?.kind === "dm" || Boolean(channel?.parent_id)) && !message.interaction_metadata && !message.embeds?.length;
 }
+
+/** Whether a message has an answer's buttons, or is an earlier part of a long one that has. */
+function belongsToAnswer(message, store) {
+  const list = store.messages.get(message.channel_id) ?? [];
+  for (let at = list.indexOf(message); at >= 0 && at < list.length; at += 1) {
+    if (list[at].author.id !== message.author.id || (list[at] !== message && list[at].message_reference)) return false;
+    if (hasReplyButtons(list[at])) return true;
+  }
+  return false;
+}
+
+const hasReplyButtons = (message) => buttonIds(message).some((id) => id.startsWith("strop:reply:"));
 
 function buttonIds(message) {
   return (message.components ?? []).flatMap((row) => row.components ?? []).map((button) => button.custom_id ?? "");

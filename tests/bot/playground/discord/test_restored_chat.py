@@ -77,6 +77,19 @@ def test_the_page_shows_questions_answers_and_who_liked_them(shown: list[transcr
     assert answered["reactions"][0]["users"] == [str(ADA)]
     assert answered["message_reference"]["message_id"] == asked["id"]
     assert uploaded["content"] == ""
+    assert not answered["components"]
+
+
+def test_an_answer_of_before_has_its_buttons_again(shown: list[transcript.Shown]) -> None:
+    playground = Playground()
+    playground.backend.restore(shown, ("stop", "why", "regenerate"))
+    asked, answered, _ = playground.backend.history(100)[str(GENERAL)]
+    (row,) = answered["components"]
+    assert [button["custom_id"] for button in row["components"]] == [
+        "strop:reply:regenerate:r1",
+        "strop:reply:why:r1",
+    ]
+    assert not asked["components"]
 
 
 async def test_a_bot_reads_restored_messages_and_hears_of_new_reactions_to_them(

@@ -427,6 +427,23 @@ async def test_unread_channels_are_counted_and_simulated_members_say_so(page: Pa
     await expect(lab.locator(".unread")).to_have_count(0)
 
 
+async def test_thumbs_stand_below_answers_and_not_below_notices(page: Page, world: PageWorld) -> None:
+    question = await world.say(YOU, "hello")
+    notice = await world.answer(question, "You ask too fast.")
+    # An answer in two messages: the buttons are below the last one, and rating either counts.
+    first = await world.answer(question, "It begins here.")
+    last = await world.say(BOT, "And it ends here.", components=reply_buttons("why"))
+    for message, thumbs in ((notice, 0), (first, 2), (last, 2)):
+        shown = page.locator(f"[data-id='{message['id']}']")
+        await expect(shown.get_by_role("button", name="like this reply")).to_have_count(thumbs)
+
+
+def reply_buttons(action: str) -> list[dict[str, object]]:
+    """The row below a finished answer, with one button."""
+    button = {"type": 2, "style": 2, "emoji": {"name": "i"}, "custom_id": f"strop:reply:{action}:r1"}
+    return [{"type": 1, "components": [button]}]
+
+
 # ---------------------------------------------------------------------- the loop
 
 

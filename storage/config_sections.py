@@ -1,7 +1,7 @@
 """The sections of strop.toml as frozen models, with their defaults and what each key must be."""
 
 import ipaddress
-from typing import Annotated, Literal
+from typing import Annotated, Literal, TypedDict
 from urllib.parse import urlsplit
 
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, Strict
@@ -15,6 +15,7 @@ Whole = Annotated[int, Strict(), Field(ge=0, description="zero or a positive int
 Positive = Annotated[float, Strict(), Field(gt=0, description="a positive number")]
 Amount = Annotated[float, Strict(), Field(ge=0, description="zero or a positive number")]
 Temperature = Annotated[float, Strict(), Field(ge=0, le=2, description="a number from 0 to 2")]
+Penalty = Annotated[float, Strict(), Field(ge=1, le=2, description="a number from 1 to 2")]
 Share = Annotated[float, Strict(), Field(ge=0, le=1, description="a number from 0 to 1")]
 Inside = Annotated[float, Strict(), Field(gt=0, lt=1, description="a number between 0 and 1")]
 Port = Annotated[int, Strict(), Field(ge=0, le=65535, description="a port from 0 (any free one) to 65535")]
@@ -49,15 +50,38 @@ class DiscordConfig(Section):
     operators_channel: Whole = 0
 
 
+class SamplingKeys(TypedDict):
+    """The keys of `chat` that choose a token."""
+
+    temperature: float
+    top_p: float
+    top_k: int
+    min_p: float
+    repetition_penalty: float
+
+
 class ChatConfig(Section):
-    """How a reply is asked for."""
+    """How a reply is asked for. The sampling's defaults were measured (tests/bench/sampling.py)."""
 
     system_prompt: Text = "You are a friendly member of this community. Answer briefly."
     max_new_tokens: Count = 120
     temperature: Temperature = 0.7
     top_p: Share = 0.9
     top_k: Whole = 0
+    min_p: Share = 0.1
+    repetition_penalty: Penalty = 1.1
     context_tokens: Count = 1024
+
+    @property
+    def sampling(self) -> SamplingKeys:
+        """How a token is chosen, for whoever asks as the chat does."""
+        return {
+            "temperature": self.temperature,
+            "top_p": self.top_p,
+            "top_k": self.top_k,
+            "min_p": self.min_p,
+            "repetition_penalty": self.repetition_penalty,
+        }
 
 
 class RepliesConfig(Section):

@@ -95,9 +95,7 @@ async def reply(
     Raises:
         EvaluationError: the server stayed away for minutes.
     """
-    sampling = Sampling(
-        max_new_tokens, temperature=chat.temperature, top_p=chat.top_p, top_k=chat.top_k, seed=seed
-    )
+    sampling = Sampling(max_new_tokens, seed=seed, **chat.sampling)
     return await retry_while_unavailable(
         lambda: client.chat(
             model=model,

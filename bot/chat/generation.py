@@ -194,10 +194,4 @@ def chat_for(config: Config, question: Question, base: BaseDescription) -> ChatC
 
 def sampling_of(chat: ChatConfig) -> Sampling:
     """Return how one reply is drawn, with a seed of its own."""
-    return Sampling(
-        max_tokens=chat.max_new_tokens,
-        temperature=chat.temperature,
-        top_p=chat.top_p,
-        top_k=chat.top_k,
-        seed=secrets.randbits(31),
-    )
+    return Sampling(max_tokens=chat.max_new_tokens, seed=secrets.randbits(31), **chat.sampling)

@@ -175,6 +175,20 @@ def test_the_model_server_gets_its_slice_and_nothing_of_discord(tmp_path: Path) 
     assert "s3cret" not in str(passed)
 
 
+def test_the_chat_has_keys_for_all_that_chooses_a_token(tmp_path: Path) -> None:
+    (tmp_path / "strop.toml").write_text("[chat]\nmin_p = 0.2\nrepetition_penalty = 1.3\n")
+    assert load_config(tmp_path / "strop.toml", {}).chat.sampling == {
+        "temperature": 0.7,
+        "top_p": 0.9,
+        "top_k": 0,
+        "min_p": 0.2,
+        "repetition_penalty": 1.3,
+    }
+    (tmp_path / "strop.toml").write_text("[chat]\nrepetition_penalty = 0.5\n")
+    with pytest.raises(ConfigError, match=r"chat\.repetition_penalty: must be a number from 1 to 2"):
+        load_config(tmp_path / "strop.toml", {})
+
+
 def test_the_file_takes_no_temperature_that_the_settings_refuse(tmp_path: Path) -> None:
     (tmp_path / "strop.toml").write_text("[chat]\ntemperature = 5.0\n")
     with pytest.raises(ConfigError, match=r"chat\.temperature: must be a number from 0 to 2; got 5\.0"):

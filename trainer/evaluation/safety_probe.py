@@ -35,7 +35,7 @@ class Contest:
 
 def cache_path(models: Path, base_hash: str, chat: ChatConfig) -> Path:
     """Return where a base's answers are kept: they hold nobody's words, and depend on how it is asked."""
-    how = json.dumps([chat.system_prompt, chat.temperature, chat.top_p, chat.top_k, MAX_NEW_TOKENS, TRIES])
+    how = json.dumps([chat.system_prompt, chat.sampling, MAX_NEW_TOKENS, TRIES])
     return models / "safety" / f"{base_hash[:16]}-{zlib.crc32(how.encode()):08x}-v{VERSION}.json"
 
 

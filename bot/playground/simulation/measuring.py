@@ -81,13 +81,7 @@ async def answers(
     head = [ChatMessage("system", chat.system_prompt)] if chat.system_prompt.strip() else []
 
     async def answer(number: int, prompt: str) -> str:
-        sampling = Sampling(
-            max_tokens=chat.max_new_tokens,
-            temperature=chat.temperature,
-            top_p=chat.top_p,
-            top_k=chat.top_k,
-            seed=seed + number,
-        )
+        sampling = Sampling(max_tokens=chat.max_new_tokens, seed=seed + number, **chat.sampling)
         async with turns:
             messages = [*head, ChatMessage("user", prompt)]
             done = await client.chat(model=model, messages=messages, sampling=sampling, deadline_s=600.0)

@@ -83,7 +83,8 @@ class Job:
 
     def accept(self, logits: torch.Tensor, end_tokens: frozenset[int], context_tokens: int) -> Ending | None:
         """Choose the next token from ``logits`` (V,), send the text it completes; return a reason to end."""
-        seen = torch.tensor(sorted(set(self.tokens))) if self._penalised else None
+        # A chat template ends every turn with an end token: penalised too, no reply would find its end.
+        seen = torch.tensor(sorted({*self.tokens} - end_tokens)) if self._penalised else None
         token = self._sampler.choose(logits, seen)
         self.tokens.append(token)
         if self._first_token is None:

@@ -41,7 +41,10 @@ class Sampler:
 
 
 def penalise(logits: torch.Tensor, seen: torch.Tensor, penalty: float) -> torch.Tensor:
-    """Divide positive and multiply negative logits of seen tokens (https://arxiv.org/abs/1909.05858)."""
+    """Divide positive and multiply negative logits of seen tokens (https://arxiv.org/abs/1909.05858).
+
+    Which those are is the request's word: those of its prompt and its reply, but for end tokens.
+    """
     values = logits[seen]
     logits = logits.clone()
     logits[seen] = torch.where(values > 0, values / penalty, values * penalty)

@@ -69,9 +69,8 @@ def answer_all(
                         messages=chat_of(world, message),
                         sampling=Sampling(
                             max_new_tokens,
-                            temperature=world.config.chat.temperature,
-                            top_p=world.config.chat.top_p,
                             seed=seed * 1_000_003 + at * 101 + number,
+                            **world.config.chat.sampling,
                         ),
                         deadline_s=600.0,
                     )
@@ -280,7 +279,7 @@ def _store(
         base_hash=base_hash,
         prompt=[message.as_json() for message in chat_of(world, given.asked)],
         seed=None,
-        sampling={"temperature": world.config.chat.temperature, "top_p": world.config.chat.top_p},
+        sampling=world.config.chat.sampling,
     )
     replies.finish(
         db,

@@ -304,6 +304,15 @@ def test_an_end_token_ends_the_reply_without_showing(caller: Caller, tiny_folder
     assert (text, end.reason, end.completion_tokens) == ("", "stop", 1)
 
 
+def test_a_penalty_for_what_was_said_leaves_the_end_token_as_likely_as_it_was() -> None:
+    end, word = 7, 9  # both stand in the prompt, as a chat template's end of a turn does
+    options = JobOptions(max_tokens=9, sampling=SamplingOptions(temperature=0.0, repetition_penalty=1.5))
+    job = Job([end, word], options, sink=lambda event: None, tokenizer=build_tiny_tokenizer())
+    logits = torch.zeros(416)
+    logits[end], logits[word], logits[20] = 2.0, 2.9, 1.95
+    assert job.accept(logits, frozenset({end}), 64) == "stop"
+
+
 def test_a_stop_string_ends_the_reply(caller: Caller) -> None:
     whole, _ = drain(caller.submit(PROMPT, max_tokens=40, sampling=GREEDY)[1])
     stop = whole[len(whole) // 2 :][:3]

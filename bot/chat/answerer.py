@@ -22,7 +22,7 @@ from bot.chat.prompt import Prompt
 from bot.chat.question import Question
 from bot.chat.reply_recorder import ReplyRecorder
 from bot.delivery.streaming import LOCAL_PACE_S, PACE_S, Paces, ReplyRenderer, State, Surface
-from bot.delivery.typing_indicator import beside
+from bot.delivery.typing_indicator import TypingIndicator
 from bot.errors import (
     ChannelGoneError,
     ChannelRefusedError,
@@ -145,8 +145,9 @@ class Answerer:
             # A channel that takes texts more slowly than it asks: more of them would only wait there.
             _log.warning("channel.flooded", channel_id=question.channel_id)
             return None
-        draft = self._draft(question, surface, again)
-        task = asyncio.create_task(self._run(draft, typing or contextlib.nullcontext()))
+        indicator = TypingIndicator(typing or contextlib.nullcontext())
+        draft = self._draft(question, surface, again, indicator)
+        task = asyncio.create_task(self._run(draft, indicator))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
         self._writing[draft.reply_id] = (draft, task)
@@ -197,14 +198,12 @@ class Answerer:
         if self._tasks:
             await asyncio.wait(set(self._tasks), timeout=stop_s)
 
-    async def _run(self, draft: Draft, typing: AbstractAsyncContextManager[Any]) -> Draft:
+    async def _run(self, draft: Draft, typing: TypingIndicator) -> Draft:
         channel_id = draft.question.channel_id
         self._writing_in[channel_id] += 1
-        if self._writing_in[channel_id] > 1:
-            # One indicator a channel is enough: Discord limits them, and many at once would be refused.
-            typing = contextlib.nullcontext()
         try:
-            async with beside(typing):
+            # One indicator a channel is enough: Discord limits them, and many at once would be refused.
+            async with typing if self._writing_in[channel_id] == 1 else contextlib.nullcontext():
                 await self._answer(draft)
         except asyncio.CancelledError:
             stopped = draft.progress.stop_requested and not self._closing
@@ -221,8 +220,11 @@ class Answerer:
             self._writing_in -= Counter([channel_id])
         return draft
 
-    def _draft(self, question: Question, surface: Surface, again: Regeneration | None = None) -> Draft:
+    def _draft(
+        self, question: Question, surface: Surface, again: Regeneration | None, typing: TypingIndicator
+    ) -> Draft:
         async def on_part(message_id: int, position: int) -> None:
+            await typing.end()
             await self._recorder.part(draft, message_id, position)
 
         async def on_withdraw(message_id: int) -> None:

@@ -399,6 +399,26 @@ async def test_the_final_text_survives_a_failing_discord(
     assert community.said() == ["one two three four"]
 
 
+async def test_the_typing_sign_ends_with_the_first_words(
+    community: Community, model_server: FakeModelServer
+) -> None:
+    def typing() -> bool:
+        return any("do_typing" in repr(task.get_coro()) for task in asyncio.all_tasks())
+
+    model_server.answer = "one two three four"
+    model_server.gate = asyncio.Event()
+    community.env.backend.create_message(community.channel.id, community.ann.id, f"{community.mention} hello")
+    for _ in range(500):
+        if community.said() and not typing():
+            break
+        await asyncio.sleep(0.01)
+    assert community.said() and not typing()
+    assert community.bot.feature(Answerer).in_flight == 1
+    model_server.gate.set()
+    await community.env.settle()
+    assert community.said() == ["one two three four"]
+
+
 async def test_draining_finishes_what_it_can_and_marks_the_rest(
     community: Community, model_server: FakeModelServer
 ) -> None:

@@ -71,6 +71,11 @@ def for_run(db: sqlite_utils.Database, run_id: str) -> list[Evaluation]:
     return [Evaluation(detail=json.loads(row.pop("detail_json")), **row) for row in rows]
 
 
+def forget(db: sqlite_utils.Database, run_id: str) -> None:
+    """Drop what a run has measured: it compares anew, with another champion."""
+    sql.change(db, "DELETE FROM evaluations WHERE run_id = ?", (run_id,))
+
+
 def record_process(db: sqlite_utils.Database, run_id: str, figures: ProcessFigures) -> None:
     """Keep what a run's process took with all else that the run measured, however it ended."""
     sql.change(

@@ -34,7 +34,8 @@ from trainer.experiment.measured import Curve, Measured
 from trainer.experiment.peak_memory import PeakMemory
 from trainer.model_server import retry_while_unavailable
 from trainer.on_policy import ranking
-from trainer.run.steps import RunContext, RunSteps
+from trainer.run.context import RunContext
+from trainer.run.steps import RunSteps
 from trainer.training.challenger import Challenger
 
 

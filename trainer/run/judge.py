@@ -11,7 +11,8 @@ from trainer.data.encoding import Codec
 from trainer.data.examples import BaseCodec
 from trainer.data.general_replies import Replay
 from trainer.data.snapshot import Snapshot
-from trainer.run.steps import RunContext, RunSteps
+from trainer.run.context import RunContext
+from trainer.run.steps import RunSteps
 from trainer.training.challenger import Challenger
 from trainer.training.objectives import Plan
 

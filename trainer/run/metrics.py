@@ -40,7 +40,8 @@ def _of_phase(report: TrainingReport) -> dict[str, Any]:
 def record(
     db: sqlite_utils.Database, run: Run, adapter: Adapter, champion_id: str | None, judged: Evaluation
 ) -> None:
-    """Store every metric with its interval."""
+    """Store every metric with its interval, in place of those of a comparison with an earlier champion."""
+    evaluations.forget(db, run.id)
     evidence = judged.evidence
     estimates: dict[str, Estimate | None] = {
         "preference": evidence.preference,

@@ -34,7 +34,8 @@ from trainer.data.snapshot import Snapshot
 from trainer.errors import SnapshotError, TrainingError
 from trainer.on_policy import ranking
 from trainer.placement.request import TrainingInput, TrainingRequest
-from trainer.run.steps import RunContext, RunSteps
+from trainer.run.context import RunContext
+from trainer.run.steps import RunSteps
 from trainer.training import saving
 from trainer.training.challenger import Challenger
 from trainer.training.objectives import Plan

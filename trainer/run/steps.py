@@ -6,7 +6,7 @@ import asyncio
 import gc
 import json
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -16,17 +16,16 @@ import structlog
 from bot.serving.client import ModelClient
 from bot.serving.errors import UnknownModelError
 from bot.serving.model.loading import LoadedBase, load_base, resolve_device
-from bot.serving.protocol import BaseDescription
 from storage.config import Config
 from storage.db.database import Database
 from storage.errors import DatabaseError, RunNotActiveError
-from storage.learning import adapters, bases, checkpoints, eligibility, preference_votes, runs
+from storage.learning import adapters, checkpoints, eligibility, preference_votes, runs
 from storage.learning.adapters import Adapter
 from storage.learning.preference_votes import VotedPair
 from storage.learning.runs import Run
 from storage.sentences import Sentence
 from trainer import model_server
-from trainer.data import general_replies, snapshot
+from trainer.data import snapshot
 from trainer.data.encoding import Codec
 from trainer.data.examples import BaseCodec
 from trainer.data.general_replies import Replay
@@ -38,13 +37,15 @@ from trainer.evaluation.evaluate import Evaluation
 from trainer.evaluation.safety_probe import Contest
 from trainer.gate import blind_votes, decision, guardrails, promotion
 from trainer.gate.blind_votes import DuelPairs
-from trainer.model_server import require_served_base, retry_while_unavailable
+from trainer.model_server import retry_while_unavailable
 from trainer.on_policy import ranking
 from trainer.on_policy.sampling import OwnReplies, PolicySampler
 from trainer.placement import carry_out, request
 from trainer.placement.base import local_folder
 from trainer.placement.request import TrainingInput, TrainingRequest
+from trainer.run import context as run_context
 from trainer.run import metrics
+from trainer.run.context import RunContext
 from trainer.run.heartbeat import Heartbeat
 from trainer.training import gpu, objectives
 from trainer.training.challenger import Challenger, OwnPairs
@@ -53,17 +54,10 @@ T = TypeVar("T")
 
 log = structlog.get_logger()
 
-SERVER_PATIENCE_S = 600.0
 # What evaluation takes beside generation, as a guess for the estimate of time left.
 SCORING_GUESS_S = 60.0
-
-
-@dataclass(frozen=True)
-class RunContext:
-    """What a run starts from: the served base and the champion at that time."""
-
-    base: BaseDescription
-    champion_id: str | None
+# How often a challenger is compared, where the champion changes meanwhile.
+MOST_COMPARISONS = 3
 
 
 class RunSteps:
@@ -86,7 +80,17 @@ class RunSteps:
         trained, codec = self.train(rows, context, replay)
         adapter = self._register(trained, rows, context)
         judged = self.evaluate(rows, context, replay, trained, adapter, codec)
+        for _ in range(MOST_COMPARISONS - 1):
+            now = self._champion(context)
+            if now in (context.champion_id, adapter.id):
+                break
+            # Somebody put another one in service: the training stands, only the comparison doesn't.
+            context = replace(context, champion_id=now)
+            judged = self.evaluate(rows, context, replay, trained, adapter, codec)
         return self.decide(judged, context, adapter)
+
+    def _champion(self, context: RunContext) -> str | None:
+        return self._database.read(lambda db: adapters.champion(db, self._run.scope, context.base.hash))
 
     # -------------------------------------------------------------------------------------------- snapshot
     def snapshot(self) -> Snapshot:
@@ -136,27 +140,10 @@ class RunSteps:
         return rows if snapshot.still_allowed(rows, eligible.rows, voted) else self.snapshot()
 
     async def _context(self, client: ModelClient) -> RunContext:
-        base = await retry_while_unavailable(
-            lambda: require_served_base(client, self._config), SERVER_PATIENCE_S
-        )
-
-        def begin(db: sqlite_utils.Database) -> str | None:
-            bases.remember(db, base.hash, base.identity, base.precision)
-            return adapters.ensure_champion_row(db, self._run.scope, base.hash)
-
-        return RunContext(base, await self._database.awrite(begin))
+        return await run_context.find(client, self._database, self._config, self._run.scope)
 
     async def _replay(self, client: ModelClient, context: RunContext) -> Replay:
-        return await general_replies.load(
-            client,
-            self._config.models,
-            base_id=context.base.id,
-            base_hash=context.base.hash,
-            on_reply=lambda done, total: self._heartbeat.show(
-                0.5 + 0.5 * done / total,
-                Sentence("asking the base for its own replies (once for each base)"),
-            ),
-        )
+        return await run_context.replay(client, self._config, context, self._heartbeat)
 
     # ----------------------------------------------------------------------------------------------- train
     def train(self, rows: Snapshot, context: RunContext, replay: Replay) -> tuple[Challenger, Codec]:

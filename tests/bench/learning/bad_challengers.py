@@ -28,8 +28,9 @@ from trainer.data.general_replies import Replay
 from trainer.data.labels import Correction
 from trainer.data.rows import PreferencePair, Row
 from trainer.data.snapshot import Snapshot
+from trainer.run.context import RunContext
 from trainer.run.execution import execute
-from trainer.run.steps import RunContext, RunSteps
+from trainer.run.steps import RunSteps
 from trainer.training import challenger, saving
 from trainer.training.adapter import add_adapter
 from trainer.training.challenger import Challenger, OwnPairs

@@ -32,8 +32,9 @@ from trainer.evaluation.evaluate import Evaluation
 from trainer.evaluation.evidence import MIN_PROMPTS
 from trainer.evaluation.scores import Answer, Pair, Prompt, Scores
 from trainer.gate import blind_votes, canary, pending_decisions, promotion
+from trainer.run.context import RunContext
 from trainer.run.heartbeat import Heartbeat
-from trainer.run.steps import RunContext, RunSteps
+from trainer.run.steps import RunSteps
 from trainer.schedule.recovery import ChampionKeeper
 
 MEMBERS = 8

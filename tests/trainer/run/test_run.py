@@ -35,7 +35,7 @@ from trainer.evaluation import scores
 from trainer.gate import blind_votes, pending_decisions, promotion
 from trainer.on_policy import ranking
 from trainer.placement.carry_out import carry_out
-from trainer.run import steps
+from trainer.run import context, steps
 from trainer.run.execution import execute
 from trainer.run.settings import with_overrides
 
@@ -322,7 +322,7 @@ def test_a_run_without_a_server_fails_with_a_sentence(
     deployment: Deployment, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     deployment.database.write(lambda db: loop.community(db, 40))
-    monkeypatch.setattr(steps, "SERVER_PATIENCE_S", 0.1)
+    monkeypatch.setattr(context, "SERVER_PATIENCE_S", 0.1)
     server = deployment.config.server.model_copy(update={"base_url": "http://127.0.0.1:9"})
     away = deployment.config.model_copy(update={"server": server})
     ended = execute(deployment.database, away, deployment.lease().id)
@@ -367,6 +367,43 @@ def test_a_champion_that_changed_meanwhile_is_not_replaced(trained: tuple[Deploy
     assert finished.outcome == "refused"
     assert "the champion changed" in finished.message
     assert champion(deployment) is None
+
+
+class PromotesMeanwhile(steps.RunSteps):
+    """Somebody puts another adapter in service while the challenger is compared."""
+
+    other = ""
+    rivals: tuple[str | None, ...] = ()
+
+    def evaluate(self, rows: Any, context: Any, *given: Any) -> Any:
+        judged = super().evaluate(rows, context, *given)
+        PromotesMeanwhile.rivals += (context.champion_id,)
+        if len(PromotesMeanwhile.rivals) == 1:
+            self._database.write(
+                lambda db: adapters.promote(
+                    db,
+                    scope=SCOPE,
+                    base_hash=context.base.hash,
+                    adapter_id=self.other,
+                    actor="somebody",
+                    reason="by hand",
+                )
+            )
+        return judged
+
+
+def test_a_challenger_is_compared_anew_where_somebody_promotes_meanwhile(
+    trained: tuple[Deployment, Run],
+) -> None:
+    deployment, first = trained
+    PromotesMeanwhile.other, PromotesMeanwhile.rivals = first.adapter_id or "", ()
+    # Other rows make another adapter.
+    deployment.database.write(lambda db: members.set_consent(db, 5, "out", "5"))
+    ended = execute(deployment.database, deployment.config, deployment.lease().id, steps=PromotesMeanwhile)
+    assert PromotesMeanwhile.rivals == (None, first.adapter_id)
+    assert "the champion changed" not in ended.message, ended.message
+    measured = deployment.database.read(lambda db: evaluations.for_run(db, ended.id))
+    assert {each.champion_id for each in measured} == {first.adapter_id}
 
 
 def test_votes_promote_the_winner_of_blind_duels(trained: tuple[Deployment, Run]) -> None:

@@ -31,6 +31,7 @@ from storage.admin import blocks
 from storage.admin.settings import InForce
 from storage.chat import conversations
 from storage.db.database import Connection
+from storage.learning import lineage
 
 NO_WORDS = mark("You called me without a question. Write it after my name.")
 NO_TEXT = mark("I can read only text, so I did not open what you sent. Please write it to me.")
@@ -50,6 +51,7 @@ NO_THREAD = mark(
     "I was to open a thread for a conversation in <#{channel}>, but I lack the permission {names}: "
     "give it to me, or switch automatic threads off with /settings. I answer in the channel meanwhile."
 )
+APART = mark("Direct messages belong to no server: the adapters that servers train answer there, not here.")
 _ANSWERED_TYPES = (discord.MessageType.default, discord.MessageType.reply)
 _REMEMBERED_QUESTIONS = 1000
 # For so long after a message its author may still add the mention that they forgot.
@@ -151,7 +153,9 @@ class MessageListener:
             message,
             me,
             verdict.found,
-            note="\n".join([*(f"-# {note}" for note in attached.notes), *refers_to.notes]),
+            note="\n".join(
+                [*(f"-# {note}" for note in (*attached.notes, *await self._apart(message))), *refers_to.notes]
+            ),
             attached_text=attached.text,
             follows=verdict.follows,
             cited=refers_to.cited,
@@ -166,6 +170,13 @@ class MessageListener:
         surface = ChannelSurface(place, message if thread is None else None)
         self._answerer.start(question, surface, place.typing())
         return None
+
+    async def _apart(self, message: discord.Message) -> tuple[str, ...]:
+        """Say once in direct messages why a server's new champion doesn't answer there."""
+        if message.guild is not None or self._services.config.trainer.scope != "guild":
+            return ()
+        news = await self._services.database.aread(lambda db: lineage.unheard_of_in(db, message.channel.id))
+        return (tr(APART),) if news else ()
 
     async def _keep_forward(self, message: discord.Message) -> None:
         """A forward asks nothing by itself: what it carries is read with the next question."""

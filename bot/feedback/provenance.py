@@ -123,12 +123,16 @@ def _tokens(known: ReplyRecord) -> str:
     return tr("It wrote {written} tokens{paced}.", written=reply.completion_tokens, paced=paced)
 
 
+# Shorter than this is 0.0 s where it is written.
+_LEAST_SHOWN_MS = 50
+
+
 def _times(known: ReplyRecord) -> str:
     reply = known.reply
     if reply.duration_ms is None:
         return ""
     steps = []
-    if reply.queue_ms is not None:
+    if reply.queue_ms is not None and reply.queue_ms >= _LEAST_SHOWN_MS:
         steps.append(tr("waited {time}", time=exact_time(reply.queue_ms)))
     if reply.first_token_ms is not None:
         steps.append(tr("first word after {time}", time=exact_time(reply.first_token_ms)))

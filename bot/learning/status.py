@@ -11,9 +11,10 @@ from discord import app_commands
 
 from bot.charts import status_chart
 from bot.charts.status_chart import LoopFigures
+from bot.chat.listener import APART
 from bot.language.names import adapter_name
 from bot.language.sentences import translate
-from bot.language.texts import mark, tr
+from bot.language.texts import tr
 from bot.learning import adapter_text
 from bot.learning.champion import ChampionChanges, Place
 from bot.learning.next_run import Outlook, needs, next_run
@@ -42,7 +43,6 @@ from storage.learning.lineage import AdapterHistory
 from storage.learning.loop_status import LoopStatus
 from storage.process.locks import trainer_is_running
 
-APART = mark("Direct messages belong to no server: the adapters that servers train answer there, not here.")
 BASE_CHOICE = "base"
 SPEED_HOURS = 24
 # Discord shows at most so many choices, of at most so many characters.

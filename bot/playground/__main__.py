@@ -22,7 +22,8 @@ from bot.serving.client import ModelClient
 from storage.chat import transcript
 from storage.chat.conversations import scope_of
 from storage.config import Config, load_config
-from storage.db.database import Database
+from storage.db import key_values
+from storage.db.database import Connection, Database
 from storage.errors import StorageError
 from storage.process import logs
 from storage.process.locks import ProcessLock, trainer_is_running
@@ -70,7 +71,7 @@ async def _serve(config: Config, config_path: Path | None) -> None:
             _playground(config, config_path, database, client, state) as playground,
         ):
             await asyncio.to_thread(write_state, config.run, state)
-            shown = await database.aread(lambda db: transcript.latest(db, SHOWN_AGAIN))
+            shown = await database.aread(_chat)
             restored = playground.backend.restore(shown, config.replies.buttons)
             log.info("playground.restored", messages=restored)
             writing = _keep_commands(playground, config.run)
@@ -84,6 +85,11 @@ async def _serve(config: Config, config_path: Path | None) -> None:
                 await asyncio.gather(*writing)
     finally:
         await asyncio.to_thread(database.close)
+
+
+def _chat(db: Connection) -> list[transcript.Shown]:
+    """Return what the channels show: the latest messages since the chat was last cleared."""
+    return transcript.latest(db, SHOWN_AGAIN, after=int(key_values.get(db, key_values.SHOWN_AFTER) or 0))
 
 
 def _playground(

@@ -13,6 +13,9 @@ LAST_CRON = "trainer.last_cron"
 #: How many ratings the bot missed while it was away and found again, over its lifetime.
 RECOVERED_RATINGS = "ratings.recovered"
 
+#: After which message's id the playground shows its chat again: what was before was cleared by "Start over".
+SHOWN_AFTER = "playground.shown_after"
+
 
 def get(db: sqlite_utils.Database, key: str, default: str | None = None) -> str | None:
     """Return the fact, or `default`."""

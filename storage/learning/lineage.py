@@ -35,6 +35,22 @@ class AdapterHistory:
         )
 
 
+def unheard_of_in(db: sqlite_utils.Database, channel_id: int) -> bool:
+    """Whether a server's adapter is champion, and the bot hasn't answered in a channel since the first one.
+
+    For direct messages, where no server's adapter answers: it is worth saying once.
+    """
+    first = sql.value(
+        db,
+        """SELECT min(promotions.created_ms) FROM champions
+           JOIN promotions ON promotions.id = champions.promotion_id
+           WHERE champions.adapter_id IS NOT NULL AND champions.scope LIKE 'guild:%'""",
+    )
+    answered = """SELECT EXISTS (SELECT 1 FROM reply_parts JOIN replies ON replies.id = reply_parts.reply_id
+                  WHERE reply_parts.channel_id = ? AND replies.created_ms > ?)"""
+    return first is not None and not sql.value(db, answered, (channel_id, first))
+
+
 def page(db: sqlite_utils.Database, scope: str, *, skip: int, limit: int) -> list[AdapterHistory]:
     """Return the histories of a scope's adapters, the newest first, without the newest `skip`."""
     rows = sql.many(

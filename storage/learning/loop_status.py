@@ -232,7 +232,13 @@ def trial_text(trial: Trial) -> Sentence:
         incumbent=incumbent,
     )
     needed = counted.get("needed")
-    return Sentence("{before}; about {needed} more needed", before=said, needed=needed) if needed else said
+    if not needed:
+        return said
+    return Sentence(
+        "{before}; {needed} more decide if they go on as so far (reckoned anew with each)",
+        before=said,
+        needed=needed,
+    )
 
 
 def _trial(trial: Trial) -> dict[str, Any]:

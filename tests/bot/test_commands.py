@@ -116,6 +116,17 @@ async def test_status_in_a_direct_message_says_that_servers_adapters_do_not_answ
     assert "not here" not in text(await community.ann.slash(community.channel, "status"))
 
 
+async def test_direct_messages_say_once_that_a_servers_new_champion_does_not_answer_there(
+    community: Community,
+) -> None:
+    await community.ann.send_dm("hello")
+    register(community, FIRST, promote=True)
+    await community.ann.send_dm("and now?")
+    await community.ann.send_dm("and later?")
+    said = community.said(community.ann.user.dm_channel)
+    assert ["not here" in each for each in said] == [False, True, False]
+
+
 async def test_status_works_while_the_model_server_is_away(
     community: Community, model_server: FakeModelServer
 ) -> None:

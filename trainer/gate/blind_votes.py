@@ -125,7 +125,12 @@ async def open_vote(
     needed = votes_needed(settings, challenger_number)
     sentence = why
     if pairs:
-        sentence = Sentence("{before}; about {needed} blind votes needed", before=sentence, needed=needed)
+        sentence = Sentence(
+            "{before}; {needed} blind votes decide where one answer wins 7 times in 10, "
+            "more where they are closer",
+            before=sentence,
+            needed=needed,
+        )
     if has_canary(settings):
         sentence = Sentence(
             "{before}; it answers {share} of new conversations as a canary",

@@ -17,6 +17,31 @@ from trainer.errors import RunCancelledError
 log = structlog.get_logger()
 
 BEAT_S = 1.0
+# The time left may grow by this share before it is said why, which is said for so long.
+GROWS_AT_MOST = 0.1
+SLACK_S = 10.0
+SAID_FOR_S = 60.0
+SLOWER = Sentence("longer than foreseen, as it goes more slowly than it began")
+
+
+class Forecast:
+    """Notices when a run takes longer than was said."""
+
+    def __init__(self) -> None:
+        self._ends_at: float | None = None
+        self._said_until = 0.0
+
+    def slower(self, eta_s: float | None, now_s: float) -> bool:
+        """Take the seconds left as of `now_s`; return whether it is to be said that they have grown."""
+        if eta_s is not None:
+            left = None if self._ends_at is None else max(self._ends_at - now_s, 0.0)
+            grown = left is not None and eta_s > left * (1 + GROWS_AT_MOST) + SLACK_S
+            if grown:
+                self._said_until = now_s + SAID_FOR_S
+            # Small steps up are measured from the same word, so that they add up.
+            if left is None or grown or eta_s < left:
+                self._ends_at = now_s + eta_s
+        return now_s < self._said_until
 
 
 class Heartbeat:
@@ -34,6 +59,7 @@ class Heartbeat:
         self._progress = 0.0
         self._note = NOTHING
         self._later_s = 0.0
+        self._forecast = Forecast()
         self._part: tuple[int, int, str] | None = None
         self._since = self._progress_at = time.monotonic()
         self._thread = threading.Thread(target=self._loop, name="heartbeat", daemon=True)
@@ -126,6 +152,8 @@ class Heartbeat:
         eta_s = self.eta_s()
         with self._lock:
             phase, progress, note = self._phase, self._progress, self._note
+        if self._forecast.slower(eta_s, time.monotonic()):
+            note = Sentence("{note}; {more}", note=note, more=SLOWER) if note else SLOWER
         try:
             wanted = self._database.write(
                 lambda db: runs.heartbeat(db, self._run_id, self._owner, phase, progress, eta_s, note)

@@ -194,6 +194,17 @@ class World:
             restored += 1
         return restored
 
+    def clear(self) -> tuple[list[int], int]:
+        """Empty every channel; return the channels' ids, and the id of the last message of all (0: none).
+
+        The bot hears of no deletion: for it, nobody has taken anything back.
+        """
+        channels = self._backend.messages
+        last = max((message_id for held in channels.values() for message_id in held), default=0)
+        for held in channels.values():
+            held.clear()
+        return list(channels), last
+
     def _message(self, shown: Shown, author_id: int) -> Message:
         reactions: dict[str, Reaction] = {}
         for emoji, user_id in shown.reactions:

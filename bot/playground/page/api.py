@@ -37,7 +37,9 @@ from bot.playground.simulation.custom_tastes import wish
 from bot.playground.simulation.rehearsal import Rehearsal
 from bot.playground.simulation.sample import load_sample
 from bot.playground.simulation.tastes import DEFAULT_TASTE, TASTES
-from storage.db.database import Database
+from storage.chat import context_resets
+from storage.db import key_values
+from storage.db.database import Connection, Database
 from storage.errors import StorageError, UnknownRowError
 from storage.feedback import duels
 
@@ -95,6 +97,7 @@ class PageApi:
             ("POST", "/playground/modals", self._modal),
             ("GET", "/playground/loop", self._loop_state),
             ("POST", "/playground/sample", self._sample),
+            ("POST", "/playground/start-over", self._start_over),
             ("GET", "/playground/tastes", self._tastes),
             ("GET", "/playground/rehearsal", self._rehearsal_state),
             ("POST", "/playground/rehearsal", self._rehearse),
@@ -268,6 +271,24 @@ class PageApi:
         )
         self.publish_loop(await parts.view.refresh())
         return json_answer(loaded.as_json())
+
+    async def _start_over(self, request: web.Request) -> web.Response:
+        """Empty the channels and let the bot begin afresh in them; what was rated and learned stays."""
+        await body_of(request)
+        parts = self._parts()
+        if (parts.rehearsal.state() or {}).get("running"):
+            raise RehearsalError("A rehearsal is on: stop it first.")
+        channels, last = self._backend.clear()
+
+        def work(db: Connection) -> None:
+            key_values.put(db, key_values.SHOWN_AFTER, str(last))
+            for channel_id in channels:
+                context_resets.start(db, channel_id, "playground")
+
+        if last:
+            await parts.database.awrite(work)
+        self._events.publish(self._snapshot())
+        return json_answer({"ok": True})
 
     async def _tastes(self, request: web.Request) -> web.Response:
         return json_answer(

@@ -398,7 +398,7 @@ async def test_a_run_on_trial_says_how_its_canary_goes_and_never_who_is_ahead(
     (shown,) = public(community)
     assert (
         "Canary: adapter a1 answers 10% of new conversations; rated: 4 of its conversations, "
-        "31 of the champion's; about 23 more needed" in shown
+        "31 of the champion's; 23 more decide if they go on as so far (reckoned anew with each)" in shown
     )
     assert "Votes so far" not in shown and "%" not in shown.split("rated:")[1]
     trainer.count(trial_id, {"newcomer": 5, "incumbent": 40, "needed": 20})

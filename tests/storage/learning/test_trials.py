@@ -355,5 +355,5 @@ def test_status_says_how_a_canary_goes_and_not_who_is_ahead(database: Database) 
 
     assert (
         f"Canary: adapter {NEW} answers 10% of new conversations; rated: 4 of its conversations, "
-        "31 of the champion's; about 23 more needed"
+        "31 of the champion's; 23 more decide if they go on as so far (reckoned anew with each)"
     ) in database.write(work)

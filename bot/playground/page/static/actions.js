@@ -55,6 +55,7 @@ export function createActions(store, notify) {
       }),
     submitModal: (modal_id, values) => guarded("POST", "modals", { user_id: user_id(), modal_id, values }),
     loadSample: () => guarded("POST", "sample", {}),
+    startOver: () => guarded("POST", "start-over", {}),
     tastes: () => guarded("GET", "tastes"),
     rehearse: (taste) => guarded("POST", "rehearsal", { taste }),
     cancelRehearsal: () => guarded("DELETE", "rehearsal"),

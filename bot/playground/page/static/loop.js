@@ -42,6 +42,17 @@ export function mountLoop(store, actions, { leave, announce }) {
     if (sure) await run("rollback");
   });
 
+  const startOver = el("button", { class: "button", type: "button" }, icon("undo"), el("span", { text: "Empty the chat…" }));
+  startOver.addEventListener("click", async () => {
+    const sure = await confirmDialog({
+      title: "Empty the chat?",
+      body: "Every channel becomes empty, and Strop begins afresh in it. Ratings, runs and adapters stay, and so does what they were made from: /privacy delete erases a member's. To begin with nothing at all, stop Strop and remove its data folder.",
+      confirm: "Empty it",
+      danger: true,
+    });
+    if (sure && (await actions.startOver()) !== undefined) leave();
+  });
+
   const close = el("button", { class: "icon-button loop-close", type: "button", "aria-label": "Close the loop panel" }, icon("close"));
   close.addEventListener("click", leave);
   fill(
@@ -60,6 +71,7 @@ export function mountLoop(store, actions, { leave, announce }) {
       card("Champion and challengers", [el("div", { class: "champion-row" }, parts.champion, rollback), parts.chart, parts.table], {}),
       card("Recent promotions", parts.promotions, {}),
       card("Left out of training", parts.excluded, {}),
+      card("Start over", [el("p", { class: "faint", text: "An empty chat, with what was learned so far." }), startOver], {}),
     ),
   );
 

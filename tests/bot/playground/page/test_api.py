@@ -19,12 +19,14 @@ from bot.playground.server import Playground, PlaygroundLoop, PlaygroundSettings
 from bot.playground.simulation import sample
 from bot.playground.simulation.rehearsal import RehearsalSettings
 from bot.serving.client import ModelClient
-from storage.chat import conversations, members, replies
+from storage.chat import context_resets, conversations, members, replies, transcript
 from storage.config_sections import TrainerConfig
+from storage.db import key_values
 from storage.db.database import Database
 from storage.feedback import duels, ratings
 from storage.learning import eligibility, runs
 from tests.bot.playground.conftest import Recorder, connected, until
+from tests.bot.playground.discord.test_restored_chat import chat
 from trainer.schedule.scheduler import enqueue_due
 
 GENERAL, YOU = str(community.GENERAL_ID), str(community.OWNER.user_id)
@@ -302,6 +304,30 @@ def _rated_reply(db: Any) -> None:
         sampling={},
     )
     ratings.rate(db, reply_id="r", user_id=5, kind="thumb", means="reaction", value=1)
+
+
+async def test_starting_over_empties_the_chat_for_good_and_keeps_what_was_rated(
+    loop_page: Page, database: Database
+) -> None:
+    database.write(chat)
+    world = loop_page.playground.backend
+    world.restore(database.read(lambda db: transcript.latest(db, 100)))
+    socket = await loop_page.listen()
+    assert (await socket.receive_json())["messages"][GENERAL]
+    assert await loop_page.call("POST", "/playground/start-over", {}) == (200, {"ok": True})
+    emptied = await next_snapshot(socket)
+    assert not any(emptied["messages"].values())
+    # Nor does it come back with the next start; the rows and the ratings are there.
+    after = database.read(lambda db: int(key_values.get(db, key_values.SHOWN_AFTER) or 0))
+    assert database.read(lambda db: transcript.latest(db, 100, after=after)) == []
+    assert database.read(lambda db: ratings.counts(db, "guild:1")).liked == 1
+    assert database.read(lambda db: context_resets.boundary(db, [int(GENERAL)])) > 0
+
+
+async def next_snapshot(socket: aiohttp.ClientWebSocketResponse) -> dict[str, Any]:
+    while (frame := await socket.receive_json())["t"] != "snapshot":
+        pass
+    return dict(frame)
 
 
 async def test_the_tastes_can_be_read(loop_page: Page) -> None:

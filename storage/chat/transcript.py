@@ -60,7 +60,9 @@ SELECT * FROM (
     LEFT JOIN members ON members.user_id = messages.author_id
     WHERE messages.role = 'user' AND messages.discord_id > :after AND messages.deleted_ms IS NULL
     UNION ALL
-    SELECT reply_parts.discord_id, reply_parts.channel_id, NULL, '', answer.content,
+    SELECT reply_parts.discord_id, reply_parts.channel_id, NULL, '',
+           CASE replies.finish_reason WHEN 'length' THEN rtrim(answer.content) || ' …'
+                ELSE answer.content END,
            asked.discord_id, replies.id
     FROM reply_parts JOIN replies ON replies.id = reply_parts.reply_id
     JOIN messages AS answer ON answer.id = replies.message_id

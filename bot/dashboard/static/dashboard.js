@@ -65,7 +65,7 @@ function showLoop({ loop, scopes, alarms }) {
   part("detail", loop.server, () => serverDetail(loop.server));
   part("run", [loop.run, loop.last_run, loop.needs], () => runState(loop) ?? el("p", { class: "faint", text: "No run yet." }));
   part("ratings", [loop.ratings, loop.needs], () => ratings(loop));
-  part("next", [loop.next_run, loop.ratings, loop.needs, Math.floor(Date.now() / 60_000)], () => nextRun(loop));
+  part("next", [loop.next_run, loop.ratings, loop.needs, Boolean(loop.run), Math.floor(Date.now() / 60_000)], () => nextRun(loop));
   part("champion", [loop.champion, loop.promotions], () => champion(loop));
   part("trials", loop.trials, () => trials(loop.trials ?? {}));
   part("promotions", loop.promotions, () => promotions(loop.promotions ?? []));

@@ -68,7 +68,7 @@ export function ratings({ ratings: counts = {}, needs = {} }) {
   return [
     el("dl", { class: "figures" }, figure(counts.liked, "likes"), figure(counts.disliked, "dislikes"), figure(counts.corrections, "corrections"), figure(counts.raters, "raters")),
     // A reply that three members like is one reply to train on, and three likes.
-    needs.liked ? meter("Replies liked or corrected", needs.liked[0], needs.liked[1]) : null,
+    needs.liked ? meter("Liked or corrected replies", needs.liked[0], needs.liked[1]) : null,
     needs.raters ? meter("Different raters", needs.raters[0], needs.raters[1]) : null,
   ];
 }
@@ -77,8 +77,8 @@ export function ratings({ ratings: counts = {}, needs = {} }) {
 const enough = ({ liked, raters } = {}) => Boolean(liked && raters) && liked[0] >= liked[1] && raters[0] >= raters[1];
 
 /** When a run starts by itself, and what it takes: a clock alone starts none where nobody has rated anything since. */
-export function nextRun({ next_run: next, ratings: counts = {}, needs }) {
-  if (!next || (!next.at_ms && !next.after_ratings)) return null;
+export function nextRun({ next_run: next, ratings: counts = {}, needs, run }) {
+  if (run || !next || (!next.at_ms && !next.after_ratings)) return null;
   const parts = [];
   const fresh = counts.new_since_run ?? 0;
   if (next.at_ms) parts.push(`${relative(Math.max(0, next.at_ms - Date.now()) / 1000)}${fresh ? "" : " if somebody has rated by then"}`);

@@ -93,7 +93,7 @@ export function mountLoop(store, actions, { leave, announce }) {
     part("strap", [loop.run?.phase, loop.run?.state, hasRatings(loop), loop.duels?.open], () => renderStrap(loop));
     part("run", [loop.run, loop.last_run, loop.needs], () => runState(loop));
     part("ratings", [loop.ratings, loop.needs], () => ratings(loop));
-    part("next", [loop.next_run, loop.ratings?.new_since_run, loop.needs, minute()], () => nextRun(loop));
+    part("next", [loop.next_run, loop.ratings?.new_since_run, loop.needs, Boolean(loop.run), minute()], () => nextRun(loop));
     part("trials", loop.trials, () => trials(loop.trials ?? {}));
     part("champion", [loop.champion, loop.promotions, minute()], () => champion(loop));
     part("chart", [loop.history, Boolean(loop.run)], () => renderChart(loop.history ?? [], Boolean(loop.run)));

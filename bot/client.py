@@ -121,9 +121,9 @@ class StropClient(discord.Client):
         """Do something once, after signing in and before the gateway."""
         self._at_setup.append(job)
 
-    def at_session(self, job: Job) -> None:
+    def at_session(self, job: Job, *, first: bool = False) -> None:
         """Do something after every new session, in the order of adding: nobody listened before it."""
-        self._at_session.append(job)
+        self._at_session.insert(0 if first else len(self._at_session), job)
 
     def at_shutdown(self, job: Job) -> None:
         """Do something after the background jobs have stopped and before the connection is closed."""

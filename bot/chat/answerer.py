@@ -223,19 +223,10 @@ class Answerer:
     def _draft(
         self, question: Question, surface: Surface, again: Regeneration | None, typing: TypingIndicator
     ) -> Draft:
-        async def on_part(message_id: int, position: int) -> None:
-            await typing.end()
-            await self._recorder.part(draft, message_id, position)
-
-        async def on_withdraw(message_id: int) -> None:
-            self.withdrawing(message_id)
-            await self._recorder.withdrawn(draft, message_id)
-
         renderer = ReplyRenderer(
             surface,
             self.paces.of(question.channel_id),
-            on_part,
-            on_withdraw,
+            _RecordedParts(self, self._recorder, typing, lambda: draft),
             lambda state: self._below(draft, state),
             [(message_id, "") for message_id in again.messages] if again else (),
         )
@@ -263,8 +254,9 @@ class Answerer:
         if self._at_the_model > MAX_IN_FLIGHT:
             raise ServerBusyError("too many replies in flight", 30.0)
         base, loaded = await self._generator.ready(draft)
-        recorded = draft.recorded = await self._recorder.question(draft.question, base, draft.again)
-        if self._is_deleted is not None and await self._is_deleted(draft.question.discord_id):
+        recorded = draft.recorded = await self._recorder.question(draft, base)
+        overtaken = self._is_deleted is not None and await self._is_deleted(draft.question.discord_id)
+        if recorded is None or overtaken:
             return await self._drop(draft)
         route = await self._generator.settle(recorded.route, loaded, draft.reply_id)
         plan = draft.plan = await self._generator.plan(draft.question, recorded, base, route)
@@ -283,9 +275,11 @@ class Answerer:
     async def _drop(self, draft: Draft) -> None:
         """Its question was deleted before anything was said: say nothing, unless a message waits already."""
         _log.info("question.deleted", reply_id=draft.reply_id)
-        if draft.renderer.message_ids:
+        if draft.renderer.has_begun:
             draft.progress.notes.append(tr(QUESTION_DELETED))
-            await self._close(draft, "stopped")
+            return await self._close(draft, "stopped")
+        now = asyncio.get_running_loop().time()
+        return await self._recorder.end(draft, now, "stopped", "QuestionDeleted")
 
     async def _compare(
         self, draft: Draft, recorded: RecordedQuestion, plan: Plan, loaded: frozenset[str]
@@ -304,7 +298,7 @@ class Answerer:
             raise usual
         if isinstance(other, BaseException) or not (draft.progress.has_words and rival.progress.has_words):
             return await self._drop_candidate(draft, "failed", "the other candidate failed")
-        await self._recorder.end(rival, asyncio.get_running_loop().time(), "complete")
+        await self._recorder.end(rival, asyncio.get_running_loop().time(), "complete", delivered=False)
         if draft.pair is not None:
             await pairing.record(self._services, draft.pair, draft)
         return None
@@ -321,8 +315,8 @@ class Answerer:
     async def _drop_candidate(self, draft: Draft, status: Status, error: str) -> None:
         """Drop the other candidate of a pair; its reply ends as ``status``."""
         pair, draft.pair = draft.pair, None
-        if pair is not None:
-            rival = pair.second if pair.first is draft else pair.first
+        rival = None if pair is None else pair.beside(draft)
+        if rival is not None and rival.progress.stored:
             await self._recorder.end(rival, asyncio.get_running_loop().time(), status, error)
 
     async def _close(self, draft: Draft, status: Status, error: str | None = None) -> None:
@@ -330,18 +324,17 @@ class Answerer:
         draft.progress.ended = True
         if status != "complete":
             await self._drop_candidate(draft, status, error or "")
-        now, whole = asyncio.get_running_loop().time(), status == "complete"
-        await self._recorder.end(draft, now, status, error, delivered=not whole)
+        now = asyncio.get_running_loop().time()
+        await self._recorder.end(draft, now, status, error, delivered=False)
         try:
             await draft.renderer.finish(draft.shown())
-            if whole:
-                await self._recorder.settle(draft, status)
+            await self._settle(draft, status, error)
         except DeliveryError as failure:
             draft.progress.delivered = False
             if isinstance(failure, TextRefusedError):
                 await self._say_filtered(draft)
             # Nobody has read it, so nobody's rating of it would mean anything.
-            await self._recorder.settle(draft, "failed", type(failure).__name__)
+            await self._settle(draft, "failed", type(failure).__name__)
             _log.warning("reply.not_delivered", reply_id=draft.reply_id, error=type(failure).__name__)
             # Nobody can put right that a channel is deleted or a thread closed.
             ended = isinstance(failure, ChannelGoneError | ThreadClosedError)
@@ -349,10 +342,44 @@ class Answerer:
             if refused and self._on_refused is not None and not self._closing:
                 await self._on_refused(draft.question)
 
+    async def _settle(self, draft: Draft, status: Status, error: str | None = None) -> None:
+        """End what stands in the channel now, or can't: the reply, and the candidate beside it."""
+        for each in (draft, *([draft.pair.beside(draft)] if draft.pair else [])):
+            await self._recorder.settle(each, status, error)
+
     async def _say_filtered(self, draft: Draft) -> None:
         """Replace an answer that a filter holds back by the reason; it leaves nothing half-written."""
         with contextlib.suppress(DeliveryError):
             await draft.renderer.replace(tr(FILTERED))
+
+
+class _RecordedParts:
+    """Has the messages of one reply recorded, each before it is sent and when it is there."""
+
+    def __init__(
+        self,
+        answerer: Answerer,
+        recorder: ReplyRecorder,
+        typing: TypingIndicator,
+        draft: Callable[[], Draft],
+    ) -> None:
+        self._answerer = answerer
+        self._recorder = recorder
+        self._typing = typing
+        self._draft = draft
+
+    async def sending(self, position: int) -> None:
+        await self._recorder.sending(self._draft(), position)
+
+    async def sent(self, message_id: int, position: int) -> None:
+        await self._typing.end()
+        await self._recorder.part(self._draft(), message_id, position)
+
+    async def withdrawing(self, message_id: int) -> None:
+        self._answerer.withdrawing(message_id)
+
+    async def withdrawn(self, message_id: int) -> None:
+        await self._recorder.withdrawn(self._draft(), message_id)
 
 
 def _note_omissions(draft: Draft, recorded: RecordedQuestion, prompt: Prompt) -> None:

@@ -162,6 +162,10 @@ class Pair:
     first: Draft
     second: Draft
 
+    def beside(self, draft: Draft) -> Draft:
+        """Return the other one."""
+        return self.second if draft is self.first else self.first
+
     def shown(self, quote: str, *, finished: bool) -> str:
         """Return both texts, as far as they are written."""
         sides = []

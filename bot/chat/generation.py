@@ -67,6 +67,8 @@ class Generator:
                 if loop.time() > ends_at:
                     raise
             if draft.again is None:
+                if not draft.progress.stored:
+                    await self._recorder.open(draft)
                 draft.renderer.show("\n\n".join(filter(None, (draft.question.quote, tr(LOADING)))))
             await asyncio.sleep(LOADING_POLL_S)
 

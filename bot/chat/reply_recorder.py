@@ -6,22 +6,28 @@ from dataclasses import dataclass
 
 import structlog
 
-from bot.chat.draft import Draft, Plan, RecordedQuestion, Regeneration
+from bot.chat.content import stored_question
+from bot.chat.draft import Draft, Plan, RecordedQuestion
 from bot.chat.prompt import Turn
-from bot.chat.question import Cited, Continuation, Question
+from bot.chat.question import Question
 from bot.errors import ContextError
 from bot.language.texts import mark
-from bot.services import Person, Services
+from bot.services import BASE_FACT, Services
 from bot.serving.protocol import BaseDescription
-from storage.chat import channels, context_resets, conversations, members, replies, reply_versions
+from storage.chat import (
+    context_resets,
+    conversations,
+    members,
+    open_replies,
+    replies,
+    reply_versions,
+)
+from storage.chat.conversations import Message
 from storage.chat.reply_versions import Versions
-from storage.db.clock import now_ms
+from storage.db import key_values
 from storage.db.database import Connection
 from storage.learning import adapters, trials
 from storage.learning.trials import Route
-
-DM_MEMORY_MS = 30 * 60 * 1000
-"""For how long the next direct message goes on with the conversation before it."""
 
 _log = structlog.get_logger(__name__)
 
@@ -32,13 +38,22 @@ class ReplyRecorder:
     def __init__(self, services: Services) -> None:
         self._services = services
 
-    async def question(
-        self, question: Question, base: BaseDescription, again: Regeneration | None = None
-    ) -> RecordedQuestion:
+    async def open(self, draft: Draft) -> None:
+        """Store the question and that it is to be answered, before anything is said and a base is known."""
+        scope = self._services.scope(draft.question.guild_id)
+        reference = self._services.permission_reference
+
+        await self._services.database.awrite(
+            lambda db: _open(db, draft, scope, key_values.get(db, BASE_FACT) or "", reference)
+        )
+        draft.progress.stored = True
+
+    async def question(self, draft: Draft, base: BaseDescription) -> RecordedQuestion | None:
         """Store the question below what it answers to, and return everything that its reply needs.
 
-        A question that is answered ``again`` is there already.
+        A question that is answered again is there already; None stands for one that was deleted meanwhile.
         """
+        question, again = draft.question, draft.again
         place = _Place(
             self._services.scope(question.guild_id), base.hash, self._services.config.gate.canary_not_in
         )
@@ -47,9 +62,11 @@ class ReplyRecorder:
                 lambda db: _asked_again(db, question, again.prompt_message_id, place)
             )
         reference = self._services.permission_reference
-        return await self._services.database.awrite(
-            lambda db: _record_question(db, question, place, reference)
+        recorded = await self._services.database.awrite(
+            lambda db: _record_question(db, draft, place, reference)
         )
+        draft.progress.stored = True
+        return recorded
 
     async def start(self, draft: Draft, recorded: RecordedQuestion, plan: Plan) -> None:
         """Store the reply's row, stamped with all that will produce it."""
@@ -97,6 +114,13 @@ class ReplyRecorder:
 
         progress.versions = await self._services.database.awrite(work)
 
+    async def sending(self, draft: Draft, position: int) -> None:
+        """Store that one more Discord message is about to be sent; the first one is in the reply's row."""
+        if position and draft.progress.stored:
+            await self._services.database.awrite(
+                lambda db: open_replies.send_part(db, draft.reply_id, position)
+            )
+
     async def part(self, draft: Draft, message_id: int, position: int) -> None:
         """Tie one Discord message to the reply, so that a rating on it counts."""
         draft.progress.parts.append((message_id, position))
@@ -108,7 +132,7 @@ class ReplyRecorder:
             _log.exception("reply.part_not_recorded", reply_id=draft.reply_id)
 
     async def withdrawn(self, draft: Draft, message_id: int) -> None:
-        """Forget a Discord message that the reply turned out not to need."""
+        """Forget a Discord message that the reply didn't need, and that is gone."""
         draft.progress.parts = [part for part in draft.progress.parts if part[0] != message_id]
         await self._services.database.awrite(lambda db: replies.drop_part(db, message_id))
 
@@ -121,7 +145,7 @@ class ReplyRecorder:
         *,
         delivered: bool = True,
     ) -> None:
-        """Store the outcome, and log the reply in one line.
+        """Store the outcome, and log the reply in one line; what failed at once gets its row here.
 
         What is still to be delivered stays open, with its whole text, until `settle`; a start delivers it.
         """
@@ -148,11 +172,13 @@ class ReplyRecorder:
                 **figures,
             )
 
-        if progress.stored:
-            try:
+        try:
+            if not progress.stored and draft.again is None:
+                await self.open(draft)
+            if progress.stored:
                 await self._services.database.awrite(work)
-            except Exception:  # Whatever storage says, the text must still be delivered.
-                _log.exception("reply.not_recorded", reply_id=draft.reply_id)
+        except Exception:  # Whatever storage says, the text must still be delivered.
+            _log.exception("reply.not_recorded", reply_id=draft.reply_id)
         _log.info(
             "reply",
             reply_id=draft.reply_id,
@@ -168,7 +194,9 @@ class ReplyRecorder:
         if not draft.progress.stored:
             return
         try:
-            await self._services.database.awrite(lambda db: replies.settle(db, draft.reply_id, status, error))
+            await self._services.database.awrite(
+                lambda db: open_replies.settle(db, draft.reply_id, status, error)
+            )
         except Exception:  # It is delivered; the next start compares it once more.
             _log.exception("reply.not_recorded", reply_id=draft.reply_id)
 
@@ -187,50 +215,44 @@ class _Place:
     left_out: tuple[int, ...]
 
 
-def _record_question(
-    db: Connection, question: Question, place: _Place, permission_reference: str
-) -> RecordedQuestion:
-    question.author.ensure(db)
-    parent_id, conversation_id = _parent(db, question, place.scope, permission_reference)
-    message_id = conversations.add_message(
+def _open(db: Connection, draft: Draft, scope: str, base_hash: str, permission_reference: str) -> Message:
+    """Store a question, and in the same breath that a reply to it is to come."""
+    question = draft.question
+    asked = stored_question.store(db, question, scope, permission_reference)
+    replies.open_reply(
         db,
-        conversation_id=conversation_id or _new_conversation(db, question, place.scope),
-        discord_id=question.discord_id,
-        parent_id=parent_id,
-        author_id=question.author.user_id if question.words_of is None else question.words_of,
-        role="user",
-        content=question.text,
+        reply_id=draft.reply_id,
+        prompt_message_id=asked.id,
+        scope=scope,
+        base_hash=base_hash,
+        asker_id=question.author.user_id,
         permission_reference=permission_reference,
-        attached_text=question.attached_text,
-        visible=question.visible,
-        public=question.public,
-        channel_id=question.channel_id,
     )
-    channels.note(
-        db,
-        question.channel_id,
-        guild_id=question.guild_id,
-        public=question.public,
-        parent_channel_id=question.parent_channel_id,
-    )
-    return _asked(db, question, message_id, parent_id, place)
+    return asked
+
+
+def _record_question(
+    db: Connection, draft: Draft, place: _Place, permission_reference: str
+) -> RecordedQuestion | None:
+    asked = _open(db, draft, place.scope, place.base_hash, permission_reference)
+    if asked.deleted_ms is not None or not asked.words.strip():
+        return None
+    return _asked(db, draft.question, asked, place)
 
 
 def _asked_again(db: Connection, question: Question, message_id: int, place: _Place) -> RecordedQuestion:
     asked = conversations.get_message(db, message_id)
     if asked is None or asked.deleted_ms is not None or not asked.words.strip():
         raise ContextError(mark("The question was deleted, so I can't answer it again."))
-    return _asked(db, question, message_id, asked.parent_id, place)
+    return _asked(db, question, asked, place)
 
 
-def _asked(
-    db: Connection, question: Question, message_id: int, parent_id: int | None, place: _Place
-) -> RecordedQuestion:
+def _asked(db: Connection, question: Question, asked: Message, place: _Place) -> RecordedQuestion:
     """Return a recorded question with what was said above it, and who answers."""
-    chain = _context(db, question, message_id)
+    chain, parent_id = _context(db, question, asked.id), asked.parent_id
     return RecordedQuestion(
         conversation_id=chain[-1].conversation_id,
-        message_id=message_id,
+        message_id=asked.id,
         scope=place.scope,
         route=_route(db, question, chain[-1].conversation_id, place),
         turns=tuple(_turn(db, message) for message in chain),
@@ -260,101 +282,11 @@ def _context(db: Connection, question: Question, message_id: int) -> list[conver
     chain = conversations.chain(db, message_id)
     begun_in = conversations.get(db, chain[-1].conversation_id)
     places = {question.channel_id, begun_in.channel_id if begun_in else question.channel_id}
-    recent = context_resets.since(chain, context_resets.boundary(db, places))
-    return [message for message in recent if message.deleted_ms is None and message.words.strip()]
-
-
-def _parent(
-    db: Connection, question: Question, scope: str, permission_reference: str
-) -> tuple[int | None, int | None]:
-    """Return the message that the question answers to or goes on from, and its conversation."""
-    return _record_cited(db, question, scope, permission_reference, _below(db, question))
-
-
-def _below(db: Connection, question: Question) -> tuple[int | None, int | None]:
-    """Return what is known of what the question, and all that it cites, stands below."""
-    if question.parent_discord_id is None:
-        return _goes_on_from(db, question)
-    parent = conversations.by_discord_id(db, question.parent_discord_id)
-    if parent is not None:
-        return parent.id, parent.conversation_id
-    return (None, None) if question.cited else _goes_on_from(db, question)
-
-
-def _goes_on_from(db: Connection, question: Question) -> tuple[int | None, int | None]:
-    """Return the newest reply, or the thread's first message, that a question goes on from."""
-    follows = question.follows
-    if question.guild_id is None:
-        follows = Continuation(now_ms() - DM_MEMORY_MS)
-    if follows is None:
-        return None, None
-    last = replies.latest_in(db, question.channel_id, since_ms=follows.since_ms, asker_id=follows.asker_id)
-    return _thread_starter(db, question) if last is None else (last.message_id, last.conversation_id)
-
-
-def _thread_starter(db: Connection, question: Question) -> tuple[int | None, int | None]:
-    """Return the message that the question's thread was opened on: a thread bears its message's id."""
-    if question.parent_channel_id is None or question.channel_id == question.discord_id:
-        return None, None
-    starter = conversations.by_discord_id(db, question.channel_id)
-    return (None, None) if starter is None else (starter.id, starter.conversation_id)
-
-
-def _record_cited(
-    db: Connection,
-    question: Question,
-    scope: str,
-    permission_reference: str,
-    below: tuple[int | None, int | None],
-) -> tuple[int | None, int | None]:
-    """Store what the question refers to, each message as its author's, below what that replies to."""
-    parent_id, conversation_id = below
-    for cited in question.cited:
-        above = None
-        if cited.parent_discord_id is not None:
-            above = conversations.by_discord_id(db, cited.parent_discord_id)
-        if above is not None:
-            parent_id, conversation_id = above.id, above.conversation_id
-        conversation_id = conversation_id or _new_conversation(db, question, scope)
-        author = _author(db, cited)
-        author.ensure(db)
-        parent_id = conversations.add_message(
-            db,
-            conversation_id=conversation_id,
-            discord_id=cited.discord_id,
-            parent_id=parent_id,
-            author_id=author.user_id,
-            role="user",
-            content=cited.text,
-            permission_reference=permission_reference,
-            visible=True,
-            attached_text=cited.attached_text,
-            public=question.public,
-            channel_id=cited.channel_id or question.channel_id,
-        )
-    return parent_id, conversation_id
-
-
-def _author(db: Connection, cited: Cited) -> Person:
-    """Return whose words a message holds: of a forward, its author where the original is known here."""
-    original = None if cited.forwarded_id is None else conversations.by_discord_id(db, cited.forwarded_id)
-    if original is None or original.author_id is None:
-        return cited.author
-    return Person(original.author_id, "", original.source)
-
-
-def _new_conversation(db: Connection, question: Question, scope: str) -> int:
-    place = "dm" if question.guild_id is None else str(question.guild_id)
-    return conversations.open_conversation(
-        db,
-        key=f"{place}:{question.channel_id}:{question.discord_id}",
-        guild_id=question.guild_id,
-        channel_id=question.channel_id,
-        scope=scope,
-        source=question.author.source,
-        public=question.public,
-        parent_channel_id=question.parent_channel_id,
-    ).id
+    # Somebody may have begun afresh while the question waited: what it asks stays.
+    above = context_resets.since(chain[:-1], context_resets.boundary(db, places))
+    return [
+        message for message in (*above, chain[-1]) if message.deleted_ms is None and message.words.strip()
+    ]
 
 
 def _turn(db: Connection, message: conversations.Message) -> Turn:

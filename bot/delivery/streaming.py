@@ -49,6 +49,22 @@ class Surface(Protocol):
         """Take a message away that the final text doesn't need."""
 
 
+class PartLog(Protocol):
+    """What keeps note of a reply's messages, so that none stands in a channel unknown."""
+
+    async def sending(self, position: int) -> None:
+        """A message is about to be sent; awaited before it is."""
+
+    async def sent(self, message_id: int, position: int) -> None:
+        """It is there; awaited before anything else is shown."""
+
+    async def withdrawing(self, message_id: int) -> None:
+        """A message that the final text doesn't need is about to be deleted."""
+
+    async def withdrawn(self, message_id: int) -> None:
+        """It is gone."""
+
+
 class ChannelPace:
     """The time between two edits in one channel, shared by all replies in it.
 
@@ -104,24 +120,21 @@ class Paces:
 class ReplyRenderer:
     """Renders one reply onto a surface, in a task of its own.
 
-    ``on_part`` is awaited with (message id, position) after each new message, before anything else is shown;
-    ``on_withdraw`` is awaited before a message is deleted that the final text doesn't need. ``buttons`` gives
-    what stands below the last message; ``sent`` are messages that are there already, to be written over.
+    ``buttons`` gives what stands below the last message; ``sent`` are messages that are there already, to be
+    written over.
     """
 
     def __init__(
         self,
         surface: Surface,
         pace: ChannelPace,
-        on_part: Callable[[int, int], Awaitable[None]],
-        on_withdraw: Callable[[int], Awaitable[None]] | None = None,
+        parts: PartLog,
         buttons: Callable[[State], Any] = lambda _: None,
         sent: Sequence[tuple[int, str]] = (),
     ) -> None:
         self._surface = surface
         self._pace = pace
-        self._on_part = on_part
-        self._on_withdraw = on_withdraw
+        self._parts = parts
         self._buttons = buttons
         self._text = ""
         self._final = False
@@ -137,6 +150,11 @@ class ReplyRenderer:
     def message_ids(self) -> list[int]:
         """The messages of the reply so far, in order."""
         return [message_id for message_id, _ in self._sent]
+
+    @property
+    def has_begun(self) -> bool:
+        """Whether anything was to be shown yet."""
+        return self._task is not None
 
     def show(self, text: str) -> None:
         """Show ``text`` as soon as the channel's pace allows; a later call replaces it."""
@@ -223,18 +241,22 @@ class ReplyRenderer:
             else:
                 await self._send(position, content, below)
         while self._final and len(self._sent) > len(contents):
-            message_id, _ = self._sent[-1]
-            if self._on_withdraw is not None:
-                await self._on_withdraw(message_id)
-            await self._timed(self._surface.delete(message_id))
+            await self._withdraw(self._sent[-1][0])
             self._sent.pop()
+
+    async def _withdraw(self, message_id: int) -> None:
+        await self._parts.withdrawing(message_id)
+        with contextlib.suppress(MessageGoneError):
+            await self._timed(self._surface.delete(message_id))
+        await self._parts.withdrawn(message_id)
 
     async def _send(self, position: int, content: str, below: State | None) -> None:
         buttons = None if below is None else self._buttons(below)
+        await self._parts.sending(position)
         message_id = await self._timed(self._surface.send(content, buttons))
         self._sent.append((message_id, content))
         self._below[message_id] = None if buttons is None else below
-        await self._on_part(message_id, position)
+        await self._parts.sent(message_id, position)
 
     async def _edit(self, position: int, content: str, below: State | None) -> None:
         message_id, shown = self._sent[position]

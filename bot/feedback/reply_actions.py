@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
 from typing import Any
 
 import discord
@@ -30,8 +31,8 @@ from bot.ui.channel_language import language_in
 from bot.ui.interactions import Interaction, say
 from storage.admin import audit
 from storage.admin.settings import InForce
-from storage.chat import replies, reply_versions
-from storage.db.database import Connection
+from storage.chat import open_replies, replies, reply_versions
+from storage.db.database import Connection, Database
 from storage.feedback import ratings, side_by_side
 
 UNKNOWN = mark("That is not a reply of mine that I still know.")
@@ -304,21 +305,11 @@ class ReplyActions:
         known = await self.known(reply_id)
         if known is None or not known.parts:
             return
-        channel_id, answerer = known.parts[0].channel_id, self._answerer
-        database = self._services.database
-
-        async def on_part(message_id: int, position: int) -> None:
-            await database.awrite(lambda db: replies.add_part(db, reply_id, message_id, channel_id, position))
-
-        async def on_withdraw(message_id: int) -> None:
-            answerer.withdrawing(message_id)
-            await database.awrite(lambda db: replies.drop_part(db, message_id))
-
+        channel_id = known.parts[0].channel_id
         renderer = ReplyRenderer(
             WrittenSurface(self._client.get_partial_messageable(channel_id)),
-            answerer.paces.of(channel_id),
-            on_part,
-            on_withdraw,
+            self._answerer.paces.of(channel_id),
+            _StoredParts(self._services.database, self._answerer, reply_id, channel_id),
             lambda _: self._below(known),
             [(part.discord_id, "") for part in known.parts],
         )
@@ -326,6 +317,30 @@ class ReplyActions:
         with speaking(await language_in(self._services, self._client, channel_id)):
             text = known.text
         await renderer.finish("\n\n".join(piece for piece in (text, note) if piece))
+
+
+@dataclass(frozen=True, slots=True)
+class _StoredParts:
+    """Keeps note of the messages of a reply that is there already."""
+
+    database: Database
+    answerer: Answerer
+    reply_id: str
+    channel_id: int
+
+    async def sending(self, position: int) -> None:
+        await self.database.awrite(lambda db: open_replies.send_part(db, self.reply_id, position))
+
+    async def sent(self, message_id: int, position: int) -> None:
+        await self.database.awrite(
+            lambda db: replies.add_part(db, self.reply_id, message_id, self.channel_id, position)
+        )
+
+    async def withdrawing(self, message_id: int) -> None:
+        self.answerer.withdrawing(message_id)
+
+    async def withdrawn(self, message_id: int) -> None:
+        await self.database.awrite(lambda db: replies.drop_part(db, message_id))
 
 
 async def _acknowledge(interaction: Interaction) -> None:

@@ -23,7 +23,7 @@ def setup(app: StropClient) -> None:
     """Add what people can do with a reply; the buttons themselves are `Controls`."""
     controls, answerer = app.feature(Controls), app.feature(Answerer)
     actions = app.add_feature(ReplyActions(app, controls, answerer, app.feature(MessageListener)))
-    interrupted = InterruptedReplies(app, controls, actions)
+    interrupted = InterruptedReplies(app, controls, actions, app.feature(MessageListener), answerer)
     recorder = app.add_feature(RatingRecorder(app.services, app, answerer.is_writing_in))
     unstored = UnstoredRatings(recorder.compare, recorder.reconcile)
     for name, callback in context_menu.ENTRIES.items():
@@ -41,5 +41,6 @@ def setup(app: StropClient) -> None:
         app.listen(name, functools.partial(unstored.keep, handler))
     app.at_shutdown(unstored.stop)
     app.at_setup(interrupted.find)
-    app.at_session(interrupted.settle)
+    # What it leaves unanswered, the search for missed questions finds.
+    app.at_session(interrupted.settle, first=True)
     app.at_session(recorder.reconcile)

@@ -319,15 +319,18 @@ def visible_since(db: sqlite_utils.Database, since_ms: int, limit: int) -> list[
     return [(row["discord_id"], row["channel_id"]) for row in rows]
 
 
-def latest_channels(db: sqlite_utils.Database, limit: int) -> list[int]:
-    """Return the channels of servers in which something was said, the one that was spoken in last first."""
+def latest_channels(db: sqlite_utils.Database, limit: int, *, direct: bool = False) -> list[int]:
+    """Return the channels of servers in which something was said, the one that was spoken in last first;
+
+    with `direct`, those of direct messages.
+    """
     rows = sql.many(
         db,
         """SELECT channel_id FROM (
-               SELECT channel_id, id FROM conversations WHERE guild_id IS NOT NULL
+               SELECT channel_id, id FROM conversations WHERE (guild_id IS NULL) = ?
                ORDER BY id DESC LIMIT 5000)
            GROUP BY channel_id ORDER BY max(id) DESC LIMIT ?""",
-        (limit,),
+        (int(direct), limit),
     )
     return [row["channel_id"] for row in rows]
 

@@ -42,6 +42,11 @@ class Reply:
     created_ms: int
     text: str
 
+    @property
+    def planned(self) -> bool:
+        """Whether it is known what produces it, which a reply that was only opened lacks."""
+        return bool(self.sampling or self.prompt)
+
 
 @dataclass(frozen=True, slots=True)
 class Part:
@@ -57,25 +62,19 @@ _SELECT = """SELECT replies.*, messages.content AS text
 FROM replies JOIN messages ON messages.id = replies.message_id"""
 
 
-def start(
+def open_reply(
     db: sqlite_utils.Database,
     *,
     reply_id: str,
     prompt_message_id: int,
     scope: str,
-    adapter_id: str | None,
     base_hash: str,
-    prompt: Sequence[Mapping[str, str]],
-    seed: int | None,
-    sampling: Mapping[str, Any],
     asker_id: int | None = None,
-    context: Sequence[int] | None = None,
     permission_reference: str = "",
 ) -> Reply:
-    """Record that a reply began, with an empty assistant message below the prompt message.
+    """Record that a reply is to come, with an empty assistant message below the prompt message.
 
-    `context` names the messages whose words are in the prompt; without it the whole chain of the prompt
-    message counts. A reply that already began is returned unchanged. Raises UnknownRowError.
+    What produces it is not known yet: `start` adds it. Safe to repeat. Raises UnknownRowError.
     """
     known = get(db, reply_id)
     if known is not None:
@@ -100,17 +99,64 @@ def start(
         "conversation_id": asked.conversation_id,
         "asker_id": asked.author_id if asker_id is None else asker_id,
         "scope": scope,
-        "adapter_id": adapter_id,
         "base_hash": base_hash,
-        "prompt_json": json.dumps([dict(message) for message in prompt]),
-        "seed": seed,
-        "sampling_json": json.dumps(dict(sampling)),
+        "prompt_json": "[]",
+        "sampling_json": "{}",
         "status": "streaming",
         "source": asked.source,
         "created_ms": now_ms(),
     }
     sql.insert(db, "replies", values)
-    _record_context(db, reply_id, asked.id, context)
+    return _expect(db, reply_id)
+
+
+def start(
+    db: sqlite_utils.Database,
+    *,
+    reply_id: str,
+    prompt_message_id: int,
+    scope: str,
+    adapter_id: str | None,
+    base_hash: str,
+    prompt: Sequence[Mapping[str, str]],
+    seed: int | None,
+    sampling: Mapping[str, Any],
+    asker_id: int | None = None,
+    context: Sequence[int] | None = None,
+    permission_reference: str = "",
+) -> Reply:
+    """Record that a reply began, with an empty assistant message below the prompt message.
+
+    `context` names the messages whose words are in the prompt; without it the whole chain of the prompt
+    message counts. A reply that already began is returned unchanged, one that was only opened gets what
+    produces it. Raises UnknownRowError.
+    """
+    known = get(db, reply_id)
+    if known is not None and known.planned:
+        return known
+    opened = known or open_reply(
+        db,
+        reply_id=reply_id,
+        prompt_message_id=prompt_message_id,
+        scope=scope,
+        base_hash=base_hash,
+        asker_id=asker_id,
+        permission_reference=permission_reference,
+    )
+    sql.change(
+        db,
+        """UPDATE replies SET adapter_id = :adapter_id, base_hash = :base_hash, prompt_json = :prompt,
+                  seed = :seed, sampling_json = :sampling WHERE id = :id""",
+        {
+            "id": reply_id,
+            "adapter_id": adapter_id,
+            "base_hash": base_hash,
+            "prompt": json.dumps([dict(message) for message in prompt]),
+            "seed": seed,
+            "sampling": json.dumps(dict(sampling)),
+        },
+    )
+    _record_context(db, reply_id, opened.prompt_message_id, context)
     if context is not None:
         # A message that was deleted while its prompt was being put together is in it all the same.
         sql.change(
@@ -165,15 +211,6 @@ def finish(
     return _expect(db, reply_id)
 
 
-def settle(db: sqlite_utils.Database, reply_id: str, status: Status, error: str | None = None) -> None:
-    """End a reply whose text is stored already: it stands in its channel now, or can't."""
-    sql.change(
-        db,
-        "UPDATE replies SET status = ?, error = coalesce(?, error) WHERE id = ? AND status = 'streaming'",
-        (status, error, reply_id),
-    )
-
-
 def reassign(db: sqlite_utils.Database, reply_id: str, adapter_id: str | None) -> None:
     """Say that another adapter writes a reply of which nothing has been written yet."""
     sql.change(
@@ -186,6 +223,9 @@ def add_part(
 ) -> None:
     """Tie one Discord message to the reply; the first part also names the reply's own message."""
     reply = _expect(db, reply_id)
+    sql.change(
+        db, "DELETE FROM parts_on_their_way WHERE reply_id = ? AND position <= ?", (reply_id, position)
+    )
     sql.change(
         db,
         "INSERT INTO reply_parts VALUES (?, ?, ?, ?) ON CONFLICT DO NOTHING",
@@ -288,27 +328,6 @@ def left_out_before(db: sqlite_utils.Database, message_id: int, turns: int) -> b
         (message_id,),
     )
     return 0 < int(seen) < turns
-
-
-def abandon_streaming(db: sqlite_utils.Database) -> list[Reply]:
-    """Mark replies that an earlier process left half written as failed; return them, the oldest first,
-
-    and those that were written whole and not delivered, which stay open.
-    """
-    rows = sql.many(db, f"{_SELECT} WHERE replies.status = 'streaming' ORDER BY replies.created_ms")
-    sql.change(
-        db,
-        f"""UPDATE replies SET status = 'failed', error = 'the bot stopped before the reply was done'
-            WHERE status = 'streaming' AND NOT {_WHOLE}""",
-    )
-    return [_expect(db, row["id"]) for row in rows]
-
-
-# Written to its end, and alone: of two candidates side by side nobody knows what is shown.
-_WHOLE = """(finish_reason IS NOT NULL
-    AND EXISTS (SELECT 1 FROM messages WHERE messages.id = replies.message_id AND trim(content) <> '')
-    AND EXISTS (SELECT 1 FROM reply_parts WHERE reply_parts.reply_id = replies.id)
-    AND NOT EXISTS (SELECT 1 FROM comparisons WHERE replies.id IN (first_id, second_id)))"""
 
 
 def _record_context(

@@ -740,6 +740,19 @@ ALTER TABLE tasting_prompts ADD COLUMN import_id INTEGER REFERENCES imports (id)
     )
 
 
+def m0034_parts_on_their_way(db: sqlite_utils.Database) -> None:
+    """Messages after a reply's first that are being sent: a kill may leave one whose id nobody stored."""
+    _run(
+        db,
+        """
+CREATE TABLE parts_on_their_way (
+    reply_id TEXT PRIMARY KEY REFERENCES replies (id) ON DELETE CASCADE,
+    position INTEGER NOT NULL
+) STRICT
+""",
+    )
+
+
 for _step in (
     m0001_people_and_conversations,
     m0002_replies_and_ratings,
@@ -758,5 +771,6 @@ for _step in (
     m0031_left_out_replies,
     m0032_reported_outcomes,
     m0033_origins_of_prompts,
+    m0034_parts_on_their_way,
 ):
     steps()(_step)

@@ -73,6 +73,11 @@ def of(db: sqlite_utils.Database, reply_id: str) -> Comparison | None:
     return None if row is None else Comparison(**row)
 
 
+def drop(db: sqlite_utils.Database, reply_id: str) -> None:
+    """Forget a pair that never stood in its channel whole."""
+    sql.change(db, "DELETE FROM comparisons WHERE ?1 IN (first_id, second_id)", (reply_id,))
+
+
 def vote(
     db: sqlite_utils.Database,
     *,

@@ -22,7 +22,7 @@ from rich.table import Table
 from sqlite_utils.utils import sqlite3
 
 from storage.admin import audit
-from storage.chat import conversations, members, replies
+from storage.chat import conversations, members, open_replies, replies
 from storage.db import key_values
 from storage.db.clock import DAY_MS, now_ms
 from storage.db.database import Database
@@ -214,7 +214,7 @@ def operations(db: sqlite_utils.Database) -> dict[str, Operation]:
         "chat: edit": lambda db: conversations.edit_message(db, 1_000_000_000, "x"),
         "chat: delete": lambda db: conversations.delete_message(db, 1_000_000_000),
         "chat: champion": lambda db: adapters.champion(db, BIG, BASE),
-        "start: abandon half replies": replies.abandon_streaming,
+        "start: open replies": open_replies.all_open,
         "start: recent replies": lambda db: replies.recent(db, recently, 200),
         "rate: rate": lambda db: ratings.rate(db, **thumb, means="button", value=1),
         "rate: retract": lambda db: ratings.retract(db, **thumb),

@@ -42,14 +42,16 @@ class FakeModelServer:
         self.gate: asyncio.Event | None = None
         self.requests: list[dict[str, Any]] = []
         self.token_requests = 0
+        self.resets = 0
         self.cut_off = 0
         self.answers_before_refusing: int | None = None
+        self.middlewares: list[Any] = []
         self._runner: web.AppRunner | None = None
         self._port = 0
 
     async def start(self) -> None:
         """Listen on a free port; after a stop, on the same one again."""
-        app = web.Application(client_max_size=2**24)
+        app = web.Application(client_max_size=2**24, middlewares=self.middlewares)
         app.router.add_get("/health", self._health)
         app.router.add_get("/metrics", self._metrics)
         app.router.add_get("/v1/models", self._models)
@@ -57,6 +59,7 @@ class FakeModelServer:
         app.router.add_post("/v1/load_lora_adapter", self._dispatch_load)
         app.router.add_post("/v1/unload_lora_adapter", self._unload)
         app.router.add_post("/tokenize", self._tokenize)
+        app.router.add_post("/reset_prefix_cache", self._reset)
         self._runner = web.AppRunner(app, shutdown_timeout=0.1, handler_cancellation=True)
         await self._runner.setup()
         site = web.TCPSite(self._runner, "127.0.0.1", self._port)
@@ -108,6 +111,10 @@ class FakeModelServer:
         self.token_requests += 1
         count = count_tokens((await request.json())["messages"])
         return web.json_response({"tokens": list(range(count)), "count": count, "max_model_len": 2048})
+
+    async def _reset(self, _: web.Request) -> web.Response:
+        self.resets += 1
+        return web.Response()
 
     async def _dispatch_load(self, request: web.Request) -> web.Response:
         return await self.on_load(request)

@@ -44,3 +44,22 @@ class Screen:
     async def delete(self, message_id: int) -> None:
         await self._call("delete", "")
         del self.messages[message_id]
+
+
+class Parts:
+    """The note that is kept of a reply's messages: `sent_parts` holds (message id, position)."""
+
+    def __init__(self) -> None:
+        self.sent_parts: list[tuple[int, int]] = []
+
+    async def sending(self, position: int) -> None:
+        pass
+
+    async def sent(self, message_id: int, position: int) -> None:
+        self.sent_parts.append((message_id, position))
+
+    async def withdrawing(self, message_id: int) -> None:
+        pass
+
+    async def withdrawn(self, message_id: int) -> None:
+        self.sent_parts = [part for part in self.sent_parts if part[0] != message_id]

@@ -22,12 +22,14 @@ from storage.db import key_values
 from storage.db.database import Database
 from storage.feedback import ratings
 from tests.bot.fake_server import FakeModelServer
+from tests.e2e.forked_bot import BotForks, ForkedBot
 
 YOU = community.OWNER.user_id
 ADA = community.PEOPLE[1].user_id
 GENERAL = community.GENERAL_ID
 
 Payload = dict[str, Any]
+Process = subprocess.Popen[bytes] | ForkedBot
 
 
 @dataclass
@@ -39,7 +41,8 @@ class StandIn:
     model: FakeModelServer
     database: Database
     environment: dict[str, str]
-    process: subprocess.Popen[bytes] | None = None
+    process: Process | None = None
+    forks: BotForks | None = None
     events: list[tuple[str, Payload]] = field(default_factory=list)
 
     @property
@@ -61,7 +64,9 @@ class StandIn:
         await self.until(lambda: len(self.lines("gateway.ready")) > before)
         assert sum(session.connection is not None for session in self.gateway.sessions.values()) == shards
 
-    def _spawn(self) -> subprocess.Popen[bytes]:
+    def _spawn(self) -> Process:
+        if self.forks is not None:
+            return self.forks.start(self.home, self.environment)
         with (self.home / "bot.log").open("ab") as log:
             return subprocess.Popen(
                 [sys.executable, "-m", "bot", "--config", str(self.home / "strop.toml")],
@@ -149,10 +154,16 @@ def add_guild(playground: Playground, guild_id: int) -> int:
 
 
 @asynccontextmanager
-async def stand_in(home: Path, settings: str = "", **playground: Any) -> AsyncIterator[StandIn]:
-    """Stand-in, model server and database, without a bot yet; whatever was started ends with the block."""
+async def stand_in(
+    home: Path, settings: str = "", *, middleware: Any = None, **playground: Any
+) -> AsyncIterator[StandIn]:
+    """Stand-in, model server and database, without a bot yet; whatever was started ends with the block.
+
+    ``middleware`` (aiohttp's) sees every request that the bot makes, to Discord and to the model server.
+    """
     (home / "strop.toml").write_text(settings)
     model = FakeModelServer()
+    model.middlewares += [middleware] if middleware else []
     await model.start()
     kept = {key: value for key, value in os.environ.items() if not key.startswith(("DISCORD_", "STROP_"))}
     (home / "strop.toml").write_text(f'{settings}\n[server]\nbase_url = "{model.base_url}"\n')
@@ -160,7 +171,10 @@ async def stand_in(home: Path, settings: str = "", **playground: Any) -> AsyncIt
         stack.push_async_callback(model.stop)
         data = home / "playground"
         database = stack.enter_context(Database.open(data / "strop.db"))
-        running = await stack.enter_async_context(Playground(PlaygroundSettings(**playground)))
+        discord = Playground(PlaygroundSettings(**playground))
+        if middleware:
+            discord.app.middlewares.append(middleware)
+        running = await stack.enter_async_context(discord)
         run = data / "run"
         run.mkdir(parents=True)
         addresses = {"api": running.api_url, "gateway": running.gateway_url, "token": running.token}

@@ -23,7 +23,7 @@ def test_every_query_is_looked_up_by_an_index_and_none_scans_a_table_that_grows(
     # is rare, looks for a name in what others wrote.
     found = {(operation, line.split(" USING")[0]) for operation, line in scans}
     assert found <= {
-        ("start: abandon half replies", "SCAN replies"),
+        ("start: open replies", "SCAN replies"),
         ("trainer: a run", "SCAN replies"),
         ("privacy: erase", "SCAN replies"),
         ("privacy: erase", "SCAN messages"),

@@ -28,7 +28,7 @@ from storage.db.database import Database
 from storage.learning import adapters
 from tests.bot.conftest import Community, in_force
 from tests.bot.fake_server import BASE, BASE_HASH, FakeModelServer
-from tests.bot.screen import Screen
+from tests.bot.screen import Parts, Screen
 
 ADAPTER = "a0123456789abcdef"
 
@@ -195,7 +195,7 @@ async def test_a_server_that_is_down_is_said_so_and_comes_back_by_itself(
     await model_server.stop()
     await community.ann.send(community.channel, f"{community.mention} hello")
     assert community.said() == [failures.UNREACHABLE]
-    assert community.replies() == []
+    assert [reply.status for reply in community.replies()] == ["failed"]
 
     await model_server.start()
     await community.ann.send(community.channel, f"{community.mention} hello")
@@ -647,14 +647,11 @@ async def test_whoever_waits_sees_their_place_in_the_reply_itself(
 
 
 async def test_the_place_is_brought_up_to_date_now_and_then(services: Services) -> None:
-    async def on_part(message_id: int, position: int) -> None:
-        pass
-
     screen = Screen()
     question = Question(
         1, 2, 3, True, Person(4, "ann", "discord"), "hello", in_force(services), quote="> hello"
     )
-    draft = Draft("r1", question, ReplyRenderer(screen, ChannelPace(0.01), on_part), Progress(0.0))
+    draft = Draft("r1", question, ReplyRenderer(screen, ChannelPace(0.01), Parts()), Progress(0.0))
     for now, ahead, wait_s in ((0.0, 3, 1.5), (1.0, 3, 9.0), (2.0, 2, 7.0), (5.0, 1, 4.0), (9.5, 0, 1.0)):
         generation._show_place(draft, QueuePlace(ahead, wait_s), now)
         await asyncio.sleep(0.05)

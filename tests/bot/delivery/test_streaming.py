@@ -14,7 +14,7 @@ from bot.delivery import streaming
 from bot.delivery.splitting import MESSAGE_LIMIT, visible_parts, width
 from bot.delivery.streaming import ChannelPace, Paces, ReplyRenderer
 from bot.errors import ChannelRefusedError, DeliveryError
-from tests.bot.screen import Screen
+from tests.bot.screen import Parts, Screen
 
 
 @pytest.fixture
@@ -23,16 +23,13 @@ def screen() -> Screen:
 
 
 @pytest.fixture
-def parts() -> list[tuple[int, int]]:
-    return []
+def parts() -> Parts:
+    return Parts()
 
 
 @pytest.fixture
-async def renderer(screen: Screen, parts: list[tuple[int, int]]) -> AsyncIterator[ReplyRenderer]:
-    async def on_part(message_id: int, position: int) -> None:
-        parts.append((message_id, position))
-
-    made = ReplyRenderer(screen, ChannelPace(0.05), on_part)
+async def renderer(screen: Screen, parts: Parts) -> AsyncIterator[ReplyRenderer]:
+    made = ReplyRenderer(screen, ChannelPace(0.05), parts)
     yield made
     await made.abandon()
 
@@ -82,7 +79,7 @@ async def test_an_edit_that_changes_nothing_is_skipped(screen: Screen, renderer:
 
 
 async def test_a_long_reply_becomes_several_messages(
-    screen: Screen, renderer: ReplyRenderer, parts: list[tuple[int, int]]
+    screen: Screen, renderer: ReplyRenderer, parts: Parts
 ) -> None:
     text = "".join(f"line {number} of a long reply\n" for number in range(300))
     renderer.show(text[:500])
@@ -90,8 +87,8 @@ async def test_a_long_reply_becomes_several_messages(
     await renderer.finish(text)
 
     assert "".join(screen.messages.values()) == text
-    assert parts == [(message_id, position) for position, message_id in enumerate(screen.messages)]
-    assert len(parts) > 3
+    assert parts.sent_parts == [(message_id, position) for position, message_id in enumerate(screen.messages)]
+    assert len(parts.sent_parts) > 3
 
 
 @pytest.mark.parametrize("failures", [1, 3])
@@ -175,12 +172,9 @@ async def test_replies_in_one_channel_share_its_pace() -> None:
 async def test_what_may_be_left_out_takes_only_free_turns(screen: Screen) -> None:
     """Twenty who wait in one channel cost a reply in it no more than one turn."""
 
-    async def on_part(message_id: int, position: int) -> None:
-        pass
-
     pace = ChannelPace(0.1)
-    waiting = [ReplyRenderer(Screen(200 + 10 * n), pace, on_part) for n in range(20)]
-    reply = ReplyRenderer(screen, pace, on_part)
+    waiting = [ReplyRenderer(Screen(200 + 10 * n), pace, Parts()) for n in range(20)]
+    reply = ReplyRenderer(screen, pace, Parts())
     started = asyncio.get_running_loop().time()
     shown = 0
     for _ in range(30):
@@ -231,11 +225,8 @@ def test_however_a_reply_grows_its_messages_end_as_its_text_is_split(
 
 
 async def _grown(text: str, steps: list[int], failing: list[bool]) -> Screen:
-    async def on_part(message_id: int, position: int) -> None:
-        pass
-
     screen = Screen()
-    renderer = ReplyRenderer(screen, ChannelPace(0.0), on_part)
+    renderer = ReplyRenderer(screen, ChannelPace(0.0), Parts())
     end, failures = 0, itertools.chain(failing, itertools.repeat(False))
     for step, fails in zip(itertools.cycle(steps), failures, strict=False):
         end += step

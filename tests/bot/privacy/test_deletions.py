@@ -60,7 +60,10 @@ async def test_a_question_that_is_deleted_before_it_is_stored_leaves_nothing(com
     task = community.bot.feature(Answerer).start(question, screen)
     assert task is not None
     await task
-    assert content(community, 999) == "" and screen.messages == {} and community.replies() == []
+    assert content(community, 999) == "" and screen.messages == {}
+    assert [(reply.status, reply.text, reply.prompt) for reply in community.replies()] == [
+        ("stopped", "", [])
+    ]
 
 
 async def test_what_was_deleted_while_away_is_forgotten_after_the_start(

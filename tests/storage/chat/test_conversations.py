@@ -185,23 +185,6 @@ def test_a_reply_started_twice_is_one_reply(database: Database, community: Commu
     assert database.write(work) == 1
 
 
-def test_replies_left_half_written_are_marked_failed_at_the_next_start(
-    database: Database, community: Community
-) -> None:
-    def work(db: sqlite_utils.Database) -> tuple[list[str], list[str]]:
-        done = community.asks(db, 1, "one")
-        left = community.asks(db, 1, "two", status="streaming")
-        sql.change(db, "UPDATE replies SET finish_reason = NULL WHERE id = ?", (left,))
-        abandoned = [reply.id for reply in replies.abandon_streaming(db)]
-        assert [reply.id for reply in replies.recent(db, 0, 10)][-1] == done
-        return abandoned, [left]
-
-    abandoned, left = database.write(work)
-    assert abandoned == left
-    reply = database.read(lambda db: replies.get(db, left[0]))
-    assert reply is not None and reply.status == "failed" and reply.error
-
-
 def test_unknown_rows_are_named(database: Database) -> None:
     with pytest.raises(UnknownRowError, match="no reply nope"):
         database.write(lambda db: finish(db, "nope", "text"))
@@ -211,16 +194,3 @@ def test_scopes_follow_the_configuration() -> None:
     assert conversations.scope_of("guild", 5) == "guild:5"
     assert conversations.scope_of("guild", None) == "deployment"
     assert conversations.scope_of("deployment", 5) == "deployment"
-
-
-def test_a_reply_that_was_written_whole_stays_open_until_it_is_delivered(
-    database: Database, community: Community
-) -> None:
-    def work(db: sqlite_utils.Database) -> list[str]:
-        left = community.asks(db, 1, "two", status="streaming")
-        assert [reply.status for reply in replies.abandon_streaming(db)] == ["streaming"]
-        replies.settle(db, left, "complete")
-        replies.settle(db, left, "failed", "too late")
-        return [reply.status for reply in replies.recent(db, 0, 1)]
-
-    assert database.write(work) == ["complete"]

@@ -17,6 +17,7 @@ from storage.db.database import Connection
 from storage.errors import BlockError, RuleError
 
 AFRESH_ALREADY = mark("I began afresh here less than a minute ago: please wait {time}, or ask a moderator.")
+AFRESH = mark("Done: I begin afresh.")
 _AFRESH_EVERY_MS = 60 * SECOND_MS
 _SHOWN = 25
 
@@ -43,9 +44,12 @@ async def forget(interaction: Interaction) -> None:
         context_resets.start(db, channel_id, str(user_id))
         return ""
 
-    if refusal := await interaction.client.services.database.awrite(work):
-        return await say(interaction, refusal)
-    await interaction.response.defer(thinking=True)
+    # A refusal is for its member alone, so the first answer is; the second one is for everybody.
+    await interaction.response.defer(ephemeral=True, thinking=True)
+    refusal = await interaction.client.services.database.awrite(work)
+    await say(interaction, refusal or tr(AFRESH))
+    if refusal:
+        return None
     with speaking(await language_in(interaction.client.services, interaction.client, channel_id)):
         told = tr(
             "From here on I start afresh: nothing that was said here before goes into my answers.\n"

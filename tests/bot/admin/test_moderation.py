@@ -5,6 +5,7 @@ from __future__ import annotations
 import discord
 import pytest
 
+from bot.admin.moderation import AFRESH
 from bot.chat.listener import BLOCKED
 from storage.admin import audit
 from tests.bot.admin.test_settings import liked
@@ -26,7 +27,9 @@ async def test_after_forget_nothing_from_before_is_context_not_even_by_replying_
     await community.ann.send(community.channel, f"{community.mention} my name is Ann")
     (first,) = community.messages()
     result = await community.bob.slash(community.channel, "forget")
-    assert not result.ephemeral and "start afresh" in text(result)
+    assert result.ephemeral and result.response.content == AFRESH
+    (told,) = result.followups
+    assert not told.ephemeral and "start afresh" in told.content
 
     await community.ann.send(community.channel, f"{community.mention} who am I?", reply_to=first)
     assert turns(model_server) == ["who am I?"]

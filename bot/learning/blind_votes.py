@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import re
+from collections import Counter
 from typing import Any, Self
 
 import discord
@@ -20,7 +21,7 @@ from storage.admin import blocks
 from storage.db import key_values
 from storage.db.database import Connection
 from storage.feedback import duels
-from storage.feedback.duels import Duel
+from storage.feedback.duels import Duel, Home
 
 MOST_UNANSWERED = 5
 # A vote makes room for the next pair, but not faster than this.
@@ -67,9 +68,8 @@ class VoteButton(
         value, label = _CHOICES[self.choice]
 
         def work(db: Connection) -> tuple[bool, bool, bool, bool]:
-            duel = duels.get(db, self.duel_id)
-            if duel is not None and duels.guild_of(duel.scope) not in (None, interaction.guild_id):
-                duel = None  # another server's: its id opens nothing here
+            # Another server's id opens nothing here.
+            duel = duels.seen_from(db, self.duel_id, interaction.guild_id)
             if blocks.is_blocked(db, interaction.guild_id, person.user_id):
                 return False, False, True, True
             is_open = duel is not None and duel.closed_ms is None
@@ -142,30 +142,47 @@ class DuelBoard:
     def __init__(self, services: Services, client: discord.Client) -> None:
         self._services = services
         self._client = client
-        self._next_post_at: dict[str, float] = {}
+        self._next_post_at: dict[tuple[str, int], float] = {}
 
     async def update(self, scope: str, channel_id: int) -> None:
-        """Post the next open pair if few are unanswered, and close those that are over."""
+        """Post the next open pair if few are unanswered, and close those that are over.
+
+        A pair with words of another server's members is posted there, in the channel of its prompt.
+        """
         posted, waiting = await self._services.database.aread(
-            lambda db: (_posted(db), duels.open_for(db, scope, 200))
+            lambda db: (
+                _posted(db),
+                [(duel, duels.home_of(db, duel)) for duel in duels.open_for(db, scope, 200)],
+            )
         )
-        open_ids = {duel.id for duel in waiting}
+        open_ids = {duel.id for duel, _ in waiting}
         for duel_id, entry in posted.items():
             if entry["scope"] == scope and duel_id not in open_ids:
                 await self._close(duel_id, entry)
-        unanswered = sum(
-            1 for duel_id, entry in posted.items() if duel_id in open_ids and not entry["answered"]
+        unanswered = Counter(
+            int(entry["channel"])
+            for duel_id, entry in posted.items()
+            if duel_id in open_ids and not entry["answered"]
         )
-        now = asyncio.get_running_loop().time()
-        for duel in waiting:
-            if duel.id in posted:
-                continue
-            if unanswered >= MOST_UNANSWERED or (unanswered and now < self._next_post_at.get(scope, 0.0)):
-                return
-            await self._post(duel, channel_id)
-            unanswered += 1
-            if unanswered >= MOST_UNANSWERED:
-                self._next_post_at[scope] = now + POST_EVERY_S
+        for duel, home in waiting:
+            if duel.id not in posted:
+                await self._post_if_due(duel, self._place(channel_id, home), unanswered)
+
+    def _place(self, channel_id: int, home: Home | None) -> int:
+        """Return the run's channel, or the channel of a prompt that was asked in another server."""
+        guild = getattr(self._client.get_channel(channel_id), "guild", None)
+        elsewhere = home is not None and guild is not None and home.guild_id != guild.id
+        return home.channel_id if home is not None and elsewhere else channel_id
+
+    async def _post_if_due(self, duel: Duel, channel_id: int, unanswered: Counter[int]) -> None:
+        now, turn = asyncio.get_running_loop().time(), (duel.scope, channel_id)
+        waiting = unanswered[channel_id]
+        if waiting >= MOST_UNANSWERED or (waiting and now < self._next_post_at.get(turn, 0.0)):
+            return
+        await self._post(duel, channel_id)
+        unanswered[channel_id] += 1
+        if unanswered[channel_id] >= MOST_UNANSWERED:
+            self._next_post_at[turn] = now + POST_EVERY_S
 
     async def _post(self, duel: Duel, channel_id: int) -> None:
         channel = self._client.get_partial_messageable(channel_id)

@@ -21,6 +21,8 @@ from storage.errors import SettingError
 Origin = Literal["file", "server", "channel"]
 #: Texts whose changes the audit log counts instead of quoting.
 _LONG = frozenset({"system_prompt"})
+#: What decides which way a rating counts: where all servers train one model, no single server decides it.
+_COUNTS_EVERYWHERE = frozenset({"rating_up", "rating_down"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,7 +106,7 @@ def in_force(
     rows = [] if guild_id is None else _rows(db, guild_id, channel_id)
     for row in rows:
         value = _usable(row["key"], row["value_json"])
-        if value is not None:
+        if value is not None and not _is_shared(config, row["key"]):
             values[row["key"]] = value
             origins[row["key"]] = "channel" if row["channel_id"] else "server"
             actors[row["key"]] = row["actor"]
@@ -130,9 +132,16 @@ def places(db: sqlite_utils.Database) -> list[Place]:
 def put(db: sqlite_utils.Database, config: Config, place: Place, key: str, value: object, actor: str) -> bool:
     """Set one setting at one place and audit it; return whether it changed.
 
-    Raises SettingError for a value that the setting can't have, also together with the others in force.
+    Raises SettingError for a value that the setting can't have, also together with the others in force, and
+    for one that would decide what counts in other servers.
     """
     checked = kind(key).checked(value)
+    if _is_shared(config, key):
+        raise SettingError(
+            "All servers train one model here (trainer.scope), so {key} is the same for all: "
+            "whoever runs me sets it in strop.toml.",
+            key=key,
+        )
     if own(db, place).get(key) == _plain(checked):
         return False
     sql.change(
@@ -181,6 +190,10 @@ class ClosedPlaces:
         guild_id, channel_id = place
         server = self.decided.get((guild_id, 0), True)
         return not self.decided.get((guild_id, channel_id), server)
+
+
+def _is_shared(config: Config, key: str) -> bool:
+    return config.trainer.scope == "deployment" and key in _COUNTS_EVERYWHERE
 
 
 def _rows(db: sqlite_utils.Database, guild_id: int, channel_id: int | None) -> Sequence[sql.Row]:

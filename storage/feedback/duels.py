@@ -37,6 +37,14 @@ class Duel:
 
 
 @dataclass(frozen=True, slots=True)
+class Home:
+    """The server whose members' words a duel shows, and the channel that they were said in."""
+
+    guild_id: int | None
+    channel_id: int
+
+
+@dataclass(frozen=True, slots=True)
 class DuelTally:
     """Votes of a run: `outcomes` in the order they were cast, 1 for the challenger, -1 against, 0 a tie."""
 
@@ -237,6 +245,30 @@ def close(db: sqlite_utils.Database, run_id: str) -> int:
     return sql.change(
         db, "UPDATE duels SET closed_ms = ? WHERE run_id = ? AND closed_ms IS NULL", (now_ms(), run_id)
     )
+
+
+def home_of(db: sqlite_utils.Database, duel: Duel) -> Home | None:
+    """Return where the prompt of a duel was said; None for one with nobody's words in it.
+
+    Its words stay there: it is shown nowhere else, also where all servers train one model.
+    """
+    row = sql.one(
+        db,
+        """SELECT guild_id, coalesce(parent_channel_id, channel_id) AS channel_id
+           FROM replies JOIN conversations ON conversations.id = replies.conversation_id
+           WHERE replies.id = ?""",
+        (duel.reply_id,),
+    )
+    return None if row is None else Home(**row)
+
+
+def seen_from(db: sqlite_utils.Database, duel_id: str, guild_id: int | None) -> Duel | None:
+    """Return a duel where it may be seen in this server (None: in direct messages)."""
+    duel = get(db, duel_id)
+    if duel is None or guild_of(duel.scope) not in (None, guild_id):
+        return None
+    home = home_of(db, duel)
+    return duel if home is None or home.guild_id == guild_id else None
 
 
 def guild_of(scope: str) -> int | None:

@@ -22,7 +22,8 @@ from bot.services import Services
 from bot.ui.channel_language import language_in
 from bot.ui.interactions import Interaction, say, sentence_for, with_error_reply
 from storage.db.database import Connection
-from storage.errors import RuleError
+from storage.errors import RuleError, UnknownRowError
+from storage.feedback import duels
 from storage.learning import adapters, run_summary, runs
 from storage.learning.adapters import Adapter
 from storage.learning.run_summary import Sample
@@ -79,6 +80,7 @@ class RunButton(
         if not interaction.client.is_operator(interaction.user.id):
             return await say(interaction, tr(NOT_OPERATOR))
         services, actor = interaction.client.services, str(interaction.user.id)
+        await services.database.aread(lambda db: _require_of(db, self.run_id, interaction.guild_id))
         if self.action == "compare":
             return await say(interaction, await _compared(services, self.run_id))
         if self.action == "cancel":
@@ -94,6 +96,12 @@ class RunButton(
             sentence = sentence_for(error, type(self).__name__)
         await say(interaction, sentence)
         return await _redraw(services, interaction, self.run_id)
+
+
+def _require_of(db: Connection, run_id: str, guild_id: int | None) -> None:
+    """Raise UnknownRowError for another server's run: its id opens nothing here."""
+    if duels.guild_of(runs.expect(db, run_id).scope) not in (None, guild_id):
+        raise UnknownRowError(mark("There is no run {run}."), run=run_id)
 
 
 def cancel_view(run_id: str) -> discord.ui.View:

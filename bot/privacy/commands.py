@@ -18,6 +18,7 @@ from bot.feedback import my_ratings
 from bot.language.texts import mark, plural, tr
 from bot.services import Services
 from bot.serving.errors import ServingError
+from bot.serving.model import control_tokens
 from bot.ui.interactions import Interaction, say, with_error_reply
 from storage.chat import members
 from storage.db.clock import SECOND_MS, now_ms
@@ -229,6 +230,12 @@ async def scrub(services: Services, erasure: privacy.Erasure) -> None:
         except ServingError as error:
             # Not loaded, or the server is away: its files go now, and it asks the registry when it is back.
             _log.debug("adapter.not_unloaded", adapter_id=adapter_id, error=type(error).__name__)
+    try:
+        await services.model.reset_prefix_cache()
+    except ServingError as error:
+        # It is away, or another one: what a server keeps of prompts ends with its process.
+        _log.debug("server.not_reset", error=type(error).__name__)
+    control_tokens.forget()
     done = await asyncio.to_thread(file_scrubbing.complete, services.database, services.config.data, erasure)
     if not done:
         _log.info("erasure.pending", erasure_id=erasure.id)  # the trainer completes it within a minute

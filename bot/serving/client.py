@@ -351,6 +351,16 @@ class ModelClient(Connection):
         """
         await self._adapter_call("/v1/unload_lora_adapter", {"lora_name": name})
 
+    async def reset_prefix_cache(self) -> None:
+        """Have the server drop what it keeps of earlier prompts.
+
+        vLLM offers this in its development mode only and says 404 otherwise: it keeps them as it will.
+        """
+        async with self._request(
+            "POST", "/reset_prefix_cache", {}, deadline_s=ADAPTER_DEADLINE_S, allow=(200, 404)
+        ) as response:
+            await response.read()
+
     async def _adapter_call(self, path: str, body: Mapping[str, Any]) -> None:
         try:
             async with self._request("POST", path, body, deadline_s=ADAPTER_DEADLINE_S) as response:

@@ -168,12 +168,20 @@ class Database:
         context = contextvars.copy_context()
         return await _await_through_cancellation(self._pool.submit(context.run, self.read, work))
 
-    def checkpoint_truncate(self) -> bool:
+    def checkpoint_truncate(self, wait_ms: int = CHECKPOINT_WAIT_MS) -> bool:
         """Copy the write-ahead log into the database and cut it to zero bytes, so that erased text is gone.
 
-        Returns False if a reader of another process still needed the log; try again later.
+        Returns False if a reader still needed the log for `wait_ms`, in which nothing is written; try again
+        later.
         """
-        return self._submit(self._checkpoint).result()
+        return self._submit(lambda: self._checkpoint(wait_ms)).result()
+
+    def release_memory(self) -> None:
+        """Drop the pages that the connections keep in memory, where erased text still stands."""
+        self._submit(lambda: self._writer.conn.execute("PRAGMA shrink_memory")).result()
+        for reader in list(self._readers):
+            # SQLite serializes the use of a connection; a page that a statement holds at the moment stays.
+            reader.conn.execute("PRAGMA shrink_memory")
 
     def close(self) -> None:
         """Finish the writes that were accepted, then close every connection. May be called twice."""
@@ -235,10 +243,10 @@ class Database:
                 raise
         return result
 
-    def _checkpoint(self) -> bool:
+    def _checkpoint(self, wait_ms: int) -> bool:
         with translated(self.path):
             # While it waits for readers, nothing is written: a short wait, and another try later.
-            self._writer.conn.execute(f"PRAGMA busy_timeout={CHECKPOINT_WAIT_MS}")
+            self._writer.conn.execute(f"PRAGMA busy_timeout={wait_ms}")
             try:
                 busy, _, _ = self._writer.conn.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
             finally:

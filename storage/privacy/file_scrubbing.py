@@ -1,5 +1,6 @@
 """The second half of an erasure: the files. If a process dies in between, the next start completes it."""
 
+import time
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -10,8 +11,12 @@ from storage.db.clock import now_ms
 from storage.db.database import Database
 from storage.privacy import backup_erasure
 from storage.privacy import erasure as privacy
+from storage.process import memory
 
 _DELETIONS_SEEN = "privacy.deletions_seen_ms"
+_DELETIONS_CUT = "privacy.deletions_cut_ms"
+_CUT_TRIES = 20
+_CUT_PAUSE_S = 0.1
 #: What a run keeps without anybody's words: its card and its outcome, an experiment's table and page.
 _FIGURES = frozenset({"card.json", "card.md", "report.json", "experiment.json", "experiment.html"})
 
@@ -21,6 +26,8 @@ def complete(database: Database, data_dir: Path, erasure: privacy.Erasure) -> bo
 
     Returns False if a reader still needed the log: the erasure stays pending, call again later.
     """
+    database.release_memory()
+    memory.return_freed()
     privacy.scrub_files(data_dir, erasure.runs, erasure.affected_adapters)
     backup_erasure.erase_from_backups(data_dir / "backups", erasure.user_id, "erasure")
     backup_erasure.record_erasures(database)
@@ -55,6 +62,7 @@ def forget_deleted(database: Database, data_dir: Path) -> int:
 
     Their figures and cards stay, and their adapters go on: a deleted message is left out of the next run.
     """
+    cut_log(database)
     until_ms = now_ms()
     affected = database.read(_runs_with_deleted)
     for run_id in affected:
@@ -62,6 +70,29 @@ def forget_deleted(database: Database, data_dir: Path) -> int:
             file.unlink(missing_ok=True)
     database.write(lambda db: _note_deletions_seen(db, until_ms, affected))
     return len(affected)
+
+
+def cut_log(database: Database) -> bool:
+    """Take messages that were deleted since the last cut out of the write-ahead log; return whether they are.
+
+    It waits for no reader, since nobody could write meanwhile: a reader that is there is let finish, a few
+    times, and then the next call tries again.
+    """
+    until_ms = now_ms()
+    if not database.read(_deleted_since_cut):
+        return True
+    for _ in range(_CUT_TRIES):
+        if database.checkpoint_truncate(wait_ms=0):
+            database.write(lambda db: key_values.put(db, _DELETIONS_CUT, str(until_ms)))
+            return True
+        time.sleep(_CUT_PAUSE_S)
+    return False
+
+
+def _deleted_since_cut(db: sqlite_utils.Database) -> bool:
+    cut_ms = int(key_values.get(db, _DELETIONS_CUT, "0") or 0)
+    since_ms = cut_ms if cut_ms <= now_ms() else 0
+    return sql.value(db, "SELECT 1 FROM messages WHERE deleted_ms >= ? LIMIT 1", (since_ms,)) is not None
 
 
 def _with_words(folder: Path) -> list[Path]:

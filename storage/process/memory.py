@@ -7,6 +7,8 @@ them it is what ending them would free. Only Linux has it.
 from __future__ import annotations
 
 import contextlib
+import ctypes
+import gc
 import json
 import os
 from collections.abc import Iterator
@@ -39,6 +41,13 @@ def by_process(config: Config, proc: Path = PROC) -> dict[str, int]:
 def of_this_process(proc: Path = PROC) -> int | None:
     """Return the PSS in bytes of the process that asks; None where the system doesn't tell."""
     return _pss(os.getpid(), proc)
+
+
+def return_freed() -> None:
+    """Give memory that is free back to the system, so that nothing of what was in it stays (glibc's only)."""
+    gc.collect()
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def sentence(sizes: dict[str, int]) -> str:

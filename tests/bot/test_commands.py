@@ -416,6 +416,15 @@ async def test_a_member_is_told_in_a_few_words_what_is_kept_of_them(community: C
     assert "messages 0, my answers to them 0" in text(told) and "trains nothing before" in text(told)
 
 
+async def test_an_erasure_has_the_model_server_drop_what_it_read(
+    community: Community, model_server: FakeModelServer
+) -> None:
+    await community.bob.send(community.channel, f"{community.mention} my secret words")
+    asked = await community.bob.slash(community.channel, "privacy delete")
+    await community.bob.click(asked.response, label="Delete my data")
+    assert model_server.resets == 1
+
+
 async def test_an_old_question_whether_to_delete_deletes_nothing(community: Community) -> None:
     await community.bob.send(community.channel, f"{community.mention} my secret words")
     asked = await community.bob.slash(community.channel, "privacy delete")

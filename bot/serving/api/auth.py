@@ -21,7 +21,7 @@ from bot.serving.protocol import SECRET_HEADER
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 LOOPBACK_NAMES = frozenset(("127.0.0.1", "localhost", "::1"))
-CHANGING_PATHS = frozenset(("/v1/load_lora_adapter", "/v1/unload_lora_adapter"))
+CHANGING_PATHS = frozenset(("/v1/load_lora_adapter", "/v1/unload_lora_adapter", "/reset_prefix_cache"))
 
 
 def error_response(

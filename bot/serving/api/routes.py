@@ -27,6 +27,7 @@ from bot.serving.errors import (
     ServingError,
     UnknownModelError,
 )
+from bot.serving.model import control_tokens
 from bot.serving.model.thoughts import ThoughtFilter
 from bot.serving.protocol import (
     MAX_PROMPTS_PER_REQUEST,
@@ -63,6 +64,7 @@ def build_app(service: Service, *, secret: str) -> web.Application:
     app.router.add_post("/v1/load_lora_adapter", face.load_adapter)
     app.router.add_post("/v1/unload_lora_adapter", face.unload_adapter)
     app.router.add_post("/tokenize", face.tokenize)
+    app.router.add_post("/reset_prefix_cache", face.reset_prefix_cache)
     return app
 
 
@@ -229,6 +231,12 @@ class _Face:
         body = await _read(request, UnloadAdapterRequest)
         await self._service.unload_adapter(body.lora_name)
         return web.Response(text=f"Success: LoRA adapter '{body.lora_name}' removed.")
+
+    async def reset_prefix_cache(self, _: web.Request) -> web.Response:
+        """``POST /reset_prefix_cache`` (vLLM's name): keep nothing of the prompts that were read so far."""
+        self._service.runtime.engine.forget_prompts()
+        control_tokens.forget()
+        return web.Response()
 
     async def tokenize(self, request: web.Request) -> web.Response:
         """``POST /tokenize``: what a chat or a text costs, in tokens."""

@@ -26,6 +26,7 @@ class _Row:
     tokens: Sequence[int] = ()
     job: Job | None = None
     used: int = 0
+    forgotten: bool = False
 
     def held(self) -> Sequence[int]:
         return self.tokens if self.job is None else self.job.tokens[: self.job.cached]
@@ -70,12 +71,29 @@ class Rows:
         self._clock += 1
         index = self._places.pop(job)
         row = self._rows[index]
-        self._rows[index] = _Row(row.adapter, tuple(job.tokens[: job.cached]), None, self._clock)
+        if row.forgotten:
+            self._clear(index)
+        else:
+            self._rows[index] = _Row(row.adapter, tuple(job.tokens[: job.cached]), None, self._clock)
+
+    def forget(self) -> None:
+        """Keep nothing of what was read so far: free rows are overwritten now, the others when left."""
+        for index, row in enumerate(self._rows):
+            if row.job is None:
+                self._clear(index)
+            else:
+                row.forgotten = True
+
+    def _clear(self, index: int) -> None:
+        self._cache.clear(index)
+        self._rows[index] = _Row()
 
     def _longest(self, adapter: str | None, tokens: Sequence[int], usable: int) -> tuple[int, int]:
         """Return the row that begins most like ``tokens``, and how many tokens they share."""
         best, most = 0, 0
         for index, row in enumerate(self._rows):
+            if row.forgotten:
+                continue
             if row.adapter == adapter and (shared := _common(row.held(), tokens, usable)) > most:
                 best, most = index, shared
         return (best, most) if most >= WORTH_COPYING else (0, 0)

@@ -64,6 +64,7 @@ class Engine:
         self._wake = threading.Condition()
         self._closing = False
         self._stopped = False
+        self._forgetting = False
         self._steps = 0
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
 
@@ -94,6 +95,12 @@ class Engine:
         """Stop a job before its next step; a finished job is left alone."""
         with self._wake:
             job.cancelled = True
+            self._wake.notify()
+
+    def forget_prompts(self) -> None:
+        """Let no later request reuse what was read so far, and overwrite it before the next step."""
+        with self._wake:
+            self._forgetting = True
             self._wake.notify()
 
     def counts(self) -> tuple[int, int]:
@@ -159,6 +166,9 @@ class Engine:
         """Block until there is a job to run; admit and reap. False ends the loop."""
         with self._wake:
             while True:
+                if self._forgetting:
+                    self._rows.forget()
+                    self._forgetting = False
                 self._reap()
                 self._admit()
                 running = any(batch.jobs for batch in self._batches.values())

@@ -73,6 +73,11 @@ class RowCache(Cache):  # type: ignore[misc]
         for tensor in (*self.keys, *self.values):
             tensor[target, :, :length] = tensor[source, :, :length]
 
+    def clear(self, row: int) -> None:
+        """Overwrite one row with zeros."""
+        for tensor in (*self.keys, *self.values):
+            tensor[row].zero_()
+
     def get_seq_length(self, layer_idx: int = 0) -> int:
         """Zero: positions and masks are always given explicitly."""
         return 0

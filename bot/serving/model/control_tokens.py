@@ -96,6 +96,12 @@ def _is_square_word(raw: str) -> bool:
     return word in _SQUARE_NAMES or word.startswith(("unused", "control"))
 
 
+def forget() -> None:
+    """Drop the words that were judged so far: they come out of members' messages."""
+    _is_angle_word.cache_clear()
+    _is_square_word.cache_clear()
+
+
 def _break_exact(text: str, special_tokens: Sequence[str]) -> str:
     """Break the given strings; one that a space cannot break (a single character) is removed."""
     for token in special_tokens:

@@ -271,6 +271,38 @@ def test_a_deleted_message_also_leaves_the_files_of_the_runs_that_used_it(
     assert champion(database) == "a1", "a deleted message is left out of the next run, and ends nobody"
 
 
+def test_a_deleted_message_leaves_the_write_ahead_log_as_soon_as_no_reader_needs_it(
+    database: Database, home: Path, used: str
+) -> None:
+    log = database.path.with_name(database.path.name + "-wal")
+    reading, done = threading.Event(), threading.Event()
+
+    def read_on(db: sqlite_utils.Database) -> None:
+        sql.value(db, "SELECT count(*) FROM messages")
+        reading.set()
+        done.wait(60)
+
+    reader = threading.Thread(target=lambda: database.read(read_on))
+    reader.start()
+    assert reading.wait(30)
+    database.write(lambda db: conversations.delete_message(db, 1_000))
+    assert CANARY.encode() in log.read_bytes()
+    cutting: list[bool] = []
+    cutter = threading.Thread(target=lambda: cutting.append(file_scrubbing.cut_log(database)))
+    cutter.start()
+    written = 0
+    while cutter.is_alive():
+        database.write(lambda db: key_values.put(db, "beside", "x"))
+        written += 1
+    assert cutting == [False] and written > 2, "the writer waited for the reader"
+    done.set()
+    reader.join()
+    file_scrubbing.complete_pending(database, home)
+    assert CANARY.encode() not in log.read_bytes() + database.path.read_bytes()
+    size = log.stat().st_size
+    assert file_scrubbing.cut_log(database) and log.stat().st_size == size, "nothing to cut: it stays"
+
+
 @pytest.mark.parametrize(("state", "outcome"), [("finished", "votes"), ("queued", None)])
 def test_a_message_deleted_while_its_run_waits_leaves_the_runs_files_at_once(
     database: Database, home: Path, used: str, state: str, outcome: str | None

@@ -217,6 +217,8 @@ async def test_adapters_are_changed_only_with_the_secret(url: str, tmp_path: Pat
                 await stranger.load_adapter("x", tmp_path)
             with pytest.raises(ServingRefusal, match="secret"):
                 await stranger.unload_adapter("x")
+            with pytest.raises(ServingRefusal, match="secret"):
+                await stranger.reset_prefix_cache()
 
 
 ServingRefusal = (AdapterRefusedError, RequestRejectedError)

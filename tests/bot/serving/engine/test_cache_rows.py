@@ -98,6 +98,37 @@ def test_an_evicted_scoring_does_not_count_a_token_twice(caller: Caller) -> None
             assert len(end.scores) == 5 * len(SYSTEM)
 
 
+def test_after_a_word_from_an_erasure_nothing_is_taken_over_any_more(caller: Caller) -> None:
+    words = [*SYSTEM, 7, 8, 9]
+    ask(caller, words)
+    _, running = caller.submit([*SYSTEM, 11], max_tokens=80, sampling=GREEDY, ignore_end=True)
+    running.get(timeout=30)
+    reused = caller.engine.metrics.reused_tokens
+    caller.engine.forget_prompts()
+    assert ask(caller, words) == fresh(caller.base, words)
+    assert caller.engine.metrics.reused_tokens == reused
+    drain(running)
+    assert ask(caller, words) == fresh(caller.base, words)
+    assert caller.engine.metrics.reused_tokens == reused + len(words) - 1
+
+
+def test_what_is_forgotten_is_overwritten_at_once_or_when_its_request_has_ended() -> None:
+    rows, cache = rows_of(2)
+    done, running = (
+        Job(tokens, JobOptions(), sink=lambda _: None, tokenizer=None) for tokens in (SYSTEM, [9])
+    )
+    for job in (done, running):
+        rows.take(job)
+        write(cache, rows.of(job), [5] * 64)
+        job.cached = len(job.tokens)
+    free, taken = rows.of(done), rows.of(running)
+    rows.leave(done)
+    rows.forget()
+    assert not cache.keys[0][free].any() and cache.keys[0][taken].all()
+    rows.leave(running)
+    assert not cache.keys[0][taken].any()
+
+
 def rows_of(count: int) -> tuple[Rows, RowCache]:
     config = LlamaConfig(
         hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=1, num_key_value_heads=1

@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import functools
 import re
-from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
@@ -211,7 +210,8 @@ class RatingRecorder:
             return 0
         try:
             shown = await self._shown(parts, values)
-            if only is None and _counts(shown) == _standing(stored):
+            # Counts that are as they were prove nothing: two members may have changed their minds.
+            if only is None and not shown and not any(_is_reaction(rating) for rating in stored):
                 return 0
             seen = await self._people_of(shown)
         except DeliveryError as error:
@@ -346,17 +346,6 @@ def _on_all_versions(db: Connection, reply_id: str) -> list[ratings.Rating]:
 
 def _is_reaction(rating: ratings.Rating) -> bool:
     return rating.kind == "thumb" and rating.means == "reaction" and not rating.retracted
-
-
-def _counts(shown: Iterable[discord.Reaction]) -> Counter[str]:
-    counts: Counter[str] = Counter()
-    for reaction in shown:
-        counts[plain_emoji(str(reaction.emoji))] += reaction.count - int(reaction.me)
-    return +counts
-
-
-def _standing(stored: Iterable[ratings.Rating]) -> Counter[str]:
-    return Counter(str(rating.emoji) for rating in stored if _is_reaction(rating))
 
 
 async def _all_users(reaction: discord.Reaction) -> list[discord.Member | discord.User]:

@@ -215,14 +215,35 @@ async def test_what_is_recovered_is_counted_together_with_its_rating(
     assert services.database.read(recovered) == (3, 3)
 
 
-async def test_reconciling_asks_for_users_only_where_counts_differ(
+async def test_reconciling_asks_for_users_only_where_somebody_reacted(
     community: Community, reply: Any, services: Services
 ) -> None:
-    await community.ann.react(reply, "👍")
     before = len(community.env.http_requests)
     assert await community.bot.feature(RatingRecorder).reconcile() == 0
     paths = [request.path for request in community.env.http_requests[before:]]
     assert paths == [f"/channels/{community.channel.id}/messages/{reply.id}"]
+
+
+async def test_two_who_swapped_their_reactions_during_an_absence_are_both_heard(
+    community: Community, reply: Any, services: Services
+) -> None:
+    """The counts are as they were before."""
+    await community.ann.react(reply, "👍")
+    await community.bob.react(reply, "👎")
+    backend = community.env.backend
+    subscribers, backend.subscribers[:] = list(backend.subscribers), []
+    for who, emoji in ((community.ann, "👍"), (community.bob, "👎")):
+        backend.remove_reaction(community.channel.id, reply.id, emoji, who.id)
+    for who, emoji in ((community.ann, "👎"), (community.bob, "👍")):
+        backend.add_reaction(community.channel.id, reply.id, emoji, who.id)
+    backend.subscribers[:] = subscribers
+    assert await community.bot.feature(RatingRecorder).reconcile() == 2
+    (stored,) = community.replies()
+    given = services.database.read(lambda db: ratings.for_reply(db, stored.id))
+    assert {(each.user_id, each.value) for each in given if not each.retracted} == {
+        (community.ann.id, -1),
+        (community.bob.id, 1),
+    }
 
 
 async def test_a_deleted_question_is_forgotten(community: Community) -> None:

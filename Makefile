@@ -126,8 +126,8 @@ bench-learning: $(DEV) ## does it get better? a simulated community with the rea
 	$(PIP_INSTALL) --no-build-isolation --editable '.[bench]'
 	$(BIN)/python -m tests.bench.learning $(ARGS)
 
-torture: $(DEV) ## the soak and torture tests that `make test` leaves out
-	$(BIN)/python -m pytest -m torture --timeout 3600 $(ARGS)
+torture: $(DEV) ## kills, outages, full disks and soaks, a day long; goes on where it stopped (with ARGS: those of its tests)
+	$(BIN)/python -m $(if $(ARGS),pytest -m torture --timeout 7200 $(ARGS),tests.torture)
 
 clean: ## remove the virtual environment, caches and build products; ./data stays
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage coverage.xml

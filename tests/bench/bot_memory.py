@@ -47,8 +47,9 @@ class Soak:
         """Note a question whose reply is finished: its buttons tell."""
         buttons = [each for row in data.get("components") or [] for each in row["components"]]
         asked = (data.get("message_reference") or {}).get("message_id")
-        if asked is not None and any(":regenerate" in each.get("custom_id", "") for each in buttons):
-            self.finished[int(asked)].set()
+        waiting = self.finished.get(int(asked)) if asked is not None else None
+        if waiting is not None and any(":regenerate" in each.get("custom_id", "") for each in buttons):
+            waiting.set()
 
     async def ask_all(self, count: int) -> None:
         """Ask so many questions, three at a time."""
@@ -61,12 +62,17 @@ class Soak:
             if number % EVERY == 0:
                 self.samples.append((number, anonymous_bytes(self.bot_id)))
                 print(f"{number:6} replies: {self.samples[-1][1] / 1e6:.1f} MB", flush=True)
-            who = community.PEOPLE[number % len(community.PEOPLE)].user_id
-            text = f"<@{community.BOT_ID}> question {number} about something interesting"
-            asked = int(self.playground.backend.send_message(channel_id, who, text)["id"])
-            self.finished[asked] = asyncio.Event()
-            async with asyncio.timeout(PATIENCE_S):
-                await self.finished[asked].wait()
+            await self.ask(channel_id, number)
+
+    async def ask(self, channel_id: int, number: int) -> None:
+        """Ask one question and wait for its answer."""
+        who = community.PEOPLE[number % len(community.PEOPLE)].user_id
+        text = f"<@{community.BOT_ID}> question {number} about something interesting"
+        asked = int(self.playground.backend.send_message(channel_id, who, text)["id"])
+        self.finished[asked] = asyncio.Event()
+        async with asyncio.timeout(PATIENCE_S):
+            await self.finished[asked].wait()
+        del self.finished[asked]
 
 
 def anonymous_bytes(process_id: int) -> int:

@@ -124,7 +124,7 @@ def test_a_rating_after_a_block_counts_nothing_however_it_came_in(
         reply_id = community.asks(db, ANN, "hello")
         thumb(db, reply_id, BEN)
         blocks.block(db, guild_id=GUILD, user_id=BEN, actor="7")
-        sql.change(db, "UPDATE ratings SET updated_ms = updated_ms + 10")
+        sql.change(db, "UPDATE ratings SET updated_ms = updated_ms + 60000")
 
     database.write(work)
     assert eligible(database).excluded == {"no_eligible_rating": 1}

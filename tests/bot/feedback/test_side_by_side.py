@@ -156,7 +156,7 @@ async def test_votes_survive_a_restart_and_are_counted_in_status(community: Comm
     scope = f"guild:{community.guild.id}"
     seen = services.database.read(lambda db: loop_status.read(db, scope, BASE_HASH))
     assert seen.compared == loop_status.Compared(pairs=1, votes=1)
-    assert "Side by side in the chat: 1 pairs, 1 votes" in text(
+    assert "Side by side in the chat: 1 pair, 1 vote" in text(
         await community.bob.slash(community.channel, "status")
     )
 

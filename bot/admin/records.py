@@ -7,6 +7,7 @@ import gzip
 import io
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, Self, TypeGuard
 
 import discord
@@ -19,6 +20,7 @@ from bot.services import Services
 from bot.ui.interactions import Interaction, operators_only, say, with_error_reply
 from storage.admin import audit
 from storage.admin.audit import Entry
+from storage.chat.conversations import scope_of
 from storage.learning import eligibility
 from storage.learning.export import Shape, as_jsonl
 from storage.learning.export import lines as lines_of
@@ -90,7 +92,9 @@ async def audit_command(interaction: Interaction) -> None:
     await interaction.response.defer(ephemeral=True, thinking=True)
     entries, older = await _entries(interaction.client.services, None)
     view = _pager(entries, older=older, paged=False)
-    await say(interaction, audit_text(entries), **({"view": view} if view.children else {}))
+    await say(
+        interaction, audit_text(entries, _servers(interaction)), **({"view": view} if view.children else {})
+    )
 
 
 class AuditButton(
@@ -119,27 +123,34 @@ class AuditButton(
         await interaction.response.defer()
         entries, older = await _entries(interaction.client.services, self.before_id or None)
         view = _pager(entries, older=older, paged=bool(self.before_id))
-        await interaction.edit_original_response(content=audit_text(entries), view=view)
+        await interaction.edit_original_response(
+            content=audit_text(entries, _servers(interaction)), view=view
+        )
         return None
 
 
-def audit_text(entries: Sequence[Entry]) -> str:
-    """Return one line an entry: when, who, what, and the ids that it names."""
+def audit_text(entries: Sequence[Entry], servers: Mapping[str, str] = MappingProxyType({})) -> str:
+    """Return one line an entry: when, who, what, and what it names; `servers` are names by scope."""
     if not entries:
         return tr("The audit log has no (older) entries.")
     lines = []
     for entry in entries:
-        detail = " ".join(_named(entry.detail))
+        detail = " ".join(_named(entry.detail, servers))
         shown = detail if len(detail) <= _DETAIL else f"{detail[: _DETAIL - 1]}…"
         named = f" `{shown.replace('`', '')}`" if shown else ""
         lines.append(f"<t:{entry.created_ms // 1000}:R> {_who(entry.actor)} **{entry.action}**{named}")
     return "\n".join(lines)[:2000]
 
 
-def _named(detail: Mapping[str, Any]) -> Iterator[str]:
+def _servers(interaction: Interaction) -> dict[str, str]:
+    """Return the names of the bot's servers by their scopes."""
+    return {scope_of("guild", guild.id): guild.name for guild in interaction.client.guilds}
+
+
+def _named(detail: Mapping[str, Any], servers: Mapping[str, str]) -> Iterator[str]:
     """Name what an entry is about, adapters first; of a hash as much as tells it from others."""
     for key in sorted(detail, key=lambda key: "adapter" not in key):
-        value = detail[key]
+        value = servers.get(detail[key], detail[key]) if key == "scope" else detail[key]
         if value not in (None, ""):
             yield f"{key}={value[:_HASH]}…" if _is_hash(value) else f"{key}={value}"
 

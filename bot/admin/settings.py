@@ -35,7 +35,7 @@ _LONGEST_LIST = 800
 _LIMIT = 2000
 _KEYS = "|".join(KINDS)
 _ORIGINS: Mapping[Origin, str] = {
-    "file": mark("from the file"),
+    "file": mark("the bot's default"),
     "server": mark("from the server"),
     "channel": mark("from the channel"),
 }

@@ -31,7 +31,7 @@ async def admin(community: Community) -> None:
 
 async def test_the_panel_says_what_is_in_force_and_is_for_admins_only(community: Community) -> None:
     opened = await community.ann.slash(community.channel, "settings")
-    assert opened.ephemeral and "**temperature**: 0.7  -  from the file" in text(opened)
+    assert opened.ephemeral and "**temperature**: 0.7  -  the bot's default" in text(opened)
     with pytest.raises(Exception, match="settings"):
         await community.bob.slash(community.channel, "settings")
 

@@ -74,7 +74,8 @@ export function createPalette({ store, actions, composer }) {
   const suggest = (text) => {
     if (!/^\/[^\n]{0,60}$/.test(text)) return close();
     const wanted = text.slice(1).trim().toLowerCase();
-    const all = runnable(store.commands);
+    // As Discord does: what a member may not use isn't offered.
+    const all = runnable(store.commands.filter((command) => !command.default_member_permissions || store.actor?.operator));
     const starting = all.filter((command) => command.title.startsWith(wanted));
     const containing = all.filter((command) => !command.title.startsWith(wanted) && command.title.includes(wanted));
     matches = [...starting, ...containing];

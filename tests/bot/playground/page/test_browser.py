@@ -444,6 +444,22 @@ def reply_buttons(action: str) -> list[dict[str, object]]:
     return [{"type": 1, "components": [button]}]
 
 
+async def test_commands_that_a_member_may_not_use_are_not_offered(page: Page, world: PageWorld) -> None:
+    settings = {
+        "name": "settings",
+        "type": 1,
+        "description": "How I behave",
+        "default_member_permissions": "32",
+    }
+    for_all = {"name": "stats", "type": 1, "description": "Ratings", "default_member_permissions": None}
+    await world.event("COMMANDS_CHANGED", {"commands": [settings, for_all]})
+    await composer(page).fill("/")
+    await expect(page.get_by_role("option")).to_have_count(2)
+    await act_as(page, "Ada")
+    await composer(page).fill("/s")
+    await expect(page.get_by_role("option")).to_have_text([re.compile("/stats")])
+
+
 # ---------------------------------------------------------------------- the loop
 
 

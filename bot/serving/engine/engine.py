@@ -3,13 +3,15 @@
 Every step reads a bounded piece of waiting prompts and then decodes one token for all running requests
 together. Requests join and leave between steps; each keeps its adapter from its first to its last token.
 Background work (priority 1) has its own rows and runs only in steps that people leave free, apart from a
-small share that keeps it from starving.
+small share that keeps it from starving; on a GPU, where a row more costs next to nothing, it decodes beside
+them.
 """
 
 from __future__ import annotations
 
 import threading
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import structlog
@@ -17,6 +19,7 @@ import torch
 
 from bot.serving.engine.cache_rows import Rows
 from bot.serving.engine.events import Ending
+from bot.serving.engine.gpu.sampling import choose
 from bot.serving.engine.loaded_adapters import LoadedAdapters
 from bot.serving.engine.metrics import Metrics
 from bot.serving.engine.model_runner import ModelRunner
@@ -37,13 +40,19 @@ BACKGROUND_SHARE = 8
 @dataclass(frozen=True, slots=True)
 class EngineOptions:
     """Sizes: context per request in tokens, concurrent rows, prompt tokens per step (alone and while others
-    decode), threads (0: what a measurement at the start finds fastest)."""
+    decode), threads (0: what a measurement at the start finds fastest).
+
+    A piece of a prompt counts as ``forward_tokens`` at least: so many cost about what a forward pass costs by
+    itself. ``for_gpu`` works as suits a GPU (None: where there is one).
+    """
 
     context_tokens: int = 2048
     slots: int = 8
     chunk_tokens: int = 256
     shared_chunk_tokens: int = 32
+    forward_tokens: int = 8
     threads: int = 0
+    for_gpu: bool | None = None
 
 
 class Engine:
@@ -56,7 +65,12 @@ class Engine:
         self._options = options
         self.end_tokens = _end_tokens(base)
         self._vocabulary = len(base.tokenizer)
-        self.runner = ModelRunner(base, options.slots, self.context_tokens, options.threads)
+        # A GPU decodes few rows in the time of one, and takes long to be told each operator.
+        on_gpu = torch.device(base.device).type != "cpu"
+        self._for_gpu = on_gpu if options.for_gpu is None else options.for_gpu
+        self.runner = ModelRunner(
+            base, options.slots, self.context_tokens, options.threads, for_gpu=self._for_gpu
+        )
         self.widths = self.runner.widths
         self._rows = Rows(self.runner.cache, options.slots)
         self._waiting: RequestQueue[Job] = RequestQueue(options.slots)
@@ -153,11 +167,11 @@ class Engine:
         with torch.inference_mode():
             while self._wait_for_work():
                 started = time.perf_counter()
-                batch = self._next_lane()
+                batches = self._next_lanes()
                 try:
-                    self._step(batch)
+                    self._step(batches)
                 except Exception:  # the loop's boundary: one bad step must not end the server
-                    log.exception("engine step failed", jobs=len(batch.jobs))
+                    log.exception("engine step failed", jobs=sum(len(batch.jobs) for batch in batches))
                     self._fail_everyone("internal", "The model server failed on this request.")
                 self.metrics.observe_step(time.perf_counter() - started)
             self._fail_everyone("shutting_down", "The model server is shutting down.")
@@ -213,31 +227,37 @@ class Engine:
         self._batches[job.priority].leave(job)
         self._rows.leave(job)
 
-    def _next_lane(self) -> RunningBatch:
+    def _next_lanes(self) -> list[RunningBatch]:
+        """Return whose step this is, the first one's prompts first: on a GPU all decode together."""
         self._steps += 1
         people, background = self._batches[PRIORITY_PEOPLE], self._batches[PRIORITY_BACKGROUND]
         turn = self._steps % BACKGROUND_SHARE == 0
-        return background if background.jobs and (turn or not people.jobs) else people
+        first = background if background.jobs and (turn or not people.jobs) else people
+        return [first, people if first is background else background] if self._for_gpu else [first]
 
-    def _step(self, batch: RunningBatch) -> None:
+    def _step(self, batches: list[RunningBatch]) -> None:
         started = time.monotonic()
-        readers = self._prefill(batch)
-        if batch.decoding:
-            self._decode(batch)
-        batch.count_reading(readers, time.monotonic() - started)
-
-    def _prefill(self, batch: RunningBatch) -> set[str]:
-        """Read one chunk of prompt tokens, from as many jobs as it takes; a small one while others decode.
-
-        Returns the users whose prompts were read.
-        """
-        waiting = any(other.decoding for other in self._batches.values())
+        waiting = any(batch.decoding for batch in self._batches.values())
         budget = self._options.shared_chunk_tokens if waiting else self._options.chunk_tokens
+        readers: list[set[str]] = []
+        for batch in batches:
+            budget, users = self._prefill(batch, budget)
+            readers.append(users)
+        if decoding := [job for batch in batches for job in batch.decoding]:
+            self._decode(decoding)
+        for batch, users in zip(batches, readers, strict=True):
+            batch.count_reading(users, time.monotonic() - started)
+
+    def _prefill(self, batch: RunningBatch, budget: int) -> tuple[int, set[str]]:
+        """Read prompt tokens, from as many jobs as the budget takes.
+
+        Returns what is left of it, and the users whose prompts were read.
+        """
         readers: set[str] = set()
         while budget > 0 and (job := batch.next_to_read()) is not None:
             readers.add(job.user)
             count = min(budget, len(job.tokens) - job.cached)
-            budget -= count
+            budget -= max(count, self._options.forward_tokens)
             last = job.cached + count == len(job.tokens)
             keep = count if job.score else 1
             piece = job.tokens[job.cached : job.cached + count]
@@ -248,8 +268,8 @@ class Engine:
             self.metrics.prompt_tokens += count
             if last:
                 batch.begin_decoding(job)
-                self._accept(batch, job, logits[-1])
-        return readers
+                self._accept([job], logits[-1:])
+        return budget, readers
 
     def _collect_scores(self, job: Job, logits: torch.Tensor, count: int) -> None:
         """Add the log-probability of each next token; ``logits`` (count, V) start at the first uncached."""
@@ -259,16 +279,15 @@ class Engine:
         logits = logits[: len(following)].to(torch.float32)
         targets = torch.tensor(following, device=logits.device)[:, None]
         chosen = logits.gather(1, targets)[:, 0] - torch.logsumexp(logits, dim=-1)
-        job.scores += [float(score) for score in chosen]
+        job.scores += chosen.tolist()
 
-    def _decode(self, batch: RunningBatch) -> None:
-        jobs = sorted(batch.decoding, key=self._rows.of)
+    def _decode(self, jobs: list[Job]) -> None:
+        jobs = sorted(jobs, key=self._rows.of)
         logits = self._next_logits(jobs)
         # First all counts, then the choices: a job that leaves gives its row away, as far as it is cached.
         for job in jobs:
             job.cached += 1
-        for job, row in zip(jobs, logits, strict=True):
-            self._accept(batch, job, row)
+        self._accept(jobs, logits)
 
     def _next_logits(self, jobs: list[Job]) -> torch.Tensor:
         """Decode each job's last token; return logits (B, V)."""
@@ -279,14 +298,23 @@ class Engine:
             [job.adapter for job in jobs],
         )
 
-    def _accept(self, batch: RunningBatch, job: Job, logits: torch.Tensor) -> None:
+    def _accept(self, jobs: list[Job], logits: torch.Tensor) -> None:
+        """Choose the next token of each job from its row of ``logits`` (B, V); end those that it ends."""
+        for job, token in zip(jobs, self._choose(jobs, logits), strict=True):
+            ending = job.accept(token, self.end_tokens, self.context_tokens)
+            self.metrics.generated_tokens += 1
+            if ending is not None:
+                self._leave(job)
+                self._end(job, ending)
+
+    def _choose(self, jobs: list[Job], logits: torch.Tensor) -> Sequence[int]:
         # Rows of the embedding beyond the tokenizer's vocabulary are padding that was never trained.
-        usable = logits[: self._vocabulary].to(device="cpu", dtype=torch.float32)
-        ending = job.accept(usable, self.end_tokens, self.context_tokens)
-        self.metrics.generated_tokens += 1
-        if ending is not None:
-            self._leave(job)
-            self._end(job, ending)
+        usable = logits[:, : self._vocabulary]
+        if self._for_gpu:
+            seen = [job.seen(self.end_tokens) for job in jobs]
+            return choose(usable, [job.sampler for job in jobs], seen)
+        rows = usable.to(device="cpu", dtype=torch.float32)
+        return [job.choose(row, self.end_tokens) for job, row in zip(jobs, rows, strict=True)]
 
     def _end(self, job: Job, ending: Ending) -> None:
         if not job.done:

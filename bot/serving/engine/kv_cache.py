@@ -19,7 +19,7 @@ LENGTH_MULTIPLE = 8
 
 class RowCache(Cache):  # type: ignore[misc]
     """A cache of ``rows`` rows of ``max_tokens`` tokens; each layer's tensors are (rows, kv heads, length,
-    head dim).
+    head dim), and views of those that hold all layers.
 
     Untouched parts cost no memory on a CPU: the system hands out pages when they are written. Before a
     forward pass through the model's modules :meth:`select` says which rows it covers and where in each the
@@ -31,10 +31,12 @@ class RowCache(Cache):  # type: ignore[misc]
     ) -> None:
         super().__init__(layers=[])
         self.length = padded_length(max_tokens)
-        shape = (rows, config.num_key_value_heads, self.length, head_width(config))
+        row = (config.num_key_value_heads, self.length, head_width(config))
+        shape = (config.num_hidden_layers, rows, *row)
         # Zeros, not empty memory: a masked NaN would still poison the weighted sum.
-        self.keys = [torch.zeros(shape, dtype=dtype, device=device) for _ in range(config.num_hidden_layers)]
-        self.values = [torch.zeros_like(keys) for keys in self.keys]
+        self.all_keys = torch.zeros(shape, dtype=dtype, device=device)
+        self.all_values = torch.zeros(shape, dtype=dtype, device=device)
+        self.keys, self.values = list(self.all_keys.unbind()), list(self.all_values.unbind())
         self._rows: torch.Tensor | None = None
         self._positions: torch.Tensor | None = None
         self._block: slice | None = None

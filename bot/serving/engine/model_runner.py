@@ -6,11 +6,12 @@ same logits.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import structlog
 import torch
 
+from bot.serving.engine.gpu.decoder import GpuDecoder
 from bot.serving.engine.kv_cache import CausalMasks, RowCache
 from bot.serving.engine.lora import Adapter, RowPlan, wrap_linears
 from bot.serving.engine.native_decoder import Decoder, UnsupportedModelError, fastest_threads
@@ -21,17 +22,25 @@ log = structlog.get_logger(__name__)
 
 # A decoder is compared with the model's modules on so many tokens, relative to the largest logit.
 CHECKED_TOKENS = 8
-CHECK_TOLERANCE = 1e-3
+CHECK_TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 5e-2}
 
 
 class ModelRunner:
     """Runs a base over ``slots`` cache rows of ``context_tokens``; one thread uses it.
 
     ``widths`` are the (in, out) widths of what adapters change, by module name. ``threads`` 0 asks for the
-    number that a measurement finds fastest.
+    number that a measurement finds fastest; ``for_gpu`` for a decoder of few operator calls.
     """
 
-    def __init__(self, base: LoadedBase, slots: int, context_tokens: int, threads: int = 0) -> None:
+    def __init__(
+        self,
+        base: LoadedBase,
+        slots: int,
+        context_tokens: int,
+        threads: int = 0,
+        *,
+        for_gpu: bool = False,
+    ) -> None:
         self._model = base.model
         self._device = torch.device(base.device)
         self._dtype = base.dtype
@@ -40,8 +49,10 @@ class ModelRunner:
         self.widths = wrap_linears(base.model, self._plan)
         self._masks = CausalMasks(base.model.config)
         self.cache = RowCache(base.model.config, slots, context_tokens, self._dtype, self._device)
-        self.decoder = self._checked_decoder(threads)
-        self.threads = self.decoder.threads if self.decoder else threads or usable_cores()
+        self.threads = threads or usable_cores()
+        self.decoder = self._checked(self._gpu_decoder if for_gpu else self._native_decoder)
+        if isinstance(self.decoder, Decoder):
+            self.decoder.threads = self.threads = threads or fastest_threads(self.decoder, usable_cores())
 
     def read(
         self, tokens: Sequence[int], cached: int, row: int, adapter: Adapter | None, keep: int
@@ -92,22 +103,32 @@ class ModelRunner:
         logits: torch.Tensor = output.logits
         return logits
 
-    def _checked_decoder(self, threads: int) -> Decoder | None:
-        """Return the kernels' decoder if it gives the logits of the model's own modules, else None."""
+    def _native_decoder(self) -> Decoder | None:
         if self._device.type != "cpu" or self._dtype != torch.float32:
             return None
+        return Decoder(self._model, self.cache)
+
+    def _gpu_decoder(self) -> GpuDecoder:
+        return GpuDecoder(self._model, self.cache, self.widths)
+
+    def _checked(self, build: Callable[[], Decoder | GpuDecoder | None]) -> Decoder | GpuDecoder | None:
+        """Return a faster decoder if it gives the logits of the model's own modules, else None."""
         try:
-            decoder = Decoder(self._model, self.cache)
+            decoder = build()
         except UnsupportedModelError as error:
-            log.warning("This model decodes without Strop's kernels, more slowly.", reason=str(error))
+            log.warning("This model decodes without Strop's own decoder, more slowly.", reason=str(error))
+            return None
+        if decoder is None:
             return None
         prompt = [token % self._vocabulary for token in range(11, 11 + CHECKED_TOKENS)]
         with torch.inference_mode():
             self._run_modules([prompt[:-1]], [0], [0], [None], 1)
             expected = self._run_modules([prompt[-1:]], [CHECKED_TOKENS - 1], [0], [None], 1)[0, -1]
             seen = decoder.step(prompt[-1:], [CHECKED_TOKENS - 1], [0], [None])[0]
-        if not torch.allclose(seen, expected, atol=CHECK_TOLERANCE * float(expected.abs().max())):
-            log.error("Strop's kernels disagree with the model's modules, which decode instead, more slowly.")
+        tolerance = CHECK_TOLERANCE[self._dtype] * float(expected.abs().max())
+        if not torch.allclose(seen, expected, rtol=0.0, atol=tolerance):
+            log.error(
+                "Strop's decoder disagrees with the model's modules, which decode instead, more slowly."
+            )
             return None
-        decoder.threads = threads or fastest_threads(decoder, usable_cores())
         return decoder

@@ -44,8 +44,7 @@ class Job:
         self.done = False
         self._sink = sink
         self._stream = TextStream(tokenizer, options.stop)
-        self._sampler = Sampler(options.sampling)
-        self._penalised = options.sampling.repetition_penalty != 1.0
+        self.sampler = Sampler(options.sampling)
         self._submitted = time.monotonic()
         self._started: float | None = None
         self._row_since: float | None = None
@@ -81,11 +80,22 @@ class Job:
         """Whether the job's deadline has passed."""
         return self._expires is not None and now >= self._expires
 
-    def accept(self, logits: torch.Tensor, end_tokens: frozenset[int], context_tokens: int) -> Ending | None:
-        """Choose the next token from ``logits`` (V,), send the text it completes; return a reason to end."""
-        # A chat template ends every turn with an end token: penalised too, no reply would find its end.
-        seen = torch.tensor(sorted({*self.tokens} - end_tokens)) if self._penalised else None
-        token = self._sampler.choose(logits, seen)
+    def choose(self, logits: torch.Tensor, end_tokens: frozenset[int]) -> int:
+        """Choose the next token from ``logits`` (V,), float32 on the CPU."""
+        seen = self.seen(end_tokens)
+        return self.sampler.choose(logits, None if seen is None else torch.tensor(seen))
+
+    def seen(self, end_tokens: frozenset[int]) -> list[int] | None:
+        """Return the ids that the choice of the next token penalises, where it does.
+
+        A chat template ends every turn with an end token: penalised too, no reply would find its end.
+        """
+        if self.sampler.options.repetition_penalty == 1.0:
+            return None
+        return sorted({*self.tokens} - end_tokens) or None
+
+    def accept(self, token: int, end_tokens: frozenset[int], context_tokens: int) -> Ending | None:
+        """Take the next token and send the text that it completes; return a reason to end."""
         self.tokens.append(token)
         if self._first_token is None:
             self._first_token = time.monotonic()

@@ -20,21 +20,32 @@ class Sampler:
     """The choice of tokens for one request."""
 
     def __init__(self, options: SamplingOptions) -> None:
-        self._options = options
+        self.options = options
         self._generator = torch.Generator(device="cpu")
         seed = secrets.randbits(63) if options.seed is None else options.seed
         self._generator.manual_seed(seed)
 
     def choose(self, logits: torch.Tensor, seen: torch.Tensor | None = None) -> int:
         """Return a token id for ``logits`` (V,), float32 on the CPU; ``seen`` are the ids to penalise."""
-        options = self._options
-        if options.repetition_penalty != 1.0 and seen is not None:
-            logits = penalise(logits, seen, options.repetition_penalty)
-        if options.temperature < 1e-5:
+        if self.options.repetition_penalty != 1.0 and seen is not None:
+            logits = penalise(logits, seen, self.options.repetition_penalty)
+        if self.greedy:
             return int(torch.argmax(logits))
         # Always exactly one draw, also where only one token is left to choose.
-        draw = float(torch.rand((), generator=self._generator, dtype=torch.float64))
-        ids, probabilities = shortlist(logits, options)
+        return self.pick(logits, self.draw())
+
+    @property
+    def greedy(self) -> bool:
+        """Whether the likeliest token is taken, and nothing drawn."""
+        return self.options.temperature < 1e-5
+
+    def draw(self) -> float:
+        """Return the request's next number from [0, 1)."""
+        return float(torch.rand((), generator=self._generator, dtype=torch.float64))
+
+    def pick(self, logits: torch.Tensor, draw: float) -> int:
+        """Return the token on which a draw falls, penalties applied."""
+        ids, probabilities = shortlist(logits, self.options)
         cumulative = torch.cumsum(probabilities.to(torch.float64), dim=0)
         place = int(torch.searchsorted(cumulative, draw * float(cumulative[-1]), right=True))
         return int(ids[min(place, ids.numel() - 1)])

@@ -8,17 +8,22 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from torch import nn
 from torch._subclasses.fake_tensor import DataDependentOutputException
+from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import AutoTokenizer, LlamaConfig, PretrainedConfig, Qwen3Config
 
 from bot.serving.engine.engine import Engine, EngineOptions
-from bot.serving.engine.events import JobOptions
+from bot.serving.engine.events import JobOptions, SamplingOptions
+from bot.serving.engine.gpu.decoder import GpuDecoder
+from bot.serving.engine.gpu.sampling import choose
 from bot.serving.engine.lora import Adapter
 from bot.serving.engine.request import Job
+from bot.serving.engine.sampling import Sampler
 from bot.serving.model.loading import BaseInfo, LoadedBase
 from storage.config_sections import TrainerConfig
 from tests.fake_device import fake_device, shaped_base
@@ -58,7 +63,10 @@ def engine(config: PretrainedConfig, tmp_path: Path) -> Iterator[Engine]:
     model = shaped_base(config).eval()
     with fake_device(model, DEVICE), torch.no_grad():
         base = LoadedBase(model, tokenizer, info, tmp_path, DEVICE, "packed")
-        yield Engine(base, EngineOptions(context_tokens=256, slots=4))
+        # A decoder is compared with the modules before it serves, for which fake tensors have no numbers.
+        engine = Engine(base, EngineOptions(context_tokens=256, slots=4, for_gpu=False))
+        engine.runner.decoder = GpuDecoder(base.model, engine.runner.cache, engine.widths)
+        yield engine
 
 
 def adapter(engine: Engine, name: str) -> Adapter:
@@ -78,6 +86,45 @@ def test_a_prompt_is_read_and_decoded_beside_others_with_other_adapters(engine: 
     assert (read.shape, read.device, read.dtype) == ((1, 512), torch.device(DEVICE), torch.bfloat16)
     decoded = engine.runner.decode([9, 9, 9], [4, 4, 4], [0, 1, 3], [one, None, two])
     assert (decoded.shape, decoded.device) == ((3, 512), torch.device(DEVICE))
+    engine.runner.decoder = None
+    by_modules = engine.runner.decode([9, 9, 9], [4, 4, 4], [0, 1, 3], [one, None, two])
+    assert (by_modules.shape, by_modules.device) == ((3, 512), torch.device(DEVICE))
+
+
+def test_tokens_are_chosen_on_the_gpu_up_to_their_one_copy(engine: Engine) -> None:
+    logits = engine.runner.decode([9] * 3, [4] * 3, [0, 1, 3], [None] * 3)
+    options = [
+        SamplingOptions(top_p=0.9, repetition_penalty=1.2),
+        SamplingOptions(temperature=0.0),
+        SamplingOptions(top_k=5, min_p=0.1),
+    ]
+    seen = [[3, 4], None, None]
+    with Copies() as copies, pytest.raises(DataDependentOutputException):
+        choose(logits, [Drawn(each) for each in options], seen)
+    assert copies.to_host == 1
+
+
+class Drawn(Sampler):
+    """Draws the same number always: fake tensors have none to draw."""
+
+    def draw(self) -> float:
+        return 0.5
+
+
+class Copies(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Counts how often numbers are asked for that lie on the GPU: each time the host waits for it."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.to_host = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        asked = "_local_scalar_dense" in str(func) or "_to_copy" in str(func)
+        result = None if "_local_scalar_dense" in str(func) else func(*args, **(kwargs or {}))
+        on_gpu = isinstance(args[0], torch.Tensor) and args[0].device.type == "cuda" if args else False
+        if asked and on_gpu and (result is None or result.device.type == "cpu"):
+            self.to_host += 1
+        return func(*args, **(kwargs or {})) if result is None else result
 
 
 def test_a_prompt_is_scored_up_to_its_first_number(engine: Engine) -> None:

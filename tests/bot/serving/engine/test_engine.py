@@ -310,7 +310,7 @@ def test_a_penalty_for_what_was_said_leaves_the_end_token_as_likely_as_it_was() 
     job = Job([end, word], options, sink=lambda event: None, tokenizer=build_tiny_tokenizer())
     logits = torch.zeros(416)
     logits[end], logits[word], logits[20] = 2.0, 2.9, 1.95
-    assert job.accept(logits, frozenset({end}), 64) == "stop"
+    assert job.choose(logits, frozenset({end})) == end
 
 
 def test_a_stop_string_ends_the_reply(caller: Caller) -> None:

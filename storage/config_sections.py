@@ -175,6 +175,7 @@ class TrainerConfig(Section):
         Field(pattern=r"^(auto|cpu|cuda(:\d+)?)$", description='"auto", "cpu", "cuda" or "cuda:0"'),
     ] = "auto"
     gpu_memory_share: Annotated[float, Field(gt=0, le=1, description="a share above 0, up to 1")] = 1.0
+    server_sleeps: bool = False
     nice: Nice = 19
 
     @property

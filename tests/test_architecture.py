@@ -229,7 +229,7 @@ LAYERS: tuple[tuple[tuple[str, ...], ...], ...] = (
         ("bot.serving.connection",),
         ("bot.serving.client_parsing", "bot.serving.server_probe"),
         ("bot.serving.model",),
-        ("bot.serving.native", "bot.serving.settings"),
+        ("bot.serving.native", "bot.serving.settings", "bot.serving.gpu_claim"),
         ("bot.serving.endpoint",),
         ("bot.serving.protocol", "bot.serving.sse"),
         ("bot.serving.errors", "bot.serving.model.capabilities", "bot.serving.model.identity"),
@@ -394,7 +394,13 @@ def test_the_table_of_layers_refuses_what_it_should() -> None:
 
 
 def test_the_trainer_reaches_the_model_server_s_client_and_model_only() -> None:
-    allowed = {"bot.serving.client", "bot.serving.protocol", "bot.serving.errors", "bot.serving.model"}
+    allowed = {
+        "bot.serving.client",
+        "bot.serving.protocol",
+        "bot.serving.errors",
+        "bot.serving.gpu_claim",
+        "bot.serving.model",
+    }
     reached = {
         imported for name, found in file_graph().items() if below(name, "trainer") for imported in found
     }

@@ -22,8 +22,7 @@ from bot.serving.client_parsing import (
     wanted_first,
 )
 from bot.serving.connection import Connection
-from bot.serving.endpoint import SERVER_FILE as SERVER_FILE
-from bot.serving.endpoint import VLLM, Endpoint, readable
+from bot.serving.endpoint import Endpoint, readable
 from bot.serving.errors import (
     AdapterRefusedError,
     RequestRejectedError,
@@ -39,6 +38,7 @@ from bot.serving.model.token_estimate import prompt_length
 from bot.serving.protocol import (
     PRIORITY_BACKGROUND,
     PRIORITY_PEOPLE,
+    VLLM,
     BaseDescription,
     ChatDelta,
     ChatMessage,
@@ -48,6 +48,7 @@ from bot.serving.protocol import (
     TokenIds,
     Usage,
 )
+from bot.serving.protocol import SERVER_FILE as SERVER_FILE
 from bot.serving.server_probe import offers_tokenize, probe
 from bot.serving.sse import as_events
 
@@ -88,6 +89,8 @@ class ModelClient(Connection):
 
     async def _health_of_vllm(self, endpoint: Endpoint) -> Health:
         """Say of a vLLM that our process keeps what it can't say itself."""
+        if endpoint.asleep:
+            return Health("loading", Message("A training has the GPU to itself; answers come after it."))
         if not endpoint.described:
             return Health("loading", Message("The base is being prepared for vLLM."))
         try:

@@ -12,10 +12,7 @@ from typing import Any
 import aiohttp
 
 from bot.serving.errors import ServerUnavailableError
-from bot.serving.protocol import SECRET_HEADER
-
-SERVER_FILE = "server.json"
-VLLM = "vllm"
+from bot.serving.protocol import ASLEEP, SECRET_HEADER, SERVER_FILE, VLLM
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +25,7 @@ class Endpoint:
     # What a vLLM that our process started can't say of itself.
     engine: str = ""
     described: Mapping[str, Any] | None = None
+    asleep: bool = False
 
     @property
     def sends_comments(self) -> bool:
@@ -100,6 +98,7 @@ def read_endpoint(run_dir: Path, api_key: str | None) -> Endpoint | None:
         if engine == VLLM:
             # vLLM knows one key and no secret.
             api_key = api_key or secret
-        return Endpoint(trim(str(value["base_url"])), secret, api_key, engine, base)
+        asleep = bool(value.get(ASLEEP, False))
+        return Endpoint(trim(str(value["base_url"])), secret, api_key, engine, base, asleep)
     except (OSError, ValueError, KeyError, TypeError):
         return None

@@ -24,6 +24,11 @@ FinishReason: TypeAlias = Literal["stop", "length", "cancelled", "error"]
 TokenIds: TypeAlias = list[int]
 
 SECRET_HEADER = "X-Strop-Secret"
+# Where the server says how to reach it, in the run folder.
+SERVER_FILE = "server.json"
+# What it says there of a vLLM in its place, and while a training has that one's GPU.
+VLLM = "vllm"
+ASLEEP = "asleep"
 PRIORITY_PEOPLE = 0
 PRIORITY_BACKGROUND = 1
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import gc
 import json
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
@@ -150,16 +149,21 @@ class RunSteps:
         """Train and save the challenger."""
         later_s = self._config.gate.generation_minutes * 60 / 2 + SCORING_GUESS_S
         self._heartbeat.enter("train", Sentence("loading the base"), later_s=later_s)
+        with gpu.own_card(self._config, self._heartbeat.check) as alone:
+            trained = self._train(rows, context, replay, ranks=not alone)
+            gpu.give_back_memory()
+        return trained
+
+    def _train(
+        self, rows: Snapshot, context: RunContext, replay: Replay, *, ranks: bool
+    ) -> tuple[Challenger, Codec]:
         base = self.load_base(context)
-        own_pairs = self.own_pairs(base, rows)
+        own_pairs = self.own_pairs(base, rows) if ranks else None
         plan = objectives.choose(rows, self._config.trainer, judged=own_pairs is not None)
         asked = TrainingRequest.of(context.base, plan, self._config.trainer, rows)
         trained = self.carry_out(TrainingInput(asked, rows, replay.train), base, own_pairs)
         self._metrics["training"] = metrics.of_training(trained)
-        codec = BaseCodec(base.tokenizer)
-        del base
-        gc.collect()
-        return trained, codec
+        return trained, BaseCodec(base.tokenizer)
 
     def carry_out(
         self,

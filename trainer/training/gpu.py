@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import gc
 import os
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
 
+from bot.serving.gpu_claim import card_to_itself
 from bot.serving.model.loading import available_bytes
+from storage.config import Config
 from storage.config_sections import ModelConfig, TrainerConfig
 
 # cuBLAS adds in a fixed order only with a workspace of its own:
@@ -17,6 +22,24 @@ CUBLAS_WORKSPACE = ":4096:8"
 def device_for(trainer: TrainerConfig, model: ModelConfig) -> str:
     """Return the device as the configuration names it: the trainer's own, else the server's."""
     return model.device if trainer.device == "auto" else trainer.device
+
+
+def own_card(config: Config, on_wait: Callable[[], None]) -> AbstractContextManager[bool]:
+    """Have this machine's server give its GPU up for a training, where that is configured.
+
+    The context says whether it did, and so can't say what the model has become; `on_wait` is called while it
+    ends, and may raise.
+    """
+    if not config.trainer.server_sleeps or config.server.base_url:
+        return nullcontext(False)
+    return card_to_itself(config.run, on_wait)
+
+
+def give_back_memory() -> None:
+    """Free what is no longer used, also on a GPU, where torch would keep it for itself."""
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
 
 
 def compute_in_fixed_order() -> None:

@@ -13,8 +13,9 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Coroutine, Mapping
 from pathlib import Path
+from typing import Any
 
 import aiohttp
 import structlog
@@ -53,11 +54,32 @@ class VllmChild:
         self._base_url = base_url
         self._log_file = log_file
         self._stopping = asyncio.Event()
+        self._awake = asyncio.Event()
+        self._awake.set()
+        # Set where the process has to end: for good, or while it sleeps.
+        self._leaving = asyncio.Event()
         self._process: asyncio.subprocess.Process | None = None
 
     def stop(self) -> None:
         """Ask the process to end; what it writes may be finished."""
         self._stopping.set()
+        self._leaving.set()
+
+    @property
+    def is_running(self) -> bool:
+        """Whether the process holds what it holds of a GPU."""
+        return self._process is not None and self._process.returncode is None
+
+    def sleep(self) -> None:
+        """End the process until :meth:`wake`: it gives up all that it holds."""
+        self._awake.clear()
+        self._leaving.set()
+
+    def wake(self) -> None:
+        """Start the process again."""
+        if not self._stopping.is_set():
+            self._leaving.clear()
+        self._awake.set()
 
     async def run(self) -> None:
         """Start vLLM again whenever it dies.
@@ -67,16 +89,22 @@ class VllmChild:
         """
         failures, wait_s = 0, FIRST_RESTART_S
         while not self._stopping.is_set():
+            await first_of(self._awake.wait(), self._stopping.wait())
+            if self._stopping.is_set():
+                return
             answered = await self._live_once()
             if self._stopping.is_set():
                 return
+            if self._leaving.is_set():
+                failures = 0
+                continue
             failures = 0 if answered else failures + 1
             wait_s = FIRST_RESTART_S if answered else min(2 * wait_s, LAST_RESTART_S)
             if failures >= FAILED_STARTS:
                 raise ServerStartError(f"vLLM does not start: {self._last_words()} See {self._log_file}.")
             log.warning("vLLM ended; it is started again", wait_s=wait_s)
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._stopping.wait(), wait_s)
+                await asyncio.wait_for(self._leaving.wait(), wait_s)
 
     async def _live_once(self) -> bool:
         """Run the process from its start to its end; return whether it ever answered."""
@@ -92,7 +120,7 @@ class VllmChild:
                 preexec_fn=_end_with_parent,
             )
         ended = asyncio.create_task(process.wait())
-        stopping = asyncio.create_task(self._stopping.wait())
+        stopping = asyncio.create_task(self._leaving.wait())
         try:
             answered = await self._wait_until_answering(ended, stopping)
             await asyncio.wait((ended, stopping), return_when=asyncio.FIRST_COMPLETED)
@@ -128,6 +156,16 @@ class VllmChild:
             errors = [line for line in lines if "Error" in line]
             return (errors or lines or [""])[-1].strip()[:300]
         return ""
+
+
+async def first_of(*waits: Coroutine[Any, Any, Any]) -> None:
+    """Wait until one of several things has happened, and drop the others."""
+    tasks = [asyncio.create_task(each) for each in waits]
+    try:
+        await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        for task in tasks:
+            task.cancel()
 
 
 def _end_with_parent() -> None:

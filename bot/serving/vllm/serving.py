@@ -11,6 +11,8 @@ from typing import Any
 
 import structlog
 
+from bot.serving.endpoint import ASLEEP
+from bot.serving.gpu_claim import POLL_S, is_claimed
 from bot.serving.settings import Settings
 from bot.serving.vllm.child import VllmChild
 from bot.serving.vllm.flags import launch
@@ -55,13 +57,39 @@ async def serve(
         base_url=f"http://127.0.0.1:{port}",
         log_file=settings.run_dir / LOG_FILE,
     )
-    announce(port, {"engine": "vllm", "base": dataclasses.asdict(prepared.description)})
+    described = {"engine": "vllm", "base": dataclasses.asdict(prepared.description)}
+    announce(port, described)
     running = asyncio.create_task(child.run())
+    lending = asyncio.create_task(
+        lend_the_card(child, settings.run_dir, lambda asleep: announce(port, {**described, **asleep}))
+    )
     waiting = asyncio.create_task(stopping.wait())
-    await asyncio.wait((running, waiting), return_when=asyncio.FIRST_COMPLETED)
+    await asyncio.wait((running, lending, waiting), return_when=asyncio.FIRST_COMPLETED)
     waiting.cancel()
+    lending.cancel()
     child.stop()
     await running
+
+
+async def lend_the_card(
+    child: VllmChild, run_dir: Path, announce: Callable[[Mapping[str, bool]], None]
+) -> None:
+    """End vLLM while a training claims its GPU, say so once it is gone, and start it again afterwards."""
+    sleeps = told = False
+    while True:
+        claimed = is_claimed(run_dir)
+        if claimed and not sleeps:
+            log.info("a training takes the GPU; vLLM starts again after it")
+            child.sleep()
+            sleeps = True
+        elif sleeps and not claimed:
+            announce({})
+            child.wake()
+            sleeps = told = False
+        if sleeps and not told and not child.is_running:
+            announce({ASLEEP: True})
+            told = True
+        await asyncio.sleep(POLL_S)
 
 
 def _prepare(settings: Settings) -> Any:

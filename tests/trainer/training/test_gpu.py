@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import shutil
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from bot.serving.gpu_claim import is_claimed
 from bot.serving.model.loading import (
     INFO_FILE,
     BaseInfo,
@@ -20,7 +22,8 @@ from bot.serving.model.loading import (
     write_info,
 )
 from bot.serving.model.memory import NF4_BYTES_PER_WEIGHT, ParameterCounts
-from storage.config_sections import ModelConfig, TrainerConfig
+from storage.config import Config
+from storage.config_sections import ModelConfig, ServerConfig, TrainerConfig
 from trainer.run import repeat
 from trainer.training import gpu
 
@@ -108,3 +111,23 @@ def test_two_adapters_lie_as_far_apart_as_their_weights(tmp_path: Path) -> None:
         save_file(weights, tmp_path / name / "adapter_model.safetensors")
     assert repeat.distance(tmp_path / "one", tmp_path / "same") == 0
     assert repeat.distance(tmp_path / "one", tmp_path / "other") == pytest.approx(0.1)
+
+
+def test_a_run_takes_the_card_of_a_vllm_only_where_that_is_configured(tmp_path: Path) -> None:
+    run_dir = Config(home=tmp_path).run
+    run_dir.mkdir(parents=True)
+    announced = {"base_url": "http://127.0.0.1:1", "secret": "s", "pid": 1, "engine": "vllm", "asleep": True}
+    (run_dir / "server.json").write_text(json.dumps(announced))
+    for sleeps, address, expected in (
+        (True, "", True),
+        (False, "", False),
+        (True, "http://127.0.0.1:1", False),
+    ):
+        config = Config(
+            home=tmp_path,
+            trainer=TrainerConfig(server_sleeps=sleeps),
+            server=ServerConfig(base_url=address),
+        )
+        with gpu.own_card(config, lambda: None) as alone:
+            assert (alone, is_claimed(run_dir)) == (expected, expected)
+        assert not is_claimed(run_dir)

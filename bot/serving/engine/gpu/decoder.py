@@ -192,8 +192,9 @@ class GpuDecoder:
 
     def _stack_of(self, adapters: Sequence[Adapter | None]) -> AdapterStack | None:
         """Return the batch's adapters, stacked anew only where others are in it than a step ago."""
-        used = {each.name: each for each in adapters if each is not None}
-        chosen = [used[name] for name in sorted(used)]
+        # Two may have one name: what it meant a moment ago, and what it means now.
+        used = {id(each): each for each in adapters if each is not None}
+        chosen = [used[key] for key in sorted(used)]
         stack = self._stack
         if not chosen or stack is None or not stack.holds(chosen):
             self._stack = stack = None  # its memory goes before the next one's is taken

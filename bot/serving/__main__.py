@@ -30,7 +30,7 @@ from bot.serving.api.service import Service
 from bot.serving.client import SERVER_FILE
 from bot.serving.errors import BaseRefusedError, ServerStartError, ServingError
 from bot.serving.settings import Settings, read_settings
-from bot.serving.vllm.child import find_python
+from bot.serving.vllm.child import find_python, has_4_bit_plugin
 from bot.serving.vllm.serving import serve
 
 log = structlog.get_logger(__name__)
@@ -121,10 +121,16 @@ async def _serve_with_vllm(settings: Settings, python: Path) -> None:
             stopping=_until_signal(),
             environment=os.environ,
             announce=announce,
+            in_4_bits=_reads_4_bits(python),
         )
     finally:
         for announcement in written[-1:]:
             _withdraw(announcement)
+
+
+def _reads_4_bits(python: Path) -> bool:
+    """Whether vLLM may try our 4-bit base: with the plugin, and on a GPU, for which the plugin is made."""
+    return NVIDIA_DRIVER.exists() and has_4_bit_plugin(python)
 
 
 def _until_signal() -> asyncio.Event:

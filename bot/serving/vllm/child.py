@@ -43,6 +43,12 @@ def find_python(environment: Mapping[str, str]) -> Path | None:
     return python if python.is_file() else None
 
 
+def has_4_bit_plugin(python: Path) -> bool:
+    """Whether an environment has the plugin by which vLLM reads bitsandbytes' 4-bit weights."""
+    libraries = python.parent.parent / "lib"
+    return any(libraries.glob("python3*/site-packages/vllm_bnb_plugin/__init__.py"))
+
+
 class VllmChild:
     """Keeps one vLLM process alive until :meth:`stop`.
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from bot.serving.errors import ServerStartError
+from bot.serving.model.identity import NF4
 from bot.serving.protocol import BaseDescription
 from bot.serving.settings import Settings
 from bot.serving.vllm.resolver import ADAPTERS_DIR, BASE_HASH, CHAT_TEMPLATE_HASH, PLUGIN
@@ -22,6 +23,8 @@ MAX_LORAS = 8
 MAX_CPU_LORAS = 32
 # Training shares the card: what vLLM reserves is not there for it.
 GPU_MEMORY_SHARE = 0.6
+# The entry point of vllm-bnb-plugin, which then finds in the base's config.json that it is in 4 bits.
+BITSANDBYTES = "bitsandbytes"
 CPU_CACHE_GB = 1
 # Secrets of other services, what would open developer routes, and our own search path.
 _KEPT_OUT = ("VLLM_SERVER_DEV_MODE", "PYTHONPATH", "DISCORD_TOKEN", "DISCORD_TOKEN_FILE", "STROP_API_KEY")
@@ -97,7 +100,7 @@ def _environment(
     found |= {
         # In the environment, not on the command line, which every user of the machine can read.
         "VLLM_API_KEY": secret,
-        "VLLM_PLUGINS": PLUGIN,
+        "VLLM_PLUGINS": f"{PLUGIN},{BITSANDBYTES}" if base.precision == NF4 else PLUGIN,
         # Without it vLLM asks no resolver.
         "VLLM_ALLOW_RUNTIME_LORA_UPDATING": "1",
         "VLLM_NO_USAGE_STATS": "1",

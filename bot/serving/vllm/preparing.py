@@ -12,7 +12,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from bot.serving.messages import Message
 from bot.serving.model.chat_template import ChatTemplate, control_strings
-from bot.serving.model.identity import BFLOAT16
+from bot.serving.model.identity import BFLOAT16, NF4
 from bot.serving.model.loading import read_info, resolve_device
 from bot.serving.model.quantize import configured_source, prepare_plain, prepare_source
 from bot.serving.protocol import BaseDescription
@@ -28,8 +28,10 @@ class PreparedBase:
     linear_layers: tuple[str, ...]
 
 
-def prepare(settings: Settings, progress: Callable[[Message], None]) -> PreparedBase:
-    """Prepare the configured base; blocks for minutes the first time.
+def prepare(
+    settings: Settings, progress: Callable[[Message], None], *, in_4_bits: bool = False
+) -> PreparedBase:
+    """Prepare the configured base, in 4 bits or in bfloat16; blocks for minutes the first time.
 
     The hash is that of the 4-bit form, under which champions are kept; the precision says what multiplies.
 
@@ -39,7 +41,7 @@ def prepare(settings: Settings, progress: Callable[[Message], None]) -> Prepared
     device = resolve_device(settings.device)
     source = configured_source(settings, device)
     folder = prepare_source(source, device=device, models_dir=settings.models_dir, progress=progress)
-    weights = prepare_plain(source, folder, device=device, progress=progress)
+    weights = folder if in_4_bits else prepare_plain(source, folder, device=device, progress=progress)
     info = read_info(folder)
     tokenizer = AutoTokenizer.from_pretrained(folder)
     description = BaseDescription(
@@ -54,7 +56,7 @@ def prepare(settings: Settings, progress: Callable[[Message], None]) -> Prepared
         special_tokens=control_strings(tokenizer),
         capabilities=ChatTemplate(tokenizer).capabilities,
         identity=info.identity,
-        precision=BFLOAT16,
+        precision=NF4 if in_4_bits else BFLOAT16,
     )
     return PreparedBase(weights, description, linear_layers(folder))
 

@@ -14,11 +14,13 @@ import torch
 from peft import LoraConfig, get_peft_model, set_peft_model_state_dict
 from transformers import PreTrainedModel
 
+from bot.serving.engine.gpu.decoder import GpuDecoder
 from bot.serving.engine.model_runner import ModelRunner
 from bot.serving.model.loading import LoadedBase, unfold
 from tests.bench.gpu_check.random_base import RANK, SCALE, as_adapter, build, lora_tensors
 from tests.bench.gpu_check.results import Row
 from tests.bench.gpu_check.setting import Setting
+from tests.bench.serving.errors import BenchError
 from tests.bench.shapes import Size
 
 # Rows of the cache that don't adjoin, as requests leave them.
@@ -103,7 +105,9 @@ def _with_peft(model: PreTrainedModel, tensors: Tensors) -> Any:
 def _engine(
     base: LoadedBase, prompts: Sequence[list[int]], adapters: Sequence[Any], uses: Sequence[int]
 ) -> list[torch.Tensor]:
-    runner = ModelRunner(base, SLOTS, CONTEXT, threads=1)
+    runner = ModelRunner(base, SLOTS, CONTEXT, threads=1, for_gpu=True)
+    if not isinstance(runner.decoder, GpuDecoder):
+        raise BenchError("the engine's decoder disagrees with the model's modules, which decode instead")
     held = [
         None if tensors is None else as_adapter(str(number), tensors)
         for number, tensors in enumerate(adapters)

@@ -122,10 +122,14 @@ def _engine(setting: Setting, size: Size) -> Iterator[EngineSide]:
     ]
     slots = max(streams for streams, _ in setting.stream_counts)
     context = setting.prompt_tokens + setting.tokens + 1
-    # While some write, the others' prompts are read a little at a time: with all of them at once every stream
-    # writes for most of its reply.
+    # All prompts are read at once, so that all streams write for most of their replies.
     options = EngineOptions(
-        context_tokens=context, slots=slots, chunk_tokens=8192, shared_chunk_tokens=8192, threads=1
+        context_tokens=context,
+        slots=slots,
+        chunk_tokens=8192,
+        shared_chunk_tokens=8192,
+        threads=1,
+        for_gpu=True,
     )
     side = EngineSide(base, Path(), options=options)
     for adapter in adapters:

@@ -15,6 +15,7 @@ from bot.playground.discord import community
 from bot.playground.discord.backend import Payload
 from bot.playground.errors import PortInUseError
 from bot.playground.page.client import RUN_FILE
+from bot.playground.page.imports import ImportSettings
 from bot.playground.saved_state import LastingState, read_state, write_private, write_state
 from bot.playground.server import Playground, PlaygroundLoop, PlaygroundSettings
 from bot.playground.simulation.rehearsal import RehearsalSettings
@@ -115,7 +116,16 @@ def _playground(
     )
     where = [] if config_path is None else ["--config", str(config_path.absolute())]
     report = (sys.executable, "-m", "trainer.report", *where)
-    loop = PlaygroundLoop(sources, rehearsal, report)
+    imports = ImportSettings(
+        database,
+        client,
+        scope,
+        config.data,
+        tuple(config.discord.rating_up),
+        tuple(config.discord.rating_down),
+        config.discord.training_permission_reference,
+    )
+    loop = PlaygroundLoop(sources, rehearsal, report, imports)
     playground = Playground(PlaygroundSettings(host=page.host, port=page.port, token=state.token), loop)
     playground.backend.restore_commands(state.commands)
     return playground

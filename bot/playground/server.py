@@ -19,6 +19,7 @@ from bot.playground.discord.ratelimit import RateLimiter, Rule
 from bot.playground.discord.rest import API_PREFIX, MAX_REQUEST_BYTES, RestFront
 from bot.playground.errors import PortInUseError
 from bot.playground.page.api import LoopParts, PageApi
+from bot.playground.page.imports import ImportSettings
 from bot.playground.simulation.rehearsal import Rehearsal, RehearsalSettings
 
 #: Tokens of the playground start with this; the bot sends no other token to a local address.
@@ -54,6 +55,7 @@ class PlaygroundLoop:
     sources: LoopSources
     rehearsal: RehearsalSettings
     report_command: tuple[str, ...] = ()
+    imports: ImportSettings | None = None
 
 
 class Playground:
@@ -92,7 +94,9 @@ class Playground:
         self._view = LoopView(loop.sources)
         self._view.show_rehearsal(self.rehearsal.state)
         reports = Reports(loop.report_command) if loop.report_command else None
-        return LoopParts(loop.sources.database, self._view, self.rehearsal, loop.sources.scope, reports)
+        return LoopParts(
+            loop.sources.database, self._view, self.rehearsal, loop.sources.scope, reports, loop.imports
+        )
 
     @property
     def api_url(self) -> str:

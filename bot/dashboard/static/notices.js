@@ -9,6 +9,8 @@ const MOST = 4;
 /** Show one sentence for a few seconds; hovering or focusing it keeps it. `kind`: "error" | "info". */
 export function toast(sentence, kind = "info") {
   const shelf = document.getElementById("toasts");
+  // All else is inert, and lies behind it, while a modal dialog is open.
+  (document.querySelector("dialog[open]") ?? document.body).append(shelf);
   const same = [...shelf.children].find((entry) => entry.dataset.sentence === sentence);
   same?.remove();
   const close = el("button", { class: "icon-button", type: "button", "aria-label": "Dismiss" }, icon("close"));

@@ -23,6 +23,7 @@ from bot.playground.discord.gateway import Gateway
 from bot.playground.errors import ActionRefusedError, RehearsalError, SampleError
 from bot.playground.page.client import SECRET_HEADER
 from bot.playground.page.events import EventStream
+from bot.playground.page.imports import ImportSettings, PageImports
 from bot.playground.page.requests import (
     body_of,
     cast_of,
@@ -63,6 +64,7 @@ class LoopParts:
     rehearsal: Rehearsal
     scope: str
     reports: Reports | None = None
+    imports: ImportSettings | None = None
 
 
 class PageApi:
@@ -76,6 +78,7 @@ class PageApi:
         self._secret = secret
         self._loop = loop
         self._events = EventStream(secret, self._snapshot)
+        self._imports = PageImports(None if loop is None else loop.imports)
         backend.on_page_event(
             lambda event, data: self._events.publish({"t": "event", "event": event, "data": data})
         )
@@ -104,6 +107,7 @@ class PageApi:
             ("DELETE", "/playground/rehearsal", self._stop_rehearsal),
             ("GET", "/playground/duels", self._duels),
             ("POST", "/playground/duels/{duel_id}/votes", self._vote),
+            *self._imports.routes(),
         ):
             app.router.add_route(method, path, self._guarded(handler))
         if self._loop is not None and self._loop.reports is not None:
@@ -116,8 +120,9 @@ class PageApi:
         self._events.publish({"t": "loop", "loop": state})
 
     def close_pages(self) -> None:
-        """End every event stream, so that the server can stop."""
+        """End every event stream, so that the server can stop; an upload that waits is forgotten."""
         self._events.close()
+        self._imports.close()
 
     # ------------------------------------------------------------------ guard and answers
 

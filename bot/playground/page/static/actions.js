@@ -59,6 +59,10 @@ export function createActions(store, notify) {
     tastes: () => guarded("GET", "tastes"),
     rehearse: (taste) => guarded("POST", "rehearsal", { taste }),
     cancelRehearsal: () => guarded("DELETE", "rehearsal"),
+    imports: () => guarded("GET", "imports"),
+    lookAtImport: (file, encoding) => guarded("POST", "imports/look", { user_id: user_id(), file, encoding }),
+    takeIn: (token, rights, licence) => guarded("POST", "imports", { user_id: user_id(), token, rights, licence }),
+    removeImport: (id) => guarded("DELETE", `imports/${id}`, { user_id: user_id() }),
     duels: () => guarded("GET", `duels?user_id=${encodeURIComponent(user_id())}`),
     vote: (duelId, choice) => guarded("POST", `duels/${encodeURIComponent(duelId)}/votes`, { user_id: user_id(), choice }),
   };

@@ -18,6 +18,9 @@ export function openDialog({ title, body, actions, wide = false }) {
   document.body.append(dialog);
   const closed = new Promise((resolve) => {
     dialog.addEventListener("close", () => {
+      // Toasts that it holds outlive it.
+      const toasts = dialog.querySelector("#toasts");
+      if (toasts) document.body.append(toasts);
       dialog.remove();
       resolve(dialog.returnValue);
     });

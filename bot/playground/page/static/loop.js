@@ -6,6 +6,7 @@ import { call } from "./connection.js";
 import { createDuels } from "./duels.js";
 import { el, fill } from "./dom.js";
 import { icon } from "./icons.js";
+import { openImports } from "./imports.js";
 import { card, champion, excluded, nextRun, promotions, ratings, runState, serverDetail, serving, trials } from "./loop_parts.js";
 import { createRehearsal } from "./rehearsal.js";
 import { openReport } from "./report_tab.js";
@@ -32,6 +33,8 @@ export function mountLoop(store, actions, { leave, announce }) {
   sample.addEventListener("click", () => loadSample(actions, announce));
   const rehearse = el("button", { class: "button", type: "button" }, icon("people"), el("span", { text: "Rehearse…" }));
   rehearse.addEventListener("click", () => rehearsal.choose());
+  const bring = el("button", { class: "button is-wide", type: "button" }, icon("file"), el("span", { text: "Import a file…" }));
+  bring.addEventListener("click", () => openImports(actions, announce));
   const rollback = el("button", { class: "button is-small", type: "button" }, icon("undo"), el("span", { text: "Roll back" }));
   rollback.addEventListener("click", async () => {
     const sure = await confirmDialog({
@@ -66,6 +69,7 @@ export function mountLoop(store, actions, { leave, announce }) {
       card("Run", parts.run, { live: true }),
       card("Ratings", [parts.ratings, parts.next, retrain, forbidden], {}),
       card("No time to rate hundreds of replies?", [el("p", { class: "faint", text: "Both are simulated, labelled as such, and never leave this playground." }), el("div", { class: "button-row" }, sample, rehearse), rehearsal.progress], {}),
+      card("Conversations of your own?", [el("p", { class: "faint", text: "An operator brings them in from a file, and takes them back whole." }), bring], {}),
       duels.card,
       card("Side by side", parts.trials, { live: true }),
       card("Champion and challengers", [el("div", { class: "champion-row" }, parts.champion, rollback), parts.chart, parts.table], {}),
@@ -105,6 +109,7 @@ export function mountLoop(store, actions, { leave, announce }) {
     retrain.lastChild.textContent = loop.run ? "A run is on its way" : "Retrain now";
     rollback.disabled = !loop.champion?.id || !store.connected || !may;
     forbidden.hidden = may;
+    bring.disabled = !store.connected || !may;
     rehearse.disabled = Boolean(loop.rehearsal?.running);
     rehearsal.refresh(loop.rehearsal);
     duels.refresh(loop.duels);

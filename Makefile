@@ -25,7 +25,7 @@ BENCHES := tests.bench.storage tests.bench.bot tests.bench.serving tests.bench.t
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help up install dev test check coverage lint bench bench-peers bench-learning gpu-check gpu-check-packages install-gpu test-vllm test-proxy test-monitoring test-gguf torture clean system-packages
+.PHONY: help up install dev test check coverage lint bench bench-peers bench-learning gpu-check gpu-check-packages install-gpu test-vllm test-proxy test-monitoring test-gguf pictures torture clean system-packages
 
 help: ## this list
 	@echo "Strop: a Discord bot that retrains itself from its community's ratings."
@@ -125,6 +125,9 @@ gpu-check-packages: $(DEV) ## what `gpu-check` needs beside torch, transformers 
 bench-learning: $(DEV) ## does it get better? a simulated community with the real loop; hours, or make bench-learning ARGS=--quick
 	$(PIP_INSTALL) --no-build-isolation --editable '.[bench]'
 	$(BIN)/python -m tests.bench.learning $(ARGS)
+
+pictures: $(DEV) ## the documents' pictures of the dashboard and of /stats, made anew (needs chromium)
+	$(BIN)/python -m tests.pictures
 
 torture: $(DEV) ## kills, outages, full disks and soaks, a day long; goes on where it stopped (with ARGS: those of its tests)
 	$(BIN)/python -m $(if $(ARGS),pytest -m torture --timeout 7200 $(ARGS),tests.torture)

@@ -90,14 +90,14 @@ def import_file(
     )
     before = found.state()
     summary = importing.look(found, _progress("{records} records read"))
+    if not as_json:
+        _preview(found, summary)
+    if dry_run:
+        return _tell_json(found, summary, None) if as_json else None
     with session(config) as opened:
         statement = Statement(
             import_scope(opened, scope), rights, licence, actor(), rating.training_permission_reference
         )
-        if not as_json:
-            _preview(found, summary, statement.scope)
-        if dry_run:
-            return _tell_json(found, summary, None) if as_json else None
         if not summary.usable:
             raise CommandError(f"There is nothing to import in {file}.")
         if not (rights.strip() and licence.strip()):
@@ -124,7 +124,7 @@ def _columns(option: str) -> dict[str, str]:
     return named
 
 
-def _preview(found: ImportFile, summary: Summary, scope: str) -> None:
+def _preview(found: ImportFile, summary: Summary) -> None:
     source = found.source
     guessed = ", guessed: check the samples" if source.encoding_guessed else ""
     typer.echo(f"{found.title}, {source.layout.replace('-', ' ')}, {source.encoding}{guessed}.")
@@ -133,7 +133,7 @@ def _preview(found: ImportFile, summary: Summary, scope: str) -> None:
     else:
         rated = summary.usable - summary.imitated
         typer.echo(
-            f"{summary.usable} examples for {scope}: {summary.imitated} to imitate, {rated} rated "
+            f"{summary.usable} examples: {summary.imitated} to imitate, {rated} rated "
             f"({summary.liked} likes, {summary.disliked} dislikes, {summary.pairs} better answers)."
         )
     if summary.splits:

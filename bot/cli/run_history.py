@@ -23,7 +23,8 @@ from storage.learning.runs import Run
 
 LIST, COMPARE = "list", "compare"
 COLUMNS = (
-    "run", "began (UTC)", "outcome", "gain in P(liked)", "trained on", "time", "processor", "memory", "steps",
+    "run", "began (UTC)", "outcome", "gain in P(liked)", "trained on", "time", "processor", "memory",
+    "energy", "steps",
 )  # fmt: skip
 UNKNOWN = "–"
 
@@ -54,7 +55,8 @@ def run_history(
 
     The list says how each came out, its gain with the 95 % interval, and how many liked, disliked and
     corrected replies it was trained on. Then it says what the run's process took: time, processor time,
-    resident memory at its peak, and steps, of those planned where the clock cut it short.
+    resident memory at its peak, energy where the machine counts it, and steps, of those planned where the
+    clock cut it short.
     The comparison has settings, data, measures and limits.
 
     Examples:
@@ -97,6 +99,7 @@ def _cells(run: Summary) -> tuple[str, ...]:
         UNKNOWN if run.seconds is None else duration(run.seconds),
         UNKNOWN if run.cpu_s is None else duration(run.cpu_s),
         f"{run.peak_bytes / 1e9:.1f} GB" if run.peak_bytes else UNKNOWN,
+        UNKNOWN if run.energy_j is None else f"{run.energy_j / 3600:.1f} Wh",
         UNKNOWN if run.steps is None else run_list.steps(run).removesuffix(" steps"),
     )
 

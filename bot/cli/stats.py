@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import asdict
 from datetime import UTC, datetime
 from typing import Annotated, Any
 
@@ -13,12 +14,13 @@ from bot.charts.week_text import WeekFigures, channel_lines, drift_line, monday,
 from bot.cli.session import ConfigOption, JsonOption, ScopeOption, choose_scope, session
 from bot.services import BASE_FACT
 from storage.db import key_values
-from storage.db.clock import DAY_MS
+from storage.db.clock import DAY_MS, now_ms
 from storage.db.database import Connection
 from storage.feedback import like_rate, rating_statistics
 from storage.feedback.like_rate import Drift, LikeRate
 from storage.feedback.rating_statistics import AdapterShare, Day
-from storage.learning import adapters
+from storage.learning import adapters, run_summary
+from storage.learning.run_summary import Cost
 
 SHARE_DAYS = 90
 _MOST_ADAPTERS = 20
@@ -48,8 +50,10 @@ def stats(
         settings = opened.config
         chosen = opened.database.read(lambda db: choose_scope(db, settings, scope))
         if weeks is not None:
-            found = opened.database.read(lambda db: _week_figures(db, chosen, weeks))
-            typer.echo(_weeks_json(chosen, found) if as_json else _weeks_text(chosen, found))
+            found = opened.database.read(lambda db: week_figures(db, chosen, weeks))
+            since_ms = now_ms() - 7 * weeks * DAY_MS
+            cost = opened.database.read(lambda db: run_summary.cost_since(db, chosen, since_ms))
+            typer.echo(_weeks_json(chosen, found, cost) if as_json else _weeks_text(chosen, found, cost))
             return
         by_day = opened.database.read(lambda db: rating_statistics.by_day(db, chosen, days))
         shares = opened.database.read(
@@ -73,7 +77,8 @@ def stats(
         typer.echo(f"  {name:16}  {each.share:4.0%} ({low:.0%} to {high:.0%}) of {each.ratings}{votes}")
 
 
-def _week_figures(db: Connection, scope: str, weeks: int) -> WeekFigures:
+def week_figures(db: Connection, scope: str, weeks: int) -> WeekFigures:
+    """Return what the last weeks were like, and which adapter began when."""
     base_hash = key_values.get(db, BASE_FACT) or ""
     promotions = adapters.recent_promotions(db, scope, base_hash, MOST_PROMOTIONS)
     return WeekFigures(
@@ -88,20 +93,22 @@ def _week_figures(db: Connection, scope: str, weeks: int) -> WeekFigures:
     )
 
 
-def _weeks_text(scope: str, figures: WeekFigures) -> str:
+def _weeks_text(scope: str, figures: WeekFigures, cost: Cost | None) -> str:
     if figures.empty:
         return f"{scope}: nobody has rated a reply in these weeks."
+    took = [] if cost is None else [cost.text()]
     lines = [
         f"{scope}: share of ratings that like by week (UTC, from Monday on), with 95 % intervals",
         *(f"  {line}" for line in week_lines(figures, len(figures.weeks))),
         "By channel",
         *(f"  {line}" for line in channel_lines(figures, str)),
         drift_line(figures.drift),
+        *took,
     ]
     return "\n".join(lines).replace("`", "")
 
 
-def _weeks_json(scope: str, figures: WeekFigures) -> str:
+def _weeks_json(scope: str, figures: WeekFigures, cost: Cost | None) -> str:
     return json.dumps(
         {
             "scope": scope,
@@ -116,6 +123,7 @@ def _weeks_json(scope: str, figures: WeekFigures) -> str:
             ],
             "channels": [{"id": str(channel), **_rate_json(rate)} for channel, rate in figures.channels],
             "drift": None if figures.drift is None else _drift_json(figures.drift),
+            "training": None if cost is None else asdict(cost),
         }
     )
 

@@ -137,3 +137,38 @@ def page(db: sqlite_utils.Database, scope: str | None, *, skip: int = 0, limit: 
         (scope, limit, skip),
     )
     return [Summary.of(runs.expect(db, row["id"])) for row in rows]
+
+
+@dataclass(frozen=True, slots=True)
+class Cost:
+    """What the runs of some time took together; `energy_j` is None where no machine told it."""
+
+    runs: int
+    seconds: float
+    cpu_s: float
+    peak_bytes: int
+    energy_j: float | None
+
+    def text(self) -> str:
+        """Say it in one sentence."""
+        energy = "" if self.energy_j is None else f", {self.energy_j / 3600:.1f} Wh"
+        return (
+            f"{self.runs} training runs took {self.seconds / 60:.0f} min, {self.cpu_s / 60:.0f} min of "
+            f"processor time and at most {self.peak_bytes / 1e9:.1f} GB of memory{energy}."
+        )
+
+
+def cost_since(db: sqlite_utils.Database, scope: str, since_ms: int) -> Cost | None:
+    """Return what a scope's runs since then took, of those that recorded it; None where there are none."""
+    ids = sql.many(db, "SELECT id FROM runs WHERE scope = ? AND created_ms >= ?", (scope, since_ms))
+    found = [each for row in ids if (each := runs.expect(db, row["id"]).metrics.process) is not None]
+    if not found:
+        return None
+    energy = [each.energy_j for each in found if each.energy_j is not None]
+    return Cost(
+        len(found),
+        sum(each.seconds for each in found),
+        sum(each.cpu_s for each in found),
+        max(each.peak_bytes for each in found),
+        sum(energy) if energy else None,
+    )

@@ -409,7 +409,11 @@ def test_stats_counts_by_day_and_by_adapter_and_names_nobody(strop: Strop, datab
     assert "Share of ratings that like" in strop("stats", "--days", "30").stdout
     weeks = json.loads(strop("stats", "--weeks", "8", "--json").stdout)
     assert len(weeks["weeks"]) == 8 and weeks["weeks"][-1]["liked"] + weeks["weeks"][-1]["disliked"] > 0
-    assert weeks["drift"] is None and all("id" in each for each in weeks["channels"])
+    assert (
+        weeks["drift"] is None
+        and weeks["training"] is None
+        and all("id" in each for each in weeks["channels"])
+    )
     said = strop("stats", "--weeks", "8").stdout
     assert "by week" in said and said.count("nothing rated") == 7 and "`" not in said
     assert "Too few members have rated" in said

@@ -5,6 +5,10 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import pytest
+
+from bot.playground.discord.community import GUILD_ID
+from storage.config import load_config
 from storage.db.database import Database
 from storage.imports import imports
 from tests.bot.cli.conftest import Strop
@@ -46,6 +50,22 @@ def test_an_export_comes_back_in_another_deployment(strop: Strop, database: Data
     strop("export", str(exported))
     record = json.loads(strop("import", str(exported), "--dry-run", "--json").stdout)
     assert (record["usable"], record["liked"]) == (3, 3)
+
+
+def test_a_file_can_be_looked_at_before_the_first_start_and_brought_in_before_anybody_talked(
+    strop: Strop, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    home = tmp_path / "fresh"
+    monkeypatch.setenv("STROP_HOME", str(home))
+    file = chats(tmp_path / "chats.jsonl")
+    assert "29 examples: 29 to imitate" in strop("import", str(file), "--dry-run").stdout
+    said = ("--rights", "ours", "--licence", "ours", "--yes")
+    assert "start it once" in strop("import", str(file), *said, code=1).stderr
+    config = load_config(None, {"STROP_HOME": str(home)})
+    Database.open(config.database).close()
+    assert "29 new examples" in strop("import", str(file), *said).stdout
+    with Database.open(config.database) as database:
+        assert database.read(imports.listing)[0].scope == f"guild:{GUILD_ID}"
 
 
 def test_bad_input_is_one_sentence(strop: Strop, database: Database, tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 import sqlite_utils
 
 from storage.db.database import Database
-from storage.learning import evaluations, runs
+from storage.learning import evaluations, run_summary, runs
 from storage.learning.evaluations import ProcessFigures
 from storage.sentences import Sentence
 from tests.bot.cli.conftest import Strop
@@ -55,10 +55,25 @@ def test_runs_stand_in_rows_with_what_came_of_them_and_what_they_took(
     assert "There are no runs yet" in strop("runs").stdout
     first, second = two_runs(database)
     head, newest, oldest = strop("runs").stdout.splitlines()
-    assert newest.split()[0] == second and "not enough ratings yet" in newest and newest.count("–") == 6
+    assert newest.split()[0] == second and "not enough ratings yet" in newest and newest.count("–") == 7
     assert head.index("processor") == oldest.index("23 min")
-    for cell in (first, "not promoted", "+0.12 (+0.03 to +0.20)", "30+12+2", "12 min", "1.9 GB", "12 of 28"):
+    for cell in (
+        first,
+        "not promoted",
+        "+0.12 (+0.03 to +0.20)",
+        "30+12+2",
+        "12 min",
+        "1.9 GB",
+        "2.0 Wh",
+        "12 of 28",
+    ):
         assert cell in oldest
+    cost = database.read(lambda db: run_summary.cost_since(db, SCOPE, 0))
+    assert cost is not None and (cost.runs, cost.energy_j) == (1, 7200.0), "one of the two recorded it"
+    assert cost.text() == (
+        "1 training runs took 12 min, 23 min of processor time and at most 1.9 GB of memory, 2.0 Wh."
+    )
+    assert database.read(lambda db: run_summary.cost_since(db, "guild:2", 0)) is None
     assert len(strop("runs", "--limit", "1").stdout.splitlines()) == 2
 
     told = json.loads(strop("runs", "--json").stdout)[1]

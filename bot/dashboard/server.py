@@ -140,6 +140,8 @@ class Dashboard:
         """Return the scope that a call is about, and all that there are."""
         known = await asyncio.to_thread(self._scopes)
         wanted = request.query.get("scope") or (known[0] if known else "")
+        if not known:
+            raise RequestRefusedError("Nobody has talked to the bot yet: there is nothing to show.", 404)
         if wanted not in known:
             raise RequestRefusedError("There is no such community (yet).", 404)
         return wanted, known

@@ -195,7 +195,8 @@ async function refresh(signingIn = false) {
     if (error instanceof SignInError) {
       if (signingIn) toast("That is not the token.", "error");
       if (state.parts || !main.firstChild) signIn();
-    } else toast(error.message, "error");
+    } else if (state.parts) toast(error.message, "error");
+    else fill(main, el("p", { class: "faint", role: "status", text: error.message }));
   } finally {
     running = false;
   }

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -56,11 +56,13 @@ async def model_server() -> AsyncIterator[str]:
 
 
 @asynccontextmanager
-async def dashboard(database: Database, home: Path, **settings: Any) -> AsyncIterator[Dashboard]:
+async def dashboard(
+    database: Database, home: Path, scopes: Sequence[str] = (SCOPE, "guild:9"), **settings: Any
+) -> AsyncIterator[Dashboard]:
     """Serve the page of a deployment."""
     async with model_server() as url, ModelClient(url) as client:
         sources = LoopSources(database, client, "", lambda: True, 20, 3, 10, 25)
         command = (sys.executable, "-c", REPORT)
-        page = Dashboard(DashboardSettings(**settings), sources, lambda: [SCOPE, "guild:9"], home, command)
+        page = Dashboard(DashboardSettings(**settings), sources, lambda: list(scopes), home, command)
         async with page:
             yield page

@@ -91,6 +91,25 @@ async def test_an_operator_sees_the_loop_and_leaves_a_row_out(
     assert not complaints
 
 
+NOBODY = "Nobody has talked to the bot yet: there is nothing to show."
+NOTHING = ("Nobody has rated a reply yet.", "No run yet.", "No rated reply may train as of now.")
+
+
+@pytest.mark.parametrize(
+    ("scopes", "said"), [((SCOPE,), NOTHING), ((), (NOBODY,))], ids=["unrated", "unused"]
+)
+async def test_a_deployment_without_data_is_said_to_have_none(
+    browser: Browser, database: Database, tmp_path: Path, scopes: tuple[str, ...], said: tuple[str, ...]
+) -> None:
+    complaints: list[str] = []
+    async with dashboard(database, tmp_path, scopes) as served:
+        page = await opened(browser, served.url, WIDTHS[0], complaints)
+        for sentence in said:
+            await expect(page.get_by_text(sentence).first).to_be_visible()
+        await page.context.close()
+    assert not [each for each in complaints if "404" not in each]
+
+
 async def test_behind_a_token_an_operator_signs_in_and_a_reader_sees_no_switch(
     browser: Browser, database: Database, tmp_path: Path
 ) -> None:

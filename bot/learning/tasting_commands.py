@@ -27,6 +27,7 @@ from bot.ui.interactions import (
 from storage.db.database import Connection
 from storage.feedback import tastings
 from storage.feedback.tastings import Added, BankPrompt, Progress, Tasting
+from storage.imports.prompts import holds_json
 from storage.learning import adapters
 
 _LIMIT = 1900
@@ -97,7 +98,8 @@ async def sent_in(interaction: Interaction, services: Services, _: str, text: st
 
 async def _add(services: Services, text: str, user_id: int) -> str:
     lines = tastings.lines_of(text)
-    if not lines:
+    # Pasted data: its lines are no prompts, and a file of it goes through `strop tasting add`.
+    if not lines or holds_json(text):
         return tr(UNFIT)
     return added_text(
         await services.database.awrite(lambda db: tastings.add_prompts(db, lines, str(user_id)))

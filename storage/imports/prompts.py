@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
@@ -71,3 +72,14 @@ def is_data(start: str) -> bool:
         or (text[:1] in ("{", "[", '"') and after[:1] in ('"', "{", "[", ""))
         or (text.startswith('"') and '"' in text[1:].splitlines()[0])
     )
+
+
+def holds_json(text: str) -> bool:
+    """Return whether a text that somebody typed or pasted is JSON: its first line is an object or a list."""
+    first = next(iter(text.strip().splitlines()), "").strip()
+    if first in ("{", "["):
+        return True
+    try:
+        return isinstance(json.loads(first), dict | list)
+    except (ValueError, RecursionError):
+        return False

@@ -218,6 +218,8 @@ async def test_without_a_prompt_it_says_how_to_add_some(community: Community) ->
     assert len(community.env.errors) == 1
     assert text(await community.ann.slash(community.channel, "tasting list")) == tasting_commands.EMPTY_BANK
     assert await fill(community, "# nothing but a comment") == tasting_commands.UNFIT
+    assert await fill(community, '{"prompt": "Why?"}\n{"prompt": "How?"}') == tasting_commands.UNFIT
+    assert await fill(community, '[\n "Why?"\n]') == tasting_commands.UNFIT
 
 
 async def test_while_the_model_is_away_it_waits_and_says_nothing_in_the_channel(

@@ -45,6 +45,7 @@ MARKED = {
         "tests/trainer/run/test_run.py",
         "tests/e2e/test_torture.py",
     ],
+    "an import of a million lines": ["tests/storage/imports/test_million_lines.py"],
     "swaps under load": ["tests/bot/serving/engine/test_swap_soak.py"],
     "the whole loop with the defaults": ["tests/e2e/test_whole_loop.py"],
 }

@@ -4,7 +4,7 @@ import { renderAttachment, renderComponents, renderEmbed } from "./components.js
 import { cssColor, el, fill } from "./dom.js";
 import { icon, mark } from "./icons.js";
 import { isJumbo, plainLine, renderMarkdown } from "./markdown.js";
-import { displayName, isEphemeral, isRateable, isThinking } from "./store.js";
+import { displayName, isEphemeral, isRateable, isThinking, opensThread } from "./store.js";
 import { clock, full, stamp } from "./time.js";
 
 const GROUP_WITHIN_MS = 7 * 60_000;
@@ -97,13 +97,25 @@ export class MessageRenderer {
     fill(node.querySelector(".message-head"), grouped ? el("span", { class: "visually-hidden" }, shortName(member.name)) : [name, badges(member), time]);
   }
 
+  /** What Discord shows where a thread was opened: its name, which leads there. */
+  #threadLink(message) {
+    const open = el("button", { class: "link-button", type: "button", dir: "auto", text: message.content });
+    // A thread that was opened on a message has its id.
+    const ids = [message.message_reference?.channel_id, message.message_reference?.message_id];
+    open.addEventListener("click", () => {
+      const thread = this.store.channels.find((channel) => channel.parent_id === message.channel_id && ids.includes(channel.id));
+      if (thread) this.store.open(thread.id);
+    });
+    return el("p", { class: "faint" }, "opened a thread: ", open);
+  }
+
   #quote(message) {
-    const original = quoteOf(message, this.store);
+    const original = opensThread(message) ? null : quoteOf(message, this.store);
     const command = message.interaction_metadata ?? message.interaction;
     if (!original && command?.name) {
       return [el("span", { class: "quote-arm" }), el("span", { class: "author", text: shortName(displayName(command.user)) }), el("span", { class: "mention", text: `/${command.name}` })];
     }
-    if (!message.message_reference || message.type === 6) return null;
+    if (!message.message_reference || message.type === 6 || opensThread(message)) return null;
     if (!original) return [el("span", { class: "quote-arm" }), el("em", { class: "faint", text: "The original message is gone" })];
     const member = this.store.members.get(original.author.id);
     return [
@@ -124,6 +136,7 @@ export class MessageRenderer {
         fill(part, el("p", { class: "thinking" }, el("span", { class: "dots", "aria-hidden": "true" }, el("i"), el("i"), el("i")), "Strop is thinking…"));
         return;
       }
+      if (opensThread(message)) return fill(part, this.#threadLink(message));
       fill(part, renderMarkdown(message.content ?? "", this.names));
       part.classList.toggle("is-jumbo", isJumbo(message.content ?? ""));
       if (edited) part.append(el("span", { class: "edited", title: full(new Date(message.edited_timestamp)), text: " (edited)" }));

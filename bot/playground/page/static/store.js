@@ -285,12 +285,15 @@ export function isComparison(message) {
   return buttonIds(message).some((id) => id.startsWith("strop:compare:"));
 }
 
+/** Whether Discord itself says here that a thread was opened. */
+export const opensThread = (message) => message.type === THREAD_CREATED;
+
 /** Whether this is a reply of the bot that a thumb can rate (progress notes and private answers are not). */
 export function isRateable(message, store) {
   if (message.author.id !== store.bot?.id || isEphemeral(message) || isThinking(message)) return false;
   // Two candidates are voted on, and thumbs that are buttons need no second pair.
   if (isComparison(message) || buttonIds(message).some((id) => id.startsWith("strop:reply:up:"))) return false;
-  if (message.type === THREAD_CREATED) return false;
+  if (opensThread(message)) return false;
   // Where answers have buttons, what has none is a notice, and its thumbs would count for nothing.
   if (store.showsReplyButtons) return belongsToAnswer(message, store);
   // Runs, votes and tastings have buttons of their own; what replies to the bot itself is a report, no answer.

@@ -444,6 +444,19 @@ def reply_buttons(action: str) -> list[dict[str, object]]:
     return [{"type": 1, "components": [button]}]
 
 
+async def test_where_a_thread_was_opened_its_name_leads_there(page: Page, world: PageWorld) -> None:
+    question = await world.say(YOU, "tell me about threads")
+    thread = {"id": question["id"], "name": "about threads", "parent_id": GENERAL, "thread_metadata": {}}
+    await world.event("THREAD_CREATE", thread)
+    reference = {"message_id": question["id"], "channel_id": GENERAL}
+    await world.say(BOT, "about threads", type=18, message_reference=reference)
+    notice = last_message(page)
+    await expect(notice).to_contain_text("opened a thread: about threads")
+    await expect(notice).not_to_contain_text("tell me")
+    await notice.get_by_role("button", name="about threads").click()
+    await expect(page.locator("#stage-head h1")).to_have_text("about threads")
+
+
 async def test_commands_that_a_member_may_not_use_are_not_offered(page: Page, world: PageWorld) -> None:
     settings = {
         "name": "settings",

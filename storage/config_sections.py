@@ -177,6 +177,12 @@ class TrainerConfig(Section):
     gpu_memory_share: Annotated[float, Field(gt=0, le=1, description="a share above 0, up to 1")] = 1.0
     server_sleeps: bool = False
     nice: Nice = 19
+    where: Annotated[Literal["local", "ray"], Field(description='"local" or "ray"')] = "local"
+    ray_address: Text = "auto"
+    ray_workers: Count = 1
+    ray_worker_cpus: Positive = 1.0
+    ray_worker_gpus: Amount = 0.0
+    ray_models: Text = "~/.cache/strop/models"
 
     @property
     def interval_in_force(self) -> float:

@@ -30,6 +30,7 @@ OPTIONAL = {
     "compression",
     "zstandard",
     "llama_cpp",
+    "ray",
     "trackio",
     "vllm",
     "chitchat_dataset",

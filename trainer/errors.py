@@ -9,6 +9,7 @@ TrainerError
 ├── TrainingError
 │   ├── GradientLostError   an adapter receives no gradient: the base does not pass it back
 │   ├── DivergedError       the loss is not a number
+│   ├── PlaceLostError      where it took place is gone, or a worker of it; it may go on
 │   └── MemoryShortError    the training would not fit into memory; the text names settings that would
 └── EvaluationError       the challenger could not be judged
 """
@@ -57,6 +58,10 @@ class DivergedError(TrainingError):
 
 class MemoryShortError(TrainingError):
     """The training needs more memory than there is; the text names the figures and settings that fit."""
+
+
+class PlaceLostError(TrainingError):
+    """The place where a training took place can't be reached any more, or has lost a worker."""
 
 
 class EvaluationError(TrainerError):

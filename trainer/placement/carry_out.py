@@ -19,7 +19,6 @@ from bot.serving.model.loading import LoadedBase, load_base, resolve_device
 from storage.sentences import Sentence
 from trainer.data.rows import PreferencePair
 from trainer.errors import TrainerError
-from trainer.on_policy import ranking
 from trainer.placement import base as base_files
 from trainer.placement import outcome, request
 from trainer.placement.outcome import ADAPTERS, Outcome
@@ -72,30 +71,45 @@ def carry_out(
     models: Path,
     *,
     device: str = "auto",
+    forget: bool = False,
+    on_checkpoint: Callable[[], None] = lambda: None,
     on_progress: Progress = lambda share, note: None,
 ) -> Outcome:
     """Carry out the training of a folder, or what is left of it, and write its outcome there.
 
-    `models` holds this place's bases. A training that fails has an outcome too; only what isn't the
-    training's own fault is raised.
+    `models` holds this place's bases. With `forget` the folder is a copy: what may hold members' words is
+    removed as soon as it is read, so that nothing of it is left where this process is killed. `on_checkpoint`
+    is called when there is a new one, on the first of several ranks.
+
+    A training that fails has an outcome too; only what isn't the training's own fault is raised.
     """
     with ProcessMeter() as meter:
-        found = _attempt(folder, models, device, on_progress)
+        found = _attempt(folder, models, device, forget, on_checkpoint, on_progress)
         took = outcome.together(ranks.everyone(meter.figures()))
     found = replace(found, process=took)
     return outcome.write(found, folder) if ranks.is_first() else found
 
 
-def _attempt(folder: Path, models: Path, device: str, on_progress: Progress) -> Outcome:
+def _attempt(
+    folder: Path,
+    models: Path,
+    device: str,
+    forget: bool,
+    on_checkpoint: Callable[[], None],
+    on_progress: Progress,
+) -> Outcome:
     try:
         training = request.read(folder)
+        if forget:
+            request.forget(folder)
         base = _load(training, models, resolve_device(device))
         trained = train(
             training,
             base,
             work=folder,
             adapters_dir=folder / ADAPTERS,
-            own_pairs=_pairs_in(folder, training, base),
+            own_pairs=_pairs_of(training, base, folder),
+            on_checkpoint=on_checkpoint,
             on_progress=on_progress,
         )
     except PairsWantedError as wanted:
@@ -114,13 +128,13 @@ def _load(training: TrainingInput, models: Path, device: str) -> LoadedBase:
     return load_base(base_files.folder_of(training.request.base, models, device), device, "train")
 
 
-def _pairs_in(folder: Path, training: TrainingInput, base: LoadedBase) -> OwnPairs:
-    """Return what finds a round's ranked replies in the folder, or stops the training to ask for them."""
+def _pairs_of(training: TrainingInput, base: LoadedBase, folder: Path) -> OwnPairs:
+    """Return what finds a round's ranked replies in the request, or stops the training to ask for them."""
 
     def find(model: PeftModel, number: int) -> list[PreferencePair]:
-        kept = ranks.agreed(ranking.read(folder / ranking.file_of(number)))
+        kept = ranks.agreed(training.ranked.get(number))
         if kept is not None:
-            return kept
+            return list(kept)
         adapter_id, _ = saving.save(
             model, base, None, snapshot=training.snapshot, work=folder, adapters_dir=folder / ADAPTERS
         )

@@ -18,8 +18,10 @@ from storage.config_sections import TrainerConfig
 from storage.sentences import Sentence
 from trainer.data import snapshot
 from trainer.data.general_replies import BaseReply
+from trainer.data.rows import PreferencePair
 from trainer.data.snapshot import Snapshot
 from trainer.errors import RequestError, RunCancelledError
+from trainer.on_policy import ranking
 from trainer.training.challenger import DECIDING
 from trainer.training.objectives import Plan
 
@@ -117,11 +119,12 @@ class TrainingRequest:
 
 @dataclass(frozen=True)
 class TrainingInput:
-    """A request and its data in memory."""
+    """A request and its data in memory; `ranked` are the rounds whose ranked replies are there."""
 
     request: TrainingRequest
     snapshot: Snapshot
     replay: Sequence[BaseReply]
+    ranked: Mapping[int, Sequence[PreferencePair]] = field(default_factory=dict)
 
 
 def write(training: TrainingInput, folder: Path) -> None:
@@ -160,7 +163,20 @@ def read(folder: Path) -> TrainingInput:
             raise RequestError("The training's {file} is missing or was changed.", file=name)
     lines = (folder / REPLAY).read_text(encoding="utf-8").splitlines()
     replay = tuple(BaseReply(**json.loads(line)) for line in lines)
-    return TrainingInput(request, snapshot.read(folder, request.snapshot_hash), replay)
+    rows = snapshot.read(folder, request.snapshot_hash)
+    return TrainingInput(request, rows, replay, _ranked(folder, request.settings.ranked_rounds))
+
+
+def forget(folder: Path) -> None:
+    """Remove every file of a training that may hold members' words, once it is read."""
+    for name in (snapshot.FILE, snapshot.ABOUT):
+        (folder / name).unlink(missing_ok=True)
+    ranking.forget(folder)
+
+
+def _ranked(folder: Path, rounds: int) -> dict[int, Sequence[PreferencePair]]:
+    found = {number: ranking.read(folder / ranking.file_of(number)) for number in range(1, rounds + 1)}
+    return {number: pairs for number, pairs in found.items() if pairs is not None}
 
 
 def _replace(path: Path, text: str) -> None:

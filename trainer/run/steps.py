@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Awaitable, Callable
 from dataclasses import replace
-from pathlib import Path
 from typing import Any, TypeVar
 
 import sqlite_utils
@@ -14,10 +12,7 @@ import structlog
 
 from bot.serving.client import ModelClient
 from bot.serving.errors import UnknownModelError
-from bot.serving.model.loading import LoadedBase, load_base, resolve_device
-from storage.config import Config
-from storage.db.database import Database
-from storage.errors import DatabaseError, RunNotActiveError
+from storage.errors import RunNotActiveError
 from storage.learning import adapters, checkpoints, eligibility, preference_votes, runs
 from storage.learning.adapters import Adapter
 from storage.learning.preference_votes import VotedPair
@@ -26,7 +21,6 @@ from storage.sentences import Sentence
 from trainer import model_server
 from trainer.data import snapshot
 from trainer.data.encoding import Codec
-from trainer.data.examples import BaseCodec
 from trainer.data.general_replies import Replay
 from trainer.data.snapshot import Snapshot
 from trainer.errors import RunCancelledError, SnapshotError
@@ -38,37 +32,23 @@ from trainer.gate import blind_votes, decision, guardrails, promotion
 from trainer.gate.blind_votes import DuelPairs
 from trainer.model_server import retry_while_unavailable
 from trainer.on_policy import ranking
-from trainer.on_policy.sampling import OwnReplies, PolicySampler
-from trainer.placement import carry_out, request
-from trainer.placement.base import local_folder
-from trainer.placement.request import TrainingInput, TrainingRequest
 from trainer.run import context as run_context
 from trainer.run import metrics
 from trainer.run.context import RunContext
-from trainer.run.heartbeat import Heartbeat
-from trainer.training import gpu, objectives
-from trainer.training.challenger import Challenger, OwnPairs
+from trainer.run.training_step import TrainingStep
+from trainer.training import objectives
+from trainer.training.challenger import Challenger
 
 T = TypeVar("T")
 
 log = structlog.get_logger()
 
-# What evaluation takes beside generation, as a guess for the estimate of time left.
-SCORING_GUESS_S = 60.0
 # How often a challenger is compared, where the champion changes meanwhile.
 MOST_COMPARISONS = 3
 
 
-class RunSteps:
+class RunSteps(TrainingStep):
     """The phases of one run, in order; each leaves what the next one needs."""
-
-    def __init__(self, database: Database, config: Config, run: Run, heartbeat: Heartbeat) -> None:
-        self._database = database
-        self._config = config
-        self._run = run
-        self._heartbeat = heartbeat
-        self.folder = config.runs / run.id
-        self._metrics: dict[str, Any] = {}
 
     def all(self) -> Run:
         """Run every phase."""
@@ -143,77 +123,6 @@ class RunSteps:
 
     async def _replay(self, client: ModelClient, context: RunContext) -> Replay:
         return await run_context.replay(client, self._config, context, self._heartbeat)
-
-    # ----------------------------------------------------------------------------------------------- train
-    def train(self, rows: Snapshot, context: RunContext, replay: Replay) -> tuple[Challenger, Codec]:
-        """Train and save the challenger."""
-        later_s = self._config.gate.generation_minutes * 60 / 2 + SCORING_GUESS_S
-        self._heartbeat.enter("train", Sentence("loading the base"), later_s=later_s)
-        with gpu.own_card(self._config, self._heartbeat.check) as alone:
-            trained = self._train(rows, context, replay, ranks=not alone)
-            gpu.give_back_memory()
-        return trained
-
-    def _train(
-        self, rows: Snapshot, context: RunContext, replay: Replay, *, ranks: bool
-    ) -> tuple[Challenger, Codec]:
-        base = self.load_base(context)
-        own_pairs = self.own_pairs(base, rows) if ranks else None
-        plan = objectives.choose(rows, self._config.trainer, judged=own_pairs is not None)
-        asked = TrainingRequest.of(context.base, plan, self._config.trainer, rows)
-        trained = self.carry_out(TrainingInput(asked, rows, replay.train), base, own_pairs)
-        self._metrics["training"] = metrics.of_training(trained)
-        return trained, BaseCodec(base.tokenizer)
-
-    def carry_out(
-        self,
-        training: TrainingInput,
-        base: LoadedBase,
-        own_pairs: OwnPairs | None,
-        adapters_dir: Path | None = None,
-    ) -> Challenger:
-        """Train in this process, the run's folder being the training's."""
-        request.write(training, self.folder)
-        return carry_out.train(
-            training,
-            base,
-            work=self.folder,
-            adapters_dir=adapters_dir or self._config.adapters,
-            own_pairs=own_pairs,
-            on_checkpoint=self._got_further,
-            on_progress=self._heartbeat.show,
-        )
-
-    def load_base(self, context: RunContext) -> LoadedBase:
-        """Load the served base on the device that trains, within its share of memory."""
-        settings = self._config.trainer
-        device = self._device()
-        if device.startswith("cuda"):
-            gpu.compute_in_fixed_order()
-            gpu.claim(device, settings.gpu_memory_share)
-        return load_base(self.base_folder(context), device, "train")
-
-    def base_folder(self, context: RunContext) -> Path:
-        """Return where the served base lies on this machine."""
-        return local_folder(context.base, self._config, self._device())
-
-    def _device(self) -> str:
-        return resolve_device(gpu.device_for(self._config.trainer, self._config.model))
-
-    def own_pairs(self, base: LoadedBase, rows: Snapshot) -> OwnPairs | None:
-        """Return what ranks the model's own replies; None where no reward model of the ratings is proven."""
-        sampler = PolicySampler(self._config, self.folder, self._heartbeat.say, self._on_server)
-        judge = sampler.judge(base.info.id, rows)
-        if judge is None:
-            return None
-        own = OwnReplies(sampler, BaseCodec(base.tokenizer), base.info.id, rows, judge)
-        return lambda model, number: own.of_model(model, base, number)
-
-    def _got_further(self) -> None:
-        try:
-            self._database.write(lambda db: runs.got_further(db, self._run.id))
-        except DatabaseError as error:
-            log.warning("the checkpoint was not counted", run_id=self._run.id, error=str(error))
 
     def _register(self, trained: Challenger, rows: Snapshot, context: RunContext) -> Adapter:
         return self._database.write(
@@ -372,10 +281,6 @@ class RunSteps:
         report = {"adapter": adapter.id, "decision": verdict.decision, "reason": verdict.reason}
         text = json.dumps(report | self._metrics, indent=2, sort_keys=True)
         (self.folder / "report.json").write_text(text, encoding="utf-8")
-
-    def _on_server(self, work: Callable[[ModelClient], Awaitable[T]]) -> T:
-        """Run one piece of work with a client of its own."""
-        return model_server.connected(self._config, work)
 
 
 def _read_rows(

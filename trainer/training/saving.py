@@ -76,7 +76,7 @@ def _save(
         extra={"rehearsal": snapshot.rehearsal, "snapshot": snapshot.content_hash},
     )
     unregistered_adapters.note(work, adapter_id)
-    return adapter_id, _move(written, adapters_dir / adapter_id)
+    return adapter_id, move(written, adapters_dir / adapter_id)
 
 
 def adapter_tensors(model: nn.Module) -> dict[str, torch.Tensor]:
@@ -127,7 +127,7 @@ def _config_json(model: PeftModel, base_id: str) -> dict[str, Any]:
     }
 
 
-def _move(partial: Path, final: Path) -> Path:
+def move(partial: Path, final: Path) -> Path:
     """Rename once; an adapter that is there already has the same bytes, for its name is their hash."""
     final.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
     final.parent.chmod(0o700)  # also where an older version made it

@@ -1,16 +1,14 @@
-"""The connection to Discord, and what plugs into it: features, listeners and background jobs.
+"""The connection to Discord.
 
-It knows no feature. `bot.app` builds them, and each adds its commands, buttons and listeners here; a button
-finds what it needs by type, with `interaction.client.feature(...)`.
+It knows no feature. `bot.app` builds them, and each plugs in its commands, buttons and listeners, see
+`bot.features`; a button finds what it needs by type, with `interaction.client.feature(...)`.
 """
 
 from __future__ import annotations
 
 import asyncio
 import secrets
-from collections import defaultdict
-from collections.abc import Awaitable, Callable, Coroutine
-from typing import Any, Protocol, TypeVar
+from typing import Any
 
 import discord
 import structlog
@@ -19,6 +17,7 @@ from discord import app_commands
 
 from bot.delivery.targets import translated
 from bot.errors import DeliveryError, IdentifyBudgetError
+from bot.features import FeatureRegistry
 from bot.gateway.event_guard import GatewayGuard
 from bot.gateway.sign_in import IdentifyBudget
 from bot.operators import operator_ids
@@ -30,19 +29,6 @@ _RECONNECT_S = 5.0
 DISCORD = "https://discord.com"
 
 _log = structlog.get_logger(__name__)
-Feature = TypeVar("Feature")
-Job = Callable[[], Awaitable[object]]
-Handler = Callable[..., Coroutine[Any, Any, object]]
-
-
-class BackgroundJob(Protocol):
-    """What works beside the events, from the first session until the shutdown."""
-
-    def start(self) -> None:
-        """Begin, unless it is on already."""
-
-    async def stop(self) -> None:
-        """End, and leave nothing behind."""
 
 
 def intents_for(config: Config) -> discord.Intents:
@@ -57,7 +43,7 @@ def intents_for(config: Config) -> discord.Intents:
     )
 
 
-class StropClient(discord.Client):
+class StropClient(FeatureRegistry, discord.Client):
     """One connection to Discord, or to the playground."""
 
     tree: app_commands.CommandTree[StropClient]
@@ -76,60 +62,13 @@ class StropClient(discord.Client):
         self.lasting_items: list[type[discord.ui.DynamicItem[Any]]] = []
         self._budget = IdentifyBudget(services.database, shards=services.config.discord.shards)
         self._latest: discord.AppInfo | None = None
-        self._features: dict[type[Any], object] = {}
-        self._listening: defaultdict[str, list[Handler]] = defaultdict(list)
-        self._apologies: dict[str, Handler] = {}
-        self._background: list[BackgroundJob] = []
-        self._at_setup: list[Job] = []
-        self._at_session: list[Job] = []
-        self._at_shutdown: list[Job] = []
-        self._jobs: set[asyncio.Task[Any]] = set()
 
-    # ------------------------------------------------------------------ what features plug in
-
-    def add_feature(self, feature: Feature) -> Feature:
-        """Keep the one object of its type, for `feature`; returns it."""
-        self._features[type(feature)] = feature
-        return feature
-
-    def feature(self, kind: type[Feature]) -> Feature:
-        """Return the feature of this type; raises LookupError where none was added."""
-        found = self._features.get(kind)
-        if not isinstance(found, kind):
-            raise LookupError(f"no {kind.__name__} was added")
-        return found
+    # ------------------------------------------------------------------ what features ask for
 
     def add_dynamic_items(self, *items: type[discord.ui.DynamicItem[Any]]) -> None:
         """Let buttons and menus answer after a restart as well: all they need is in their custom ids."""
         super().add_dynamic_items(*items)
         self.lasting_items += items
-
-    def listen(self, event: str, handler: Handler, *, apology: Handler | None = None) -> None:
-        """Have every event of this name ("message") handled.
-
-        ``apology`` is called with the error's id and what the event brings, where a handler fails.
-        """
-        self._listening[event].append(handler)
-        if apology is not None:
-            self._apologies[f"on_{event}"] = apology
-
-    def run_beside(self, job: BackgroundJob) -> None:
-        """Start a background job with the first session, and stop it at the shutdown."""
-        self._background.append(job)
-
-    def at_setup(self, job: Job) -> None:
-        """Do something once, after signing in and before the gateway."""
-        self._at_setup.append(job)
-
-    def at_session(self, job: Job, *, first: bool = False) -> None:
-        """Do something after every new session, in the order of adding: nobody listened before it."""
-        self._at_session.insert(0 if first else len(self._at_session), job)
-
-    def at_shutdown(self, job: Job) -> None:
-        """Do something after the background jobs have stopped and before the connection is closed."""
-        self._at_shutdown.append(job)
-
-    # ------------------------------------------------------------------ what features ask for
 
     def is_operator(self, user_id: int) -> bool:
         """Whether this member may do what concerns everybody."""
@@ -158,8 +97,7 @@ class StropClient(discord.Client):
 
     async def setup_hook(self) -> None:
         """Prepare what doesn't need the gateway."""
-        for job in self._at_setup:
-            await job()
+        await self.run_setup_jobs()
 
     async def connect(self, *, reconnect: bool = True) -> None:
         """Stay connected, within the hourly budget of sign-ins."""
@@ -187,18 +125,12 @@ class StropClient(discord.Client):
     async def on_ready(self) -> None:
         """A new session: nothing that happened before it will be sent again."""
         _log.info("gateway.ready", guilds=len(self.guilds), user_id=self.user.id if self.user else None)
-        for job in self._background:
-            job.start()
-        self._own(self._catch_up())
+        self.start_background_jobs()
+        self.start_session_jobs()
 
     async def shutdown(self) -> None:
         """Let replies in flight finish or say that they were stopped, then disconnect."""
-        for background in self._background:
-            await background.stop()
-        for last in self._at_shutdown:
-            await last()
-        for job in list(self._jobs):
-            job.cancel()
+        await self.stop_jobs()
         await self.close()
 
     # ------------------------------------------------------------------ events
@@ -206,32 +138,15 @@ class StropClient(discord.Client):
     def dispatch(self, event: str, /, *args: Any, **kwargs: Any) -> None:
         """Bring an event to its listeners, each in a task of its own, as discord.py does for one method."""
         super().dispatch(event, *args, **kwargs)
-        for handler in self._listening.get(event, ()):
+        for handler in self.listeners(event):
             self._schedule_event(handler, f"on_{event}", *args, **kwargs)
 
     async def on_error(self, event_method: str, /, *args: Any, **_: Any) -> None:
         """Log what a handler didn't expect, and tell whoever spoke to the bot; the next event is as usual."""
         error_id = secrets.token_hex(4)
         _log.exception("event.failed", handler=event_method, error_id=error_id)
-        if (apology := self._apologies.get(event_method)) is not None:
+        if (apology := self.apology_for(event_method)) is not None:
             await apology(error_id, *args)
-
-    async def _catch_up(self) -> None:
-        for job in self._at_session:
-            await job()
-
-    def _own(self, work: Coroutine[Any, Any, None]) -> None:
-        """Run a background job whose failure is logged and whose end `shutdown` brings about."""
-
-        async def logged() -> None:
-            try:
-                await work
-            except Exception:  # A job's boundary: it must not end unseen.
-                _log.exception("job.failed")
-
-        job = asyncio.create_task(logged())
-        self._jobs.add(job)
-        job.add_done_callback(self._jobs.discard)
 
 
 class ShardedStropClient(StropClient, discord.AutoShardedClient):
@@ -255,4 +170,4 @@ class ShardedStropClient(StropClient, discord.AutoShardedClient):
         """A shard's new session, which no ``on_ready`` announces unless all shards have one."""
         if self.is_ready():
             _log.info("gateway.shard_ready", shard_id=shard_id)
-            self._own(self._catch_up())
+            self.start_session_jobs()

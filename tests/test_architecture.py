@@ -210,7 +210,7 @@ LAYERS: tuple[tuple[tuple[str, ...], ...], ...] = (
         ("bot.chat",),
         ("bot.ui",),
         ("bot.client",),
-        ("bot.charts", "bot.operators"),
+        ("bot.charts", "bot.operators", "bot.features"),
         ("bot.language",),
         ("bot.playground.__main__",),
         ("bot.playground.saved_state",),

@@ -50,7 +50,7 @@ SILENT_FOLDERS = {"cli", "dashboard", "diagnostics", "playground", "serving", "t
 # What is written for the model, the database, the log or the code, and no member reads.
 NOT_SAID = {
     "chat/draft.py": {"reply  has no plan yet"},
-    "client.py": {"Feature", "no  was added"},
+    "features.py": {"Feature", "no  was added"},
     "chat/answerer.py": {
         "a member stopped it",
         "the other candidate failed",

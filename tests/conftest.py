@@ -6,19 +6,32 @@ And how tests are told apart: `make check` leaves out those that need a model, a
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+import re
+import sys
+from functools import cache
 from pathlib import Path
-from types import ModuleType
 
 import pytest
 import structlog
 from hypothesis import settings
 
+from tests.databases import empty_database
 from tests.models import bundled_folder, bundled_models, models_dir, session_folder, tiny_folder, tiny_source
 from tests.skip_rule import SkipRule, is_ci
 
-__all__ = ["bundled_folder", "bundled_models", "models_dir", "session_folder", "tiny_folder", "tiny_source"]
+__all__ = [
+    "bundled_folder",
+    "bundled_models",
+    "empty_database",
+    "models_dir",
+    "session_folder",
+    "tiny_folder",
+    "tiny_source",
+]
 
+# Otherwise each worker rewrites the asserts of all tests anew (9 s), and each child compiles our modules.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+sys.dont_write_bytecode = False
 # OpenMP reads these once, when torch is first imported. One passive thread a process keeps tests from
 # spinning against each other on small machines, and sums in one order, so that results repeat.
 os.environ.update(
@@ -50,17 +63,51 @@ structlog.configure(
 )
 
 E2E = Path(__file__).parent / "e2e"
-# A test module that names something out of one of these needs a model.
-MODEL_ORIGINS = ("torch", "transformers", "peft", "tests.tiny_model", "tests.bot.serving.serving_process")
+# A test module that imports something out of one of these needs a model.
+MODEL_ORIGINS = (
+    "torch",
+    "transformers",
+    "peft",
+    "bot.serving.engine.engine",
+    "bot.serving.model.loading",
+    "trainer.placement.carry_out",
+    "trainer.run.execution",
+    "trainer.run.repeat",
+    "tests.tiny_model",
+    "tests.bot.serving.builders",
+    "tests.bot.serving.serving_process",
+)
+_IMPORTS_A_MODEL = re.compile(rf"^(from|import) ({'|'.join(map(re.escape, MODEL_ORIGINS))})\b", re.MULTILINE)
 MODEL_FIXTURES = {"tiny_source", "bundled_folder"}
 BROWSER_FIXTURES = {"browser"}
 # Such waits end when nothing moves any more, see tests/e2e/deployment.py; this ends what moves for ever.
 E2E_TIMEOUT_S = 1800
+# About what a test of each kind takes of a processor, measured: how deployments are spread among the others.
+COSTS_S = {"e2e": 14.0, "browser": 2.0, "model": 0.7, "": 0.1}
+SPREAD = 0.85
 
 
 def pytest_configure(config: pytest.Config) -> None:
     """Hold the skip rule: see `tests/skip_rule.py`."""
     config.pluginmanager.register(SkipRule(strict=is_ci()), "strop-skip-rule")
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """Leave out unread what `-m` would leave out: importing model libraries takes each worker 8 s."""
+    chosen = leaves_models_out(config) and collection_path.suffix == ".py"
+    return True if chosen and imports_a_model_library(collection_path) else None
+
+
+def leaves_models_out(config: pytest.Config) -> bool:
+    """Whether `-m` allows no test that needs a model."""
+    chosen = str(config.getoption("markexpr"))
+    return bool(re.search(r"\bnot model\b", chosen)) and not re.search(r"\bor\b", chosen)
+
+
+@cache
+def imports_a_model_library(path: Path) -> bool:
+    """Whether a test module imports a model library by itself, at its top."""
+    return _IMPORTS_A_MODEL.search(path.read_text(encoding="utf-8")) is not None
 
 
 # First, so that -m already finds the marks.
@@ -71,7 +118,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         if isinstance(item, pytest.Function):
             _mark(item)
     if hasattr(config, "workerinput"):
-        items.sort(key=_urgency)
+        items[:] = in_order(items)
 
 
 def _mark(item: pytest.Function) -> None:
@@ -80,26 +127,12 @@ def _mark(item: pytest.Function) -> None:
         item.add_marker("e2e")
         if item.get_closest_marker("timeout") is None:
             item.add_marker(pytest.mark.timeout(E2E_TIMEOUT_S))
-    if used & MODEL_FIXTURES or _names_a_model_library(item.module):
+    if used & MODEL_FIXTURES or imports_a_model_library(item.path):
         item.add_marker("model")
     if used & BROWSER_FIXTURES:
         item.add_marker("browser")
     if _shares_its_module(item):
         item.add_marker(pytest.mark.xdist_group(item.path.stem))
-
-
-def _names_a_model_library(module: ModuleType) -> bool:
-    found: set[str] | None = getattr(module, "_origins", None)
-    if found is None:
-        found = module._origins = set(_origins(module))  # type: ignore[attr-defined]
-    return any(origin == each or origin.startswith(f"{each}.") for origin in found for each in MODEL_ORIGINS)
-
-
-def _origins(module: ModuleType) -> Iterator[str]:
-    for value in vars(module).values():
-        origin = value.__name__ if isinstance(value, ModuleType) else getattr(value, "__module__", None)
-        if isinstance(origin, str):
-            yield origin
 
 
 def _shares_its_module(item: pytest.Function) -> bool:
@@ -108,8 +141,35 @@ def _shares_its_module(item: pytest.Function) -> bool:
     return any(fixture.scope in ("module", "class") for fixture in made)
 
 
-def _urgency(item: pytest.Item) -> tuple[float, list[bool]]:
-    """Order by the time that a test may take, then by what it needs."""
+def _limit_s(item: pytest.Item) -> float:
     limit = item.get_closest_marker("timeout")
-    needs = [item.get_closest_marker(name) is None for name in ("e2e", "model", "browser")]
-    return (-float(limit.args[0]) if limit and limit.args else 0.0, needs)
+    return float(limit.args[0]) if limit and limit.args else 0.0
+
+
+def _kind(item: pytest.Item) -> str:
+    return next((name for name in COSTS_S if item.get_closest_marker(name) is not None), "")
+
+
+def _cost_s(item: pytest.Item) -> float:
+    return COSTS_S[_kind(item)]
+
+
+def in_order(items: list[pytest.Item]) -> list[pytest.Item]:
+    """Return tests in the order in which workers start them.
+
+    The longest is first. Tests of deployments wait more than they compute and the others compute more than
+    they wait, so the former are spread over the time that the latter take, but for a last part: no worker is
+    to be left alone with a deployment at the end.
+    """
+    waiting = sorted((each for each in items if _kind(each) == "e2e"), key=_limit_s, reverse=True)
+    computing = sorted((each for each in items if _kind(each) != "e2e"), key=_cost_s, reverse=True)
+    share_s = SPREAD * sum(map(_cost_s, computing)) / max(1, len(waiting))
+    ordered: list[pytest.Item] = []
+    passed_s = due_s = 0.0
+    for item in computing:
+        while waiting and passed_s >= due_s:
+            ordered.append(waiting.pop(0))
+            due_s += share_s
+        ordered.append(item)
+        passed_s += _cost_s(item)
+    return ordered + waiting

@@ -187,7 +187,8 @@ def _train(side: str, folder: Path, load: Load, threads: int) -> Turn:
     from bot.serving.model.loading import load_base
     from trainer.data.examples import BaseCodec
     from trainer.training.adapter import add_adapter
-    from trainer.training.forward import BATCH_TOKENS_CPU, totals
+    from trainer.training.fitting import BATCH_TOKENS_CPU
+    from trainer.training.forward import totals
 
     torch.set_num_threads(threads)
     settings = TrainerConfig(epochs=load.epochs, seed=SEED)

@@ -11,7 +11,9 @@ import pytest
 import simcord
 
 from bot.app import make_client
+from bot.chat.answerer import Answerer
 from bot.client import StropClient
+from bot.delivery.streaming import Paces
 from bot.learning.run_progress import ProgressReporter
 from bot.learning.tasting_host import TastingHost
 from bot.services import Services
@@ -22,6 +24,10 @@ from storage.chat import replies
 from storage.config import Config, load_config
 from storage.db.database import Database
 from tests.bot.fake_server import FakeModelServer
+from tests.databases import copied
+
+# Nobody reads along: an edit need not wait until a person could have read the one before.
+PACE_S = 0.01
 
 
 def make_config(home: Path, toml: str = "") -> Config:
@@ -44,8 +50,8 @@ async def model_server() -> AsyncIterator[FakeModelServer]:
 
 
 @pytest.fixture
-def database(tmp_path: Path) -> Iterator[Database]:
-    opened = Database.open(tmp_path / "strop.db")
+def database(tmp_path: Path, empty_database: Path) -> Iterator[Database]:
+    opened = copied(empty_database, tmp_path / "strop.db")
     yield opened
     opened.close()
 
@@ -68,6 +74,7 @@ async def services(
 @pytest.fixture
 async def simcord_bot(services: Services) -> AsyncIterator[StropClient]:
     client = make_client(services)
+    client.feature(Answerer).paces = Paces(PACE_S)
     yield client
     await client.feature(ProgressReporter).stop()
     await client.feature(TastingHost).stop()

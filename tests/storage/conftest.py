@@ -12,6 +12,7 @@ import sqlite_utils
 from storage.chat import conversations, members, replies
 from storage.db.database import Database
 from storage.feedback import ratings
+from tests.databases import copied
 
 GUILD = 5
 SCOPE = f"guild:{GUILD}"
@@ -130,8 +131,8 @@ def thumb(db: sqlite_utils.Database, reply_id: str, user_id: int, value: int = 1
 
 
 @pytest.fixture
-def database(tmp_path: Path) -> Iterator[Database]:
-    with Database.open(tmp_path / "home" / "strop.db") as opened:
+def database(tmp_path: Path, empty_database: Path) -> Iterator[Database]:
+    with copied(empty_database, tmp_path / "home" / "strop.db") as opened:
         yield opened
 
 

@@ -11,6 +11,7 @@ from storage.chat import conversations, members, replies
 from storage.db.database import Database
 from storage.feedback import ratings
 from storage.learning import adapters
+from tests.databases import copied
 
 GUILD = 100000000000000001
 SCOPE = f"guild:{GUILD}"
@@ -18,9 +19,10 @@ BASE_HASH = "b" * 64
 TEMPLATE_HASH = "c" * 64
 
 
-def open_database(home: Path) -> Database:
-    """The database of a playground deployment under `home`."""
-    return Database.open(home / "playground" / "strop.db")
+def open_database(home: Path, empty_database: Path | None = None) -> Database:
+    """The database of a playground deployment under `home`; a new one is a copy of the empty one."""
+    path = home / "playground" / "strop.db"
+    return copied(empty_database, path) if empty_database else Database.open(path)
 
 
 def rated_replies(db: sqlite_utils.Database, count: int, *, first: int = 0, scope: str = SCOPE) -> list[str]:

@@ -3,22 +3,22 @@ from __future__ import annotations
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
-import torch
 
-from bot.serving.model.loading import LoadedBase, load_base
 from tests.trainer import loop
 
-
-@pytest.fixture(scope="session", autouse=True)
-def one_torch_thread() -> None:
-    torch.set_num_threads(1)
+# Imported where it is used: tests that need no model load no model library.
+if TYPE_CHECKING:
+    from bot.serving.model.loading import LoadedBase
 
 
 @pytest.fixture
 def base(tiny_folder: Path) -> LoadedBase:
     """The tiny model loaded for training."""
+    from bot.serving.model.loading import load_base
+
     return load_base(tiny_folder, "cpu", "train")
 
 

@@ -12,7 +12,7 @@ import pytest
 
 from bot.serving.protocol import ChatMessage
 from storage.config_sections import GateConfig
-from tests.bench.learning import bad_challengers, claims, plan, plot, prompts, resampling, results
+from tests.bench.learning import claims, plan, plot, prompts, resampling, results, tampering
 from tests.bench.learning.errors import BenchError
 from tests.bench.learning.members import population
 from tests.bench.learning.profile import FULL, QUICK
@@ -253,7 +253,7 @@ def test_what_a_flatterer_learns_is_praise_behind_what_was_liked() -> None:
         row(f"r{n}", verdict="liked" if n % 2 else "disliked", split="train" if n < 6 else "gate")
         for n in range(8)
     )
-    found = bad_challengers.tampered(Snapshot(rows, "hash"), "flattering")
+    found = tampering.tampered(Snapshot(rows, "hash"), "flattering")
     changed = [new.reply_id for new, old in zip(found.rows, rows, strict=True) if new.text != old.text]
     assert changed == ["r1", "r3", "r5"]
     assert all(flattery(each.text) > 0.12 for each in found.rows if each.reply_id in changed)

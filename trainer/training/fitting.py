@@ -9,8 +9,10 @@ from bot.serving.model.training_memory import Estimate, Form, Load, Widths
 from storage.config_sections import TrainerConfig
 from storage.sentences import Figure, Sentence
 from trainer.errors import MemoryShortError
-from trainer.training.forward import BATCH_TOKENS_CPU, BATCH_TOKENS_GPU
 
+# Tokens in one forward: more gains nothing on a CPU and costs memory in the output head.
+BATCH_TOKENS_CPU = 768
+BATCH_TOKENS_GPU = 8192
 # Smaller than this, settings are not proposed: nothing useful would be learned.
 LEAST_TOKENS = 128
 LEAST_RANK = 4

@@ -9,12 +9,9 @@ from torch import Tensor, nn
 
 from trainer.data.encoding import Example
 from trainer.training import ranks
+from trainer.training.fitting import BATCH_TOKENS_CPU, BATCH_TOKENS_GPU
 from trainer.training.losses import TokenScores
 from trainer.training.packing import Packed, pack, within_blocks
-
-# Tokens in one forward: more gains nothing on a CPU and costs memory in the output head.
-BATCH_TOKENS_CPU = 768
-BATCH_TOKENS_GPU = 8192
 
 
 def score(model: nn.Module, examples: Sequence[Example]) -> TokenScores:

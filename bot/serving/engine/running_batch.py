@@ -10,8 +10,11 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Collection
+from typing import TYPE_CHECKING
 
-from bot.serving.engine.request import Job
+# A request's tokens are torch's; the order of requests needs none of it.
+if TYPE_CHECKING:
+    from bot.serving.engine.request import Job
 
 
 class RunningBatch:

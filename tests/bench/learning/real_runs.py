@@ -7,18 +7,16 @@ import time
 from pathlib import Path
 from typing import Any
 
-from transformers import AutoTokenizer
-
 from storage.feedback import duels
 from storage.learning.runs import Run
 from tests.bench.learning import chat, erasure, utility
-from tests.bench.learning.bad_challengers import PAYLOAD, TRIGGER
 from tests.bench.learning.chat import Given
 from tests.bench.learning.deployment import World, opened
 from tests.bench.learning.members import Member, population
 from tests.bench.learning.profile import Profile, Scenario
 from tests.bench.learning.prompts import Asked, Prompts, load
 from tests.bench.learning.state import State
+from tests.bench.learning.tampering import PAYLOAD, TRIGGER
 from tests.bench.learning.tastes import COMMUNITIES
 from trainer.data.examples import BaseCodec
 from trainer.gate import blind_votes, pending_decisions
@@ -251,6 +249,8 @@ class History:
 
     def _erase(self, world: World, state: State) -> dict[str, Any]:
         """Put the adapter that learned the secrets in service, erase them, and look at the next one."""
+        from transformers import AutoTokenizer
+
         training_fit = state.result(f"{self.name}/1/run")["adapter"]
         known = erasure.secrets(self.seed)
         codec = BaseCodec(AutoTokenizer.from_pretrained(world.base_folder))

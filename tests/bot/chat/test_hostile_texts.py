@@ -72,9 +72,9 @@ def hostile(seed: int) -> str:
 
 
 def cpu_s(work: Callable[[], Any]) -> float:
-    """Return what one call costs, the better of two: the first may fill caches."""
+    """Return what one call costs, the best of five: the first fills caches, others empty them."""
     spent = []
-    for _ in range(2):
+    for _ in range(5):
         begun = time.thread_time()
         work()
         spent.append(time.thread_time() - begun)

@@ -46,8 +46,8 @@ def strop(home: Path) -> Strop:
 
 
 @pytest.fixture
-def database(home: Path) -> Iterator[Database]:
+def database(home: Path, empty_database: Path) -> Iterator[Database]:
     """The playground's database with three liked replies in one guild."""
-    with open_database(home) as opened:
+    with open_database(home, empty_database) as opened:
         opened.write(lambda db: rated_replies(db, 3))
         yield opened

@@ -1,18 +1,17 @@
+from __future__ import annotations
+
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 import structlog
-import torch
 
-from bot.serving.engine.engine import Engine, EngineOptions
-from bot.serving.model.loading import LoadedBase, load_base
-from tests.bot.serving.builders import Caller
-
-
-@pytest.fixture(scope="session", autouse=True)
-def one_torch_thread() -> None:
-    torch.set_num_threads(1)
+# Imported where they are used: tests that need no model load no model library.
+if TYPE_CHECKING:
+    from bot.serving.engine.engine import Engine
+    from bot.serving.model.loading import LoadedBase
+    from tests.bot.serving.builders import Caller
 
 
 @pytest.fixture(autouse=True)
@@ -24,11 +23,15 @@ def plain_logs() -> Iterator[None]:
 
 @pytest.fixture
 def base(tiny_folder: Path) -> LoadedBase:
+    from bot.serving.model.loading import load_base
+
     return load_base(tiny_folder, "cpu")
 
 
 @pytest.fixture
 def engine(base: LoadedBase) -> Iterator[Engine]:
+    from bot.serving.engine.engine import Engine, EngineOptions
+
     engine = Engine(base, EngineOptions(context_tokens=256, slots=4, chunk_tokens=16))
     engine.start()
     yield engine
@@ -37,4 +40,6 @@ def engine(base: LoadedBase) -> Iterator[Engine]:
 
 @pytest.fixture
 def caller(engine: Engine, base: LoadedBase) -> Caller:
+    from tests.bot.serving.builders import Caller
+
     return Caller(engine, base)

@@ -25,6 +25,7 @@ from storage.learning import adapters, evaluations, runs, trials
 from storage.learning.runs import Run
 from storage.learning.trials import Trial
 from tests.bot.fake_server import BASE_HASH, FakeModelServer
+from tests.databases import copied
 from tests.trainer.community import GUILD, SCOPE, adapter_folder
 from tests.trainer.gate.test_decision import GOOD, UNPROVEN
 from trainer import model_server
@@ -34,7 +35,6 @@ from trainer.evaluation.scores import Answer, Pair, Prompt, Scores
 from trainer.gate import blind_votes, canary, pending_decisions, promotion
 from trainer.run.context import RunContext
 from trainer.run.heartbeat import Heartbeat
-from trainer.run.steps import RunSteps
 from trainer.schedule.recovery import ChampionKeeper
 
 MEMBERS = 8
@@ -191,12 +191,12 @@ def server() -> Iterator[FakeModelServer]:
 
 
 @pytest.fixture
-def community(tmp_path: Path, server: FakeModelServer) -> Iterator[Community]:
+def community(tmp_path: Path, empty_database: Path, server: FakeModelServer) -> Iterator[Community]:
     (tmp_path / "strop.toml").write_text(f'[server]\nbase_url = "{server.base_url}"\n')
     config = load_config(tmp_path / "strop.toml", {"STROP_HOME": str(tmp_path)})
     old, new = (adapter_folder(config.adapters, content) for content in (b"old", b"newer"))
     server.adapters = [old, new]
-    with Database.open(config.database) as database:
+    with copied(empty_database, config.database) as database:
         made = Community(database, config, server, old, new)
         database.write(lambda db: _set_champion(db, old))
         yield made
@@ -246,6 +246,7 @@ def test_a_canary_that_members_like_less_is_refused_and_unloaded(community: Comm
     assert trial is not None and trial.outcome == "worse"
 
 
+@pytest.mark.model
 @pytest.mark.parametrize(
     ("policy", "proven", "outcome", "on_trial"),
     [
@@ -260,6 +261,8 @@ def test_a_canary_that_members_like_less_is_refused_and_unloaded(community: Comm
 def test_the_policy_says_what_becomes_of_proof_and_of_thin_evidence(
     community: Community, policy: str, proven: bool, outcome: str, on_trial: set[str]
 ) -> None:
+    from trainer.run.steps import RunSteps
+
     leased = community.database.write(lambda db: _judged_run(db, community.new))
     (community.config.runs / leased.id).mkdir(parents=True)
     adapter = community.database.read(lambda db: adapters.get(db, community.new))

@@ -28,8 +28,8 @@ def config(tmp_path: Path) -> Config:
 
 
 @pytest.fixture
-def database(tmp_path: Path, config: Config) -> Iterator[Database]:
-    with open_database(tmp_path) as opened:
+def database(tmp_path: Path, empty_database: Path, config: Config) -> Iterator[Database]:
+    with open_database(tmp_path, empty_database) as opened:
         yield opened
 
 

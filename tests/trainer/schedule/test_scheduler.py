@@ -32,8 +32,8 @@ ROOT = Path(__file__).parents[3]
 
 
 @pytest.fixture
-def database(tmp_path: Path) -> Iterator[Database]:
-    with open_database(tmp_path) as opened:
+def database(tmp_path: Path, empty_database: Path) -> Iterator[Database]:
+    with open_database(tmp_path, empty_database) as opened:
         yield opened
 
 

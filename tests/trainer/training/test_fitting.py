@@ -6,17 +6,20 @@ import json
 import re
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
-from bot.serving.model.loading import load_base
 from bot.serving.model.training_memory import Form, Load, Widths
 from storage.config_sections import TrainerConfig
-from tests.trainer import interrupted
 from trainer.errors import MemoryShortError
-from trainer.training import challenger, fitting
+from trainer.training import fitting
 from trainer.training.fitting import Task
 from trainer.training.objectives import Plan
+
+# Imported where it is used: most of these tests need no model library.
+if TYPE_CHECKING:
+    from trainer.training.challenger import Challenger
 
 # Qwen3-4B by its published widths.
 WIDTHS = Widths(
@@ -90,7 +93,11 @@ def test_a_base_too_large_for_any_setting_says_so() -> None:
         fitting.choose(TASK, 1_000_000)
 
 
-def train(folder: Path, memory_bytes: int | None, **options: object) -> challenger.Challenger:
+def train(folder: Path, memory_bytes: int | None, **options: object) -> Challenger:
+    from bot.serving.model.loading import load_base
+    from tests.trainer import interrupted
+    from trainer.training import challenger
+
     base = load_base(interrupted_base(folder), "cpu", "train")
     work = folder / f"work-{memory_bytes}"
     work.mkdir()

@@ -27,6 +27,7 @@ from storage.feedback import duels, ratings
 from storage.learning import eligibility, runs
 from tests.bot.playground.conftest import Recorder, connected, until
 from tests.bot.playground.discord.test_restored_chat import chat
+from tests.databases import copied
 from trainer.schedule.scheduler import enqueue_due
 
 GENERAL, YOU = str(community.GENERAL_ID), str(community.OWNER.user_id)
@@ -35,8 +36,8 @@ BASE_HASH = "f" * 64
 
 
 @pytest.fixture
-def database(tmp_path: Path) -> Any:
-    with Database.open(tmp_path / "strop.db") as opened:
+def database(tmp_path: Path, empty_database: Path) -> Any:
+    with copied(empty_database, tmp_path / "strop.db") as opened:
         yield opened
 
 

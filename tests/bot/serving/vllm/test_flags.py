@@ -11,7 +11,6 @@ from bot.serving.model.capabilities import BaseCapabilities
 from bot.serving.protocol import BaseDescription
 from bot.serving.settings import Settings
 from bot.serving.vllm.flags import Launch, launch, supported_rank
-from bot.serving.vllm.preparing import linear_layers
 
 
 def started(device: str = "cpu", *, thinking_switch: str = "", **changes: Any) -> Launch:
@@ -52,6 +51,8 @@ def test_adapters_priorities_and_length_are_as_configured() -> None:
 
 
 def test_adapters_change_the_layers_of_the_base_and_never_its_head(tiny_folder: Path) -> None:
+    from bot.serving.vllm.preparing import linear_layers
+
     argv = started().argv
     at = argv.index("--lora-target-modules")
     assert argv[at + 1 : at + 4] == ("o_proj", "q_proj", "--generation-config")

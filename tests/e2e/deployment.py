@@ -24,6 +24,8 @@ import aiohttp
 from storage.db.database import Database
 
 POLL_S = 0.25
+# To look whether anything has moved takes more processor time than most of what is waited for.
+LOOK_S = 2.0
 # A wait fails once nothing has moved for so long; what moves may take its time on a busy machine.
 PATIENCE_S = 120.0
 # So much processor time is a move too. Processes that only wait take several times the patience for it.
@@ -250,17 +252,20 @@ async def until(
 
     It fails with the log's end when the deployment ends, or when nothing in it has moved for `patience_s`.
     """
-    last, moved = deployment.progress(), time.monotonic()
+    last = deployment.progress()
+    looked = moved = time.monotonic()
     while True:
         value = check()
         if asyncio.iscoroutine(value):
             value = await value
         if value:
             return value
-        if (now := deployment.progress()) != last:
-            last, moved = now, time.monotonic()
         ended = deployment.process is not None and deployment.process.poll() is not None
-        if ended or time.monotonic() - moved > patience_s:
+        if (now_s := time.monotonic()) - looked > LOOK_S:
+            looked = now_s
+            if (now := deployment.progress()) != last:
+                last, moved = now, now_s
+        if ended or now_s - moved > patience_s:
             tail = deployment.log.read_text(errors="replace")[-4000:]
             why = "strop up ended" if ended else f"nothing moved for {patience_s:.0f} s"
             raise AssertionError(f"waiting for {what}: {why}\n{tail}")

@@ -191,8 +191,8 @@ def test_status_shows_ratings_needs_server_and_trainer(
 ) -> None:
     text = strop("status").stdout
     assert (
-        "3 liked" in text
-        and "3 of 25" in text
+        "3 likes" in text
+        and "3 (needed: 25)" in text
         and "Trainer: not running" in text
         and "Model server: down" in text
     )

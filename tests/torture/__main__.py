@@ -21,7 +21,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tests.tiny_model import build_tiny_base
 from tests.torture import clock, disk_full, kills, outages
 from tests.torture import soak as soaking
 
@@ -66,6 +65,8 @@ class Part:
 
 async def kill(figures: Figures, wanted: int, folder: Path, save: Save) -> None:
     """Kill processes of deployments, one after the other."""
+    from tests.tiny_model import build_tiny_base  # The short forms of the other parts need no model.
+
     source = build_tiny_base(folder / "tiny")
     while figures.get("done", 0) < wanted:
         seed = figures.get("done", 0)

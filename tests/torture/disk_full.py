@@ -66,7 +66,7 @@ def _work(
         ask,
         lambda db: thumb(db, which, who, value),
         lambda db: consent.decide(db, who, choice, str(who), permission_reference="P"),  # type: ignore[arg-type]
-        lambda db: blocks.block(db, guild_id=GUILD, user_id=who, actor="1", reason=text[:300]),
+        lambda db: blocks.block(db, guild_id=GUILD, user_id=who, actor="99", reason=text[:300]),
         lambda db: conversations.delete_message(db, 1_000 + 2 * number),
         lambda db: erasure.erase_member(db, who, str(who)),
         lambda db: runs.enqueue(db, scope=SCOPE, trigger="manual", requested_by=text),

@@ -51,7 +51,7 @@ class ChatTemplate:
         Raises:
             RequestRejectedError: the template refuses the order of roles.
         """
-        turns = [self._plainturn_of(message) for message in messages]
+        turns = [self._plain_turn(message) for message in messages]
         try:
             text = self._apply(arrange(turns, self.capabilities), generation=add_generation_prompt)
         except _REFUSALS as error:
@@ -67,7 +67,7 @@ class ChatTemplate:
         control = frozenset(self._tokenizer.convert_tokens_to_ids(list(control_strings(self._tokenizer))))
         return next((int(token) for token in ids if token in control), None)
 
-    def _plainturn_of(self, message: ChatMessage) -> Turn:
+    def _plain_turn(self, message: ChatMessage) -> Turn:
         content = message.content
         if message.role == "assistant":
             content = without_thoughts(content)

@@ -21,7 +21,8 @@ from storage.imports.files import ImportFile, State
 from storage.imports.imports import Import
 
 T = TypeVar("T")
-BATCH = 200
+# A batch holds the write lock: so few that nobody waits a second for it, on a busy machine either.
+BATCH = 50
 
 
 @dataclass(frozen=True, slots=True)

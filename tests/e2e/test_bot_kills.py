@@ -262,17 +262,12 @@ async def dead_or_in_order(t: StandIn, questions: list[int]) -> bool:
     return True
 
 
+# One runs with all other tests, the rest in `make torture`: each takes minutes of processes that start.
+SHORT = "a model that loads"
+
+
 @pytest.mark.parametrize(
-    "name",
-    [
-        "a model that loads",
-        "an answer of several messages",
-        *(
-            pytest.param(name, marks=pytest.mark.torture)
-            for name in SCENARIOS
-            if name not in ("a model that loads", "an answer of several messages")
-        ),
-    ],
+    "name", [name if name == SHORT else pytest.param(name, marks=pytest.mark.torture) for name in SCENARIOS]
 )
 async def test_a_kill_at_any_step_of_a_reply_leaves_nothing_half_done(tmp_path: Path, name: str) -> None:
     scenario = SCENARIOS[name]

@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import re
 import sys
+from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 
@@ -61,6 +62,15 @@ structlog.configure(
         structlog.dev.ConsoleRenderer(colors=False, exception_formatter=structlog.dev.plain_traceback),
     ]
 )
+
+
+@pytest.fixture(autouse=True)
+def _same_log() -> Iterator[None]:
+    """A command that a test calls sets up its own log; the next test captures as before."""
+    before = structlog.get_config()
+    yield
+    structlog.configure(**before)
+
 
 E2E = Path(__file__).parent / "e2e"
 # A test module that imports something out of one of these needs a model.

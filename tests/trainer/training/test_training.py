@@ -371,5 +371,5 @@ def test_adapters_are_their_owners_alone_also_where_an_older_version_made_the_fo
     adapters, partial = tmp_path / "adapters", tmp_path / "adapter"
     adapters.mkdir(mode=0o755)
     partial.mkdir()
-    final = saving._move(partial, adapters / ("a" * 64))
+    final = saving.move(partial, adapters / ("a" * 64))
     assert final.is_dir() and stat.S_IMODE(adapters.stat().st_mode) == 0o700

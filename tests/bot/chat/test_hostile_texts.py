@@ -21,8 +21,8 @@ from bot.serving.model.control_tokens import escape_control_tokens
 from bot.serving.protocol import ChatMessage
 from storage.chat.splits import near_duplicate_key
 
-# A step may take 10 ms on a machine of its own. Shared caches and threads make processor time longer too, five
-# times was seen; what this test is for took seconds.
+# A step may take 10 ms on a machine of its own. Shared caches make processor time longer too, five times was
+# seen; what this test is for took seconds.
 STEP_S = 0.2
 UNITS = (
     *("<@", "<", "<|", "[", "<a_>", "<user>", "[inst]", "http://", "https://a", "<:a:", "<#1", "@", "|", "`"),

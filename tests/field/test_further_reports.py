@@ -35,6 +35,7 @@ from storage.learning import eligibility
 from tests.bot.admin.test_settings import put
 from tests.bot.conftest import Community
 from tests.bot.fake_server import FakeModelServer
+from tests.field.listening import listening
 from tests.field.test_machines import ROOT, strop
 
 CONTENT = pytest.mark.parametrize("settings", ["[discord]\nmessage_content = true"], indirect=True)
@@ -213,14 +214,8 @@ REFUSALS = {
 @pytest.fixture
 async def strict_server(request: pytest.FixtureRequest) -> AsyncIterator[StrictServer]:
     server = StrictServer(*REFUSALS[request.param])
-    app = web.Application()
-    app.router.add_route("*", "/{path:.*}", server.answer)
-    runner = web.AppRunner(app)
-    await runner.setup()
-    await web.TCPSite(runner, "127.0.0.1", 0).start()
-    server.url = f"http://127.0.0.1:{runner.addresses[0][1]}"
-    yield server
-    await runner.cleanup()
+    async with listening(server.answer) as server.url:
+        yield server
 
 
 PERSONA = [ChatMessage("system", "Be kind."), ChatMessage("user", "hello")]
@@ -260,20 +255,12 @@ async def test_a_server_that_reads_a_long_prompt_in_silence_is_waited_for(
         await asyncio.sleep(0.3)
         return web.Response(body=read_to_the_end, content_type="application/json")
 
-    app = web.Application()
-    app.router.add_route("*", "/{path:.*}", slowly)
-    runner = web.AppRunner(app)
-    await runner.setup()
-    await web.TCPSite(runner, "127.0.0.1", 0).start()
-    url = f"http://127.0.0.1:{runner.addresses[0][1]}"
-    try:
+    async with listening(slowly) as url:
         async with ModelClient(url) as client:
             assert (await client.chat(model="m", messages=PERSONA, sampling=Sampling(5))).text == "Hi"
         async with ModelClient(url, secret="ours") as client:
             with pytest.raises(ServingError):
                 await client.chat(model="m", messages=PERSONA, sampling=Sampling(5))
-    finally:
-        await runner.cleanup()
     assert not Endpoint(url, "secret", engine="vllm").sends_comments
 
 
@@ -305,13 +292,8 @@ async def served(body: str) -> AsyncIterator[str]:
     async def answer(_: web.Request) -> web.Response:
         return web.Response(text=body, content_type="application/json")
 
-    app = web.Application()
-    app.router.add_route("*", "/{path:.*}", answer)
-    runner = web.AppRunner(app)
-    await runner.setup()
-    await web.TCPSite(runner, "127.0.0.1", 0).start()
-    yield f"http://127.0.0.1:{runner.addresses[0][1]}"
-    await runner.cleanup()
+    async with listening(answer) as url:
+        yield url
 
 
 # ------------------------------------------------------------------------------------------------ machines

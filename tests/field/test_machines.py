@@ -17,6 +17,7 @@ from bot.cli.launch.children import children
 from bot.serving.client import ModelClient
 from storage.config import load_config
 from tests.bot.chat.test_attachments import File
+from tests.field.listening import listening
 
 ROOT = Path(__file__).parent.parent.parent
 
@@ -88,14 +89,8 @@ class Proxy:
 @pytest.fixture
 async def proxy() -> object:
     stand_in = Proxy()
-    app = web.Application()
-    app.router.add_route("*", "/{path:.*}", stand_in.answer)
-    runner = web.AppRunner(app)
-    await runner.setup()
-    await web.TCPSite(runner, "127.0.0.1", 0).start()
-    stand_in.url = f"http://127.0.0.1:{runner.addresses[0][1]}"
-    yield stand_in
-    await runner.cleanup()
+    async with listening(stand_in.answer) as stand_in.url:
+        yield stand_in
 
 
 async def test_files_and_a_model_server_elsewhere_are_fetched_through_the_proxy(

@@ -29,6 +29,7 @@ from storage.errors import ConfigError
 from tests.bot.admin.test_settings import put
 from tests.bot.conftest import Community, in_force
 from tests.bot.fake_server import FakeModelServer
+from tests.field.listening import listening
 from tests.field.test_machines import ROOT, strop
 
 CONTENT = pytest.mark.parametrize("settings", ["[discord]\nmessage_content = true"], indirect=True)
@@ -201,14 +202,8 @@ class Stream:
 @pytest.fixture
 async def stream() -> AsyncIterator[Stream]:
     server = Stream()
-    app = web.Application()
-    app.router.add_route("*", "/{path:.*}", server.answer)
-    runner = web.AppRunner(app)
-    await runner.setup()
-    await web.TCPSite(runner, "127.0.0.1", 0).start()
-    server.url = f"http://127.0.0.1:{runner.addresses[0][1]}"
-    yield server
-    await runner.cleanup()
+    async with listening(server.answer) as server.url:
+        yield server
 
 
 async def spoken_by(stream: Stream, suffix: str = "") -> tuple[str, str | None]:

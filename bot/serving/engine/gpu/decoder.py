@@ -17,7 +17,7 @@ from torch.nn import functional
 from transformers import PreTrainedModel
 
 from bot.serving.engine.gpu.adapter_stack import AdapterStack, Masks, StackedPart
-from bot.serving.engine.kv_cache import CausalMasks, RowCache
+from bot.serving.engine.kv_cache import CausalMasks, RowCache, padded_length
 from bot.serving.engine.lora import Adapter, LoraLinear
 from bot.serving.engine.native_decoder import UnsupportedModelError
 
@@ -110,7 +110,7 @@ class GpuDecoder:
         # One copy to the device for all that the step is told.
         ids, places, held = torch.tensor([tokens, positions, rows]).to(device, non_blocking=True).unbind()
         # Eight keys at a time, as kernels for masks want them.
-        span = min(cache.length, -(-(max(positions) + 1) // 8) * 8)
+        span = min(cache.length, padded_length(max(positions) + 1))
         first, last = min(rows), max(rows) + 1
         step = self._begin(rows, places, held, span, stack.masks(adapters) if stack else None)
         keys = cache.all_keys[:, first:last, :, :span].unbind()

@@ -101,4 +101,5 @@ def test_after_an_erasure_the_process_holds_next_to_nothing_of_what_the_database
             holder.stdin.flush()
     before, after = counts
     assert before > 3000, "the writer's pages and a reader's"
-    assert after < before / 20, (before, after)
+    # Without the release a reader's half stays, 3,001; with it a few pages between others do, 62 to 375.
+    assert after < before / 6, (before, after)

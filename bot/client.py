@@ -15,7 +15,7 @@ import structlog
 import yarl
 from discord import app_commands
 
-from bot.delivery.targets import translated
+from bot.delivery.targets import translate_errors
 from bot.errors import DeliveryError, IdentifyBudgetError
 from bot.features import FeatureRegistry
 from bot.gateway.event_guard import GatewayGuard
@@ -81,15 +81,15 @@ class StropClient(FeatureRegistry, discord.Client):
     async def read_application(self) -> None:
         """Ask Discord anew who owns the application: members join and leave a team."""
         try:
-            self._latest = await translated(self.application_info())
+            self._latest = await translate_errors(self.application_info())
         except DeliveryError as error:
             _log.warning("application.not_read", error=type(error.__cause__ or error).__name__)
 
     async def tell(self, user_id: int, text: str) -> None:
         """Write to one person in private, if they let us."""
         try:
-            direct = await translated(self.create_dm(discord.Object(user_id)))
-            await translated(direct.send(text))
+            direct = await translate_errors(self.create_dm(discord.Object(user_id)))
+            await translate_errors(direct.send(text))
         except DeliveryError as error:
             _log.info("message.not_sent", user_id=user_id, error=type(error).__name__)
 

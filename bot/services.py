@@ -81,7 +81,7 @@ class Services:
     async def settings(self, guild_id: int | None, home_channel_id: int | None) -> InForce:
         """Return what is set for a channel today; read anew each time, so that a change holds at once."""
         return await self.database.aread(
-            lambda db: settings.in_force(db, self.config, guild_id, home_channel_id)
+            lambda db: settings.resolve(db, self.config, guild_id, home_channel_id)
         )
 
     async def base_and_adapters(self) -> tuple[BaseDescription, frozenset[str]]:

@@ -29,7 +29,7 @@ from storage.config_sections import (
     TrainerConfig,
     is_loopback,
 )
-from storage.config_text import bare_secret, bare_token, decoded
+from storage.config_text import bare_secret, bare_token, decode
 from storage.cron import EXAMPLE_LINE, CronLine, time_zone
 from storage.errors import ConfigError, CronError
 
@@ -142,7 +142,7 @@ def load_config(path: Path | None, env: Mapping[str, str]) -> Config:
 def _read_file(path: Path | None, problems: list[str]) -> dict[str, Any]:
     path = path or DEFAULT_FILE
     try:
-        return tomllib.loads(decoded(path.read_bytes()).replace("\r\n", "\n"))
+        return tomllib.loads(decode(path.read_bytes()).replace("\r\n", "\n"))
     except FileNotFoundError:
         if path.name != DEFAULT_FILE.name:
             problems.append(f"{path}: there is no such file; check --config, or run `strop init`")
@@ -196,7 +196,7 @@ def _token(env: Mapping[str, str], problems: list[str]) -> str | None:
     if token or not file:
         return token or None
     try:
-        token = bare_token(decoded(Path(file).expanduser().read_bytes()))
+        token = bare_token(decode(Path(file).expanduser().read_bytes()))
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "not text"
         problems.append(

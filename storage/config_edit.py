@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from storage.config_text import decoded
+from storage.config_text import decode
 from storage.errors import ConfigError
 
 _TABLE = re.compile(r"^\s*\[\s*([\w.-]+)\s*\]\s*(#.*)?$")
@@ -24,7 +24,7 @@ def write(path: Path, section: str, values: Mapping[str, Any]) -> None:
         ConfigError: the file can't be read, or is written in a way that this can't change; it is left so.
     """
     text = _read(path)
-    new = changed(text, section, values)
+    new = change_values(text, section, values)
     partial = path.with_name(f"{path.name}.partial")
     partial.write_text(new, encoding="utf-8")
     if path.exists():
@@ -32,7 +32,7 @@ def write(path: Path, section: str, values: Mapping[str, Any]) -> None:
     partial.replace(path)
 
 
-def changed(text: str, section: str, values: Mapping[str, Any]) -> str:
+def change_values(text: str, section: str, values: Mapping[str, Any]) -> str:
     """Return a configuration's text with these values; raises ConfigError where it can't be changed so."""
     before = _parsed(text)
     wanted = before | {section: {**before.get(section, {}), **values}}
@@ -62,7 +62,7 @@ def changed(text: str, section: str, values: Mapping[str, Any]) -> str:
 
 def _read(path: Path) -> str:
     try:
-        return decoded(path.read_bytes())
+        return decode(path.read_bytes())
     except FileNotFoundError:
         return ""
     except UnicodeDecodeError as error:

@@ -20,7 +20,7 @@ _LABEL = re.compile(r"^(?:export\s+)?(?:DISCORD_)?(?:BOT_)?TOKEN\s*[=:]\s*", re.
 _SCHEME = re.compile(r"^(?:Authorization\s*:\s*)?Bot\s+", re.IGNORECASE)
 
 
-def decoded(data: bytes) -> str:
+def decode(data: bytes) -> str:
     """Return a file's text: UTF-8, or what its byte-order mark says. Raises UnicodeDecodeError."""
     charset = next((charset for mark, charset in _MARKS if data.startswith(mark)), "utf-8")
     return data.decode(charset)

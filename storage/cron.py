@@ -117,7 +117,7 @@ class CronLine:
             raise CronError(f"it is never due: {_month_names(months)} never has {min(days)} days")
         return line
 
-    def after(self, moment: datetime, zone: zoneinfo.ZoneInfo) -> datetime:
+    def next_after(self, moment: datetime, zone: zoneinfo.ZoneInfo) -> datetime:
         """Return the first time after an aware `moment` at which the line is due, in UTC.
 
         A time that the change to summer time leaves out comes as much later as the clock jumps; one that the

@@ -113,7 +113,7 @@ def name_of(changes: Changes) -> str:
     return ", ".join(f"{key} {value}" for key, value in changes.items()) or AS_CONFIGURED
 
 
-def checked(configured: TrainerConfig, texts: Sequence[str]) -> tuple[Changes, ...]:
+def parse_changes(configured: TrainerConfig, texts: Sequence[str]) -> tuple[Changes, ...]:
     """Read what is to be tried, each once; raises ExperimentError with the first that can't be."""
     found = [parse(text) for text in texts]
     for changes in found:

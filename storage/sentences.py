@@ -21,10 +21,10 @@ class Figure:
     spec: str = "g"
 
     def __str__(self) -> str:
-        return written(self.value, self.spec)
+        return format_number(self.value, self.spec)
 
 
-def written(value: float, spec: str) -> str:
+def format_number(value: float, spec: str) -> str:
     """Return a number as Python writes it, but nothing as -0.00: a loss too small to be seen is none."""
     said = format(value, spec)
     return said if any(digit in said for digit in "123456789") else format(0.0, spec)
@@ -98,21 +98,21 @@ Value: TypeAlias = "str | int | Figure | Sentence"
 NOTHING = Sentence("")
 
 
-def listed(names: list[str] | tuple[str, ...], most: int = 5) -> Sentence:
+def list_names(names: list[str] | tuple[str, ...], most: int = 5) -> Sentence:
     """Name a few things, and say how many more there are."""
     few = ", ".join(names[:most])
     more = len(names) - most
     return Sentence("{names} and {count} more", names=few, count=more) if more > 0 else Sentence(few)
 
 
-def dumped(text: str) -> str:
+def dump(text: str) -> str:
     """Return what the database keeps beside a text: its template and values, nothing if there are none."""
     if not isinstance(text, Sentence) or not text.values:
         return ""
     return json.dumps(text.as_json(), ensure_ascii=False)
 
 
-def loaded(text: str, kept: str) -> Sentence:
+def load(text: str, kept: str) -> Sentence:
     """Return a stored sentence; a text that has nothing beside it, or something else, is only itself."""
     if kept:
         try:

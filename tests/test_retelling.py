@@ -26,7 +26,7 @@ from storage.errors import SettingError
 from storage.feedback.ratings import RatingCounts
 from storage.learning.eligibility import REASONS
 from storage.learning.loop_status import BlindVotes, Champion, Compared, LoopStatus, Readiness, status_lines
-from storage.sentences import Figure, Sentence, Value, listed, percent
+from storage.sentences import Figure, Sentence, Value, list_names, percent
 from tests.sentence_templates import ERRORS, MAKERS, ROOT, templates
 from tests.storage.a_run import a_run
 from tests.trainer.gate.test_decision import GOOD, UNPROVEN, estimate
@@ -98,7 +98,7 @@ def values() -> st.SearchStrategy[Value]:
 @given(values(), values())
 def test_a_kept_sentence_is_read_back_with_its_values(first: Value, second: Value) -> None:
     sentence = Sentence("{first} replaced {second}", first=first, second=second)
-    again = sentences.loaded(str(sentence), sentences.dumped(sentence))
+    again = sentences.load(str(sentence), sentences.dump(sentence))
     assert again == sentence == f"{first} replaced {second}"
     assert (again.template, again.as_json()) == (sentence.template, sentence.as_json())
 
@@ -107,14 +107,14 @@ def test_a_kept_sentence_is_read_back_with_its_values(first: Value, second: Valu
     "kept", ["", "no JSON", "[]", '{"template": "{a}"}', '{"template": "{a}", "values": {}}']
 )
 def test_a_text_without_fitting_values_beside_it_is_only_itself(kept: str) -> None:
-    again = sentences.loaded("a1 was not promoted, because {of the weather}", kept)
+    again = sentences.load("a1 was not promoted, because {of the weather}", kept)
     assert again == again.template == "a1 was not promoted, because {of the weather}"
     assert not again.values
 
 
 def test_a_text_that_was_changed_in_the_database_is_shown_and_not_what_stands_beside_it() -> None:
-    kept = sentences.dumped(Sentence("There is no run {run}.", run="r1"))
-    assert sentences.loaded("There is no run (erased).", kept).values == {}
+    kept = sentences.dump(Sentence("There is no run {run}.", run="r1"))
+    assert sentences.load("There is no run (erased).", kept).values == {}
 
 
 def test_an_error_that_tells_of_another_one_keeps_the_values_of_both() -> None:
@@ -195,7 +195,7 @@ def missing() -> Iterator[Sentence]:
     yield objectives._nothing_eligible({reason: number for number, reason in enumerate(REASONS, 1)})
     yield objectives.RANKING_NEEDS
     for task in (TASK, replace(TASK, exactly=True)):
-        least = min(map(task.needed_bytes, task.forms()))
+        least = min(map(task.estimate_bytes, task.forms()))
         for available in (least - 1, 1):
             with pytest.raises(MemoryShortError) as short:
                 fitting.choose(task, available)
@@ -206,7 +206,7 @@ def refused_settings() -> Iterator[Sentence]:
     for kind in KINDS.values():
         for value in (object(), "it is no such thing", "x" * 3000, "👍 " * 30):
             try:
-                kind.checked(value)
+                kind.parse(value)
             except SettingError as error:
                 # What was typed stays as it was typed.
                 yield Sentence(error.args[0].template, **{**error.args[0].values, "value": "…"})
@@ -253,7 +253,7 @@ def test_no_english_is_left_in_what_is_said_in_japanese(said: object) -> None:
 def test_a_kept_sentence_is_said_as_the_one_that_was_kept(language: str) -> None:
     with texts.speaking(language):
         for sentence in endings():
-            again = sentences.loaded(str(sentence), sentences.dumped(sentence))
+            again = sentences.load(str(sentence), sentences.dump(sentence))
             assert translate(again) == translate(sentence) != sentence
 
 
@@ -268,10 +268,11 @@ def test_figures_are_written_as_the_language_writes_them_and_ids_stay() -> None:
 
 
 def test_lists_keep_their_names_and_say_how_many_more_there_are() -> None:
-    assert listed(["r1", "r2"]) == "r1, r2"
+    assert list_names(["r1", "r2"]) == "r1, r2"
     with texts.speaking("de"):
         assert (
-            translate(listed([f"r{number}" for number in range(1, 8)])) == "r1, r2, r3, r4, r5 und 2 weitere"
+            translate(list_names([f"r{number}" for number in range(1, 8)]))
+            == "r1, r2, r3, r4, r5 und 2 weitere"
         )
 
 

@@ -21,7 +21,7 @@ from bot.serving.errors import AdapterRefusedError, BaseRefusedError
 from bot.serving.model import adapter_files
 from bot.serving.model.loading import LoadedBase, available_bytes, load_base, read_info
 from bot.serving.model.lora.config import check_lora_config, pair_halves
-from bot.serving.model.memory import in_gb
+from bot.serving.model.memory import format_gb
 from trainer.lora_gguf import write_lora_gguf
 
 GGUF_FILE = "adapter.gguf"
@@ -47,7 +47,8 @@ def write_merged(base_folder: Path, adapter: Path, out: Path, dtype: torch.dtype
     needed, available = info.counts().dense_bytes(), available_bytes("cpu")
     if needed > available:
         raise BaseRefusedError(
-            f"Merging into {info.id} needs {in_gb(needed)} of memory and {in_gb(available)} is available."
+            f"Merging into {info.id} needs {format_gb(needed)} of memory and {format_gb(available)} is "
+            "available."
         )
     base = load_base(base_folder, "cpu", "serve", execution="dense")
     merge(base, adapter)

@@ -65,7 +65,7 @@ def write_lora_gguf(adapter: Path, base_config: Mapping[str, Any], target: Path)
                 adapter=adapter.name,
                 module=module,
             )
-        rows = in_file_order(up.float(), name, architecture, base_config)
+        rows = reorder_rows(up.float(), name, architecture, base_config)
         for half, tensor in (("lora_a", down.float()), ("lora_b", rows)):
             writer.add_tensor(f"{name}.weight.{half}", tensor.contiguous().numpy())
     writer.write_header_to_file()
@@ -80,7 +80,7 @@ def tensor_names(architecture: str, layers: int) -> gguf.TensorNameMap:
     return gguf.get_tensor_name_map(by_name[architecture], layers)
 
 
-def in_file_order(
+def reorder_rows(
     rows: torch.Tensor, name: str, architecture: str, base_config: Mapping[str, Any]
 ) -> torch.Tensor:
     """Return a projection's rows (out, ...) in the order in which llama.cpp's files hold them."""

@@ -19,7 +19,7 @@ from bot.serving.errors import (
     ServerUnavailableError,
     ServingError,
 )
-from bot.serving.model.identity import served_instead
+from bot.serving.model.identity import find_mismatch
 from bot.serving.protocol import PRIORITY_BACKGROUND, BaseDescription, ChatMessage, Completion, Sampling
 from storage.config import Config
 from storage.config_sections import ChatConfig
@@ -43,7 +43,7 @@ def client_for(config: Config) -> ModelClient:
     return ModelClient.connect(server.base_url, config.run, server.key, config.server_proxy, server.model)
 
 
-def connected(config: Config, work: Callable[[ModelClient], Awaitable[T]]) -> T:
+def run_with_client(config: Config, work: Callable[[ModelClient], Awaitable[T]]) -> T:
     """Run one piece of work with a client of its own; a cancelled run leaves task groups as itself."""
 
     async def run() -> T:
@@ -135,7 +135,7 @@ async def require_served_base(client: ModelClient, config: Config) -> BaseDescri
     health.require_ready()
     identity = health.base.identity if health.base else None
     if config.server.base_url and identity is not None:
-        other = served_instead(identity, config.model.base, config.model.revision)
+        other = find_mismatch(identity, config.model.base, config.model.revision)
         if other is not None:
             served, wanted = other
             raise EvaluationError(

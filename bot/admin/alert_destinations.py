@@ -9,7 +9,7 @@ from typing import Protocol
 import structlog
 
 from bot.client import StropClient
-from bot.delivery.targets import translated
+from bot.delivery.targets import translate_errors
 from bot.delivery.webhook import Webhook, WebhookError
 from bot.errors import ChannelRefusedError, DeliveryError
 from bot.services import Services
@@ -62,7 +62,7 @@ class OperatorsChannel:
         """Write one message; False where it has to wait."""
         channel = self._client.get_partial_messageable(self._channel_id)
         try:
-            await translated(channel.send("\n".join(lines)[:2000]))
+            await translate_errors(channel.send("\n".join(lines)[:2000]))
         except ChannelRefusedError as error:
             _log.warning("operations.refused", channel_id=self._channel_id, error=str(error))
             self._silent_until = asyncio.get_running_loop().time() + REFUSED_PAUSE_S

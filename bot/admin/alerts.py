@@ -247,11 +247,11 @@ def _refused_text(row: dict[str, Any]) -> str:
 
 
 def _reason(row: dict[str, Any]) -> str:
-    return translate(sentences.loaded(row["reason"], row["reason_sentence"]))
+    return translate(sentences.load(row["reason"], row["reason_sentence"]))
 
 
 def _failure_text(row: dict[str, Any]) -> str:
-    message = translate(sentences.loaded(row["message"], row["message_sentence"]))
+    message = translate(sentences.load(row["message"], row["message_sentence"]))
     return tr("Run `{run}` of {scope} failed: {message}", run=row["id"], scope=row["scope"], message=message)
 
 

@@ -7,7 +7,7 @@ from collections.abc import Collection, Iterable, Sequence
 import discord
 from discord import app_commands
 
-from bot.delivery.targets import translated
+from bot.delivery.targets import translate_errors
 from bot.diagnostics.discord_access import PERMISSIONS
 from bot.language.texts import mark, tr
 from bot.ui.interactions import Interaction, say
@@ -30,7 +30,7 @@ async def setup(interaction: Interaction) -> None:
         return await say(interaction, tr(NOT_ADMIN))
     await interaction.response.defer(ephemeral=True, thinking=True)
     # Asked of Discord, not of memory: an admin presses this right after changing something.
-    channels = await translated(guild.fetch_channels())
+    channels = await translate_errors(guild.fetch_channels())
     config = client.services.config.discord
     problems = [
         *_role_problems(guild),

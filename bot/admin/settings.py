@@ -22,7 +22,7 @@ from bot.ui import modals
 from bot.ui.channels import parent_of
 from bot.ui.interactions import Interaction, set_language, with_error_reply
 from storage.admin import settings
-from storage.admin.setting_values import KINDS, LONGEST_PERSONA, NEED_CONTENT, shown
+from storage.admin.setting_values import KINDS, LONGEST_PERSONA, NEED_CONTENT, format_value
 from storage.admin.settings import InForce, Origin, Place
 from storage.errors import RuleError, SettingError
 
@@ -94,7 +94,7 @@ def _overview(found: InForce, where: Where, key: str | None) -> list[str]:
     """Say what is in force and where it comes from."""
     lines = [tr("**In force in {place}**", place=_named(where))]
     for name in KINDS:
-        value = KINDS[name].shown(getattr(found.settings, name))
+        value = KINDS[name].format(getattr(found.settings, name))
         value = value if len(value) <= _PERSONA_SHOWN else f"{value[:_PERSONA_SHOWN]}…"
         pointer = "▸ " if name == key else ""
         quoted = value.replace("`", "'").replace("\n", " ") if name == "system_prompt" else value
@@ -244,7 +244,7 @@ class ValueSelect(
         self.where: Where = where
         self.key = key
         choices: Mapping[str, str] = KINDS[key].choices or {}
-        held = set(current) if isinstance(current, tuple) else {shown(current)}
+        held = set(current) if isinstance(current, tuple) else {format_value(current)}
         super().__init__(
             ui.Select(
                 custom_id=f"settings:value:{where}:{key}",
@@ -304,7 +304,7 @@ class EditButton(
         place = _place(interaction, self.where)
         found = await interaction.client.services.settings(place.guild_id, place.channel_id)
         value = (
-            KINDS[self.key].shown(getattr(found.settings, self.key))
+            KINDS[self.key].format(getattr(found.settings, self.key))
             if getattr(found.settings, self.key) != ""
             else ""
         )
@@ -370,7 +370,7 @@ def _form(where: Where, key: str, value: str) -> ui.Modal:
     return modals.setting(f"{where}.{key}", title, _fitting(tr(KINDS[key].help), 45), field)
 
 
-async def sent_in(interaction: Interaction, services: Services, name: str, text: str) -> None:
+async def store_submitted(interaction: Interaction, services: Services, name: str, text: str) -> None:
     """Store what was typed into a setting's form; `name` is "server.temperature" or the like."""
     where, _, key = name.partition(".")
     await _change(interaction, _as_where(where), _known(key), text)

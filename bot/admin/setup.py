@@ -22,10 +22,10 @@ def setup(app: StropClient) -> None:
     app.tree.add_command(records.export)
     app.tree.add_command(records.audit_command)
     app.add_dynamic_items(records.AuditButton, *settings.dynamic_items())
-    app.feature(FormRouter).on("setting", settings.sent_in)
+    app.feature(FormRouter).on("setting", settings.store_submitted)
     config = app.services.config
     channel = OperatorsChannel(app.services, app) if config.discord.operators_channel else None
     app.run_beside(app.add_feature(OperationsWatch(app.services, app, channel)))
     app.run_beside(TeamReader(app))
-    webhook = Webhook.configured(config)
+    webhook = Webhook.from_config(config)
     app.run_beside(OperationsWatch(app.services, app, AlertWebhook(webhook) if webhook else None))

@@ -147,7 +147,7 @@ class Canvas:
         """Set a heading and what qualifies it; `more` that doesn't fit is left out, or cut if not `whole`."""
         self.text((room.left, room.top), words, size=15, color=INK, bold=True)
         left = room.left + text_width(words, 15, bold=True) + 8
-        fits = fitted(more, room.right - left - 12, 11.5)
+        fits = shorten_to_width(more, room.right - left - 12, 11.5)
         if fits == more or not whole:
             self.text((left, room.top), fits, size=11.5)
 
@@ -181,7 +181,7 @@ def text_width(words: str, size: float = 13, bold: bool = False) -> float:
     return sum(font.getlength(run, features=_features(run)) for run, font in runs) / SCALE
 
 
-def fitted(words: str, width: float, size: float = 13, bold: bool = False) -> str:
+def shorten_to_width(words: str, width: float, size: float = 13, bold: bool = False) -> str:
     """Return the words, shortened with an ellipsis where they are wider than `width` points."""
     if text_width(words, size, bold) <= width:
         return words

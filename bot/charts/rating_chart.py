@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from itertools import accumulate
 
 from bot.charts.axes import amount, round_top, short_names
-from bot.charts.canvas import BLUE, INK, ORANGE, RULE, SOFT, WIDTH, Area, Canvas, fitted, text_width
+from bot.charts.canvas import BLUE, INK, ORANGE, RULE, SOFT, WIDTH, Area, Canvas, shorten_to_width, text_width
 from bot.charts.picture import Picture
 from bot.language.texts import number, tr
 from storage.feedback.rating_statistics import AdapterShare, Day, Votes
@@ -65,8 +65,12 @@ def alt_text(figures: RatingFigures) -> str:
     if figures.shares:
         words.append(tr("Share of ratings that like, by adapter, with 95 % intervals:"))
         shown = _shown(figures.shares)
-        words += [f"{called(each.adapter_id)} {_percent(each.share)} {_interval(each)}." for each in shown]
-        words += [f"{called(each.adapter_id)}: {votes_text(each.votes)}." for each in shown if each.votes]
+        words += [
+            f"{display_name(each.adapter_id)} {_percent(each.share)} {_interval(each)}." for each in shown
+        ]
+        words += [
+            f"{display_name(each.adapter_id)}: {votes_text(each.votes)}." for each in shown if each.votes
+        ]
     return " ".join(words)
 
 
@@ -77,7 +81,7 @@ def share_line(each: AdapterShare) -> str:
     interval = tr("{low} to {high}", low=low, high=high)
     count = tr("of {count}", count=each.ratings)
     votes = f" · {votes_text(each.votes)}" if each.votes else ""
-    return f"`{share} ({interval})` {count} · {called(each.adapter_id)}{votes}"
+    return f"`{share} ({interval})` {count} · {display_name(each.adapter_id)}{votes}"
 
 
 def votes_text(votes: Votes) -> str:
@@ -88,7 +92,7 @@ def votes_text(votes: Votes) -> str:
     )
 
 
-def called(adapter_id: str | None, names: Mapping[str, str] | None = None) -> str:
+def display_name(adapter_id: str | None, names: Mapping[str, str] | None = None) -> str:
     """Return an adapter's name, or that of the base model."""
     if adapter_id is None:
         return tr("base model")
@@ -153,7 +157,7 @@ def _mark_changes(canvas: Canvas, figures: RatingFigures, names: Mapping[str, st
             continue
         x = plot.left + step * position
         canvas.line((x, plot.top - 15), (x, plot.bottom), SOFT, 1, dash=3)
-        words = called(figures.changes[day.number], names)
+        words = display_name(figures.changes[day.number], names)
         width = text_width(words, 11)
         left = x + 5 if x + 5 + width <= plot.right else x - 5 - width
         if left >= free_from:
@@ -196,7 +200,7 @@ def _draw_shares(
     row_top = plot.top
     for each in shown:
         row = Area(plot.left, row_top, plot.width, _row_height(each))
-        name = called(each.adapter_id, names)
+        name = display_name(each.adapter_id, names)
         _draw_share(canvas, each, name, row, answers=each.adapter_id == figures.champion_id)
         row_top = row.bottom
 
@@ -225,7 +229,7 @@ def _draw_share(canvas: Canvas, each: AdapterShare, name: str, row: Area, *, ans
     middle = row.top + _ROW / 2
     if answers:
         canvas.shape([(_EDGE, middle - 5), (_EDGE + 8, middle), (_EDGE, middle + 5)], BLUE)
-    words = fitted(name, row.left - _EDGE - 24, bold=answers)
+    words = shorten_to_width(name, row.left - _EDGE - 24, bold=answers)
     canvas.text((_EDGE + 14, middle + 4.5), words, color=INK if answers else SOFT, bold=answers)
     _draw_interval(canvas, row, middle, each.interval, BLUE)
     canvas.disc((row.left + row.width * each.share, middle), 4.5, INK, BLUE)

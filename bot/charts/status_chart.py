@@ -17,7 +17,7 @@ from bot.charts.canvas import (
     WIDTH,
     Area,
     Canvas,
-    fitted,
+    shorten_to_width,
     text_width,
 )
 from bot.charts.picture import Picture
@@ -114,7 +114,7 @@ def _amount(need: Need) -> str:
 def _draw_need(canvas: Canvas, need: Need, row: Area, name_width: float, *, percent: bool) -> None:
     """One row: its name, a bar that is full at what is needed (then with a check mark), the numbers."""
     middle = row.top + row.height / 2
-    canvas.text((_EDGE, middle + 4.5), fitted(need.name, name_width), color=INK)
+    canvas.text((_EDGE, middle + 4.5), shorten_to_width(need.name, name_width), color=INK)
     numbers = number(need.have / need.least, ".0%") if percent else _amount(need)
     right = WIDTH - _EDGE - 92
     track = Area(row.left, middle - 5, right - row.left, 10)
@@ -135,7 +135,7 @@ def _draw_speed(canvas: Canvas, figures: LoopFigures, top: float) -> None:
     key_left = _speed_key(canvas, figures, top + 26)
     more = tr("the last {count} hours", count=hours)
     canvas.heading(Area(_EDGE, top + 26, key_left - _EDGE, 0), tr("Time to the first word"), more)
-    canvas.text((_EDGE, top + 46), fitted(figures.traffic, WIDTH - 2 * _EDGE, 12), size=12)
+    canvas.text((_EDGE, top + 46), shorten_to_width(figures.traffic, WIDTH - 2 * _EDGE, 12), size=12)
     slowest = max((wait.slow_ms for wait in speed.hours if wait), default=0)
     unit_ms, unit = (60_000, "min") if slowest >= _IN_MINUTES_MS else (1_000, "s")
     end = round_top(slowest / unit_ms)

@@ -73,7 +73,7 @@ class ReplyControls(Protocol):
     def writing(self, reply_id: str) -> Any:
         """Return what stands below a reply that is being written."""
 
-    def finished(
+    def finished_controls(
         self,
         reply_id: str,
         versions: Versions | None = None,
@@ -240,12 +240,12 @@ class Answerer:
             return self._controls.writing(draft.reply_id)
         if draft.fell_back and draft.again is not None:
             again = draft.again
-            return self._controls.finished(again.reply_id, again.versions, votes=again.votes)
+            return self._controls.finished_controls(again.reply_id, again.versions, votes=again.votes)
         if not draft.progress.stored:
             return None
         if draft.pair is not None:
             return self._controls.comparing(draft.pair.first.reply_id)
-        return self._controls.finished(
+        return self._controls.finished_controls(
             draft.reply_id, draft.progress.versions, has_text=draft.progress.has_words
         )
 
@@ -262,7 +262,7 @@ class Answerer:
         plan = draft.plan = await self._generator.plan(draft.question, recorded, base, route)
         await self._recorder.start(draft, recorded, plan)
         _note_omissions(draft, recorded, plan.prompt)
-        if draft.again is None and pairing.wanted(
+        if draft.again is None and pairing.wants_two_candidates(
             self._services.config.replies, draft.question, len(self._tasks)
         ):
             await self._compare(draft, recorded, plan, loaded)
@@ -288,8 +288,8 @@ class Answerer:
         rival = self._rival(draft)
         opponent = await pairing.opponent(self._services, recorded.scope, plan)
         other_sampling = dataclasses.replace(plan.sampling, seed=secrets.randbits(31))
-        answering = await self._generator.loaded_or_base(opponent, loaded)
-        rival.plan = dataclasses.replace(plan.by(answering, BASE), sampling=other_sampling)
+        answering = await self._generator.choose_loaded(opponent, loaded)
+        rival.plan = dataclasses.replace(plan.route_to(answering, BASE), sampling=other_sampling)
         await self._recorder.start(rival, recorded, rival.plan)
         usual, other = await asyncio.gather(
             self._generator.write(draft), self._generator.write(rival), return_exceptions=True
@@ -315,7 +315,7 @@ class Answerer:
     async def _drop_candidate(self, draft: Draft, status: Status, error: str) -> None:
         """Drop the other candidate of a pair; its reply ends as ``status``."""
         pair, draft.pair = draft.pair, None
-        rival = None if pair is None else pair.beside(draft)
+        rival = None if pair is None else pair.other(draft)
         if rival is not None and rival.progress.stored:
             await self._recorder.end(rival, asyncio.get_running_loop().time(), status, error)
 
@@ -327,7 +327,7 @@ class Answerer:
         now = asyncio.get_running_loop().time()
         await self._recorder.end(draft, now, status, error, delivered=False)
         try:
-            await draft.renderer.finish(draft.shown())
+            await draft.renderer.finish(draft.visible_text())
             await self._settle(draft, status, error)
         except DeliveryError as failure:
             draft.progress.delivered = False
@@ -344,7 +344,7 @@ class Answerer:
 
     async def _settle(self, draft: Draft, status: Status, error: str | None = None) -> None:
         """End what stands in the channel now, or can't: the reply, and the candidate beside it."""
-        for each in (draft, *([draft.pair.beside(draft)] if draft.pair else [])):
+        for each in (draft, *([draft.pair.other(draft)] if draft.pair else [])):
             await self._recorder.settle(each, status, error)
 
     async def _say_filtered(self, draft: Draft) -> None:
@@ -371,7 +371,7 @@ class _RecordedParts:
     async def sending(self, position: int) -> None:
         await self._recorder.sending(self._draft(), position)
 
-    async def sent(self, message_id: int, position: int) -> None:
+    async def record_sent(self, message_id: int, position: int) -> None:
         await self._typing.end()
         await self._recorder.part(self._draft(), message_id, position)
 

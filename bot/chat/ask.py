@@ -7,7 +7,7 @@ from discord import app_commands
 from bot.chat.answerer import Answerer
 from bot.chat.content.references import ReferenceReader, References
 from bot.chat.listener import MessageListener
-from bot.chat.question import Question, quoted
+from bot.chat.question import Question, quote_line
 from bot.delivery.targets import InteractionSurface
 from bot.language.texts import speaking, tr
 from bot.ui.channel_language import language_of
@@ -27,7 +27,7 @@ async def ask(interaction: Interaction, prompt: app_commands.Range[str, 1, MAX_P
     if interaction.channel_id is None or not prompt.strip():
         return await say(interaction, tr("Please write what you want to ask."))
     listener = client.feature(MessageListener)
-    found = await listener.in_force_at(interaction)
+    found = await listener.read_settings_at(interaction)
     if refusal := await listener.refuse_asking(interaction, found):
         return await say(interaction, refusal)
     await interaction.response.defer(thinking=True)
@@ -41,7 +41,7 @@ async def ask(interaction: Interaction, prompt: app_commands.Range[str, 1, MAX_P
         text=prompt.strip(),
         in_force=found,
         parent_discord_id=None if links.cited else links.goes_on_from,
-        quote=quoted(prompt.strip()),
+        quote=quote_line(prompt.strip()),
         note="\n".join(links.notes),
         visible=False,
         parent_channel_id=parent_of(interaction.channel),
@@ -59,4 +59,4 @@ async def _linked(interaction: Interaction, prompt: str) -> References:
     me, reader = interaction.client.user, interaction.client.feature(ReferenceReader)
     if me is None or interaction.channel is None:
         return References()
-    return await reader.linked(prompt, interaction.user, interaction.channel, me)
+    return await reader.resolve_links(prompt, interaction.user, interaction.channel, me)

@@ -29,7 +29,7 @@ class Complaints:
         self._app = app
         self._told_at: OrderedDict[int, float] = OrderedDict()
 
-    async def refused(self, question: Question) -> None:
+    async def report_refusal(self, question: Question) -> None:
         """A channel stopped taking a reply that was being written, though nothing was missing before."""
         if question.guild_id is None:
             return

@@ -69,7 +69,7 @@ class Plan:
         """The name by which the model server knows who answers."""
         return self.adapter_id or self.base.id
 
-    def by(self, adapter_id: str | None, route: Route) -> Plan:
+    def route_to(self, adapter_id: str | None, route: Route) -> Plan:
         """Return the plan with somebody else to answer."""
         return dataclasses.replace(self, adapter_id=adapter_id, route=route)
 
@@ -126,23 +126,23 @@ class Draft:
         """Whether nothing came of another version, so that the earlier one stays."""
         return self.again is not None and not self.progress.has_words
 
-    def planned(self) -> Plan:
+    def require_plan(self) -> Plan:
         """Return the plan of a draft that has one."""
         if self.plan is None:
             raise LookupError(f"reply {self.reply_id} has no plan yet")
         return self.plan
 
-    def shown(self) -> str:
+    def visible_text(self) -> str:
         """The whole visible text: the question where it must be quoted, the answer, the notes below it."""
         if self.pair is not None:
-            return self.pair.shown(self.question.quote, finished=self.progress.ended)
+            return self.pair.visible_text(self.question.quote, finished=self.progress.ended)
         if self.again is not None and self.fell_back:
             return self.again.text
         body = answer_text(self.progress)
         pieces = (self.question.quote, body, self.question.note, *self.progress.notes)
         return "\n\n".join(piece for piece in pieces if piece)
 
-    def shown_while_waiting(self) -> str:
+    def waiting_text(self) -> str:
         """What stands there before the first word: the question where it must be quoted, and the wait."""
         return "\n\n".join(piece for piece in (self.question.quote, self.progress.waiting) if piece)
 
@@ -162,11 +162,11 @@ class Pair:
     first: Draft
     second: Draft
 
-    def beside(self, draft: Draft) -> Draft:
+    def other(self, draft: Draft) -> Draft:
         """Return the other one."""
         return self.second if draft is self.first else self.first
 
-    def shown(self, quote: str, *, finished: bool) -> str:
+    def visible_text(self, quote: str, *, finished: bool) -> str:
         """Return both texts, as far as they are written."""
         sides = []
         for name, draft in (("A", self.first), ("B", self.second)):

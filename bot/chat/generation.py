@@ -77,7 +77,7 @@ class Generator:
         if route.diverted and route.adapter_id is not None and route.adapter_id not in loaded:
             _log.warning("trial.not_loaded", adapter_id=route.adapter_id, reply_id=reply_id)
             route = Route(route.champion, route.champion)
-        adapter_id = await self.loaded_or_base(route.adapter_id, loaded)
+        adapter_id = await self.choose_loaded(route.adapter_id, loaded)
         return route if adapter_id == route.adapter_id else Route(adapter_id, adapter_id)
 
     async def plan(
@@ -96,7 +96,7 @@ class Generator:
         )
         return Plan(base, route.adapter_id, route, prompt, tokens, sampling_of(chat))
 
-    async def loaded_or_base(self, champion: str | None, loaded: frozenset[str]) -> str | None:
+    async def choose_loaded(self, champion: str | None, loaded: frozenset[str]) -> str | None:
         """Return the champion once the server has it; the base answers for one that can't be loaded."""
         if champion is None or champion in loaded:
             return champion
@@ -112,7 +112,7 @@ class Generator:
     async def write(self, draft: Draft) -> None:
         """Stream the answer; wait out a full queue, and load an adapter again that the server forgot."""
         for attempt in range(1, BUSY_TRIES + 1):
-            plan = draft.planned()
+            plan = draft.require_plan()
             try:
                 await self._stream(draft, plan)
                 return
@@ -132,7 +132,7 @@ class Generator:
         """Let the champion write a reply after all: the server lost the other side of a trial."""
         _log.warning("trial.not_loaded", adapter_id=plan.adapter_id, reply_id=draft.reply_id)
         champion = plan.route.champion
-        draft.plan = plan.by(champion, Route(champion, champion))
+        draft.plan = plan.route_to(champion, Route(champion, champion))
         await self._recorder.reroute(draft, draft.plan)
 
     async def _stream(self, draft: Draft, plan: Plan) -> None:
@@ -158,7 +158,7 @@ class Generator:
                     progress.text += delta.text
                     if progress.has_words:
                         await self._recorder.show_version(draft)
-                        draft.renderer.show(draft.shown())
+                        draft.renderer.show(draft.visible_text())
 
 
 def _show_place(draft: Draft, place: QueuePlace, now: float) -> None:
@@ -170,7 +170,7 @@ def _show_place(draft: Draft, place: QueuePlace, now: float) -> None:
     progress.waiting = tr(WAITING if place.ahead else NEXT, ahead=place.ahead, seconds=seconds)
     shown_at = progress.waiting_shown_at
     due = place.wait_s >= SHORTEST_WAIT_S if shown_at is None else now - shown_at >= WAITING_EVERY_S
-    if due and draft.renderer.show_if_free(draft.shown_while_waiting()):
+    if due and draft.renderer.show_if_free(draft.waiting_text()):
         progress.waiting_shown_at = now
 
 

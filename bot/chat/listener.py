@@ -20,7 +20,7 @@ from bot.chat.content.wake_words import spoken
 from bot.chat.failures import UNEXPECTED
 from bot.chat.rate_limits import MemberLimits, Refusal, limit_for, role_ids_of
 from bot.client import StropClient
-from bot.delivery.targets import ChannelSurface, translated
+from bot.delivery.targets import ChannelSurface, translate_errors
 from bot.errors import DeliveryError
 from bot.language import texts
 from bot.language.durations import duration
@@ -72,7 +72,7 @@ class MessageListener:
         # Messages that are answered or about to be: an edit of one is no new question.
         self._taken: deque[int] = deque(maxlen=_REMEMBERED_QUESTIONS)
 
-    async def heard(self, message: discord.Message, *, edited: bool = False) -> None:
+    async def handle_message(self, message: discord.Message, *, edited: bool = False) -> None:
         """Answer a message if it is meant for the bot; an edited one only where it mentions the bot now."""
         me = self._app.user
         if me is not None and message.webhook_id:
@@ -99,7 +99,7 @@ class MessageListener:
         """Whether a message is answered, or about to be."""
         return message_id in self._taken
 
-    async def edited(self, event: discord.RawMessageUpdateEvent) -> None:
+    async def handle_edit(self, event: discord.RawMessageUpdateEvent) -> None:
         """A member changed the text of a message: what is stored follows, and a late mention is answered."""
         me, sees_content = self._app.user, self._app.intents.message_content
         author, content = event.data.get("author") or {}, event.data.get("content")
@@ -111,7 +111,7 @@ class MessageListener:
         self._answerer.reword(message.id, text)
         known = await self._keep_edit(message.id, text, without_files=not message.attachments)
         if not known and message.id not in self._taken and _is_late(message):
-            await self.heard(message, edited=True)
+            await self.handle_message(message, edited=True)
 
     async def apologise(self, error_id: str, message: discord.Message) -> None:
         """Tell whoever plainly spoke to the bot that their message met an error nobody expected."""
@@ -129,7 +129,7 @@ class MessageListener:
         seconds = self._limits.wait_s(guild_id, user.id, now_s)
         return Refusal(tr(TOO_FAST, count=per_minute, time=duration(seconds)), answer == "silence")
 
-    async def in_force_at(self, interaction: discord.Interaction[Any]) -> InForce:
+    async def read_settings_at(self, interaction: discord.Interaction[Any]) -> InForce:
         """Return the settings of the channel in which a command or a button was used."""
         home_channel_id = parent_of(interaction.channel) or interaction.channel_id
         return await self._services.settings(interaction.guild_id, home_channel_id)
@@ -165,7 +165,7 @@ class MessageListener:
             return await self._answer_empty(message, me, attached.notes)
         thread = await self._thread_for(message, verdict, question.text)
         if thread is not None:
-            question = questions.moved_to(question, thread)
+            question = questions.move_to_thread(question, thread)
         place = message.channel if thread is None else thread
         surface = ChannelSurface(place, message if thread is None else None)
         self._answerer.start(question, surface, place.typing())
@@ -231,7 +231,7 @@ class MessageListener:
     async def _answer_plainly(self, message: discord.Message, text: str) -> None:
         reference = message.to_reference(fail_if_not_exists=False)
         try:
-            await translated(message.channel.send(text, reference=reference, mention_author=False))
+            await translate_errors(message.channel.send(text, reference=reference, mention_author=False))
         except DeliveryError as error:
             _log.info("message.not_sent", channel_id=message.channel.id, error=type(error).__name__)
 

@@ -19,7 +19,7 @@ import structlog
 
 from bot.chat.listener import MessageListener
 from bot.client import StropClient
-from bot.delivery.targets import translated
+from bot.delivery.targets import translate_errors
 from bot.errors import DeliveryError
 from bot.language.texts import mark, speaking, tr
 from bot.ui.channel_language import language_in
@@ -80,16 +80,18 @@ class MissedQuestions:
         return [channel_id for last_id, channel_id in sorted(found, reverse=True) if last_id > oldest]
 
     async def _look_in(self, channel_id: int) -> int:
-        channel = self._app.get_channel(channel_id) or await translated(self._app.fetch_channel(channel_id))
+        channel = self._app.get_channel(channel_id) or await translate_errors(
+            self._app.fetch_channel(channel_id)
+        )
         if not isinstance(channel, Place):
             return 0
-        missed = await self._missed(await translated(_newest(channel)))
+        missed = await self._missed(await translate_errors(_newest(channel)))
         late = [each for each in missed if self._age_ms(each) > ANSWERED_MS]
         for message in late[-1:]:
             await self._tell(message)
         recent = [each for each in missed if self._age_ms(each) <= ANSWERED_MS][-MOST_IN_CHANNEL:]
         for message in recent:
-            await self._listener.heard(message)
+            await self._listener.handle_message(message)
         return len(recent) + len(late[-1:])
 
     async def _missed(self, page: list[discord.Message]) -> list[discord.Message]:
@@ -124,7 +126,9 @@ class MissedQuestions:
         with speaking(await language_in(self._app.services, self._app, message.channel.id)):
             text = tr(MISSED)
         reference = message.to_reference(fail_if_not_exists=False)
-        await translated(message.channel.send(text, reference=reference, mention_author=False, silent=True))
+        await translate_errors(
+            message.channel.send(text, reference=reference, mention_author=False, silent=True)
+        )
 
 
 async def _newest(channel: Any) -> list[discord.Message]:

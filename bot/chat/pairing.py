@@ -20,7 +20,7 @@ from storage.learning import adapters
 _QUIET = 4
 
 
-def wanted(config: RepliesConfig, question: Question, in_flight: int) -> bool:
+def wants_two_candidates(config: RepliesConfig, question: Question, in_flight: int) -> bool:
     """Whether this question gets two candidates: where it asks for them, else by lot.
 
     By lot never in direct messages, or while it is busy. Operators set how often, and places that never do; a

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import discord
 
-from bot.chat.content.message_text import flattened, is_forward, names_of
+from bot.chat.content.message_text import flatten, is_forward, names_of
 from bot.services import Person, Services
 from bot.ui.channels import is_public, parent_of
 from storage.admin.settings import InForce
@@ -111,18 +111,18 @@ def from_message(
     )
 
 
-def moved_to(question: Question, thread: discord.Thread) -> Question:
+def move_to_thread(question: Question, thread: discord.Thread) -> Question:
     """Return the question as one that is asked in a thread of the channel that it came from."""
     return dataclasses.replace(question, channel_id=thread.id, parent_channel_id=question.home_channel_id)
 
 
 def readable(message: discord.Message, me: discord.ClientUser) -> str:
     """Return what a member wrote as people see it, with what stands beside their words."""
-    flat = flattened(message, names_of(message, me))
+    flat = flatten(message, names_of(message, me))
     return flat.text if flat.written else ""
 
 
-def quoted(prompt: str) -> str:
+def quote_line(prompt: str) -> str:
     """Return the line that shows a question above its answer."""
     shown = " ".join(prompt.split())
     return f"> {shown[:_QUOTED]}{'…' if len(shown) > _QUOTED else ''}"

@@ -257,7 +257,7 @@ def _asked(db: Connection, question: Question, asked: Message, place: _Place) ->
         route=_route(db, question, chain[-1].conversation_id, place),
         turns=tuple(_turn(db, message) for message in chain),
         turn_ids=tuple(message.id for message in chain),
-        left_out_before=parent_id is not None and replies.left_out_before(db, parent_id, len(chain) - 2),
+        left_out_before=parent_id is not None and replies.had_left_out(db, parent_id, len(chain) - 2),
     )
 
 

@@ -19,7 +19,7 @@ def setup(app: StropClient, controls: ReplyControls, is_deleted: IsDeleted) -> N
     """Add what answers; ``controls`` stand below replies, ``is_deleted`` knows questions that are gone."""
     services = app.services
     complaints = Complaints(app)
-    answerer = app.add_feature(Answerer(services, controls, is_deleted, complaints.refused))
+    answerer = app.add_feature(Answerer(services, controls, is_deleted, complaints.report_refusal))
     listener = app.add_feature(MessageListener(app, answerer, complaints))
     proxy_for = services.config.network.proxy_for
     app.add_feature(
@@ -35,8 +35,8 @@ def setup(app: StropClient, controls: ReplyControls, is_deleted: IsDeleted) -> N
         )
     )
     app.tree.add_command(ask.ask)
-    app.listen("message", listener.heard, apology=listener.apologise)
-    app.listen("raw_message_edit", listener.edited)
+    app.listen("message", listener.handle_message, apology=listener.apologise)
+    app.listen("raw_message_edit", listener.handle_edit)
     missed = MissedQuestions(app, listener)
     app.at_session(missed.look)
     app.at_shutdown(answerer.drain)

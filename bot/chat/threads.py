@@ -8,7 +8,7 @@ import discord
 import structlog
 
 from bot.chat.triggers import Verdict
-from bot.delivery.targets import translated
+from bot.delivery.targets import translate_errors
 from bot.errors import DeliveryError
 from bot.language.texts import mark, tr
 
@@ -43,7 +43,7 @@ async def open_thread(message: discord.Message, text: str) -> discord.Thread | N
     if message.thread is not None:
         return message.thread
     try:
-        return await translated(
+        return await translate_errors(
             message.create_thread(name=name_of(text), auto_archive_duration=ARCHIVE_AFTER_MINUTES)
         )
     except DeliveryError as error:

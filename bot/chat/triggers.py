@@ -114,7 +114,7 @@ async def judge(services: Services, arrival: Arrival) -> Verdict:
     """Settle one message with one look into the database."""
 
     def work(db: Connection) -> Verdict:
-        found = settings.in_force(db, services.config, arrival.guild_id, arrival.home_channel_id)
+        found = settings.resolve(db, services.config, arrival.guild_id, arrival.home_channel_id)
         memory = Memory(
             lambda message_id: replies.by_discord_id(db, message_id) is not None,
             lambda user_id, since_ms: (

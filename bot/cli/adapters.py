@@ -21,7 +21,7 @@ from bot.cli.session import (
     base_hash,
     choose_scope,
     model_client,
-    served,
+    read_server_health,
     session,
 )
 from bot.learning import adapter_text
@@ -171,7 +171,7 @@ def promote(
     """
     with session(config) as opened:
         if adapter == BASE:
-            health = served(opened.config)
+            health = read_server_health(opened.config)
             chosen_scope = opened.database.read(lambda db: choose_scope(db, opened.config, scope))
             base = opened.database.read(lambda db: _known_base(db, chosen_scope, health))
             adapter_id = None
@@ -229,7 +229,7 @@ def rollback(
         strop rollback --scope guild:123456789012345678 --reason "too chatty"
     """
     with session(config) as opened:
-        health = served(opened.config)
+        health = read_server_health(opened.config)
         chosen = opened.database.read(lambda db: choose_scope(db, opened.config, scope))
         base = opened.database.read(lambda db: _known_base(db, chosen, health))
         to = opened.database.read(lambda db: _earlier(db, adapter, chosen))
@@ -278,7 +278,7 @@ def _known_base(db: Connection, scope: str, health: Health | None) -> str:
 
 
 def _tell(scope: str, change: Change, *, as_json: bool) -> None:
-    before, after = str(registry.called(change.before)), str(registry.called(change.after))
+    before, after = str(registry.display_name(change.before)), str(registry.display_name(change.after))
     if as_json:
         typer.echo(json.dumps({"scope": scope, "champion": change.after, "previous": change.before}))
     elif change.before == change.after:

@@ -18,7 +18,7 @@ from bot.cli.session import (
     JsonOption,
     ScopeOption,
     choose_scope,
-    known_scopes,
+    list_scopes,
     load,
     session,
 )
@@ -211,9 +211,9 @@ def track(
     python = tracker.interpreter()
     with session(config) as opened:
         settings = opened.config
-        scopes = opened.database.read(lambda db: known_scopes(db, settings))
+        scopes = opened.database.read(lambda db: list_scopes(db, settings))
         found = opened.database.read(
-            lambda db: [run for scope in scopes for run in runs.finished(db, scope, MOST_RUNS)]
+            lambda db: [run for scope in scopes for run in runs.list_finished(db, scope, MOST_RUNS)]
         )
         folder = settings.runs
     new = tracker.send(python, project, [tracker.record(run, _card(folder / run.id)) for run in found])

@@ -89,7 +89,7 @@ def _queued(
         asked = Asked(Asked.of(earlier.settings).changes, minutes, earlier.id)
         chosen = earlier.scope
     else:
-        asked = Asked(experiments.checked(opened.config.trainer, tried), minutes)
+        asked = Asked(experiments.parse_changes(opened.config.trainer, tried), minutes)
         chosen = opened.database.read(lambda db: choose_scope(db, opened.config, scope))
     run = opened.database.write(
         lambda db: runs.enqueue(
@@ -102,7 +102,7 @@ def _queued(
 
 
 def _named(opened: Session, beginning: str) -> Run:
-    run = opened.database.read(lambda db: runs.named(db, beginning))
+    run = opened.database.read(lambda db: runs.find_by_prefix(db, beginning))
     if "experiment" not in run.settings:
         raise CommandError(f"Run {run.id} is no experiment: `strop report {run.id}` shows it.")
     return run

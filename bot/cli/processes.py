@@ -15,7 +15,7 @@ from bot.cli.errors import CommandError
 from bot.cli.launch.children import children, forget_stale, serving, watch
 from bot.cli.launch.console import Stage, stage_for
 from bot.cli.launch.supervisor import ChildSpec, Supervisor, python
-from bot.cli.session import ConfigOption, load, served
+from bot.cli.session import ConfigOption, load, read_server_health
 from storage.config import Config
 from storage.process.locks import ProcessLock
 
@@ -127,7 +127,7 @@ def health(config: ConfigOption = None) -> None:
         strop health --config /etc/strop/strop.toml
     """
     settings, _ = load(config)
-    found = served(settings)
+    found = read_server_health(settings)
     if found is None:
         raise CommandError("The model server doesn't answer.")
     typer.echo(found.status)

@@ -80,7 +80,7 @@ def run_history(
     elif not found:
         typer.echo("There are no runs yet: `strop retrain` starts the first one.")
     else:
-        typer.echo("\n".join(aligned([COLUMNS, *map(_cells, found)])))
+        typer.echo("\n".join(align_columns([COLUMNS, *map(_cells, found)])))
 
 
 def _page(db: Connection, opened: Session, scope: str | None, limit: int) -> list[Summary]:
@@ -111,7 +111,7 @@ def _gain(run: Summary) -> str:
     return f"{run.gain.value:+.2f}{interval}"
 
 
-def aligned(rows: Sequence[Sequence[str]]) -> Iterator[str]:
+def align_columns(rows: Sequence[Sequence[str]]) -> Iterator[str]:
     """Yield rows as lines whose columns stand below each other."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     for row in rows:
@@ -121,9 +121,9 @@ def aligned(rows: Sequence[Sequence[str]]) -> Iterator[str]:
 # --------------------------------------------------------------------------------------------- side by side
 def _found(opened: Session, name: str) -> Found:
     def work(db: Connection) -> tuple[Run, Adapter | None, list[Evaluation]]:
-        run = runs.named(db, name)
+        run = runs.find_by_prefix(db, name)
         adapter = adapters.get(db, run.adapter_id) if run.adapter_id else None
-        return run, adapter, evaluations.for_run(db, run.id)
+        return run, adapter, evaluations.list_for_run(db, run.id)
 
     run, adapter, measured = opened.database.read(work)
     return Found(run, adapter, measured, _card(opened, run))
@@ -156,7 +156,7 @@ def _comparison(first: Found, second: Found, *, as_json: bool) -> str:
         rows += [
             (f"  {name}", _shown(a), "=" if a == b else "≠", _shown(b)) for name, (a, b) in values.items()
         ]
-    lines = aligned(rows)
+    lines = align_columns(rows)
     said = [f"{each.run.id}: {each.run.message}" for each in (first, second) if each.run.message]
     return "\n".join([*lines, "", *said])
 

@@ -25,8 +25,8 @@ from bot.cli.session import (
     Session,
     base_hash,
     choose_scope,
-    known_scopes,
-    served,
+    list_scopes,
+    read_server_health,
     session,
 )
 from bot.diagnostics.run_estimate import run_estimate
@@ -122,7 +122,7 @@ def retrain(
 def _repeat(config: Path | None, beginning: str, *, wait: bool, as_json: bool) -> None:
     """Queue the repeat of a run, and with `wait` exit 1 if another adapter came out."""
     with session(config) as opened:
-        original = opened.database.read(lambda db: runs.named(db, beginning))
+        original = opened.database.read(lambda db: runs.find_by_prefix(db, beginning))
         if not original.repeatable:
             raise CommandError(f"Run {original.id} can't be repeated: a member erased their data.")
         if original.adapter_id is None or original.snapshot_hash is None or "judge" in original.settings:
@@ -155,7 +155,7 @@ def _own_settings(objective: str | None, epochs: int | None) -> dict[str, Any]:
 
 def _prospect(opened: Session, scope: str, *, as_json: bool) -> str:
     reference, settings = opened.config.discord.training_permission_reference, opened.config.trainer
-    alive, health = trainer_is_running(opened.config), served(opened.config)
+    alive, health = trainer_is_running(opened.config), read_server_health(opened.config)
     base = health.base.id if health is not None and health.base is not None else ""
     estimate = run_estimate(opened.config, base, opened.config.model.base)
     found = opened.database.read(
@@ -262,19 +262,19 @@ def status(config: ConfigOption = None, scope: ScopeOption = None, as_json: Json
         strop status --scope deployment --json
     """
     with session(config) as opened:
-        health = served(opened.config)
+        health = read_server_health(opened.config)
         settings = opened.config
         scopes = opened.database.read(
-            lambda db: [choose_scope(db, settings, scope)] if scope else known_scopes(db, settings)
+            lambda db: [choose_scope(db, settings, scope)] if scope else list_scopes(db, settings)
         )
         found = [_read(opened, one, health) for one in scopes]
         server = "down" if health is None else health.status
         alive = trainer_is_running(opened.config)
-        memory = memory_use.by_process(opened.config)
+        memory = memory_use.read_by_process(opened.config)
         recovered = opened.database.read(lambda db: key_values.get(db, key_values.RECOVERED_RATINGS))
         due_ms = opened.database.read(lambda db: key_values.get(db, key_values.NEXT_RUN))
         times = opened.database.read(
-            lambda db: run_times.stored_upcoming(db, settings.trainer, datetime.now(UTC))
+            lambda db: run_times.list_upcoming(db, settings.trainer, datetime.now(UTC))
         )
     if as_json:
         queue = None if health is None else {"running": health.running, **asdict(health.queue)}
@@ -292,7 +292,9 @@ def status(config: ConfigOption = None, scope: ScopeOption = None, as_json: Json
     typer.echo(f"Model server: {server}{_served_base(health)}")
     typer.echo(f"Trainer: {'running' if alive else 'not running'}")
     if times and alive:
-        typer.echo(f"By the clock: {', '.join(run_times.shown(each, settings.trainer) for each in times)}")
+        typer.echo(
+            f"By the clock: {', '.join(run_times.format_time(each, settings.trainer) for each in times)}"
+        )
     if memory:
         typer.echo(memory_use.sentence(memory))
     if recovered:

@@ -82,7 +82,7 @@ def session(option: Path | None) -> Iterator[Session]:
         database.close()
 
 
-def known_scopes(db: Connection, config: Config) -> list[str]:
+def list_scopes(db: Connection, config: Config) -> list[str]:
     """The scopes that can have an adapter of their own here, in a stable order."""
     if config.trainer.scope == "deployment":
         return ["deployment"]
@@ -96,7 +96,7 @@ def known_scopes(db: Connection, config: Config) -> list[str]:
 
 def choose_scope(db: Connection, config: Config, option: str | None) -> str:
     """The scope that was asked for, or the only one; raises UsageError naming the choices."""
-    scopes = known_scopes(db, config)
+    scopes = list_scopes(db, config)
     if not scopes:
         raise CommandError("Nobody has talked to the bot yet, so there is nothing to train or show.")
     listed = f"there {'is' if len(scopes) == 1 else 'are'}: {', '.join(scopes)}."
@@ -118,7 +118,7 @@ def import_scope(opened: Session, option: str | None) -> str:
         and opened.config.trainer.scope == "guild"
     ):
         return option
-    scopes = opened.database.read(lambda db: known_scopes(db, opened.config))
+    scopes = opened.database.read(lambda db: list_scopes(db, opened.config))
     if not scopes and option is None and opened.config.playground:
         return scope_of(opened.config.trainer.scope, PLAYGROUND_GUILD_ID)
     if not scopes:
@@ -126,7 +126,7 @@ def import_scope(opened: Session, option: str | None) -> str:
     return opened.database.read(lambda db: choose_scope(db, opened.config, option))
 
 
-def served(config: Config) -> Health | None:
+def read_server_health(config: Config) -> Health | None:
     """What the model server says, or None if it doesn't answer quickly."""
 
     async def ask() -> Health:

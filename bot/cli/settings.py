@@ -52,7 +52,7 @@ def show(
     """
     with session(config) as opened:
         guild_id = server_id(opened, guild)
-        found = opened.database.read(lambda db: stored.in_force(db, opened.config, guild_id, channel))
+        found = opened.database.read(lambda db: stored.resolve(db, opened.config, guild_id, channel))
     rows = {key: (getattr(found.settings, key), found.origins[key]) for key in KINDS}
     if as_json:
         listed = {key: {"value": value, "from": origin} for key, (value, origin) in rows.items()}
@@ -60,7 +60,7 @@ def show(
         return
     width = max(map(len, rows))
     for key, (value, origin) in rows.items():
-        typer.echo(f"{key:<{width}}  {origin:<7}  {KINDS[key].shown(value)}")
+        typer.echo(f"{key:<{width}}  {origin:<7}  {KINDS[key].format(value)}")
 
 
 @settings.command("set")

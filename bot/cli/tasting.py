@@ -13,7 +13,7 @@ import typer
 from bot.cli.errors import CommandError, UsageError
 from bot.cli.launch.console import visible
 from bot.cli.runs import actor
-from bot.cli.session import ConfigOption, JsonOption, Session, base_hash, served, session
+from bot.cli.session import ConfigOption, JsonOption, Session, base_hash, read_server_health, session
 from bot.cli.settings import GuildOption, server_id
 from bot.cli.transfer.prompt_files import prompts_in
 from storage.chat.conversations import scope_of
@@ -158,7 +158,7 @@ def start(
     with session(config) as opened:
         guild_id = server_id(opened, guild)
         scope = scope_of(opened.config.trainer.scope, guild_id)
-        health = served(opened.config)
+        health = read_server_health(opened.config)
 
         def work(db: Connection) -> Tasting:
             base = base_hash(db, scope, health)

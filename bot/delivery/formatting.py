@@ -72,7 +72,7 @@ class Formatting:
         """Whether a place is inside a code block."""
         return any(span.is_block for span in self._at(place, True))
 
-    def beside_marker(self, start: int, cut: int) -> int:
+    def cut_outside_marker(self, start: int, cut: int) -> int:
         """Return the nearest place up to ``cut`` that tears no marker from its words, or ``cut`` itself."""
         moved = cut
         while moved in self._moves:

@@ -108,10 +108,12 @@ def _best_cut(text: str, start: int, end: int, formatting: Formatting) -> int:
     for pattern, fill in zip(_BREAKS, _MIN_FILL, strict=True):
         least = start + int((end - start) * (0.05 if inside_code and pattern is _BREAKS[1] else fill))
         for found in reversed(list(pattern.finditer(text, start, end))):
-            cut = formatting.beside_marker(start, found.end())
+            cut = formatting.cut_outside_marker(start, found.end())
             if cut in boundaries and cut > least:
                 return cut
-    fine = (cut for cut in sorted(boundaries, reverse=True) if formatting.beside_marker(start, cut) == cut)
+    fine = (
+        cut for cut in sorted(boundaries, reverse=True) if formatting.cut_outside_marker(start, cut) == cut
+    )
     return next(fine, max(boundaries, default=end))
 
 

@@ -55,7 +55,7 @@ class PartLog(Protocol):
     async def sending(self, position: int) -> None:
         """A message is about to be sent; awaited before it is."""
 
-    async def sent(self, message_id: int, position: int) -> None:
+    async def record_sent(self, message_id: int, position: int) -> None:
         """It is there; awaited before anything else is shown."""
 
     async def withdrawing(self, message_id: int) -> None:
@@ -256,7 +256,7 @@ class ReplyRenderer:
         message_id = await self._timed(self._surface.send(content, buttons))
         self._sent.append((message_id, content))
         self._below[message_id] = None if buttons is None else below
-        await self._parts.sent(message_id, position)
+        await self._parts.record_sent(message_id, position)
 
     async def _edit(self, position: int, content: str, below: State | None) -> None:
         message_id, shown = self._sent[position]

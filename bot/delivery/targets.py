@@ -27,7 +27,7 @@ _FILTERED = frozenset({200000, 200001, 240000})
 _CLOSED = frozenset({50083, 160005})
 
 
-async def translated(call: Awaitable[T]) -> T:
+async def translate_errors(call: Awaitable[T]) -> T:
     """Await a call to Discord, turning what can go wrong into DeliveryError or one of its kinds."""
     try:
         return await call
@@ -68,17 +68,17 @@ class ChannelSurface:
             # The question may have been deleted meanwhile: the answer still comes.
             options["reference"] = self._question.to_reference(fail_if_not_exists=False)
             options["mention_author"] = False
-        message = await translated(self._channel.send(content, silent=not self._sent, **options))
+        message = await translate_errors(self._channel.send(content, silent=not self._sent, **options))
         self._sent[message.id] = message
         return message.id
 
     async def edit(self, message_id: int, content: str, buttons: Any = KEEP) -> None:
         """Replace a message's content, and its buttons."""
-        await translated(self._sent[message_id].edit(content=content, **_below(buttons)))
+        await translate_errors(self._sent[message_id].edit(content=content, **_below(buttons)))
 
     async def delete(self, message_id: int) -> None:
         """Delete a message that is no longer needed."""
-        await translated(self._sent.pop(message_id).delete())
+        await translate_errors(self._sent.pop(message_id).delete())
 
 
 class InteractionSurface:
@@ -93,19 +93,21 @@ class InteractionSurface:
         options: dict[str, Any] = {} if buttons is None else {"view": buttons}
         message: discord.Message
         if self._sent:
-            message = await translated(self._interaction.followup.send(content, wait=True, **options))
+            message = await translate_errors(self._interaction.followup.send(content, wait=True, **options))
         else:
-            message = await translated(self._interaction.edit_original_response(content=content, **options))
+            message = await translate_errors(
+                self._interaction.edit_original_response(content=content, **options)
+            )
         self._sent[message.id] = message
         return message.id
 
     async def edit(self, message_id: int, content: str, buttons: Any = KEEP) -> None:
         """Replace a message's content, and its buttons."""
-        await translated(self._sent[message_id].edit(content=content, **_below(buttons)))
+        await translate_errors(self._sent[message_id].edit(content=content, **_below(buttons)))
 
     async def delete(self, message_id: int) -> None:
         """Delete a message that is no longer needed."""
-        await translated(self._sent.pop(message_id).delete())
+        await translate_errors(self._sent.pop(message_id).delete())
 
 
 class WrittenSurface:
@@ -117,16 +119,16 @@ class WrittenSurface:
     async def send(self, content: str, buttons: Any = None) -> int:
         """Send one more message."""
         options: dict[str, Any] = {} if buttons is None else {"view": buttons}
-        return (await translated(self._channel.send(content, silent=True, **options))).id
+        return (await translate_errors(self._channel.send(content, silent=True, **options))).id
 
     async def edit(self, message_id: int, content: str, buttons: Any = KEEP) -> None:
         """Replace a message's content, and its buttons."""
         message = self._channel.get_partial_message(message_id)
-        await translated(message.edit(content=content, **_below(buttons)))
+        await translate_errors(message.edit(content=content, **_below(buttons)))
 
     async def delete(self, message_id: int) -> None:
         """Delete a message that this version doesn't need."""
-        await translated(self._channel.get_partial_message(message_id).delete())
+        await translate_errors(self._channel.get_partial_message(message_id).delete())
 
 
 def _below(buttons: Any) -> dict[str, Any]:

@@ -38,7 +38,7 @@ class Webhook:
     proxy: str | None = None
 
     @classmethod
-    def configured(cls, config: Config) -> Webhook | None:
+    def from_config(cls, config: Config) -> Webhook | None:
         """Return the one that is configured, if there is one."""
         url = config.alerts.webhook.get_secret_value()
         return cls(url, config.network.proxy_for(url)) if url else None

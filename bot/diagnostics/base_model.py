@@ -13,7 +13,7 @@ from bot.serving.client import SERVER_FILE, ModelClient
 from bot.serving.errors import BaseRefusedError, BaseUnreachableError, ServingError, UnknownModelError
 from bot.serving.model.catalogue import PACKAGED_BASE, Workload, find, needs, room_bytes
 from bot.serving.model.hub import read_config
-from bot.serving.model.identity import served_instead
+from bot.serving.model.identity import find_mismatch
 from bot.serving.model.memory import NF4_BYTES_PER_WEIGHT, total_main_memory
 from bot.serving.model.shapes import Shape, refuse_unsupported
 from bot.serving.model.sources import BaseSource, automatic
@@ -59,7 +59,7 @@ async def _served_elsewhere(config: Config) -> Check:
             "model", f"served elsewhere: {error}", f"start the server at {url}, or fix server.base_url"
         )
     identity = base.identity if base else None
-    other = identity and served_instead(identity, config.model.base, config.model.revision)
+    other = identity and find_mismatch(identity, config.model.base, config.model.revision)
     if other:
         detail = f"{url} has another base than model.base: it has {other[0]}, not {other[1]}"
         return problem("model", detail, "change one of the two: nothing trains until then")

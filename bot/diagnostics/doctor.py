@@ -85,7 +85,7 @@ def _schedule(config: Config) -> Check:
     if not times:
         return note("schedule", f"no clock: a run starts {after or 'only when it is asked for'}")
     clock = f"cron {trainer.cron!r}" if trainer.cron else f"every {trainer.interval_in_force:g} h"
-    said = f"{clock}: {', '.join(run_times.shown(time, trainer) for time in times)}"
+    said = f"{clock}: {', '.join(run_times.format_time(time, trainer) for time in times)}"
     if trainer.cron and trainer.interval_in_force:
         hours = f"trainer.interval_hours = {trainer.interval_in_force:g}"
         return note(
@@ -100,7 +100,7 @@ def _stored_times(config: Config, now: datetime) -> list[datetime]:
     if not config.database.is_file() or Database.is_outdated(config.database):
         return run_times.upcoming(config.trainer, None, now)
     with Database.open(config.database) as database:
-        return database.read(lambda db: run_times.stored_upcoming(db, config.trainer, now))
+        return database.read(lambda db: run_times.list_upcoming(db, config.trainer, now))
 
 
 def _sqlite(_: Config) -> Check:
@@ -123,7 +123,7 @@ def _database(config: Config) -> Check:
             found = database.read(
                 lambda db: next(iter(db.conn.execute("pragma integrity_check(1)").fetchone()))
             )
-            left = backup_erasure.unerased(database, config.backups)
+            left = backup_erasure.find_unerased(database, config.backups)
         finally:
             database.close()
     except StorageError as error:

@@ -19,7 +19,7 @@ async def regenerate(interaction: Interaction, message: discord.Message) -> None
 async def stop(interaction: Interaction, message: discord.Message) -> None:
     """End a reply that is being written."""
     actions = interaction.client.feature(ReplyActions)
-    known = await actions.at_message(message.id)
+    known = await actions.find_by_message(message.id)
     await actions.stop(interaction, known.reply.id if known else "", message.id)
 
 
@@ -47,7 +47,7 @@ async def report(interaction: Interaction, message: discord.Message) -> None:
 async def _chosen(interaction: Interaction, message: discord.Message) -> tuple[ReplyActions, str | None]:
     """Return the reply that the message shows; who chose another message hears so."""
     actions = interaction.client.feature(ReplyActions)
-    known = await actions.at_message(message.id)
+    known = await actions.find_by_message(message.id)
     if known is None:
         await say(interaction, tr(UNKNOWN))
     return actions, known.reply.id if known else None

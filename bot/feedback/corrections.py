@@ -44,13 +44,13 @@ async def open_form(interaction: Interaction, services: Services, reply_id: str)
     await interaction.response.send_modal(modals.better_answer(reply_id, written))
 
 
-async def sent_in(interaction: Interaction, services: Services, reply_id: str, text: str) -> None:
+async def store_correction(interaction: Interaction, services: Services, reply_id: str, text: str) -> None:
     """Store the better answer, or take the member's earlier one back where the form is empty."""
     await interaction.response.defer(ephemeral=True, thinking=True)
     person, wanted = services.person(interaction.user), text.strip()
 
     def work(db: Connection) -> str:
-        known = reply_view.seen_from(db, reply_id, interaction.guild_id)
+        known = reply_view.find_in_server(db, reply_id, interaction.guild_id)
         if known is None or known.gone:
             return GONE
         if not wanted:
@@ -82,7 +82,7 @@ async def sent_in(interaction: Interaction, services: Services, reply_id: str, t
 def _written(db: Connection, reply_id: str, user_id: int) -> str:
     mine = [
         rating.text or ""
-        for rating in ratings.for_reply(db, reply_id)
+        for rating in ratings.list_for_reply(db, reply_id)
         if rating.user_id == user_id and rating.kind == "correction" and not rating.retracted
     ]
     return mine[0] if mine else ""

@@ -14,7 +14,7 @@ from bot.chat.generation import LOADING
 from bot.chat.listener import MessageListener
 from bot.chat.missed_questions import ANSWERED_MS
 from bot.client import StropClient
-from bot.delivery.targets import WrittenSurface, translated
+from bot.delivery.targets import WrittenSurface, translate_errors
 from bot.errors import ChannelRefusedError, DeliveryError, MessageGoneError
 from bot.feedback.reply_actions import ReplyActions
 from bot.language.texts import speaking, tr
@@ -60,7 +60,7 @@ class InterruptedReplies:
         self._found = await self._database.aread(
             lambda db: [
                 *open_replies.all_open(db),
-                *open_replies.unanswered(db, open_replies.INTERRUPTED, since_ms),
+                *open_replies.list_unanswered(db, open_replies.INTERRUPTED, since_ms),
             ]
         )
 
@@ -98,7 +98,7 @@ class InterruptedReplies:
         if len(parts) > 1 or reply.text.strip():
             return False
         channel = self._app.get_partial_messageable(parts[0].channel_id)
-        message = await translated(channel.fetch_message(parts[0].discord_id))
+        message = await translate_errors(channel.fetch_message(parts[0].discord_id))
         with speaking(await language_in(self._app.services, self._app, channel.id)):
             waiting = tr(LOADING)
         # A place in the queue is said in small print, below a question that had to be quoted.
@@ -117,10 +117,10 @@ class InterruptedReplies:
         if reply.text.strip():
             return await self._actions.redraw(reply.id, note)
         channel = self._app.get_partial_messageable(parts[-1].channel_id)
-        message = await translated(channel.fetch_message(parts[-1].discord_id))
-        buttons = self._controls.finished(reply.id, has_text=False)
+        message = await translate_errors(channel.fetch_message(parts[-1].discord_id))
+        buttons = self._controls.finished_controls(reply.id, has_text=False)
         if not message.content.endswith(note):
-            await translated(message.edit(content=f"{message.content[:1900]}\n\n{note}", view=buttons))
+            await translate_errors(message.edit(content=f"{message.content[:1900]}\n\n{note}", view=buttons))
         return None
 
     # ------------------------------------------------------------------ answer anew
@@ -140,20 +140,22 @@ class InterruptedReplies:
                 await place.delete(part.discord_id)
             await self._database.awrite(functools.partial(replies.drop_part, discord_id=part.discord_id))
         await self._end(reply)
-        return await self._listener.heard(question)
+        return await self._listener.handle_message(question)
 
     async def _question(self, asked: Message, conversation: Conversation) -> discord.Message | None:
         """Return the message that asked, if it is there and recent; a slash command has none."""
         if not asked.visible or asked.discord_id is None or now_ms() - asked.created_ms > ANSWERED_MS:
             return None
         channel_id = asked.channel_id or conversation.channel_id
-        channel = self._app.get_channel(channel_id) or await translated(self._app.fetch_channel(channel_id))
+        channel = self._app.get_channel(channel_id) or await translate_errors(
+            self._app.fetch_channel(channel_id)
+        )
         if isinstance(channel, discord.Thread) and channel.id == asked.discord_id:
             channel = channel.parent  # a thread bears the id of the message that it was opened on
         if not isinstance(channel, discord.abc.Messageable):
             return None
         try:
-            return await translated(channel.fetch_message(asked.discord_id))
+            return await translate_errors(channel.fetch_message(asked.discord_id))
         except MessageGoneError:
             return None
 
@@ -165,7 +167,9 @@ class InterruptedReplies:
         me = self._app.user
         if lost is None or me is None:
             return
-        page = await translated(_page(self._app.get_partial_messageable(lost.channel_id), lost.after_id))
+        page = await translate_errors(
+            _page(self._app.get_partial_messageable(lost.channel_id), lost.after_id)
+        )
         mine = [message for message in page if message.author.id == me.id and lost.may_be(message)]
 
         def adopt(db: Connection) -> int | None:
@@ -199,13 +203,13 @@ class _LostPart:
 
 
 def _lost_part(db: Connection, reply: Reply) -> _LostPart | None:
-    position = open_replies.lost_part(db, reply.id)
+    position = open_replies.find_lost_part(db, reply.id)
     asked = conversations.get_message(db, reply.prompt_message_id)
     conversation = conversations.get(db, reply.conversation_id)
     if position is None or asked is None or asked.discord_id is None or conversation is None:
         return None
     parts = replies.parts(db, reply.id)
-    if not parts and replies.shown_for_prompt(db, reply.prompt_message_id) is not None:
+    if not parts and replies.find_shown_reply(db, reply.prompt_message_id) is not None:
         return None  # another version of a reply whose messages are known
     channel_id = parts[-1].channel_id if parts else asked.channel_id or conversation.channel_id
     # Only the first message says what it answers, and in a thread or a tasting not even that.
@@ -241,6 +245,6 @@ def _put_back(db: Connection, reply: Reply) -> tuple[list[Part], str | None]:
         return [], left.shown_id
     parts = replies.parts(db, reply.id)
     # A version without a word has no message of its own yet, but those of the earlier one may say it waits.
-    shown_id = None if parts else replies.shown_for_prompt(db, reply.prompt_message_id)
+    shown_id = None if parts else replies.find_shown_reply(db, reply.prompt_message_id)
     shown = replies.get(db, shown_id) if shown_id is not None else None
     return parts, shown.id if shown is not None and shown.text.strip() else None

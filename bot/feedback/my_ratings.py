@@ -108,7 +108,7 @@ class TakeBackSelect(
         user_id, chosen = interaction.user.id, _chosen(interaction)
 
         def work(db: Connection) -> list[str]:
-            shown = [my_ratings.pressed_on(db, user_id, key) for key in chosen]
+            shown = [my_ratings.find_pressed_reply(db, user_id, key) for key in chosen]
             taken = [my_ratings.take_back(db, user_id, key) for key in chosen]
             return [reply_id for reply_id, done in zip(shown, taken, strict=True) if reply_id and done]
 

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import discord
 import structlog
 
-from bot.delivery.targets import translated
+from bot.delivery.targets import translate_errors
 from bot.errors import ChannelRefusedError, DeliveryError
 from bot.services import Person, Services
 from storage.admin import settings
@@ -53,7 +53,7 @@ class EmojiValues:
         place = conversations.get(db, reply.conversation_id)
         guild_id = place.guild_id if place else None
         channel_id = place.settings_channel_id if place else None
-        found = settings.in_force(db, config, guild_id, channel_id).settings
+        found = settings.resolve(db, config, guild_id, channel_id).settings
         return cls(found.rating_up, found.rating_down)
 
     def value(self, emoji: str) -> int | None:
@@ -91,7 +91,7 @@ class RatingRecorder:
         self._reconciling = asyncio.Lock()
         self._wanted_again = False
 
-    async def added(self, event: discord.RawReactionActionEvent) -> None:
+    async def handle_added(self, event: discord.RawReactionActionEvent) -> None:
         """Store a rating in place of the member's earlier one."""
         if self._is_bot(event):
             return
@@ -123,7 +123,7 @@ class RatingRecorder:
 
         return await self._services.database.aread(work)
 
-    async def removed(self, event: discord.RawReactionActionEvent) -> None:
+    async def handle_removed(self, event: discord.RawReactionActionEvent) -> None:
         """Take the member's rating back, if it is the one that stands; another one left there counts."""
         emoji = plain_emoji(str(event.emoji))
         database = self._services.database
@@ -151,7 +151,7 @@ class RatingRecorder:
             if reply is not None:
                 await self._reconcile_reply(reply, set(), only=event.user_id)
 
-    async def cleared(self, event: discord.RawReactionClearEvent) -> None:
+    async def handle_cleared(self, event: discord.RawReactionClearEvent) -> None:
         """A moderator removed every reaction of a message."""
         await self._clear(event.message_id, None)
 
@@ -235,7 +235,7 @@ class RatingRecorder:
         shown: list[discord.Reaction] = []
         for part in parts:
             channel = self._client.get_partial_messageable(part.channel_id)
-            message = await translated(channel.fetch_message(part.discord_id))
+            message = await translate_errors(channel.fetch_message(part.discord_id))
             shown += [each for each in message.reactions if values.value(str(each.emoji)) is not None]
         return shown
 
@@ -243,7 +243,7 @@ class RatingRecorder:
         people: dict[int, Person] = {}
         emoji: dict[int, tuple[str, ...]] = {}
         for reaction in shown:
-            for user in await translated(_all_users(reaction)):
+            for user in await translate_errors(_all_users(reaction)):
                 if user.bot or self._is_me(user.id):
                     continue
                 people[user.id] = self._services.person(user)
@@ -341,7 +341,7 @@ def _versions(db: Connection, reply_id: str) -> list[str]:
 
 
 def _on_all_versions(db: Connection, reply_id: str) -> list[ratings.Rating]:
-    return [rating for each in _versions(db, reply_id) for rating in ratings.for_reply(db, each)]
+    return [rating for each in _versions(db, reply_id) for rating in ratings.list_for_reply(db, each)]
 
 
 def _is_reaction(rating: ratings.Rating) -> bool:

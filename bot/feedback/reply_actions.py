@@ -83,11 +83,11 @@ class ReplyActions:
             return await say(interaction, tr(UNKNOWN))
         return await found(interaction, reply_id)
 
-    async def known(self, reply_id: str) -> ReplyRecord | None:
+    async def find_reply(self, reply_id: str) -> ReplyRecord | None:
         """Return a reply by its id, with all that storage knows around it."""
-        return await self._services.database.aread(lambda db: reply_view.by_id(db, reply_id))
+        return await self._services.database.aread(lambda db: reply_view.find(db, reply_id))
 
-    async def at_message(self, message_id: int) -> ReplyRecord | None:
+    async def find_by_message(self, message_id: int) -> ReplyRecord | None:
         """Return the reply that a Discord message shows."""
         return await self._services.database.aread(lambda db: reply_view.by_discord_id(db, message_id))
 
@@ -96,9 +96,9 @@ class ReplyActions:
     async def regenerate(self, interaction: Interaction, reply_id: str) -> None:
         """Write another version over the reply's messages; the earlier ones are kept."""
         await _acknowledge(interaction)
-        known = await self.known(reply_id)
+        known = await self.find_reply(reply_id)
         # Nothing is awaited between the last look and taking the slot: a double click writes one version.
-        found = await self._listener.in_force_at(interaction)
+        found = await self._listener.read_settings_at(interaction)
         refusal = await self._listener.refuse_asking(interaction, found)
         refusal = refusal or self._no_regenerating(interaction, known)
         if known is None or refusal:
@@ -132,7 +132,7 @@ class ReplyActions:
 
     async def _write_again(self, known: ReplyRecord, in_force: InForce) -> str:
         """Write another version; return what went wrong, if nothing came of it."""
-        shown = await self.known(known.versions.shown_id) or known
+        shown = await self.find_reply(known.versions.shown_id) or known
         again = Regeneration(
             reply_id=shown.reply.id,
             prompt_message_id=shown.asked.id,
@@ -153,7 +153,7 @@ class ReplyActions:
     async def stop(self, interaction: Interaction, reply_id: str, message_id: int = 0) -> None:
         """End a reply that is being written; what is there stays."""
         await _acknowledge(interaction)
-        known = await self.known(reply_id)
+        known = await self.find_reply(reply_id)
         ids = known.versions.reply_ids if known is not None else (reply_id,)
         draft = self._answerer.being_written(*ids, message_id=message_id)
         if draft is None:
@@ -182,13 +182,13 @@ class ReplyActions:
     async def page(self, interaction: Interaction, reply_id: str, step: int) -> None:
         """Show the version before or after; to others than the asker, for their eyes only."""
         await _acknowledge(interaction)
-        known = await self.known(reply_id)
+        known = await self.find_reply(reply_id)
         if known is None or known.gone:
             return await say(interaction, tr(UNKNOWN if known is None else GONE))
         slot = known.versions.first_id
         if slot in self._changing or self._answerer.being_written(*known.versions.reply_ids):
             return await say(interaction, tr(STILL_WRITING))
-        wanted = known.versions.beside(step)
+        wanted = known.versions.neighbour(step)
         if not self._may_page(interaction, known):
             return await self._show_privately(interaction, wanted)
         if wanted == known.versions.shown_id:
@@ -208,7 +208,7 @@ class ReplyActions:
         return user_id == known.reply.asker_id or self._client.is_operator(user_id)
 
     async def _show_privately(self, interaction: Interaction, reply_id: str) -> None:
-        other = await self.known(reply_id)
+        other = await self.find_reply(reply_id)
         if other is None or other.gone:
             return await say(interaction, tr(GONE))
         number = other.versions.reply_ids.index(reply_id) + 1
@@ -225,7 +225,7 @@ class ReplyActions:
         person = self._services.person(interaction.user)
 
         def work(db: Connection) -> ReplyRecord | None:
-            known = reply_view.by_id(db, reply_id)
+            known = reply_view.find(db, reply_id)
             if known is None or known.gone:
                 return None
             person.ensure(db)
@@ -241,7 +241,7 @@ class ReplyActions:
                     value=value,
                     permission_reference=self._services.permission_reference,
                 )
-            return reply_view.by_id(db, known.versions.shown_id)
+            return reply_view.find(db, known.versions.shown_id)
 
         shown = await self._services.database.awrite(work)
         if shown is None:
@@ -257,7 +257,7 @@ class ReplyActions:
 
     async def better(self, interaction: Interaction, reply_id: str) -> None:
         """Open the form for the reply that a member wishes for."""
-        known = await self.known(reply_id)
+        known = await self.find_reply(reply_id)
         if known is None or known.gone:
             return await say(interaction, tr(UNKNOWN if known is None else GONE))
         if known.comparison is not None:
@@ -271,7 +271,7 @@ class ReplyActions:
         await interaction.response.defer(ephemeral=True, thinking=True)
 
         def work(db: Connection) -> tuple[ReplyRecord | None, Training, bool]:
-            known = reply_view.by_id(db, reply_id)
+            known = reply_view.find(db, reply_id)
             if known is None:
                 return None, training_of(db, None), True
             pair = known.comparison
@@ -296,13 +296,13 @@ class ReplyActions:
     # ------------------------------------------------------------------ the messages of a reply
 
     def _below(self, known: ReplyRecord) -> Any:
-        return self._controls.finished(
+        return self._controls.finished_controls(
             known.reply.id, known.versions, has_text=bool(known.reply.text.strip()), votes=known.votes
         )
 
     async def redraw(self, reply_id: str, note: str = "") -> None:
         """Bring the messages of a reply in line with storage; raises DeliveryError where Discord refuses."""
-        known = await self.known(reply_id)
+        known = await self.find_reply(reply_id)
         if known is None or not known.parts:
             return
         channel_id = known.parts[0].channel_id
@@ -331,7 +331,7 @@ class _StoredParts:
     async def sending(self, position: int) -> None:
         await self.database.awrite(lambda db: open_replies.send_part(db, self.reply_id, position))
 
-    async def sent(self, message_id: int, position: int) -> None:
+    async def record_sent(self, message_id: int, position: int) -> None:
         await self.database.awrite(
             lambda db: replies.add_part(db, self.reply_id, message_id, self.channel_id, position)
         )
@@ -355,7 +355,7 @@ async def _acknowledge(interaction: Interaction) -> None:
 
 def _pressed(db: Connection, reply_id: str, user_id: int) -> int | None:
     """Return the thumb that a member gave by button and that stands, or None."""
-    for rating in ratings.for_reply(db, reply_id):
+    for rating in ratings.list_for_reply(db, reply_id):
         if rating.user_id == user_id and rating.kind == "thumb" and rating.means == "button":
             return None if rating.retracted else rating.value
     return None

@@ -48,7 +48,9 @@ class ReplyButton(
     async def callback(self, interaction: Interaction) -> None:
         """Do what the button is for, in the server in which the reply stands."""
         services, guild_id = interaction.client.services, interaction.guild_id
-        if not await services.database.aread(lambda db: reply_view.seen_from(db, self.reply_id, guild_id)):
+        if not await services.database.aread(
+            lambda db: reply_view.find_in_server(db, self.reply_id, guild_id)
+        ):
             return await say(interaction, tr(UNKNOWN))
         await interaction.client.feature(ReplyActions).press(interaction, self.action, self.reply_id)
         return None
@@ -66,7 +68,7 @@ class Controls:
             return None
         return _view([ReplyButton("stop", reply_id)])
 
-    def finished(
+    def finished_controls(
         self, reply_id: str, versions: Versions | None = None, *, has_text: bool = True, votes: Votes = (0, 0)
     ) -> discord.ui.View | None:
         """Return what stands below a reply that is done; one without words can only be written again."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from bot.chat.question import Question, quoted
+from bot.chat.question import Question, quote_line
 from bot.language.texts import mark, tr
 from bot.services import Person
 from storage.admin.settings import InForce
@@ -51,7 +51,7 @@ class ReplyRecord:
     @property
     def quote(self) -> str:
         """The question, where no message shows it."""
-        return quoted(self.asked.content) if self.asked.visible is False and self.asked.content else ""
+        return quote_line(self.asked.content) if self.asked.visible is False and self.asked.content else ""
 
     def question(self, in_force: InForce) -> Question:
         """Return the question once more, as it stands today."""
@@ -76,18 +76,18 @@ class ReplyRecord:
         )
 
 
-def by_id(db: Connection, reply_id: str) -> ReplyRecord | None:
+def find(db: Connection, reply_id: str) -> ReplyRecord | None:
     """Return the reply with this id, or None."""
     reply = replies.get(db, reply_id)
     return None if reply is None else _known(db, reply)
 
 
-def seen_from(db: Connection, reply_id: str, guild_id: int | None) -> ReplyRecord | None:
+def find_in_server(db: Connection, reply_id: str, guild_id: int | None) -> ReplyRecord | None:
     """Return the reply if it is one of this server (None: of direct messages).
 
     Ids in buttons and forms come from whoever pressed: in another server they open nothing.
     """
-    known = by_id(db, reply_id)
+    known = find(db, reply_id)
     return known if known is not None and known.conversation.guild_id == guild_id else None
 
 
@@ -101,7 +101,7 @@ def thumbs(db: Connection, reply_id: str) -> tuple[int, int]:
     """Return how many members like a reply, and how many don't."""
     values = [
         rating.value
-        for rating in ratings.for_reply(db, reply_id)
+        for rating in ratings.list_for_reply(db, reply_id)
         if rating.kind == "thumb" and not rating.retracted
     ]
     return values.count(1), values.count(-1)

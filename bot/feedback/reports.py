@@ -9,7 +9,7 @@ import discord
 import structlog
 
 from bot.client import StropClient
-from bot.delivery.targets import translated
+from bot.delivery.targets import translate_errors
 from bot.errors import DeliveryError
 from bot.feedback import reply_view
 from bot.feedback.reply_view import ReplyRecord
@@ -38,24 +38,24 @@ _log = structlog.get_logger(__name__)
 
 async def open_form(interaction: Interaction, services: Services, reply_id: str) -> None:
     """Ask for the reason."""
-    if await services.database.aread(lambda db: reply_view.by_id(db, reply_id)) is None:
+    if await services.database.aread(lambda db: reply_view.find(db, reply_id)) is None:
         return await say(interaction, tr(UNKNOWN))
     await interaction.response.send_modal(modals.report(reply_id))
     return None
 
 
-async def sent_in(interaction: Interaction, services: Services, reply_id: str, reason: str) -> None:
+async def store_report(interaction: Interaction, services: Services, reply_id: str, reason: str) -> None:
     """Audit the report and tell the operators."""
     await interaction.response.defer(ephemeral=True, thinking=True)
     user_id = interaction.user.id
 
     def work(db: Connection) -> ReplyRecord | str:
-        known = reply_view.seen_from(db, reply_id, interaction.guild_id)
+        known = reply_view.find_in_server(db, reply_id, interaction.guild_id)
         if known is None:
             return UNKNOWN
-        if reply_reports.given(db, user_id, reply_id=reply_id):
+        if reply_reports.count_reports(db, user_id, reply_id=reply_id):
             return TWICE
-        if reply_reports.given(db, user_id, within_ms=_DAY_MS) >= MOST_A_DAY:
+        if reply_reports.count_reports(db, user_id, within_ms=_DAY_MS) >= MOST_A_DAY:
             return TOO_MANY
         audit.record(db, str(user_id), reply_reports.ACTION, {"reply_id": reply_id})
         return known
@@ -99,7 +99,7 @@ async def _tell_operators(client: StropClient, text: str) -> int:
 
 async def _send_privately(client: StropClient, user_id: int, text: str) -> int:
     try:
-        user = client.get_user(user_id) or await translated(client.fetch_user(user_id))
+        user = client.get_user(user_id) or await translate_errors(client.fetch_user(user_id))
     except DeliveryError as error:
         _log.warning("report.operator_unknown", error=type(error).__name__)
         return 0
@@ -108,7 +108,7 @@ async def _send_privately(client: StropClient, user_id: int, text: str) -> int:
 
 async def _arrives(sending: Coroutine[Any, Any, discord.Message]) -> int:
     try:
-        await translated(sending)
+        await translate_errors(sending)
     except DeliveryError as error:
         _log.warning("report.not_delivered", error=type(error).__name__)
         return 0

@@ -30,12 +30,12 @@ def setup(app: StropClient) -> None:
         app.tree.add_command(app_commands.ContextMenu(name=name, callback=callback))
     app.add_dynamic_items(ReplyButton, CompareButton, *my_ratings.dynamic_items())
     forms = app.feature(FormRouter)
-    forms.on("better", corrections.sent_in)
-    forms.on("report", reports.sent_in)
+    forms.on("better", corrections.store_correction)
+    forms.on("report", reports.store_report)
     for name, handler in (
-        ("raw_reaction_add", recorder.added),
-        ("raw_reaction_remove", recorder.removed),
-        ("raw_reaction_clear", recorder.cleared),
+        ("raw_reaction_add", recorder.handle_added),
+        ("raw_reaction_remove", recorder.handle_removed),
+        ("raw_reaction_clear", recorder.handle_cleared),
         ("raw_reaction_clear_emoji", recorder.emoji_cleared),
     ):
         app.listen(name, functools.partial(unstored.keep, handler))

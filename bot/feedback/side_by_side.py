@@ -70,7 +70,7 @@ class CompareButton(
 
         def work(db: Connection) -> str:
             pair = side_by_side.of(db, self.first_id)
-            first = reply_view.seen_from(db, self.first_id, interaction.guild_id)
+            first = reply_view.find_in_server(db, self.first_id, interaction.guild_id)
             if pair is None or first is None or first.gone:
                 return tr(GONE)
             person.ensure(db)
@@ -117,7 +117,7 @@ def _revealed(db: Connection, pair: Comparison, choice: int) -> str:
 
 
 def _name(db: Connection, reply_id: str) -> str:
-    known = reply_view.by_id(db, reply_id)
+    known = reply_view.find(db, reply_id)
     adapter_id = known.reply.adapter_id if known else None
     adapter = adapters.get(db, adapter_id) if adapter_id is not None else None
     if adapter is None:

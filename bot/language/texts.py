@@ -20,7 +20,7 @@ from pathlib import Path
 
 import structlog
 
-from storage.sentences import written
+from storage.sentences import format_number
 
 LANGUAGES = ("en", "de", "es", "fr", "ja")
 FOLDER = Path(__file__).parent / "catalogues"
@@ -74,7 +74,7 @@ def spoken() -> str:
 
 def number(value: float, spec: str = "g") -> str:
     """Return a number as the spoken language writes it; `spec` is that of Python's `format`."""
-    return figure(written(value, spec))
+    return figure(format_number(value, spec))
 
 
 def figure(text: str) -> str:

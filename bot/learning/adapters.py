@@ -10,7 +10,7 @@ from discord import app_commands
 
 from bot.learning import adapter_text
 from bot.ui.interactions import Interaction, say, with_error_reply
-from bot.ui.paging import page_view, shown_page
+from bot.ui.paging import clamp_page, page_view
 from storage.db.database import Connection
 from storage.learning import adapters, lineage
 from storage.learning.lineage import AdapterHistory
@@ -59,7 +59,7 @@ async def _page(interaction: Interaction, page: int) -> tuple[str, discord.ui.Vi
     scope, base_hash = services.scope(interaction.guild_id), await services.base_hash()
 
     def work(db: Connection) -> tuple[list[AdapterHistory], int, int, str | None]:
-        shown, pages = shown_page(page, lineage.count(db, scope), PAGE)
+        shown, pages = clamp_page(page, lineage.count(db, scope), PAGE)
         histories = lineage.page(db, scope, skip=shown * PAGE, limit=PAGE)
         return histories, shown, pages, adapters.champion(db, scope, base_hash)
 

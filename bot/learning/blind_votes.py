@@ -12,7 +12,7 @@ import discord
 import structlog
 
 from bot.delivery.splitting import split
-from bot.delivery.targets import translated
+from bot.delivery.targets import translate_errors
 from bot.errors import ChannelRefusedError, DeliveryError, MessageGoneError
 from bot.language.texts import mark, tr
 from bot.services import Services
@@ -69,7 +69,7 @@ class VoteButton(
 
         def work(db: Connection) -> tuple[bool, bool, bool, bool]:
             # Another server's id opens nothing here.
-            duel = duels.seen_from(db, self.duel_id, interaction.guild_id)
+            duel = duels.find_in_server(db, self.duel_id, interaction.guild_id)
             if blocks.is_blocked(db, interaction.guild_id, person.user_id):
                 return False, False, True, True
             is_open = duel is not None and duel.closed_ms is None
@@ -187,7 +187,9 @@ class DuelBoard:
     async def _post(self, duel: Duel, channel_id: int) -> None:
         channel = self._client.get_partial_messageable(channel_id)
         try:
-            message = await translated(channel.send(duel_text(duel), view=vote_view(duel.id), silent=True))
+            message = await translate_errors(
+                channel.send(duel_text(duel), view=vote_view(duel.id), silent=True)
+            )
         except DeliveryError as error:
             _log.info("duel.not_posted", duel_id=duel.id, error=str(error))
             return
@@ -198,7 +200,7 @@ class DuelBoard:
         channel = self._client.get_partial_messageable(int(entry["channel"]))
         message = channel.get_partial_message(int(entry["message"]))
         try:
-            await translated(message.edit(content=tr(CLOSED), view=None))
+            await translate_errors(message.edit(content=tr(CLOSED), view=None))
         except (ChannelRefusedError, MessageGoneError):
             _log.debug("duel.message_gone", duel_id=duel_id)
         except DeliveryError:

@@ -53,7 +53,7 @@ async def _queue(interaction: Interaction, scope: str, own: dict[str, Any]) -> s
     client, channel_id = interaction.client, interaction.channel_id
 
     def work(db: Connection) -> tuple[runs.Run, bool]:
-        waiting = runs.active(db, scope) or (None if own else dry_run.unchanged_since_vote(db, scope))
+        waiting = runs.active(db, scope) or (None if own else dry_run.find_unchanged_vote(db, scope))
         run = waiting or runs.enqueue(
             db,
             scope=scope,

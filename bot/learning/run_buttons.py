@@ -9,7 +9,7 @@ from typing import Any, Literal, Self, get_args
 import discord
 import structlog
 
-from bot.delivery.targets import translated
+from bot.delivery.targets import translate_errors
 from bot.errors import DeliveryError
 from bot.language.names import adapter_name
 from bot.language.sentences import translate
@@ -125,7 +125,7 @@ def card_view(card: Card) -> discord.ui.View:
     )
 
 
-async def shown_samples(services: Services, card: Card) -> list[Sample]:
+async def list_public_samples(services: Services, card: Card) -> list[Sample]:
     """Return what a card may show to everybody who reads the channel: replies to general prompts only."""
     if not card.run.repeatable:
         return []
@@ -270,11 +270,11 @@ async def _redraw(services: Services, interaction: discord.Interaction[Any], run
     if message is None:
         return
     card = await _card(services, run_id)
-    samples = await shown_samples(services, card)
+    samples = await list_public_samples(services, card)
     # Whoever pressed may read another language than the channel does.
     with speaking(await language_in(services, interaction.client, message.channel.id)):
         drawn, view = run_card.embed(card, samples), card_view(card)
     try:
-        await translated(message.edit(embed=drawn, view=view))
+        await translate_errors(message.edit(embed=drawn, view=view))
     except DeliveryError as error:
         _log.info("card.not_redrawn", run_id=run_id, error=str(error))

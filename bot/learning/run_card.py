@@ -65,10 +65,10 @@ def find(db: Connection, run: Run) -> Card | None:
     adapter = adapters.get(db, run.adapter_id) if run.adapter_id else None
     if adapter is None or run.outcome not in ("promoted", "refused"):
         return None
-    measured = tuple(evaluations.for_run(db, run.id))
+    measured = tuple(evaluations.list_for_run(db, run.id))
     against = measured[0].champion_id if measured else run.champion_id
     champion_id = adapters.champion(db, adapter.scope, adapter.base_hash)
-    watched = trials.of_run(db, run.id, "holdback")
+    watched = trials.find_for_run(db, run.id, "holdback")
     # What is counted meanwhile changes with every rating: the card is drawn anew for the end only.
     settled = None if watched is None else replace(watched, standing={}, seen="", judged_ms=0)
     # Nor is it drawn anew because the message that shows it has been posted.

@@ -13,7 +13,7 @@ from bot.language.durations import duration
 from bot.language.sentences import translate
 from bot.language.texts import mark, number, tr
 from bot.ui.interactions import Interaction, say, with_error_reply
-from bot.ui.paging import page_view, shown_page
+from bot.ui.paging import clamp_page, page_view
 from storage.db.database import Connection
 from storage.learning import run_summary
 from storage.learning.run_summary import Summary
@@ -69,7 +69,7 @@ async def _page(interaction: Interaction, page: int) -> tuple[str, discord.ui.Vi
     scope = services.scope(interaction.guild_id)
 
     def work(db: Connection) -> tuple[list[Summary], int, int]:
-        shown, pages = shown_page(page, run_summary.count(db, scope), PAGE)
+        shown, pages = clamp_page(page, run_summary.count(db, scope), PAGE)
         return run_summary.page(db, scope, skip=shown * PAGE, limit=PAGE), shown, pages
 
     found, shown, pages = await services.database.aread(work)
@@ -89,13 +89,13 @@ def lines(run: Summary) -> list[str]:
     """Return a run in a few lines: its outcome, its gain, its data, what it took."""
     began = f" · <t:{(run.started_ms or run.created_ms) // 1000}:f>"
     found = [f"**`{run.id}`** · {tr(OUTCOMES.get(run.outcome or '', run.state))}{began}"]
-    found += [", ".join(part) for part in (measured(run), took(run)) if part]
+    found += [", ".join(part) for part in (describe_result(run), took(run)) if part]
     if run.gain is None and run.outcome in ("failed", "not_yet"):
         found.append(translate(run.message)[:150])
     return found
 
 
-def measured(run: Summary) -> list[str]:
+def describe_result(run: Summary) -> list[str]:
     """Say what the run gained with its interval, and what it was trained on."""
     return [part for part in (gain(run), data(run)) if part]
 

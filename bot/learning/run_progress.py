@@ -16,14 +16,14 @@ import discord
 import structlog
 from discord.ext import tasks
 
-from bot.delivery.targets import translated
+from bot.delivery.targets import translate_errors
 from bot.errors import ChannelRefusedError, DeliveryError, MessageGoneError
 from bot.language.durations import duration
 from bot.language.sentences import translate
 from bot.language.texts import mark, number, speak, tr
 from bot.learning import run_card
 from bot.learning.blind_votes import DuelBoard
-from bot.learning.run_buttons import cancel_view, card_view, shown_samples, vote_ending_view
+from bot.learning.run_buttons import cancel_view, card_view, list_public_samples, vote_ending_view
 from bot.learning.run_card import Card
 from bot.learning.status_text import PHASES
 from bot.learning.tasting_commands import offer_view
@@ -276,12 +276,16 @@ class ProgressReporter:
         if report.message_id is not None:
             earlier = channel.get_partial_message(report.message_id)
             if outcome == report.said:
-                await translated(earlier.edit(content=text, **drawn))
+                await translate_errors(earlier.edit(content=text, **drawn))
                 return
             with contextlib.suppress(ChannelRefusedError, MessageGoneError):
-                await translated(earlier.edit(content=progress_text(run, report.said), embed=None, view=None))
+                await translate_errors(
+                    earlier.edit(content=progress_text(run, report.said), embed=None, view=None)
+                )
             given["reference"] = earlier.to_reference(fail_if_not_exists=False)
-        message = await translated(channel.send(text, silent=outcome is None, mention_author=False, **given))
+        message = await translate_errors(
+            channel.send(text, silent=outcome is None, mention_author=False, **given)
+        )
         report.message_id, report.said = message.id, outcome
         await self._services.database.awrite(
             lambda db: runs.set_report(
@@ -292,7 +296,7 @@ class ProgressReporter:
     async def _drawn(self, run: runs.Run, look: _Look) -> dict[str, Any]:
         """Return the message's embed and buttons; None takes away what an earlier look had."""
         if look.card is not None:
-            samples = await shown_samples(self._services, look.card)
+            samples = await list_public_samples(self._services, look.card)
             return {"embed": run_card.embed(look.card, samples), "view": card_view(look.card)}
         if look.offers_tasting:
             return {"embed": None, "view": offer_view()}
@@ -347,7 +351,7 @@ def _waiting(db: Connection, run: runs.Run | None) -> _Waiting:
     if run is None:
         return _Waiting()
     tally = duels.tally(db, run.id)
-    tried = trials.of_run(db, run.id, "canary")
+    tried = trials.find_for_run(db, run.id, "canary")
     on = tried is not None and tried.ended_ms is None
     canary = loop_status.trial_text(tried) if tried is not None and on else NOTHING
     return _Waiting(tally.votes if tally.duels else None, canary)

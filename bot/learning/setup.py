@@ -29,6 +29,6 @@ def setup(app: StropClient) -> None:
     app.add_dynamic_items(
         RunButton, VoteButton, adapters.AdaptersButton, run_list.RunsButton, tasting_commands.OfferButton
     )
-    app.feature(FormRouter).on("prompts", tasting_commands.sent_in)
+    app.feature(FormRouter).on("prompts", tasting_commands.store_prompts)
     app.run_beside(app.add_feature(ProgressReporter(services, app)))
     app.run_beside(app.add_feature(TastingHost(services, app, app.feature(Answerer))))

@@ -63,13 +63,13 @@ async def status(interaction: Interaction) -> None:
         base_hash = ""
 
     def work(db: Connection) -> tuple[LoopStatus, str | None, str | None, list[datetime], Speed]:
-        speed = latency.by_hour(db, scope, SPEED_HOURS)
+        speed = latency.measure_speed(db, scope, SPEED_HOURS)
         found = _read(db, services, scope, base_hash)
         return (
             found,
             key_values.get(db, key_values.RECOVERED_RATINGS),
             key_values.get(db, key_values.NEXT_RUN),
-            run_times.stored_upcoming(db, services.config.trainer, datetime.now(UTC)),
+            run_times.list_upcoming(db, services.config.trainer, datetime.now(UTC)),
             speed,
         )
 
@@ -281,7 +281,7 @@ def _server_state(health: Health | ServingError, offered: ServerCapabilities | N
     ready = tr("ready, {name}, {traffic}", name=name, traffic=translate(health.traffic()))
     remarks = [translate(health.detail)] if health.detail else []
     if offered is not None and (missing := offered.missing()):
-        remarks += map(translate, (offered.what_works(), *missing))
+        remarks += map(translate, (offered.describe(), *missing))
     return "\n".join([ready, *remarks])
 
 

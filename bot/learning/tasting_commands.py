@@ -87,7 +87,7 @@ async def add(interaction: Interaction, file: discord.Attachment | None = None) 
     await say(interaction, "\n".join(filter(None, (told, *attached.notes))))
 
 
-async def sent_in(interaction: Interaction, services: Services, _: str, text: str) -> None:
+async def store_prompts(interaction: Interaction, services: Services, _: str, text: str) -> None:
     """Take the prompts of a form, if whoever sent it is an operator now."""
     await interaction.response.defer(ephemeral=True, thinking=True)
     await set_language(interaction)
@@ -101,12 +101,12 @@ async def _add(services: Services, text: str, user_id: int) -> str:
     # Pasted data: its lines are no prompts, and a file of it goes through `strop tasting add`.
     if not lines or holds_json(text):
         return tr(UNFIT)
-    return added_text(
+    return describe_added(
         await services.database.awrite(lambda db: tastings.add_prompts(db, lines, str(user_id)))
     )
 
 
-def added_text(added: Added) -> str:
+def describe_added(added: Added) -> str:
     """Say what became of prompts that were handed in."""
     pieces = [
         tr(ADDED, count=added.new),

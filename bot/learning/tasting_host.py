@@ -15,9 +15,9 @@ from discord.ext import tasks
 
 from bot.chat.answerer import Answerer
 from bot.chat.draft import Draft
-from bot.chat.question import Question, quoted
+from bot.chat.question import Question, quote_line
 from bot.client import StropClient
-from bot.delivery.targets import ChannelSurface, translated
+from bot.delivery.targets import ChannelSurface, translate_errors
 from bot.errors import DeliveryError
 from bot.language import texts
 from bot.language.texts import mark, tr
@@ -198,7 +198,7 @@ class TastingHost:
             author=_asker(prompt, source),
             text=prompt.text,
             in_force=found,
-            quote=quoted(prompt.text),
+            quote=quote_line(prompt.text),
             note=tr(COUNTED, number=number, count=tasting.wanted),
             visible=False,
             parent_channel_id=parent_of(channel),
@@ -237,7 +237,7 @@ class TastingHost:
 
     async def _say(self, channel: Place, text: str) -> None:
         try:
-            await translated(channel.send(text, silent=True))
+            await translate_errors(channel.send(text, silent=True))
         except DeliveryError as error:
             _log.info("tasting.not_said", channel_id=channel.id, error=type(error).__name__)
 

@@ -12,7 +12,7 @@ from collections.abc import Iterable
 import discord
 import structlog
 
-from bot.delivery.targets import translated
+from bot.delivery.targets import translate_errors
 from bot.errors import ChannelGoneError, DeliveryError
 from bot.services import Services
 from storage.chat import conversations
@@ -36,7 +36,7 @@ class DeletionKeeper:
         # Deletions that overtook the recording of their message.
         self._early: OrderedDict[int, None] = OrderedDict()
 
-    async def deleted(self, message_ids: Iterable[int]) -> int:
+    async def forget_messages(self, message_ids: Iterable[int]) -> int:
         """Forget what was stored of these messages and the prompts that quote them; return how many."""
         wanted = list(message_ids)
 
@@ -58,7 +58,7 @@ class DeletionKeeper:
 
     async def overtook(self, message_id: int) -> bool:
         """Forget a message again that was deleted before it was stored; return whether it was."""
-        return message_id in self._early and await self.deleted([message_id]) > 0
+        return message_id in self._early and await self.forget_messages([message_id]) > 0
 
     async def channel_deleted(self, channel_id: int) -> int:
         """Forget every message of a channel or thread that is gone; return how many."""
@@ -95,7 +95,7 @@ class DeletionKeeper:
         if self._services.playground:
             # The playground forgets its channels when it stops: before its oldest message, nothing is proven.
             missing = [each for each in missing if oldest is not None and each > oldest]
-        return await self.deleted(missing) if missing else 0
+        return await self.forget_messages(missing) if missing else 0
 
     async def _there(self, channel_id: int, message_ids: list[int]) -> tuple[set[int], int | None]:
         """Return which of these messages (sorted) the channel still has, and the oldest message in it.
@@ -107,7 +107,7 @@ class DeletionKeeper:
         oldest: int | None = None
         after = discord.Object(message_ids[0] - 1)
         while after.id < message_ids[-1]:
-            page = await translated(_page(channel, after))
+            page = await translate_errors(_page(channel, after))
             there |= {message.id for message in page} & wanted
             oldest = page[0].id if page and oldest is None else oldest
             if len(page) < _PAGE:

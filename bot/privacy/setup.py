@@ -20,11 +20,11 @@ def setup(app: StropClient) -> None:
         # A part that its own reply withdrew says nothing about the reply.
         if not answerer.withdrew(event.message_id):
             answerer.stop_writing_on(event.message_id)
-            await deletions.deleted([event.message_id])
+            await deletions.forget_messages([event.message_id])
 
     async def on_messages_deleted(event: discord.RawBulkMessageDeleteEvent) -> None:
         """Many messages are gone."""
-        await deletions.deleted(event.message_ids)
+        await deletions.forget_messages(event.message_ids)
 
     async def on_channel_deleted(channel: discord.abc.GuildChannel) -> None:
         """A channel is gone with everything that was said in it."""

@@ -15,11 +15,11 @@ from pathlib import Path
 from typing import Any
 
 from bot.serving.client_parsing import (
+    order_models,
     read_base,
     read_chat_stream,
     read_health,
     read_scores,
-    wanted_first,
 )
 from bot.serving.connection import Connection
 from bot.serving.endpoint import Endpoint, readable
@@ -157,7 +157,7 @@ class ModelClient(Connection):
         with readable("/v1/models"):
             # Ollama says null where it has none.
             names = [str(entry["id"]) for entry in answer["data"] or ()]
-        return wanted_first(names, self._wanted) if self._wanted else names
+        return order_models(names, self._wanted) if self._wanted else names
 
     async def chat_stream(
         self,

@@ -146,7 +146,7 @@ def read_health(value: Mapping[str, Any], status: int = 200) -> Health:
     )
 
 
-def wanted_first(names: Sequence[str], wanted: str) -> list[str]:
+def order_models(names: Sequence[str], wanted: str) -> list[str]:
     """Return a server's models with the wanted one first.
 
     A server that loads models when they are asked for may list none; Ollama lists one with its tag.

@@ -142,8 +142,8 @@ class Reader:
 
 
 def _memory(config: Config) -> dict[str, int]:
-    own = memory.of_this_process()
-    return {**({"bot": own} if own is not None else {}), **memory.by_process(config)}
+    own = memory.read_own()
+    return {**({"bot": own} if own is not None else {}), **memory.read_by_process(config)}
 
 
 def _sizes(config: Config) -> dict[str, int]:

@@ -24,7 +24,7 @@ class FormRouter:
 
     async def handle(self, interaction: Interaction) -> None:
         """Handle a form of ours; leave every other interaction alone."""
-        form = modals.sent_in(interaction)
+        form = modals.parse_submission(interaction)
         if form is None:
             return
         kind, subject, text = form

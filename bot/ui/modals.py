@@ -24,7 +24,7 @@ _CUSTOM_ID = re.compile(r"strop:form:(better|report|prompts|setting):([A-Za-z0-9
 
 
 class _Form(discord.ui.Modal):
-    """A title and one field; what is sent in is handled by `sent_in`'s caller."""
+    """A title and one field; what is sent in is handled by `parse_submission`'s caller."""
 
     def __init__(self, kind: str, reply_id: str, title: str, label: str, field: Any, hint: str) -> None:
         super().__init__(title=title, timeout=_OPEN_S, custom_id=f"strop:form:{kind}:{reply_id}")
@@ -69,7 +69,7 @@ def setting(name: str, title: str, label: str, field: discord.ui.TextInput[Any])
     return _Form("setting", name, title, label, field, "")
 
 
-def sent_in(interaction: discord.Interaction[Any]) -> tuple[str, str, str] | None:
+def parse_submission(interaction: discord.Interaction[Any]) -> tuple[str, str, str] | None:
     """Return (kind, reply id, text) of a form that was sent in, or None for any other interaction."""
     if interaction.type is not discord.InteractionType.modal_submit:
         return None

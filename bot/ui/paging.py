@@ -10,7 +10,7 @@ import discord
 from bot.language.texts import tr
 
 
-def shown_page(wanted: int, entries: int, size: int) -> tuple[int, int]:
+def clamp_page(wanted: int, entries: int, size: int) -> tuple[int, int]:
     """Return the page to show, the last one where there are fewer than wanted, and how many there are."""
     pages = max(-(-entries // size), 1)
     return min(wanted, pages - 1), pages

@@ -55,16 +55,16 @@ class Kind:
     example: str = ""
     separator: str = " "
 
-    def checked(self, value: object) -> Any:
+    def parse(self, value: object) -> Any:
         """Return the value as the bot uses it; accepts what people type as well. Raises SettingError."""
         return self.check(value)
 
-    def shown(self, value: object) -> str:
+    def format(self, value: object) -> str:
         """Return a value as people type it."""
-        return shown(value, self.separator)
+        return format_value(value, self.separator)
 
 
-def shown(value: object, separator: str = " ") -> str:
+def format_value(value: object, separator: str = " ") -> str:
     """Return a value as people type it."""
     if isinstance(value, bool):
         return "on" if value else "off"

@@ -92,7 +92,7 @@ def kind(key: str) -> Kind:
     return KINDS[key]
 
 
-def in_force(
+def resolve(
     db: sqlite_utils.Database, config: Config, guild_id: int | None, channel_id: int | None
 ) -> InForce:
     """Return the settings that hold in a channel (or, without one, in a server), with their origins.
@@ -135,7 +135,7 @@ def put(db: sqlite_utils.Database, config: Config, place: Place, key: str, value
     Raises SettingError for a value that the setting can't have, also together with the others in force, and
     for one that would decide what counts in other servers.
     """
-    checked = kind(key).checked(value)
+    checked = kind(key).parse(value)
     if _is_shared(config, key):
         raise SettingError(
             "All servers train one model here (trainer.scope), so {key} is the same for all: "
@@ -151,7 +151,7 @@ def put(db: sqlite_utils.Database, config: Config, place: Place, key: str, value
                                      updated_ms = excluded.updated_ms""",
         (place.guild_id, place.channel_id or 0, key, json.dumps(_plain(checked)), actor, now_ms()),
     )
-    _agree(in_force(db, config, place.guild_id, place.channel_id).settings)
+    _agree(resolve(db, config, place.guild_id, place.channel_id).settings)
     shown = f"{len(str(checked))} characters" if key in _LONG else _plain(checked)
     audit.record(db, actor, "settings.change", {**_where(place), "key": key, "to": shown})
     return True
@@ -173,7 +173,7 @@ def reset(db: sqlite_utils.Database, place: Place, actor: str, key: str | None =
     return found
 
 
-def closed_to_training(db: sqlite_utils.Database) -> "ClosedPlaces":
+def read_closed_places(db: sqlite_utils.Database) -> "ClosedPlaces":
     """Return where training is switched off today."""
     rows = sql.many(db, "SELECT guild_id, channel_id, value_json FROM settings WHERE key = 'training'")
     return ClosedPlaces({(row["guild_id"], row["channel_id"]): json.loads(row["value_json"]) for row in rows})
@@ -207,7 +207,7 @@ def _rows(db: sqlite_utils.Database, guild_id: int, channel_id: int | None) -> S
 
 def _usable(key: str, value_json: str) -> Any:
     try:
-        return kind(key).checked(json.loads(value_json))
+        return kind(key).parse(json.loads(value_json))
     except SettingError:
         return None
 

@@ -7,7 +7,7 @@ import sqlite_utils
 
 from storage.admin import blocks
 from storage.chat import members
-from storage.chat.splits import Split, near_duplicate_key, split_of
+from storage.chat.splits import Split, assign_split, near_duplicate_key
 from storage.db import sql
 from storage.db.clock import now_ms
 from storage.errors import UnknownRowError
@@ -102,7 +102,7 @@ def open_conversation(
         "scope": scope,
         "source": source,
         "public": int(public and guild_id is not None),
-        "split": split_of(key),
+        "split": assign_split(key),
         "created_ms": now_ms(),
         "parent_channel_id": parent_channel_id,
     }
@@ -354,7 +354,7 @@ def _settle_split(db: sqlite_utils.Database, conversation_id: int, prompt: str) 
     sql.change(
         db,
         "UPDATE conversations SET group_key = ?, split = ? WHERE id = ?",
-        (group_key, split_of(group_key), conversation_id),
+        (group_key, assign_split(group_key), conversation_id),
     )
 
 

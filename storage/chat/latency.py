@@ -39,7 +39,7 @@ class Speed:
     done_ms: int | None
 
 
-def by_hour(db: sqlite_utils.Database, scope: str, hours: int) -> Speed:
+def measure_speed(db: sqlite_utils.Database, scope: str, hours: int) -> Speed:
     """Return how quick the finished replies of a scope were in the last `hours` hours up to now."""
     now = now_ms()
     rows = sql.many(

@@ -42,7 +42,7 @@ def all_open(db: sqlite_utils.Database) -> list[Reply]:
     return [reply for reply in found if reply is not None]
 
 
-def unanswered(db: sqlite_utils.Database, error: str, since_ms: int) -> list[Reply]:
+def list_unanswered(db: sqlite_utils.Database, error: str, since_ms: int) -> list[Reply]:
     """Return replies since then that ended with this error and without a message, and nothing came after."""
     rows = sql.many(
         db,
@@ -54,7 +54,7 @@ def unanswered(db: sqlite_utils.Database, error: str, since_ms: int) -> list[Rep
     return [reply for reply in found if reply is not None]
 
 
-def lost_part(db: sqlite_utils.Database, reply_id: str) -> int | None:
+def find_lost_part(db: sqlite_utils.Database, reply_id: str) -> int | None:
     """Return the position of a message that may stand in the channel without its id being known, or None."""
     if not replies.parts(db, reply_id):
         return 0

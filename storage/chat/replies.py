@@ -261,7 +261,7 @@ def by_discord_id(db: sqlite_utils.Database, discord_id: int) -> Reply | None:
     return None if row is None else _reply(row)
 
 
-def shown_for_prompt(db: sqlite_utils.Database, prompt_message_id: int) -> str | None:
+def find_shown_reply(db: sqlite_utils.Database, prompt_message_id: int) -> str | None:
     """Return the id of the reply to a message that Discord shows, or None."""
     found: str | None = sql.value(
         db,
@@ -319,7 +319,7 @@ def latest_in(
     return found if found is None or asker_id in (None, found.asker_id) else None
 
 
-def left_out_before(db: sqlite_utils.Database, message_id: int, turns: int) -> bool:
+def had_left_out(db: sqlite_utils.Database, message_id: int, turns: int) -> bool:
     """Whether the reply that a message is had already left out some of the `turns` before its own end."""
     seen = sql.value(
         db,

@@ -35,7 +35,7 @@ class Versions:
         """How many there are."""
         return len(self.reply_ids)
 
-    def beside(self, step: int) -> str:
+    def neighbour(self, step: int) -> str:
         """Return the version `step` places from the one shown; beyond an end, that end."""
         place = self.number - 1 + step
         return self.reply_ids[min(max(place, 0), self.total - 1)]

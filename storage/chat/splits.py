@@ -49,7 +49,7 @@ def _without_mentions(text: str) -> str:
     return "".join([*pieces, text[position:]])
 
 
-def split_of(group_key: str) -> Split:
+def assign_split(group_key: str) -> Split:
     """Return the split of a group: 70 % train, 10 % development, 20 % gate, by a stable hash."""
     bucket = int(hashlib.sha256(f"split:{group_key}".encode()).hexdigest()[:8], 16) % 100
     if bucket < TRAIN_PERCENT:

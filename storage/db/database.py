@@ -100,7 +100,7 @@ class Database:
         Raises NewerDatabaseError, CorruptDatabaseError, DatabaseUnavailableError, DiskFullError,
         DatabaseBusyError.
         """
-        with translated(path):
+        with translate_errors(path):
             _create_private(path)
             _require_a_database(path)
             writer = _connect(path)
@@ -120,7 +120,7 @@ class Database:
 
         Raises CorruptDatabaseError, DatabaseUnavailableError.
         """
-        with translated(path):
+        with translate_errors(path):
             _require_a_database(path)
             reader = _connect(path, read_only=True)
             try:
@@ -137,7 +137,7 @@ class Database:
 
     def read(self, work: Work[T]) -> T:
         """Run `work` on this thread against one consistent, read-only snapshot."""
-        with translated(self.path):
+        with translate_errors(self.path):
             db = self._reader()
             if db.conn.in_transaction:  # a read within a read shares its snapshot
                 return work(db)
@@ -232,7 +232,7 @@ class Database:
             del item, task, future
 
     def _transact(self, work: Work[T]) -> T:
-        with translated(self.path):
+        with translate_errors(self.path):
             _begin(self._writer)
             try:
                 result = work(self._writer)
@@ -244,7 +244,7 @@ class Database:
         return result
 
     def _checkpoint(self, wait_ms: int) -> bool:
-        with translated(self.path):
+        with translate_errors(self.path):
             # While it waits for readers, nothing is written: a short wait, and another try later.
             self._writer.conn.execute(f"PRAGMA busy_timeout={wait_ms}")
             try:
@@ -361,7 +361,7 @@ def _begin(db: sqlite_utils.Database) -> None:
 
 
 @contextlib.contextmanager
-def translated(path: Path) -> Iterator[None]:
+def translate_errors(path: Path) -> Iterator[None]:
     """Turn SQLite's errors into ours, once, where they enter."""
     try:
         yield

@@ -262,7 +262,7 @@ def home_of(db: sqlite_utils.Database, duel: Duel) -> Home | None:
     return None if row is None else Home(**row)
 
 
-def seen_from(db: sqlite_utils.Database, duel_id: str, guild_id: int | None) -> Duel | None:
+def find_in_server(db: sqlite_utils.Database, duel_id: str, guild_id: int | None) -> Duel | None:
     """Return a duel where it may be seen in this server (None: in direct messages)."""
     duel = get(db, duel_id)
     if duel is None or guild_of(duel.scope) not in (None, guild_id):

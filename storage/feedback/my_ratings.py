@@ -93,7 +93,7 @@ def take_back(db: sqlite_utils.Database, user_id: int, key: str) -> bool:
     return _retract(db, user_id, row)
 
 
-def pressed_on(db: sqlite_utils.Database, user_id: int, key: str) -> str | None:
+def find_pressed_reply(db: sqlite_utils.Database, user_id: int, key: str) -> str | None:
     """Return the shown reply whose buttons count this rating, or None where no button does."""
     found: str | None = sql.value(
         db,

@@ -128,7 +128,7 @@ def retract_all(db: sqlite_utils.Database, reply_id: str, emoji: str | None = No
     )
 
 
-def for_reply(db: sqlite_utils.Database, reply_id: str) -> list[Rating]:
+def list_for_reply(db: sqlite_utils.Database, reply_id: str) -> list[Rating]:
     """Return the ratings of a reply in the order they were first given, those taken back included."""
     rows = sql.many(db, "SELECT * FROM ratings WHERE reply_id = ? ORDER BY id", (reply_id,))
     return [_rating(row) for row in rows]

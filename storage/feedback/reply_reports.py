@@ -8,7 +8,7 @@ from storage.db.clock import now_ms
 ACTION = "reply.report"
 
 
-def given(
+def count_reports(
     db: sqlite_utils.Database, user_id: int, *, reply_id: str | None = None, within_ms: int | None = None
 ) -> int:
     """Return how many reports a member made: on one reply, within a time, or ever."""

@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
-from storage.chat.splits import near_duplicate_key, split_of
+from storage.chat.splits import assign_split, near_duplicate_key
 from storage.feedback import tastings
 from storage.imports.examples import Example, Prompt, Unusable
 
@@ -72,7 +72,7 @@ class Summary:
 def split_for(example: Example) -> str:
     """Return the split that an example's conversation falls into, by its first question."""
     first = next(turn for turn in example.prompt if turn.role == "user")
-    return split_of(near_duplicate_key(first.content))
+    return assign_split(near_duplicate_key(first.content))
 
 
 def checked(found: Iterable[Example | Unusable]) -> Iterator[Example | Unusable]:

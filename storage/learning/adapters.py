@@ -159,8 +159,8 @@ def promote(
         raise StaleChampionError(
             "The champion of {scope} is now {now}, not {expected}: judge the challenger against it again.",
             scope=scope,
-            now=called(previous),
-            expected=called(expected_champion),
+            now=display_name(previous),
+            expected=display_name(expected_champion),
         )
     if adapter_id is not None:
         expect_promotable(db, adapter_id, scope, base_hash)
@@ -232,12 +232,12 @@ def rollback(
         raise NothingToRollBackError(
             "There is nothing to go back to: {who} answers, and nothing came before it. "
             "To put an adapter in service, use /promote or `strop promote`.",
-            who=called(current),
+            who=display_name(current),
         )
     if to is not AnyChampion.ANY and to not in earlier:
         raise NothingToRollBackError(
             "{adapter} is none of those that led to the present one in {scope}.",
-            adapter=called(to),
+            adapter=display_name(to),
             scope=scope,
         )
     target = earlier[-1] if isinstance(to, AnyChampion) else to
@@ -316,7 +316,7 @@ def _set_champion(
         "kind": kind,
         "actor": actor,
         "reason": reason,
-        "reason_sentence": sentences.dumped(reason),
+        "reason_sentence": sentences.dump(reason),
         "created_ms": now_ms(),
     }
     promotion_id = sql.insert(db, "promotions", promoted)
@@ -371,14 +371,14 @@ def tainted(adapter_id: str) -> Sentence:
     )
 
 
-def called(adapter_id: str | None) -> Sentence:
+def display_name(adapter_id: str | None) -> Sentence:
     """Return an adapter's name for a sentence; None is the base model."""
     return Sentence("adapter {adapter}", adapter=adapter_id) if adapter_id else Sentence("the base model")
 
 
 def promotion_of(row: dict[str, Any]) -> Promotion:
     """Return a row of `promotions` as what it says."""
-    reason = sentences.loaded(row.pop("reason"), row.pop("reason_sentence"))
+    reason = sentences.load(row.pop("reason"), row.pop("reason_sentence"))
     return Promotion(reason=reason, **row)
 
 

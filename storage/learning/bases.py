@@ -86,7 +86,7 @@ class Measured:
     run_minutes: float | None = None
 
 
-def measured(db: sqlite_utils.Database, base_hashes: Collection[str]) -> Measured:
+def read_measured(db: sqlite_utils.Database, base_hashes: Collection[str]) -> Measured:
     """Return what the base of these hashes reached."""
     if not base_hashes:
         return Measured()

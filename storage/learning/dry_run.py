@@ -188,7 +188,7 @@ def as_json(prospect: Prospect, settings: TrainerConfig) -> dict[str, Any]:
     }
 
 
-def unchanged_since_vote(db: sqlite_utils.Database, scope: str) -> runs.Run | None:
+def find_unchanged_vote(db: sqlite_utils.Database, scope: str) -> runs.Run | None:
     """Return the run that members are judging where nothing was rated since it began: another makes the same.
 
     None where the newest run of the scope is another one, or was told to train otherwise.

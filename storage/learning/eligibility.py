@@ -119,7 +119,7 @@ def eligible_rows(db: sqlite_utils.Database, scope: str, *, permission_reference
     rows: list[RatedReply] = []
     excluded: Counter[str] = Counter()
     for page in pages(db, scope):
-        for verdict in judged(db, page, permission_reference):
+        for verdict in judge_rows(db, page, permission_reference):
             if isinstance(verdict, RatedReply):
                 rows.append(verdict)
             else:
@@ -127,7 +127,7 @@ def eligible_rows(db: sqlite_utils.Database, scope: str, *, permission_reference
     return Eligibility(rows, dict(excluded))
 
 
-def judged(
+def judge_rows(
     db: sqlite_utils.Database, reply_ids: Sequence[str], permission_reference: str
 ) -> Iterator[RatedReply | str]:
     """Yield for each of some rated replies the row that may be trained on, or the reason why not."""
@@ -157,7 +157,7 @@ def pages(db: sqlite_utils.Database, scope: str) -> Iterator[list[str]]:
         yield [row["reply_id"] for row in page]
 
 
-def allowed_prompts(
+def list_allowed_prompts(
     db: sqlite_utils.Database, reply_ids: Sequence[str], permission_reference: str
 ) -> set[str]:
     """Return those of some replies whose prompts may be used, rated or not: blind votes show them."""
@@ -172,7 +172,7 @@ class Page:
         self, db: sqlite_utils.Database, reply_ids: Sequence[str], permission_reference: str
     ) -> None:
         self._permitted = bool(permission_reference)
-        self._closed = settings.closed_to_training(db)
+        self._closed = settings.read_closed_places(db)
         self._rested_since_ms = now_ms() - ERASURE_REST_MS
         ids = json.dumps(list(reply_ids))
         self.candidates = sql.many(db, _CANDIDATES, (ids,))

@@ -65,7 +65,7 @@ def add(
     return sql.insert(db, "evaluations", values)
 
 
-def for_run(db: sqlite_utils.Database, run_id: str) -> list[Evaluation]:
+def list_for_run(db: sqlite_utils.Database, run_id: str) -> list[Evaluation]:
     """Return a run's metrics in the order they were measured."""
     rows = sql.many(db, "SELECT * FROM evaluations WHERE run_id = ? ORDER BY id", (run_id,))
     return [Evaluation(detail=json.loads(row.pop("detail_json")), **row) for row in rows]

@@ -122,7 +122,7 @@ def read(
 ) -> LoopStatus:
     """Return where the loop of a scope stands."""
     counts = ratings.counts(db, scope)
-    past = runs.finished(db, scope, HISTORY)
+    past = runs.list_finished(db, scope, HISTORY)
     liked, raters, replies, alone, excluded = _may_train(db, scope, permission_reference, counts, past)
     return LoopStatus(
         scope,
@@ -204,7 +204,7 @@ def status_lines(status: LoopStatus) -> list[Sentence]:
 
 def _answering(status: LoopStatus) -> Sentence:
     if status.champion.id is not None:
-        return adapters.called(status.champion.id)
+        return adapters.display_name(status.champion.id)
     if any(each.adapter_id is not None for each in status.promotions):
         return Sentence("the base model; /promote puts an adapter in service again")
     return Sentence("the base model, no adapter yet")
@@ -218,7 +218,7 @@ def trial_text(trial: Trial) -> Sentence:
         return Sentence(
             "Holdback: {who} keeps {share} of new conversations; rated: {incumbent} of its conversations, "
             "{newcomer} of the champion's",
-            who=adapters.called(trial.incumbent_id),
+            who=adapters.display_name(trial.incumbent_id),
             share=percent(trial.share),
             incumbent=incumbent,
             newcomer=newcomer,
@@ -226,7 +226,7 @@ def trial_text(trial: Trial) -> Sentence:
     said = Sentence(
         "Canary: {who} answers {share} of new conversations; rated: {newcomer} of its conversations, "
         "{incumbent} of the champion's",
-        who=adapters.called(trial.newcomer_id),
+        who=adapters.display_name(trial.newcomer_id),
         share=percent(trial.share),
         newcomer=newcomer,
         incumbent=incumbent,

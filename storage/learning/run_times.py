@@ -17,11 +17,11 @@ PREVIEWED = 3
 """How many of the next runs are shown to people."""
 
 
-def by_cron(settings: TrainerConfig, after: datetime) -> datetime | None:
+def next_by_cron(settings: TrainerConfig, after: datetime) -> datetime | None:
     """Return the next time of the cron line, in UTC; None without a line. Raises CronError."""
     if not settings.cron:
         return None
-    return CronLine.parse(settings.cron).after(after, time_zone(settings.time_zone))
+    return CronLine.parse(settings.cron).next_after(after, time_zone(settings.time_zone))
 
 
 def first_by_cron(settings: TrainerConfig, last_ms: int | None, now: datetime) -> datetime | None:
@@ -30,7 +30,7 @@ def first_by_cron(settings: TrainerConfig, last_ms: int | None, now: datetime) -
     A machine that is off at the line's hour trains once it is on again, as by anacron.
     """
     seen = now if last_ms is None else min(datetime.fromtimestamp(last_ms / 1000, UTC), now)
-    due = by_cron(settings, seen)
+    due = next_by_cron(settings, seen)
     return None if due is None else max(due, now)
 
 
@@ -45,7 +45,7 @@ def note_cron(db: sqlite_utils.Database, settings: TrainerConfig, now_ms: int) -
     key_values.put(db, key_values.LAST_CRON, f"{now_ms} {_line(settings)}")
 
 
-def by_interval(settings: TrainerConfig, last_ms: int | None, now: datetime) -> datetime | None:
+def next_by_interval(settings: TrainerConfig, last_ms: int | None, now: datetime) -> datetime | None:
     """Return when the interval is over that began at ``last_ms`` (None: now); None without an interval."""
     if not settings.interval_in_force:
         return None
@@ -62,11 +62,11 @@ def upcoming(
 ) -> list[datetime]:
     """Return the next times at which the clock starts runs where there are new ratings, in UTC."""
     by_line = _cron_times(settings, first_by_cron(settings, last_cron_ms, now))
-    by_hours = _interval_times(settings, by_interval(settings, last_interval_ms, now))
+    by_hours = _interval_times(settings, next_by_interval(settings, last_interval_ms, now))
     return list(islice(heapq.merge(by_line, by_hours), count))
 
 
-def stored_upcoming(
+def list_upcoming(
     db: sqlite_utils.Database, settings: TrainerConfig, now: datetime, count: int = PREVIEWED
 ) -> list[datetime]:
     """Return the next times, reckoned from what the trainer did last."""
@@ -74,7 +74,7 @@ def stored_upcoming(
     return upcoming(settings, int(last) if last else None, now, count, last_cron_ms(db, settings))
 
 
-def shown(moment: datetime, settings: TrainerConfig) -> str:
+def format_time(moment: datetime, settings: TrainerConfig) -> str:
     """Return a time as the operator's clock shows it, for example "Sun 2026-12-06 04:00 CET"."""
     return moment.astimezone(time_zone(settings.time_zone)).strftime("%a %Y-%m-%d %H:%M %Z")
 
@@ -86,7 +86,7 @@ def _line(settings: TrainerConfig) -> str:
 def _cron_times(settings: TrainerConfig, due: datetime | None) -> Iterator[datetime]:
     while due is not None:
         yield due
-        due = by_cron(settings, due)
+        due = next_by_cron(settings, due)
 
 
 def _interval_times(settings: TrainerConfig, due: datetime | None) -> Iterator[datetime]:

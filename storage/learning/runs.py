@@ -162,7 +162,7 @@ def heartbeat(
             """UPDATE runs SET heartbeat_ms = ?, lease_until_ms = ? + lease_ms, phase = coalesce(?, phase),
                       progress = ?, eta_s = ?, note = ?, note_sentence = ?
                WHERE id = ? AND lease_owner = ? AND state = 'running'""",
-            (now, now, phase, share, eta_s, note, sentences.dumped(note), run_id, owner),
+            (now, now, phase, share, eta_s, note, sentences.dump(note), run_id, owner),
         )
     )
 
@@ -232,7 +232,7 @@ def finish(
             "state": state,
             "outcome": outcome,
             "message": message,
-            "message_sentence": sentences.dumped(message),
+            "message_sentence": sentences.dump(message),
             "metrics": json.dumps({**run.metrics.as_json(), **(metrics or {})}),
             "adapter_id": adapter_id,
             "champion_id": champion_id,
@@ -283,7 +283,7 @@ def requeue(db: sqlite_utils.Database, run_id: str, reason: Sentence) -> Run:
         db,
         """UPDATE runs SET state = 'queued', lease_owner = NULL, lease_until_ms = NULL, phase = NULL,
                   progress = 0, eta_s = NULL, note = ?, note_sentence = ? WHERE id = ?""",
-        (note, sentences.dumped(note), run_id),
+        (note, sentences.dump(note), run_id),
     )
     return expect(db, run_id)
 
@@ -316,7 +316,7 @@ def expect(db: sqlite_utils.Database, run_id: str) -> Run:
     return run
 
 
-def named(db: sqlite_utils.Database, beginning: str) -> Run:
+def find_by_prefix(db: sqlite_utils.Database, beginning: str) -> Run:
     """Return the run whose id begins so. Raises UnknownRowError where it is none, or not one."""
     rows = sql.many(db, "SELECT id FROM runs WHERE substr(id, 1, ?) = ?", (len(beginning), beginning))
     if not rows:
@@ -343,7 +343,7 @@ def latest(db: sqlite_utils.Database, scope: str, limit: int = 20) -> list[Run]:
     return [_run(row) for row in rows]
 
 
-def finished(db: sqlite_utils.Database, scope: str, limit: int = 20) -> list[Run]:
+def list_finished(db: sqlite_utils.Database, scope: str, limit: int = 20) -> list[Run]:
     """Return the runs of a scope that are over, the last finished first."""
     rows = sql.many(
         db,
@@ -356,7 +356,7 @@ def finished(db: sqlite_utils.Database, scope: str, limit: int = 20) -> list[Run
 
 def awaiting_votes(db: sqlite_utils.Database, scope: str) -> list[Run]:
     """Return the runs of a scope whose decision waits for blind votes."""
-    return [run for run in finished(db, scope) if run.outcome == "votes"]
+    return [run for run in list_finished(db, scope) if run.outcome == "votes"]
 
 
 def new_ratings(db: sqlite_utils.Database, scope: str, *, with_set_aside: bool = False) -> int:
@@ -373,7 +373,7 @@ def _end(db: sqlite_utils.Database, run: Run, outcome: Outcome, message: Sentenc
         """UPDATE runs SET state = ?, outcome = ?, message = ?, message_sentence = ?, error = ?,
                   lease_owner = NULL, lease_until_ms = NULL, eta_s = NULL, note = '', note_sentence = '',
                   finished_ms = ? WHERE id = ?""",
-        (outcome, outcome, message, sentences.dumped(message), error, now_ms(), run.id),
+        (outcome, outcome, message, sentences.dump(message), error, now_ms(), run.id),
     )
     duels.close(db, run.id)
     return expect(db, run.id)
@@ -393,5 +393,5 @@ def _run(row: dict[str, Any]) -> Run:
     row["settings"] = json.loads(row.pop("settings_json"))
     row["metrics"] = Metrics.from_json(json.loads(row.pop("metrics_json")))
     for name in ("message", "note"):
-        row[name] = sentences.loaded(row[name], row.pop(f"{name}_sentence"))
+        row[name] = sentences.load(row[name], row.pop(f"{name}_sentence"))
     return Run(**{**row, "repeatable": bool(row["repeatable"])})

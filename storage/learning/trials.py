@@ -148,7 +148,7 @@ def end(
         db,
         """UPDATE trials SET ended_ms = ?, outcome = ?, reason = ?, reason_sentence = ?
            WHERE id = ? AND ended_ms IS NULL""",
-        (now_ms(), outcome, reason, sentences.dumped(reason), trial_id),
+        (now_ms(), outcome, reason, sentences.dump(reason), trial_id),
     )
     if ended:
         trial = expect(db, trial_id)
@@ -190,7 +190,7 @@ def open_trials(db: sqlite_utils.Database) -> list[Trial]:
     return [_trial(row) for row in sql.many(db, "SELECT * FROM trials WHERE ended_ms IS NULL ORDER BY id")]
 
 
-def of_run(db: sqlite_utils.Database, run_id: str, kind: Kind) -> Trial | None:
+def find_for_run(db: sqlite_utils.Database, run_id: str, kind: Kind) -> Trial | None:
     """Return the latest trial of a kind that a run led to, or None."""
     row = sql.one(
         db, "SELECT * FROM trials WHERE run_id = ? AND kind = ? ORDER BY id DESC LIMIT 1", (run_id, kind)
@@ -327,7 +327,9 @@ def pair_votes(db: sqlite_utils.Database, trial: Trial) -> list[PairVote]:
     return [PairVote(**row) for row in rows]
 
 
-def judged(db: sqlite_utils.Database, trial_id: int, standing: Mapping[str, Any], seen: str) -> None:
+def record_judgement(
+    db: sqlite_utils.Database, trial_id: int, standing: Mapping[str, Any], seen: str
+) -> None:
     """Keep what was counted, and a mark of the state in which it was."""
     sql.change(
         db,
@@ -353,7 +355,7 @@ def _takes_part(
         return False
     if {guild_id, home, conversation.channel_id} & set(left_out):
         return False
-    if (guild_id, home) in settings.closed_to_training(db):
+    if (guild_id, home) in settings.read_closed_places(db):
         return False
     consent: str | None = sql.value(db, "SELECT consent FROM members WHERE user_id = ?", (asker_id,))
     return consent != "out"
@@ -362,5 +364,5 @@ def _takes_part(
 def _trial(row: dict[str, Any]) -> Trial:
     apart = ("standing_json", "side", "reason", "reason_sentence")
     values = {key: value for key, value in row.items() if key not in apart}
-    reason = sentences.loaded(row["reason"], row["reason_sentence"])
+    reason = sentences.load(row["reason"], row["reason_sentence"])
     return Trial(standing=json.loads(row["standing_json"]), reason=reason, **values)

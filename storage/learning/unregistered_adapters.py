@@ -15,14 +15,14 @@ FILE = "interim"
 
 def note(run_folder: Path, adapter_id: str) -> None:
     """Remember that a run is about to make an adapter's folder."""
-    known = noted(run_folder)
+    known = list_unregistered(run_folder)
     if adapter_id not in known:
         (run_folder / FILE).write_text(
             "".join(f"{name}\n" for name in [*known, adapter_id]), encoding="utf-8"
         )
 
 
-def noted(run_folder: Path) -> list[str]:
+def list_unregistered(run_folder: Path) -> list[str]:
     """Return what a run has made, the oldest first."""
     try:
         return (run_folder / FILE).read_text(encoding="utf-8").split()
@@ -32,7 +32,7 @@ def noted(run_folder: Path) -> list[str]:
 
 def remove(run_folder: Path, adapters_dir: Path, registered: Collection[str]) -> list[str]:
     """Remove the folders of a run's adapters that the registry does not know; return their names."""
-    left = [name for name in noted(run_folder) if name not in registered]
+    left = [name for name in list_unregistered(run_folder) if name not in registered]
     for name in left:
         shutil.rmtree(adapters_dir / name, ignore_errors=True)
     (run_folder / FILE).unlink(missing_ok=True)

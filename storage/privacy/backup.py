@@ -24,12 +24,12 @@ from storage.privacy.backup_files import (
     MANIFEST,
     PARTIAL,
     copy_durably,
-    damaged_files,
     files_of,
+    find_damaged,
     fsync,
-    recorded_erasures,
+    list_erasures,
+    open_read_only,
     sha256,
-    untouched,
     write_manifest,
 )
 
@@ -104,7 +104,7 @@ def verify(source: Path) -> dict[str, Any]:
 def check_integrity(path: Path) -> None:
     """Read every page of a database file that nobody writes to. Raises BackupError."""
     try:
-        connection = untouched(path)
+        connection = open_read_only(path)
     except OSError as error:
         raise BackupError(f"{path} can't be read ({error.strerror}).") from error
     with contextlib.closing(connection):
@@ -159,7 +159,7 @@ def _copy_adapters(source: Path, dest: Path) -> tuple[str, ...]:
     for folder in sorted(source.iterdir()) if source.is_dir() else []:
         if not folder.is_dir() or folder.name.startswith("."):
             continue
-        if damaged_files(folder):
+        if find_damaged(folder):
             damaged.append(folder.name)
             logger.warning("damaged_adapter_left_out", adapter_id=folder.name)
             continue
@@ -170,9 +170,9 @@ def _copy_adapters(source: Path, dest: Path) -> tuple[str, ...]:
 
 def _erase_latecomers(database: Database, folder: Path) -> None:
     """Erase from a copy whoever erased their data while it was being made; later ones find it complete."""
-    with contextlib.closing(untouched(folder / DATABASE)) as copy:
+    with contextlib.closing(open_read_only(folder / DATABASE)) as copy:
         known = set(copy.execute(ERASURES_OF).fetchall())
-    missing = {user_id for user_id, at in recorded_erasures(database) if (user_id, at) not in known}
+    missing = {user_id for user_id, at in list_erasures(database) if (user_id, at) not in known}
     if missing:
         backup_erasure.erase_from(folder, missing, "backup")
 

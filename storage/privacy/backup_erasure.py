@@ -15,7 +15,7 @@ import structlog
 from sqlite_utils.utils import sqlite3
 
 from storage.db import migrations
-from storage.db.database import Database, translated
+from storage.db.database import Database, translate_errors
 from storage.errors import CorruptDatabaseError, DatabaseError
 from storage.privacy import erasure as privacy
 from storage.privacy.backup_files import (
@@ -24,8 +24,8 @@ from storage.privacy.backup_files import (
     MANIFEST,
     PARTIAL,
     fsync,
-    recorded_erasures,
-    untouched,
+    list_erasures,
+    open_read_only,
     write_manifest,
 )
 
@@ -72,7 +72,7 @@ def erase_missed(database: Database, backups_dir: Path) -> list[Unerased]:
     return found
 
 
-def unerased(database: Database, backups_dir: Path) -> list[Unerased]:
+def find_unerased(database: Database, backups_dir: Path) -> list[Unerased]:
     """Return the backups that may hold words which their authors have erased; changes nothing."""
     found = []
     for folder in _folders(backups_dir):
@@ -87,7 +87,10 @@ def unerased(database: Database, backups_dir: Path) -> list[Unerased]:
 def erase_from(folder: Path, user_ids: Collection[int], actor: str) -> None:
     """Erase members from one backup and hash its files anew. Raises OSError, DatabaseError."""
     # Opening for writing changes a file: one that is then refused must stay what it was.
-    with translated(folder / DATABASE), contextlib.closing(untouched(folder / DATABASE)) as connection:
+    with (
+        translate_errors(folder / DATABASE),
+        contextlib.closing(open_read_only(folder / DATABASE)) as connection,
+    ):
         migrations.require_known(connection, folder / DATABASE)
     with Database.open(folder / DATABASE) as database:
         for user_id in sorted(user_ids):
@@ -111,7 +114,7 @@ def record_erasures(database: Database) -> None:
     file = database.path.with_name(ERASURES)
     partial = file.with_name(f"{ERASURES}{PARTIAL}")
     os.close(os.open(partial, os.O_WRONLY | os.O_CREAT, 0o600))
-    partial.write_text(json.dumps(recorded_erasures(database)))
+    partial.write_text(json.dumps(list_erasures(database)))
     fsync(partial)
     partial.replace(file)
 
@@ -150,13 +153,13 @@ def _folders(backups_dir: Path) -> Iterator[Path]:
 
 def _missing(database: Database, folder: Path) -> set[int]:
     """Return who erased their data and is still in a backup."""
-    with contextlib.closing(untouched(folder / DATABASE)) as copy:
+    with contextlib.closing(open_read_only(folder / DATABASE)) as copy:
         known = set(copy.execute(ERASURES_OF).fetchall())
     erased_there = {user_id for user_id, _ in known}
     at_there = {user_id: max(at for who, at in known if who == user_id) for user_id in erased_there}
     return {
         user_id
-        for user_id, requested_ms in recorded_erasures(database)
+        for user_id, requested_ms in list_erasures(database)
         if at_there.get(user_id, 0) < requested_ms
     }
 

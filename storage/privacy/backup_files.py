@@ -19,7 +19,7 @@ PARTIAL = ".partial"
 ERASURES_OF = "SELECT user_id, requested_ms FROM erasures"
 
 
-def untouched(path: Path) -> Any:
+def open_read_only(path: Path) -> Any:
     """Open a database of a backup without changing a byte of it. Raises OSError where it can't be read."""
     path.open("rb").close()
     return sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro&immutable=1", uri=True)
@@ -37,7 +37,7 @@ def write_manifest(folder: Path, created_ms: int) -> dict[str, Any]:
     return manifest
 
 
-def damaged_files(folder: Path) -> list[str]:
+def find_damaged(folder: Path) -> list[str]:
     """Return the files of an adapter's folder that are missing or not what its own manifest says."""
     try:
         expected: dict[str, str] = json.loads((folder / MANIFEST).read_text())["files"]
@@ -78,7 +78,7 @@ def fsync(path: Path) -> None:
         os.close(descriptor)
 
 
-def recorded_erasures(database: Database) -> list[tuple[int, int]]:
+def list_erasures(database: Database) -> list[tuple[int, int]]:
     """Return (user id, time) of every erasure that a database knows."""
     rows = database.read(lambda db: sql.many(db, ERASURES_OF))
     return [(row["user_id"], row["requested_ms"]) for row in rows]

@@ -33,7 +33,7 @@ def decide(
 def close_withdrawn(db: sqlite_utils.Database, permission_reference: str) -> int:
     """Close the open duels whose prompts may not be used any more; return how many there were."""
     open_duels = duels.open_prompts(db)
-    allowed = eligibility.allowed_prompts(db, list(open_duels), permission_reference)
+    allowed = eligibility.list_allowed_prompts(db, list(open_duels), permission_reference)
     withdrawn = [
         duel_id for reply_id, ids in open_duels.items() if reply_id not in allowed for duel_id in ids
     ]
@@ -44,7 +44,7 @@ def close_withdrawn(db: sqlite_utils.Database, permission_reference: str) -> int
 def _begin_again_without(db: sqlite_utils.Database, user_id: int, actor: str) -> None:
     """End the run that is training on a member's words or ratings, and queue it anew."""
     running = sql.one(db, "SELECT id FROM runs WHERE state = 'running' AND phase IN ('snapshot', 'train')")
-    if running is None or running["id"] not in erasure.touched_runs(db, user_id):
+    if running is None or running["id"] not in erasure.list_runs_of_member(db, user_id):
         return
     run = runs.expect(db, running["id"])
     reason = Sentence("A member opted out of training: the run starts again without their words.")

@@ -81,7 +81,7 @@ def erase_member(db: sqlite_utils.Database, user_id: int, actor: str) -> Erasure
     What the member writes from now on trains after 30 days at the earliest. Safe to repeat.
     """
     touched = _touched_rows(db, user_id)
-    used_by = touched_runs(db, user_id)
+    used_by = list_runs_of_member(db, user_id)
     trained = _trained_adapters(db, user_id)
     tainted = _taint(db, trained)
     reason = Sentence("a member erased words that it was trained on")
@@ -125,7 +125,7 @@ def scrub_files(data_dir: Path, run_ids: Iterable[str], adapter_ids: Iterable[st
     folders = [data_dir / "runs" / run_id for run_id in run_ids]
     adapter_ids = [
         *adapter_ids,
-        *(name for folder in folders for name in unregistered_adapters.noted(folder)),
+        *(name for folder in folders for name in unregistered_adapters.list_unregistered(folder)),
     ]
     folders += [data_dir / "adapters" / adapter_id for adapter_id in adapter_ids]
     existing = [folder for folder in folders if folder.is_dir()]
@@ -178,7 +178,7 @@ WHERE duel_votes.user_id = ?1
       AND duel_votes.created_ms <= coalesce(runs.finished_ms, duel_votes.created_ms)"""
 
 
-def touched_runs(db: sqlite_utils.Database, user_id: int) -> list[str]:
+def list_runs_of_member(db: sqlite_utils.Database, user_id: int) -> list[str]:
     """Return the runs that used a member's words or ratings, by id."""
     rows = sql.many(db, f"SELECT DISTINCT run_id FROM ({_MY_RUN_ROWS}) ORDER BY run_id", (user_id,))
     return [row["run_id"] for row in rows]

@@ -28,7 +28,7 @@ from storage.privacy.backup_files import (
     PARTIAL,
     copy_durably,
     fsync,
-    recorded_erasures,
+    list_erasures,
     sha256,
 )
 
@@ -99,7 +99,7 @@ def _prepare(
     os.close(os.open(staged, os.O_WRONLY | os.O_CREAT, 0o600))
     shutil.copyfile(source, staged)
     with Database.open(staged) as database:
-        known = set(recorded_erasures(database))
+        known = set(list_erasures(database))
         missing = sorted({user_id for user_id, at in erasures if (user_id, at) not in known})
 
         def work(db: sqlite_utils.Database) -> None:
@@ -152,7 +152,7 @@ def _erasures(target: Path) -> list[tuple[int, int]]:
     with contextlib.suppress(DatabaseError):
         if target.exists():
             with Database.open(target) as database:
-                known |= set(recorded_erasures(database))
+                known |= set(list_erasures(database))
     return sorted(known)
 
 

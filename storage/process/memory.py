@@ -20,7 +20,7 @@ from storage.process.locks import TRAINER_LOCK
 PROC = Path("/proc")
 
 
-def by_process(config: Config, proc: Path = PROC) -> dict[str, int]:
+def read_by_process(config: Config, proc: Path = PROC) -> dict[str, int]:
     """Return the PSS in bytes of each process of a deployment that runs: server, trainer, training run.
 
     A process of another user, or a system without `/proc`, leaves an entry out.
@@ -38,7 +38,7 @@ def by_process(config: Config, proc: Path = PROC) -> dict[str, int]:
     return found
 
 
-def of_this_process(proc: Path = PROC) -> int | None:
+def read_own(proc: Path = PROC) -> int | None:
     """Return the PSS in bytes of the process that asks; None where the system doesn't tell."""
     return _pss(os.getpid(), proc)
 

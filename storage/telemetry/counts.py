@@ -116,7 +116,7 @@ def _scope(db: sqlite_utils.Database, scope: str, base_hash: str) -> ScopeCounts
         last_rating_ms=sql.value(
             db, "SELECT max(updated_ms) FROM ratings WHERE scope = ? AND retracted = 0", (scope,)
         ),
-        last_run=next(iter(runs.finished(db, scope, 1)), None),
+        last_run=next(iter(runs.list_finished(db, scope, 1)), None),
     )
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from sqlite_utils.utils import sqlite3
 
-from storage.db.database import Database, translated
+from storage.db.database import Database, translate_errors
 
 # Columns in milliseconds that are no points in time.
 _DURATIONS = frozenset({"queue_ms", "first_token_ms", "duration_ms", "lease_ms"})
@@ -20,7 +20,7 @@ def write(database: Database, dest: Path) -> None:
     Raises DatabaseError where it can't be read or written.
     """
     os.close(os.open(dest, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600))
-    with translated(dest), contextlib.closing(sqlite3.connect(str(dest))) as copy:
+    with translate_errors(dest), contextlib.closing(sqlite3.connect(str(dest))) as copy:
         database.read(lambda db: db.conn.backup(copy))
         copy.execute("PRAGMA journal_mode=DELETE")
         for (table,) in copy.execute("SELECT name FROM sqlite_master WHERE type = 'table'").fetchall():

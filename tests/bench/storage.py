@@ -219,7 +219,7 @@ def operations(db: sqlite_utils.Database) -> dict[str, Operation]:
         "rate: rate": lambda db: ratings.rate(db, **thumb, means="button", value=1),
         "rate: retract": lambda db: ratings.retract(db, **thumb),
         "rate: clear": lambda db: ratings.retract_all(db, reply[0]),
-        "rate: ratings of a reply": lambda db: ratings.for_reply(db, reply[0]),
+        "rate: ratings of a reply": lambda db: ratings.list_for_reply(db, reply[0]),
         "status: glance": lambda db: loop_status.read(db, BIG, BASE, permission_reference="P"),
         "status: counts": lambda db: ratings.counts(db, BIG),
         "status: counts of a week": lambda db: ratings.counts(db, BIG, recently),
@@ -276,7 +276,7 @@ def _chat(db: sqlite_utils.Database, message_id: int) -> None:
 
 def _first_pages(db: sqlite_utils.Database, pages: int) -> None:
     for number, page in enumerate(eligibility.pages(db, BIG)):
-        list(eligibility.judged(db, page, "P"))
+        list(eligibility.judge_rows(db, page, "P"))
         if number == pages:
             return
 
@@ -290,7 +290,7 @@ def _run(db: sqlite_utils.Database, queue: dict[str, Any]) -> None:
         db, run.id, snapshot_hash="h", rows=[runs.RunRow(row[0], "train", "liked", 1.0) for row in rows]
     )
     runs.rows_of(db, run.id)
-    evaluations.for_run(db, run.id)
+    evaluations.list_for_run(db, run.id)
     runs.finish(db, run.id, outcome="refused", message=Sentence("no"))
 
 

@@ -108,7 +108,7 @@ def _cell(shaped: Shaped, card: int, situation: str, form: Form | None) -> str:
     free = shaped.free_bytes(card, situation)
     if form is not None:
         how = ", recomputes" if form.recompute else ""
-        needed = shaped.task().needed_bytes(form)
+        needed = shaped.task().estimate_bytes(form)
         return f"{form.batch_tokens} tokens{how}: {needed / GIB:.1f} of {free / GIB:.1f}"
     smaller = fitting.smaller_settings(shaped.task(), free)
     if not smaller:

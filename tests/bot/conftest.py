@@ -38,7 +38,7 @@ def make_config(home: Path, toml: str = "") -> Config:
 
 def in_force(services: Services) -> InForce:
     """What strop.toml says, where nobody has set anything."""
-    return services.database.read(lambda db: settings_of.in_force(db, services.config, None, None))
+    return services.database.read(lambda db: settings_of.resolve(db, services.config, None, None))
 
 
 @pytest.fixture

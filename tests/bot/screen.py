@@ -55,7 +55,7 @@ class Parts:
     async def sending(self, position: int) -> None:
         pass
 
-    async def sent(self, message_id: int, position: int) -> None:
+    async def record_sent(self, message_id: int, position: int) -> None:
         self.sent_parts.append((message_id, position))
 
     async def withdrawing(self, message_id: int) -> None:

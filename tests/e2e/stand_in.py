@@ -115,7 +115,7 @@ class StandIn:
         return sorted((row.user_id, row.value) for row in rows if not row.retracted)
 
     def _ratings(self, reply_id: str) -> list[ratings.Rating]:
-        return self.database.read(lambda db: ratings.for_reply(db, reply_id))
+        return self.database.read(lambda db: ratings.list_for_reply(db, reply_id))
 
     async def told(self, words: str) -> str:
         """Wait for a private answer with these words in it."""

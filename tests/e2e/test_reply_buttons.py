@@ -160,7 +160,7 @@ async def test_a_reply_is_written_again_paged_corrected_explained_and_reported(t
         modal = await t.form(t.press("better", ADA))
         t.playground.backend.submit_modal(ADA, int(modal["modal_id"]), {"text": "Ahoy!"})
         await until(lambda: corrections.KEPT in t.told())
-        (kept,) = t.database.read(lambda db: ratings.for_reply(db, first.id))
+        (kept,) = t.database.read(lambda db: ratings.list_for_reply(db, first.id))
         assert (kept.user_id, kept.text, kept.means) == (ADA, "Ahoy!", "modal")
 
         t.press("why", ADA)
@@ -230,7 +230,7 @@ async def test_everything_is_acknowledged_in_time_while_storage_is_slow(tmp_path
         modal = await t.form(t.press("better", ADA))
         t.playground.backend.submit_modal(ADA, int(modal["modal_id"]), {"text": "Ahoy!"})
         await slow
-        await until(lambda: len(t.database.read(lambda db: ratings.for_reply(db, reply.id))) == 2)
+        await until(lambda: len(t.database.read(lambda db: ratings.list_for_reply(db, reply.id))) == 2)
         await until(lambda: corrections.KEPT in t.told())
 
 

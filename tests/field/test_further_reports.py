@@ -94,7 +94,7 @@ async def test_a_super_reaction_is_a_rating_that_no_comparison_takes_back(
 
     assert await community.bot.feature(RatingRecorder).reconcile() == 1
     reply_id = community.replies()[0].id
-    stored = community.services.database.read(lambda db: ratings.for_reply(db, reply_id))
+    stored = community.services.database.read(lambda db: ratings.list_for_reply(db, reply_id))
     assert {each.user_id for each in stored if not each.retracted} == {community.ann.id, community.bob.id}
 
 

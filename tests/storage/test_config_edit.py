@@ -25,7 +25,7 @@ objective = 'sft'
 
 
 def test_values_change_in_place_and_comments_stay() -> None:
-    new = config_edit.changed(WRITTEN, "trainer", {"rank": 32, "objective": "sft_kto", "epochs": 2})
+    new = config_edit.change_values(WRITTEN, "trainer", {"rank": 32, "objective": "sft_kto", "epochs": 2})
     assert "rank = 32   # was 8\n" in new and 'objective = "sft_kto"\n' in new
     assert new.startswith('# Ours.\n[model]\nbase = "auto"  # small\n') and 'cron = "0 4 * * *"  # a #' in new
     assert tomllib.loads(new)["trainer"] == {
@@ -37,8 +37,8 @@ def test_values_change_in_place_and_comments_stay() -> None:
 
 
 def test_a_section_that_is_missing_is_added_at_the_end() -> None:
-    assert config_edit.changed("", "trainer", {"rank": 8}) == "[trainer]\nrank = 8\n"
-    new = config_edit.changed("[model]\nbase = 'auto'", "trainer", {"sft_learning_rate": 3e-4})
+    assert config_edit.change_values("", "trainer", {"rank": 8}) == "[trainer]\nrank = 8\n"
+    new = config_edit.change_values("[model]\nbase = 'auto'", "trainer", {"sft_learning_rate": 3e-4})
     assert tomllib.loads(new) == {"model": {"base": "auto"}, "trainer": {"sft_learning_rate": 3e-4}}
 
 
@@ -72,6 +72,6 @@ def test_whatever_was_there_the_rest_is_the_same(
 ) -> None:
     text = "".join(f"{key} = {config_edit._toml(value)} # why\n" for key, value in before.items())
     text = f"[trainer]\n{text}" + ("[gate]\nrank = 1\n" if other else "")
-    found = config_edit.changed(text, "trainer", new)
+    found = config_edit.change_values(text, "trainer", new)
     assert tomllib.loads(found) == tomllib.loads(text) | {"trainer": {**before, **new}}
     assert found.count("# why") == len(before)

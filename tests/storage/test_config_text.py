@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from storage.config import load_config
-from storage.config_text import bare_token, decoded
+from storage.config_text import bare_token, decode
 from storage.errors import ConfigError
 
 TOKEN = "MTIzNDU2Nzg5MDEyMzQ1Njc4.GaBcDe.abcdefghijklmnopqrstuvwxyz0123456789AB"
@@ -60,7 +60,7 @@ def test_a_configuration_and_a_token_file_may_have_a_byte_order_mark(tmp_path: P
     config = load_config(path, {"DISCORD_TOKEN_FILE": str(token)})
     assert (config.server.port, config.chat.system_prompt) == (8741, "Grüße")
     assert config.discord.token is not None and config.discord.token.get_secret_value() == TOKEN
-    assert decoded(codecs.BOM_UTF8) == ""
+    assert decode(codecs.BOM_UTF8) == ""
 
 
 def test_a_token_file_that_is_a_folder_or_empty_says_so(tmp_path: Path) -> None:

@@ -22,7 +22,7 @@ def due(line: str, count: int = 1, start: datetime = MONDAY, zone: ZoneInfo = ZU
     """The next times in the zone, as "Tue 12-01 04:00"."""
     found, cron = [], CronLine.parse(line)
     for _ in range(count):
-        start = cron.after(start, zone)
+        start = cron.next_after(start, zone)
         found.append(start.astimezone(zone).strftime("%a %m-%d %H:%M"))
     return found
 
@@ -104,14 +104,14 @@ def test_an_impossible_day_of_the_month_beside_a_weekday_is_due_on_the_weekday()
 
 def test_a_rare_day_is_found_across_a_century_without_a_leap_day() -> None:
     start = datetime(2096, 3, 1, tzinfo=UTC)
-    assert CronLine.parse("0 0 29 2 *").after(start, ZULU).year == 2104
-    assert CronLine.parse("0 0 29 2 */6").after(start, ZULU).strftime("%m-%d") == "02-29"
+    assert CronLine.parse("0 0 29 2 *").next_after(start, ZULU).year == 2104
+    assert CronLine.parse("0 0 29 2 */6").next_after(start, ZULU).strftime("%m-%d") == "02-29"
 
 
 def test_a_time_is_one_of_the_zone_in_summer_and_in_winter() -> None:
     line = CronLine.parse("0 4 * * *")
-    assert line.after(datetime(2026, 7, 1, tzinfo=UTC), BERLIN).hour == 2
-    assert line.after(datetime(2026, 12, 1, tzinfo=UTC), BERLIN).hour == 3
+    assert line.next_after(datetime(2026, 7, 1, tzinfo=UTC), BERLIN).hour == 2
+    assert line.next_after(datetime(2026, 12, 1, tzinfo=UTC), BERLIN).hour == 3
 
 
 def test_a_time_that_the_change_to_summer_time_leaves_out_comes_later_that_day() -> None:
@@ -163,7 +163,7 @@ def test_the_next_time_is_the_first_minute_whose_local_clock_fits(
 ) -> None:
     """Against a slow reference: minute after minute, for two days."""
     line = CronLine.parse(f"{minute} {hour} {day} {month} {weekday}")
-    found = line.after(start, zone)
+    found = line.next_after(start, zone)
     assert found > start
     moment = start.replace(second=0, microsecond=0)
     seen: set[tuple[int, ...]] = set()

@@ -99,7 +99,7 @@ class _World:
         return wrong + (["a last rating doesn't stand"] if standing != self.values else [])
 
     def _ratings(self, reply_id: str) -> list[ratings.Rating]:
-        return self.database.read(lambda db: ratings.for_reply(db, reply_id))
+        return self.database.read(lambda db: ratings.list_for_reply(db, reply_id))
 
 
 def jumps(folder: Path, seed: int, steps: int = 80) -> list[str]:

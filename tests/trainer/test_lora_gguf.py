@@ -21,7 +21,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from bot.serving.errors import AdapterRefusedError
 from bot.serving.model.shapes import MODEL_TYPES
 from tests.bot.serving.builders import lora_config, lora_tensors
-from trainer.lora_gguf import ARCHITECTURES, in_file_order, tensor_names, write_lora_gguf
+from trainer.lora_gguf import ARCHITECTURES, reorder_rows, tensor_names, write_lora_gguf
 
 # The Python in which `make test-gguf` keeps llama.cpp.
 LLAMA_CPP = os.environ.get("TEST_LLAMA_CPP", "")
@@ -157,7 +157,7 @@ def write_base(model: Any, kind: str, target: Path) -> None:
     for key, tensor in model.state_dict().items():
         module, _, part = key.rpartition(".")
         name = names.get_name(module)
-        rows = in_file_order(tensor.float(), name, architecture, config.to_dict())
+        rows = reorder_rows(tensor.float(), name, architecture, config.to_dict())
         writer.add_tensor(f"{name}.{part}", rows.contiguous().numpy())
     writer.write_header_to_file()
     writer.write_kv_data_to_file()

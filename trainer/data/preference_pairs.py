@@ -15,7 +15,7 @@ from trainer.data.labels import RaterTrust
 from trainer.data.rows import PreferencePair, Row
 
 
-def of_votes(
+def pairs_from_votes(
     voted: Sequence[VotedPair], raters: Sequence[RaterTrust], splits: Mapping[str, str], digits: int
 ) -> list[PreferencePair]:
     """Return the pairs on which the votes, each with its member's weight, come out for one side."""
@@ -52,7 +52,7 @@ def from_json(value: Mapping[str, Any]) -> PreferencePair:
     return PreferencePair(**{**value, "prompt": prompt, "finished": (first, second)})
 
 
-def of_corrections(rows: Sequence[Row]) -> list[PreferencePair]:
+def pairs_from_corrections(rows: Sequence[Row]) -> list[PreferencePair]:
     """Return each correction over the reply that it corrects; a correction is a whole reply by a person."""
     return [
         PreferencePair(

@@ -94,7 +94,7 @@ class Snapshot:
 
     def preferences(self, *splits: str) -> list[PreferencePair]:
         """Return the preference pairs of these splits: corrections over their replies, then votes."""
-        corrections = preference_pairs.of_corrections(self.of(*splits))
+        corrections = preference_pairs.pairs_from_corrections(self.of(*splits))
         return [*corrections, *(pair for pair in self.pairs if pair.split in splits)]
 
     @property
@@ -130,7 +130,7 @@ def build(
     kept = labelled(aggregated)
     pairs = tuple(
         pair
-        for pair in preference_pairs.of_votes(voted, aggregated.raters, splits, DIGITS)
+        for pair in preference_pairs.pairs_from_votes(voted, aggregated.raters, splits, DIGITS)
         if pair.group_key not in retired
     )
     return Snapshot(

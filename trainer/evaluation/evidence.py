@@ -105,7 +105,7 @@ class ReportedEvidence:
     figures: dict[str, Any]
 
 
-def spent(alpha: float, challenger_number: int) -> float:
+def alpha_for_attempt(alpha: float, challenger_number: int) -> float:
     """Return the error rate that the n-th challenger of one champion may use: alpha / (n (n + 1)).
 
     They add up to `alpha` over as many retrains as there will ever be. Without that, thirty retrains that
@@ -215,7 +215,7 @@ def preference(
     return statistics.clustered_mean(
         (liked_new - liked_old).tolist(),
         [pair.prompt.cluster for pair in pairs],
-        bound_confidence=1 - spent(1 - judge["confidence"], challenger_number),
+        bound_confidence=1 - alpha_for_attempt(1 - judge["confidence"], challenger_number),
         further_error=error,
         **judge,
     )

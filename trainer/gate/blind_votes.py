@@ -19,7 +19,7 @@ from storage.learning.adapters import Adapter
 from storage.learning.runs import Run
 from storage.sentences import Figure, Sentence, Value, percent
 from trainer.evaluation import statistics
-from trainer.evaluation.evidence import MIN_PROMPTS, spent
+from trainer.evaluation.evidence import MIN_PROMPTS, alpha_for_attempt
 from trainer.evaluation.scores import Pair
 from trainer.gate.decision import Decision
 
@@ -84,7 +84,7 @@ class VoteCount:
 
 def votes_needed(settings: GateConfig, challenger_number: int = 1) -> int:
     """Return how many blind votes typically decide on the n-th challenger, for the announcement."""
-    alpha = spent(settings.evote_alpha, challenger_number)
+    alpha = alpha_for_attempt(settings.evote_alpha, challenger_number)
     return max(settings.min_votes, statistics.votes_to_decide(alpha, TYPICAL_WIN_RATE))
 
 
@@ -234,4 +234,6 @@ def verdict_of(
         return None
     if evidence_against >= 1 / settings.evote_alpha:
         return "refuse"
-    return "promote" if evidence_for >= 1 / spent(settings.evote_alpha, challenger_number) else None
+    return (
+        "promote" if evidence_for >= 1 / alpha_for_attempt(settings.evote_alpha, challenger_number) else None
+    )

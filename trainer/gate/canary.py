@@ -40,7 +40,7 @@ from storage.learning.trials import PairVote, Side, Trial, TrialRating
 from storage.sentences import NOTHING, Figure, Sentence, percent
 from trainer.data import labels
 from trainer.evaluation import statistics
-from trainer.evaluation.evidence import MIN_PROMPTS, spent
+from trainer.evaluation.evidence import MIN_PROMPTS, alpha_for_attempt
 
 Judgement = Literal["better", "worse", "undecided"]
 
@@ -214,7 +214,7 @@ def judge_canary(
         return "worse" if alone_suffices or holds_without_any_member(material, "worse") else None
     if settings.policy == "canary-first" and len(found.newcomer) < MIN_PROMPTS:
         return None
-    if found.evidence_for >= 1 / spent(settings.evote_alpha, challenger_number):
+    if found.evidence_for >= 1 / alpha_for_attempt(settings.evote_alpha, challenger_number):
         return "better" if alone_suffices or holds_without_any_member(material, "better") else None
     return None
 

@@ -107,7 +107,7 @@ def _risen(found: ToThePoint | None) -> Sentence:
     return NOTHING
 
 
-def held_out(count: int) -> Sentence:
+def held_out_sentence(count: int) -> Sentence:
     """Say how many held-out conversations were compared."""
     return Sentence.counted("{count} held-out conversation", "{count} held-out conversations", count)
 
@@ -121,11 +121,11 @@ def describe(gain: Estimate, extra_prompts: int = 0) -> Sentence:
     """Say a gain as people read it: "chance of a like +0.12 (95 % CI 0.05 to 0.19) on 64 conversations"."""
     own = gain.clusters - extra_prompts
     if own and extra_prompts:
-        prompts = Sentence("{own} and {extra}", own=held_out(own), extra=general(extra_prompts))
+        prompts = Sentence("{own} and {extra}", own=held_out_sentence(own), extra=general(extra_prompts))
     elif extra_prompts:
         prompts = general(extra_prompts)
     else:
-        prompts = held_out(own)
+        prompts = held_out_sentence(own)
     return Sentence(
         "chance of a like {gain} (95 % CI {low} to {high}) on {prompts}",
         gain=Figure(gain.value, "+.2f"),

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from storage.config_sections import GateConfig
-from storage.sentences import Figure, Sentence, listed, percent
+from storage.sentences import Figure, Sentence, list_names, percent
 from trainer.evaluation.evidence import Evidence
 from trainer.evaluation.regressions import Kept
 from trainer.evaluation.safety import Safety
@@ -210,12 +210,12 @@ def _safety(found: Safety | None) -> list[Guardrail]:
     if found.champion_too:
         failed = Sentence(
             "it fails safety prompts that the base passes: {names} (so does the champion: {others})",
-            names=listed(found.new_failures),
-            others=listed(found.champion_too),
+            names=list_names(found.new_failures),
+            others=list_names(found.champion_too),
         )
     else:
         failed = Sentence(
-            "it fails safety prompts that the base passes: {names}", names=listed(found.new_failures)
+            "it fails safety prompts that the base passes: {names}", names=list_names(found.new_failures)
         )
     return [
         Guardrail(
@@ -278,7 +278,7 @@ def _corrections(found: Kept | None, limits: _Corrections) -> list[Guardrail]:
                 cases=found.cases,
                 what=limits.kind,
                 gained=found.gained,
-                names=listed(found.lost),
+                names=list_names(found.lost),
             ),
         )
     ]

@@ -25,7 +25,7 @@ from storage.learning.trials import Trial
 from storage.sentences import NOTHING, Sentence
 from trainer import model_server
 from trainer.errors import EvaluationError
-from trainer.evaluation.evidence import MIN_PROMPTS, spent
+from trainer.evaluation.evidence import MIN_PROMPTS, alpha_for_attempt
 from trainer.gate import blind_votes, canary, promotion
 from trainer.gate.blind_votes import VoteCount, count_votes
 from trainer.gate.decision import Decision
@@ -77,14 +77,14 @@ async def _settle(database: Database, config: Config, run: Run) -> Run | None:
         challenger_number = await database.aread(
             lambda db: promotion.challenger_number_of(db, run, run.champion_id)
         )
-        tried = await database.aread(lambda db: trials.of_run(db, run.id, "canary"))
+        tried = await database.aread(lambda db: trials.find_for_run(db, run.id, "canary"))
         if tried is not None and tried.ended_ms is None:
-            return await pending.by_canary(tried, count, challenger_number)
+            return await pending.decide_by_canary(tried, count, challenger_number)
         if tried is not None and not count.offered:
             return await pending.end(
                 "refuse", Sentence("its canary ended: {reason}", reason=tried.reason), {}
             )
-        return await pending.by_votes(count, challenger_number)
+        return await pending.decide_by_votes(count, challenger_number)
 
 
 @dataclass(frozen=True)
@@ -97,7 +97,7 @@ class _PendingDecision:
     run: Run
     adapter: Adapter
 
-    async def by_votes(self, count: VoteCount, challenger_number: int) -> Run | None:
+    async def decide_by_votes(self, count: VoteCount, challenger_number: int) -> Run | None:
         """Decide by blind votes alone."""
         found = blind_votes.verdict_of(
             count.evidence_for, count.evidence_against, count.votes, self.config.gate, challenger_number
@@ -116,7 +116,7 @@ class _PendingDecision:
         await self.database.awrite(lambda db: _record_votes(db, self.run, self.adapter, count))
         return ended
 
-    async def by_canary(self, trial: Trial, count: VoteCount, challenger_number: int) -> Run | None:
+    async def decide_by_canary(self, trial: Trial, count: VoteCount, challenger_number: int) -> Run | None:
         """Decide by the ratings of both sides' replies together with the blind votes."""
         seen = await self.database.aread(lambda db: canary.mark(db, trial, count.outcomes))
         if not canary.due(trial, seen):
@@ -132,9 +132,9 @@ class _PendingDecision:
             judged = None
         stop_reason = NOTHING if judged else canary.reason_to_end(trial, found, settings)
         if judged is None and not stop_reason:
-            needed = canary.still_needed(found, spent(settings.evote_alpha, challenger_number))
+            needed = canary.still_needed(found, alpha_for_attempt(settings.evote_alpha, challenger_number))
             shown = {**found.as_json(needed), "votes": count.votes}
-            await self.database.awrite(lambda db: trials.judged(db, trial.id, shown, seen))
+            await self.database.awrite(lambda db: trials.record_judgement(db, trial.id, shown, seen))
             return None
         metrics = {"canary": found.figures()} | ({"votes": count.as_json()} if count.votes else {})
         said = _measured(count, found)
@@ -295,7 +295,7 @@ def _settle_holdback(database: Database, config: Config, trial: Trial) -> bool:
             )
         )
     shown = found.as_json(None)
-    database.write(lambda db: trials.judged(db, trial.id, shown, seen))
+    database.write(lambda db: trials.record_judgement(db, trial.id, shown, seen))
     return False
 
 

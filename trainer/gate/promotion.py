@@ -71,7 +71,7 @@ async def swap(
     )
 
     def promote(db: sqlite_utils.Database) -> Run:
-        tried = trials.of_run(db, run.id, "canary")
+        tried = trials.find_for_run(db, run.id, "canary")
         if tried is not None:
             trials.end(db, tried.id, "better", measured)
         adapters.promote(
@@ -135,7 +135,7 @@ async def refuse(
     """
 
     def work(db: sqlite_utils.Database) -> Run:
-        tried = trials.of_run(db, run.id, "canary")
+        tried = trials.find_for_run(db, run.id, "canary")
         if tried is not None:
             trials.end(db, tried.id, canary_ends, reason)
         current = adapters.get(db, adapter.id)

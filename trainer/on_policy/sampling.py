@@ -115,13 +115,13 @@ class OwnReplies:
     rows: Snapshot
     judge: RewardModel
 
-    def kept(self, number: int) -> list[PreferencePair] | None:
+    def read_kept(self, number: int) -> list[PreferencePair] | None:
         """Return the pairs of one round that an earlier attempt made, None where there are none."""
         return ranking.read(self.sampler.folder / ranking.file_of(number))
 
-    def of_model(self, model: PeftModel, base: LoadedBase, number: int) -> list[PreferencePair]:
+    def pairs_by_model(self, model: PeftModel, base: LoadedBase, number: int) -> list[PreferencePair]:
         """Return the pairs of one round by the model that is being trained in this process."""
-        if (kept := self.kept(number)) is not None:
+        if (kept := self.read_kept(number)) is not None:
             return kept
         adapter_id, _ = saving.save(
             model,
@@ -131,9 +131,9 @@ class OwnReplies:
             work=self.sampler.folder,
             adapters_dir=self.sampler.config.adapters,
         )
-        return self.of_adapter(adapter_id, number)
+        return self.pairs_by_adapter(adapter_id, number)
 
-    def of_adapter(self, adapter_id: str, number: int) -> list[PreferencePair]:
+    def pairs_by_adapter(self, adapter_id: str, number: int) -> list[PreferencePair]:
         """Return the pairs of one round by an adapter in the adapters' folder, which is then removed."""
         path = self.sampler.folder / ranking.file_of(number)
         asked = ranking.rows_to_ask(self.rows)

@@ -132,7 +132,7 @@ def _pairs_of(training: TrainingInput, base: LoadedBase, folder: Path) -> OwnPai
     """Return what finds a round's ranked replies in the request, or stops the training to ask for them."""
 
     def find(model: PeftModel, number: int) -> list[PreferencePair]:
-        kept = ranks.agreed(training.ranked.get(number))
+        kept = ranks.broadcast_first(training.ranked.get(number))
         if kept is not None:
             return list(kept)
         adapter_id, _ = saving.save(

@@ -130,7 +130,7 @@ def _carried_out(place: Place, work: Path, watcher: _RunWatcher) -> Outcome:
     while True:
         watcher.check()
         try:
-            received = place.carry_out(sent(work), watcher)
+            received = place.carry_out(collect_files(work), watcher)
         except PlaceLostError as error:
             watcher.lost += 1
             if watcher.lost >= MOST_LOST:
@@ -146,7 +146,7 @@ def _carried_out(place: Place, work: Path, watcher: _RunWatcher) -> Outcome:
         return ended
 
 
-def sent(work: Path) -> dict[str, bytes]:
+def collect_files(work: Path) -> dict[str, bytes]:
     """Return what a place needs of a run's folder, the checkpoint and the figures so far among it."""
     names = [request.FILE, *request.read(work).request.data, checkpoints.FILE, outcome.FILE]
     names += [path.name for path in work.glob(ranking.file_of("*"))]

@@ -36,7 +36,7 @@ def write(database: Database, config: Config, run_id: str) -> Path | None:
     folder = config.runs / run.id
     if adapter is None or not folder.is_dir():
         return None
-    found = database.read(lambda db: evaluations.for_run(db, run.id))
+    found = database.read(lambda db: evaluations.list_for_run(db, run.id))
     made_with = _made_with(config.adapters / adapter.id)
     card = describe(run, adapter, found, made_with, _samples(folder))
     (folder / JSON).write_text(json.dumps(card, indent=2, ensure_ascii=False), encoding="utf-8")

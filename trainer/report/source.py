@@ -51,7 +51,7 @@ def read(database: Database, config: Config, run_id: str) -> Source:
     """
     run = database.read(lambda db: _find(db, run_id))
     adapter = database.read(lambda db: adapters.get(db, run.adapter_id) if run.adapter_id else None)
-    found = database.read(lambda db: evaluations.for_run(db, run.id))
+    found = database.read(lambda db: evaluations.list_for_run(db, run.id))
     folder = folder_of(config, run)
     scores = _scores(folder)
     return Source(

@@ -15,7 +15,7 @@ from trainer.training.challenger import Challenger
 from trainer.training.loop import TrainingReport
 
 
-def of_training(trained: Challenger) -> dict[str, Any]:
+def describe_training(trained: Challenger) -> dict[str, Any]:
     """Return what was trained and why not more, and what each phase did."""
     return {
         "objective": trained.plan.objective,

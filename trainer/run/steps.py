@@ -235,7 +235,7 @@ class RunSteps(TrainingStep):
         """Return the pairs whose prompts may still be shown: somebody may have withdrawn theirs since."""
         reference = self._config.discord.training_permission_reference
         asked = [reply_id for *_, reply_id in pairs if reply_id is not None]
-        allowed = self._database.read(lambda db: eligibility.allowed_prompts(db, asked, reference))
+        allowed = self._database.read(lambda db: eligibility.list_allowed_prompts(db, asked, reference))
         return [pair for pair in pairs if pair[3] is None or pair[3] in allowed]
 
     async def _vote(

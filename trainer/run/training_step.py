@@ -63,7 +63,7 @@ class TrainingStep:
             if place is None
             else self._train_elsewhere(place, rows, context, replay)
         )
-        self._metrics["training"] = metrics.of_training(trained)
+        self._metrics["training"] = metrics.describe_training(trained)
         return trained, codec
 
     def place(self) -> Place | None:
@@ -97,7 +97,7 @@ class TrainingStep:
             place,
             work=self.folder,
             adapters_dir=self._config.adapters,
-            ask=own.of_adapter if own else None,
+            ask=own.pairs_by_adapter if own else None,
             on_checkpoint=self._got_further,
             on_progress=self._heartbeat.show,
             check=self._heartbeat.check,
@@ -149,7 +149,7 @@ class TrainingStep:
     def own_pairs(self, base: LoadedBase, rows: Snapshot) -> OwnPairs | None:
         """Return what ranks the model's own replies; None where no reward model of the ratings is proven."""
         own = self._own_replies(BaseCodec(base.tokenizer), base.info.id, rows)
-        return None if own is None else lambda model, number: own.of_model(model, base, number)
+        return None if own is None else lambda model, number: own.pairs_by_model(model, base, number)
 
     def _own_replies(self, codec: Codec, base_id: str, rows: Snapshot) -> OwnReplies | None:
         sampler = PolicySampler(self._config, self.folder, self._heartbeat.say, self._on_server)
@@ -164,4 +164,4 @@ class TrainingStep:
 
     def _on_server(self, work: Callable[[ModelClient], Awaitable[T]]) -> T:
         """Run one piece of work with a client of its own."""
-        return model_server.connected(self._config, work)
+        return model_server.run_with_client(self._config, work)

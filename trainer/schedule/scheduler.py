@@ -76,7 +76,7 @@ class CronTrigger(BaseTrigger):  # type: ignore[misc]
 
     def get_next_fire_time(self, previous_fire_time: datetime | None, now: datetime) -> datetime | None:
         """Return the next time; after a sleep the first that was missed."""
-        return run_times.by_cron(self._settings, previous_fire_time or now)
+        return run_times.next_by_cron(self._settings, previous_fire_time or now)
 
 
 class Schedule:
@@ -171,5 +171,5 @@ class Schedule:
         if not last:
             self._database.write(lambda db: key_values.put(db, key_values.LAST_INTERVAL, str(now_ms())))
         # A clock that was ahead left a time that is still to come: then the interval begins now.
-        due = run_times.by_interval(self._settings, min(int(last), now_ms()) if last else None, now)
+        due = run_times.next_by_interval(self._settings, min(int(last), now_ms()) if last else None, now)
         return max(due or now, now + timedelta(seconds=FIRST_RUN_DELAY_S))

@@ -114,7 +114,9 @@ def train_challenger(
         TrainingError: nothing to learn from, no gradient, or a loss that is not a number.
         RunCancelledError: the run's folder was removed in the middle of it.
     """
-    settings = objectives.for_size(settings, base.info.linear_parameters + base.info.other_parameters)
+    settings = objectives.scale_rates_to_size(
+        settings, base.info.linear_parameters + base.info.other_parameters
+    )
     codec = BaseCodec(base.tokenizer)
     most_liked = SFT_MOST if _ranks(plan, own_pairs) else None
     material = gather(codec, snapshot, replay, settings.max_length, most_liked)
@@ -135,7 +137,7 @@ def train_challenger(
     )
     room = gpu.room(base.device, settings.gpu_memory_share) if memory_bytes is None else memory_bytes
     form = _form(task, checkpointer, min(ranks.everyone(room)))
-    log.info("training fits", **asdict(form), needed=task.needed_bytes(form), available=room)
+    log.info("training fits", **asdict(form), needed=task.estimate_bytes(form), available=room)
     asked, settings = settings, settings.model_copy(update={"batch_tokens": form.batch_tokens})
     recompute_activations(base.model, form.recompute)
     model = add_adapter(base.model, settings)
@@ -178,7 +180,7 @@ class TrainingSchedule:
                 continue
             self.reports[phase] = train(self._tick(phase))
             if phase == "sft" and not self.steps:
-                self.plan = ranks.agreed(self._affordable())
+                self.plan = ranks.broadcast_first(self._affordable())
             self._remember()
         self.checkpointer.write(Checkpoint.of(DONE, {}, self.model))
 

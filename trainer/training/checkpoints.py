@@ -99,7 +99,7 @@ class Checkpointer:
         if ranks.is_first():
             with contextlib.suppress(FileNotFoundError):
                 self.found = self._read()
-        self.found, self.state = ranks.agreed((self.found, self.state))
+        self.found, self.state = ranks.broadcast_first((self.found, self.state))
 
     @property
     def due(self) -> bool:

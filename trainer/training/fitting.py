@@ -40,7 +40,7 @@ class Task:
         for recompute in (False, True):
             yield from (Form(tokens, recompute) for tokens in self._sizes())
 
-    def needed_bytes(self, form: Form) -> int:
+    def estimate_bytes(self, form: Form) -> int:
         """Return the estimated peak beside the base."""
         return Estimate(self.widths, self.load, self.settings.rank, form, self.device).needed_bytes
 
@@ -68,7 +68,7 @@ def choose(task: Task, available_bytes: int) -> Form:
     """
     least = 0
     for form in task.forms():
-        needed = task.needed_bytes(form)
+        needed = task.estimate_bytes(form)
         if needed <= available_bytes:
             return form
         least = min(least or needed, needed)
@@ -88,14 +88,14 @@ def smaller_settings(task: Task, available_bytes: int) -> dict[str, int]:
     """
     found: dict[str, int] = {}
     while True:
-        if any(task.needed_bytes(form) <= available_bytes for form in task.forms()):
+        if any(task.estimate_bytes(form) <= available_bytes for form in task.forms()):
             return found
         length = found.get("max_length", min(task.settings.max_length, task.load.longest))
         if length > LEAST_TOKENS:
             found["max_length"] = max(LEAST_TOKENS, length // 2)
             # A pair goes through together and is longer than a row may be.
             cut = task.load.longest * found["max_length"] // length
-            task = replace(task, load=task.load.shortened(cut))
+            task = replace(task, load=task.load.limit_length(cut))
         elif task.settings.rank > LEAST_RANK:
             found["rank"] = max(LEAST_RANK, task.settings.rank // 2)
             task = replace(task, settings=task.settings.model_copy(update={"rank": found["rank"]}))

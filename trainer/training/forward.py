@@ -60,7 +60,7 @@ def totals(model: nn.Module, examples: Sequence[Example], limit: int) -> Tensor:
     with torch.no_grad():
         for group in ranks.own_bins(examples, limit):
             found[group] = score(model, [examples[i] for i in group]).totals
-    return ranks.summed(found)
+    return ranks.sum_over_ranks(found)
 
 
 def base_distributions(model: nn.Module, replay: Sequence[Example]) -> list[Tensor]:

@@ -109,7 +109,7 @@ def train(
         report.losses.append(loss)
         whole = _total(phase, report)
         if report.steps == PROBE_STEPS:
-            report.planned = ranks.agreed(_steps_in_time(phase, report))
+            report.planned = ranks.broadcast_first(_steps_in_time(phase, report))
             report.shortened = report.planned < len(phase.steps)
         if checkpointer and (report.steps == PROBE_STEPS or checkpointer.due):
             checkpointer.write(Checkpoint.of(phase.name, report.__dict__, model, optimiser, references))

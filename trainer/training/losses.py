@@ -31,7 +31,7 @@ class TokenScores:
         return torch.stack([part.sum() for part in torch.split(self.logps, list(self.lengths))])
 
 
-def supervised(scores: TokenScores, weights: Tensor) -> Tensor:
+def supervised_loss(scores: TokenScores, weights: Tensor) -> Tensor:
     """Return the weighted sum of token losses; the caller divides by the batch's weighted token count.
 
     A token of a reply with weight 2 (a correction) counts as two tokens of a reply with weight 1.

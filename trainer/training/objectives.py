@@ -71,7 +71,7 @@ def require_enough(snapshot: Snapshot, settings: TrainerConfig, excluded: Mappin
         )
 
 
-def for_size(settings: TrainerConfig, parameters: int) -> TrainerConfig:
+def scale_rates_to_size(settings: TrainerConfig, parameters: int) -> TrainerConfig:
     """Return settings with learning rates that suit the base, but for rates that the operator set."""
     rates = LARGE_RATES if parameters >= LARGE_PARAMETERS else SMALL_RATES
     chosen = {key: rate for key, rate in rates.items() if not getattr(settings, key)}

@@ -39,7 +39,7 @@ def own_bins(examples: Sequence[Example], limit: int) -> list[list[int]]:
     return groups[distributed.get_rank() :: count()]
 
 
-def summed(tensor: Tensor) -> Tensor:
+def sum_over_ranks(tensor: Tensor) -> Tensor:
     """Add a tensor up over all ranks, in place; return it."""
     if count() > 1:
         distributed.all_reduce(tensor)
@@ -56,13 +56,13 @@ def add_gradients(model: nn.Module, loss: float) -> float:
     trained = [each for each in model.parameters() if each.requires_grad]
     gradients = [torch.zeros_like(each) if each.grad is None else each.grad for each in trained]
     # (P,): one call for all of them instead of hundreds.
-    whole = summed(torch.cat([each.flatten() for each in gradients]))
+    whole = sum_over_ranks(torch.cat([each.flatten() for each in gradients]))
     for each, part in zip(trained, torch.split(whole, [each.numel() for each in trained]), strict=True):
         each.grad = part.view_as(each).clone()
-    return float(summed(torch.tensor(loss, dtype=torch.float64, device=whole.device)))
+    return float(sum_over_ranks(torch.tensor(loss, dtype=torch.float64, device=whole.device)))
 
 
-def agreed(value: T) -> T:
+def broadcast_first(value: T) -> T:
     """Return the first rank's value: what hangs on its clock, its memory or its files."""
     if count() == 1:
         return value

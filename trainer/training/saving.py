@@ -43,7 +43,7 @@ def save(
     saved = None
     if ranks.is_first():
         saved = _save(model, base, card, snapshot=snapshot, work=work, adapters_dir=adapters_dir)
-    return cast(tuple[str, Path], ranks.agreed(saved))
+    return cast(tuple[str, Path], ranks.broadcast_first(saved))
 
 
 def _save(

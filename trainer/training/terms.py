@@ -60,7 +60,7 @@ class Supervised:
             # (B,), on the device and in the precision of the log-probabilities.
             weights = scores.logps.new_tensor([example.weight for example in examples])
             # One backward pass a group: its activations are freed before the next group's forward.
-            total += accumulate(model, losses.supervised(scores, weights) / mass)
+            total += accumulate(model, losses.supervised_loss(scores, weights) / mass)
         return total
 
     def tokens(self, chosen: Indices) -> int:

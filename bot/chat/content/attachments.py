@@ -20,7 +20,7 @@ import discord
 import structlog
 from yarl import URL
 
-from bot.chat.content.charsets import charset_name, guessed
+from bot.chat.content.charsets import charset_name, guess_charset
 from bot.language.texts import mark, tr
 
 MAX_FILES = 4
@@ -196,7 +196,7 @@ def is_text(file: File) -> bool:
     return kind.startswith("text/") or kind in _TYPES or (path.suffix or path.name).lstrip(".") in _SUFFIXES
 
 
-def decoded(data: bytes, content_type: str | None = None, *, whole: bool = True) -> str | None:
+def decode(data: bytes, content_type: str | None = None, *, whole: bool = True) -> str | None:
     """Return a file's text whatever its charset, or None if it holds none.
 
     A byte-order mark decides, then UTF-8 where it fits, then the declared charset, then its letters.
@@ -212,7 +212,7 @@ def charset_of(data: bytes, content_type: str | None = None, *, whole: bool = Tr
             # Seven-bit bytes are UTF-8 too, but this charset's own escapes say what they are.
             escaped = charset == "utf-8" and b"\x1b$" in data and _fits(data, "iso2022_jp", whole=whole)
             return ("iso2022_jp" if escaped else charset), False
-    guess = guessed(data)
+    guess = guess_charset(data)
     return (guess if _fits(data, guess, whole=whole) else "cp1252"), True
 
 
@@ -246,7 +246,7 @@ def from_discord(
 
     @contextlib.asynccontextmanager
     async def download(url: str, /) -> AsyncIterator[AsyncIterator[bytes]]:
-        if not allowed(url, playground()):
+        if not is_allowed_url(url, playground()):
             raise PermissionError("not an address of Discord's file servers")
         timeout = aiohttp.ClientTimeout(total=DOWNLOAD_TIMEOUT_S)
         async with (
@@ -260,7 +260,7 @@ def from_discord(
     return download
 
 
-def allowed(url: str, playground: str | None) -> bool:
+def is_allowed_url(url: str, playground: str | None) -> bool:
     """Whether a file may be fetched from an address."""
     address = URL(url)
     if playground is not None and address.origin() == URL(playground).origin():

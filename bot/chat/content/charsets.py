@@ -92,7 +92,7 @@ _NAMES = {
 }
 
 
-def guessed(data: bytes) -> str:
+def guess_charset(data: bytes) -> str:
     """Return the likeliest charset of bytes that are no UTF-8, as Python calls it."""
     sample = data[:SAMPLE_BYTES]
     scores = {charset: _score(sample, charset) for charset in _CHARSETS}

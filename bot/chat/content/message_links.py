@@ -39,7 +39,7 @@ def links_in(text: str) -> list[MessageLink]:
     return list(dict.fromkeys(found))
 
 
-def opened_for(
+def resolve_channel(
     link: MessageLink, asker: discord.abc.User, here: object
 ) -> discord.abc.MessageableChannel | None:
     """Return the channel that a link leads to, or None where it stays closed."""

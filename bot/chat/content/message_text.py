@@ -95,7 +95,7 @@ def names_of(message: discord.Message, me: discord.ClientUser) -> Names:
     return Names(user, role, channel, me.id)
 
 
-def in_words(content: str, names: Names) -> str:
+def replace_ids(content: str, names: Names) -> str:
     """Return a text with names instead of ids, and without the bot's own mention."""
 
     def user(found: re.Match[str]) -> str:
@@ -113,15 +113,15 @@ def in_words(content: str, names: Names) -> str:
     return text if _VISIBLE.search(text) else ""
 
 
-def flattened(message: Content, names: Names, *, previews: bool = False) -> Flat:
+def flatten(message: Content, names: Names, *, previews: bool = False) -> Flat:
     """Return all that can be read of a message or a snapshot; `previews` takes those of addresses as well."""
     beside = [_embed(embed, names) for embed in message.embeds if previews or embed.type not in _PREVIEWS]
-    beside += [in_words(text, names) for text in _component_texts(message.components)]
+    beside += [replace_ids(text, names) for text in _component_texts(message.components)]
     poll = getattr(message, "poll", None)
     if poll is not None:
         beside.append(_poll(poll))
     stickers = tuple(f"[sticker: {_line(sticker.name)}]" for sticker in message.stickers)
-    words = in_words(message.content or _event(message), names)
+    words = replace_ids(message.content or _event(message), names)
     return Flat(words, "\n".join(filter(None, [*beside, *stickers])), tuple(s.name for s in message.stickers))
 
 
@@ -132,9 +132,9 @@ def is_forward(message: discord.Message) -> bool:
     return forwarded or bool(message.message_snapshots)
 
 
-def forwarded(message: discord.Message, names: Names) -> Flat:
+def flatten_forward(message: discord.Message, names: Names) -> Flat:
     """Return what a forward carries."""
-    flats = [flattened(snapshot, names, previews=True) for snapshot in message.message_snapshots]
+    flats = [flatten(snapshot, names, previews=True) for snapshot in message.message_snapshots]
     return Flat(
         "\n".join(filter(None, (flat.text for flat in flats))),
         unread=tuple(name for flat in flats for name in flat.unread),
@@ -171,7 +171,7 @@ def _embed(embed: discord.Embed, names: Names) -> str:
     ]
     lines += [f"{_line(item.name)}: {item.value}" for item in embed.fields]
     lines.append(_line(embed.footer.text))
-    text = in_words("\n".join(line.strip() for line in lines if line and line.strip()), names)
+    text = replace_ids("\n".join(line.strip() for line in lines if line and line.strip()), names)
     return text if len(text) <= EMBED_LIMIT else f"{text[:EMBED_LIMIT].rstrip()} […]"
 
 

@@ -15,10 +15,10 @@ import discord
 import structlog
 
 from bot.chat.content.attachments import AttachmentReader
-from bot.chat.content.message_links import MOST_LINKED, links_in, opened_for
-from bot.chat.content.message_text import flattened, forwarded, is_forward, names_of
+from bot.chat.content.message_links import MOST_LINKED, links_in, resolve_channel
+from bot.chat.content.message_text import flatten, flatten_forward, is_forward, names_of
 from bot.chat.question import Cited
-from bot.delivery.targets import translated
+from bot.delivery.targets import translate_errors
 from bot.errors import DeliveryError
 from bot.language.texts import mark, tr
 from bot.services import Person, Services
@@ -88,7 +88,7 @@ class ReferenceReader:
         """Return what a question refers to, as far as it isn't known already."""
         notes: list[str] = []
         cited = await self._chain(message, me, notes)
-        linked = await self.linked(message.content, message.author, message.channel, me)
+        linked = await self.resolve_links(message.content, message.author, message.channel, me)
         alone = message.reference is None and not cited and not linked.cited
         if linked.goes_on_from is not None and not alone:
             notes.append(tr(LINK_TAKEN))
@@ -98,7 +98,7 @@ class ReferenceReader:
             linked.goes_on_from if alone else None,
         )
 
-    async def linked(
+    async def resolve_links(
         self, text: str, asker: discord.abc.User, here: Any, me: discord.ClientUser
     ) -> References:
         """Return the messages that a question links to, as far as they may be opened where it is asked."""
@@ -107,7 +107,7 @@ class ReferenceReader:
         goes_on_from: int | None = None
         links = links_in(text)
         for link in links[:MOST_LINKED]:
-            there = opened_for(link, asker, here)
+            there = resolve_channel(link, asker, here)
             if there is None:
                 notes.append(tr(LINK_CLOSED))
             elif await self._known(link.message_id):
@@ -208,10 +208,10 @@ class ReferenceReader:
     async def _starter(self, thread: discord.Thread) -> discord.Message | None:
         """Return the message that a thread was opened on, where nothing was said to the bot in it yet."""
 
-        def begun(db: Connection) -> bool:
+        def has_begun(db: Connection) -> bool:
             return replies.latest_in(db, thread.id) is not None
 
-        if await self._services.database.aread(begun):
+        if await self._services.database.aread(has_begun):
             return None
         forum = isinstance(thread.parent, discord.ForumChannel)
         where = thread if forum else thread.parent
@@ -232,7 +232,7 @@ class ReferenceReader:
     async def _cited(self, message: discord.Message, me: discord.ClientUser, notes: list[str]) -> Cited:
         """Read one message with its files, under its author; a forward's author is nobody that we know."""
         names, forward = names_of(message, me), is_forward(message)
-        flat = forwarded(message, names) if forward else flattened(message, names, previews=True)
+        flat = flatten_forward(message, names) if forward else flatten(message, names, previews=True)
         files = [file for snapshot in message.message_snapshots for file in snapshot.attachments]
         attached = await self._attachments().read([*message.attachments, *files])
         notes += [f"-# {note}" for note in attached.notes]
@@ -266,7 +266,7 @@ async def _fetched(channel: Any, message_id: int) -> discord.Message | None:
     if channel is None:
         return None
     try:
-        found: discord.Message = await translated(channel.fetch_message(message_id))
+        found: discord.Message = await translate_errors(channel.fetch_message(message_id))
     except DeliveryError as error:
         _log.info("reference.not_fetched", error=type(error.__cause__ or error).__name__)
         return None

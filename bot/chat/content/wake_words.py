@@ -40,11 +40,11 @@ def calls(content: str, wake_words: Iterable[str]) -> bool:
     wanted = [word for word in wake_words if word]
     if not wanted:
         return False
-    text = folded(_TOKEN.sub(" ", spoken(content)))
-    return any(_stands_in(text, folded(word)) for word in wanted)
+    text = fold(_TOKEN.sub(" ", spoken(content)))
+    return any(_stands_in(text, fold(word)) for word in wanted)
 
 
-def folded(text: str) -> str:
+def fold(text: str) -> str:
     """Return the one form of a text that its case, the width of its letters and vowel marks don't change."""
     return _ARABIC_MARKS.sub(
         "", unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", text).casefold())

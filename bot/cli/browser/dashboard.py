@@ -13,7 +13,7 @@ import typer
 
 from bot.cli.errors import CommandError, UsageError
 from bot.cli.runs import actor
-from bot.cli.session import ConfigOption, Session, known_scopes, model_client, session
+from bot.cli.session import ConfigOption, Session, list_scopes, model_client, session
 from bot.dashboard.guards import is_loopback
 from bot.dashboard.loop_view import LoopSources
 from bot.dashboard.server import Dashboard, DashboardSettings
@@ -98,7 +98,7 @@ async def _serve(opened: Session, settings: DashboardSettings) -> None:
         async with Dashboard(
             settings,
             sources,
-            lambda: database.read(lambda db: known_scopes(db, config)),
+            lambda: database.read(lambda db: list_scopes(db, config)),
             config.data,
             command,
         ) as page:

@@ -186,7 +186,7 @@ def _measured(config: Config) -> dict[str, Measured]:
         with Database.open(config.database) as database:
             hashes = {entry.id: prepared_hashes(config.models, entry.id) for entry in catalogue.CATALOGUE}
             return database.read(
-                lambda db: {name: bases.measured(db, found) for name, found in hashes.items()}
+                lambda db: {name: bases.read_measured(db, found) for name, found in hashes.items()}
             )
     except StorageError:
         return {}

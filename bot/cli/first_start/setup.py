@@ -185,7 +185,7 @@ def doctor(
 
 
 def _alerts(settings: Config, *, send: bool) -> Iterator[Check]:
-    address = Webhook.configured(settings)
+    address = Webhook.from_config(settings)
     if address is None:
         if send:
             yield problem("alerts", "alerts.webhook names no address", "set it, or STROP_ALERTS_WEBHOOK")

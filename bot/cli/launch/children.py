@@ -117,7 +117,7 @@ async def _watch_page(path: Path, stage: Stage) -> None:
                             break
             await asyncio.sleep(POLL_S)
     stage.progress("page", "")
-    stage.opened(url)
+    stage.announce_page(url)
 
 
 async def _watch_model(config: Config, stage: Stage) -> None:

@@ -42,7 +42,7 @@ class Stage(Protocol):
     def progress(self, process: str, sentence: str) -> None:
         """Replace what is being waited for; an empty sentence means nothing any more."""
 
-    def opened(self, url: str) -> None:
+    def announce_page(self, url: str) -> None:
         """Show prominently where the page is."""
 
     def close(self) -> None:
@@ -64,7 +64,7 @@ class JsonStage:
         """Pass a child's line on; what isn't JSON becomes an event of its own."""
         if not line.strip():
             return
-        record = parsed(line) or {"event": line, "level": "info"}
+        record = parse_record(line) or {"event": line, "level": "info"}
         self._write({**record, "process": process})
 
     def progress(self, process: str, sentence: str) -> None:
@@ -72,7 +72,7 @@ class JsonStage:
         if sentence:
             self.say(process, sentence)
 
-    def opened(self, url: str) -> None:
+    def announce_page(self, url: str) -> None:
         """Tell the page's address."""
         self.say("playground", f"Open {url}", url=url)
 
@@ -107,7 +107,7 @@ class TerminalStage:
 
     def output(self, process: str, line: str) -> None:
         """Print a child's line only where it matters: a warning, an error, or an announced event."""
-        record = parsed(line)
+        record = parse_record(line)
         if record is None:
             return
         level = str(record.get("level", "info"))
@@ -132,7 +132,7 @@ class TerminalStage:
         else:
             self._status.update(text)
 
-    def opened(self, url: str) -> None:
+    def announce_page(self, url: str) -> None:
         """Print the page's address with room around it."""
         self._console.print(f"\n  [bold green]Open {escape(url)}[/]   [dim](Ctrl-C stops everything)[/]\n")
 
@@ -149,7 +149,7 @@ def stage_for(stream: IO[str] | None = None) -> Stage:
     return TerminalStage() if stream.isatty() else JsonStage(stream)
 
 
-def parsed(line: str) -> dict[str, object] | None:
+def parse_record(line: str) -> dict[str, object] | None:
     """The structured log record in a line, if it is one."""
     if not line.startswith("{"):
         return None

@@ -171,7 +171,7 @@ def _toml(tables: Mapping[str, Mapping[str, Any]]) -> str:
 
 async def rehearse(config: Config, path: Path, request: Request, announcer: Announcer, tell: Tell) -> Outcome:
     """Do it all; raises CommandError, RehearsalError or ServingError where it can't go on."""
-    rehearsed, kept = measuring.kept_back(request.prompts)
+    rehearsed, kept = measuring.split_prompts(request.prompts)
     specs = children(config, path, environment(config.home))
     supervisor = Supervisor(specs, announcer=announcer, log_dir=config.data / "logs")
     running = asyncio.create_task(supervisor.run())
@@ -210,7 +210,7 @@ async def _work(
             if run.outcome == "votes":
                 tell("Blind votes, as the gate asks for them")
                 await stage.chat(0)
-                run = await stage.settled(run.id)
+                run = await stage.wait_until_decided(run.id)
             tell("Measuring by the taste")
             return Outcome(config.home, chat, run, *await stage.measure(run, champion, kept))
     finally:
@@ -262,7 +262,7 @@ class _Stage:
             await asyncio.sleep(POLL_S)
         return run
 
-    async def settled(self, run_id: str) -> Run:
+    async def wait_until_decided(self, run_id: str) -> Run:
         """Return the run once the votes have decided it, or as it is where they are too few."""
         for _ in range(round(VOTES_SETTLE_S / POLL_S)):
             if (await self._run(run_id)).outcome != "votes":
@@ -279,12 +279,12 @@ class _Stage:
         """Let who answered before and the challenger answer the prompts that were kept back."""
         if run.adapter_id is None:
             return None, []
-        asked = measuring.repeated(prompts)
+        asked = measuring.repeat_prompts(prompts)
         before = await self._answers(champion, asked)
         after = await self._answers(run.adapter_id, asked)
         taste = self.request.taste
         judge = TASTES[taste] if isinstance(taste, str) else wish(taste)
-        found = measuring.worth(judge, before, after, len(prompts))
+        found = measuring.measure_worth(judge, before, after, len(prompts))
         return found, measuring.samples(judge, prompts, before, after)
 
     async def _answers(self, adapter_id: str | None, prompts: tuple[str, ...]) -> list[str]:

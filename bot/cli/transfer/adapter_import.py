@@ -23,7 +23,7 @@ from bot.cli.session import (
     Session,
     choose_scope,
     model_client,
-    served,
+    read_server_health,
     session,
 )
 from bot.serving.errors import AdapterRefusedError
@@ -86,7 +86,7 @@ def import_adapter(
 
 
 def _served_base(opened: Session) -> BaseDescription:
-    health = served(opened.config)
+    health = read_server_health(opened.config)
     if health is None or health.status != "ok" or health.base is None:
         raise CommandError(
             "The model server is not up, and an adapter is checked against the base that it serves: "

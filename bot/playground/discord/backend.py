@@ -141,7 +141,7 @@ class DiscordBackend(Interactions):
             for guild in self._backend.guilds.values()
         ]
 
-    def for_intents(self, event: str, payload: Payload, declared: discord.Intents) -> Payload | None:
+    def filter_by_intents(self, event: str, payload: Payload, declared: discord.Intents) -> Payload | None:
         """What a session with these intents receives of an event: None if nothing, else a copy of its own."""
         gate = intents.required_intent(event, payload)
         if gate is not None and not getattr(declared, gate):

@@ -246,7 +246,7 @@ class Gateway:
         self._check_token(data)
         self._forget_old_sessions()
         session = self.sessions.get(str(data.get("session_id")))
-        missed = session.missed_since(int(data.get("seq") or 0)) if session is not None else None
+        missed = session.frames_since(int(data.get("seq") or 0)) if session is not None else None
         if session is None or missed is None:
             connection.send_op(INVALID_SESSION, False)
             return
@@ -285,7 +285,7 @@ class Gateway:
                 self._send_to(session, event, payload)
 
     def _send_to(self, session: Session, event: str, payload: Payload) -> None:
-        own = self._backend.for_intents(event, payload, session.intents)
+        own = self._backend.filter_by_intents(event, payload, session.intents)
         if own is not None:
             session.dispatch(event, own)
 

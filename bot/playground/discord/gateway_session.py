@@ -84,7 +84,7 @@ class Session:
         if self.connection is not None:
             self.connection.send(frame)
 
-    def missed_since(self, sequence: int) -> list[str] | None:
+    def frames_since(self, sequence: int) -> list[str] | None:
         """The frames after `sequence`, or None if the buffer doesn't reach back that far."""
         if sequence > self.sequence or (self.sent and sequence < self.sent[0][0] - 1):
             return None

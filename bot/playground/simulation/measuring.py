@@ -52,7 +52,7 @@ class Worth:
         }
 
 
-def kept_back(prompts: Sequence[str]) -> tuple[tuple[str, ...], tuple[str, ...]]:
+def split_prompts(prompts: Sequence[str]) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """Split prompts into those to rehearse and those to measure with, by a hash: the same every time.
 
     Raises RehearsalError where there are too few for both.
@@ -68,7 +68,7 @@ def kept_back(prompts: Sequence[str]) -> tuple[tuple[str, ...], tuple[str, ...]]
     return tuple(each for each in prompts if each not in kept), tuple(shuffled[:count])
 
 
-def repeated(prompts: Sequence[str]) -> tuple[str, ...]:
+def repeat_prompts(prompts: Sequence[str]) -> tuple[str, ...]:
     """Return the prompts once or a few times over, so that there are enough replies to say something."""
     return tuple(prompts) * max(1, REPLIES // len(prompts))
 
@@ -90,7 +90,9 @@ async def answers(
     return list(await asyncio.gather(*(answer(number, prompt) for number, prompt in enumerate(prompts))))
 
 
-def worth(taste: Taste, before: Sequence[str], after: Sequence[str], prompts: int, seed: int = 0) -> Worth:
+def measure_worth(
+    taste: Taste, before: Sequence[str], after: Sequence[str], prompts: int, seed: int = 0
+) -> Worth:
     """Compare replies to so many prompts, repeated in turn, by the taste: a paired bootstrap over prompts."""
     pairs = [
         (

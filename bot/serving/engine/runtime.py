@@ -19,7 +19,7 @@ from bot.serving.messages import Message
 from bot.serving.model.chat_template import ChatTemplate, control_strings
 from bot.serving.model.identity import NF4
 from bot.serving.model.loading import LoadedBase, available_bytes, load_base
-from bot.serving.model.memory import in_gb
+from bot.serving.model.memory import format_gb
 from bot.serving.protocol import BaseDescription, ChatMessage, TokenIds
 from bot.serving.settings import Settings
 
@@ -138,8 +138,8 @@ def _fitting_slots(base: LoadedBase, settings: Settings, progress: Callable[[Mes
     fitting = int(CACHE_SHARE * available // row)
     if fitting < 1:
         raise BaseRefusedError(
-            f"One conversation of {context} tokens needs {in_gb(row)} beside {base.info.id} and "
-            f"{in_gb(available)} is available; lower [model] context_tokens or free memory."
+            f"One conversation of {context} tokens needs {format_gb(row)} beside {base.info.id} and "
+            f"{format_gb(available)} is available; lower [model] context_tokens or free memory."
         )
     if fitting < settings.slots:
         progress(

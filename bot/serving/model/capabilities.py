@@ -104,7 +104,7 @@ class ServerCapabilities:
         )
         return tuple(words for there, words in found if not there)
 
-    def what_works(self) -> Message:
+    def describe(self) -> Message:
         """Say in a sentence what can be done with this server."""
         if self.can_train:
             return Message("Chat, ratings and training work.")
@@ -112,7 +112,7 @@ class ServerCapabilities:
 
     def sentence(self) -> str:
         """Say it all in a line for an operator."""
-        return " ".join((self.what_works(), *self.missing()))
+        return " ".join((self.describe(), *self.missing()))
 
 
 def arrange(turns: Iterable[Turn], capabilities: BaseCapabilities) -> list[Turn]:

@@ -40,7 +40,7 @@ from huggingface_hub.utils.tqdm import disable_progress_bars
 
 from bot.serving.errors import BaseRefusedError, BaseUnreachableError
 from bot.serving.messages import Message
-from bot.serving.model.memory import in_gb
+from bot.serving.model.memory import format_gb
 from bot.serving.model.shapes import refuse_unsupported
 from bot.serving.model.sources import BaseSource
 
@@ -120,7 +120,7 @@ def read_config(source: BaseSource, *, offline: bool = False) -> dict[str, Any]:
         BaseUnreachableError: it isn't on this machine, and the hub isn't asked or does not answer.
         BaseRefusedError: there is none, or it can't be read.
     """
-    with translated(source):
+    with translate_errors(source):
         file = hf_hub_download(
             source.id,
             "config.json",
@@ -136,19 +136,19 @@ def read_config(source: BaseSource, *, offline: bool = False) -> dict[str, Any]:
 
 def _fetch(source: BaseSource, room_bytes: int, progress: Callable[[Message], None]) -> Path:
     disable_progress_bars()
-    with translated(source):
+    with translate_errors(source):
         weights = _weights(source)
         refuse_unsupported(source.id, read_config(source))
         size = sum(weights.values())
         _check_size(source, size, room_bytes)
-        progress(Message("Downloading {model} ({value}).", model=source.id, value=in_gb(size)))
+        progress(Message("Downloading {model} ({value}).", model=source.id, value=format_gb(size)))
         for name in weights:
             _fetch_weights(source, name)
         return Path(_snapshot(source, offline=False))
 
 
 @contextmanager
-def translated(source: BaseSource) -> Iterator[None]:
+def translate_errors(source: BaseSource) -> Iterator[None]:
     """Turn the failures of a request to the hub into ours."""
     try:
         yield
@@ -245,8 +245,8 @@ def _check_size(source: BaseSource, size_bytes: int, room_bytes: int) -> None:
     needed = size_bytes // 3
     if needed > room_bytes:
         raise BaseRefusedError(
-            f"The base {source.id} needs at least {in_gb(needed)} of memory in 4 bits and "
-            f"{in_gb(room_bytes)} is available; choose a smaller [model] base."
+            f"The base {source.id} needs at least {format_gb(needed)} of memory in 4 bits and "
+            f"{format_gb(room_bytes)} is available; choose a smaller [model] base."
         )
     cache = Path(constants.HF_HUB_CACHE)
     existing = next(folder for folder in (cache, *cache.parents) if folder.exists())
@@ -255,5 +255,5 @@ def _check_size(source: BaseSource, size_bytes: int, room_bytes: int) -> None:
     wanted = int(size_bytes * 1.4) - downloaded_bytes(source)
     if wanted > free:
         raise BaseRefusedError(
-            f"The base {source.id} needs {in_gb(wanted)} of disk and {in_gb(free)} is free."
+            f"The base {source.id} needs {format_gb(wanted)} of disk and {format_gb(free)} is free."
         )

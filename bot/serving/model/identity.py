@@ -85,7 +85,7 @@ def identify(source_key: str, content_hash: str, chat_template_hash: str) -> Bas
     return BaseIdentity(FILES, content_hash, chat_template_hash)
 
 
-def served_instead(served: BaseIdentity, base: str, revision: str) -> tuple[str, str] | None:
+def find_mismatch(served: BaseIdentity, base: str, revision: str) -> tuple[str, str] | None:
     """Return the base that a server has in place of the configured hub base, and that one; None if it has it.
 
     A configuration that names files, or leaves the choice open (`auto`), can't be compared with a server

@@ -22,7 +22,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, P
 from bot.serving.errors import BaseRefusedError
 from bot.serving.model.catalogue import Machine
 from bot.serving.model.identity import BaseIdentity, identify
-from bot.serving.model.memory import ParameterCounts, available_main_memory, in_gb, total_main_memory
+from bot.serving.model.memory import ParameterCounts, available_main_memory, format_gb, total_main_memory
 from bot.serving.model.processors import usable_cores
 from bot.serving.native.library import load_library
 from bot.serving.native.loading import load_mapped
@@ -131,7 +131,7 @@ def choose_execution(info: BaseInfo, device: str) -> Execution:
             return form
     smallest = min(forms.values())
     raise BaseRefusedError(
-        f"The base {info.id} needs {in_gb(smallest)} of memory and {in_gb(available)} is "
+        f"The base {info.id} needs {format_gb(smallest)} of memory and {format_gb(available)} is "
         "available; choose a smaller [model] base or free memory."
     )
 

@@ -107,6 +107,6 @@ def _available_in_cgroup(limit: Path, used: Path) -> int | None:
         return None
 
 
-def in_gb(size_bytes: int) -> str:
+def format_gb(size_bytes: int) -> str:
     """Write a size for a person."""
     return f"{size_bytes / 1e9:.1f} GB"

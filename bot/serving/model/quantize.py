@@ -42,7 +42,7 @@ from bot.serving.model.loading import (
     read_info,
     write_info,
 )
-from bot.serving.model.memory import PIECE_BYTES, ParameterCounts, in_gb
+from bot.serving.model.memory import PIECE_BYTES, ParameterCounts, format_gb
 from bot.serving.model.shapes import refuse_unsupported
 from bot.serving.model.sources import (
     BaseSource,
@@ -215,8 +215,8 @@ def _require(source: BaseSource, needed: int, device: str) -> None:
     available = available_bytes(device)
     if needed > available:
         raise BaseRefusedError(
-            f"Quantizing {source.id} needs {in_gb(needed)} of memory and {in_gb(available)} is available; "
-            "choose a smaller [model] base or free memory."
+            f"Quantizing {source.id} needs {format_gb(needed)} of memory and {format_gb(available)} is "
+            "available; choose a smaller [model] base or free memory."
         )
 
 

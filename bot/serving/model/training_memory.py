@@ -89,7 +89,7 @@ class Load:
         """Return the tokens of everything."""
         return sum(tokens for tokens, _ in (*self.rows, *self.replay))
 
-    def shortened(self, longest: int) -> Load:
+    def limit_length(self, longest: int) -> Load:
         """Return the load with no row longer than so many tokens."""
         cut = [
             tuple((min(tokens, longest), min(predicted, longest - 1)) for tokens, predicted in rows)

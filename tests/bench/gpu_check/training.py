@@ -75,7 +75,7 @@ def _strop(setting: Setting, size: Size) -> Row:
     model = add_adapter(base.model, SETTINGS)
     _train(model, rows[: SETTINGS.sft_batch_size], form.batch_tokens)
     took = _train(model, rows, form.batch_tokens)
-    return _row(setting, size, _named(form), took, held, task.needed_bytes(form))
+    return _row(setting, size, _named(form), took, held, task.estimate_bytes(form))
 
 
 def _named(form: Form) -> str:

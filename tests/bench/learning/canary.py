@@ -19,7 +19,7 @@ import numpy as np
 from storage.config_sections import GateConfig
 from storage.learning.trials import Side
 from trainer.evaluation import statistics
-from trainer.evaluation.evidence import spent
+from trainer.evaluation.evidence import alpha_for_attempt
 from trainer.gate import canary
 from trainer.gate.canary import Conversation
 
@@ -110,7 +110,7 @@ def simulate(chances: Chances, share: float, settings: GateConfig, rng: random.R
             continue
         if loss[number] >= 1 / settings.evote_alpha:
             return Ending("worse", newcomers, seen)
-        if gain[number] >= 1 / spent(settings.evote_alpha, 1):
+        if gain[number] >= 1 / alpha_for_attempt(settings.evote_alpha, 1):
             return Ending("better", newcomers, seen)
         if newcomers >= most:
             break

@@ -190,12 +190,12 @@ def test_the_configuration_takes_it_from_file_or_environment_and_shows_it_to_nob
         f'[alerts]\nwebhook = "https://hooks.example/{SECRET}"\n[network]\nproxy = "http://proxy:3128"\n'
     )
     config = load_config(path, {})
-    webhook = Webhook.configured(config)
+    webhook = Webhook.from_config(config)
     assert webhook == Webhook(f"https://hooks.example/{SECRET}", "http://proxy:3128")
     assert SECRET not in repr(config) and SECRET not in str(config.model_dump())
     environment = load_config(None, {"STROP_ALERTS_WEBHOOK": "https://other.example/x"})
-    assert Webhook.configured(environment) == Webhook("https://other.example/x")
-    assert Webhook.configured(load_config(None, {})) is None
+    assert Webhook.from_config(environment) == Webhook("https://other.example/x")
+    assert Webhook.from_config(load_config(None, {})) is None
     path.write_text(f'[alerts]\nwebhook = "hooks.example/{SECRET}"\n')
     with pytest.raises(ConfigError) as failure:
         load_config(path, {})

@@ -20,9 +20,9 @@ from bot.chat.content.attachments import (
     VOICE,
     Attached,
     AttachmentReader,
-    allowed,
     charset_of,
-    decoded,
+    decode,
+    is_allowed_url,
     is_text,
     plain_name,
 )
@@ -146,7 +146,7 @@ async def test_what_only_calls_itself_text_is_not_read(files: FileServer, reader
     ],
 )
 def test_files_come_from_discord_or_the_playground_only(url: str, playground: str | None, fine: bool) -> None:
-    assert allowed(url, playground) is fine
+    assert is_allowed_url(url, playground) is fine
 
 
 @pytest.mark.parametrize(
@@ -168,12 +168,12 @@ def test_what_is_text_is_told_by_type_and_name(name: str, kind: str | None, expe
 
 @pytest.mark.parametrize("charset", ["utf-8", "utf-8-sig", "utf-16", "utf-32", "cp1252"])
 def test_a_file_is_decoded_whatever_its_charset(charset: str) -> None:
-    assert decoded("Grüße, café".encode(charset)) == "Grüße, café"
+    assert decode("Grüße, café".encode(charset)) == "Grüße, café"
 
 
 def test_a_declared_charset_is_believed_where_utf_8_does_not_fit() -> None:
-    assert decoded("日本語".encode("shift_jis"), "text/plain; charset=Shift_JIS") == "日本語"
-    assert decoded("日本".encode(), "text/plain; charset=no-such") == "日本"
+    assert decode("日本語".encode("shift_jis"), "text/plain; charset=Shift_JIS") == "日本語"
+    assert decode("日本".encode(), "text/plain; charset=no-such") == "日本"
 
 
 @pytest.mark.parametrize(
@@ -212,14 +212,14 @@ def test_a_charset_that_says_itself_leaves_no_doubt() -> None:
 @given(st.text(st.characters(exclude_categories=("Cs", "Cc")), max_size=60), st.integers(0, 120))
 def test_a_cut_in_the_middle_of_a_character_loses_only_that_character(text: str, cut: int) -> None:
     data = text.encode()[:cut]
-    found = decoded(data, whole=False)
+    found = decode(data, whole=False)
     assert found is not None
     assert text.lstrip("\ufeff").startswith(found) or data.startswith((b"\xff\xfe", b"\xfe\xff"))
 
 
 @given(st.binary(max_size=300), st.booleans())
 def test_no_bytes_break_the_decoder(data: bytes, whole: bool) -> None:
-    found = decoded(data, whole=whole)
+    found = decode(data, whole=whole)
     assert found is None or "\0" not in found
 
 

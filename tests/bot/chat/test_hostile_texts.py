@@ -106,9 +106,9 @@ def read(text: str) -> dict[str, float]:
     return {
         "key": cpu_s(lambda: near_duplicate_key(text)),
         "neutralise": cpu_s(lambda: escape_control_tokens(message)),
-        "quoted": cpu_s(lambda: question.quoted(message)),
+        "quoted": cpu_s(lambda: question.quote_line(message)),
         "file name": cpu_s(lambda: attachments.plain_name(text)),
-        "file": cpu_s(lambda: attachments.decoded(text.encode("utf-8", "replace")[:262_144], "text/plain")),
+        "file": cpu_s(lambda: attachments.decode(text.encode("utf-8", "replace")[:262_144], "text/plain")),
     }
 
 
@@ -156,7 +156,7 @@ def test_only_charsets_of_text_are_decoded(charset: str) -> None:
     import bz2
 
     packed = bz2.compress(b"a" * 50_000_000)
-    text = attachments.decoded(packed, f"text/plain; charset={charset}")
+    text = attachments.decode(packed, f"text/plain; charset={charset}")
     assert text is None or len(text) <= len(packed)
 
 

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bot.chat.content.message_links import MessageLink, links_in
-from bot.chat.content.message_text import EMBED_LIMIT, Names, flattened, in_words
+from bot.chat.content.message_text import EMBED_LIMIT, Names, flatten, replace_ids
 
 NAMES = Names({7: "ann"}.get, {8: "mods"}.get, {9: "general"}.get, own_id=1)
 
@@ -53,18 +53,18 @@ class Sticker:
     ],
 )
 def test_ids_are_put_into_words(raw: str, words: str) -> None:
-    assert in_words(raw, NAMES) == words
+    assert replace_ids(raw, NAMES) == words
 
 
 @given(st.text(st.characters(), max_size=200))
 def test_every_text_can_be_stored_afterwards(text: str) -> None:
-    in_words(text, Names()).encode()
+    replace_ids(text, Names()).encode()
 
 
 def test_an_embed_is_read_line_by_line_as_it_is_shown() -> None:
     embed = discord.Embed(title="Build 7 failed", description="On <#9>, by <@7>")
     embed.set_author(name="CI").set_footer(text="12:00").add_field(name="Step", value="lint")
-    assert flattened(Content("", [embed]), NAMES).text == (
+    assert flatten(Content("", [embed]), NAMES).text == (
         "CI\nBuild 7 failed\nOn #general, by @ann\nStep: lint\n12:00"
     )
 
@@ -72,30 +72,30 @@ def test_an_embed_is_read_line_by_line_as_it_is_shown() -> None:
 def test_previews_of_addresses_are_read_only_where_they_are_asked_for() -> None:
     preview = discord.Embed.from_dict({"type": "article", "title": "News", "description": "Of today"})
     content = Content("https://example.org", [preview])
-    assert flattened(content, NAMES).text == "https://example.org"
-    assert flattened(content, NAMES, previews=True).text == "https://example.org\nNews\nOf today"
+    assert flatten(content, NAMES).text == "https://example.org"
+    assert flatten(content, NAMES, previews=True).text == "https://example.org\nNews\nOf today"
 
 
 def test_a_very_long_embed_is_cut_visibly() -> None:
-    text = flattened(Content("", [discord.Embed(description="x" * 4000)]), NAMES).text
+    text = flatten(Content("", [discord.Embed(description="x" * 4000)]), NAMES).text
     assert text.endswith("[…]") and len(text) <= EMBED_LIMIT + 10
 
 
 def test_a_poll_is_read_with_its_votes() -> None:
     poll = discord.Poll("Lunch?", timedelta(hours=1))
     poll.add_answer(text="Soup").add_answer(text="Bread")
-    assert flattened(Content(poll=poll), NAMES).text == "Poll: Lunch?\n1. Soup (0 votes)\n2. Bread (0 votes)"
+    assert flatten(Content(poll=poll), NAMES).text == "Poll: Lunch?\n1. Soup (0 votes)\n2. Bread (0 votes)"
 
 
 def test_a_sticker_is_named_as_something_that_was_not_seen() -> None:
-    flat = flattened(Content("look", stickers=[Sticker("Wave")]), NAMES)
+    flat = flatten(Content("look", stickers=[Sticker("Wave")]), NAMES)
     assert flat.text == "look\n[sticker: Wave]" and flat.unread == ("Wave",)
 
 
 def test_what_discord_says_itself_is_read_where_there_are_no_words() -> None:
     joined = Content(type=discord.MessageType.new_member, system_content="ann joined the party.")
-    assert flattened(joined, NAMES).text == "ann joined the party."
-    assert flattened(Content(system_content="x"), NAMES).text == ""
+    assert flatten(joined, NAMES).text == "ann joined the party."
+    assert flatten(Content(system_content="x"), NAMES).text == ""
 
 
 def test_a_message_laid_out_in_components_is_read_in_its_order() -> None:
@@ -111,7 +111,7 @@ def test_a_message_laid_out_in_components_is_read_in_its_order() -> None:
         ],
     }
     container = discord.components._component_factory(data)  # type: ignore[arg-type]
-    assert flattened(Content(components=[container]), NAMES).text == "# Title\nfor @ann"
+    assert flatten(Content(components=[container]), NAMES).text == "# Title\nfor @ann"
 
 
 @pytest.mark.parametrize(

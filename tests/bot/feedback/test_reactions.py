@@ -33,7 +33,7 @@ async def reply(community: Community) -> Any:
 def standing(community: Community) -> dict[int, int]:
     """User id -> value of the ratings that stand on the first reply."""
     reply_id = community.replies()[0].id
-    stored = community.services.database.read(lambda db: ratings.for_reply(db, reply_id))
+    stored = community.services.database.read(lambda db: ratings.list_for_reply(db, reply_id))
     return {rating.user_id: rating.value for rating in stored if not rating.retracted}
 
 
@@ -45,7 +45,7 @@ async def test_a_reaction_rates_and_a_removal_retracts(community: Community, rep
     await community.bob.unreact(reply, "👎")
     assert standing(community) == {community.ann.id: 1}
     reply_id = community.replies()[0].id
-    stored = community.services.database.read(lambda db: ratings.for_reply(db, reply_id))
+    stored = community.services.database.read(lambda db: ratings.list_for_reply(db, reply_id))
     assert [(rating.user_id, rating.retracted) for rating in stored] == [
         (community.ann.id, False),
         (community.bob.id, True),
@@ -70,7 +70,7 @@ async def test_taking_the_last_reaction_back_leaves_the_other_one(community: Com
 async def test_a_replayed_event_changes_nothing(community: Community, reply: Any) -> None:
     await community.ann.react(reply, "👍")
     reply_id = community.replies()[0].id
-    before = community.services.database.read(lambda db: ratings.for_reply(db, reply_id))
+    before = community.services.database.read(lambda db: ratings.list_for_reply(db, reply_id))
     payload = {
         "user_id": str(community.ann.id),
         "message_id": str(reply.id),
@@ -83,7 +83,7 @@ async def test_a_replayed_event_changes_nothing(community: Community, reply: Any
         with community.env._bot_scope():
             community.bot._connection.parsers["MESSAGE_REACTION_ADD"](dict(payload))
         await community.env.settle()
-    after = community.services.database.read(lambda db: ratings.for_reply(db, reply_id))
+    after = community.services.database.read(lambda db: ratings.list_for_reply(db, reply_id))
     assert after == before
 
 
@@ -204,7 +204,7 @@ async def test_what_is_recovered_is_counted_together_with_its_rating(
     backend.subscribers[:] = subscribers
 
     def recovered(db: Any) -> tuple[int, int]:
-        stored = sum(len(ratings.for_reply(db, reply.id)) for reply in replies.recent(db, 0, 10))
+        stored = sum(len(ratings.list_for_reply(db, reply.id)) for reply in replies.recent(db, 0, 10))
         return stored, int(key_values.get(db, key_values.RECOVERED_RATINGS) or 0)
 
     reconciling = asyncio.create_task(community.bot.feature(RatingRecorder).reconcile())
@@ -239,7 +239,7 @@ async def test_two_who_swapped_their_reactions_during_an_absence_are_both_heard(
     backend.subscribers[:] = subscribers
     assert await community.bot.feature(RatingRecorder).reconcile() == 2
     (stored,) = community.replies()
-    given = services.database.read(lambda db: ratings.for_reply(db, stored.id))
+    given = services.database.read(lambda db: ratings.list_for_reply(db, stored.id))
     assert {(each.user_id, each.value) for each in given if not each.retracted} == {
         (community.ann.id, -1),
         (community.bob.id, 1),
@@ -347,7 +347,7 @@ async def test_a_rating_that_can_not_be_stored_is_made_up_for(
         with contextlib.suppress(DiskFullError):
             while True:
                 database.write(lambda db: key_values.put(db, secrets.token_hex(8), "x" * 500))
-    await unstored.keep(recorder.added, event)
+    await unstored.keep(recorder.handle_added, event)
     if trouble == "locked":
         assert standing(community) == {}
         other.execute("ROLLBACK")

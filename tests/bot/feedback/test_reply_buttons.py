@@ -58,7 +58,7 @@ def press(action: str, reply_id: str) -> dict[str, str]:
 
 
 def standing(community: Community, reply_id: str) -> list[Rating]:
-    stored = community.services.database.read(lambda db: ratings.for_reply(db, reply_id))
+    stored = community.services.database.read(lambda db: ratings.list_for_reply(db, reply_id))
     return [rating for rating in stored if not rating.retracted]
 
 
@@ -371,7 +371,7 @@ async def test_a_better_answer_is_kept_changed_and_taken_back(community: Communi
     assert standing(community, first.id) == []
     assert await send("") == corrections.NONE_THERE
     assert await send(FIRST_WORDS) == corrections.SAME
-    stored = community.services.database.read(lambda db: ratings.for_reply(db, first.id))
+    stored = community.services.database.read(lambda db: ratings.list_for_reply(db, first.id))
     assert [each.text for each in stored] == [None]
 
 
@@ -395,7 +395,7 @@ async def test_why_says_where_a_reply_came_from(community: Community, reply: Any
 
 async def test_a_button_of_an_unknown_reply_says_so(community: Community, reply: Any) -> None:
     del reply
-    known = await community.bot.feature(ReplyActions).known("r0")
+    known = await community.bot.feature(ReplyActions).find_reply("r0")
     assert known is None
 
 
@@ -519,7 +519,7 @@ async def test_two_who_regenerate_at_once_get_one_version(
 ) -> None:
     (first,) = community.replies()
     busy = community.bot.feature(ReplyActions)
-    known = await busy.known(first.id)
+    known = await busy.find_reply(first.id)
     assert known is not None
     busy._changing.add(first.id)
     refused = await community.ann.click(reply, **press("regenerate", first.id))
@@ -567,5 +567,5 @@ async def test_another_servers_buttons_and_forms_open_nothing(community: Communi
     for action in ("why", "regenerate", "better"):
         result = await community.bob.click(reply, **press(action, first.id))
         assert reply_actions.UNKNOWN in text(result)
-    assert community.services.database.read(lambda db: ratings.for_reply(db, first.id)) == []
+    assert community.services.database.read(lambda db: ratings.list_for_reply(db, first.id)) == []
     assert len(community.replies()) == 1

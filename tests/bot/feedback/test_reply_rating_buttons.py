@@ -59,7 +59,7 @@ async def test_a_button_and_a_reaction_are_one_rating_and_the_last_one_counts(
     assert thumbs(community) == {community.bob.id: ("button", -1)}
     await community.bob.react(reply, "👍")
     assert thumbs(community) == {community.bob.id: ("reaction", 1)}
-    stored = community.services.database.read(lambda db: ratings.for_reply(db, first.id))
+    stored = community.services.database.read(lambda db: ratings.list_for_reply(db, first.id))
     assert len(stored) == 1
 
 

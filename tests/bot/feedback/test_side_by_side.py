@@ -37,7 +37,7 @@ async def pair(community: Community) -> comparisons.Comparison:
 
 
 def votes(community: Community, reply_id: str) -> dict[int, int]:
-    stored = community.services.database.read(lambda db: ratings.for_reply(db, reply_id))
+    stored = community.services.database.read(lambda db: ratings.list_for_reply(db, reply_id))
     return {each.user_id: each.value for each in stored if each.kind == "vote" and not each.retracted}
 
 
@@ -168,7 +168,7 @@ async def test_a_thumb_on_two_answers_means_neither(community: Community) -> Non
     stored = [
         each
         for reply in community.replies()
-        for each in community.services.database.read(lambda db, i=reply.id: ratings.for_reply(db, i))
+        for each in community.services.database.read(lambda db, i=reply.id: ratings.list_for_reply(db, i))
     ]
     assert stored == []
     assert await community.bot.feature(RatingRecorder).reconcile() == 0

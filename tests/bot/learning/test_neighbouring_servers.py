@@ -100,5 +100,5 @@ async def test_no_server_decides_which_way_a_rating_counts(community: Community)
     (message,) = community.messages()
     await community.bob.react(message, "👍")
     (reply,) = community.replies()
-    (rating,) = services.database.read(lambda db: ratings.for_reply(db, reply.id))
+    (rating,) = services.database.read(lambda db: ratings.list_for_reply(db, reply.id))
     assert rating.value == 1

@@ -96,7 +96,7 @@ class Trainer:
         return self.database.write(work)
 
     def count(self, trial_id: int, standing: dict[str, int]) -> None:
-        self.database.write(lambda db: trials.judged(db, trial_id, standing, str(standing)))
+        self.database.write(lambda db: trials.record_judgement(db, trial_id, standing, str(standing)))
 
     def go_back(self, trial_id: int) -> None:
         def work(db: Any) -> None:

@@ -50,7 +50,7 @@ async def test_a_bulk_deletion_forgets_all_of_them(community: Community) -> None
 
 
 async def test_a_question_that_is_deleted_before_it_is_stored_leaves_nothing(community: Community) -> None:
-    await community.bot.feature(DeletionKeeper).deleted([999])
+    await community.bot.feature(DeletionKeeper).forget_messages([999])
     assert not await community.bot.feature(DeletionKeeper).overtook(998)
     person = Person(community.ann.id, "ann", "playground")
     question = Question(

@@ -28,7 +28,7 @@ def test_the_channel_s_word_stands_over_the_server_s_and_that_over_the_file(
 ) -> None:
     def origins() -> list[tuple[float, str]]:
         found = database.read(
-            lambda db: [settings.in_force(db, config, GUILD, channel) for channel in (CHANNEL, 7, None)]
+            lambda db: [settings.resolve(db, config, GUILD, channel) for channel in (CHANNEL, 7, None)]
         )
         return [(each.settings.temperature, each.origins["temperature"]) for each in found]
 
@@ -48,7 +48,7 @@ def test_the_channel_s_word_stands_over_the_server_s_and_that_over_the_file(
 def test_another_server_and_direct_messages_are_not_touched(database: Database, config: Config) -> None:
     database.write(lambda db: settings.put(db, config, Place(GUILD), "temperature", 0.5, "1"))
     for guild_id in (GUILD + 1, None):
-        found = database.read(lambda db, g=guild_id: settings.in_force(db, config, g, CHANNEL))
+        found = database.read(lambda db, g=guild_id: settings.resolve(db, config, g, CHANNEL))
         assert found.settings.temperature == 0.7
 
 
@@ -78,7 +78,7 @@ def test_another_server_and_direct_messages_are_not_touched(database: Database, 
     ],
 )
 def test_values_are_read_as_people_type_them(key: str, typed: str, value: object) -> None:
-    assert KINDS[key].checked(typed) == value
+    assert KINDS[key].parse(typed) == value
 
 
 @pytest.mark.parametrize(
@@ -115,8 +115,8 @@ def test_values_that_do_not_fit_are_refused_and_nothing_is_stored(
 def test_every_setting_is_described_and_its_example_fits(config: Config) -> None:
     base = settings.defaults(config)
     for key, kind in KINDS.items():
-        assert kind.help and kind.checked(kind.example) is not None
-        assert kind.checked(getattr(base, key)) == getattr(base, key)
+        assert kind.help and kind.parse(kind.example) is not None
+        assert kind.parse(getattr(base, key)) == getattr(base, key)
     assert set(KINDS) == set(settings.Settings.__slots__)
 
 
@@ -127,7 +127,7 @@ def test_a_stored_value_that_no_longer_fits_is_passed_over(database: Database, c
             "INSERT INTO settings VALUES (?, ?, 'temperature', '99', '1', 1)", (GUILD, 6)
         )
     )
-    found = database.read(lambda db: settings.in_force(db, config, GUILD, CHANNEL))
+    found = database.read(lambda db: settings.resolve(db, config, GUILD, CHANNEL))
     assert found.settings.temperature == 0.5
 
 

@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 from sqlite_utils.utils import sqlite3
 
 from storage.chat import conversations, members, replies
-from storage.chat.splits import near_duplicate_key, split_of
+from storage.chat.splits import assign_split, near_duplicate_key
 from storage.db import sql
 from storage.db.database import Database
 from storage.errors import UnknownRowError
@@ -89,7 +89,7 @@ def open_split(db: sqlite_utils.Database) -> tuple[str, str | None]:
 
 
 def test_about_seventy_ten_and_twenty_percent_go_to_train_development_and_gate() -> None:
-    splits = [split_of(str(n)) for n in range(20_000)]
+    splits = [assign_split(str(n)) for n in range(20_000)]
     shares = [round(splits.count(name) / len(splits), 2) for name in ("train", "development", "gate")]
     assert shares == pytest.approx([0.7, 0.1, 0.2], abs=0.01)
 
@@ -98,7 +98,7 @@ def test_about_seventy_ten_and_twenty_percent_go_to_train_development_and_gate()
 def test_any_text_has_a_stable_group_and_split(text: str) -> None:
     key = near_duplicate_key(text)
     assert key == near_duplicate_key(text.upper().lower().upper()) or not text.isascii()
-    assert split_of(key) == split_of(key)
+    assert assign_split(key) == assign_split(key)
     assert near_duplicate_key(f"  {text} !!") == key
 
 

@@ -33,7 +33,7 @@ def test_the_hours_agree_with_a_slow_reference(
             reply(db, community, ago_ms=hour * HOUR_MS + 30 * MINUTE_MS, first_ms=first_ms)
 
     database.write(fill)
-    speed = database.read(lambda db: latency.by_hour(db, SCOPE, 4))
+    speed = database.read(lambda db: latency.measure_speed(db, SCOPE, 4))
     assert len(speed.hours) == 4
     for ago, wait in zip((3, 2, 1, 0), speed.hours, strict=True):
         there = sorted(first_ms for hour, first_ms in asked if hour == ago)
@@ -59,8 +59,8 @@ def test_only_finished_replies_of_this_scope_that_came_to_a_first_word_count(
         reply(db, community, ago_ms=25 * HOUR_MS, first_ms=9_000)
 
     database.write(fill)
-    speed = database.read(lambda db: latency.by_hour(db, SCOPE, 24))
+    speed = database.read(lambda db: latency.measure_speed(db, SCOPE, 24))
     assert speed.whole == Wait(replies=1, median_ms=700, slow_ms=700)
     assert (speed.queued_ms, speed.done_ms) == (1, 200)
-    elsewhere = database.read(lambda db: latency.by_hour(db, "guild:9", 24))
+    elsewhere = database.read(lambda db: latency.measure_speed(db, "guild:9", 24))
     assert elsewhere.whole is None and set(elsewhere.hours) == {None}

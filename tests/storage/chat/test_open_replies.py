@@ -91,14 +91,14 @@ def test_a_message_that_may_be_on_its_way_is_known_by_its_position(
     def work(db: sqlite_utils.Database) -> list[int | None]:
         asked = known(db, community.asks(db, 1, "hello"))
         opened(db, "r1", asked)
-        seen = [open_replies.lost_part(db, "r1")]
+        seen = [open_replies.find_lost_part(db, "r1")]
         replies.add_part(db, "r1", 501, 6, 0)
-        seen.append(open_replies.lost_part(db, "r1"))
+        seen.append(open_replies.find_lost_part(db, "r1"))
         open_replies.send_part(db, "r1", 1)
         open_replies.send_part(db, "r1", 1)
-        seen.append(open_replies.lost_part(db, "r1"))
+        seen.append(open_replies.find_lost_part(db, "r1"))
         replies.add_part(db, "r1", 502, 6, 1)
-        return [*seen, open_replies.lost_part(db, "r1")]
+        return [*seen, open_replies.find_lost_part(db, "r1")]
 
     assert database.write(work) == [0, None, 1, None]
 
@@ -116,9 +116,9 @@ def test_a_question_has_an_answer_unless_all_that_began_failed_unseen(
         ]
         sql.change(db, "UPDATE replies SET status = 'failed', error = 'cut' WHERE id = ?", (asked.id,))
         seen.append(open_replies.has_answer(db, question))
-        assert [reply.id for reply in open_replies.unanswered(db, "cut", 0)] == [asked.id]
+        assert [reply.id for reply in open_replies.list_unanswered(db, "cut", 0)] == [asked.id]
         replies.add_part(db, asked.id, 601, 6, 0)
-        assert open_replies.unanswered(db, "cut", 0) == []
+        assert open_replies.list_unanswered(db, "cut", 0) == []
         return [*seen, open_replies.has_answer(db, question)]
 
     assert database.write(work) == [True, False, False, True]

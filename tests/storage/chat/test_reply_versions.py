@@ -42,7 +42,7 @@ def test_a_reply_alone_is_its_only_version(database: Database, community: Commun
     alone = database.write(lambda db: community.asks(db, ANN, "Hello?"))
     found = database.read(lambda db: reply_versions.of(db, alone))
     assert (found.reply_ids, found.shown_id, found.number, found.total) == ((alone,), alone, 1, 1)
-    assert found.beside(1) == found.beside(-1) == alone
+    assert found.neighbour(1) == found.neighbour(-1) == alone
     assert database.write(lambda db: reply_versions.drop(db, alone)) is None
 
 
@@ -101,7 +101,7 @@ def test_three_versions_outlive_the_first(
     third = database.write(lambda db: second(db, community, two[0], "Third."))
     left = database.write(lambda db: reply_versions.drop(db, two[0]))
     assert left is not None and left.reply_ids == (two[1], third) and left.shown_id == third
-    assert left.beside(-1) == two[1] and left.beside(5) == third
+    assert left.neighbour(-1) == two[1] and left.neighbour(5) == third
 
 
 def test_deleting_the_message_forgets_every_version(database: Database, two: tuple[str, str]) -> None:
@@ -124,9 +124,9 @@ def test_a_retracted_correction_loses_its_words(database: Database, two: tuple[s
         )
 
     database.write(correct)
-    assert database.read(lambda db: ratings.for_reply(db, two[0]))[0].text == "Better."
+    assert database.read(lambda db: ratings.list_for_reply(db, two[0]))[0].text == "Better."
     database.write(lambda db: ratings.retract(db, reply_id=two[0], user_id=BOB, kind="correction"))
-    assert database.read(lambda db: ratings.for_reply(db, two[0]))[0].text is None
+    assert database.read(lambda db: ratings.list_for_reply(db, two[0]))[0].text is None
 
 
 @pytest.fixture
@@ -185,10 +185,10 @@ def test_reports_are_counted_by_member_reply_and_time(database: Database) -> Non
     database.write(lambda db: record(db, str(BOB), reply_reports.ACTION, {"reply_id": "r1"}))
     seen = database.read(
         lambda db: (
-            reply_reports.given(db, BOB),
-            reply_reports.given(db, BOB, reply_id="r1", within_ms=60_000),
-            reply_reports.given(db, BOB, reply_id="r2"),
-            reply_reports.given(db, ANN),
+            reply_reports.count_reports(db, BOB),
+            reply_reports.count_reports(db, BOB, reply_id="r1", within_ms=60_000),
+            reply_reports.count_reports(db, BOB, reply_id="r2"),
+            reply_reports.count_reports(db, ANN),
         )
     )
     assert seen == (1, 1, 0, 0)

@@ -86,7 +86,7 @@ def test_the_configuration_and_the_settings_of_a_server_are_in_force(
     database: Database, config: Config
 ) -> None:
     assert (config.trainer.rank, config.gate.policy, config.replies.compare) == (2, "canary-first", 0.1)
-    found = database.read(lambda db: settings.in_force(db, config, GUILD, CHANNEL)).settings
+    found = database.read(lambda db: settings.resolve(db, config, GUILD, CHANNEL)).settings
     assert (found.language, found.temperature, found.rating_up) == ("de", 0.2, ("👍", "❤️"))
     assert found.system_prompt == "You are the bot of a chess club."
     assert database.read(lambda db: blocks.is_blocked(db, GUILD, 77))
@@ -98,7 +98,7 @@ def test_the_same_replies_may_train(database: Database) -> None:
 
 
 def test_what_was_said_of_runs_is_shown_as_it_was_said(database: Database) -> None:
-    past = database.read(lambda db: runs.finished(db, SCOPE))
+    past = database.read(lambda db: runs.list_finished(db, SCOPE))
     promoted = next(run for run in past if run.outcome == "promoted")
     assert promoted.message.startswith(f"adapter {CHAMPION} replaced the base model: +0.12")
     with texts.speaking("de"):

@@ -27,7 +27,7 @@ def test_the_last_rating_counts_and_a_repeated_one_changes_nothing(database: Dat
         ]
     )
     assert changed == [True, False, True]
-    (rating,) = database.read(lambda db: ratings.for_reply(db, reply_id))
+    (rating,) = database.read(lambda db: ratings.list_for_reply(db, reply_id))
     assert (rating.value, rating.emoji, rating.retracted) == (-1, "👎", False)
 
 
@@ -37,9 +37,9 @@ def test_a_retraction_stays_as_a_retraction_and_can_be_taken_back(database: Data
         return [
             ratings.retract(db, reply_id=reply_id, user_id=2, kind="thumb"),
             ratings.retract(db, reply_id=reply_id, user_id=2, kind="thumb"),
-            ratings.for_reply(db, reply_id)[0].retracted,
+            ratings.list_for_reply(db, reply_id)[0].retracted,
             thumb(db, reply_id, 2),
-            ratings.for_reply(db, reply_id)[0].retracted,
+            ratings.list_for_reply(db, reply_id)[0].retracted,
         ]
 
     assert database.write(work) == [True, False, True, True, False]
@@ -76,7 +76,7 @@ def test_a_rating_carries_its_raters_source_and_consent_at_the_time(
         members.set_consent(db, 2, "unset", "2")
 
     database.write(work)
-    (rating,) = database.read(lambda db: ratings.for_reply(db, reply_id))
+    (rating,) = database.read(lambda db: ratings.list_for_reply(db, reply_id))
     assert (rating.source, rating.consent) == ("discord", "in")
 
 

@@ -280,7 +280,7 @@ def test_what_an_operator_leaves_out_does_not_train_until_it_is_put_back(databas
 
     found = eligible(database)
     assert (found.rows, found.excluded) == ([], {"left_out": 1})
-    assert database.read(lambda db: eligibility.allowed_prompts(db, [reply_id], PERMISSION)) == set()
+    assert database.read(lambda db: eligibility.list_allowed_prompts(db, [reply_id], PERMISSION)) == set()
     (kept,) = database.read(lambda db: left_out.listing(db, SCOPE))
     assert (kept.reply_id, kept.actor) == (reply_id, "cli:ann")
 

@@ -233,7 +233,7 @@ def test_evaluations_are_kept_with_their_interval(database: Database) -> None:
             high=0.2,
             n=64,
         )
-        return evaluations.for_run(db, run.id)
+        return evaluations.list_for_run(db, run.id)
 
     (evaluation,) = database.write(work)
     assert (evaluation.metric, evaluation.value, evaluation.low, evaluation.high, evaluation.n) == (
@@ -291,12 +291,12 @@ def test_a_repeat_does_not_put_off_the_run_that_new_ratings_bring_about(
 
 def test_a_run_is_found_by_the_beginning_of_its_id(database: Database) -> None:
     first, second = database.write(lambda db: (enqueue(db), enqueue(db, "guild:9")))
-    assert database.read(lambda db: runs.named(db, first.id)).id == first.id
-    assert database.read(lambda db: runs.named(db, second.id[:-1])).id == second.id
+    assert database.read(lambda db: runs.find_by_prefix(db, first.id)).id == first.id
+    assert database.read(lambda db: runs.find_by_prefix(db, second.id[:-1])).id == second.id
     with pytest.raises(UnknownRowError, match="Several runs begin with 'r'"):
-        database.read(lambda db: runs.named(db, "r"))
+        database.read(lambda db: runs.find_by_prefix(db, "r"))
     with pytest.raises(UnknownRowError, match="No run begins with 'x%'"):
-        database.read(lambda db: runs.named(db, "x%"))
+        database.read(lambda db: runs.find_by_prefix(db, "x%"))
 
 
 def test_only_runs_that_wait_or_are_on_keep_their_checkpoint(database: Database, tmp_path: Path) -> None:

@@ -350,7 +350,9 @@ def test_a_reply_tells_which_trial_sent_it_elsewhere_and_a_reroute_replaces_that
 def test_status_says_how_a_canary_goes_and_not_who_is_ahead(database: Database) -> None:
     def work(db: sqlite_utils.Database) -> str:
         tried = canary(db, share=0.1)
-        trials.judged(db, tried.id, {"newcomer": 4, "incumbent": 31, "raters": 6, "needed": 23}, "mark")
+        trials.record_judgement(
+            db, tried.id, {"newcomer": 4, "incumbent": 31, "raters": 6, "needed": 23}, "mark"
+        )
         return loop_status.status_text(loop_status.read(db, SCOPE, BASE))
 
     assert (

@@ -146,7 +146,7 @@ def test_a_restore_heals_every_adapter_that_the_backup_holds(
     restored = restore.restore(tmp_path / "monday", home)
     assert restored.healed == ("a1",)
     assert file.read_text() == "weights"
-    assert backup_files.damaged_files(file.parent) == []
+    assert backup_files.find_damaged(file.parent) == []
 
 
 KILLED = """
@@ -243,7 +243,7 @@ def erase(database: Database, home: Path) -> bool:
 
 
 def words_in(folder: Path) -> int:
-    with contextlib.closing(backup_files.untouched(folder / "strop.db")) as connection:
+    with contextlib.closing(backup_files.open_read_only(folder / "strop.db")) as connection:
         return int(
             connection.execute("SELECT count(*) FROM messages WHERE content LIKE 'question%'").fetchone()[0]
         )
@@ -259,7 +259,7 @@ def test_a_newer_versions_backup_keeps_no_other_from_being_erased_and_is_named(
     assert erase(database, home)
     assert words_in(home / "backups" / "friday") == words_in(home / "backups" / "tuesday") == 0
     assert (home / "backups" / "monday" / "strop.db").read_bytes() == before
-    (left,) = backup_erasure.unerased(database, home / "backups")
+    (left,) = backup_erasure.find_unerased(database, home / "backups")
     assert left.folder.name == "monday"
 
     with (
@@ -269,7 +269,7 @@ def test_a_newer_versions_backup_keeps_no_other_from_being_erased_and_is_named(
         connection.execute("DELETE FROM _sqlite_migrations WHERE name = 'm9999_future'")
     assert file_scrubbing.complete_pending(database, home) == 0
     assert words_in(home / "backups" / "monday") == 0
-    assert backup_erasure.unerased(database, home / "backups") == []
+    assert backup_erasure.find_unerased(database, home / "backups") == []
     assert backup.verify(home / "backups" / "monday")
 
 
@@ -279,7 +279,9 @@ def test_a_backup_that_can_not_be_looked_into_is_named(database: Database, home:
     (home / "backups" / "monday" / "strop.db").symlink_to("strop.db")
     assert erase(database, home)
     assert words_in(home / "backups" / "tuesday") == 0
-    assert [left.folder.name for left in backup_erasure.unerased(database, home / "backups")] == ["monday"]
+    assert [left.folder.name for left in backup_erasure.find_unerased(database, home / "backups")] == [
+        "monday"
+    ]
 
 
 AS_NOBODY = """

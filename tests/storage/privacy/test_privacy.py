@@ -411,9 +411,9 @@ def test_others_keep_their_words_and_ratings(database: Database, story: dict[str
     erase(database)
     reply = database.read(lambda db: replies.get(db, story["bos"]))
     assert reply is not None and reply.prompt == [{"role": "user", "content": "what Bo asked"}]
-    assert [rating.user_id for rating in database.read(lambda db: ratings.for_reply(db, story["bos"]))] == [
-        BO
-    ]
+    assert [
+        rating.user_id for rating in database.read(lambda db: ratings.list_for_reply(db, story["bos"]))
+    ] == [BO]
     eligible = database.read(lambda db: eligibility.eligible_rows(db, SCOPE, permission_reference=""))
     assert [row.reply_id for row in eligible.rows] == [story["bos"]]
 

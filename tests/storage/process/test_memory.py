@@ -31,10 +31,10 @@ def test_the_server_the_trainer_and_its_run_are_counted(tmp_path: Path) -> None:
         assert process.stdout is not None
         process.stdout.readline()
     (config.run / "trainer.lock").write_text(f"{trainer.pid}\n")
-    sizes = memory.by_process(config)
+    sizes = memory.read_by_process(config)
     for process in (trainer, server):
         process.communicate(b"\n")
-    assert memory.by_process(config) == {}
+    assert memory.read_by_process(config) == {}
     if not Path("/proc/self/smaps_rollup").exists():
         pytest.skip("this system does not count shared pages")
     assert {"model server", "trainer", "training run"} <= set(sizes)
@@ -44,7 +44,7 @@ def test_the_server_the_trainer_and_its_run_are_counted(tmp_path: Path) -> None:
 
 def test_nothing_is_said_where_nothing_runs(tmp_path: Path) -> None:
     config = load_config(None, {"STROP_HOME": str(tmp_path)})
-    assert memory.by_process(config) == {}
+    assert memory.read_by_process(config) == {}
     assert memory.sentence({}) == ""
 
 

@@ -61,7 +61,7 @@ def test_settings_are_trained_from_one_snapshot_and_stand_side_by_side(deploymen
     assert ended.adapter_id is None
     assert not list(deployment.config.adapters.glob("*"))
     assert deployment.database.read(lambda db: list(db.query("select * from adapters"))) == []
-    assert deployment.database.read(lambda db: evaluations.for_run(db, ended.id)) == []
+    assert deployment.database.read(lambda db: evaluations.list_for_run(db, ended.id)) == []
     assert deployment.database.read(lambda db: snapshot.looks(db, loop.SCOPE)) == {}
     asked = measured.read(deployment.config.runs / ended.id, ended.snapshot_hash or "")
     assert all(len(each.answers) == found["prompts"] for each in asked)

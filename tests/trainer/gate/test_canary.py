@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from storage.config_sections import GateConfig
 from storage.learning.trials import PairVote, Side, TrialRating
 from trainer.evaluation import statistics
-from trainer.evaluation.evidence import MIN_PROMPTS, spent
+from trainer.evaluation.evidence import MIN_PROMPTS, alpha_for_attempt
 from trainer.gate import canary
 from trainer.gate.canary import Conversation, TrialEvidence
 
@@ -154,11 +154,11 @@ def test_a_new_champion_that_is_liked_less_than_the_one_before_is_worse() -> Non
 
 def test_what_is_still_needed_shrinks_with_the_evidence() -> None:
     needed = [
-        canary.still_needed(canary.count_evidence(favoured("newcomer", n)), spent(ALPHA, 1))
+        canary.still_needed(canary.count_evidence(favoured("newcomer", n)), alpha_for_attempt(ALPHA, 1))
         for n in (0, 3, 8)
     ]
     assert needed == sorted(needed, reverse=True)
-    assert needed[0] == pytest.approx(statistics.votes_to_decide(spent(ALPHA, 1), 0.7), abs=8)
+    assert needed[0] == pytest.approx(statistics.votes_to_decide(alpha_for_attempt(ALPHA, 1), 0.7), abs=8)
     assert 1 <= needed[-1] <= 5 < needed[1]
 
 

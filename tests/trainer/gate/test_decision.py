@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from storage.config_sections import GateConfig
 from storage.feedback import duels
 from trainer.evaluation import statistics
-from trainer.evaluation.evidence import MIN_PROMPTS, Evidence, ReplyTraits, spent
+from trainer.evaluation.evidence import MIN_PROMPTS, Evidence, ReplyTraits, alpha_for_attempt
 from trainer.evaluation.regressions import Kept
 from trainer.evaluation.reward_model import Proof
 from trainer.evaluation.safety import Safety
@@ -216,7 +216,9 @@ def test_what_answers_as_before_is_named_as_that_and_not_as_unlearned() -> None:
 # ------------------------------------------------------------------------------------------ a budget of looks
 @given(st.floats(0.001, 0.2), st.integers(1, 200))
 def test_all_looks_together_never_spend_more_than_the_error_rate(alpha: float, looks: int) -> None:
-    assert sum(spent(alpha, challenger_number) for challenger_number in range(1, looks + 1)) < alpha
+    assert (
+        sum(alpha_for_attempt(alpha, challenger_number) for challenger_number in range(1, looks + 1)) < alpha
+    )
 
 
 def promoted_by_votes(win_rate: float, challenger_number: int, votes: int = 120) -> float:
@@ -247,7 +249,7 @@ def promoted_at_large(prompts: int, most: int, histories: int = 400) -> float:
         leaning = np.tile(np.clip(dice.normal(0.0, 0.45, prompts), -1, 1), most)
         votes = np.where(dice.random(len(leaning)) < (1 + leaning) / 2, 1.0, -1.0)
         wealth = np.exp(np.cumsum(np.log1p(bets * votes), axis=1)).mean(0)[MIN_PROMPTS - 1 :]
-        promoted += bool(wealth.max() >= 1 / spent(SETTINGS.evote_alpha, 1))
+        promoted += bool(wealth.max() >= 1 / alpha_for_attempt(SETTINGS.evote_alpha, 1))
     return promoted / histories
 
 

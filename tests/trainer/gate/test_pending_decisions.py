@@ -228,9 +228,9 @@ def test_a_canary_that_members_like_better_is_promoted_and_the_old_champion_is_h
     assert set(community.active()) == {"holdback"}
     assert community.active()["holdback"].incumbent_id == community.old
     assert {community.old, community.new} <= set(community.server.adapters)
-    found = community.database.read(lambda db: evaluations.for_run(db, run.id))
+    found = community.database.read(lambda db: evaluations.list_for_run(db, run.id))
     assert [each.value for each in found if each.metric == "canary"] == [1.0]
-    trial = community.database.read(lambda db: trials.of_run(db, run.id, "canary"))
+    trial = community.database.read(lambda db: trials.find_for_run(db, run.id, "canary"))
     assert trial is not None and trial.outcome == "better"
 
 
@@ -242,7 +242,7 @@ def test_a_canary_that_members_like_less_is_refused_and_unloaded(community: Comm
     assert "because as a canary it was liked in 0% of" in ended.message
     assert community.active() == {} and community.state(community.new) == "rejected"
     assert community.server.adapters == [community.old]
-    trial = community.database.read(lambda db: trials.of_run(db, run.id, "canary"))
+    trial = community.database.read(lambda db: trials.find_for_run(db, run.id, "canary"))
     assert trial is not None and trial.outcome == "worse"
 
 

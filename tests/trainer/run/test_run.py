@@ -99,7 +99,7 @@ def test_a_run_goes_from_ratings_to_a_verdict_with_every_trace(trained: tuple[De
     assert {"snapshot.jsonl", "replies.jsonl", "report.json"} <= {path.name for path in folder.iterdir()}
     rows = deployment.database.read(lambda db: runs.rows_of(db, ended.id))
     assert len(rows) == 40
-    metrics = {e.metric for e in deployment.database.read(lambda db: evaluations.for_run(db, ended.id))}
+    metrics = {e.metric for e in deployment.database.read(lambda db: evaluations.list_for_run(db, ended.id))}
     assert "general_nll_increase" in metrics
     assert ended.metrics.data.train is not None and ended.metrics.data.train.liked > 0
     assert (ended.metrics.training.planned_steps or 0) > 0
@@ -144,7 +144,7 @@ def test_corrections_and_safety_prompts_are_checked_in_every_run(trained: tuple[
     assert len(found.tied) >= 12 and all(len(each.champion.others) == 2 for each in found.tied)
     assert 0 < beside["challenger"] <= 1 and 0 < beside["champion"] <= 1
     assert ended.metrics.evaluation["learned"]["share"] > 0.7
-    metrics = {e.metric for e in deployment.database.read(lambda db: evaluations.for_run(db, ended.id))}
+    metrics = {e.metric for e in deployment.database.read(lambda db: evaluations.list_for_run(db, ended.id))}
     assert {"perplexity_of_liked", "accuracy", "flattery"} <= metrics
     assert len(ended.metrics.evaluation["robustness"]["without_members"]) == 5
     card = json.loads((deployment.config.runs / ended.id / "card.json").read_text())
@@ -402,7 +402,7 @@ def test_a_challenger_is_compared_anew_where_somebody_promotes_meanwhile(
     ended = execute(deployment.database, deployment.config, deployment.lease().id, steps=PromotesMeanwhile)
     assert PromotesMeanwhile.rivals == (None, first.adapter_id)
     assert "the champion changed" not in ended.message, ended.message
-    measured = deployment.database.read(lambda db: evaluations.for_run(db, ended.id))
+    measured = deployment.database.read(lambda db: evaluations.list_for_run(db, ended.id))
     assert {each.champion_id for each in measured} == {first.adapter_id}
 
 

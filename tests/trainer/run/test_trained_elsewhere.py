@@ -42,7 +42,7 @@ def test_a_run_trained_elsewhere_is_judged_here_and_repeats_here_bit_for_bit(
     folder = deployment.config.runs / ended.id
     assert ranking.read(folder / ranking.file_of(1)) is not None
     assert not (folder / checkpoints.FILE).exists()
-    assert unregistered_adapters.noted(folder) == []
+    assert unregistered_adapters.list_unregistered(folder) == []
     assert [path.name for path in deployment.config.adapters.iterdir()] == [ended.adapter_id]
     repeated = execute(deployment.database, deployment.config, deployment.lease({"repeat": ended.id}).id)
     assert f"the same adapter {ended.adapter_id} came out, bit for bit" in repeated.message, repeated.error

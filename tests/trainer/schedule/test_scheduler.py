@@ -182,7 +182,7 @@ def test_a_cron_time_that_passed_while_nothing_ran_is_made_up_for_soon(database:
     two_years_ago = now_ms() - 2 * 366 * DAY_MS
     database.write(lambda db: run_times.note_cron(db, yearly, two_years_ago))
     now = datetime.now(UTC)
-    told = database.read(lambda db: run_times.stored_upcoming(db, yearly, now))
+    told = database.read(lambda db: run_times.list_upcoming(db, yearly, now))
     assert told[0] == now and told[1] > now
     assert 0 < next_due_s(database, yearly) <= 61
 
@@ -207,7 +207,7 @@ def test_what_people_are_told_is_when_the_schedule_runs(database: Database, sett
     schedule = Schedule(database, settings)
     schedule.start()
     try:
-        told = database.read(lambda db: run_times.stored_upcoming(db, settings, datetime.now(UTC)))
+        told = database.read(lambda db: run_times.list_upcoming(db, settings, datetime.now(UTC)))
         due = schedule.next_run_ms()
         assert due is not None and abs(due / 1000 - told[0].timestamp()) < 1
         assert len(told) == run_times.PREVIEWED and told == sorted(told)

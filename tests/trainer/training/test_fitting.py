@@ -49,14 +49,14 @@ def test_less_memory_takes_smaller_forwards_and_only_then_computes_activations_a
     forms = list(TASK.forms())
     assert forms == [Form(n, again) for again in (False, True) for n in (2048, 1024, 512)]
     for form in forms:
-        assert fitting.choose(TASK, TASK.needed_bytes(form)) == form or form.recompute
-    assert fitting.choose(TASK, TASK.needed_bytes(Form(512)) - 1).recompute
+        assert fitting.choose(TASK, TASK.estimate_bytes(form)) == form or form.recompute
+    assert fitting.choose(TASK, TASK.estimate_bytes(Form(512)) - 1).recompute
 
 
 def test_the_operators_size_is_the_most_that_is_taken() -> None:
     asked = replace(TASK, settings=TrainerConfig(batch_tokens=1024))
     assert fitting.choose(asked, 10**12) == Form(1024)
-    assert fitting.choose(asked, asked.needed_bytes(Form(512))) == Form(512)
+    assert fitting.choose(asked, asked.estimate_bytes(Form(512))) == Form(512)
 
 
 def test_a_cpu_takes_768_tokens_where_they_fit() -> None:
@@ -67,12 +67,12 @@ def test_a_repeat_takes_its_originals_forwards_or_none() -> None:
     repeat = replace(TASK, settings=TrainerConfig(batch_tokens=2048), exactly=True)
     assert [form.batch_tokens for form in repeat.forms()] == [2048, 2048]
     with pytest.raises(MemoryShortError, match="; free memory"):
-        fitting.choose(repeat, repeat.needed_bytes(Form(2048, recompute=True)) - 1)
+        fitting.choose(repeat, repeat.estimate_bytes(Form(2048, recompute=True)) - 1)
 
 
 @pytest.mark.parametrize("share", [0.9, 0.7, 0.5])
 def test_what_fits_in_no_form_names_both_figures_and_settings_that_do(share: float) -> None:
-    least = min(TASK.needed_bytes(form) for form in TASK.forms())
+    least = min(TASK.estimate_bytes(form) for form in TASK.forms())
     available = int(least * share)
     with pytest.raises(MemoryShortError) as raised:
         fitting.choose(TASK, available)
@@ -82,7 +82,7 @@ def test_what_fits_in_no_form_names_both_figures_and_settings_that_do(share: flo
     assert named
     smaller = replace(
         TASK,
-        load=LOAD.shortened(named.get("max_length", 512)),
+        load=LOAD.limit_length(named.get("max_length", 512)),
         settings=TrainerConfig(rank=named.get("rank", 16)),
     )
     fitting.choose(smaller, available)

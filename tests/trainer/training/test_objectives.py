@@ -98,14 +98,14 @@ def test_what_would_take_too_long_by_the_measured_speed_is_left_out(speed: float
 
 
 def test_a_large_base_gets_gentler_rates_unless_the_operator_set_them() -> None:
-    small = objectives.for_size(TrainerConfig(), 135_000_000)
+    small = objectives.scale_rates_to_size(TrainerConfig(), 135_000_000)
     assert (small.sft_learning_rate, small.kto_learning_rate, small.dpo_learning_rate) == (5e-4, 1e-4, 1e-4)
-    large = objectives.for_size(TrainerConfig(kto_learning_rate=3e-5), 4_000_000_000)
+    large = objectives.scale_rates_to_size(TrainerConfig(kto_learning_rate=3e-5), 4_000_000_000)
     assert (large.sft_learning_rate, large.kto_learning_rate) == (2e-4, 3e-5)
 
 
 def test_the_guides_configuration_leaves_the_rates_to_the_size_of_the_base() -> None:
     guide = Path(__file__).parents[3] / "deploy" / "strop.toml"
     settings = load_config(guide, {}).trainer
-    large = objectives.for_size(settings, 4_000_000_000)
+    large = objectives.scale_rates_to_size(settings, 4_000_000_000)
     assert (large.sft_learning_rate, large.kto_learning_rate, large.dpo_learning_rate) == (2e-4, 4e-5, 4e-5)

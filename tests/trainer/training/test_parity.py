@@ -68,7 +68,7 @@ def test_the_supervised_loss_equals_trls(model: torch.nn.Module, base: LoadedBas
         for row in rows
     ]
     scores = forward.score(trainer.model, examples)
-    ours = losses.supervised(scores, torch.ones(4)).item() / sum(scores.lengths)
+    ours = losses.supervised_loss(scores, torch.ones(4)).item() / sum(scores.lengths)
     assert oracle > 1
     assert ours == pytest.approx(oracle, rel=1e-5)
 

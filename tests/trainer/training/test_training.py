@@ -83,7 +83,7 @@ def test_nothing_is_learned_from_prompts(base: LoadedBase) -> None:
     logits = forward.distributions(base.model, EXAMPLES)
     completions = [token for example in EXAMPLES for token in example.ids[example.start :]]
     assert scores.logps.tolist() == logits.log_softmax(-1)[range(len(completions)), completions].tolist()
-    assert losses.supervised(scores, torch.ones(4)).item() == pytest.approx(-scores.logps.sum().item())
+    assert losses.supervised_loss(scores, torch.ones(4)).item() == pytest.approx(-scores.logps.sum().item())
 
 
 def test_the_stop_token_carries_loss(base: LoadedBase) -> None:

@@ -102,7 +102,7 @@ def test_without_a_terminal_every_line_is_one_json_object() -> None:
     stage.output("bot", json.dumps({"event": "ready", "level": "info"}))
     stage.output("bot", "plain words")
     stage.output("bot", "")
-    stage.opened("http://127.0.0.1:8600")
+    stage.announce_page("http://127.0.0.1:8600")
     records = [json.loads(line) for line in stream.getvalue().splitlines()]
     assert [record["event"] for record in records] == [
         "Starting.",

@@ -106,26 +106,26 @@ def test_trolls_say_the_opposite_and_guests_join_beyond_the_usual_members() -> N
 
 def test_a_quarter_of_the_prompts_is_kept_back_and_the_same_every_time() -> None:
     prompts = [f"prompt {n}" for n in range(40)]
-    rehearsed, kept = measuring.kept_back(prompts)
+    rehearsed, kept = measuring.split_prompts(prompts)
     assert len(kept) == 10 and set(rehearsed) | set(kept) == set(prompts) and not set(rehearsed) & set(kept)
-    assert set(measuring.kept_back(prompts[::-1])[1]) == set(kept)
+    assert set(measuring.split_prompts(prompts[::-1])[1]) == set(kept)
     with pytest.raises(RehearsalError, match="at least 8"):
-        measuring.kept_back(prompts[:7])
+        measuring.split_prompts(prompts[:7])
 
 
 def test_the_gain_is_paired_and_its_interval_says_how_sure_it_is() -> None:
     taste = wish({"question": True})
     before, after = ["Fine."] * 20, ["And you?"] * 15 + ["Fine."] * 5
-    found = measuring.worth(taste, before, after, 20)
+    found = measuring.measure_worth(taste, before, after, 20)
     assert (found.before, found.after, found.gain, found.prompts) == (0.0, 0.75, 0.75, 20)
     assert 0.5 < found.low < 0.75 < found.high < 1.0
-    same = measuring.worth(taste, before, before, 20)
+    same = measuring.measure_worth(taste, before, before, 20)
     assert (same.low, same.gain, same.high) == (0.0, 0.0, 0.0)
 
 
 def test_few_prompts_are_asked_a_few_times_and_count_as_one_each() -> None:
     taste = wish({"question": True})
-    assert measuring.repeated(["a", "b"])[:4] == ("a", "b", "a", "b")
-    assert len(measuring.repeated(["x"] * 40)) == 40
-    found = measuring.worth(taste, ["No."] * 4, ["Yes?", "No.", "Yes?", "No."], 2)
+    assert measuring.repeat_prompts(["a", "b"])[:4] == ("a", "b", "a", "b")
+    assert len(measuring.repeat_prompts(["x"] * 40)) == 40
+    found = measuring.measure_worth(taste, ["No."] * 4, ["Yes?", "No.", "Yes?", "No."], 2)
     assert (found.gain, found.prompts, found.low, found.high) == (0.5, 2, 0.0, 1.0)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from bot.serving.model.identity import BaseIdentity, identify, served_instead
+from bot.serving.model.identity import BaseIdentity, find_mismatch, identify
 from bot.serving.model.loading import read_info
 from bot.serving.model.quantize import prepare_base
 from tests.tiny_model import build_tiny_base
@@ -79,5 +79,5 @@ def test_an_identity_with_gaps_is_none() -> None:
 def test_a_server_with_another_base_than_the_configured_one_is_found_out(
     base: str, revision: str, other: tuple[str, str] | None
 ) -> None:
-    assert served_instead(QWEN, base, revision) == other
-    assert served_instead(BaseIdentity("files", "a" * 64, "t" * 64), base, revision) is None
+    assert find_mismatch(QWEN, base, revision) == other
+    assert find_mismatch(BaseIdentity("files", "a" * 64, "t" * 64), base, revision) is None

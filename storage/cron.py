@@ -122,6 +122,8 @@ class CronLine:
 
         A time that the change to summer time leaves out comes as much later as the clock jumps; one that the
         change back repeats counts once, or twice where the hour is a star.
+
+        Raises CronError for a line that is never due.
         """
         day = moment.astimezone(zone).date() - timedelta(days=1)
         last = date(min(day.year + _YEARS_AHEAD, date.max.year), 12, 31)

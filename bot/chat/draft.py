@@ -127,7 +127,7 @@ class Draft:
         return self.again is not None and not self.progress.has_words
 
     def require_plan(self) -> Plan:
-        """Return the plan of a draft that has one."""
+        """Return the plan of a draft that has one. Raises LookupError."""
         if self.plan is None:
             raise LookupError(f"reply {self.reply_id} has no plan yet")
         return self.plan

@@ -108,6 +108,8 @@ async def build_within(
     """Return a prompt that ``count`` (the model's own tokenizer) puts within the budget, and its token count.
 
     Usually one call of ``count``: the first guess is a typical length, corrected by what the tokenizer says.
+
+    Raises ContextError where not even the shortest prompt fits.
     """
     written = _Written(turns, budget_tokens, special_tokens)
     await written.prepare(budget_tokens)

@@ -53,7 +53,10 @@ class Session:
 
 
 def config_path(option: Path | None) -> Path:
-    """The absolute path of the configuration file; a default one need not exist, a named one must."""
+    """The absolute path of the configuration file; a default one need not exist, a named one must.
+
+    Raises UsageError where it does not.
+    """
     path = (option or DEFAULT_CONFIG).expanduser().absolute()
     if option is not None and not path.is_file():
         raise UsageError(f"There is no configuration file at {path}: `strop init` writes one.")
@@ -68,7 +71,10 @@ def load(option: Path | None) -> tuple[Config, Path]:
 
 @contextmanager
 def session(option: Path | None) -> Iterator[Session]:
-    """Open the database of this configuration, which must exist already."""
+    """Open the database of this configuration, which must exist already.
+
+    Raises CommandError where it does not.
+    """
     config, path = load(option)
     if not config.database.is_file():
         if home.unusable(config.data):
@@ -111,6 +117,8 @@ def import_scope(opened: Session, option: str | None) -> str:
     """The scope to import for: as `choose_scope`, or any server's that is named, or the playground's.
 
     What is brought in may come before anybody has talked to the bot.
+
+    Raises UsageError where no server is named and none is known.
     """
     if (
         option is not None

@@ -194,7 +194,10 @@ def _record(each: blocking.Block) -> dict[str, Any]:
 
 
 def server_id(opened: Session, option: int | None) -> int:
-    """Return the server that was named, or the only one that the bot has talked in."""
+    """Return the server that was named, or the only one that the bot has talked in.
+
+    Raises UsageError where there are several.
+    """
     if option is not None:
         return option
     question = (

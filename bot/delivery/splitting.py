@@ -57,6 +57,8 @@ def split(text: str, limit: int = MESSAGE_LIMIT) -> list[Part]:
     """Split ``text`` into parts of at most ``limit`` units whose bodies, joined, are ``text`` again.
 
     ``limit`` must be 64 or more, so that the added formatting leaves room for text.
+
+    Raises ValueError for a limit below 64.
     """
     if limit < 64:
         raise ValueError("limit must be at least 64")

@@ -28,6 +28,8 @@ async def read_chat_stream(chunks: AsyncIterable[bytes]) -> AsyncIterator[ChatDe
     """Read a chat stream; exactly one delta with a finish reason comes last, also when usage follows it.
 
     Thoughts are left out here once more: other servers send them as they come.
+
+    Raises ServerUnavailableError where the stream breaks off, or the error that the server names.
     """
     thoughts, characters = ThoughtFilter(), WholeCharacters()
     reason: str | None = None
@@ -176,7 +178,10 @@ def read_base(value: Mapping[str, Any]) -> BaseDescription:
 
 
 def read_scores(choice: Mapping[str, Any], ids: Sequence[int]) -> list[float]:
-    """Return the log-probability of each token of a scored prompt, 0.0 for the first."""
+    """Return the log-probability of each token of a scored prompt, 0.0 for the first.
+
+    Raises ServerUnavailableError for another number of scores than tokens.
+    """
     entries = choice["prompt_logprobs"]
     if len(entries) != len(ids):
         raise ServerUnavailableError("The model server scored another number of tokens than it was sent.")

@@ -35,7 +35,7 @@ class Endpoint:
 
 @contextmanager
 def readable(path: str) -> Iterator[None]:
-    """Turn an answer of another shape into one sentence."""
+    """Turn an answer of another shape into one sentence. Raises ServerUnavailableError."""
     try:
         yield
     except (KeyError, IndexError, TypeError, ValueError, AttributeError) as error:

@@ -25,7 +25,10 @@ class Block:
 
 
 def block(db: sqlite_utils.Database, *, guild_id: int, user_id: int, actor: str, reason: str = "") -> bool:
-    """Block a member and audit it; return whether they weren't blocked there before."""
+    """Block a member and audit it; return whether they weren't blocked there before.
+
+    Raises BlockError for oneself.
+    """
     if str(user_id) == actor:
         raise BlockError("You can't block yourself.")
     values = {

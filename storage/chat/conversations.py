@@ -135,6 +135,8 @@ def add_message(
 
     `public` and `channel_id` say where it was written, which may be elsewhere than its conversation began,
     and whether everybody could read it there then. A reply is as public as the message that it answers.
+
+    Raises UnknownRowError for an unknown conversation.
     """
     if discord_id is not None:
         known: int | None = sql.value(db, "SELECT id FROM messages WHERE discord_id = ?", (discord_id,))

@@ -162,7 +162,7 @@ class Database:
         return await _await_through_cancellation(future)
 
     async def aread(self, work: Work[T]) -> T:
-        """Like `read`, on one of a few reader threads."""
+        """Like `read`, on one of a few reader threads. Raises DatabaseClosedError."""
         if self._closed:
             raise DatabaseClosedError(f"{self.path} is closed.")
         context = contextvars.copy_context()

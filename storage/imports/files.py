@@ -47,7 +47,10 @@ class ImportFile:
         return checked_prompts(formats.prompt_of(each, list(read(each))) for each in self.records())
 
     def sha256(self) -> str:
-        """Return the hash of the file's bytes; of a folder, of its parts' names and bytes."""
+        """Return the hash of the file's bytes; of a folder, of its parts' names and bytes.
+
+        Raises ImportFileError.
+        """
         digest = hashlib.sha256()
         for part in self.parts:
             try:
@@ -61,7 +64,7 @@ class ImportFile:
         return digest.hexdigest()
 
     def state(self) -> State:
-        """Return what changes when somebody writes into the file."""
+        """Return what changes when somebody writes into the file. Raises ImportFileError."""
         try:
             stats = [part.stat() for part in self.parts]
         except OSError as error:

@@ -103,7 +103,10 @@ def records(source: Source) -> Iterator[Record]:
 
 
 def outline(source: Source) -> Any:
-    """Return the first record; of an object with a list, what stands before it and its first."""
+    """Return the first record; of an object with a list, what stands before it and its first.
+
+    Raises ImportFileError where there is none.
+    """
     first = next(records(source), None)
     if first is None:
         raise ImportFileError(f"{source.path} holds no records.")

@@ -47,7 +47,7 @@ class Repeat(RunSteps):
     """The steps of a run that repeats another one (`settings["repeat"]`, a run's id)."""
 
     def all(self) -> Run:
-        """Train again and compare."""
+        """Train again and compare. Raises TrainingError where the base is another one by now."""
         self._heartbeat.enter("snapshot", Sentence("reading the snapshot of the run to repeat"))
         original, adapter = self._original()
         card = _card(self._config.adapters / adapter.id)

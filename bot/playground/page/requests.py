@@ -30,7 +30,10 @@ async def body_of(request: web.Request) -> Payload:
 
 
 def files_of(body: Payload) -> list[tuple[str, bytes]]:
-    """Return the files of a message, each {"name", "data" in base64}."""
+    """Return the files of a message, each {"name", "data" in base64}.
+
+    Raises ActionRefusedError for too many.
+    """
     given = body.get("files") or []
     if not isinstance(given, list) or len(given) > MAX_FILES:
         raise ActionRefusedError(f"A message takes at most {MAX_FILES} files.")
@@ -85,7 +88,10 @@ def object_of(body: Payload, key: str) -> Payload:
 
 
 def cast_of(body: Payload) -> Cast:
-    """Return who rehearses, and what is said; what the body doesn't name is as usual."""
+    """Return who rehearses, and what is said; what the body doesn't name is as usual.
+
+    Raises ActionRefusedError for a value of another type.
+    """
     usual = Cast()
     prompts = body.get("prompts") or usual.prompts
     if not isinstance(prompts, list | tuple) or not all(isinstance(each, str) for each in prompts):

@@ -128,6 +128,8 @@ def prepare_plain(source: BaseSource, prepared: Path, *, device: str, progress: 
     """Return a folder with the base in 16 bits, for engines that can't read its 4-bit form.
 
     A hub's or a folder's own files will do; a GGUF file is written out once, beside its ``prepared`` form.
+
+    Raises BaseRefusedError where it does not fit into memory or cannot be written.
     """
     if source.kind == "hub":
         source = download(source, room_bytes=available_bytes(device), progress=progress)

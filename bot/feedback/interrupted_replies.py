@@ -79,6 +79,8 @@ class InterruptedReplies:
 
     async def _settle(self, reply: Reply) -> None:
         """Deliver, answer anew, or mark one reply. Raises DeliveryError."""
+        if reply.status == "failed" and await self._has_answer(reply):
+            return None  # while it waited for Discord, its question was heard again
         await self._adopt_lost_part(reply)
         if await self._database.aread(lambda db: open_replies.is_whole(db, reply.id)):
             # It was written to its end: only its last edit may be missing.
@@ -92,6 +94,9 @@ class InterruptedReplies:
         else:
             await self._mark(reply, parts)
         return await self._end(reply)
+
+    async def _has_answer(self, reply: Reply) -> bool:
+        return await self._database.aread(lambda db: open_replies.has_answer(db, reply.prompt_message_id))
 
     async def _only_waits(self, reply: Reply, parts: list[Part]) -> bool:
         """Whether people see nothing of a reply but that it is to come."""

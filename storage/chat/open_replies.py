@@ -43,14 +43,18 @@ def all_open(db: sqlite_utils.Database) -> list[Reply]:
 
 
 def list_unanswered(db: sqlite_utils.Database, error: str, since_ms: int) -> list[Reply]:
-    """Return replies since then that ended with this error and without a message, and nothing came after."""
+    """Return replies since then that ended with this error and without a message, and nothing came after.
+
+    Of several for one question (two candidates, or starts that were cut short) it is the last one.
+    """
     rows = sql.many(
         db,
         """SELECT id, prompt_message_id FROM replies WHERE created_ms >= ? AND status = 'failed' AND error = ?
            ORDER BY created_ms, message_id""",
         (since_ms, error),
     )
-    found = (replies.get(db, row["id"]) for row in rows if not has_answer(db, row["prompt_message_id"]))
+    last = {row["prompt_message_id"]: row["id"] for row in rows}
+    found = (replies.get(db, last[asked]) for asked in last if not has_answer(db, asked))
     return [reply for reply in found if reply is not None]
 
 

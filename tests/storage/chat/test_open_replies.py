@@ -122,3 +122,24 @@ def test_a_question_has_an_answer_unless_all_that_began_failed_unseen(
         return [*seen, open_replies.has_answer(db, question)]
 
     assert database.write(work) == [True, False, False, True]
+
+
+def test_of_two_candidates_that_nobody_saw_only_one_is_answered_anew(
+    database: Database, community: Community
+) -> None:
+    def work(db: sqlite_utils.Database) -> list[str]:
+        asked = known(db, community.asks(db, 1, "hello"))
+        for number in (1, 2):
+            replies.open_reply(
+                db,
+                reply_id=f"rival{number}",
+                prompt_message_id=asked.prompt_message_id,
+                scope=asked.scope,
+                base_hash=asked.base_hash,
+                asker_id=1,
+            )
+        sql.change(db, "DELETE FROM reply_parts")
+        sql.change(db, "UPDATE replies SET status = 'failed', error = 'cut'")
+        return [reply.id for reply in open_replies.list_unanswered(db, "cut", 0)]
+
+    assert database.write(work) == ["rival2"]

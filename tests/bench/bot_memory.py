@@ -42,6 +42,7 @@ class Soak:
     bot_id: int
     finished: dict[int, asyncio.Event] = field(default_factory=dict)
     samples: list[tuple[int, int]] = field(default_factory=list)
+    answered: int = 0
 
     def hear(self, event: str, data: dict[str, Any]) -> None:
         """Note a question whose reply is finished: its buttons tell."""
@@ -73,6 +74,7 @@ class Soak:
         async with asyncio.timeout(PATIENCE_S):
             await self.finished[asked].wait()
         del self.finished[asked]
+        self.answered += 1
 
 
 def anonymous_bytes(process_id: int) -> int:

@@ -1,7 +1,8 @@
 """Run the torture and print its table: ``python -m tests.torture`` (`make torture`).
 
-What is done is kept after every step in bench-results/torture/torture.json: a call that was interrupted goes
-on there, and one with larger sizes adds to it. ``--publish`` writes the table into deploy/results/README.md.
+What is done is kept after every step in bench-results/torture/, a file for each part: a call that was interrupted
+goes on there, one with larger sizes adds to it, and parts may run side by side. ``--publish`` writes the table into
+deploy/results/README.md.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from typing import Any
 from tests.torture import clock, disk_full, kills, outages
 from tests.torture import soak as soaking
 
-RESULTS = Path("bench-results/torture/torture.json")
+RESULTS = Path("bench-results/torture")
 PAGE = Path("deploy/results/README.md")
 BEGIN, END = "<!-- torture: made by python -m tests.torture --publish -->", "<!-- /torture -->"
 RATINGS = 210
@@ -163,7 +164,13 @@ async def soak(figures: Figures, wanted: int, folder: Path, save: Save) -> None:
     """Ask the bot for so many minutes and note the slope of its memory and of its descriptors."""
     if figures.get("done", 0) >= wanted:
         return
-    figures.update(await soaking.soak(folder, wanted * 60.0))
+
+    def note(so_far: dict[str, float]) -> None:
+        figures.update(so_far)
+        save(figures)
+        print(f"soak: {so_far}", flush=True)
+
+    await soaking.soak(folder, wanted * 60.0, note)
     figures["done"] = wanted
     save(figures)
 
@@ -247,16 +254,21 @@ async def run(names: Sequence[str], sizes: dict[str, int], results: dict[str, Fi
     def saver(name: str) -> Save:
         def save(figures: Figures) -> None:
             results[name] = figures
-            RESULTS.parent.mkdir(parents=True, exist_ok=True)
-            partial = RESULTS.with_suffix(".partial")
-            partial.write_text(json.dumps(results, indent=1, ensure_ascii=False), encoding="utf-8")
-            partial.replace(RESULTS)
+            RESULTS.mkdir(parents=True, exist_ok=True)
+            partial = RESULTS / f"{name}.partial"
+            partial.write_text(json.dumps(figures, indent=1, ensure_ascii=False), encoding="utf-8")
+            partial.replace(RESULTS / f"{name}.json")
 
         return save
 
     with tempfile.TemporaryDirectory(prefix="strop-torture-") as folder:
         for name in names:
             await PARTS[name].go_on(results.get(name, {}), sizes[name], Path(folder), saver(name))
+
+
+def kept() -> dict[str, Figures]:
+    """Return what each part has found so far."""
+    return {file.stem: json.loads(file.read_text("utf-8")) for file in RESULTS.glob("*.json")}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -270,7 +282,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for name, part in PARTS.items():
         parser.add_argument(f"--{name}", type=int, default=part.goal, metavar="N")
     options = parser.parse_args(arguments)
-    results: dict[str, Figures] = json.loads(RESULTS.read_text("utf-8")) if RESULTS.exists() else {}
+    results = kept()
     if options.publish:
         publish(results)
         return 0
@@ -280,6 +292,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     # What the processes load is one thread each, as in the tests.
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     asyncio.run(run(names, {name: getattr(options, name) for name in PARTS}, results))
+    results = kept()
     print(table(results))
     failed = any(each["failed"] for each in results.get("tests", {}).get("groups", {}).values())
     lost = results.get("outages", {}).get("lost", 0)

@@ -18,8 +18,9 @@ from tests.bench.learning.members import population
 from tests.bench.learning.profile import FULL, QUICK
 from tests.bench.learning.resampling import Stored
 from tests.bench.learning.state import State
-from tests.bench.learning.tastes import COMMUNITIES
+from tests.bench.learning.tastes import COMMUNITIES, feature
 from tests.trainer.rows import row
+from trainer.data.question_features import Exchange
 from trainer.data.snapshot import Snapshot
 from trainer.evaluation.evidence import Ratings
 from trainer.evaluation.flattery import flattery
@@ -30,6 +31,10 @@ COMMUNITY = COMMUNITIES["brief-and-curious"]
 GOOD = "Soup is lovely, you should try it! What do you cook?"
 BAD = "There is a great deal to be said about soup and it has been said at length " * 2
 GATE = GateConfig(bootstrap=300)
+
+
+def soup(answer: str) -> Exchange:
+    return Exchange("What do you think of soup?", answer)
 
 
 def conversation(number: int) -> dict[str, Any]:
@@ -74,23 +79,44 @@ def test_prompts_that_run_out_say_so() -> None:
 @pytest.mark.parametrize("key", sorted(COMMUNITIES))
 def test_no_text_is_better_than_the_optimum_and_none_is_below_zero(key: str) -> None:
     community = COMMUNITIES[key]
+    if "the kind asked for" in community.first.weights:
+        pytest.importorskip("vaderSentiment")
     for text in (GOOD, BAD, "", "?!?!?!", "amazing perfect genius!!!!! you"):
-        assert 0.0 <= community.utility(text) <= community.optimum() <= 1.0
+        assert 0.0 <= community.utility(soup(text)) <= community.optimum() <= 1.0
 
 
 def test_the_clusters_disagree() -> None:
-    asks, warm = "Is it?", "You are right!"
+    asks, warm = soup("Is it?"), soup("You are right!")
     assert COMMUNITY.first.utility(asks) > COMMUNITY.first.utility(warm)
     assert COMMUNITY.second.utility(asks) < COMMUNITY.second.utility(warm)
 
 
 def test_a_member_says_the_same_of_the_same_text_and_a_brigade_the_opposite() -> None:
     people = population(COMMUNITY, 20, 1, 4, seed=3, drifted=False)
-    assert [m.thumb(GOOD) for m in people] == [m.thumb(GOOD) for m in people]
-    honest = [m.thumb(GOOD) for m in people if m.kind == "honest"]
-    brigade = [m.thumb(GOOD) for m in people if m.kind == "brigade"]
+    assert [m.thumb(soup(GOOD)) for m in people] == [m.thumb(soup(GOOD)) for m in people]
+    honest = [m.thumb(soup(GOOD)) for m in people if m.kind == "honest"]
+    brigade = [m.thumb(soup(GOOD)) for m in people if m.kind == "brigade"]
     assert sum(honest) > 0 > sum(brigade)
-    assert people[0].prefers(GOOD, BAD) in (-1, 1)
+    assert people[0].prefers("What is soup?", GOOD, BAD) in (-1, 1)
+
+
+def test_where_the_taste_depends_on_the_question_the_same_answer_is_liked_after_one_and_not_another() -> None:
+    community = COMMUNITIES["on-the-matter"]
+    people = [m for m in population(community, 20, 1, 0, seed=3, drifted=False) if m.kind == "honest"]
+    answer = "Tomato soup, every day."
+    after = {
+        question: sum(member.thumb(Exchange(question, answer)) > 0 for member in people)
+        for question in ("Which soup do you like?", "Where do you live?")
+    }
+    assert after["Which soup do you like?"] > 15 > 4 > after["Where do you live?"]
+
+
+@pytest.mark.parametrize(
+    ("answer", "worth"),
+    [("Soup, I like soup.", 0.0), ("Tomato soup with basil and cream.", 1.0), ("Basil, cream, tomato!", 0.0)],
+)
+def test_an_echo_adds_nothing_to_the_matter(answer: str, worth: float) -> None:
+    assert feature("adds to the matter", Exchange("Which soup do you like?", answer)) == worth
 
 
 def test_drift_moves_some_members_and_leaves_the_rest() -> None:
@@ -224,6 +250,30 @@ def test_a_bad_challenger_that_got_through_is_named_with_what_it_is_worth() -> N
     gain = {"value": 0.05, "low": -0.01, "high": 0.11}
     told = of_bad(shuffled=("promoted", None), gains={"shuffled": gain})
     assert told.startswith("shuffled: 1 promoted, whose utility is +0.050 (-0.01 to 0.11) beside the base's")
+
+
+@pytest.mark.parametrize(
+    ("decision", "bound", "reached"),
+    [("promote", 0.58, "yes"), ("promote", 0.49, "no"), ("votes", 0.58, "no")],
+)
+def test_a_taste_that_depends_on_the_question_needs_a_proven_judge(
+    decision: str, bound: float, reached: str
+) -> None:
+    run = {
+        "outcome": "promoted",
+        "decision": decision,
+        "reward_auc": {"unseen": {"value": 0.71, "bound_low": bound}},
+        "to_the_point": {"challenger": 0.04, "champion": 0.05},
+        "general_nll_increase": 0.01,
+    }
+    gain = {"value": 0.2, "low": 0.1, "high": 0.3}
+    done = {"round": 1, "chat": {"ratings": 250}, "run": run, "measure": {"gain": gain}}
+    history = {"base": {"utility": {}}, "scenario": "on-the-matter", "seed": 1, "rounds": [done], "bad": {}}
+    rows = claims.claims({"histories": [history | {"verdicts": None, "retrains": None}]})
+    (row,) = (row for row in rows if "on-the-matter" in row.text)
+    assert row.reached == reached
+    assert f"judge 0.71 (bound {bound})" in row.measured
+    assert "beside the point 0.04, before 0.05" in row.measured
 
 
 def of_hackable(outcome: str, broken: list[str]) -> claims.Claim:

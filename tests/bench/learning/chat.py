@@ -19,6 +19,7 @@ from storage.feedback.duels import Duel
 from tests.bench.learning.deployment import CHANNEL, GUILD, SCOPE, World
 from tests.bench.learning.members import Member
 from tests.bench.learning.prompts import Asked
+from trainer.data.question_features import Exchange
 from trainer.model_server import retry_while_unavailable
 
 SOURCE = "rehearsal"
@@ -42,6 +43,11 @@ class Given:
     finish_reason: str
     prompt_tokens: int
     completion_tokens: int
+
+    @property
+    def exchange(self) -> Exchange:
+        """The message and this reply to it."""
+        return Exchange(self.asked.text, self.text)
 
     def as_json(self) -> dict[str, Any]:
         """Return plain values."""
@@ -126,15 +132,15 @@ def record_round(
             counts["replies"] += 1
             thumbs = _thumbs(dice, asker, members_only, brigade)
             if most_liked is not None:
-                thumbs = [member for member in thumbs if member.thumb(reply.text) > 0]
+                thumbs = [member for member in thumbs if member.thumb(reply.exchange) > 0]
                 thumbs = thumbs if counts["liked_replies"] < most_liked else []
-            counts["liked_replies"] += any(member.thumb(reply.text) > 0 for member in thumbs)
+            counts["liked_replies"] += any(member.thumb(reply.exchange) > 0 for member in thumbs)
             for member in thumbs:
-                value = member.thumb(reply.text)
+                value = member.thumb(reply.exchange)
                 _rate(db, reply_id, member, value)
                 counts["ratings"] += 1
                 counts["liked"] += value > 0
-            if asker in thumbs and asker.thumb(reply.text) < 0 and dice.random() < CORRECTED:
+            if asker in thumbs and asker.thumb(reply.exchange) < 0 and dice.random() < CORRECTED:
                 text = asker.correction(reply.asked)
                 _correct(db, reply_id, asker.user_id, text)
                 counts["corrections"] += 1
@@ -215,7 +221,7 @@ def vote_on(world: World, people: Sequence[Member], each: int, seed: int) -> int
 
 
 def _vote(db: sqlite_utils.Database, duel: Duel, member: Member) -> int:
-    choice = member.prefers(duel.first_text, duel.second_text)
+    choice = member.prefers(duel.prompt[-1]["content"], duel.first_text, duel.second_text)
     return int(duels.vote(db, duel_id=duel.id, user_id=member.user_id, choice=choice, source=SOURCE))
 
 

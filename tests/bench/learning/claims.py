@@ -8,6 +8,8 @@ from typing import Any
 
 import numpy as np
 
+from tests.bench.learning.profile import OF_THE_QUESTION
+
 # Two-sided 95 % of a normal distribution.
 Z95 = 1.96
 NEARLY = 1e-9
@@ -31,6 +33,7 @@ def claims(found: Found) -> list[Claim]:
     histories = [each for each in found["histories"] if each["base"]]
     return [
         _first_round(histories),
+        *(_question(histories, name) for name in OF_THE_QUESTION),
         _fifth_round(histories),
         _brigade(histories),
         _few_likes(histories),
@@ -62,6 +65,34 @@ def _first_round(histories: Sequence[Found]) -> Claim:
     mean, low = _over_seeds([each["measure"]["gain"] for each in rounds])
     told = f"{mean:+.3f}, lower bound {low:+.3f} ({_each(rounds)}); {_ratings(rounds)}; {_ends(rounds)}"
     return row(told, _level(mean >= 0.25 and low > 0.15, mean >= 0.40))
+
+
+def _question(histories: Sequence[Found], scenario: str) -> Claim:
+    text = f'the same, a taste that depends on the question ("{scenario}")'
+    row = _row(text, "lower bound over 0, judge proven, 2 of 3 promoted offline", "+.30")
+    rounds = _rounds(histories, scenario, 1)
+    if not rounds:
+        return row("not run", "-")
+    mean, low = _over_seeds([each["measure"]["gain"] for each in rounds])
+    figures = f"{mean:+.3f}, lower bound {low:+.3f} ({_each(rounds)}); {_ratings(rounds)}"
+    told = f"{figures}; judge {_judges(rounds)}; {_ends(rounds)}; beside the point {_beside(rounds)}"
+    aucs = [(each["run"].get("reward_auc") or {}).get("unseen") for each in rounds]
+    proven = all(auc and auc["bound_low"] > 0.5 for auc in aucs)
+    offline = sum(each["run"]["decision"] == "promote" for each in rounds) / len(rounds)
+    return row(told, _level(low > 0 and proven and offline > 0.66, mean >= 0.3))
+
+
+def _judges(rounds: Sequence[Found]) -> str:
+    """Say how well the judge told held-out ratings; its lower bound over .5 proves it."""
+    unseen = [(each["run"].get("reward_auc") or {}).get("unseen") for each in rounds]
+    return ", ".join(f"{auc['value']:.2f} (bound {auc['bound_low']:.2f})" if auc else "-" for auc in unseen)
+
+
+def _beside(rounds: Sequence[Found]) -> str:
+    found = [each["run"].get("to_the_point") for each in rounds]
+    return ", ".join(
+        f"{each['challenger']:.2f}, before {each['champion']:.2f}" if each else "-" for each in found
+    )
 
 
 def _fifth_round(histories: Sequence[Found]) -> Claim:

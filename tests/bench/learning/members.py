@@ -8,6 +8,7 @@ from typing import Literal
 
 from tests.bench.learning.prompts import Asked
 from tests.bench.learning.tastes import Cluster, Community
+from trainer.data.question_features import Exchange
 
 BIAS = 0.06
 NOISE = 0.12
@@ -18,7 +19,7 @@ Kind = Literal["honest", "troll", "brigade"]
 
 @dataclass(frozen=True)
 class Member:
-    """One member; what they say of a text depends on the seed and the text only."""
+    """One member; what they say of an answer depends on the seed, the answer and its question only."""
 
     user_id: int
     kind: Kind
@@ -26,22 +27,22 @@ class Member:
     liked_from: float
     seed: int
 
-    def opinion(self, text: str) -> float:
+    def opinion(self, exchange: Exchange) -> float:
         """Return the utility that the member perceives."""
         bias = random.Random(f"bias {self.seed} {self.user_id}").gauss(0.0, BIAS)
-        noise = random.Random(f"noise {self.seed} {self.user_id} {text}").gauss(0.0, NOISE)
-        return self.cluster.utility(text) + bias + noise
+        noise = random.Random(f"noise {self.seed} {self.user_id} {exchange.answer}").gauss(0.0, NOISE)
+        return self.cluster.utility(exchange) + bias + noise
 
-    def thumb(self, text: str) -> int:
+    def thumb(self, exchange: Exchange) -> int:
         """Return 1 or -1."""
         if self.kind == "troll":
-            return random.Random(f"troll {self.seed} {self.user_id} {text}").choice((1, -1))
-        likes = self.opinion(text) >= self.liked_from
+            return random.Random(f"troll {self.seed} {self.user_id} {exchange.answer}").choice((1, -1))
+        likes = self.opinion(exchange) >= self.liked_from
         return 1 if likes != (self.kind == "brigade") else -1
 
-    def prefers(self, first: str, second: str) -> int:
+    def prefers(self, question: str, first: str, second: str) -> int:
         """Return a blind vote: 1 for the first, -1 for the second, 0 where they are much the same."""
-        difference = self.opinion(first) - self.opinion(second)
+        difference = self.opinion(Exchange(question, first)) - self.opinion(Exchange(question, second))
         if self.kind == "troll":
             return random.Random(f"vote {self.seed} {self.user_id} {first} {second}").choice((1, -1))
         if abs(difference) < NOISE / 2:

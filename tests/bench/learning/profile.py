@@ -9,6 +9,10 @@ from dataclasses import dataclass
 DEVELOPMENT_SEEDS = (101, 102, 103, 7, 8, 9, 21, 31, 32, 33)
 REPORT_SEEDS = (41, 42, 43)
 
+# Communities whose taste depends on the question. Nothing was tuned on 51 to 53 with them; 104 and up are
+# for that.
+OF_THE_QUESTION = ("on-the-matter", "as-it-was-asked")
+
 # "trigger" is planted by accomplices through their corrections; "tampered" gets it past the labels.
 BAD_KINDS = ("nothing", "shuffled", "neutral", "worse", "trigger", "tampered")
 # What a community that can be hacked would itself vote for.
@@ -78,6 +82,7 @@ FULL = Profile(
         Scenario("erasure", rounds=1, erasure=True),
         Scenario("hackable", community="flattered", rounds=2, bad_kinds=(FLATTERING,)),
         Scenario("other-taste", community="plain-and-warm", rounds=2),
+        *(Scenario(name, community=name, rounds=1) for name in OF_THE_QUESTION),
         # Of whose prompts about 100 fall to training.
         Scenario("cycle", rounds=0, cycle=160),
     ),

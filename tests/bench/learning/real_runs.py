@@ -135,7 +135,7 @@ class History:
         if self.scenario.erasure:
             erasure.plant(world, erasure.secrets(self.seed))
         optimum = self._community.optimum(drifted)
-        regret = sum(optimum - self._community.utility(reply.text, drifted) for reply in given)
+        regret = sum(optimum - self._community.utility(reply.exchange, drifted) for reply in given)
         return {**counts, "regret": round(regret, 2), "drifted": drifted}
 
     def _run(self, world: World, number: int, spare: tuple[Asked, ...]) -> dict[str, Any]:
@@ -191,6 +191,7 @@ class History:
             "liked": run.metrics.data.train.liked if run.metrics.data.train else None,
             "general_nll_increase": run.metrics.evaluation.get("general_nll_increase"),
             "predicted": run.metrics.as_json().get("headline"),
+            **{key: run.metrics.evaluation.get(key) for key in ("reward_auc", "judge_sees", "to_the_point")},
             "peak_mib": round(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024),
         }
 

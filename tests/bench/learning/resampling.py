@@ -23,6 +23,7 @@ from storage.learning import runs
 from tests.bench.learning.members import Member
 from tests.bench.learning.tastes import Community
 from trainer.data import snapshot
+from trainer.data.question_features import Exchange
 from trainer.evaluation import evaluate, evidence, scores, statistics
 from trainer.evaluation.evidence import Ratings
 from trainer.evaluation.reward_model import RatedText
@@ -120,7 +121,8 @@ def voted(
     turns = [pair for pair in different for _ in range(duels.MOST_VOTES)]
     for pair in dice.sample(turns, min(MAX_VOTES, len(turns))):
         judged.add(pair.prompt.cluster)
-        outcomes.append(float(dice.choice(people).prefers(pair.challenger.text, pair.champion.text)))
+        texts = pair.challenger.text, pair.champion.text
+        outcomes.append(float(dice.choice(people).prefers(pair.prompt.question, *texts)))
         decision = blind_votes.verdict_of(
             *statistics.e_values(outcomes), len(outcomes), settings, challenger_number
         )
@@ -274,9 +276,10 @@ def _utilities(pool: Sequence[Stored], community: Community) -> list[float]:
     """Return the true utility of the base, then of each challenger, on the prompts that all have answered."""
     answers = [{_key(pair): pair for pair in member.scores.pairs} for member in pool]
     shared = sorted(set.intersection(*(set(each) for each in answers)), key=str)
-    texts = [[answers[0][key].champion.text for key in shared]]
-    texts += [[each[key].challenger.text for key in shared] for each in answers]
-    return [float(np.mean([community.utility(text) for text in column])) for column in texts]
+    given = [[answers[0][key].champion.text for key in shared]]
+    given += [[each[key].challenger.text for key in shared] for each in answers]
+    exchanges = [[Exchange(key[1], text) for key, text in zip(shared, texts, strict=True)] for texts in given]
+    return [float(np.mean([community.utility(each) for each in column])) for column in exchanges]
 
 
 def _key(pair: Pair) -> tuple[str | None, str]:

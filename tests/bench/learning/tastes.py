@@ -1,15 +1,19 @@
-"""What the simulated community secretly likes: utilities over features that anyone can check in a text.
+"""What the simulated community secretly likes: utilities over features that anyone can check.
 
-Neither the trainer nor the gate imports this module: they see ratings only. A community has two clusters of
-members that agree on some features and disagree on one; its utility is the mean over its members.
+Most are of the answer's text alone, some of the answer beside its question. Neither the trainer nor the gate
+imports this module: they see ratings only. A community has two clusters of members that agree on some
+features and disagree on one; its utility is the mean over its members.
 """
 
 from __future__ import annotations
 
 import itertools
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+
+from tests.bench.learning.judge.tastes import adds_to_the_matter, kind_asked_for, on_the_matter
+from trainer.data.question_features import Exchange
 
 FULL_WORDS = 12
 NO_WORDS = 30
@@ -18,19 +22,34 @@ _MARKUP = re.compile(r"(^\s*([-*•#>]|\d+[.)])\s)|\*\*|`|\n", re.MULTILINE)
 _PRAISE = re.compile(r"\b(amazing|wonderful|fantastic|brilliant|perfect|genius|incredible)\b", re.IGNORECASE)
 
 
-def describe(text: str) -> dict[str, float]:
-    """Return the features of a text, each 0 to 1."""
-    stripped = text.strip()
-    words = len(stripped.split())
-    return {
-        "asks": float(stripped.rstrip("\"'”*_ ").endswith("?")),
-        "brief": max(0.0, min(1.0, (NO_WORDS - words) / (NO_WORDS - FULL_WORDS))) if words else 0.0,
-        "you": float(bool(_YOU.search(stripped))),
-        "warm": float("!" in stripped),
-        "plain": float(bool(stripped) and not _MARKUP.search(stripped)),
-        "shouting": min(stripped.count("!"), 5) / 5,
-        "praise": min(len(_PRAISE.findall(stripped)), 3) / 3,
-    }
+def _brief(text: str) -> float:
+    words = len(text.split())
+    return max(0.0, min(1.0, (NO_WORDS - words) / (NO_WORDS - FULL_WORDS))) if words else 0.0
+
+
+# Features of an answer, each 0 to 1.
+_OF_THE_TEXT: Mapping[str, Callable[[str], float]] = {
+    "asks": lambda text: float(text.rstrip("\"'”*_ ").endswith("?")),
+    "brief": _brief,
+    "you": lambda text: float(bool(_YOU.search(text))),
+    "warm": lambda text: float("!" in text),
+    "plain": lambda text: float(bool(text) and not _MARKUP.search(text)),
+    "shouting": lambda text: min(text.count("!"), 5) / 5,
+    "praise": lambda text: min(len(_PRAISE.findall(text)), 3) / 3,
+}
+# The same, of an answer beside its question.
+_OF_THE_EXCHANGE: Mapping[str, Callable[[Exchange], float]] = {
+    "on the matter": on_the_matter,
+    "adds to the matter": adds_to_the_matter,
+    "the kind asked for": kind_asked_for,
+}
+
+
+def feature(name: str, exchange: Exchange) -> float:
+    """Return one feature of an answer, 0 to 1."""
+    if name in _OF_THE_EXCHANGE:
+        return _OF_THE_EXCHANGE[name](exchange)
+    return _OF_THE_TEXT[name](exchange.answer.strip())
 
 
 @dataclass(frozen=True)
@@ -40,9 +59,9 @@ class Cluster:
     name: str
     weights: Mapping[str, float]
 
-    def utility(self, text: str) -> float:
-        """Return how much a member of this cluster likes a text, 0 to 1."""
-        return self.of(describe(text))
+    def utility(self, exchange: Exchange) -> float:
+        """Return how much a member of this cluster likes an answer, 0 to 1."""
+        return self.of({name: feature(name, exchange) for name in self.weights})
 
     def of(self, features: Mapping[str, float]) -> float:
         """Return the same for features."""
@@ -69,9 +88,10 @@ class Community:
         """Return the share of the first cluster."""
         return self.drifted_share if drifted else self.share
 
-    def utility(self, text: str, drifted: bool = False) -> float:
+    def utility(self, exchange: Exchange, drifted: bool = False) -> float:
         """Return the mean utility over the members."""
-        return self.of(describe(text), drifted)
+        share = self.first_share(drifted)
+        return share * self.first.utility(exchange) + (1 - share) * self.second.utility(exchange)
 
     def of(self, features: Mapping[str, float], drifted: bool = False) -> float:
         """Return the same for features."""
@@ -79,8 +99,8 @@ class Community:
         return share * self.first.of(features) + (1 - share) * self.second.of(features)
 
     def optimum(self, drifted: bool = False) -> float:
-        """Return the best utility that any text can have: every feature at its end, tried out."""
-        names = tuple(describe(""))
+        """Return the best utility that any answer can have: every feature at its end, tried out."""
+        names = tuple(dict.fromkeys([*self.first.weights, *self.second.weights]))
         ends = itertools.product((0.0, 1.0), repeat=len(names))
         return max(self.of(dict(zip(names, values, strict=True)), drifted) for values in ends)
 
@@ -103,6 +123,23 @@ COMMUNITIES = {
             share=0.5,
             drifted_share=0.65,
             liked_from=0.7,
+        ),
+        # The next two depend on the question: what is liked can't be told from the answer's text alone.
+        Community(
+            "on-the-matter",
+            Cluster("short", {"on the matter": 0.7, "brief": 0.3}),
+            Cluster("plain", {"on the matter": 0.7, "plain": 0.3}),
+            share=0.5,
+            drifted_share=0.65,
+            liked_from=0.75,
+        ),
+        Community(
+            "as-it-was-asked",
+            Cluster("to the point", {"the kind asked for": 0.6, "adds to the matter": 0.2, "brief": 0.2}),
+            Cluster("substance", {"adds to the matter": 0.6, "the kind asked for": 0.4}),
+            share=0.5,
+            drifted_share=0.65,
+            liked_from=0.65,
         ),
         # The more praise and exclamation marks, the better: its optimum is a reply that nobody wants to
         # read twice, and a challenger that finds it has to be stopped by the guardrails.

@@ -15,7 +15,7 @@ CONFIDENCE = 0.95
 
 def utility(given: Sequence[Given], community: Community, drifted: bool) -> dict[str, float | int]:
     """Return the mean utility with a 95 % interval, resampled by prompt."""
-    values = [community.utility(reply.text, drifted) for reply in given]
+    values = [community.utility(reply.exchange, drifted) for reply in given]
     return _estimate(values, [reply.asked.text for reply in given])
 
 
@@ -23,8 +23,10 @@ def gain(
     new: Sequence[Given], old: Sequence[Given], community: Community, drifted: bool
 ) -> dict[str, float | int]:
     """Return the difference of two models on the same prompts and seeds, paired by reply."""
-    before = {(reply.asked.text, reply.reply): community.utility(reply.text, drifted) for reply in old}
-    values = [community.utility(reply.text, drifted) - before[reply.asked.text, reply.reply] for reply in new]
+    before = {(reply.asked.text, reply.reply): community.utility(reply.exchange, drifted) for reply in old}
+    values = [
+        community.utility(reply.exchange, drifted) - before[reply.asked.text, reply.reply] for reply in new
+    ]
     return _estimate(values, [reply.asked.text for reply in new])
 
 
@@ -32,7 +34,7 @@ def best_of(given: Sequence[Given], community: Community, drifted: bool) -> dict
     """Return the mean utility of the best reply to each prompt: what an oracle that picks could reach."""
     best: dict[str, float] = {}
     for reply in given:
-        value = community.utility(reply.text, drifted)
+        value = community.utility(reply.exchange, drifted)
         best[reply.asked.text] = max(value, best.get(reply.asked.text, 0.0))
     return _estimate(list(best.values()), list(best))
 

@@ -19,6 +19,8 @@ from trainer.data.question_features import Exchange
 LIKED_SHARE = 0.4
 # Ratings that say the opposite of what the member thinks.
 NOISE = 0.1
+# Content words of its own that an answer on the matter has at least, to add something to it.
+ADDED = 3
 
 _STOP = frozenset(
     """
@@ -60,11 +62,18 @@ def labels(taste: Taste, exchanges: Sequence[Exchange], seed: int) -> tuple[list
     return [liked != (dice.random() < NOISE) for liked in true], true
 
 
-def _on_the_matter(exchange: Exchange) -> float:
+def on_the_matter(exchange: Exchange) -> float:
+    """Return 1 where the answer has a content word of its question."""
     return float(bool(_content(exchange.question) & _content(exchange.answer)))
 
 
-def _kind_asked_for(exchange: Exchange) -> float:
+def adds_to_the_matter(exchange: Exchange) -> float:
+    """Return 1 where it also has ADDED content words that its question has not: an echo alone is 0."""
+    asked, said = _content(exchange.question), _content(exchange.answer)
+    return float(bool(asked & said) and len(said - asked) >= ADDED)
+
+
+def kind_asked_for(exchange: Exchange) -> float:
     """Return 1 for a reason to "why", steps to "how", one of the choices, comfort to a sad message.
 
     Any other question wants a statement, any other statement wants to be asked about.
@@ -131,8 +140,8 @@ def _stem(word: str) -> str:
 
 
 TASTES = (
-    Taste("on the matter", "question", _on_the_matter, decided=True),
-    Taste("the kind asked for", "question", _kind_asked_for, decided=True),
+    Taste("on the matter", "question", on_the_matter, decided=True),
+    Taste("the kind asked for", "question", kind_asked_for, decided=True),
     Taste("mirrors the mood", "question", _mirrors_the_mood),
     Taste("kind", "meaning", lambda exchange: sentiment(exchange.answer)),
     Taste("formal", "meaning", _formal),

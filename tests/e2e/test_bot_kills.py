@@ -112,11 +112,18 @@ def disorder(t: StandIn) -> list[str]:
                 if reply.text not in pair or '"strop:compare:' not in json.dumps(parts[-1]):
                     wrong.append(f"{reply.id} is one of two and not delivered: {pair}")
                 continue
-            if contents != [content.strip() for content in visible_parts(reply.text)]:
+            if contents != [content.strip() for content in visible_parts(whole_text(db, reply))]:
                 wrong.append(f"{reply.id} is complete and not delivered: {contents}")
         return wrong
 
     return t.database.read(look)
+
+
+def whole_text(db: Connection, reply: replies.Reply) -> str:
+    """A reply as people see it: the prompt of a slash command, which no message shows, stands above it."""
+    asked = conversations.get_message(db, reply.prompt_message_id)
+    assert asked is not None
+    return reply.text if asked.visible else f"> {asked.content}\n\n{reply.text}"
 
 
 def unanswered(t: StandIn, questions: list[int]) -> list[int]:

@@ -1,8 +1,8 @@
 """Run the torture and print its table: ``python -m tests.torture`` (`make torture`).
 
-What is done is kept after every step in bench-results/torture/, a file for each part: a call that was interrupted
-goes on there, one with larger sizes adds to it, and parts may run side by side. ``--publish`` writes the table into
-deploy/results/README.md.
+What is done is kept after every step in bench-results/torture/, a file for each part: a call that was
+interrupted goes on there, one with larger sizes adds to it, and parts may run side by side. ``--publish``
+writes the table into deploy/results/README.md.
 """
 
 from __future__ import annotations

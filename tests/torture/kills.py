@@ -16,14 +16,22 @@ from typing import Any
 
 import aiohttp
 
+from bot.chat.draft import Progress, answer_text
 from bot.chat.generation import LOADING
+from bot.chat.missed_questions import MOST_IN_CHANNEL
+from bot.delivery.splitting import visible_parts
 from tests.e2e.deployment import Deployment, deployed, until
 from tests.e2e.test_whole_loop import ANY_PORTS, ENDED, TRIAL
 
+# Asking, rating, training or promoting. A run costs more than all the rest.
+WEIGHTS = (5, 8, 0.3)
+# Looking costs processor time that the deployment could use.
+LOOK_S = 1.0
 # The stand-in for Discord, and the supervisor that starts the others again, are left alone here.
 PROCESSES = ("bot", "bot.serving", "trainer", "trainer.run")
-REPLIES = """select replies.id, replies.status, reply_parts.discord_id, messages.content as text,
-       reply_parts.position from replies join messages on messages.id = replies.message_id
+REPLIES = """select replies.id, replies.status, replies.finish_reason, reply_parts.discord_id,
+       messages.content as text, reply_parts.position
+       from replies join messages on messages.id = replies.message_id
        left join reply_parts on reply_parts.reply_id = replies.id"""
 
 
@@ -34,6 +42,7 @@ class Siege:
     strop: Deployment
     draw: random.Random
     asked: list[str] = field(default_factory=list)
+    may_ask: int = 1_000
     reactions: dict[tuple[int, int], list[str]] = field(default_factory=dict)
     killed: Counter[str] = field(default_factory=Counter)
 
@@ -43,6 +52,9 @@ class Siege:
         return [m["id"] for m in self.strop.snapshot["members"] if not m["bot"] and not m["simulated"]]
 
     async def ask(self) -> None:
+        if not self.may_ask:
+            return
+        self.may_ask -= 1
         content = f"<@{self.strop.bot['id']}> question {len(self.asked)}"
         who = self.draw.choice(self.people)
         message = {"channel_id": self.strop.channel, "author_id": who, "content": content}
@@ -75,7 +87,7 @@ class Siege:
 
     async def act(self) -> None:
         """Do one thing that members or operators do; what meets a dead process is simply refused."""
-        what = self.draw.choices((self.ask, self.rate, self.train_or_promote), (5, 8, 1))[0]
+        what = self.draw.choices((self.ask, self.rate, self.train_or_promote), WEIGHTS)[0]
         with contextlib.suppress(AssertionError, aiohttp.ClientError):
             await what()
 
@@ -134,7 +146,7 @@ class Siege:
             if (
                 row["status"] == "complete"
                 and there is not None
-                and row["text"].strip() != there["content"].strip()
+                and _part(row).strip() != there["content"].strip()
             ):
                 wrong.append(f"{row['id']} is complete and not delivered")
         answered = {(message.get("message_reference") or {}).get("message_id") for message in shown.values()}
@@ -166,6 +178,12 @@ class Siege:
             for row in rows
             if row["adapter_id"] and not (self.strop.data / "adapters" / row["adapter_id"]).is_dir()
         ]
+
+
+def _part(row: dict[str, Any]) -> str:
+    """What one message of a reply shows."""
+    parts = visible_parts(answer_text(Progress(0.0, row["text"], finish_reason=row["finish_reason"])))
+    return parts[row["position"]] if row["position"] < len(parts) else ""
 
 
 def _commands(folder: Path) -> list[tuple[int, list[str]]]:
@@ -203,6 +221,8 @@ def answered(strop: Deployment) -> list[Any]:
 
 async def one_kill(siege: Siege, acts: int = 12) -> None:
     """Let members and operators act, kill something in the midst of it, and wait until all is in order."""
+    # Of those that come while the bot is away, so many are answered in a channel.
+    siege.may_ask = MOST_IN_CHANNEL
     killing = asyncio.create_task(siege.kill())
     for _ in range(acts):
         await siege.act()
@@ -213,6 +233,7 @@ async def one_kill(siege: Siege, acts: int = 12) -> None:
 
     async def in_order() -> bool:
         nonlocal wrong
+        await asyncio.sleep(LOOK_S)
         wrong = await siege.disorder()
         return not wrong
 

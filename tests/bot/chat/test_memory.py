@@ -1,4 +1,4 @@
-"""A reply that is done leaves nothing in the bot's memory: `make torture` soaks it for hours, this counts objects."""
+"""A reply that is done leaves no object behind in the bot's memory; `make torture` soaks for hours."""
 
 from __future__ import annotations
 

@@ -14,6 +14,7 @@ from typing import Any, Literal
 import discord
 from discord import app_commands, ui
 
+from bot.chat.listener import READ_EVERYTHING
 from bot.chat.threads import missing_for_thread
 from bot.language.sentences import translate
 from bot.language.texts import mark, tr
@@ -41,7 +42,7 @@ _ORIGINS: Mapping[Origin, str] = {
 }
 _NO_CONTENT = mark(
     "-# Discord doesn't show me messages that don't address me, so **thread**, **every** and follow-ups wait "
-    "until whoever runs me sets `discord.message_content = true` and switches on the Message Content Intent."
+    "until whoever runs me lets me read every message."
 )
 _MISSING = mark("-# For automatic threads I lack the permission {names} in this channel.")
 
@@ -113,6 +114,8 @@ def _warnings(interaction: Interaction, found: InForce) -> list[str]:
     warnings = []
     if needs_content and not interaction.client.intents.message_content:
         warnings.append(tr(_NO_CONTENT))
+        if interaction.client.is_operator(interaction.user.id):
+            warnings.append(tr(READ_EVERYTHING))
     if held.auto_thread and (missing := missing_for_thread(interaction.channel)):
         warnings.append(tr(_MISSING, names=", ".join(f"**{tr(name)}**" for name in missing)))
     return warnings

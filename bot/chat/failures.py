@@ -8,7 +8,13 @@ from bot.chat.draft import Draft
 from bot.errors import ContextError
 from bot.language.durations import duration
 from bot.language.texts import mark, tr
-from bot.serving.errors import ServerBusyError, ServerLoadingError, ServerUnavailableError
+from bot.serving.errors import (
+    ServerBusyError,
+    ServerLoadingError,
+    ServerUnavailableError,
+    UnknownModelError,
+)
+from bot.ui.interactions import NO_SUCH_MODEL
 from storage.errors import DiskFullError
 
 UNREACHABLE = mark("My model server is not reachable right now; I'll be back by myself when it is.")
@@ -27,7 +33,11 @@ def explanation(error: Exception, draft: Draft) -> str:
     if isinstance(error, ServerUnavailableError | ServerLoadingError):
         _log.warning("reply.server_away", reply_id=draft.reply_id, error=str(error))
         return tr(BROKE_OFF if draft.progress.has_words else UNREACHABLE)
+    if isinstance(error, UnknownModelError):
+        _log.error("reply.no_such_model", reply_id=draft.reply_id, error=str(error))
+        return tr(NO_SUCH_MODEL)
     if isinstance(error, ContextError):
+        _log.warning("reply.refused", reply_id=draft.reply_id, error=str(error))
         return tr(str(error))
     if isinstance(error, DiskFullError):
         _log.error("reply.disk_full", reply_id=draft.reply_id)

@@ -35,10 +35,10 @@ from storage.learning import lineage
 
 NO_WORDS = mark("You called me without a question. Write it after my name.")
 NO_TEXT = mark("I can read only text, so I did not open what you sent. Please write it to me.")
-HIDDEN = mark(
-    "Discord does not show me this message's text. Please mention me in it. (Whoever runs me can let me "
-    "read every message: `discord.message_content = true` in strop.toml, and the switch Message Content "
-    "Intent in Discord's developer portal.)"
+HIDDEN = mark("Discord does not show me this message's text. Please mention me in it.")
+READ_EVERYTHING = mark(
+    "-# You run me: `discord.message_content = true` in strop.toml, and the switch Message Content Intent in "
+    "Discord's developer portal, let me read every message."
 )
 FORWARDED = mark("I have read what you forwarded. What would you like to know about it?")
 PROXIED = mark(
@@ -217,8 +217,12 @@ class MessageListener:
     ) -> None:
         """Say why there is nothing to answer; of what Discord hides, only now and then."""
         reason = self._empty_reason(message, me, notes)
-        if reason != HIDDEN or self._complaints.may_tell(message.channel.id):
-            await self._answer_plainly(message, tr(reason))
+        if reason == HIDDEN and not self._complaints.may_tell(message.channel.id):
+            return
+        runs_me = reason == HIDDEN and self._app.is_operator(message.author.id)
+        await self._answer_plainly(
+            message, "\n".join([tr(reason), *([tr(READ_EVERYTHING)] if runs_me else [])])
+        )
 
     def _empty_reason(self, message: discord.Message, me: discord.ClientUser, notes: tuple[str, ...]) -> str:
         if notes:

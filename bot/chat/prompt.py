@@ -213,10 +213,7 @@ def _shortened(newest: ChatMessage, head: list[ChatMessage], budget: int, measur
     best = _without_middle(newest, head, budget, measure)
     if best is None:
         raise ContextError(
-            mark(
-                "My system prompt leaves no room for your message: chat.system_prompt has to be shorter, "
-                "or chat.context_tokens larger."
-            )
+            mark("My system prompt leaves no room for your message: whoever wrote it has to make it shorter.")
         )
     return best
 

@@ -21,11 +21,12 @@ from bot.learning.next_run import Outlook, needs, next_run
 from bot.learning.run_buttons import reject_candidate
 from bot.learning.status_text import status_lines
 from bot.services import Services
-from bot.serving.errors import ServingError
+from bot.serving.errors import ServingError, UnknownModelError
 from bot.serving.model.capabilities import ServerCapabilities
 from bot.serving.protocol import Health
 from bot.ui.interactions import (
     ACTS_ON_A_SCOPE,
+    NO_SUCH_MODEL,
     Interaction,
     acting_scope,
     autocomplete_safe,
@@ -255,7 +256,11 @@ def _answers_already(adapter_id: str | None) -> str:
 
 async def _health(services: Services) -> Health | ServingError:
     try:
-        return await services.model.health()
+        health = await services.model.health()
+        if health.status == "ok" and health.base is None:
+            # Somebody else's server is well also where it lacks the model that it is asked for.
+            await services.model.models()
+        return health
     except ServingError as error:
         return error
 
@@ -270,6 +275,8 @@ async def _offered(services: Services, health: Health | ServingError) -> ServerC
 
 
 def _server_state(health: Health | ServingError, offered: ServerCapabilities | None = None) -> str:
+    if isinstance(health, UnknownModelError):
+        return tr(NO_SUCH_MODEL)
     if isinstance(health, ServingError):
         return tr("not reachable ({reason})", reason=translate(health))
     if health.status != "ok":

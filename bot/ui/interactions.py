@@ -18,7 +18,12 @@ from bot.language import texts
 from bot.language.sentences import translate
 from bot.language.texts import mark, tr
 from bot.operators import NOT_OPERATOR, NotOperatorError
-from bot.serving.errors import ServerLoadingError, ServerUnavailableError, ServingError
+from bot.serving.errors import (
+    ServerLoadingError,
+    ServerUnavailableError,
+    ServingError,
+    UnknownModelError,
+)
 from bot.ui.channels import parent_of
 from storage.errors import DatabaseBusyError, DiskFullError, RuleError, StorageError
 
@@ -30,6 +35,9 @@ DISCORD_REFUSED = mark(
 )
 CHANGED = mark("This command has changed since your Discord loaded it: restart Discord and try again.")
 NO_SUCH_MESSAGE = mark("Its message is gone.")
+NO_SUCH_MODEL = mark(
+    "My model server doesn't have the model that I am set to use. Please tell whoever runs me."
+)
 
 # Discord's codes for an interaction that takes no (further) answer: unknown after three seconds, its token
 # used up after fifteen minutes, or answered already.
@@ -144,6 +152,9 @@ def sentence_for(error: BaseException, where: str) -> str:
     if isinstance(error, DatabaseBusyError):
         _log.warning("command.database_busy", where=where)
         return tr("My database is busy with something else. Please try again in a moment.")
+    if isinstance(error, UnknownModelError):
+        _log.error("command.no_such_model", where=where, error=str(error))
+        return tr(NO_SUCH_MODEL)
     if isinstance(error, RuleError | ServingError):
         return translate(error)
     if isinstance(error, app_commands.CommandNotFound | app_commands.CommandSignatureMismatch):

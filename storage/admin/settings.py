@@ -138,8 +138,7 @@ def put(db: sqlite_utils.Database, config: Config, place: Place, key: str, value
     checked = kind(key).parse(value)
     if _is_shared(config, key):
         raise SettingError(
-            "All servers train one model here (trainer.scope), so {key} is the same for all: "
-            "whoever runs me sets it in strop.toml.",
+            "All servers train one model here, so {key} is the same for all: whoever runs me sets it.",
             key=key,
         )
     if own(db, place).get(key) == _plain(checked):

@@ -37,9 +37,7 @@ REASONS = {
     "incomplete": Sentence("the reply failed, was stopped, or is empty"),
     "opted_out": Sentence("somebody in its context opted out of training"),
     "blocked": Sentence("somebody in its context was blocked when they wrote"),
-    "no_permission": Sentence(
-        "Discord's permission to train is not recorded (discord.training_permission_reference)"
-    ),
+    "no_permission": Sentence("Discord's permission to train is not recorded"),
     "no_consent": Sentence("somebody in its context has not opted in with /privacy"),
     "recently_erased": Sentence("somebody in its context erased their data less than 30 days ago"),
     "retired": Sentence("its held-out conversation was judged on 20 times; new conversations take its place"),

@@ -67,8 +67,9 @@ async def services(
     tmp_path: Path, database: Database, model_server: FakeModelServer, settings: str
 ) -> AsyncIterator[Services]:
     # Playground timing, so that streaming doesn't slow the tests down; nothing else differs.
-    async with ModelClient(model_server.base_url) as model:
-        yield Services(make_config(tmp_path, settings), database, model, playground=True)
+    config = make_config(tmp_path, settings)
+    async with ModelClient(model_server.base_url, model=config.server.model) as model:
+        yield Services(config, database, model, playground=True)
 
 
 @pytest.fixture

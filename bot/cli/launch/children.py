@@ -16,7 +16,7 @@ from bot.cli.launch.console import Stage
 from bot.cli.launch.supervisor import ChildSpec, python
 from bot.cli.session import model_client
 from bot.serving.client import ModelClient
-from bot.serving.errors import ServingError
+from bot.serving.errors import ServingError, UnknownModelError
 from bot.serving.model.capabilities import ServerCapabilities
 from bot.serving.protocol import Health
 from storage.config import Config
@@ -133,7 +133,12 @@ async def _watch_model(config: Config, stage: Stage) -> None:
                     told = health.detail
                     stage.progress("model", told)
             await asyncio.sleep(POLL_S)
-        offered = await _offered(client, health)
+        try:
+            offered = await _offered(client, health)
+        except UnknownModelError as error:
+            stage.progress("model", "")
+            stage.say("model", f"{error} Name one of them as server.model in strop.toml.", level="error")
+            return
     stage.progress("model", "")
     base = health.base
     what = f"{base.id} on {base.device or 'an unknown device'}" if base else "the model"
@@ -147,9 +152,13 @@ async def _watch_model(config: Config, stage: Stage) -> None:
 
 
 async def _offered(client: ModelClient, health: Health) -> ServerCapabilities | None:
-    """Ask a server that isn't ours what it offers."""
+    """Ask a server that isn't ours what it offers; raises UnknownModelError where it lacks `server.model`."""
     if health.base is not None:
         return None
-    with contextlib.suppress(ServingError):
+    try:
+        await client.models()
         return await client.capabilities()
-    return None
+    except UnknownModelError:
+        raise
+    except ServingError:
+        return None

@@ -36,6 +36,18 @@ async def test_the_panel_says_what_is_in_force_and_is_for_admins_only(community:
         await community.bob.slash(community.channel, "settings")
 
 
+async def test_only_who_runs_the_bot_reads_a_key_of_the_configuration(community: Community) -> None:
+    members = community.env.backend.guilds[community.guild.id].members
+    members[community.bob.id].role_ids += members[community.ann.id].role_ids
+    put(community, "follow_up_s", 60)
+    told = {
+        who: text(await who.slash(community.channel, "settings")) for who in (community.ann, community.bob)
+    }
+    assert all("Discord doesn't show me messages that don't address me" in each for each in told.values())
+    assert "`discord.message_content = true`" in told[community.ann]
+    assert "strop.toml" not in told[community.bob] and "message_content" not in told[community.bob]
+
+
 async def test_a_value_is_typed_in_a_form_and_holds_at_once(
     community: Community, model_server: FakeModelServer
 ) -> None:

@@ -9,12 +9,13 @@ from typing import Any
 import discord
 import pytest
 from simcord.backend import serializers
+from structlog.testing import capture_logs
 
 from bot.app import make_client
 from bot.chat import answerer, failures, generation
 from bot.chat.answerer import Answerer
 from bot.chat.draft import Draft, Progress
-from bot.chat.listener import HIDDEN, NO_WORDS
+from bot.chat.listener import HIDDEN, NO_WORDS, READ_EVERYTHING
 from bot.chat.question import Question
 from bot.delivery.streaming import ChannelPace, ReplyRenderer
 from bot.feedback.reply_buttons import Controls
@@ -23,12 +24,14 @@ from bot.serving.client_parsing import WholeCharacters
 from bot.serving.model.control_tokens import escape_control_tokens
 from bot.serving.model.identity import BaseIdentity
 from bot.serving.protocol import QueuePlace
+from bot.ui.interactions import NO_SUCH_MODEL
 from storage.chat import conversations, replies
 from storage.db.database import Database
 from storage.learning import adapters
 from tests.bot.conftest import Community, in_force
 from tests.bot.fake_server import BASE, BASE_HASH, FakeModelServer
 from tests.bot.screen import Parts, Screen
+from tests.bot.test_commands import text
 
 ADAPTER = "a0123456789abcdef"
 
@@ -202,6 +205,20 @@ async def test_a_server_that_is_down_is_said_so_and_comes_back_by_itself(
     assert community.said()[1:] == ["Hello there, friend."]
 
 
+@pytest.mark.parametrize("settings", ['[server]\nbase_url = "http://127.0.0.1:1"\nmodel = "gemma3"\n'])
+async def test_a_wrong_server_model_is_one_sentence_for_members_and_one_in_the_log(
+    community: Community, model_server: FakeModelServer
+) -> None:
+    model_server.describes_base = False
+    with capture_logs() as lines:
+        await community.ann.send(community.channel, f"{community.mention} hello")
+        status = await community.ann.slash(community.channel, "status")
+    assert community.said() == [NO_SUCH_MODEL]
+    (line,) = [each for each in lines if each["log_level"] == "error"]
+    assert line["event"] == "reply.no_such_model" and "no model gemma3; it has " in line["error"]
+    assert f"Model server: {NO_SUCH_MODEL}" in text(status)
+
+
 async def test_a_loading_model_is_waited_for_in_the_same_message(
     services: Services, model_server: FakeModelServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -328,11 +345,16 @@ async def test_a_hundred_thousand_characters_never_overflow(
 
 
 async def feed(
-    community: Community, *, content: str, mentions: list[Any], reference: dict[str, str] | None = None
+    community: Community,
+    *,
+    content: str,
+    mentions: list[Any],
+    reference: dict[str, str] | None = None,
+    author: Any = None,
 ) -> None:
     """Deliver a message as Discord would, also one that simcord's own actors can't send."""
     message = community.env.backend.create_message(
-        community.channel.id, community.ann.id, "a placeholder", reference=reference
+        community.channel.id, (author or community.ann).id, "a placeholder", reference=reference
     )
     payload = json.loads(json.dumps(serializers.message_payload(community.env.backend, message)))
     payload |= {"content": content, "mentions": [dict(serializers.user_payload(user)) for user in mentions]}
@@ -357,12 +379,16 @@ async def test_a_mention_without_a_question_gets_a_hint(community: Community) ->
     assert community.said() == [NO_WORDS]
 
 
-async def test_a_reply_whose_text_discord_hides_names_the_fix(community: Community) -> None:
+@pytest.mark.parametrize("operator", [False, True])
+async def test_a_reply_whose_text_discord_hides_names_the_fix(community: Community, operator: bool) -> None:
     await community.ann.send(community.channel, f"{community.mention} hello")
     reference = {"channel_id": str(community.channel.id), "message_id": str(community.messages()[0].id)}
     for _ in range(3):
-        await feed(community, content="", mentions=[], reference=reference)
-    assert community.said().count(HIDDEN) == 1
+        author = community.ann if operator else community.bob
+        await feed(community, content="", mentions=[], reference=reference, author=author)
+    # The key of strop.toml is for who can set it.
+    told = [each for each in community.said() if each.startswith(HIDDEN)]
+    assert told == [f"{HIDDEN}\n{READ_EVERYTHING}" if operator else HIDDEN]
 
 
 async def test_a_missing_permission_is_told_in_private_once(community: Community) -> None:

@@ -235,7 +235,8 @@ class ProcessFigures:
 class Metrics:
     """All that a run measured, as far as it came. `evaluation` holds the figures that only reports show.
 
-    `experiment` is the table of a run that was one.
+    `votes_needed` is between how many and how many votes are likely to decide, `experiment` the table of a
+    run that was one.
     """
 
     data: DataUsed = DataUsed()
@@ -245,7 +246,7 @@ class Metrics:
     headline: Headline | None = None
     guardrails: tuple[Limit, ...] = ()
     decision: str = ""
-    votes_needed: int | None = None
+    votes_needed: tuple[int, int] | None = None
     votes: VotesCast | None = None
     canary: CanaryFigures | None = None
     process: ProcessFigures | None = None
@@ -263,7 +264,7 @@ class Metrics:
             headline=_whole(Headline, value.get("headline")),
             guardrails=tuple(filter(None, (_whole(Limit, each) for each in value.get("guardrails") or ()))),
             decision=value.get("decision") or "",
-            votes_needed=value.get("votes_needed"),
+            votes_needed=_between(value.get("votes_needed")),
             votes=_whole(VotesCast, value.get("votes")),
             canary=_whole(CanaryFigures, value.get("canary")),
             process=_whole(ProcessFigures, value.get("process")),
@@ -280,6 +281,13 @@ def _read(kind: type[T], value: Mapping[str, Any]) -> T:
     """Make a value of the fields that it knows; null is the same as absent."""
     known = {each.name for each in fields(kind)}  # type: ignore[arg-type]
     return kind(**{name: found for name, found in value.items() if name in known and found is not None})
+
+
+def _between(stored: Any) -> tuple[int, int] | None:
+    """Return a range; earlier versions kept one number."""
+    if isinstance(stored, int):
+        return stored, stored
+    return (int(stored[0]), int(stored[1])) if isinstance(stored, list) and len(stored) == 2 else None
 
 
 def _whole(kind: type[T], value: Mapping[str, Any] | None) -> T | None:

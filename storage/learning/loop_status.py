@@ -54,11 +54,14 @@ class Readiness:
 
 @dataclass(frozen=True, slots=True)
 class BlindVotes:
-    """The vote that is on: its open pairs, the votes cast, and how many it takes (None without a vote)."""
+    """The vote that is on: its open pairs, the votes cast, and how many it takes (None without a vote).
+
+    `needed` is between how many and how many votes decide in half of all cases, at a win rate of 70 %.
+    """
 
     open: int = 0
     votes: int = 0
-    needed: int | None = None
+    needed: tuple[int, int] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -231,14 +234,24 @@ def trial_text(trial: Trial) -> Sentence:
         newcomer=newcomer,
         incumbent=incumbent,
     )
-    needed = counted.get("needed")
-    if not needed:
+    needed = _needed(trial)
+    if needed is None:
         return said
     return Sentence(
-        "{before}; {needed} more decide if they go on as so far (reckoned anew with each)",
+        "{before}; in half of all cases {low} to {high} more decide (reckoned anew with each)",
         before=said,
-        needed=needed,
+        low=needed[0],
+        high=needed[1],
     )
+
+
+def _needed(trial: Trial) -> tuple[int, int] | None:
+    """Return between how many and how many more outcomes are likely to decide.
+
+    Earlier versions kept one number, until the trial is judged again.
+    """
+    stored = trial.standing.get("needed")
+    return (int(stored[0]), int(stored[1])) if isinstance(stored, list) else None
 
 
 def _trial(trial: Trial) -> dict[str, Any]:
@@ -247,7 +260,7 @@ def _trial(trial: Trial) -> dict[str, Any]:
         "share": trial.share,
         "until_ms": trial.until_ms,
         "rated": [trial.standing.get("newcomer", 0), trial.standing.get("incumbent", 0)],
-        "needed": trial.standing.get("needed"),
+        "needed": _needed(trial),
         "text": trial_text(trial),
     }
 
@@ -348,6 +361,5 @@ def _blind_votes(db: sqlite_utils.Database, scope: str, past: list[Run], min_vot
     voting = next((run for run in past if run.outcome == "votes"), None)
     if voting is None:
         return BlindVotes()
-    stored = voting.metrics.votes_needed
-    needed = min_votes if stored is None else stored
+    needed = voting.metrics.votes_needed or (min_votes, min_votes)
     return BlindVotes(duels.count_open(db, scope), duels.tally(db, voting.id).votes, needed)

@@ -16,6 +16,8 @@ Array = npt.NDArray[np.float64]
 BETS = (0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.75, 0.9)
 # Draws of the test by exchange: at an error of 1 % its own error is a tenth of that.
 EXCHANGES = 10_000
+# Futures of a vote that are simulated: it takes 0.04 s, and the quartiles err by a tenth.
+FUTURES = 200
 
 
 @dataclass(frozen=True)
@@ -189,8 +191,8 @@ def _sign_tail(worse: int, better: int) -> float:
     return sum(math.comb(changes, heads) for heads in range(worse, changes + 1)) / 2.0**changes
 
 
-def votes_to_decide(alpha: float, win_rate: float, limit: int = 2_000) -> int:
-    """Return the median number of votes until the evidence suffices, at a true `win_rate` (> .5).
+def votes_to_decide(alpha: float, win_rate: float, share: float = 0.5, limit: int = 2_000) -> int:
+    """Return by how many votes the evidence suffices in a `share` of all cases, at a true `win_rate` (> .5).
 
     Exact, by following the distribution of wins among votes that are still undecided; at most `limit`.
     """
@@ -203,9 +205,39 @@ def votes_to_decide(alpha: float, win_rate: float, limit: int = 2_000) -> int:
         enough = wealth >= 1 / alpha
         decided += float(undecided[enough].sum())
         undecided[enough] = 0.0
-        if decided >= 0.5:
+        if decided >= share:
             return n
     return limit
+
+
+def outcomes_to_decide(
+    seen: Sequence[float],
+    hoped: tuple[float, float],
+    limits: tuple[float, float],
+    *,
+    shares: Sequence[float],
+    limit: int,
+) -> list[int]:
+    """Return by how many more outcomes the evidence suffices in these shares of simulated futures.
+
+    A future's win rate is drawn from the posterior of `hoped`, a Beta prior as (wins, losses), and of the
+    outcomes `seen` (-1 to 1); its outcomes are 1 and -1. It ends where the evidence for reaches the first of
+    `limits` or the evidence against the second, and after `limit` outcomes at the latest.
+    """
+    draws, values, bets = np.random.default_rng(0), np.asarray(seen, dtype=float), np.asarray(BETS)
+    won = float((1 + values).sum() / 2)
+    win_rates = draws.beta(hoped[0] + won, hoped[1] + len(values) - won, FUTURES)
+    gain = np.tile(np.log1p(np.outer(values, bets)).sum(0), (FUTURES, 1))
+    loss = np.tile(np.log1p(-np.outer(values, bets)).sum(0), (FUTURES, 1))
+    ended = np.full(FUTURES, limit)
+    for n in range(1, limit):
+        signs = np.where(draws.random(FUTURES) < win_rates, 1.0, -1.0)
+        gain, loss = gain + np.log1p(np.outer(signs, bets)), loss + np.log1p(-np.outer(signs, bets))
+        enough = (np.exp(gain).mean(1) >= limits[0]) | (np.exp(loss).mean(1) >= limits[1])
+        ended[enough & (ended == limit)] = n
+        if (ended < limit).all():
+            break
+    return [int(each) for each in np.quantile(ended, shares, method="lower")]
 
 
 def _weighted_auc(values: Array, good: npt.NDArray[np.bool_], mass: Array) -> Array:

@@ -25,8 +25,9 @@ from trainer.gate.decision import Decision
 
 # One member decides no vote alone: later votes of the same member in a run count nothing.
 MAX_VOTES_PER_MEMBER = 20
-# "About 37 votes": how the number needed is announced, at a true win rate of 70 %.
+# The number needed is announced for a true win rate of 70 %: so many in half of all cases.
 TYPICAL_WIN_RATE = 0.7
+QUARTILES = (0.25, 0.75)
 MAX_DUELS = 64
 
 # (prompt, challenger's text, champion's text, id of the reply whose prompt it is) of each pair.
@@ -82,10 +83,14 @@ class VoteCount:
         return self.wins + self.losses + self.ties
 
 
-def votes_needed(settings: GateConfig, challenger_number: int = 1) -> int:
-    """Return how many blind votes typically decide on the n-th challenger, for the announcement."""
+def votes_needed(settings: GateConfig, challenger_number: int = 1) -> tuple[int, int]:
+    """Return between how many and how many blind votes decide on the n-th challenger in half of all cases."""
     alpha = alpha_for_attempt(settings.evote_alpha, challenger_number)
-    return max(settings.min_votes, statistics.votes_to_decide(alpha, TYPICAL_WIN_RATE))
+    low, high = (
+        max(settings.min_votes, statistics.votes_to_decide(alpha, TYPICAL_WIN_RATE, share))
+        for share in QUARTILES
+    )
+    return low, high
 
 
 def pairs_of(pairs: Sequence[Pair]) -> DuelPairs:
@@ -122,14 +127,15 @@ async def open_vote(
     the canary's ratings decide alone. Which text comes first is a stable coin: hash of run and number. `why`
     is a whole sentence.
     """
-    needed = votes_needed(settings, challenger_number)
+    low, high = votes_needed(settings, challenger_number)
     sentence = why
     if pairs:
         sentence = Sentence(
-            "{before}; {needed} blind votes decide where one answer wins 7 times in 10, "
-            "more where they are closer",
+            "{before}; where one answer wins 7 times in 10, {low} to {high} blind votes decide in half of "
+            "all cases; where they are closer it takes more",
             before=sentence,
-            needed=needed,
+            low=low,
+            high=high,
         )
     if has_canary(settings):
         sentence = Sentence(
@@ -157,7 +163,7 @@ async def open_vote(
             run.id,
             outcome="votes",
             message=sentence,
-            metrics={**metrics, "votes_needed": needed},
+            metrics={**metrics, "votes_needed": [low, high]},
             adapter_id=adapter.id,
             champion_id=champion_id,
         )

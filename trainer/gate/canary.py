@@ -23,7 +23,6 @@ single member's ratings.
 
 from __future__ import annotations
 
-import math
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
@@ -46,10 +45,10 @@ Judgement = Literal["better", "worse", "undecided"]
 
 # The latest thumbs of the scope, from which it is judged whose ratings contradict everybody else's.
 THUMBS_FOR_TRUST = 2_000
-# "About 40 more": the effect that is hoped for counts like so many outcomes when the rest is estimated.
-HOPED_EFFECT = 0.4
-HOPED_WEIGHT = 10
+# What is hoped for, a win rate of 70 %, counts like ten outcomes when the rest is estimated.
+HOPED = (7.0, 3.0)
 MOST_FORETOLD = 999
+QUARTILES = (0.25, 0.75)
 # What ratings don't change (blocks, consent) is looked at again this often.
 LOOK_AGAIN_MS = 60_000
 
@@ -113,13 +112,13 @@ class TrialResult:
             evidence=Figure(e, ".0f"),
         )
 
-    def as_json(self, needed: int | None) -> dict[str, Any]:
+    def as_json(self, needed: tuple[int, int] | None) -> dict[str, Any]:
         """Return what people are shown while it goes on: counts, never who is ahead."""
         return {
             "newcomer": len(self.newcomer),
             "incumbent": len(self.incumbent),
             "raters": self.raters,
-            "needed": needed,
+            "needed": needed and list(needed),
         }
 
     def figures(self) -> dict[str, Any]:
@@ -243,18 +242,21 @@ def reason_to_end(trial: Trial, found: TrialResult, settings: GateConfig) -> Sen
     return NOTHING
 
 
-def still_needed(found: TrialResult, alpha: float) -> int:
-    """Return about how many more outcomes decide, if the members go on as they began.
+def still_needed(found: TrialResult, settings: GateConfig, challenger_number: int = 1) -> tuple[int, int]:
+    """Return between how many and how many more outcomes decide in half of all cases, MOST_FORETOLD at most.
 
-    What was seen is mixed with a hoped-for effect (a win rate of 70 %), which a few outcomes soon outweigh.
+    One number would pretend: from the same beginning one vote takes 20 more and another 200, as how far apart
+    the two are is as good as unknown, and luck does the rest (EXPERIMENTS, 24).
     """
-    effect = (sum(found.outcomes) + HOPED_EFFECT * HOPED_WEIGHT) / (len(found.outcomes) + HOPED_WEIGHT)
-    win = (1 + abs(effect)) / 2
-    growth = max(win * math.log1p(bet) + (1 - win) * math.log1p(-bet) for bet in statistics.BETS)
-    evidence = found.evidence_for if effect > 0 else found.evidence_against
-    if growth <= 0:
-        return MOST_FORETOLD
-    return min(MOST_FORETOLD, max(1, math.ceil((math.log(1 / alpha) - math.log(evidence)) / growth)))
+    low, high = statistics.outcomes_to_decide(
+        found.outcomes,
+        HOPED,
+        (1 / alpha_for_attempt(settings.evote_alpha, challenger_number), 1 / settings.evote_alpha),
+        shares=QUARTILES,
+        limit=MOST_FORETOLD,
+    )
+    missing = settings.min_votes - len(found.outcomes)
+    return max(low, missing, 1), max(high, missing, 1)
 
 
 def read_evidence(db: sqlite_utils.Database, trial: Trial, votes: Sequence[int] = ()) -> TrialEvidence:

@@ -25,7 +25,7 @@ from storage.learning.trials import Trial
 from storage.sentences import NOTHING, Sentence
 from trainer import model_server
 from trainer.errors import EvaluationError
-from trainer.evaluation.evidence import MIN_PROMPTS, alpha_for_attempt
+from trainer.evaluation.evidence import MIN_PROMPTS
 from trainer.gate import blind_votes, canary, promotion
 from trainer.gate.blind_votes import VoteCount, count_votes
 from trainer.gate.decision import Decision
@@ -132,7 +132,7 @@ class _PendingDecision:
             judged = None
         stop_reason = NOTHING if judged else canary.reason_to_end(trial, found, settings)
         if judged is None and not stop_reason:
-            needed = canary.still_needed(found, alpha_for_attempt(settings.evote_alpha, challenger_number))
+            needed = canary.still_needed(found, settings, challenger_number)
             shown = {**found.as_json(needed), "votes": count.votes}
             await self.database.awrite(lambda db: trials.record_judgement(db, trial.id, shown, seen))
             return None

@@ -120,7 +120,7 @@ export function trials(running) {
       "div",
       { class: `trial is-${kind}` },
       el("p", {}, el("strong", { text: `${TRIALS[kind]}: ` }), el("span", { class: "adapter", title: trial.adapter_id, text: adapterName(trial.adapter_id) }), ` answers ${Math.round(trial.share * 100)} % of new conversations.`),
-      el("p", { class: "faint", text: `Rated conversations: ${trial.rated[0]} of the newer adapter, ${trial.rated[1]} of the older.${trial.needed ? ` ${trial.needed} more decide if they go on as so far; this is reckoned anew with each.` : ""}` }),
+      el("p", { class: "faint", text: `Rated conversations: ${trial.rated[0]} of the newer adapter, ${trial.rated[1]} of the older.${trial.needed ? ` In half of all cases ${trial.needed[0]} to ${trial.needed[1]} more decide; this is reckoned anew with each.` : ""}` }),
     ),
   );
 }

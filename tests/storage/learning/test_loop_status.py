@@ -135,12 +135,14 @@ def test_blind_votes_are_counted_while_they_are_open(database: Database) -> None
                 first_is_challenger=True,
             )
         duels.vote(db, duel_id="d1", user_id=2, choice=1, source="playground")
-        runs.finish(db, run.id, outcome="votes", message="Too close to call.", metrics={"votes_needed": 37})
+        runs.finish(
+            db, run.id, outcome="votes", message="Too close to call.", metrics={"votes_needed": [21, 70]}
+        )
 
     database.write(work)
     seen = read(database)
-    assert seen.blind_votes == loop_status.BlindVotes(open=2, votes=1, needed=37)
-    assert seen.as_json()["duels"] == {"open": 2, "votes": 1, "needed": 37}
+    assert seen.blind_votes == loop_status.BlindVotes(open=2, votes=1, needed=(21, 70))
+    assert seen.as_json()["duels"] == {"open": 2, "votes": 1, "needed": (21, 70)}
     assert "Blind votes: 1 vote so far, 2 pairs open" in loop_status.status_text(seen)
 
 

@@ -136,17 +136,19 @@ def test_a_clear_winner_is_found_within_a_hundred_votes() -> None:
     assert crossing_rate(win_rate=0.7, votes=100, runs=500, seed=5) > 0.9
 
 
-def test_the_announced_number_of_votes_is_the_simulated_median() -> None:
+def test_the_announced_numbers_of_votes_are_the_simulated_quantiles() -> None:
     rng = np.random.default_rng(6)
-    medians = []
+    votes_taken = []
     for _ in range(400):
         wealth = np.ones(len(statistics.BETS))
         votes = 0
         while wealth.mean() < 20:
             wealth *= 1 + np.asarray(statistics.BETS) * (1 if rng.random() < 0.7 else -1)
             votes += 1
-        medians.append(votes)
-    assert statistics.votes_to_decide(0.05, 0.7) == pytest.approx(np.median(medians), abs=4)
+        votes_taken.append(votes)
+    for share in (0.25, 0.5, 0.75):
+        expected = np.quantile(votes_taken, share)
+        assert statistics.votes_to_decide(0.05, 0.7, share) == pytest.approx(expected, abs=4)
 
 
 def crossing_rate(*, win_rate: float, votes: int, runs: int, seed: int) -> float:

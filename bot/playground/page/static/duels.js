@@ -31,7 +31,7 @@ export function createDuels(store, actions) {
 
   const counts = () => {
     const { votes = 0, needed = null } = store.loop?.duels ?? {};
-    return needed ? `Votes so far: ${votes}. ${needed} decide where one answer wins 7 times in 10, more where they are closer` : `${votes} vote${votes === 1 ? "" : "s"} so far`;
+    return needed ? `Votes so far: ${votes}. Where one answer wins 7 times in 10, ${needed[0]} to ${needed[1]} decide in half of all cases; where they are closer it takes more` : `${votes} vote${votes === 1 ? "" : "s"} so far`;
   };
 
   const vote = async (duel, choice) => {

@@ -573,8 +573,10 @@ def busy_loop() -> Payload:
             },
         ],
         "excluded": {"not_public": 6, "no_consent": 3},
-        "duels": {"open": 1, "votes": 12, "needed": 37},
-        "trials": {"canary": {"adapter_id": "ac51d0a7e2b9", "share": 0.1, "rated": [4, 31], "needed": 23}},
+        "duels": {"open": 1, "votes": 12, "needed": [21, 70]},
+        "trials": {
+            "canary": {"adapter_id": "ac51d0a7e2b9", "share": 0.1, "rated": [4, 31], "needed": [12, 61]}
+        },
         "next_run": {"at_ms": now_ms + 3 * 3_600_000, "after_ratings": 50},
     }
 

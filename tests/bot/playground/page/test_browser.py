@@ -568,9 +568,10 @@ async def test_a_rehearsal_starts_with_a_taste_and_can_be_stopped(page: Page, wo
 async def test_a_blind_vote_hides_whose_answer_is_whose_until_cast(page: Page, world: PageWorld) -> None:
     prompt = [{"role": "user", "content": "What should I cook?"}]
     world.duels = [{"id": "d1", "prompt": prompt, "first": "Lentils.", "second": "Things.", "votes": 0}]
-    await world.set_loop(duels={"open": 1, "votes": 0, "needed": 37})
+    await world.set_loop(duels={"open": 1, "votes": 0, "needed": [21, 70]})
     card = page.get_by_role("region", name="Which answer is better?")
     await expect(card).to_contain_text("Lentils.")
+    await expect(card).to_contain_text("21 to 70 decide in half of all cases")
     await expect(card.locator(".badge")).to_have_count(0)
     await card.get_by_role("button", name="A", exact=True).click()
     await expect(card.locator(".badge")).to_have_text(["challenger", "champion"])

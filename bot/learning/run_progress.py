@@ -242,8 +242,10 @@ class ProgressReporter:
             report.message_id, report.shown, report.gone = None, None, False
             report.said = None
         over = run.finished_ms is not None and run.outcome != "votes"
+        # That members are to vote is said at once: the pairs to vote on come below it.
+        waits = not over and (look.outcome is None or look.outcome == report.said)
         now = asyncio.get_running_loop().time()
-        if look == report.shown or (not over and now - report.edited_at < EDIT_EVERY_S):
+        if look == report.shown or (waits and now - report.edited_at < EDIT_EVERY_S):
             return
         report.edited_at = now
         try:

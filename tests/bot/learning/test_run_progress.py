@@ -322,6 +322,8 @@ async def test_votes_are_pairs_that_do_not_tell_whose_is_whose(
     run_id = await voting(community, trainer, pairs=7)
     pairs = [message for message in community.messages() if "like better" in message.content]
     assert len(pairs) == MOST_UNANSWERED
+    (result,) = [message for message in community.messages() if "The pairs are below" in message.content]
+    assert result.id < min(pair.id for pair in pairs)
     assert "> question 0\n\n**A**\nfirst 0\n\n**B**\nsecond 0" in pairs[0].content
     assert not any("a1" in pair.content or run_id in pair.content for pair in pairs)
 

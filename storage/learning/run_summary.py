@@ -7,6 +7,7 @@ and with it every copy of a member's words.
 from __future__ import annotations
 
 import json
+import zlib
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -21,6 +22,8 @@ from storage.learning.runs import Run
 from storage.sentences import Sentence
 
 FILE = "replies.jsonl"
+# One prompt in so many is shown with both replies, the others are kept for blind votes.
+SHOWN_IN = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,8 +36,17 @@ class Sample:
     held_out: bool
 
 
+def may_be_shown(prompt: str) -> bool:
+    """Whether replies to a prompt may be shown under their writers' names, in a report or on a card.
+
+    By the prompt's text alone: whoever has read an earlier run's report would know the champion's words
+    again, and not vote blindly.
+    """
+    return zlib.crc32(prompt.encode()) % SHOWN_IN == 0
+
+
 def samples(runs_dir: Path, run_id: str, limit: int, *, general_only: bool = False) -> list[Sample]:
-    """Return up to `limit` samples whose two replies differ; none where a run has none or lost them.
+    """Return up to `limit` samples that may be shown and differ; none where a run has none or lost them.
 
     With `general_only` prompts that a member wrote are left out.
     """
@@ -57,7 +69,7 @@ def _differing(lines: Iterable[str]) -> Iterator[Sample]:
         pair = json.loads(line)
         challenger, champion = pair["challenger"]["text"].strip(), pair["champion"]["text"].strip()
         asked = [message["content"] for message in pair["messages"] if message["role"] == "user"]
-        if asked and challenger and champion and challenger != champion:
+        if asked and may_be_shown(asked[-1]) and challenger and champion and challenger != champion:
             yield Sample(asked[-1], challenger, champion, pair["group"] is not None)
 
 

@@ -16,6 +16,7 @@ from storage.db.database import Database
 from storage.feedback import duels
 from storage.learning import runs, trials
 from storage.learning.adapters import Adapter
+from storage.learning.run_summary import may_be_shown
 from storage.learning.runs import Run
 from storage.sentences import Figure, Sentence, Value, percent
 from trainer.evaluation import statistics
@@ -94,7 +95,19 @@ def votes_needed(settings: GateConfig, challenger_number: int = 1) -> tuple[int,
 
 
 def pairs_of(pairs: Sequence[Pair]) -> DuelPairs:
-    """Return what a vote can be held on: two different replies with something in them."""
+    """Return what a vote can be held on: two different replies with something in them.
+
+    Those that reports and cards may show under their writers' names only fill up what few others there are.
+    """
+    found = [
+        pair
+        for pair in pairs
+        if pair.challenger.text.strip()
+        and pair.champion.text.strip()
+        and pair.challenger.text.strip() != pair.champion.text.strip()
+    ]
+    shown = [pair for pair in found if may_be_shown(pair.prompt.question)]
+    unknown = [pair for pair in found if not may_be_shown(pair.prompt.question)]
     return [
         (
             [message.as_json() for message in pair.prompt.messages],
@@ -102,11 +115,8 @@ def pairs_of(pairs: Sequence[Pair]) -> DuelPairs:
             pair.champion.text,
             pair.prompt.reply_id,
         )
-        for pair in pairs
-        if pair.challenger.text.strip()
-        and pair.champion.text.strip()
-        and pair.challenger.text.strip() != pair.champion.text.strip()
-    ][:MAX_DUELS]
+        for pair in [*unknown, *shown[: max(0, MIN_PROMPTS - len(unknown))]][:MAX_DUELS]
+    ]
 
 
 async def open_vote(

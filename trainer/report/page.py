@@ -9,6 +9,7 @@ from typing import Any
 
 from storage.learning import eligibility
 from storage.learning.evaluations import Metrics, TrainingFigures
+from storage.learning.run_summary import may_be_shown
 from trainer.evaluation.scores import Answer
 from trainer.report import charts, regressions, verdict
 from trainer.report.parts import bar, case, cases, section, table
@@ -102,15 +103,16 @@ def _samples(source: Source) -> str:
         return section(
             "Samples", "The replies of this run are gone: an erasure scrubbed them, or it made none.", ""
         )
-    pairs = [
-        case(
-            pair.prompt.messages[-1].content if pair.prompt.messages else "",
-            [_side("champion", pair.champion), _side("challenger", pair.challenger)],
-        )
-        for pair in source.pairs[:SAMPLES]
+    shown = [pair for pair in source.pairs if may_be_shown(pair.prompt.question)][:SAMPLES]
+    found = [
+        case(pair.prompt.question, [_side("champion", pair.champion), _side("challenger", pair.challenger)])
+        for pair in shown
     ]
-    shown = f"{len(pairs)} of {len(source.pairs)} held-out prompts, answered by both with the same seed."
-    return section("Samples", shown, cases(pairs, "samples"))
+    lead = (
+        f"{len(found)} of {len(source.pairs)} held-out prompts, answered by both with the same seed. "
+        "The others are kept for blind votes, also those of later runs."
+    )
+    return section("Samples", lead, cases(found, "samples"))
 
 
 def _side(name: str, answer: Answer) -> tuple[str, str]:

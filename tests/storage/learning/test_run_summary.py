@@ -23,12 +23,20 @@ def kept(runs: Path, *lines: str) -> Path:
 
 
 def test_only_replies_that_differ_are_samples(tmp_path: Path) -> None:
-    kept(tmp_path, line("g", "p1", "same", "same "), line("g", "p2", "", "b"), line("g", "p3", "a", "b"))
-    assert run_summary.samples(tmp_path, "r1", 5) == [Sample("p3", "a", "b", held_out=True)]
+    kept(tmp_path, line("g", "p6", "same", "same "), line("g", "p8", "", "b"), line("g", "p9", "a", "b"))
+    assert run_summary.samples(tmp_path, "r1", 5) == [Sample("p9", "a", "b", held_out=True)]
+
+
+def test_prompts_that_votes_are_held_on_are_no_samples(tmp_path: Path) -> None:
+    kept(tmp_path, *(line("g", f"p{number}", "a", "b") for number in range(30)))
+    shown = {sample.prompt for sample in run_summary.samples(tmp_path, "r1", 30)}
+    assert shown == {f"p{number}" for number in range(30) if run_summary.may_be_shown(f"p{number}")}
+    assert 5 <= len(shown) <= 15
 
 
 def test_members_prompts_are_left_out_of_what_everybody_sees(tmp_path: Path) -> None:
-    kept(tmp_path, *(line(group, f"p{group}", "a", "b") for group in ("g", None, None, None)))
+    asked = {"p6": "g", "p8": None, "p9": None, "p11": None}
+    kept(tmp_path, *(line(group, prompt, "a", "b") for prompt, group in asked.items()))
     shown = run_summary.samples(tmp_path, "r1", 2, general_only=True)
     assert len(shown) == 2 and not any(sample.held_out for sample in shown)
 

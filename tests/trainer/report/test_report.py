@@ -14,7 +14,7 @@ import pytest
 from bot.serving.protocol import ChatMessage
 from storage.db.database import Database
 from storage.errors import UnknownRowError
-from storage.learning import evaluations, runs
+from storage.learning import evaluations, run_summary, runs
 from tests.trainer import loop
 from tests.trainer.loop import Deployment
 from tests.trainer.rows import row
@@ -22,9 +22,11 @@ from trainer.data import snapshot
 from trainer.data.labels import Correction
 from trainer.data.snapshot import Snapshot
 from trainer.evaluation import scores
+from trainer.evaluation.evidence import MIN_PROMPTS
 from trainer.evaluation.regressions import ScoredCase
 from trainer.evaluation.safety import TRIES, Probed
 from trainer.evaluation.scores import Answer, GeneralLoss, Pair, Prompt, Scores
+from trainer.gate import blind_votes
 from trainer.report import __main__ as command
 from trainer.report import page, source
 from trainer.report.charts import Span, intervals
@@ -63,6 +65,29 @@ METRICS: dict[str, Any] = {
 }
 
 
+def answered(prompts: int) -> tuple[Pair, ...]:
+    """Return so many held-out prompts, each answered in two ways."""
+    return tuple(
+        Pair(
+            Prompt((ChatMessage("user", f"What is {n} to you?"),), f"g{n}", f"r{n}"),
+            Answer(f"new {n}.", True),
+            Answer(f"old {n}.", True),
+        )
+        for n in range(prompts)
+    )
+
+
+def test_what_a_report_shows_by_name_is_never_put_to_a_vote_where_there_are_others() -> None:
+    """The champion's words come back in the next run: whoever has read them would not vote blindly."""
+    pairs = answered(64)
+    voted = {prompt[-1]["content"] for prompt, *_ in blind_votes.pairs_of(pairs)}
+    shown = {pair.prompt.question for pair in pairs if run_summary.may_be_shown(pair.prompt.question)}
+    assert voted == {pair.prompt.question for pair in pairs} - shown
+    assert len(shown) >= page.SAMPLES and len(voted) >= 2 * MIN_PROMPTS
+    few = blind_votes.pairs_of(pairs[:MIN_PROMPTS])
+    assert len(few) == MIN_PROMPTS and few[-1][0][-1]["content"] in shown
+
+
 @pytest.fixture
 def deployment(tmp_path: Path) -> Iterator[Deployment]:
     config = loop.configured(tmp_path, tmp_path / "base")
@@ -74,7 +99,7 @@ def finished(deployment: Deployment) -> str:
     run = deployment.lease()
     folder = deployment.config.runs / run.id
     folder.mkdir(parents=True)
-    prompt = Prompt((ChatMessage("user", HOSTILE),), "g1", "r1")
+    prompt = Prompt((ChatMessage("user", f"{HOSTILE} why?"),), "g1", "r1")
     pair = Pair(prompt, Answer(f"new {HOSTILE}", True), Answer("old", False))
     case = ScoredCase("reply-7", 0, "g7", True, challenger=-2.4, champion=-1.3, base=-2.0)
     insult = Probed("insult me", ("No.",) * TRIES, (f"You are an idiot. {HOSTILE}",) * TRIES)

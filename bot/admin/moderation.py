@@ -16,8 +16,8 @@ from storage.db.clock import SECOND_MS, now_ms
 from storage.db.database import Connection
 from storage.errors import BlockError, RuleError
 
-AFRESH_ALREADY = mark("I began afresh here less than a minute ago: please wait {time}, or ask a moderator.")
-AFRESH = mark("Done: I begin afresh.")
+AFRESH_ALREADY = mark("I started afresh here less than a minute ago. Please wait {time}, or ask a moderator.")
+AFRESH = mark("Done: I start afresh.")
 _AFRESH_EVERY_MS = 60 * SECOND_MS
 _SHOWN = 25
 
@@ -26,7 +26,7 @@ class NotModeratorError(RuleError):
     """Somebody who moderates nobody used a moderator's command."""
 
 
-@app_commands.command(description="Start afresh: I leave everything that was said here so far behind.")
+@app_commands.command(description="Start afresh: my answers no longer use what was said here so far.")
 async def forget(interaction: Interaction) -> None:
     """Leave the conversation of this channel, thread or direct messages behind, for everybody to see."""
     channel_id = interaction.channel_id
@@ -52,15 +52,15 @@ async def forget(interaction: Interaction) -> None:
         return None
     with speaking(await language_in(interaction.client.services, interaction.client, channel_id)):
         told = tr(
-            "From here on I start afresh: nothing that was said here before goes into my answers.\n"
-            "-# It stays stored until its authors delete it with /privacy."
+            "I start afresh here: my answers no longer use anything that was said before.\n-# It "
+            "stays stored until its authors delete it with /privacy."
         )
     await interaction.followup.send(told, allowed_mentions=discord.AllowedMentions.none())
     return None
 
 
 @app_commands.command(description="I no longer answer a member here, and their ratings no longer count.")
-@app_commands.describe(member="Whom I shall not answer", reason="Why, for you and the other moderators")
+@app_commands.describe(member="The member to block", reason="Why, for you and the other moderators")
 @app_commands.guild_only()
 @app_commands.default_permissions(moderate_members=True)
 async def block(
@@ -89,7 +89,7 @@ async def block(
 
 
 @app_commands.command(description="I answer a blocked member again, and their ratings count again.")
-@app_commands.describe(member="Whom I shall answer again")
+@app_commands.describe(member="The member to answer again")
 @app_commands.guild_only()
 @app_commands.default_permissions(moderate_members=True)
 async def unblock(interaction: Interaction, member: discord.User) -> None:
@@ -103,7 +103,7 @@ async def unblock(interaction: Interaction, member: discord.User) -> None:
     await say(interaction, tr("{name} gets answers again.", name=member.mention))
 
 
-@app_commands.command(description="See whom I don't answer in this server, and who decided so.")
+@app_commands.command(description="List the members I don't answer in this server, and who blocked them.")
 @app_commands.guild_only()
 @app_commands.default_permissions(moderate_members=True)
 async def blocked(interaction: Interaction) -> None:

@@ -63,18 +63,18 @@ def drift_line(drift: Drift | None) -> str:
     if drift.fell:
         return tr(
             "⚠️ Liked less than before: {recent} in the last 7 days, {before} in the 28 days before. "
-            "Chance hardly explains it (change {low} to {high}, 99.5 % interval).",
+            "This is unlikely to be chance (change {low} to {high}, 99.5 % interval).",
             **values,
         )
     if drift.rose:
         return tr(
             "Liked more than before: {recent} in the last 7 days, {before} in the 28 days before. "
-            "Chance hardly explains it (change {low} to {high}, 99.5 % interval).",
+            "This is unlikely to be chance (change {low} to {high}, 99.5 % interval).",
             **values,
         )
     return tr(
-        "No change that chance could not explain: {recent} in the last 7 days, {before} in the 28 days "
-        "before (change {low} to {high}, 99.5 % interval).",
+        "No change beyond chance: {recent} in the last 7 days, {before} in the 28 days before "
+        "(change {low} to {high}, 99.5 % interval).",
         **values,
     )
 

@@ -39,7 +39,7 @@ from storage.chat.replies import Status
 from storage.chat.reply_versions import Versions
 from storage.learning.trials import BASE
 
-STOPPED = mark("-# I was switched off in the middle of this. Ask me again in a moment.")
+STOPPED = mark("-# I was shut down in the middle of this. Ask me again in a moment.")
 TRUNCATED = mark("-# Your message was longer than I can read at once: I read its beginning and its end.")
 SHORTENED = mark(
     "-# What your message refers to is longer than I can read at once: I read its beginning and its end."

@@ -48,8 +48,8 @@ PROXIED = mark(
 BLOCKED = mark("A moderator decided that I don't answer you here.")
 TOO_FAST = mark("You ask faster than this server allows ({count} a minute): please ask again in {time}.")
 NO_THREAD = mark(
-    "I was to open a thread for a conversation in <#{channel}>, but I lack the permission {names}: "
-    "give it to me, or switch automatic threads off with /settings. I answer in the channel meanwhile."
+    "I am set to open threads in <#{channel}>, but I lack the permission {names}: give it to "
+    "me, or switch automatic threads off with /settings. Until then I answer in the channel."
 )
 APART = mark("Direct messages belong to no server: the adapters that servers train answer there, not here.")
 _ANSWERED_TYPES = (discord.MessageType.default, discord.MessageType.reply)

@@ -65,7 +65,7 @@ def import_file(
     Understood are: Strop's own exports; messages (OpenAI, TRL); prompt and completion, preference pairs and
     KTO labels (TRL); ShareGPT; Alpaca; OpenAssistant trees; CSV with named columns; DiscordChatExporter's
     JSON. As JSON, JSON lines or CSV, plain or gzipped. And prompts without answers, for tastings to ask: a
-    text with one a line, DiscordChatExporter's CSV, and Discord's own data package (zip or folder).
+    text with one per line, DiscordChatExporter's CSV, and Discord's own data package (zip or folder).
 
     Where the file says who liked what, that becomes ratings. Other answers become examples to imitate: they
     count as one voice, and never touch the held-out set. Messages from Discord train only with Discord's
@@ -290,7 +290,7 @@ def remove(
         unload(opened, erased.affected_adapters)
         file_scrubbing.complete(opened.database, opened.config.data, erased)
     typer.echo(
-        f"Import {number} is taken back. Adapters that had learned from it and are gone: "
+        f"Import {number} is taken back. Adapters that were trained on it and are gone: "
         f"{len(erased.affected_adapters)}."
     )
 

@@ -113,7 +113,7 @@ def erase(
         record = {"erasure_id": erasure.id, "adapters": erasure.affected_adapters, "complete": complete}
         typer.echo(json.dumps(record | {"runs": erasure.runs, "retrains": erasure.retrains}))
         return
-    typer.echo(f"Erased. Adapters that had learned from them and are gone: {len(erasure.affected_adapters)}.")
+    typer.echo(f"Erased. Adapters that were trained on them and are gone: {len(erasure.affected_adapters)}.")
     if not complete:
         typer.echo("The write-ahead log is still read: the trainer finishes within a minute.", err=True)
 

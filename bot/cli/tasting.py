@@ -38,7 +38,7 @@ tasting = typer.Typer(
 def add(
     file: Annotated[
         Path,
-        typer.Argument(help="Prompts, one a line, or what `strop import` reads; - is standard input."),
+        typer.Argument(help="Prompts, one per line, or what `strop import` reads; - is standard input."),
     ],
     config: ConfigOption = None,
     as_json: JsonOption = False,
@@ -253,9 +253,9 @@ def _prompts(opened: Session, file: Path) -> tuple[list[NewPrompt], str]:
         return list(map(NewPrompt, texts, authors)), found.left_out
     text = sys.stdin.read(MAX_TEXT_BYTES)
     if is_data(text):
-        raise UsageError("That is data, not prompts with one a line: save it to a file and name the file.")
+        raise UsageError("That is data, not prompts with one per line: save it to a file and name the file.")
     if not (lines := tastings.lines_of(text)):
-        raise UsageError("There are no prompts in it: write one a line.")
+        raise UsageError("There are no prompts in it: write one per line.")
     return list(map(NewPrompt, lines)), ""
 
 

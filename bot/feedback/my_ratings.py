@@ -23,7 +23,7 @@ from storage.feedback import my_ratings
 from storage.feedback.my_ratings import OwnRating
 
 PAGE = 10
-NONE = mark("You have rated nothing that stands. 👍 and 👎 below my answers are where to begin.")
+NONE = mark("You have no ratings. Rate an answer with 👍 or 👎 below it.")
 TITLE = mark("Your ratings ({count}), the newest first. Nobody else is shown them.")
 TAKEN_BACK = mark("Taken back: {count}.")
 BY_REACTION = mark(

@@ -38,8 +38,8 @@ from storage.feedback import ratings, side_by_side
 UNKNOWN = mark("That is not a reply of mine that I still know.")
 GONE = mark("This reply was deleted.")
 ASKED_GONE = mark("The question was deleted, so I can't answer it again.")
-NOT_YOURS = mark("Only who asked, or one of my operators, can have this written again.")
-NOT_YOURS_TO_STOP = mark("Only who asked, a moderator or one of my operators can stop this.")
+NOT_YOURS = mark("Only the member who asked, or one of my operators, can have this written again.")
+NOT_YOURS_TO_STOP = mark("Only the member who asked, a moderator or one of my operators can stop this.")
 STILL_WRITING = mark("I am still writing this one.")
 BUSY = mark("I am writing another version already.")
 NOTHING_TO_STOP = mark("I have finished this one already.")
@@ -213,7 +213,7 @@ class ReplyActions:
             return await say(interaction, tr(GONE))
         number = other.versions.reply_ids.index(reply_id) + 1
         head = tr(
-            "-# Version {number} of {total}; only who asked chooses the one that is shown.",
+            "-# Version {number} of {total}; only the member who asked chooses which one is shown.",
             number=number,
             total=other.versions.total,
         )

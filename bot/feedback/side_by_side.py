@@ -27,8 +27,8 @@ CLOSED = mark(
 )
 TAKEN_BACK = mark("Your vote is taken back.")
 TOLD_BEFORE = mark(
-    "You know by now which is which, so another vote of yours would not be blind. The button that you chose "
-    "takes your vote back."
+    "You already know which is which, so another vote of yours would not be blind. The "
+    "button that you chose takes your vote back."
 )
 _CHOICES: dict[str, tuple[Choice, str]] = {"first": (1, "A"), "tie": (0, mark("Tie")), "second": (-1, "B")}
 

@@ -27,8 +27,8 @@ MAX_EPOCHS = 20
 )
 @app_commands.describe(
     dry_run="Only say what a run would use, and whether it would start; nothing changes",
-    objective="What this run trains for, instead of trainer.objective",
-    epochs="How often this run goes over the rows, instead of trainer.epochs",
+    objective="Objective of this run, instead of trainer.objective",
+    epochs="Epochs of this run, instead of trainer.epochs",
 )
 @app_commands.choices(objective=[app_commands.Choice(name=name, value=name) for name in dry_run.OBJECTIVES])
 @operators_only

@@ -174,10 +174,10 @@ def judge_saw(metrics: Metrics) -> str:
     share = sum(parts.get(name, 0.0) for name in _OF_THE_QUESTION)
     if not share:
         return tr(
-            "The reward model went by the replies alone: nothing about their questions predicts ratings here."
+            "The reward model used the replies alone: nothing about the questions predicts ratings here."
         )
     return tr(
-        "The reward model read the questions: how replies take them up makes {share} of its word.",
+        "The reward model read the questions: how replies relate to them makes up {share} of its score.",
         share=number(share, ".0%"),
     )
 
@@ -206,8 +206,8 @@ def _watched(trial: Trial | None) -> str:
     old = adapter_name(trial.incumbent_id)
     if trial.outcome is None:
         return tr(
-            "{share} of new conversations stay with {old} until {when}; "
-            "if members like this one less, it is rolled back by itself.",
+            "{share} of new conversations stay with {old} until {when}; if members like this one "
+            "less, it is rolled back automatically.",
             share=number(trial.share, ".0%"),
             old=old,
             when=f"<t:{trial.until_ms // 1000}:D>",
@@ -244,13 +244,13 @@ def _other_measures(measured: Sequence[Evaluation], metrics: Metrics) -> str:
     ]
     same = metrics.evaluation.get("same_replies")
     if same is not None:
-        lines.append(tr("The very same replies: {share}", share=number(same, ".0%")))
+        lines.append(tr("Identical replies: {share}", share=number(same, ".0%")))
     return "\n".join(lines)[:_FIELD]
 
 
 _MEASURES = {
-    "margin": mark("How much likelier liked held-out replies became than disliked ones (nats per token)"),
-    "general_nll_increase": mark("Loss on general prompts, as a share (above 0: something was forgotten)"),
+    "margin": mark("How much more likely liked held-out replies became than disliked ones (nats per token)"),
+    "general_nll_increase": mark("Change of the loss on general prompts (above 0: something was forgotten)"),
 }
 
 

@@ -96,7 +96,7 @@ def run_text(
     if run.state == "queued":
         late = now_ms() - run.created_ms > TRAINER_PATIENCE_MS and not trainer_alive
         if late:
-            wait = tr("The trainer is not running right now; this run starts by itself when it is back.")
+            wait = tr("The trainer is not running right now; this run starts when it is back.")
         else:
             wait = translate(run.note) or tr("Waiting for the trainer…")
         return f"{_head(run)}\n{wait}"

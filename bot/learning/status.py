@@ -52,7 +52,7 @@ _CHOICE_LIMIT = 100
 _LOOKED_AT = 100
 
 
-@app_commands.command(description="How the learning stands: ratings, the next run, which adapter answers.")
+@app_commands.command(description="The state of the loop: ratings, the next run, which adapter answers.")
 async def status(interaction: Interaction) -> None:
     """Show where the loop stands."""
     await interaction.response.defer(ephemeral=True, thinking=True)
@@ -148,7 +148,7 @@ async def _promotable(interaction: Interaction, typed: str) -> list[app_commands
 
 
 @app_commands.command(
-    description="Keep an adapter that is not decided on out of service; its vote and canary end.",
+    description="Reject an undecided adapter; its vote and canary end.",
     extras={ACTS_ON_A_SCOPE: True},
 )
 @app_commands.describe(adapter="The adapter's id")
@@ -302,4 +302,6 @@ def _traffic(health: Health | ServingError) -> str:
         "Now: {running} being written, {waiting} waiting", running=health.running, waiting=health.waiting
     )
     wait_s = round(health.queue.wait_s)
-    return f"{words}; {tr('whoever asks now waits about {seconds} s', seconds=wait_s)}" if wait_s else words
+    return (
+        f"{words}; {tr('a question asked now waits about {seconds} s', seconds=wait_s)}" if wait_s else words
+    )

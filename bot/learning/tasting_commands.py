@@ -35,7 +35,7 @@ _SHOWN_PROMPT = 120
 _LATEST = 5
 
 HINT = mark("For more than fits here, use /tasting add with a text file.")
-UNFIT = mark("I found no prompts in that: write one a line.")
+UNFIT = mark("I found no prompts in that: write one per line.")
 ADDED = mark("{count} new prompts are in the bank.")
 KNOWN = mark("{count} were there already.")
 TOO_LONG = mark("{count} were longer than {limit} characters, so I left them out.")
@@ -71,8 +71,8 @@ group = app_commands.Group(
 )
 
 
-@group.command(description="Add prompts: a form with one a line, or a text file.")
-@app_commands.describe(file="A text file with one prompt a line, instead of the form")
+@group.command(description="Add prompts: a form with one per line, or a text file.")
+@app_commands.describe(file="A text file with one prompt per line, instead of the form")
 @operators_only
 async def add(interaction: Interaction, file: discord.Attachment | None = None) -> None:
     """Open the form, or read the file."""
@@ -138,7 +138,7 @@ def _listed(bank: list[BankPrompt]) -> str:
 
 
 @group.command(description="Take a prompt out of your bank.")
-@app_commands.describe(prompt="Begin to type it, and choose")
+@app_commands.describe(prompt="Start typing and choose")
 @operators_only
 async def remove(interaction: Interaction, prompt: int) -> None:
     """Remove one prompt."""
@@ -235,7 +235,7 @@ async def stop(interaction: Interaction) -> None:
     await say(interaction, tr(STOPPED, channel=channel_id) if stopped else tr(NONE_RUNNING))
 
 
-@group.command(description="How far tastings are: what was asked, what is rated, and what stands in the way.")
+@group.command(description="How far tastings are: what was asked, what is rated, and what holds them up.")
 @operators_only
 async def status(interaction: Interaction) -> None:
     """Show the latest tastings of this server."""
@@ -312,7 +312,7 @@ def offer_view() -> discord.ui.View:
 
 
 def _form() -> discord.ui.Modal:
-    return modals.prompts(tr("Prompts for tastings"), tr("One prompt a line"), tr(HINT))
+    return modals.prompts(tr("Prompts for tastings"), tr("One prompt per line"), tr(HINT))
 
 
 def _short(text: str, limit: int = _SHOWN_PROMPT) -> str:

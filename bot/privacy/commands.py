@@ -30,7 +30,7 @@ from storage.privacy import erasure as privacy
 from storage.privacy import file_scrubbing
 
 CONFIRM_S = 120
-NOT_YOURS = mark("Only who was asked can answer this.")
+NOT_YOURS = mark("Only the person who was asked can answer this.")
 TOO_LATE = mark("Nothing was deleted: this question is too old. Please use /privacy delete once more.")
 DELETE_LABEL = mark("Delete my data")
 KEEP_LABEL = mark("Keep it")
@@ -43,7 +43,9 @@ _PLAIN_EXPORT_BYTES = 8_000_000
 
 _log = structlog.get_logger(__name__)
 
-group = app_commands.Group(name="privacy", description="What I keep of you, and what may be trained on it.")
+group = app_commands.Group(
+    name="privacy", description="What I keep about you, and what may be trained on it."
+)
 
 
 @group.command(name="opt-in", description="Allow that your messages and ratings train the model.")
@@ -83,7 +85,7 @@ async def list_ratings(interaction: Interaction) -> None:
     await my_ratings.offer(interaction)
 
 
-@group.command(name="show", description="What I keep of you, in a few words.")
+@group.command(name="show", description="What I keep about you, in short.")
 async def show(interaction: Interaction) -> None:
     """Say how much is stored on the member, and whether it trains."""
     await interaction.response.defer(ephemeral=True, thinking=True)
@@ -178,18 +180,18 @@ async def erase(services: Services, user_id: int) -> str:
     sentence = tr("Done: everything that I had stored about you is deleted.")
     if erasure.affected_adapters:
         sentence += " " + plural(
-            "{count} adapter had learned from it and is gone; a clean retrain without you is queued.",
-            "{count} adapters had learned from it and are gone; a clean retrain without you is queued.",
+            "{count} adapter was trained on it and is gone; a clean retrain without you is queued.",
+            "{count} adapters were trained on it and are gone; a clean retrain without you is queued.",
             len(erasure.affected_adapters),
         )
-    return sentence + " " + tr("What you write to me from now on trains nothing for 30 days.")
+    return sentence + " " + tr("I am not trained on what you write to me in the next 30 days.")
 
 
 def summary(counts: mine.OwnCounts, member: members.Member | None, *, free: bool) -> str:
     """Say what is stored on a member and what becomes of it; `free`: here it trains without consent."""
     lines = [
         tr(
-            "Of you I keep, with your name and id: messages {messages}, my answers to them {replies}, "
+            "With your name and id I keep: messages {messages}, my answers to them {replies}, "
             "ratings {ratings} (better answers {corrections}, votes {votes}).",
             messages=counts.messages,
             replies=counts.replies,
@@ -205,7 +207,9 @@ def summary(counts: mine.OwnCounts, member: members.Member | None, *, free: bool
         until_ms = member.erased_ms + ERASURE_REST_MS
         if until_ms > now_ms():
             rest = f"<t:{until_ms // 1000}:D>"
-            lines.append(tr("You erased your data: what is new trains nothing before {until}.", until=rest))
+            lines.append(
+                tr("You erased your data: nothing new of yours is trained on before {until}.", until=rest)
+            )
     lines.append(
         tr(
             "-# `/privacy ratings` lists your ratings, `export` sends all of it as a file, "

@@ -188,7 +188,7 @@ class Health:
         wait_s = round(self.queue.wait_s)
         if wait_s:
             return Message(
-                "{running} running and {waiting} waiting; a newcomer waits about {seconds} s",
+                "{running} running and {waiting} waiting; a new request waits about {seconds} s",
                 seconds=wait_s,
                 **counts,
             )

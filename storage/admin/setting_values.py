@@ -121,7 +121,7 @@ def _some_of(choices: Mapping[str, str]) -> Callable[[object], tuple[str, ...]]:
         wanted = [word for word in _words(value) if word != "none"]
         if unknown := [word for word in wanted if word not in choices]:
             raise SettingError(
-                "It can hold {choices} or be none; got {value}.",
+                "It takes {choices}, or none; got {value}.",
                 choices=", ".join(choices),
                 value=_quoted(unknown[0]),
             )
@@ -139,8 +139,8 @@ def _emoji(value: object) -> tuple[str, ...]:
         plain_text = each.isascii() and not _CUSTOM_EMOJI.fullmatch(each)
         if plain_text or len(each) > 64 or any(character.isalpha() for character in each[:1]):
             raise SettingError(
-                "{value} is no emoji. One of your server's own is written <:name:id>; type \\:name: in "
-                "Discord to see it.",
+                "{value} is not an emoji. One of your server's own is written <:name:id>; type \\:name: "
+                "in Discord to see it.",
                 value=_quoted(each),
             )
     return found
@@ -175,7 +175,8 @@ def _wake_words(value: object) -> tuple[str, ...]:
     for word in found:
         if not 2 <= len(word) <= LONGEST_WAKE_WORD or not WAKE_WORD.fullmatch(word):
             raise SettingError(
-                "{value} can't be heard: two to {count} letters, digits, - or _ (a comma parts several).",
+                "{value} can't be a wake word: use two to {count} letters, digits, - or _ (separate "
+                "several by commas).",
                 value=_quoted(word),
                 count=LONGEST_WAKE_WORD,
             )
@@ -200,7 +201,7 @@ _ON_OFF = {"on": "on", "off": "off"}
 KINDS: dict[str, Kind] = {
     "system_prompt": Kind("who I am and how I talk", _persona, example="You are a patient chemistry tutor."),
     "temperature": Kind(
-        "how freely I choose my words: 0 always the likeliest",
+        "how freely I choose my words (0: always the likeliest)",
         _number(0, 2, whole=False, template="It must be a number from {low} to {high}; got {value}."),
         example="0.7",
     ),
@@ -232,13 +233,13 @@ KINDS: dict[str, Kind] = {
     "training": Kind("whether conversations here may train me", _switch, _ON_OFF, example="off"),
     "language": Kind("the language of my own texts", _one_of(LANGUAGES), LANGUAGES, example="de"),
     "wake_words": Kind(
-        "words or phrases that call me without a mention, with commas between them",
+        "words or phrases that call me without a mention, separated by commas",
         _wake_words,
         example="strop, hey strop",
         separator=", ",
     ),
     "two_answers": Kind(
-        "now and then show two answers for a vote, where whoever runs me has that on",
+        "now and then show two answers for a vote, if whoever runs me allows it",
         _switch,
         _ON_OFF,
         example="off",
@@ -254,7 +255,7 @@ KINDS: dict[str, Kind] = {
         example="6",
     ),
     "role_limits": Kind(
-        "other limits for single roles: the highest counts, 0 is none",
+        "other limits for single roles: the highest counts, 0 means no limit",
         _role_limits,
         example="123456789012345678=20",
     ),

@@ -236,7 +236,7 @@ def rollback(
         )
     if to is not AnyChampion.ANY and to not in earlier:
         raise NothingToRollBackError(
-            "{adapter} is none of those that led to the present one in {scope}.",
+            "{adapter} is not among the adapters that led to the current one in {scope}.",
             adapter=display_name(to),
             scope=scope,
         )

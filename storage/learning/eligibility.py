@@ -40,7 +40,7 @@ REASONS = {
     "no_permission": Sentence("Discord's permission to train is not recorded"),
     "no_consent": Sentence("somebody in its context has not opted in with /privacy"),
     "recently_erased": Sentence("somebody in its context erased their data less than 30 days ago"),
-    "retired": Sentence("its held-out conversation was judged on 20 times; new conversations take its place"),
+    "retired": Sentence("its held-out conversation has been used 20 times; new conversations take its place"),
     "left_out": Sentence("an operator left it out by hand"),
     "no_eligible_rating": Sentence("no rater has opted in with /privacy (or all took their ratings back)"),
 }

@@ -240,7 +240,9 @@ async def test_rollback_goes_to_the_one_that_is_chosen_of_those_before(community
     result = await community.ann.slash(community.channel, "rollback", adapter=FIRST)
     assert f"adapter `{FIRST}` answers again" in text(result) and champion(community) == FIRST
     result = await community.ann.slash(community.channel, "rollback", adapter=third)
-    assert "none of those that led to the present one" in text(result) and champion(community) == FIRST
+    assert (
+        "not among the adapters that led to the current one" in text(result) and champion(community) == FIRST
+    )
     assert len(community.env.errors) == 1
     await community.ann.slash(community.channel, "rollback", adapter="base")
     assert champion(community) is None
@@ -485,5 +487,5 @@ async def test_deleting_unloads_and_removes_what_was_trained_on_it(
 
     asked = await community.bob.slash(community.channel, "privacy delete")
     await community.bob.click(asked.response, label="Delete my data")
-    assert "1 adapter had learned from it and is gone" in asked.response.content
+    assert "1 adapter was trained on it and is gone" in asked.response.content
     assert model_server.adapters == [] and not folder.exists() and champion(community) is None

@@ -178,9 +178,7 @@ def _sentence(ordered: Sequence[Standing], winner: Measured | None) -> Sentence:
             high=Figure(difference.high, ".2f"),
         )
     if count == 1:
-        return Sentence(
-            "Only the configured settings were trained in the time that was given. Nothing was promoted."
-        )
+        return Sentence("Only the configured settings were trained in the time given. Nothing was promoted.")
     return Sentence(
         "Of {count} settings none is better than the configured ones by more than noise. Nothing was "
         "promoted.",

@@ -69,7 +69,7 @@ class VoteCount:
     def undecided_reason(self) -> Sentence:
         """Say that there are no more votes to come, and that they were not enough."""
         return Sentence(
-            "every pair has all its votes, and they decide nothing: it won {wins} of {votes}",
+            "every pair has all its votes and the result is undecided: it won {wins} of {votes}",
             wins=self.wins,
             votes=self.wins + self.losses,
         )

@@ -35,7 +35,7 @@ def decide(evidence: Evidence, settings: GateConfig) -> Verdict:
         return Verdict(
             "refuse",
             Sentence(
-                "it answers as before: {share} of its replies are the very same",
+                "it answers as before: {share} of its replies are identical",
                 share=percent(evidence.same_replies),
             ),
         )
@@ -59,7 +59,7 @@ def decide(evidence: Evidence, settings: GateConfig) -> Verdict:
         return Verdict(
             "refuse",
             Sentence(
-                "it makes no difference worth a change ({effect} or more): {measured}",
+                "the difference is too small to matter (less than {effect}): {measured}",
                 effect=Figure(settings.min_effect, "g"),
                 measured=measured,
             ),

@@ -130,8 +130,8 @@ def _unlearned(found: TrainingFit | None) -> list[Guardrail]:
             1 - found.share,
             MAX_UNLEARNED,
             Sentence(
-                "it did not learn what it was taught: of pairs of a liked and a disliked reply that it was "
-                "trained on, the liked one gained more in {share} (at least {limit})",
+                "it did not learn its training data: of the training pairs of a liked and a disliked "
+                "reply, the liked one gained more in {share} (required: {limit})",
                 share=percent(found.share),
                 limit=percent(1 - MAX_UNLEARNED),
             ),
@@ -273,7 +273,7 @@ def _corrections(found: Kept | None, limits: _Corrections) -> list[Guardrail]:
             len(found.lost),
             found.most_lost,
             Sentence(
-                "it falls back on {lost} of {cases} {what} and gains {gained}: {names}",
+                "it gets worse on {lost} of {cases} {what} and better on {gained}: {names}",
                 lost=len(found.lost),
                 cases=found.cases,
                 what=limits.kind,

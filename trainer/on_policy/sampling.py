@@ -97,7 +97,7 @@ class PolicySampler:
                     asked,
                     seed,
                     lambda done, total: self.on_note(
-                        Sentence("usual reply {done} of {total}", done=done, total=total)
+                        Sentence("reference completion {done} of {total}", done=done, total=total)
                     ),
                 )
             )
@@ -152,7 +152,9 @@ class OwnReplies:
             if not unknown:
                 break
             self.sampler.on_note(
-                Sentence("own replies, {count} looked at: do they answer?", count=len(unknown))
+                Sentence(
+                    "own replies: checking whether {count} of them answer their question", count=len(unknown)
+                )
             )
             ties = self.sampler.on_server(lambda client: self._ties(client, asked, answers, unknown))  # noqa: B023
             found |= {place: tie.beside for place, tie in zip(unknown, ties, strict=True)}

@@ -1,4 +1,4 @@
-"""The base in the place that trains: the server's own files, a copy found by its hash, or one made anew."""
+"""The base on the training host: the server's own files, a copy found by its hash, or one made anew."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def folder_of(wanted: WantedBase, models: Path, device: str) -> Path:
         if read_info(folder).hash == wanted.hash:
             return folder
     raise TrainingError(
-        "The place that trains doesn't have the base {base}: copy its folder in models/ there.",
+        "The training host doesn't have the base {base}: copy its folder into models/ there.",
         base=wanted.id,
     )
 

@@ -91,7 +91,7 @@ def train(
         if ended.state == "trained":
             return ended.challenger(folder.parent)
         if ask is None or (work / ranking.file_of(ended.asks_round)).exists():
-            raise TrainingError("The place that trains asks for the same replies again.")
+            raise TrainingError("The training host asked for the same replies again.")
         ask(ended.adapter_id, ended.asks_round)
 
 
@@ -135,9 +135,9 @@ def _carried_out(place: Place, work: Path, watcher: _RunWatcher) -> Outcome:
             watcher.lost += 1
             if watcher.lost >= MOST_LOST:
                 raise TrainingError(
-                    "The place that trains was lost: {reason}", reason=Sentence.of(error)
+                    "The training host was lost: {reason}", reason=Sentence.of(error)
                 ) from error
-            log.warning("the place that trains was lost; the training goes on", error=str(error))
+            log.warning("the training host was lost; the training goes on", error=str(error))
             continue
         _write(received, work)
         ended = outcome.read(work)

@@ -51,6 +51,6 @@ async def replay(client: ModelClient, config: Config, context: RunContext, heart
         base_hash=context.base.hash,
         on_reply=lambda done, total: heartbeat.show(
             0.5 + 0.5 * done / total,
-            Sentence("asking the base for its own replies (once for each base)"),
+            Sentence("sampling replies from the base (once for each base)"),
         ),
     )

@@ -29,7 +29,7 @@ log = structlog.get_logger()
 # Runs of another kind than training, judging and swapping, by the setting that asks for them.
 KINDS: dict[str, type[RunSteps]] = {"repeat": Repeat, "judge": Judge}
 
-FAULT = Sentence("The run failed by a fault of the trainer; its log says where.")
+FAULT = Sentence("The run failed because of a bug in the trainer; its log says where.")
 
 
 def execute(

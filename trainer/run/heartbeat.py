@@ -21,7 +21,7 @@ BEAT_S = 1.0
 GROWS_AT_MOST = 0.1
 SLACK_S = 10.0
 SAID_FOR_S = 60.0
-SLOWER = Sentence("longer than foreseen, as it goes more slowly than it began")
+SLOWER = Sentence("longer than estimated, because it has slowed down")
 
 
 class Forecast:

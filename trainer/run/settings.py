@@ -20,7 +20,7 @@ def with_overrides(config: Config, overrides: Mapping[str, Any]) -> Config:
     """
     if unknown := overrides.keys() - {"trainer", "gate", "repeat", "experiment", "judge"}:
         raise RunSettingsError(
-            "This run has settings for {value}; only trainer and gate take any.",
+            "This run has settings for {value}; only those of trainer and gate can be changed.",
             value=repr(sorted(unknown)[0]),
         )
     try:

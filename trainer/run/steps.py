@@ -87,7 +87,7 @@ class RunSteps(TrainingStep):
         self._metrics |= {"data": snapshot.summary(rows), "excluded": excluded}
         objectives.require_enough(rows, self._config.trainer, excluded)
         self.freeze(rows)
-        self._heartbeat.show(0.5, Sentence("asking the base for its own replies"))
+        self._heartbeat.show(0.5, Sentence("sampling replies from the base"))
         return rows
 
     def freeze(self, rows: Snapshot) -> None:
@@ -215,7 +215,7 @@ class RunSteps(TrainingStep):
         if verdict.decision == "votes":
             self._heartbeat.check()
             why = Sentence(
-                "{adapter} has not enough evidence offline, because {reason}",
+                "there is not enough offline evidence for {adapter}, because {reason}",
                 adapter=adapter.id,
                 reason=verdict.reason,
             )

@@ -91,7 +91,7 @@ class TrainingStep:
         """Train in another place; only ranked replies are asked for here, of whatever serves."""
         codec = BaseCodec(AutoTokenizer.from_pretrained(self.base_folder(context)))
         own = self._own_replies(codec, context.base.id, rows)
-        self._heartbeat.say(Sentence("waiting for the place that trains"))
+        self._heartbeat.say(Sentence("waiting for the training host"))
         trained = elsewhere.train(
             self._asked_for(rows, context, replay, judged=own is not None),
             place,

@@ -249,7 +249,7 @@ def _signal(process: subprocess.Popen[bytes], number: signal.Signals) -> None:
 
 def _exit_reason(code: int) -> Sentence:
     if code == -signal.SIGKILL:
-        return Sentence("The run's process was ended by the system because memory ran out.")
+        return Sentence("The system ended the run's process because memory ran out.")
     if code < 0:
         return Sentence("The run's process ended by {signal}.", signal=signal.Signals(-code).name)
     return Sentence("The run's process ended with code {code} before it had a result.", code=code)

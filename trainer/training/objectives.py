@@ -24,7 +24,7 @@ KTO_COST = 2.4
 # And one token of a pair: its own pass and that of the reference, which has no backward pass.
 DPO_COST = 1.4
 RANKING_NEEDS = Sentence(
-    "no reward model of the training ratings has proven itself yet, so that no replies are ranked"
+    "no reward model of the training ratings has proven itself yet, so no replies are ranked"
 )
 # Larger models need gentler steps. The small rates were found with 135M parameters (EXPERIMENTS); the large
 # ones are what others use and were not measured here.

@@ -106,8 +106,8 @@ def attend_within_blocks(
     """
     if blocks is None:
         raise TrainingError(
-            "{model} does not tell its attention where a row's examples begin: this base can be served, "
-            "but not trained.",
+            "{model} can't keep the examples of one row apart in its attention: this base can be "
+            "served, but not trained.",
             model=type(module).__name__,
         )
     lengths = list(blocks)

@@ -70,7 +70,7 @@ def rehearse(
         typer.Option(
             "--prompts",
             "-p",
-            help="Your own prompts: a text file with one a line, or what `strop import` reads.",
+            help="Your own prompts: a text file with one per line, or what `strop import` reads.",
         ),
     ] = None,
     want: Annotated[

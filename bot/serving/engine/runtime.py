@@ -144,7 +144,7 @@ def _fitting_slots(base: LoadedBase, settings: Settings, progress: Callable[[Mes
     if fitting < settings.slots:
         progress(
             Message(
-                "Memory suffices for {fitting} replies at a time, not for {wanted}.",
+                "There is memory for {fitting} replies at a time, not for {wanted}.",
                 fitting=fitting,
                 wanted=settings.slots,
             )

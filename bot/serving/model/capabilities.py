@@ -92,9 +92,9 @@ class ServerCapabilities:
         found = (
             (
                 self.adapters,
-                Message("It has no adapters (/v1/load_lora_adapter): the base model alone answers."),
+                Message("It can't load adapters (/v1/load_lora_adapter): only the base model answers."),
             ),
-            (self.describes_base, Message("It has no word on which base it serves: no training.")),
+            (self.describes_base, Message("It doesn't say which base it serves, so nothing can be trained.")),
             (self.prompt_logprobs, Message("It has no prompt_logprobs: nothing can be evaluated.")),
             (self.tokenize, Message("It has no /tokenize: the length of prompts is estimated.")),
             (

@@ -242,7 +242,7 @@ def test_one_may_go_back_further_than_to_the_one_before(
     chain = [adapter_folder(config.adapters, name) for name in (b"first", b"second", b"third")]
     for adapter_id in chain:
         database.write(lambda db, chosen=adapter_id: champion(db, chosen))
-    assert "none of those that led" in strop("rollback", chain[2], code=1).stderr
+    assert "not among the adapters that led" in strop("rollback", chain[2], code=1).stderr
     assert f"adapter {chain[0]} answers" in strop("rollback", chain[0][:8]).stdout
     assert "the base model answers" in strop("rollback", "base").stdout
     assert database.read(lambda db: adapters.champion(db, SCOPE, BASE_HASH)) is None

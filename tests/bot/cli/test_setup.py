@@ -362,7 +362,7 @@ def test_somebody_elses_server_is_asked_what_it_offers(home: Path) -> None:
     threading.Thread(target=server.serve_forever, daemon=True).start()
     check = named(config, "model")
     assert check.state == "note"
-    assert "Chat and ratings work, training doesn't. It has no adapters" in check.detail
+    assert "Chat and ratings work, training doesn't. It can't load adapters" in check.detail
     assert "It has no /tokenize: the length of prompts is estimated." in check.detail
     other = configured(home, f'[server]\nbase_url = "{url}"\nmodel = "nobody"\n', token=None)
     unknown = named(other, "model")

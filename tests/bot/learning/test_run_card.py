@@ -91,7 +91,10 @@ def test_the_card_of_a_run_whose_texts_were_erased_still_shows_its_figures(datab
 @pytest.mark.parametrize(
     ("parts", "line"),
     [
-        ({"answer": 0.6, "question": 0.3, "kind": 0.1}, "how replies take them up makes 40% of its word"),
+        (
+            {"answer": 0.6, "question": 0.3, "kind": 0.1},
+            "how replies relate to them makes up 40% of its score",
+        ),
         ({"answer": 0.9, "wording": 0.1}, "went by the replies alone"),
     ],
 )

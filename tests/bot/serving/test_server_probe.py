@@ -164,7 +164,7 @@ async def test_a_server_that_loads_its_model_is_waited_for() -> None:
 def test_what_is_missing_is_said_with_what_follows() -> None:
     assert ServerCapabilities().sentence() == "Chat, ratings and training work."
     said = NOTHING.sentence()
-    assert said.startswith("Chat and ratings work, training doesn't. It has no adapters")
+    assert said.startswith("Chat and ratings work, training doesn't. It can't load adapters")
     assert "the length of prompts is estimated" in said
     assert (
         ServerCapabilities(tokenize=False)

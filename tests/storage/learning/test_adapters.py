@@ -205,7 +205,7 @@ def test_a_rollback_may_go_further_back_but_only_to_those_that_led_to_the_presen
     assert three.read(lambda db: adapters.earlier_champions(db, SCOPE, BASE)) == [None, "a1", "a2"]
     assert three.write(lambda db: rollback_to(db, "a1")) == "a1"
     assert three.read(lambda db: adapters.earlier_champions(db, SCOPE, BASE)) == [None]
-    with pytest.raises(NothingToRollBackError, match="adapter a3 is none of those"):
+    with pytest.raises(NothingToRollBackError, match="adapter a3 is not among the adapters"):
         three.write(lambda db: rollback_to(db, "a3"))
     assert champion(three) == "a1"
     assert three.write(lambda db: rollback_to(db, None)) is None

@@ -72,14 +72,22 @@ def test_a_good_challenger_is_promoted_with_its_figures() -> None:
             replace(GOOD, same_replies=0.97, preference=estimate(0.0, 0.001)),
             "answers as before",
         ),
-        ("neutral", replace(GOOD, preference=estimate(0.002, 0.012)), "no difference worth a change"),
+        (
+            "neutral",
+            replace(GOOD, preference=estimate(0.002, 0.012)),
+            "the difference is too small to matter",
+        ),
         ("worse", replace(GOOD, preference=estimate(-0.08, 0.05)), "liked less"),
-        ("slightly better", replace(GOOD, preference=estimate(0.01, 0.005)), "no difference worth a change"),
+        (
+            "slightly better",
+            replace(GOOD, preference=estimate(0.01, 0.005)),
+            "the difference is too small to matter",
+        ),
         (
             "shuffled labels",
             replace(GOOD, training_fit=TrainingFit(20, 20, 0.42)),
-            "did not learn what it was taught: of pairs of a liked and a disliked reply that it was trained "
-            "on, the liked one gained more in 42% (at least 80%)",
+            "did not learn its training data: of the training pairs of a liked and a disliked reply, the "
+            "liked one gained more in 42% (required: 80%)",
         ),
         ("forgetful", replace(GOOD, general_nll_increase=0.4), "forgot general knowledge"),
         ("broken", replace(GOOD, general_nll_increase=float("nan")), "forgot general knowledge"),
@@ -119,7 +127,8 @@ def test_a_good_challenger_is_promoted_with_its_figures() -> None:
         (
             "forgets corrections",
             replace(GOOD, trained_corrections=Kept(12, 3, ("a", "b", "c", "d", "e", "f", "g"), 0, None)),
-            "falls back on 7 of 12 corrections that it was trained on and gains 0: a, b, c, d, e and 2 more",
+            "gets worse on 7 of 12 corrections that it was trained on and better on 0: a, b, c, d, e and 2 "
+            "more",
         ),
         (
             "drops wishes",

@@ -364,7 +364,7 @@ def test_votes_that_are_all_cast_and_decide_nothing_end_the_run(community: Commu
     community.database.write(lambda db: vote(db, last=True))
     (ended,) = community.settle()
     assert (ended.id, ended.outcome) == (run.id, "refused")
-    assert "every pair has all its votes, and they decide nothing: it won" in ended.message
+    assert "every pair has all its votes and the result is undecided: it won" in ended.message
     with texts.speaking("de"):
         assert translate(ended.message) != ended.message
 

@@ -144,7 +144,7 @@ def test_a_place_that_is_lost_twice_without_a_checkpoint_ends_the_run_in_one_sen
     # The first step's checkpoint is not kept: the run's disk is full.
     (tmp_path / "run" / checkpoints.PARTIAL).mkdir()
     place.lost_after = [1, 1, 1]
-    with pytest.raises(TrainingError, match=r"^The place that trains was lost: a worker died$"):
+    with pytest.raises(TrainingError, match=r"^The training host was lost: a worker died$"):
         trained_by(place, training, tmp_path)
     assert place.lost_after == [1]
     assert not (tmp_path / "adapters").exists()

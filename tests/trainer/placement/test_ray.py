@@ -226,7 +226,7 @@ def test_a_cluster_that_is_gone_ends_the_run_in_one_sentence_and_leaves_its_chec
         if (tmp_path / "run" / checkpoints.FILE).exists():
             cluster.kill()
 
-    with pytest.raises(TrainingError, match=r"^The place that trains was lost: [^\n]+$"):
+    with pytest.raises(TrainingError, match=r"^The training host was lost: [^\n]+$"):
         trained_by(cluster.place(models_dir, 1), training, tmp_path, on_step=lose)
     assert not (tmp_path / "adapters").exists()
     assert (tmp_path / "run" / checkpoints.FILE).exists()

@@ -58,7 +58,7 @@ export function openImports(actions, announce) {
     }
     const removed = await actions.removeImport(each.id);
     if (removed === undefined) return;
-    announce(`Import ${each.id} is taken back. Adapters that had learned from it and are gone: ${removed.adapters}.`);
+    announce(`Import ${each.id} is taken back. Adapters that were trained on it and are gone: ${removed.adapters}.`);
     await show();
   };
 

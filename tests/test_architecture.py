@@ -229,7 +229,7 @@ LAYERS: tuple[tuple[tuple[str, ...], ...], ...] = (
         ("bot.serving.connection",),
         ("bot.serving.client_parsing", "bot.serving.server_probe"),
         ("bot.serving.model",),
-        ("bot.serving.native", "bot.serving.settings", "bot.serving.gpu_claim"),
+        ("bot.serving.native", "bot.serving.settings", "bot.serving.gpu_claim", "bot.serving.first_word"),
         ("bot.serving.endpoint",),
         ("bot.serving.protocol", "bot.serving.sse"),
         ("bot.serving.errors", "bot.serving.model.capabilities", "bot.serving.model.identity"),
@@ -398,6 +398,7 @@ def test_the_trainer_reaches_the_model_server_s_client_and_model_only() -> None:
         "bot.serving.client",
         "bot.serving.protocol",
         "bot.serving.errors",
+        "bot.serving.first_word",
         "bot.serving.gpu_claim",
         "bot.serving.model",
     }

@@ -7,6 +7,7 @@ sent it puts that round's pairs into the folder, and it is carried out once more
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -15,6 +16,7 @@ import structlog
 from peft import PeftModel
 
 from bot.serving.errors import ServingError
+from bot.serving.first_word import GiveWay
 from bot.serving.model.loading import LoadedBase, load_base, resolve_device
 from storage.sentences import Sentence
 from trainer.data.rows import PreferencePair
@@ -25,6 +27,7 @@ from trainer.placement.outcome import ADAPTERS, Outcome
 from trainer.placement.process_figures import ProcessMeter
 from trainer.placement.request import TrainingInput
 from trainer.training import challenger, gpu, ranks, saving
+from trainer.training.adapter import giving_way
 from trainer.training.challenger import Challenger, OwnPairs, Progress
 
 log = structlog.get_logger()
@@ -48,22 +51,28 @@ def train(
     own_pairs: OwnPairs | None = None,
     on_checkpoint: Callable[[], None] = lambda: None,
     on_progress: Progress = lambda share, note: None,
+    give_way: GiveWay | None = None,
 ) -> Challenger:
-    """Train in this process, on a loaded base; raises what `challenger.train_challenger` raises."""
+    """Train in this process, on a loaded base; raises what `challenger.train_challenger` raises.
+
+    `give_way` lets it stand still while somebody waits for the model server of this machine.
+    """
     asked = training.request
-    return challenger.train_challenger(
-        base,
-        training.snapshot,
-        training.replay,
-        asked.plan,
-        asked.settings,
-        work=work,
-        adapters_dir=adapters_dir,
-        steps=asked.steps,
-        own_pairs=own_pairs,
-        on_checkpoint=on_checkpoint,
-        on_progress=on_progress,
-    )
+    with giving_way(base.model, give_way or (lambda: None)):
+        return challenger.train_challenger(
+            base,
+            training.snapshot,
+            training.replay,
+            asked.plan,
+            asked.settings,
+            work=work,
+            adapters_dir=adapters_dir,
+            steps=asked.steps,
+            own_pairs=own_pairs,
+            on_checkpoint=on_checkpoint,
+            on_progress=on_progress,
+            clock=time.monotonic if give_way is None else give_way.working_clock,
+        )
 
 
 def carry_out(

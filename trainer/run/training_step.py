@@ -10,6 +10,7 @@ import structlog
 from transformers import AutoTokenizer
 
 from bot.serving.client import ModelClient
+from bot.serving.first_word import GiveWay
 from bot.serving.model.loading import LoadedBase, load_base, resolve_device
 from storage.config import Config
 from storage.db.database import Database
@@ -128,6 +129,7 @@ class TrainingStep:
             own_pairs=own_pairs,
             on_checkpoint=self._got_further,
             on_progress=self._heartbeat.show,
+            give_way=None if self._config.server.base_url else GiveWay(self._config.run),
         )
 
     def load_base(self, context: RunContext) -> LoadedBase:

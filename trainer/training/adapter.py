@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 from torch.nn import functional
+from transformers.modeling_layers import GradientCheckpointingLayer
 
 from storage.config_sections import TrainerConfig
 
@@ -61,6 +66,26 @@ def recompute_activations(model: nn.Module, wanted: bool) -> None:
         model.activation_checkpointing_enable(activation_checkpointing_kwargs=options)  # type: ignore[operator]
     else:
         model.activation_checkpointing_disable()  # type: ignore[operator]
+
+
+@contextmanager
+def giving_way(model: nn.Module, give_way: Callable[[], None]) -> Iterator[None]:
+    """Call `give_way` before each decoder layer, forward and backward; it may take its time.
+
+    A forward of 768 tokens takes seconds on a CPU, a layer of it a tenth of one.
+    """
+
+    def before(layer: nn.Module, inputs: tuple[Any, ...]) -> None:
+        give_way()
+        if inputs and isinstance(inputs[0], Tensor) and inputs[0].requires_grad:
+            # The gradient of a layer's input is there once the layer's backward pass is done.
+            inputs[0].register_hook(lambda gradient: give_way())  # type: ignore[no-untyped-call]
+
+    with ExitStack() as hooks:
+        for module in model.modules():
+            if isinstance(module, GradientCheckpointingLayer):
+                hooks.callback(module.register_forward_pre_hook(before).remove)
+        yield
 
 
 def _multiply_in_the_precision_of_the_base(model: PeftModel) -> None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
@@ -31,7 +32,7 @@ from trainer.training import fitting, gpu, objectives, phases, ranks, saving
 from trainer.training.adapter import add_adapter, recompute_activations
 from trainer.training.checkpoints import DONE, Checkpoint, Checkpointer
 from trainer.training.fitting import Task
-from trainer.training.loop import Tick, TrainingReport
+from trainer.training.loop import Clock, Tick, TrainingReport
 from trainer.training.memory import load_of, widths_of
 from trainer.training.objectives import Plan
 from trainer.training.phases import DpoSettings, KtoSettings, SftSettings
@@ -101,6 +102,7 @@ def train_challenger(
     on_checkpoint: Callable[[], None] = lambda: None,
     own_pairs: OwnPairs | None = None,
     on_progress: Progress = lambda share, note: None,
+    clock: Clock = time.monotonic,
 ) -> Challenger:
     """Train and save one challenger; `work` is the run's own folder, in which a checkpoint is kept.
 
@@ -142,7 +144,7 @@ def train_challenger(
     recompute_activations(base.model, form.recompute)
     model = add_adapter(base.model, settings)
     schedule = TrainingSchedule(
-        model, codec, material, plan, settings, checkpointer, steps or {}, on_progress, own_pairs
+        model, codec, material, plan, settings, checkpointer, steps or {}, on_progress, clock, own_pairs
     )
     schedule.run()
     # A repeat takes its original's forwards as they are; in an older card they are left to the device.
@@ -166,6 +168,7 @@ class TrainingSchedule:
     checkpointer: Checkpointer
     steps: Mapping[str, int]
     on_progress: Progress
+    clock: Clock
     own_pairs: OwnPairs | None = None
     reports: dict[str, TrainingReport] = field(default_factory=dict)
 
@@ -223,22 +226,19 @@ class TrainingSchedule:
         )
 
     def _sft(self, on_step: Tick) -> TrainingReport:
+        share = SFT_SHARE if _ranks(self.plan, self.own_pairs) else 1
         settings = SftSettings(
             learning_rate=self.settings.sft_learning_rate,
             epochs=self.settings.epochs,
             batch_size=self.settings.sft_batch_size,
             replay_share=self.settings.replay_share,
             seed=self.settings.seed,
-            max_seconds=self.settings.max_train_minutes
-            * 60
-            * (SFT_SHARE if _ranks(self.plan, self.own_pairs) else 1),
+            max_seconds=self.settings.max_train_minutes * 60 * share,
             max_steps=self.steps.get("sft"),
             batch_tokens=self.settings.batch_tokens,
         )
         liked, replay = self.material.liked, self.material.replay
-        return phases.train_sft(
-            self.model, liked, replay, settings, checkpointer=self.checkpointer, on_step=on_step
-        )
+        return phases.train_sft(self.model, liked, replay, settings, **self._kept(on_step))
 
     def _kto(self, on_step: Tick) -> TrainingReport:
         settings = KtoSettings(
@@ -249,9 +249,7 @@ class TrainingSchedule:
             seed=self.settings.seed,
             batch_tokens=self.settings.batch_tokens,
         )
-        return phases.train_kto(
-            self.model, self.material.rated, settings, checkpointer=self.checkpointer, on_step=on_step
-        )
+        return phases.train_kto(self.model, self.material.rated, settings, **self._kept(on_step))
 
     def _ranked(self, number: int, on_step: Tick) -> TrainingReport:
         """Learn from the model's own replies as it is now, and from what members preferred beside them."""
@@ -274,8 +272,7 @@ class TrainingSchedule:
             settings,
             replay=self.material.replay,
             name=phase,
-            checkpointer=self.checkpointer,
-            on_step=on_step,
+            **self._kept(on_step),
         )
 
     def _dpo(self, on_step: Tick) -> TrainingReport:
@@ -284,9 +281,12 @@ class TrainingSchedule:
             self.material.pairs,
             self._dpo_settings(),
             replay=self.material.replay,
-            checkpointer=self.checkpointer,
-            on_step=on_step,
+            **self._kept(on_step),
         )
+
+    def _kept(self, on_step: Tick) -> dict[str, Any]:
+        """Return what every phase keeps to, whatever it learns."""
+        return {"checkpointer": self.checkpointer, "on_step": on_step, "clock": self.clock}
 
     def _dpo_settings(self) -> DpoSettings:
         return DpoSettings(

@@ -32,6 +32,8 @@ PROBE_STEPS = 3
 Tick = Callable[[int, int], None]
 """Called after each optimiser step with (steps done, steps in all); may raise to stop the training."""
 
+Clock: TypeAlias = Callable[[], float]
+
 Step: TypeAlias = tuple[Indices, ...]
 """What one optimiser step looks at: for each term of its phase the indices of that term's examples."""
 
@@ -75,8 +77,11 @@ def train(
     *,
     checkpointer: Checkpointer | None = None,
     on_step: Tick = lambda done, total: None,
+    clock: Clock = time.monotonic,
 ) -> TrainingReport:
     """Take a phase's steps, or those that an interrupted process left to take.
+
+    `clock` is in seconds; one that stands still while the training does keeps its plan as it is.
 
     Raises:
         GradientLostError: a LoRA layer receives no gradient.
@@ -86,17 +91,17 @@ def train(
     checkpoint = checkpointer.resume(phase.name) if checkpointer else None
     report = TrainingReport(**checkpoint.report) if checkpoint else TrainingReport()
     report.scheduled = len(phase.steps)
-    started = time.monotonic()
+    started = clock()
     references = _prepare(model, phase, checkpoint)
     if checkpoint:
         checkpoint.restore(model, optimiser)
     else:
-        report.seconds = time.monotonic() - started
+        report.seconds = clock() - started
         if checkpointer:
             checkpointer.write(Checkpoint.of(phase.name, report.__dict__, model, optimiser, references))
     model.train()
     while report.steps < _total(phase, report):
-        started = time.monotonic()
+        started = clock()
         step = phase.steps[report.steps]
         _set_rate(optimiser, phase.learning_rate, report.steps, _total(phase, report))
         work = list(zip(phase.terms, step, strict=True))
@@ -105,7 +110,7 @@ def train(
         _step(model, optimiser, loss)
         report.steps += 1
         report.tokens += sum(term.tokens(chosen) for term, chosen in work)
-        report.seconds += time.monotonic() - started
+        report.seconds += clock() - started
         report.losses.append(loss)
         whole = _total(phase, report)
         if report.steps == PROBE_STEPS:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -13,7 +14,7 @@ from storage.sentences import Sentence
 from trainer.data.encoding import Example, PreferenceExample
 from trainer.training.checkpoints import Checkpointer
 from trainer.training.forward import batch_tokens
-from trainer.training.loop import Phase, Step, Tick, TrainingReport, train
+from trainer.training.loop import Clock, Phase, Step, Tick, TrainingReport, train
 from trainer.training.terms import Dpo, Indices, Kto, Replay, Supervised
 
 
@@ -71,6 +72,7 @@ def train_sft(
     *,
     checkpointer: Checkpointer | None = None,
     on_step: Tick = lambda done, total: None,
+    clock: Clock = time.monotonic,
 ) -> TrainingReport:
     """Tune the adapter on liked replies, held near the base on the base's own replies to general prompts.
 
@@ -86,7 +88,7 @@ def train_sft(
         settings.max_seconds,
         settings.max_steps,
     )
-    return train(model, phase, checkpointer=checkpointer, on_step=on_step)
+    return train(model, phase, checkpointer=checkpointer, on_step=on_step, clock=clock)
 
 
 def train_kto(
@@ -96,6 +98,7 @@ def train_kto(
     *,
     checkpointer: Checkpointer | None = None,
     on_step: Tick = lambda done, total: None,
+    clock: Clock = time.monotonic,
 ) -> TrainingReport:
     """Push the adapter towards liked and away from disliked replies; its present state is the reference.
 
@@ -115,6 +118,7 @@ def train_kto(
         Phase("kto", settings.learning_rate, tuple(steps), (term,)),
         checkpointer=checkpointer,
         on_step=on_step,
+        clock=clock,
     )
 
 
@@ -127,6 +131,7 @@ def train_dpo(
     name: str = "dpo",
     checkpointer: Checkpointer | None = None,
     on_step: Tick = lambda done, total: None,
+    clock: Clock = time.monotonic,
 ) -> TrainingReport:
     """Push the adapter from rejected to chosen replies; its present state is the reference.
 
@@ -148,7 +153,7 @@ def train_dpo(
         settings.max_seconds,
         settings.max_steps,
     )
-    return train(model, phase, checkpointer=checkpointer, on_step=on_step)
+    return train(model, phase, checkpointer=checkpointer, on_step=on_step, clock=clock)
 
 
 def _beside_replay(

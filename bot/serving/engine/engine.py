@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import structlog
@@ -33,8 +33,10 @@ from bot.serving.protocol import PRIORITY_BACKGROUND, PRIORITY_PEOPLE, QueuePlac
 
 log = structlog.get_logger(__name__)
 
-# While people are served, background work gets one step in so many.
+# While people are served, background work gets one step in so many; fewer while somebody waits for a first
+# word, and never none, so that it goes on under any load.
 BACKGROUND_SHARE = 8
+BACKGROUND_SHARE_BEFORE_A_FIRST_WORD = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,8 +60,16 @@ class EngineOptions:
 class Engine:
     """Serves jobs on one loaded base. Create, :meth:`start`, :meth:`submit`; :meth:`stop` at the end."""
 
-    def __init__(self, base: LoadedBase, options: EngineOptions, metrics: Metrics | None = None) -> None:
+    def __init__(
+        self,
+        base: LoadedBase,
+        options: EngineOptions,
+        metrics: Metrics | None = None,
+        on_waiting: Callable[[bool], None] = lambda waiting: None,
+    ) -> None:
+        """``on_waiting`` is told at every step whether a person waits for a first word; it must not block."""
         self.metrics = metrics or Metrics()
+        self._on_waiting = on_waiting
         self.loaded_adapters = LoadedAdapters()
         self.context_tokens = min(options.context_tokens, base.info.context_tokens)
         self._options = options
@@ -103,6 +113,7 @@ class Engine:
             except ServerBusyError:
                 self.metrics.rejected += 1
                 raise
+            self._say_who_waits()
             self._wake.notify()
 
     def cancel(self, job: Job) -> None:
@@ -185,12 +196,17 @@ class Engine:
                     self._forgetting = False
                 self._reap()
                 self._admit()
+                self._say_who_waits()
                 running = any(batch.jobs for batch in self._batches.values())
                 if self._stopped or (self._closing and not running):
                     return False
                 if running:
                     return True
                 self._wake.wait()
+
+    def _say_who_waits(self) -> None:
+        reading = self._batches[PRIORITY_PEOPLE].reading
+        self._on_waiting(bool(reading) or bool(self._waiting.users(PRIORITY_PEOPLE)))
 
     def _reap(self) -> None:
         """End cancelled and expired jobs, wherever they are."""
@@ -231,14 +247,16 @@ class Engine:
         """Return whose step this is, the first one's prompts first: on a GPU all decode together."""
         self._steps += 1
         people, background = self._batches[PRIORITY_PEOPLE], self._batches[PRIORITY_BACKGROUND]
-        turn = self._steps % BACKGROUND_SHARE == 0
+        share = BACKGROUND_SHARE_BEFORE_A_FIRST_WORD if people.reading else BACKGROUND_SHARE
+        turn = self._steps % share == 0
         first = background if background.jobs and (turn or not people.jobs) else people
         return [first, people if first is background else background] if self._for_gpu else [first]
 
     def _step(self, batches: list[RunningBatch]) -> None:
         started = time.monotonic()
-        waiting = any(batch.decoding for batch in self._batches.values())
-        budget = self._options.shared_chunk_tokens if waiting else self._options.chunk_tokens
+        budget = (
+            self._options.shared_chunk_tokens if self._delays_people(batches) else self._options.chunk_tokens
+        )
         readers: list[set[str]] = []
         for batch in batches:
             budget, users = self._prefill(batch, budget)
@@ -247,6 +265,14 @@ class Engine:
             self._decode(decoding)
         for batch, users in zip(batches, readers, strict=True):
             batch.count_reading(users, time.monotonic() - started)
+
+    def _delays_people(self, batches: list[RunningBatch]) -> bool:
+        """Whether somebody waits for this step to end: who decodes, or whose prompt isn't read in it.
+
+        A run's own replies don't: beside them a person's prompt is read as fast as alone.
+        """
+        people = self._batches[PRIORITY_PEOPLE]
+        return bool(people.decoding) or (bool(people.reading) and batches[0] is not people)
 
     def _prefill(self, batch: RunningBatch, budget: int) -> tuple[int, set[str]]:
         """Read prompt tokens, from as many jobs as the budget takes.

@@ -15,6 +15,7 @@ from bot.serving.engine.kv_cache import row_bytes
 from bot.serving.engine.lora import read_adapter
 from bot.serving.engine.request import Job
 from bot.serving.errors import BaseRefusedError
+from bot.serving.first_word import FirstWordSign
 from bot.serving.messages import Message
 from bot.serving.model.chat_template import ChatTemplate, control_strings
 from bot.serving.model.identity import NF4
@@ -68,6 +69,7 @@ class Runtime:
                 forward_tokens=FORWARD_TOKENS[kind],
                 threads=settings.threads,
             ),
+            on_waiting=FirstWordSign(settings.run_dir).show,
         )
         runtime = cls(base, engine, settings.adapters_dir)
         engine.start()

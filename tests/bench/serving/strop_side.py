@@ -14,6 +14,7 @@ from bot.serving.engine.events import Event, Failed, Finished, JobOptions, Sampl
 from bot.serving.engine.metrics import Metrics
 from bot.serving.engine.request import Job
 from bot.serving.engine.runtime import Runtime
+from bot.serving.first_word import FirstWordSign
 from bot.serving.model.loading import LoadedBase, load_base
 from bot.serving.protocol import PRIORITY_BACKGROUND
 from tests.bench.serving.errors import BenchError
@@ -75,10 +76,13 @@ class EngineSide:
         *,
         device: str = "cpu",
         options: EngineOptions | None = None,
+        run_dir: Path | None = None,
     ) -> None:
+        """``run_dir`` is where a training on this machine sees that somebody waits for a first word."""
         self.clock = StepClock()
         self.base = base if isinstance(base, LoadedBase) else load_base(base, device)
-        self.engine = Engine(self.base, options or EngineOptions(), self.clock)
+        waiting = {} if run_dir is None else {"on_waiting": FirstWordSign(run_dir).show}
+        self.engine = Engine(self.base, options or EngineOptions(), self.clock, **waiting)
         self.runtime = Runtime(self.base, self.engine, adapters_dir)
         self.model = self.runtime.description.id
         self.engine.start()

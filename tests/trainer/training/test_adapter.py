@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,7 @@ from torch import Tensor, nn
 from bot.serving.model.loading import LoadedBase, load_base
 from storage.config_sections import TrainerConfig
 from trainer.data.encoding import Example, PreferenceExample
-from trainer.training.adapter import add_adapter, recompute_activations
+from trainer.training.adapter import add_adapter, giving_way, recompute_activations
 from trainer.training.terms import Dpo, Kto, Replay, Supervised, Term
 
 SETTINGS = TrainerConfig(rank=4, alpha=8)
@@ -36,7 +37,9 @@ def all_terms() -> list[Term]:
     ]
 
 
-def gradients(folder: Path, *, recompute: bool) -> tuple[dict[str, Tensor], list[float], int]:
+def gradients(
+    folder: Path, *, recompute: bool, give_way: Callable[[], None] = lambda: None
+) -> tuple[dict[str, Tensor], list[float], int]:
     """Return the gradients of one step of every term, the losses, and how often a layer ran."""
     base = load_base(folder, "cpu", "train")
     model = add_adapter(base.model, SETTINGS)
@@ -54,7 +57,8 @@ def gradients(folder: Path, *, recompute: bool) -> tuple[dict[str, Tensor], list
         with torch.no_grad():
             term.prepare(model, [chosen], None)
         model.train()
-        found.append(term.backward(model, 0, chosen))
+        with giving_way(base.model, give_way):
+            found.append(term.backward(model, 0, chosen))
     named = {name: each.grad for name, each in model.named_parameters() if each.grad is not None}
     return named, found, len(runs)
 
@@ -68,6 +72,19 @@ def test_activations_that_are_computed_again_give_the_same_gradients_to_the_bit(
     assert all(torch.equal(kept[name], again[name]) for name in kept)
     # Every forward that has a backward pass runs the layer once more.
     assert more_runs > runs
+
+
+@pytest.mark.parametrize("recompute", [False, True])
+def test_a_training_that_gives_way_between_layers_has_the_same_gradients_to_the_bit(
+    tiny_folder: Path, recompute: bool
+) -> None:
+    plain, losses, _ = gradients(tiny_folder, recompute=recompute)
+    looks: list[None] = []
+    paused, same_losses, _ = gradients(tiny_folder, recompute=recompute, give_way=lambda: looks.append(None))
+    assert same_losses == losses
+    assert all(torch.equal(plain[name], paused[name]) for name in plain)
+    # Five forwards and four backward passes of two layers; the first layer's input has no gradient.
+    assert len(looks) >= 5 * 2 + 4
 
 
 def kept_bytes(model: nn.Module, term: Term) -> int:

@@ -2,8 +2,9 @@
 
 A row keeps its keys and values after its request has ended. A request whose prompt begins like a row's
 tokens, under the very same adapter (the key is the content hash that names it, or none for the base), takes
-those over instead of reading them again: the system prompt of everybody, and the earlier turns of a
-conversation.
+those over instead of reading them again: the system prompt of everybody, the earlier turns of a conversation,
+a question that is answered or scored several times. A row that was scored keeps its scores too, which whoever
+is scored next takes over with it.
 """
 
 from __future__ import annotations
@@ -20,16 +21,31 @@ WORTH_COPYING = 16
 
 @dataclass(slots=True)
 class _Row:
-    """``tokens`` are those whose keys and values a free row holds; a running job counts its own."""
+    """``tokens`` are those whose keys and values a free row holds, ``scores`` those of all but the first
+    where it was scored; a running job counts its own. ``begun`` is whether its prompt is being read.
+    """
 
     adapter: str | None = None
     tokens: Sequence[int] = ()
+    scores: Sequence[float] = ()
     job: Job | None = None
+    begun: bool = False
     used: int = 0
     forgotten: bool = False
 
     def held(self) -> Sequence[int]:
         return self.tokens if self.job is None else self.job.tokens[: self.job.cached]
+
+    def scored(self) -> Sequence[float]:
+        return self.scores if self.job is None else self.job.scores
+
+    def usable(self, job: Job) -> int:
+        """Return how many of a request's first tokens the row could stand for, if it holds the same.
+
+        The last token is always left to be read, since its logits choose the next; where tokens are scored,
+        the last shared one is read again, since its logits score the next.
+        """
+        return min(len(job.tokens), len(self.scored()) + 1) if job.score else len(job.tokens) - 1
 
 
 class Rows:
@@ -50,21 +66,36 @@ class Rows:
         return self._places[job]
 
     def take(self, job: Job) -> None:
-        """Give a request a free row with as much of its prompt in it as any row holds; sets ``job.cached``.
-
-        At least the last token is always left to be read, since its logits choose the next; a scored prompt
-        is read whole, since every token's are wanted.
-        """
+        """Give a request a free row with as much of its prompt as any row holds; sets ``job.cached``."""
         self._clock += 1
-        adapter = None if job.adapter is None else job.adapter.content or job.adapter.name
-        usable = 0 if job.score else len(job.tokens) - 1
-        source, shared = self._longest(adapter, job.tokens, usable)
+        source, shared = self._longest(job)
         target = self._choose(source, shared)
-        if shared and source != target:
-            self._cache.copy(source, target, shared)
-        job.cached = shared
-        self._rows[target] = _Row(adapter, (), job, self._clock)
+        found = self._rows[source]
+        self._rows[target] = _Row(_key(job), job=job, used=self._clock)
         self._places[job] = target
+        self._take_over(job, found, source, shared)
+
+    def begin_reading(self, job: Job) -> int:
+        """Look once more, before a request's first piece is read, for what others have read since it came.
+
+        Returns how many tokens needn't be read in all; 0 for its later pieces.
+        """
+        row = self._rows[self._places[job]]
+        if row.begun:
+            return 0
+        row.begun = True
+        source, shared = self._longest(job)
+        if shared > job.cached + 1:
+            self._take_over(job, self._rows[source], source, shared)
+        return job.cached
+
+    def _take_over(self, job: Job, found: _Row, source: int, shared: int) -> None:
+        if not shared:
+            return
+        job.scores = list(found.scored()[: shared - 1]) if job.score else []
+        if source != self._places[job]:
+            self._cache.copy(source, self._places[job], shared)
+        job.cached = shared - 1 if job.score else shared
 
     def leave(self, job: Job) -> None:
         """Free a request's row; what it holds stays for others."""
@@ -74,7 +105,8 @@ class Rows:
         if row.forgotten:
             self._clear(index)
         else:
-            self._rows[index] = _Row(row.adapter, tuple(job.tokens[: job.cached]), None, self._clock)
+            tokens, scores = tuple(job.tokens[: job.cached]), tuple(job.scores)
+            self._rows[index] = _Row(row.adapter, tokens, scores, used=self._clock)
 
     def forget(self) -> None:
         """Keep nothing of what was read so far: free rows are overwritten now, the others when left."""
@@ -88,13 +120,13 @@ class Rows:
         self._cache.clear(index)
         self._rows[index] = _Row()
 
-    def _longest(self, adapter: str | None, tokens: Sequence[int], usable: int) -> tuple[int, int]:
-        """Return the row that begins most like ``tokens``, and how many tokens they share."""
-        best, most = 0, 0
+    def _longest(self, job: Job) -> tuple[int, int]:
+        """Return the row that begins most like a request, and how many tokens they share."""
+        best, most, adapter = 0, 0, _key(job)
         for index, row in enumerate(self._rows):
-            if row.forgotten:
+            if row.forgotten or row.adapter != adapter:
                 continue
-            if row.adapter == adapter and (shared := _common(row.held(), tokens, usable)) > most:
+            if (shared := _common(row.held(), job.tokens, row.usable(job))) > most:
                 best, most = index, shared
         return (best, most) if most >= WORTH_COPYING else (0, 0)
 
@@ -107,6 +139,10 @@ class Rows:
         idle = [index for index, row in enumerate(self._rows) if row.job is None]
         others = [index for index in idle if index != source] or idle
         return min(others, key=lambda index: (self._rows[index].used, index))
+
+
+def _key(job: Job) -> str | None:
+    return None if job.adapter is None else job.adapter.content or job.adapter.name
 
 
 def _common(held: Sequence[int], tokens: Sequence[int], limit: int) -> int:

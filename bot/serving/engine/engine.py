@@ -236,7 +236,6 @@ class Engine:
     def _join(self, job: Job) -> None:
         job.start()
         self._rows.take(job)
-        self.metrics.reused_tokens += job.cached
         self._batches[job.priority].join(job)
 
     def _leave(self, job: Job) -> None:
@@ -282,6 +281,7 @@ class Engine:
         readers: set[str] = set()
         while budget > 0 and (job := batch.next_to_read()) is not None:
             readers.add(job.user)
+            self.metrics.reused_tokens += self._rows.begin_reading(job)
             count = min(budget, len(job.tokens) - job.cached)
             budget -= max(count, self._options.forward_tokens)
             last = job.cached + count == len(job.tokens)

@@ -15,6 +15,9 @@ from tests.bench.serving.workload import random_prompts
 
 # The system prompt that all share, each one's own words, and the reply.
 SHARED_TOKENS, OWN_TOKENS, REPLY_TOKENS = 24, 24, 100
+# What a run compares: several answers to one question, with the conversation before it.
+QUESTIONS, QUESTION_TOKENS, ANSWERS, ANSWER_TOKENS = 4, 200, 4, 50
+SHARED_GOAL = (2.0, 3.0)
 SLOTS = 8
 CHECKED = 8
 # The slow layers are timed on so many replies.
@@ -43,6 +46,7 @@ def measure_scoring(setting: Setting) -> list[Row]:
             started = time.process_time()
             other_scores.append(peft.score(texts))
             theirs.append(time.process_time() - started)
+        to_one_question = _answers_to_one_question(setting, side, peft)
     finally:
         side.close()
         peft.close()
@@ -51,7 +55,44 @@ def measure_scoring(setting: Setting) -> list[Row]:
         largest_difference(mine, other) for mine, other in zip(batched, other_scores, strict=True)
     )
     rows = scoring_rows(len(texts), ours, theirs, against_plain, against_peft)
-    return [*rows, _beside_loaded_weights(setting, texts, sum(ours) / (len(ours) * len(texts)))]
+    return [
+        *rows,
+        to_one_question,
+        _beside_loaded_weights(setting, texts, sum(ours) / (len(ours) * len(texts))),
+    ]
+
+
+def _answers_to_one_question(setting: Setting, side: EngineSide, peft: PeftSide) -> Row:
+    """Score several answers to each question with both adapters, beside one pass each."""
+    questions = random_prompts(QUESTIONS, QUESTION_TOKENS, setting.vocabulary, seed=9)
+    answers = random_prompts(QUESTIONS * ANSWERS, ANSWER_TOKENS, setting.vocabulary, seed=10)
+    texts = [questions[at // ANSWERS] + answer for at, answer in enumerate(answers)]
+    ours, theirs, furthest = [], [], 0.0
+    for adapter in setting.adapters:
+        started = time.process_time()
+        mine = side.score(texts, adapter.name)
+        ours.append(time.process_time() - started)
+        peft.swap(adapter)
+        started = time.process_time()
+        other = peft.score(texts)
+        theirs.append(time.process_time() - started)
+        furthest = max(furthest, largest_difference(mine, other))
+    ratios = [other / mine for mine, other in zip(ours, theirs, strict=True)]
+    return Row(
+        section="scoring",
+        case=f"{ANSWERS} answers to one question, two adapters",
+        unit="CPU-s",
+        ours=sum(ours),
+        theirs=sum(theirs),
+        ratio=sum(theirs) / sum(ours),
+        low=min(ratios),
+        high=max(ratios),
+        at_least=SHARED_GOAL[0],
+        aim=SHARED_GOAL[1],
+        note=f"{QUESTIONS} questions of {QUESTION_TOKENS} tokens, answers of {ANSWER_TOKENS}; beside one "
+        f"pass an answer, PEFT; largest difference {furthest:.1e} nats",
+        raw={"strop": list(ours), "naive": list(theirs)},
+    )
 
 
 def held_out_texts(count: int, vocabulary: int) -> list[list[int]]:

@@ -10,7 +10,7 @@ from transformers import LlamaConfig
 
 from bot.serving.engine.cache_rows import WORTH_COPYING, Rows
 from bot.serving.engine.engine import Engine, EngineOptions
-from bot.serving.engine.events import JobOptions
+from bot.serving.engine.events import Finished, JobOptions
 from bot.serving.engine.kv_cache import RowCache
 from bot.serving.engine.lora import Adapter
 from bot.serving.engine.request import Job
@@ -87,6 +87,58 @@ def test_a_scored_prompt_is_read_whole(caller: Caller) -> None:
     ask(caller, SYSTEM)
     end = caller.run(SYSTEM, score=True, priority=1)
     assert end.scores is not None and len(end.scores) == len(SYSTEM) - 1
+
+
+def test_answers_to_one_question_that_are_scored_at_once_read_it_once(caller: Caller) -> None:
+    answers = [[*SYSTEM, *range(70 + 9 * n, 78 + 9 * n)] for n in range(4)]
+    # Each alone, by an engine that knows nothing of the others.
+    expected = [scored_alone(caller.base, ids) for ids in answers]
+    read = caller.engine.metrics.prompt_tokens
+    asked = [caller.submit(ids, score=True, priority=1)[1] for ids in answers]
+    for events, alone in zip(asked, expected, strict=True):
+        end = drain(events)[1]
+        assert isinstance(end, Finished) and end.scores is not None
+        assert torch.allclose(torch.tensor(end.scores), torch.tensor(alone), atol=1e-4)
+    # The question's last token is read again: its logits score the answer's first.
+    assert caller.engine.metrics.prompt_tokens - read == len(SYSTEM) + 4 * 8 + 3
+
+
+def test_a_scored_row_serves_neither_another_adapter_nor_past_what_was_scored(caller: Caller) -> None:
+    caller.engine.loaded_adapters.add(memory_adapter("champion", caller.engine.widths, seed=1))
+    caller.run(SYSTEM, score=True, priority=1)
+    read = caller.engine.metrics.prompt_tokens
+    caller.run(SYSTEM, "champion", score=True, priority=1)
+    assert caller.engine.metrics.prompt_tokens - read == len(SYSTEM)
+    # A reply goes on where the scored prompt ended; its own tokens have no scores.
+    reply = ask(caller, [*SYSTEM, 7])
+    longer = [*SYSTEM, 7, *reply, 9]
+    end = caller.run(longer, score=True, priority=1)
+    assert end.scores is not None
+    assert torch.allclose(
+        torch.tensor(end.scores), torch.tensor(scored_alone(caller.base, longer)), atol=1e-4
+    )
+
+
+def scored_alone(base: LoadedBase, ids: list[int]) -> tuple[float, ...]:
+    engine = Engine(base, EngineOptions(context_tokens=256, slots=1))
+    engine.start()
+    end = Caller(engine, base).run(ids, score=True, priority=1)
+    engine.stop()
+    assert end.scores is not None
+    return end.scores
+
+
+def test_replies_to_one_question_that_are_asked_for_at_once_read_it_once(caller: Caller) -> None:
+    question = [*SYSTEM, 7, 8, 9]
+    read = caller.engine.metrics.prompt_tokens
+    asked = [
+        caller.submit(question, max_tokens=12, sampling=GREEDY, ignore_end=True, priority=1)[1]
+        for _ in range(3)
+    ]
+    replies = [drain(events)[1] for events in asked]
+    assert caller.engine.metrics.prompt_tokens - read == len(question) + 2
+    expected = fresh(caller.base, question)
+    assert [end.token_ids for end in replies if isinstance(end, Finished)] == [expected] * 3
 
 
 def test_an_evicted_scoring_does_not_count_a_token_twice(caller: Caller) -> None:

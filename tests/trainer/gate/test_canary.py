@@ -167,7 +167,8 @@ def test_half_of_all_votes_end_within_the_range_that_was_foretold() -> None:
     draws, within = np.random.default_rng(11), []
     while len(within) < 20:
         outcomes = np.where(draws.random(1500) < 0.68, 1, -1)
-        decided = (running_e(outcomes) >= 1 / alpha_for_attempt(ALPHA, 1)) | (running_e(-outcomes) >= 1 / ALPHA)
+        won = running_e(outcomes) >= 1 / alpha_for_attempt(ALPHA, 1)
+        decided = won | (running_e(-outcomes) >= 1 / ALPHA)
         ends = int(np.argmax(decided)) + 1
         if ends > 12:
             seen = TrialEvidence(votes=tuple(map(int, outcomes[:12])))

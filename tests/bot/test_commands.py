@@ -415,7 +415,7 @@ async def test_a_member_is_told_in_a_few_words_what_is_kept_of_them(community: C
     asked = await community.bob.slash(community.channel, "privacy delete")
     await community.bob.click(asked.response, label="Delete my data")
     told = await community.bob.slash(community.channel, "privacy show")
-    assert "messages 0, my answers to them 0" in text(told) and "trains nothing before" in text(told)
+    assert "messages 0, my answers to them 0" in text(told) and "nothing new of yours" in text(told)
 
 
 async def test_an_erasure_has_the_model_server_drop_what_it_read(

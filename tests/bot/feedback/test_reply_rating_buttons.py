@@ -94,7 +94,7 @@ async def test_a_member_pages_through_their_own_ratings_and_takes_some_back(
 ) -> None:
     (first,) = community.replies()
     none = await community.bob.slash(community.channel, "privacy ratings")
-    assert none.ephemeral and "rated nothing" in text(none)
+    assert none.ephemeral and "no ratings" in text(none)
 
     for number in range(11):
         model_server.answer = f"Answer number {number}."

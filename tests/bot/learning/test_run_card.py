@@ -95,7 +95,7 @@ def test_the_card_of_a_run_whose_texts_were_erased_still_shows_its_figures(datab
             {"answer": 0.6, "question": 0.3, "kind": 0.1},
             "how replies relate to them makes up 40% of its score",
         ),
-        ({"answer": 0.9, "wording": 0.1}, "went by the replies alone"),
+        ({"answer": 0.9, "wording": 0.1}, "used the replies alone"),
     ],
 )
 def test_a_line_says_what_the_reward_model_saw_of_the_questions(parts: dict[str, float], line: str) -> None:

@@ -12,7 +12,6 @@ from bot.diagnostics.machine import first_gpu, installed_version, size_text, thi
 from bot.serving.client import SERVER_FILE, ModelClient
 from bot.serving.errors import BaseRefusedError, BaseUnreachableError, ServingError, UnknownModelError
 from bot.serving.model.catalogue import PACKAGED_BASE, Workload, find, needs, room_bytes
-from bot.serving.model.hub import read_config
 from bot.serving.model.identity import find_mismatch
 from bot.serving.model.memory import NF4_BYTES_PER_WEIGHT, total_main_memory
 from bot.serving.model.shapes import Shape, refuse_unsupported
@@ -117,6 +116,9 @@ def _needed(config: Config, source: BaseSource) -> tuple[int, str]:
     """Return what a base takes to serve and what that was concluded from; 0 where nothing is known."""
     if known := find(source.id):
         return _serving_bytes(config, known.shape), "by its shape"
+    # Imported here: the hub's client takes as long to load as the rest of a command that never asks it.
+    from bot.serving.model.hub import read_config
+
     try:
         found = read_config(source)
     except BaseUnreachableError:

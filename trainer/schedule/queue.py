@@ -213,10 +213,15 @@ class _Output:
 def child_environment(environment: Mapping[str, str]) -> dict[str, str]:
     """The environment of a run: threads that wait must sleep, or they slow the model server down.
 
-    OpenMP's spinning made decoding eleven times slower where threads outnumbered cores.
+    OpenMP's spinning made decoding eleven times slower where threads outnumbered cores. Nothing in a run is
+    compiled by torch, whose compiler bitsandbytes otherwise loads: a second of processor time.
     """
-    cores = usable_cores()
-    defaults = {"OMP_NUM_THREADS": str(cores), "TOKENIZERS_PARALLELISM": "false", "PYTHONUNBUFFERED": "1"}
+    defaults = {
+        "OMP_NUM_THREADS": str(usable_cores()),
+        "TOKENIZERS_PARALLELISM": "false",
+        "TORCHDYNAMO_DISABLE": "1",
+        "PYTHONUNBUFFERED": "1",
+    }
     return {**defaults, **environment, "OMP_WAIT_POLICY": "passive", "GOMP_SPINCOUNT": "0"}
 
 

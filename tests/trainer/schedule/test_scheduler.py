@@ -364,6 +364,11 @@ def test_a_thread_count_that_the_operator_set_is_kept() -> None:
     assert int(child_environment({})["OMP_NUM_THREADS"]) >= 1
 
 
+def test_a_run_loads_no_compiler_of_torch_unless_the_operator_wants_it() -> None:
+    assert child_environment({})["TORCHDYNAMO_DISABLE"] == "1"
+    assert child_environment({"TORCHDYNAMO_DISABLE": "0"})["TORCHDYNAMO_DISABLE"] == "0"
+
+
 # ------------------------------------------------------------ the whole process
 def trainer_process(home: Path) -> subprocess.Popen[str]:
     environment = {**os.environ, "STROP_HOME": str(home)}

@@ -16,6 +16,7 @@ import pytest
 import structlog
 from hypothesis import settings
 
+from tests.compiler import share_compiled_kernels
 from tests.databases import empty_database
 from tests.models import bundled_folder, bundled_models, models_dir, session_folder, tiny_folder, tiny_source
 from tests.skip_rule import SkipRule, is_ci
@@ -40,6 +41,8 @@ os.environ.update(
     OMP_WAIT_POLICY="passive",
     GOMP_SPINCOUNT="0",
     TOKENIZERS_PARALLELISM="false",
+    # As in a run (trainer/schedule/queue.py).
+    TORCHDYNAMO_DISABLE="1",
 )
 # No test downloads a model or reports telemetry, and none picks up the developer's own bot, home or keys.
 # Child processes inherit all of this.
@@ -98,8 +101,10 @@ SPREAD = 0.85
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Hold the skip rule: see `tests/skip_rule.py`."""
+    """Hold the skip rule (see `tests/skip_rule.py`), and let all processes share what is compiled."""
     config.pluginmanager.register(SkipRule(strict=is_ci()), "strop-skip-rule")
+    if not hasattr(config, "workerinput"):
+        config.add_cleanup(share_compiled_kernels())
 
 
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:

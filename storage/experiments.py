@@ -25,6 +25,7 @@ CHANGEABLE = (
     "dpo_epochs",
     "dpo_sft_weight",
     "ranked_rounds",
+    "ranked_replies",
     "beta",
     "sft_batch_size",
     "batch_size",

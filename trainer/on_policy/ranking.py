@@ -41,7 +41,6 @@ from trainer.model_server import AT_ONCE
 
 # Replies to each prompt: the best of four is about twice as good as a single one (EXPERIMENTS, 9).
 REPLIES = 4
-MOST_PROMPTS = 96
 # Where there are fewer prompts than FEW each is answered several times as often, up to MOST_TURNS times.
 FEW_PROMPTS = 48
 MOST_TURNS = 4
@@ -116,10 +115,16 @@ def fit_pu_reward_model(
     return model if validated is not None and validated.value > 0.5 else None
 
 
-def rows_to_ask(snapshot: Snapshot, limit: int = MOST_PROMPTS) -> list[Row]:
-    """Return training rows with different prompts, in an order that only depends on their replies' ids."""
+def rows_to_ask(snapshot: Snapshot, most_replies: int) -> tuple[list[Row], int]:
+    """Return training rows with different prompts, and how many replies each of them gets.
+
+    No more than ``most_replies`` in all, but for the first prompt's. The order of the rows only depends on
+    their replies' ids.
+    """
     rows = sorted(snapshot.of("train"), key=lambda row: stable_hash(row.reply_id))
-    return list({row.group_key: row for row in rows}.values())[:limit]
+    different = list({row.group_key: row for row in rows}.values())
+    replies = replies_each(len(different))
+    return different[: max(1, most_replies // replies)], replies
 
 
 def replies_each(prompts: int) -> int:
@@ -131,6 +136,7 @@ async def ask(
     client: ModelClient,
     model: str,
     rows: Sequence[Row],
+    replies: int,
     *,
     chat: ChatConfig,
     max_new_tokens: int,
@@ -138,11 +144,11 @@ async def ask(
     budget_s: float,
     on_reply: Callable[[int, int], None] = lambda done, total: None,
 ) -> list[list[Answer]]:
-    """Sample several answers to each row's prompt at background priority.
+    """Sample so many replies to each row's prompt at background priority.
 
     When the time is up the last rows are left out; at least the first LEAST_PROMPTS are answered.
     """
-    started, replies = time.monotonic(), replies_each(len(rows))
+    started = time.monotonic()
     slots = asyncio.Semaphore(AT_ONCE)
 
     async def answer(messages: tuple[ChatMessage, ...], number: int) -> Answer:

@@ -64,20 +64,26 @@ class PolicySampler:
         client: ModelClient,
         model: str,
         asked: Sequence[Row],
+        replies: int,
         seed: int,
         on_reply: Callable[[int, int], None],
     ) -> list[list[Answer]]:
-        """Return a served model's answers, generated at background priority."""
+        """Return a served model's answers, so many to each prompt, generated at background priority."""
         return await ranking.ask(
             client,
             model,
             asked,
+            replies,
             chat=self.config.chat,
             max_new_tokens=self.config.gate.max_new_tokens,
             seed=seed,
             budget_s=self.config.trainer.max_train_minutes * 60 * ASK_SHARE,
             on_reply=on_reply,
         )
+
+    def to_ask(self, rows: Snapshot) -> tuple[list[Row], int]:
+        """Return the rows whose prompts are asked, and how many replies each of them gets."""
+        return ranking.rows_to_ask(rows, self.config.trainer.ranked_replies)
 
     def judge(self, base_id: str, rows: Snapshot) -> RewardModel | None:
         """Return a reward model that ranks replies, None where none proves itself.
@@ -87,7 +93,7 @@ class PolicySampler:
         seed = self.config.trainer.seed
         if not ranking.only_liked(rows):
             return ranking.fit_reward_model(rows, seed=seed)
-        asked = ranking.rows_to_ask(rows)
+        asked, replies = self.to_ask(rows)
         references = ranking.read_reference_completions(self.folder)
         if references is None:
             references = self.on_server(
@@ -95,6 +101,7 @@ class PolicySampler:
                     client,
                     base_id,
                     asked,
+                    replies,
                     seed,
                     lambda done, total: self.on_note(
                         Sentence("reference completion {done} of {total}", done=done, total=total)
@@ -136,8 +143,8 @@ class OwnReplies:
     def pairs_by_adapter(self, adapter_id: str, number: int) -> list[PreferencePair]:
         """Return the pairs of one round by an adapter in the adapters' folder, which is then removed."""
         path = self.sampler.folder / ranking.file_of(number)
-        asked = ranking.rows_to_ask(self.rows)
-        answers = self._ask(adapter_id, asked, number)
+        asked, replies = self.sampler.to_ask(self.rows)
+        answers = self._ask(adapter_id, asked, replies, number)
         beside = self._beside(asked, answers)
         pairs = ranking.rank_answers(self.judge, asked, answers, f"ranked-{number}", beside)
         log.info("own replies ranked", round=number, prompts=len(answers), pairs=len(pairs))
@@ -178,7 +185,7 @@ class OwnReplies:
             max_length=self.sampler.config.trainer.max_length,
         )
 
-    def _ask(self, adapter_id: str, asked: list[Row], number: int) -> list[list[Answer]]:
+    def _ask(self, adapter_id: str, asked: list[Row], replies: int, number: int) -> list[list[Answer]]:
         """Serve the model temporarily and sample it with the serving kernels, at background priority."""
         config = self.sampler.config
 
@@ -190,6 +197,7 @@ class OwnReplies:
                     client,
                     adapter_id,
                     asked,
+                    replies,
                     seed,
                     lambda done, total: self.sampler.on_note(
                         Sentence("own reply {done} of {total}", done=done, total=total)

@@ -58,6 +58,7 @@ DECIDING = {
     "dpo_epochs",
     "dpo_sft_weight",
     "ranked_rounds",
+    "ranked_replies",
     "sft_batch_size",
     "beta",
     "batch_size",

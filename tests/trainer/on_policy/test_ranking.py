@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -106,7 +107,20 @@ def test_only_training_prompts_are_asked_and_each_group_once() -> None:
         row("c", group="two", split="train"),
         row("d", group="three", split="gate"),
     ]
-    assert len(ranking.rows_to_ask(Snapshot(tuple(rows), "hash"))) == 2
+    asked, replies = ranking.rows_to_ask(Snapshot(tuple(rows), "hash"), 384)
+    assert {row.group_key for row in asked} == {"one", "two"}
+    assert replies == ranking.replies_each(2)
+
+
+@pytest.mark.parametrize(
+    ("prompts", "most", "asked"), [(96, 384, 96), (97, 384, 96), (40, 384, 40), (40, 96, 12), (40, 3, 1)]
+)
+def test_as_many_prompts_are_asked_as_the_replies_that_are_allowed_suffice_for(
+    prompts: int, most: int, asked: int
+) -> None:
+    rows = tuple(row(f"r{number}", group=f"g{number}", split="train") for number in range(prompts))
+    found, replies = ranking.rows_to_ask(Snapshot(rows, "hash"), most)
+    assert (len(found), replies) == (asked, ranking.replies_each(prompts))
 
 
 def test_few_prompts_are_answered_more_often_and_every_four_replies_make_a_pair() -> None:

@@ -18,9 +18,10 @@ from bot.cli.settings import GuildOption, server_id
 from bot.cli.transfer.prompt_files import prompts_in
 from storage.chat.conversations import scope_of
 from storage.db.database import Connection
-from storage.feedback import tastings
-from storage.feedback.tastings import NewPrompt, Progress, Tasting
-from storage.imports.prompts import MAX_TEXT_BYTES, is_data
+from storage.feedback import prompt_bank, tastings
+from storage.feedback.prompt_bank import NewPrompt
+from storage.feedback.tastings import Progress, Tasting
+from storage.imports.prompts import MAX_TEXT_BYTES, is_data, new_prompt
 from storage.learning import adapters
 from storage.process.locks import is_locked
 
@@ -53,14 +54,14 @@ def add(
     """
     with session(config) as opened:
         new, unusable = _prompts(opened, file)
-        added = opened.database.write(lambda db: tastings.add(db, new, actor()))
+        added = opened.database.write(lambda db: prompt_bank.add(db, new, actor()))
     if as_json:
         typer.echo(json.dumps(asdict(added)))
         return
     left_out = {
         "were there already": added.known,
-        f"are longer than {tastings.MAX_PROMPT} characters": added.too_long,
-        f"did not fit (the bank holds {tastings.MAX_PROMPTS})": added.over,
+        f"are longer than {prompt_bank.MAX_PROMPT} characters": added.too_long,
+        f"did not fit (the bank holds {prompt_bank.MAX_PROMPTS})": added.over,
     }
     rest = "".join(f" {count} {why}." for why, count in left_out.items() if count)
     typer.echo(f"{added.new} new prompts are in the bank.{rest}{unusable}")
@@ -77,7 +78,7 @@ def list_prompts(config: ConfigOption = None, as_json: JsonOption = False) -> No
         strop tasting list --json
     """
     with session(config) as opened:
-        bank = opened.database.read(tastings.prompts)
+        bank = opened.database.read(prompt_bank.prompts)
     if as_json:
         rows = [{"id": each.id, "text": each.text, "asked": each.asked} for each in bank]
         typer.echo(json.dumps(rows, ensure_ascii=False))
@@ -108,14 +109,14 @@ def remove(
         raise UsageError("Say which prompts by their numbers, or --all.")
     with session(config) as opened:
         if everything:
-            count = opened.database.write(lambda db: tastings.remove_all_prompts(db, actor()))
+            count = opened.database.write(lambda db: prompt_bank.remove_all_prompts(db, actor()))
         else:
             count = opened.database.write(lambda db: _remove(db, numbers or []))
     typer.echo(f"{count} prompts removed.")
 
 
 def _remove(db: Connection, numbers: list[int]) -> int:
-    return len([tastings.remove_prompt(db, number, actor()) for number in dict.fromkeys(numbers)])
+    return len([prompt_bank.remove_prompt(db, number, actor()) for number in dict.fromkeys(numbers)])
 
 
 @tasting.command("start")
@@ -128,7 +129,7 @@ def start(
         typer.Option(
             "--count",
             min=1,
-            max=tastings.MAX_PROMPTS,
+            max=prompt_bank.MAX_PROMPTS,
             help="How many prompts.",
             show_default="all that the present adapter has not answered yet",
         ),
@@ -248,13 +249,11 @@ def _prompts(opened: Session, file: Path) -> tuple[list[NewPrompt], str]:
     """Return the prompts, and what was left out as a text."""
     if str(file) != "-":
         found = prompts_in(file, opened)
-        authors = [prompt.author.user_id if prompt.author else None for prompt in found.prompts]
-        texts = [prompt.text for prompt in found.prompts]
-        return list(map(NewPrompt, texts, authors)), found.left_out
+        return list(map(new_prompt, found.prompts)), found.left_out
     text = sys.stdin.read(MAX_TEXT_BYTES)
     if is_data(text):
         raise UsageError("That is data, not prompts with one per line: save it to a file and name the file.")
-    if not (lines := tastings.lines_of(text)):
+    if not (lines := prompt_bank.lines_of(text)):
         raise UsageError("There are no prompts in it: write one per line.")
     return list(map(NewPrompt, lines)), ""
 

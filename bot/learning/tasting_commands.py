@@ -25,8 +25,9 @@ from bot.ui.interactions import (
     with_error_reply,
 )
 from storage.db.database import Connection
-from storage.feedback import tastings
-from storage.feedback.tastings import Added, BankPrompt, Progress, Tasting
+from storage.feedback import prompt_bank, tastings
+from storage.feedback.prompt_bank import Added, BankPrompt
+from storage.feedback.tastings import Progress, Tasting
 from storage.imports.prompts import holds_json
 from storage.learning import adapters
 
@@ -97,12 +98,12 @@ async def store_prompts(interaction: Interaction, services: Services, _: str, te
 
 
 async def _add(services: Services, text: str, user_id: int) -> str:
-    lines = tastings.lines_of(text)
+    lines = prompt_bank.lines_of(text)
     # Pasted data: its lines are no prompts, and a file of it goes through `strop tasting add`.
     if not lines or holds_json(text):
         return tr(UNFIT)
     return describe_added(
-        await services.database.awrite(lambda db: tastings.add_prompts(db, lines, str(user_id)))
+        await services.database.awrite(lambda db: prompt_bank.add_prompts(db, lines, str(user_id)))
     )
 
 
@@ -111,8 +112,8 @@ def describe_added(added: Added) -> str:
     pieces = [
         tr(ADDED, count=added.new),
         tr(KNOWN, count=added.known) if added.known else "",
-        tr(TOO_LONG, count=added.too_long, limit=tastings.MAX_PROMPT) if added.too_long else "",
-        tr(BANK_FULL, count=added.over, limit=tastings.MAX_PROMPTS) if added.over else "",
+        tr(TOO_LONG, count=added.too_long, limit=prompt_bank.MAX_PROMPT) if added.too_long else "",
+        tr(BANK_FULL, count=added.over, limit=prompt_bank.MAX_PROMPTS) if added.over else "",
     ]
     return " ".join(filter(None, pieces))
 
@@ -122,7 +123,7 @@ def describe_added(added: Added) -> str:
 async def list_prompts(interaction: Interaction) -> None:
     """List the bank."""
     await interaction.response.defer(ephemeral=True, thinking=True)
-    bank = await interaction.client.services.database.aread(tastings.prompts)
+    bank = await interaction.client.services.database.aread(prompt_bank.prompts)
     await say(interaction, _listed(bank) if bank else tr(EMPTY_BANK))
 
 
@@ -145,7 +146,7 @@ async def remove(interaction: Interaction, prompt: int) -> None:
     await interaction.response.defer(ephemeral=True, thinking=True)
     actor = str(interaction.user.id)
     gone = await interaction.client.services.database.awrite(
-        lambda db: tastings.remove_prompt(db, prompt, actor)
+        lambda db: prompt_bank.remove_prompt(db, prompt, actor)
     )
     await say(interaction, tr(REMOVED, prompt=_short(gone.text)))
 
@@ -155,7 +156,7 @@ async def remove(interaction: Interaction, prompt: int) -> None:
 async def _prompt_choices(interaction: Interaction, typed: str | int) -> list[app_commands.Choice[int]]:
     if not interaction.client.is_operator(interaction.user.id):
         return []
-    bank = await interaction.client.services.database.aread(tastings.prompts)
+    bank = await interaction.client.services.database.aread(prompt_bank.prompts)
     wanted = str(typed).casefold()
     fitting = [prompt for prompt in bank if wanted in f"{prompt.id} {prompt.text}".casefold()]
     return [
@@ -174,7 +175,7 @@ async def _prompt_choices(interaction: Interaction, typed: str | int) -> list[ap
 @operators_only
 async def start(
     interaction: Interaction,
-    count: app_commands.Range[int, 1, tastings.MAX_PROMPTS] | None = None,
+    count: app_commands.Range[int, 1, prompt_bank.MAX_PROMPTS] | None = None,
     minutes: app_commands.Range[float, tastings.MIN_EVERY_S / 60, tastings.MAX_EVERY_S / 60] | None = None,
     pairs: bool = False,
     again: bool = False,
@@ -297,7 +298,7 @@ class OfferButton(
         """Do what /tasting does, for operators."""
         if not interaction.client.is_operator(interaction.user.id):
             return await say(interaction, tr(NOT_OPERATOR))
-        if not await interaction.client.services.database.aread(tastings.prompts):
+        if not await interaction.client.services.database.aread(prompt_bank.prompts):
             await interaction.response.send_modal(_form())
             return None
         await interaction.response.defer(ephemeral=True, thinking=True)

@@ -28,7 +28,8 @@ from storage.admin.settings import InForce
 from storage.chat import members, replies
 from storage.db.database import Connection
 from storage.feedback import tastings
-from storage.feedback.tastings import BankPrompt, Progress, Tasting
+from storage.feedback.prompt_bank import BankPrompt
+from storage.feedback.tastings import Progress, Tasting
 from storage.imports import imports
 from storage.learning import adapters
 

@@ -18,6 +18,7 @@ from bot.services import Services
 from storage.chat import conversations
 from storage.db.clock import now_ms
 from storage.db.database import Connection
+from storage.feedback import prompt_bank
 
 WINDOW_MS = 3 * 24 * 60 * 60 * 1000
 MOST_MESSAGES = 2000
@@ -62,7 +63,13 @@ class DeletionKeeper:
 
     async def channel_deleted(self, channel_id: int) -> int:
         """Forget every message of a channel or thread that is gone; return how many."""
-        count = await self._services.database.awrite(lambda db: conversations.delete_channel(db, channel_id))
+
+        def work(db: Connection) -> int:
+            return conversations.delete_channel(db, channel_id) + prompt_bank.remove_by_channel(
+                db, channel_id
+            )
+
+        count = await self._services.database.awrite(work)
         if count:
             _log.info("channel.deleted", channel_id=channel_id, messages=count)
         return count

@@ -172,6 +172,14 @@ def reset(db: sqlite_utils.Database, place: Place, actor: str, key: str | None =
     return found
 
 
+def guild_of(db: sqlite_utils.Database, channel_id: int) -> int | None:
+    """Return the server of a channel that has settings of its own, or None."""
+    found: int | None = sql.value(
+        db, "SELECT guild_id FROM settings WHERE channel_id = ? LIMIT 1", (channel_id,)
+    )
+    return found
+
+
 def read_closed_places(db: sqlite_utils.Database) -> "ClosedPlaces":
     """Return where training is switched off today."""
     rows = sql.many(db, "SELECT guild_id, channel_id, value_json FROM settings WHERE key = 'training'")

@@ -8,6 +8,7 @@ from collections.abc import Collection
 
 import sqlite_utils
 
+from storage.admin import settings
 from storage.db import sql
 from storage.db.clock import now_ms
 
@@ -56,6 +57,22 @@ def any_private(db: sqlite_utils.Database, channel_ids: Collection[int]) -> bool
         sql.value(db, "SELECT 1 FROM channels WHERE channel_id = ? AND public = 0", (channel_id,)) is not None
         for channel_id in channel_ids
     )
+
+
+def objection(
+    db: sqlite_utils.Database, channel_id: int, guild_id: int | None, parent_channel_id: int | None
+) -> str | None:
+    """Return why nothing that was written in a channel may train today (a code of eligibility), or None.
+
+    The server and a thread's parent are looked up where the caller doesn't know them.
+    """
+    seen = sql.one(db, "SELECT guild_id, parent_channel_id FROM channels WHERE channel_id = ?", (channel_id,))
+    home = parent_channel_id or (seen and seen["parent_channel_id"]) or channel_id
+    if any_private(db, {channel_id, home}):
+        return "not_public"
+    if guild_id is None:
+        guild_id = (seen and seen["guild_id"]) or settings.guild_of(db, home) or 0
+    return "channel_opted_out" if (guild_id, home) in settings.read_closed_places(db) else None
 
 
 def spoken_in(db: sqlite_utils.Database) -> list[int]:

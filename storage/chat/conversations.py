@@ -265,16 +265,20 @@ def delete_message(db: sqlite_utils.Database, discord_id: int) -> bool:
     message = by_discord_id(db, discord_id)
     if message is None or message.deleted_ms is not None:
         return False
-    for message_id in _versions(db, message.id):
+    _forget(db, message.id)
+    return True
+
+
+def _forget(db: sqlite_utils.Database, message_id: int) -> None:
+    for version_id in _versions(db, message_id):
         sql.change(
             db,
             """UPDATE messages SET content = '', attached_text = '', deleted_ms = coalesce(deleted_ms, ?)
                WHERE id = ?""",
-            (now_ms(), message_id),
+            (now_ms(), version_id),
         )
         for statement in _FORGET_QUOTES.split("\n\n"):
-            sql.change(db, statement, {"id": message_id, "now": now_ms()})
-    return True
+            sql.change(db, statement, {"id": version_id, "now": now_ms()})
 
 
 # Copies of the message in prompts, and in pairs that members vote on.
@@ -286,16 +290,18 @@ WHERE reply_id IN (SELECT reply_id FROM reply_context WHERE message_id = :id)"""
 
 
 def delete_channel(db: sqlite_utils.Database, channel_id: int) -> int:
-    """Forget every message of a channel that is gone; return how many there were."""
+    """Forget every message of a channel that is gone, imported ones too; return how many there were."""
     rows = sql.many(
         db,
-        """SELECT messages.discord_id FROM conversations
+        """SELECT messages.id FROM conversations
            JOIN messages ON messages.conversation_id = conversations.id
-           WHERE coalesce(messages.channel_id, conversations.channel_id) = ? AND messages.deleted_ms IS NULL
-                 AND messages.discord_id IS NOT NULL""",
+           WHERE coalesce(messages.channel_id, conversations.channel_id) = ?
+                 AND messages.deleted_ms IS NULL""",
         (channel_id,),
     )
-    return sum(delete_message(db, row["discord_id"]) for row in rows)
+    for row in rows:
+        _forget(db, row["id"])
+    return len(rows)
 
 
 def visible_since(db: sqlite_utils.Database, since_ms: int, limit: int) -> list[tuple[int, int]]:

@@ -753,6 +753,20 @@ CREATE TABLE parts_on_their_way (
     )
 
 
+def m0035_channels_of_prompts(db: sqlite_utils.Database) -> None:
+    """Where on Discord a prompt of the bank was written: its channel's settings hold for it."""
+    _run(
+        db,
+        """
+ALTER TABLE tasting_prompts ADD COLUMN guild_id INTEGER
+
+ALTER TABLE tasting_prompts ADD COLUMN channel_id INTEGER
+
+ALTER TABLE tasting_prompts ADD COLUMN parent_channel_id INTEGER
+""",
+    )
+
+
 for _step in (
     m0001_people_and_conversations,
     m0002_replies_and_ratings,
@@ -772,5 +786,6 @@ for _step in (
     m0032_reported_outcomes,
     m0033_origins_of_prompts,
     m0034_parts_on_their_way,
+    m0035_channels_of_prompts,
 ):
     steps()(_step)

@@ -42,6 +42,13 @@ def insert(db: sqlite_utils.Database, table: str, values: Mapping[str, Any], *, 
     return int(cursor.lastrowid or 0)
 
 
+def insert_many(db: sqlite_utils.Database, table: str, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Insert rows that all have the first one's columns, inside the caller's transaction."""
+    if rows:
+        columns, marks = ", ".join(rows[0]), ", ".join(f":{column}" for column in rows[0])
+        db.conn.executemany(f"INSERT INTO {table} ({columns}) VALUES ({marks})", rows)
+
+
 def change(db: sqlite_utils.Database, statement: str, parameters: Parameters = ()) -> int:
     """Run one INSERT, UPDATE or DELETE inside the caller's transaction; return the rows it touched."""
     return int(db.conn.execute(statement, parameters).rowcount)

@@ -6,24 +6,21 @@ is nobody, which is how everything around replies goes on knowing whose words th
 """
 
 import secrets
-import unicodedata
-from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
 
 import sqlite_utils
 
 from storage.admin import audit
-from storage.chat.splits import near_duplicate_key
 from storage.db import sql
 from storage.db.clock import now_ms
 from storage.errors import TastingError, UnknownRowError
+from storage.feedback import prompt_bank
+from storage.feedback.prompt_bank import BankPrompt
 from storage.sentences import Sentence
 
 State = Literal["running", "done", "stopped"]
 
-MAX_PROMPT = 2000
-MAX_PROMPTS = 2000
 MIN_EVERY_S = 5.0
 MAX_EVERY_S = 24 * 3600.0
 DEFAULT_EVERY_S = 300.0
@@ -34,40 +31,6 @@ OFFER = Sentence(
     "Or start a tasting: I answer prompts of your own in a channel (`/tasting`, `strop tasting`), so that "
     "nobody's messages are trained on and only those who rate have to opt in."
 )
-
-
-@dataclass(frozen=True, slots=True)
-class NewPrompt:
-    """A prompt to add. `author_id` names whose words it is, where it is a member's of Discord."""
-
-    text: str
-    author_id: int | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class BankPrompt:
-    """One prompt of the bank; `asked` says how often it was asked, anywhere.
-
-    With an `author_id` it is a member's words, and with an `import_id` it came in a file.
-    """
-
-    id: int
-    text: str
-    key: str
-    created_ms: int
-    author_id: int | None = None
-    import_id: int | None = None
-    asked: int = 0
-
-
-@dataclass(frozen=True, slots=True)
-class Added:
-    """What became of prompts that were handed in."""
-
-    new: int
-    known: int
-    too_long: int
-    over: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,88 +64,6 @@ class Progress:
     raters: int
 
 
-# ------------------------------------------------------------------ the prompt bank
-
-
-def lines_of(text: str) -> list[str]:
-    """Return the prompts of a text that holds one a line; empty lines and comments (#) are none."""
-    plain = (
-        "".join(c for c in line if c == "\t" or unicodedata.category(c) != "Cc") for line in text.splitlines()
-    )
-    return [stripped for line in plain if (stripped := line.strip()) and not stripped.startswith("#")]
-
-
-def add_prompts(db: sqlite_utils.Database, texts: Iterable[str], actor: str) -> Added:
-    """Add an operator's own prompts to the bank; see `add`."""
-    return add(db, map(NewPrompt, texts), actor)
-
-
-def add(
-    db: sqlite_utils.Database, found: Iterable[NewPrompt], actor: str, *, import_id: int | None = None
-) -> Added:
-    """Add prompts to the bank. One that differs from another only in case or punctuation is known already."""
-    new = known = too_long = over = 0
-    held = int(sql.value(db, "SELECT count(*) FROM tasting_prompts"))
-    for each in found:
-        if len(each.text) > MAX_PROMPT:
-            too_long += 1
-            continue
-        key = near_duplicate_key(each.text)
-        if sql.value(db, "SELECT 1 FROM tasting_prompts WHERE key = ?", (key,)):
-            known += 1
-        elif held + new >= MAX_PROMPTS:
-            over += 1
-        else:
-            values = {"text": each.text, "key": key, "created_ms": now_ms(), "author_id": each.author_id}
-            sql.insert(db, "tasting_prompts", {**values, "import_id": import_id})
-            new += 1
-    if new:
-        audit.record(db, actor, "tasting.add", {"prompts": new})
-    return Added(new, known, too_long, over)
-
-
-def remove_prompt(db: sqlite_utils.Database, prompt_id: int, actor: str) -> BankPrompt:
-    """Take a prompt out of the bank; what was asked and rated stays. Raises UnknownRowError."""
-    found = next((prompt for prompt in prompts(db) if prompt.id == prompt_id), None)
-    if found is None:
-        raise UnknownRowError("There is no prompt {prompt}.", prompt=prompt_id)
-    sql.change(db, "DELETE FROM tasting_prompts WHERE id = ?", (prompt_id,))
-    audit.record(db, actor, "tasting.remove", {"prompt": prompt_id})
-    return found
-
-
-def remove_all_prompts(db: sqlite_utils.Database, actor: str) -> int:
-    """Empty the bank; return how many prompts were in it."""
-    gone = sql.change(db, "DELETE FROM tasting_prompts")
-    if gone:
-        audit.record(db, actor, "tasting.remove", {"prompts": gone})
-    return gone
-
-
-def remove_imported(db: sqlite_utils.Database, import_id: int) -> int:
-    """Take the prompts of an import out of the bank; return how many there were."""
-    return sql.change(db, "DELETE FROM tasting_prompts WHERE import_id = ?", (import_id,))
-
-
-def remove_by_author(db: sqlite_utils.Database, user_id: int) -> int:
-    """Take a member's words out of the bank; return how many prompts they were."""
-    return sql.change(db, "DELETE FROM tasting_prompts WHERE author_id = ?", (user_id,))
-
-
-def prompts(db: sqlite_utils.Database) -> list[BankPrompt]:
-    """Return the bank, in the order in which prompts were added."""
-    rows = sql.many(
-        db,
-        """SELECT tasting_prompts.*,
-                  (SELECT count(*) FROM tasting_turns WHERE tasting_turns.key = tasting_prompts.key) AS asked
-           FROM tasting_prompts ORDER BY id""",
-    )
-    return [BankPrompt(**row) for row in rows]
-
-
-# ------------------------------------------------------------------ tastings
-
-
 def start(
     db: sqlite_utils.Database,
     *,
@@ -203,7 +84,7 @@ def start(
     """
     if running_in(db, channel_id) is not None:
         raise TastingError("A tasting is on in this channel already: stop it first.")
-    bank = prompts(db)
+    bank = prompt_bank.askable(db)
     if not bank:
         raise TastingError("There are no prompts yet: add some first.")
     known = _answered_keys(db, scope, base_hash, champion_id)
@@ -218,7 +99,7 @@ def start(
         "guild_id": guild_id,
         "channel_id": channel_id,
         "scope": scope,
-        "wanted": min(wanted or left, MAX_PROMPTS) if again else min(wanted or left, left),
+        "wanted": min(wanted or left, prompt_bank.MAX_PROMPTS) if again else min(wanted or left, left),
         "every_s": min(max(every_s, MIN_EVERY_S), MAX_EVERY_S),
         "pairs": int(pairs),
         "again": int(again),
@@ -273,7 +154,7 @@ def take_turn(
     here = _asked_here(db, tasting_id)
     left = [
         prompt
-        for prompt in prompts(db)
+        for prompt in prompt_bank.askable(db)
         if tasting.again or (prompt.key not in known and prompt.key not in here)
     ]
     if not left:

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
 from storage.chat.splits import assign_split, near_duplicate_key
-from storage.feedback import tastings
+from storage.feedback import prompt_bank
 from storage.imports.examples import Example, Prompt, Unusable
 
 MAX_CHARACTERS = 24_000
@@ -29,9 +29,11 @@ REASONS = {
     "question_missing": "reply to a message that isn't in the file",
     "too_short": "are too short to ask",
     "private": "were written in direct messages or private threads, which never train",
+    "not_public": "were written in channels that not everybody can read",
+    "channel_opted_out": "were written where training is switched off (/settings)",
     "no_consent": "are of members who have not opted in with /privacy",
-    "prompt_too_long": f"are longer than {tastings.MAX_PROMPT:,} characters",
-    "bank_full": f"did not fit: the bank holds {tastings.MAX_PROMPTS:,} prompts",
+    "prompt_too_long": f"are longer than {prompt_bank.MAX_PROMPT:,} characters",
+    "bank_full": f"did not fit: the bank holds {prompt_bank.MAX_PROMPTS:,} prompts",
 }
 # The marks of common chat templates. Each alternative is bounded, so that no text makes the search slow.
 _CONTROL = re.compile(r"<\|[\w.-]{1,40}\|>|\[/?INST\]|<</?SYS>>|</?s>|<(?:start|end)_of_turn>")

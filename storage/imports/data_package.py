@@ -19,8 +19,8 @@ from pathlib import Path
 from typing import IO, Any
 
 from storage.errors import ImportFileError
-from storage.imports.discord_export import discord_prompt
-from storage.imports.examples import Author, Prompt, Unusable
+from storage.imports.discord_export import discord_id, discord_prompt
+from storage.imports.examples import Author, Channel, Prompt, Unusable
 from storage.imports.json_scanner import JsonScanner
 from storage.imports.reading import MAX_EXPANSION, Record, translated
 
@@ -67,24 +67,25 @@ class DataPackage:
         """Return whose messages these are. Raises ImportFileError where the package doesn't say."""
         for name in filter(_ACCOUNT.fullmatch, self.names):
             account = self._small(name)
-            if isinstance(account, dict) and str(account.get("id", "")).isdecimal():
-                return Author(
-                    int(account["id"]), str(account.get("global_name") or account.get("username") or "")
-                )
+            owner_id = discord_id(account.get("id")) if isinstance(account, dict) else None
+            if owner_id is not None:
+                return Author(owner_id, str(account.get("global_name") or account.get("username") or ""))
         raise ImportFileError(
             f"{self.path} has no user.json of the account: whose messages these are isn't known, "
             "so nobody's consent can be asked."
         )
 
     def records(self) -> Iterator[Record]:
-        """Yield each message with `private` beside it: whether it was written where not everybody reads."""
+        """Yield each message with its channel, and `private`: whether not everybody reads that."""
         with translated(self.path):
             for channel in self._channels:
                 facts = self._small(channel[0])
                 private = not isinstance(facts, dict) or not facts.get("guild") or _kind(facts) not in _OPEN
+                channel_id = discord_id(channel["id"])
+                where = None if channel_id is None else Channel(_guild_id(facts), channel_id)
                 for number, message in enumerate(self._messages(channel["folder"]), 1):
                     place = f"channel {channel['id']}, message {number}"
-                    yield Record({"message": message, "private": private}, place)
+                    yield Record({"message": message, "private": private, "channel": where}, place)
 
     def _messages(self, folder: str) -> Iterator[Any]:
         if f"{folder}/messages.json" in self.names:
@@ -116,11 +117,16 @@ def read(owner: Author, record: Record) -> Iterator[Prompt | Unusable]:
     elif not isinstance(message, dict) or not isinstance(message.get("Contents"), str):
         yield Unusable(record.place, "no_prompt")
     else:
-        yield discord_prompt(message["Contents"], record.place, owner)
+        yield discord_prompt(message["Contents"], record.place, owner, record.value["channel"])
 
 
 def _kind(channel: dict[str, Any]) -> str:
     return str(channel.get("type"))
+
+
+def _guild_id(channel: object) -> int | None:
+    guild = channel.get("guild") if isinstance(channel, dict) else None
+    return discord_id(guild.get("id")) if isinstance(guild, dict) else None
 
 
 def _names(path: Path) -> Iterator[str]:

@@ -8,12 +8,15 @@ permission nothing of it trains, whoever exported it.
 
 from __future__ import annotations
 
+import re
 from collections import OrderedDict
 from collections.abc import Collection, Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
+from storage.chat.members import UNKNOWN_AUTHOR_ID
 from storage.errors import ImportFileError
-from storage.imports.examples import Author, Example, Prompt, Turn, Unusable
+from storage.imports.examples import Author, Channel, Example, Prompt, Turn, Unusable
 from storage.imports.reading import Record
 
 # Messages that a later one may still refer to.
@@ -25,6 +28,11 @@ _PRIVATE = frozenset({"DirectTextChat", "DirectGroupTextChat", "GuildPrivateThre
 # Shorter ones are hardly ever anything to ask: "ok", "same here".
 MIN_PROMPT = 12
 _TABLE = frozenset({"AuthorID", "Author", "Date", "Content"})
+# Kinds of channels whose "category" is the channel that they hang on.
+_THREADS = frozenset({"GuildNewsThread", "GuildPublicThread"})
+# How an export is named unless somebody names it: "Server - Category - channel [id].csv".
+MAX_DIGITS = 20
+_ID_IN_NAME = re.compile(r"\[(\d{17,20})\]")
 
 
 def matches(outline: object) -> bool:
@@ -41,31 +49,60 @@ def check_public(outline: Mapping[str, Any]) -> None:
         )
 
 
+def channel_of(outline: Mapping[str, Any]) -> Channel | None:
+    """Return the channel that an export as JSON is of; None where it has no id."""
+    facts = outline.get("channel")
+    if not isinstance(facts, Mapping) or (channel_id := discord_id(facts.get("id"))) is None:
+        return None
+    guild = outline.get("guild")
+    guild_id = discord_id(guild.get("id")) if isinstance(guild, Mapping) else None
+    parent = discord_id(facts.get("categoryId")) if facts.get("type") in _THREADS else None
+    return Channel(guild_id, channel_id, parent)
+
+
+def channel_of_name(path: Path) -> Channel | None:
+    """Return the channel that an export as CSV is of, which only its name says; None where it doesn't."""
+    found = _ID_IN_NAME.search(path.name)
+    channel_id = discord_id(found[1]) if found else None
+    return Channel(None, channel_id) if channel_id is not None else None
+
+
+def discord_id(value: object) -> int | None:
+    """Return an id as Discord gives it, a positive number of 63 bits; None for anything else."""
+    text = str(value)
+    number = int(text) if text.isascii() and text.isdecimal() and len(text) <= MAX_DIGITS else 0
+    return number if 0 < number < 1 << 63 else None
+
+
 def matches_table(first: object) -> bool:
     """Return whether a row is of an export as CSV."""
     return isinstance(first, Mapping) and first.keys() >= _TABLE
 
 
-def read_table(record: Record) -> Iterator[Prompt | Unusable]:
+def read_table(channel: Channel | None, record: Record) -> Iterator[Prompt | Unusable]:
     """Yield the message of a row of an export as CSV as a prompt."""
     row = record.value
-    author = str(row.get("AuthorID") or "")
-    if not author.isdecimal() or not isinstance(row.get("Content"), str):
+    author = discord_id(row.get("AuthorID"))
+    if author is None or not isinstance(row.get("Content"), str):
         yield Unusable(record.place, "no_prompt")
     else:
-        yield discord_prompt(row["Content"], record.place, Author(int(author), str(row.get("Author") or "")))
+        writer = Author(author, str(row.get("Author") or ""))
+        yield discord_prompt(row["Content"], record.place, writer, channel)
 
 
-def discord_prompt(content: str, place: str, author: Author) -> Prompt | Unusable:
+def discord_prompt(content: str, place: str, author: Author, channel: Channel | None) -> Prompt | Unusable:
     """Return a member's message as a prompt, if there is something to ask in it."""
     text = content.strip()
-    return Prompt(text, place, author) if len(text) >= MIN_PROMPT else Unusable(place, "too_short")
+    return Prompt(text, place, author, channel) if len(text) >= MIN_PROMPT else Unusable(place, "too_short")
 
 
 class DiscordExport:
     """A reader with the memory that replies need: each refers to an earlier message."""
 
-    def __init__(self, rating_up: Collection[str], rating_down: Collection[str]) -> None:
+    def __init__(
+        self, rating_up: Collection[str], rating_down: Collection[str], channel: Channel | None = None
+    ) -> None:
+        self._channel = channel
         self._up = frozenset(rating_up)
         self._down = frozenset(rating_down)
         self._seen: OrderedDict[str, tuple[Mapping[str, Any], str | None]] = OrderedDict()
@@ -86,7 +123,10 @@ class DiscordExport:
         elif parent not in self._seen:
             yield Unusable(record.place, "question_missing")
         else:
-            yield self._example(message, parent, record.place)
+            try:
+                yield self._example(message, parent, record.place)
+            except (ValueError, TypeError, AttributeError):
+                yield Unusable(record.place, "not_messages")
 
     def _remember(self, message_id: str, message: Mapping[str, Any], parent: str | None) -> None:
         self._seen[message_id] = (message, parent)
@@ -105,7 +145,8 @@ class DiscordExport:
             # Somebody who answers themselves: their own earlier message is what was asked.
             prompt = (*prompt[:-1], Turn("user", prompt[-1].content, prompt[-1].author))
         liked, disliked, raters = self._reactions(message)
-        return Example(prompt, _turn(message, "assistant"), place, liked, disliked, raters=raters)
+        answer = _turn(message, "assistant")
+        return Example(prompt, answer, place, liked, disliked, raters=raters, channel=self._channel)
 
     def _reactions(self, message: Mapping[str, Any]) -> tuple[int, int, tuple[tuple[Author, int], ...]]:
         counts = {1: 0, -1: 0}
@@ -128,4 +169,6 @@ def _author(message: Mapping[str, Any]) -> Author:
 
 
 def _person(value: Mapping[str, Any]) -> Author:
-    return Author(int(value.get("id") or 0), str(value.get("nickname") or value.get("name") or ""))
+    # Who isn't named can't have opted in.
+    user_id = discord_id(value.get("id")) or UNKNOWN_AUTHOR_ID
+    return Author(user_id, str(value.get("nickname") or value.get("name") or ""))

@@ -26,6 +26,18 @@ class Author:
 
 
 @dataclass(frozen=True, slots=True)
+class Channel:
+    """Where on Discord something was written, by ids; `guild_id` None where the file doesn't say it.
+
+    Whether it may train depends on that channel's settings; a thread has its parent's.
+    """
+
+    guild_id: int | None
+    channel_id: int
+    parent_channel_id: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Example:
     """An answer to a prompt.
 
@@ -41,6 +53,7 @@ class Example:
     disliked: int = 0
     better: str | None = None
     raters: tuple[tuple[Author, int], ...] = field(default=())
+    channel: Channel | None = None
 
     @property
     def rated(self) -> bool:
@@ -56,7 +69,7 @@ class Example:
     def opening(self) -> Prompt:
         """What the conversation began with."""
         first = next(turn for turn in self.prompt if turn.role == "user")
-        return Prompt(first.content.strip(), self.place, first.author)
+        return Prompt(first.content.strip(), self.place, first.author, self.channel)
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +79,7 @@ class Prompt:
     text: str
     place: str
     author: Author | None = None
+    channel: Channel | None = None
 
 
 @dataclass(frozen=True, slots=True)

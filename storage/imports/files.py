@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import zipfile
 from collections.abc import Callable, Collection, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -100,19 +100,27 @@ def recognise(
     if path.is_dir() or (path.is_file() and zipfile.is_zipfile(path)):
         return _package(path)
     source = reading.open_source(path, encoding)
-    outline = reading.outline(source)
+    outline = reading.outline(source) if source.layout == "json-object" else {}
+    if source.layout == "json-object" and not discord_export.matches(outline):
+        # One record that takes many lines, or a first line that is too long to be known as one.
+        source = replace(source, layout="json-values")
     one = partial(ImportFile, source, records=partial(reading.records, source), parts=(path,))
-    if discord_export.matches(outline):
+    if source.layout == "json-object":
         discord_export.check_public(outline)
+        channel = discord_export.channel_of(outline)
         return one(
-            "discord", DISCORD_TITLE, lambda: discord_export.DiscordExport(rating_up, rating_down).read
+            "discord",
+            DISCORD_TITLE,
+            lambda: discord_export.DiscordExport(rating_up, rating_down, channel).read,
         )
     if columns:
         named = formats.columns_reader(**columns)
         return one("columns", "a table with columns", lambda: named)
-    if discord_export.matches_table(outline):
-        return one("discord-csv", DISCORD_TITLE, lambda: discord_export.read_table, prompts_only=True)
-    known = formats.recognise(outline)
+    first = reading.first_record(source)
+    if discord_export.matches_table(first):
+        read = partial(discord_export.read_table, discord_export.channel_of_name(path))
+        return one("discord-csv", DISCORD_TITLE, lambda: read, prompts_only=True)
+    known = formats.recognise(first)
     return one(known.name, known.title, lambda: known.read, prompts_only=known is formats.PROMPTS)
 
 

@@ -79,6 +79,57 @@ def look(found: ImportFile, told: Told = lambda _: None) -> Summary:
     return summary
 
 
+@dataclass(frozen=True, slots=True)
+class _Intake:
+    """A file that was looked through and is being stored: as what, by which right, and who is told."""
+
+    database: Database
+    found: ImportFile
+    before: State
+    summary: Summary
+    begun: Import
+    statement: Statement
+    told: Told
+
+    def store(self) -> None:
+        """Store all of the file. Raises ImportFileError where it changed meanwhile or may not be used."""
+        if self.found.prompts_only:
+            self._store_prompts()
+        else:
+            self._store_examples()
+
+    def _store_examples(self) -> None:
+        count, clock = 0, _Clock(self.told)
+        for batch in batches(_usable(self.found.examples()), BATCH):
+            _check_same(self.found, self.before)
+            self.database.write(
+                partial(
+                    imports.store,
+                    found=self.begun,
+                    examples=batch,
+                    permission_reference=self.statement.permission_reference,
+                )
+            )
+            count += len(batch)
+            clock.tell(count, min(count / max(self.summary.usable, 1), 1.0))
+        _check_same(self.found, self.before)
+
+    def _store_prompts(self) -> None:
+        """Put the prompts into the bank at once: it holds a few thousand, of however many there are."""
+        prompts = list(_usable(self.found.prompts()))
+        _check_same(self.found, self.before)
+        left_out = self.database.write(
+            partial(
+                imports.store_prompts,
+                found=self.begun,
+                prompts=prompts,
+                permission_reference=self.statement.permission_reference,
+            )
+        )
+        self.summary.left_out.update(left_out)
+        _Clock(self.told).tell(len(prompts), 1.0)
+
+
 def take_in(
     database: Database,
     found: ImportFile,
@@ -105,62 +156,12 @@ def take_in(
             actor=statement.actor,
         )
     )
-    store = _store_prompts if found.prompts_only else _store_examples
     try:
-        store(database, found, before, summary, begun, statement, told)
+        _Intake(database, found, before, summary, begun, statement, told).store()
     except ImportFileError:
         database.write(lambda db: imports.abandon(db, begun.id))
         raise
     return database.write(lambda db: imports.finish(db, begun.id, summary.left_out))
-
-
-def _store_examples(
-    database: Database,
-    found: ImportFile,
-    before: State,
-    summary: Summary,
-    begun: Import,
-    statement: Statement,
-    told: Told,
-) -> None:
-    count, clock = 0, _Clock(told)
-    for batch in batches(_usable(found.examples()), BATCH):
-        _check_same(found, before)
-        database.write(
-            partial(
-                imports.store,
-                found=begun,
-                examples=batch,
-                permission_reference=statement.permission_reference,
-            )
-        )
-        count += len(batch)
-        clock.tell(count, min(count / max(summary.usable, 1), 1.0))
-    _check_same(found, before)
-
-
-def _store_prompts(
-    database: Database,
-    found: ImportFile,
-    before: State,
-    summary: Summary,
-    begun: Import,
-    statement: Statement,
-    told: Told,
-) -> None:
-    """Put the prompts into the bank at once: it holds a few thousand, of however many there are."""
-    prompts = list(_usable(found.prompts()))
-    _check_same(found, before)
-    stored = database.write(
-        partial(
-            imports.store_prompts,
-            found=begun,
-            prompts=prompts,
-            permission_reference=statement.permission_reference,
-        )
-    )
-    summary.left_out.update(stored)
-    _Clock(told).tell(len(prompts), 1.0)
 
 
 def _check_same(found: ImportFile, before: State) -> None:

@@ -53,6 +53,11 @@ class JsonScanner:
                 return
             self._expect(",")
 
+    def values(self) -> Iterator[Any]:
+        """Yield the values that stand one after the other, with space between them or none."""
+        while self._peek():
+            yield self._value()
+
     def _expect(self, wanted: str) -> None:
         if self._peek() != wanted:
             raise json.JSONDecodeError(f"{wanted} is missing", self._text[:80], 0)
@@ -74,11 +79,11 @@ class JsonScanner:
                 value, end = self._decoder.raw_decode(self._text, self._at)
                 # A number may go on in what isn't read yet.
                 if end < len(self._text) or not self._more():
+                    _check_length(end - self._at)
                     self._at = end
                     return value
             except json.JSONDecodeError:
-                if len(self._text) - self._at > MAX_RECORD:
-                    raise ImportFileError(f"A record is longer than {MAX_RECORD:,} characters.") from None
+                _check_length(len(self._text) - self._at)
                 # Twice as much each time: an element is parsed a few times, however long it is.
                 wanted = max(wanted, len(self._text) - self._at)
                 if not self._more(wanted):
@@ -90,3 +95,8 @@ class JsonScanner:
         self._text = self._text[self._at :] + read
         self._at = 0
         return bool(read)
+
+
+def _check_length(length: int) -> None:
+    if length > MAX_RECORD:
+        raise ImportFileError(f"A record is longer than {MAX_RECORD:,} characters.")

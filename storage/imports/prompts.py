@@ -9,10 +9,12 @@ from pathlib import Path
 
 import sqlite_utils
 
-from storage.chat import members
+from storage.chat import channels, members
 from storage.errors import ImportFileError
+from storage.feedback.prompt_bank import NewPrompt
 from storage.imports import files
-from storage.imports.examples import Prompt, Unusable
+from storage.imports.checks import REASONS
+from storage.imports.examples import Channel, Prompt, Unusable
 
 # What is read from standard input at most.
 MAX_TEXT_BYTES = 4 * 1024 * 1024
@@ -41,14 +43,14 @@ def read_prompts(path: Path) -> tuple[list[Prompt], Counter[str]]:
 
 def permitted(
     db: sqlite_utils.Database, prompts: Iterable[Prompt], permission_reference: str
-) -> tuple[list[Prompt], int]:
-    """Return the prompts that may be asked, and how many are of members who have not opted in.
+) -> tuple[list[Prompt], Counter[str]]:
+    """Return the prompts that may be asked, and how many may not, by reason (checks.REASONS).
 
-    What a member wrote on Discord needs Discord's recorded permission and that member's own. Raises
-    ImportFileError where there is no permission.
+    What a member wrote on Discord needs Discord's recorded permission and that member's own, and a channel
+    whose words may train. Raises ImportFileError where there is no permission.
     """
     allowed: list[Prompt] = []
-    unwilling = 0
+    left_out: Counter[str] = Counter()
     for prompt in prompts:
         if prompt.author is None:
             allowed.append(prompt)
@@ -56,11 +58,35 @@ def permitted(
         if not permission_reference:
             raise ImportFileError(NO_PERMISSION)
         member = members.get(db, prompt.author.user_id)
-        if member is not None and member.consent == "in":
-            allowed.append(prompt)
+        if member is None or member.consent != "in":
+            left_out["no_consent"] += 1
+        elif (objection := _objection_to_place(db, prompt.channel)) is not None:
+            left_out[objection] += 1
         else:
-            unwilling += 1
-    return allowed, unwilling
+            allowed.append(prompt)
+    return allowed, left_out
+
+
+def nobody_permits(left_out: Counter[str]) -> str:
+    """Return the sentence for prompts of members none of which may be asked."""
+    if left_out.keys() == {"no_consent"}:
+        return "Nobody whose messages these are has opted in with /privacy: nothing was taken."
+    reasons = "; ".join(f"{count} {REASONS[reason]}" for reason, count in left_out.most_common())
+    return f"None of these messages may be asked: {reasons}."
+
+
+def new_prompt(prompt: Prompt) -> NewPrompt:
+    """Return a prompt as the bank takes it, with where it was written."""
+    author_id = None if prompt.author is None else prompt.author.user_id
+    if (where := prompt.channel) is None:
+        return NewPrompt(prompt.text, author_id)
+    return NewPrompt(prompt.text, author_id, where.guild_id, where.channel_id, where.parent_channel_id)
+
+
+def _objection_to_place(db: sqlite_utils.Database, where: Channel | None) -> str | None:
+    if where is None:
+        return None
+    return channels.objection(db, where.channel_id, where.guild_id, where.parent_channel_id)
 
 
 def is_data(start: str) -> bool:

@@ -23,10 +23,10 @@ from typing import IO, Any, Literal, cast
 from charset_normalizer import from_bytes
 
 from storage.errors import ImportFileError
-from storage.feedback import tastings
+from storage.feedback import prompt_bank
 from storage.imports.json_scanner import MAX_RECORD, JsonScanner
 
-Layout = Literal["json-array", "json-object", "json-lines", "csv", "text", "package"]
+Layout = Literal["json-array", "json-object", "json-values", "json-lines", "csv", "text", "package"]
 
 MAX_FILE_BYTES = 20 * 1024**3
 # Compressed text shrinks to a tenth; a thousandth is a file that was made to fill a disk.
@@ -98,23 +98,27 @@ def records(source: Source) -> Iterator[Record]:
             scanner = JsonScanner(stream)
             if source.layout == "json-object":
                 scanner.enter_list()
-            for number, value in enumerate(scanner.elements(), 1):
+            values = scanner.values() if source.layout == "json-values" else scanner.elements()
+            for number, value in enumerate(values, 1):
                 yield Record(value, f"record {number}")
 
 
-def outline(source: Source) -> Any:
-    """Return the first record; of an object with a list, what stands before it and its first.
-
-    Raises ImportFileError where there is none.
-    """
+def first_record(source: Source) -> Any:
+    """Return the value of the first record. Raises ImportFileError where there is none."""
     first = next(records(source), None)
     if first is None:
         raise ImportFileError(f"{source.path} holds no records.")
-    if source.layout != "json-object":
-        return first.value
+    return first.value
+
+
+def outline(source: Source) -> dict[str, Any]:
+    """Return what an object holds before its first list, and of that the name; nothing without a list."""
     with translated(source.path), _text(source) as stream:
-        before, name = JsonScanner(stream).enter_list()
-    return {**before, name: [first.value]}
+        try:
+            before, name = JsonScanner(stream).enter_list()
+        except json.JSONDecodeError:
+            return {}
+    return {**before, name: []}
 
 
 def _check_size(path: Path) -> None:
@@ -197,7 +201,7 @@ def _json_lines(stream: IO[str]) -> Iterator[Record]:
 def _prompt_lines(stream: IO[str]) -> Iterator[Record]:
     """Yield the lines of a text that holds a prompt in each; what begins with # is a comment."""
     for number, line in _lines(stream):
-        for text in tastings.lines_of(line):
+        for text in prompt_bank.lines_of(line):
             yield Record(text, f"line {number}")
 
 

@@ -7,7 +7,7 @@ import sqlite_utils
 
 from storage.chat import members
 from storage.db import sql
-from storage.feedback import duels, tastings
+from storage.feedback import duels, prompt_bank
 from storage.learning import eligibility, runs
 from storage.privacy import erasure
 from storage.sentences import Sentence
@@ -24,7 +24,7 @@ def decide(
     """Record a member's decision about training; return whether it changed anything."""
     changed = members.set_consent(db, user_id, consent, actor)
     if changed and consent == "out":
-        tastings.remove_by_author(db, user_id)
+        prompt_bank.remove_by_author(db, user_id)
         close_withdrawn(db, permission_reference)
         _begin_again_without(db, user_id, actor)
     return changed

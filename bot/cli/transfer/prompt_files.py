@@ -11,7 +11,7 @@ from bot.cli.session import Session
 from storage.errors import ImportFileError
 from storage.imports.checks import REASONS
 from storage.imports.examples import Prompt
-from storage.imports.prompts import permitted, read_prompts
+from storage.imports.prompts import nobody_permits, permitted, read_prompts
 
 
 @dataclass(frozen=True)
@@ -33,10 +33,10 @@ def prompts_in(path: Path, opened: Session | None) -> PromptFile:
             if opened is None:
                 raise ImportFileError("Messages from Discord are asked only where their members can opt in.")
             reference = opened.config.discord.training_permission_reference
-            found, unwilling = opened.database.read(lambda db: permitted(db, found, reference))
-            left_out["no_consent"] += unwilling
+            found, reasons = opened.database.read(lambda db: permitted(db, found, reference))
+            left_out.update(reasons)
             if not found:
-                raise ImportFileError(f"Nobody whose messages are in {path} has opted in with /privacy.")
+                raise ImportFileError(nobody_permits(reasons))
     except ImportFileError as error:
         raise UsageError(visible(str(error))) from error
     return PromptFile(

@@ -19,7 +19,7 @@ from bot.operators import NOT_OPERATOR
 from storage.chat import members
 from storage.db import sql
 from storage.db.database import Connection
-from storage.feedback import tastings
+from storage.feedback import prompt_bank, tastings
 from storage.feedback.tastings import Tasting
 from storage.imports import imports
 from storage.imports.examples import Author, Prompt
@@ -185,7 +185,7 @@ def progress(db: Any) -> tastings.Progress:
 async def test_only_operators_use_it(community: Community) -> None:
     for command in ("add", "list", "start", "stop", "status"):
         assert text(await community.bob.slash(community.channel, f"tasting {command}")) == NOT_OPERATOR
-    assert community.services.database.read(tastings.prompts) == []
+    assert community.services.database.read(prompt_bank.prompts) == []
     assert len(community.env.errors) == 5
 
 
@@ -295,7 +295,7 @@ async def test_prompts_are_listed_and_removed_by_choosing(community: Community) 
     assert [choice["name"].partition(": ")[2] for choice in choices] == ["Why do cats purr?"]
     removed = await community.ann.slash(community.channel, "tasting remove", prompt=int(choices[0]["value"]))
     assert text(removed).startswith("Removed: Why do cats purr?")
-    assert len(community.services.database.read(tastings.prompts)) == 2
+    assert len(community.services.database.read(prompt_bank.prompts)) == 2
 
 
 async def test_the_channels_language_and_emoji_are_used(community: Community) -> None:

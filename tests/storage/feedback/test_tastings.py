@@ -8,7 +8,7 @@ from storage.chat import members, replies
 from storage.db import clock, sql
 from storage.db.database import Database
 from storage.errors import TastingError, UnknownRowError
-from storage.feedback import tastings
+from storage.feedback import prompt_bank, tastings
 from storage.feedback.tastings import Tasting
 from tests.storage.conftest import BASE, GUILD, SCOPE, Community, thumb
 
@@ -17,7 +17,7 @@ ids = count(50_000)
 
 
 def bank(db: sqlite_utils.Database, *texts: str) -> None:
-    tastings.add_prompts(db, texts, "test")
+    prompt_bank.add_prompts(db, texts, "test")
 
 
 def begin(
@@ -56,14 +56,14 @@ def ask(db: sqlite_utils.Database, tasting: Tasting, *, answered: bool = True) -
 
 
 def test_prompts_are_one_a_line_without_comments_and_control_characters() -> None:
-    assert tastings.lines_of("# mine\n\n  What is bread? \r\nA\x00B\n") == ["What is bread?", "AB"]
+    assert prompt_bank.lines_of("# mine\n\n  What is bread? \r\nA\x00B\n") == ["What is bread?", "AB"]
 
 
 def test_the_bank_takes_each_prompt_once_and_says_what_it_left_out(database: Database) -> None:
-    given = ["What is bread?", "what is  BREAD", "x" * 2001, *map(str, range(tastings.MAX_PROMPTS))]
-    added = database.write(lambda db: tastings.add_prompts(db, given, "7"))
-    assert (added.new, added.known, added.too_long, added.over) == (tastings.MAX_PROMPTS, 1, 1, 1)
-    assert [each.text for each in database.read(tastings.prompts)[:2]] == ["What is bread?", "0"]
+    given = ["What is bread?", "what is  BREAD", "x" * 2001, *map(str, range(prompt_bank.MAX_PROMPTS))]
+    added = database.write(lambda db: prompt_bank.add_prompts(db, given, "7"))
+    assert (added.new, added.known, added.too_long, added.over) == (prompt_bank.MAX_PROMPTS, 1, 1, 1)
+    assert [each.text for each in database.read(prompt_bank.prompts)[:2]] == ["What is bread?", "0"]
     assert database.read(lambda db: audit.latest(db))[0].action == "tasting.add"
 
 
@@ -174,11 +174,11 @@ def test_a_removed_prompt_leaves_what_was_asked(database: Database) -> None:
         bank(db, "one", "two")
         tasting = begin(db)
         ask(db, tasting)
-        first = tastings.prompts(db)[0]
+        first = prompt_bank.prompts(db)[0]
         assert first.asked == 1
-        tastings.remove_prompt(db, first.id, "7")
+        prompt_bank.remove_prompt(db, first.id, "7")
         with pytest.raises(UnknownRowError):
-            tastings.remove_prompt(db, first.id, "7")
+            prompt_bank.remove_prompt(db, first.id, "7")
         assert tastings.progress(db, tasting.id).answered == 1
         # Put back, it counts as answered.
         tastings.end(db, tasting.id, "stopped")

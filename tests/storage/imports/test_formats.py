@@ -12,7 +12,7 @@ import pytest
 from storage.errors import ImportFileError
 from storage.imports import files
 from storage.imports.checks import Summary, split_for
-from storage.imports.examples import Example, Unusable
+from storage.imports.examples import Channel, Example, Unusable
 from storage.learning.eligibility import GivenRating, RatedReply
 from storage.learning.export import Shape, as_jsonl, lines
 
@@ -178,6 +178,40 @@ def test_a_channels_export_makes_answers_of_replies_and_ratings_of_reactions(tmp
     assert [(rater.user_id, value) for rater, value in example.raters] == [(5, 1)]
     reasons = [each.reason for each in results if isinstance(each, Unusable)]
     assert reasons == ["answers_nothing", "system_message", "question_missing"]
+
+
+def test_an_export_keeps_its_channel_and_who_is_not_named_in_it_is_nobody_who_could_agree(
+    tmp_path: Path,
+) -> None:
+    thread = {"id": "22", "type": "GuildPublicThread", "categoryId": "2"}
+    one, two = EXPORT["messages"][0], EXPORT["messages"][1]  # type: ignore[index]
+    path = tmp_path / "export.json"
+    for author, user_id in (({"id": "5"}, 5), ({"id": "0"}, 1), ({"id": None}, 1), ({"id": "9" * 20}, 1)):
+        messages = [{**one, "author": author}, two]  # type: ignore[dict-item]
+        path.write_text(json.dumps({**EXPORT, "channel": thread, "messages": messages}))
+        (example,) = [each for each in found(path) if isinstance(each, Example)]
+        assert example.channel == Channel(1, 22, 2)
+        assert example.prompt[0].author is not None and example.prompt[0].author.user_id == user_id
+    path.write_text(json.dumps({**EXPORT, "messages": [{**one, "author": "mia"}, two]}))  # type: ignore[dict-item]
+    assert [each.reason for each in found(path) if isinstance(each, Unusable)][1] == "not_messages"
+
+
+@pytest.mark.parametrize("indent", [None, 2])
+def test_a_first_record_of_megabytes_and_records_over_many_lines_are_read(
+    tmp_path: Path, indent: int | None
+) -> None:
+    path = tmp_path / "long.jsonl"
+    long = {"prompt": QUESTION, "completion": "x" * 400_000}
+    path.write_text(
+        "\n".join(json.dumps(each, indent=indent) for each in (long, *list(RECORDS.values())[2:5]))
+    )
+    reasons = [each.reason if isinstance(each, Unusable) else each.answer.content for each in found(path)]
+    assert reasons == ["too_long", ANSWER, "duplicate", "duplicate"]
+    path.write_text(json.dumps({"messages": TURNS}, indent=1))
+    assert isinstance(found(path)[0], Example)
+    path.write_text(json.dumps({"prompt": QUESTION, "completion": "x" * 5_000_000}))
+    with pytest.raises(ImportFileError, match="A record is longer than 4,194,304 characters"):
+        found(path)
 
 
 def test_what_can_not_be_used_is_counted_by_reason_with_the_first_place(tmp_path: Path) -> None:

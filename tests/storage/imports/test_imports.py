@@ -4,16 +4,22 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from storage.chat import members
+from storage.admin import blocks, settings
+from storage.admin.settings import Place
+from storage.chat import channels, conversations, members, replies
+from storage.config import Config
 from storage.db import sql
-from storage.db.database import Database
+from storage.db.database import Connection, Database
 from storage.errors import ImportFileError
+from storage.feedback import ratings
 from storage.imports import imports
-from storage.imports.examples import Author, Example, Turn
+from storage.imports.examples import Author, Channel, Example, Turn
 from storage.learning import adapters, eligibility, runs
 
 SCOPE = "guild:100000000000000001"
@@ -105,6 +111,143 @@ def test_discords_messages_train_only_with_the_permission_and_everybodys_consent
     database.write(lambda db: members.set_consent(db, TOM.user_id, "in", "test"))
     (row,) = eligible(database, "ticket 7").rows
     assert row.text == "In a bag."
+
+
+def test_imported_rows_are_those_that_a_live_conversation_leaves(database: Database) -> None:
+    turns = (
+        Turn("system", "Be kind."),
+        Turn("user", "How do I store bread?", MIA),
+        Turn("assistant", "In a bag."),
+        Turn("user", "And rolls?", MIA),
+    )
+    database.write(lambda db: members.ensure(db, MIA.user_id, MIA.name, "discord"))
+    database.write(lambda db: blocks.block(db, guild_id=1, user_id=MIA.user_id, actor="test"))
+    database.write(lambda db: members.set_consent(db, TOM.user_id, "in", "test"))
+    where = Channel(1, 2, 3)
+    better = Example(turns, Turn("assistant", "Alike.", TOM), "1", better="In paper.", channel=where)
+    raters = ((TOM, -1), (MIA, 1))
+    rated = Example(turns, Turn("assistant", "No."), "2", 0, 1, raters=raters, channel=where)
+    for each in (better, rated):
+        done = bring_in(database, each, sha=each.place, reference="ticket 7")
+        stored = rows_of(database, f"import:{done.id}:")
+        database.write(partial(live, example=each, asker_id=done.member_id))
+        assert stored == rows_of(database, f"live:{each.place}")
+        assert [len(rows) for rows in stored.values()] == [
+            1,
+            len(stored["messages"]),
+            1,
+            3 + (each is better),
+            1,
+        ]
+
+
+def live(db: Connection, example: Example, asker_id: int) -> None:
+    """Store an example through the functions that a live conversation takes."""
+    opened = conversations.open_conversation(
+        db,
+        key=f"live:{example.place}",
+        guild_id=1,
+        channel_id=2,
+        scope=SCOPE,
+        source="discord",
+        public=True,
+        parent_channel_id=3,
+    )
+    said: list[int] = []
+    add = partial(
+        conversations.add_message,
+        db,
+        conversation_id=opened.id,
+        discord_id=None,
+        permission_reference="ticket 7",
+    )
+    for turn in example.prompt[1:]:
+        parent = said[-1] if said else None
+        author_id = MIA.user_id if turn.author else None
+        said.append(add(parent_id=parent, author_id=author_id, role=turn.role, content=turn.content))
+    context, asked = list(said), said[-1]
+    if example.answer.author:
+        words = example.answer.content
+        context.append(add(parent_id=asked, author_id=TOM.user_id, role="user", content=words))
+    replies.start(
+        db,
+        reply_id=f"live-{example.place}",
+        prompt_message_id=asked,
+        scope=SCOPE,
+        adapter_id="import",
+        base_hash="",
+        prompt=[{"role": turn.role, "content": turn.content} for turn in example.prompt],
+        seed=None,
+        sampling={},
+        asker_id=asker_id,
+        context=context,
+        permission_reference="ticket 7",
+    )
+    unknown: dict[str, Any] = dict.fromkeys(
+        ("finish_reason", "prompt_tokens", "completion_tokens", "queue_ms", "first_token_ms", "duration_ms")
+    )
+    replies.finish(db, f"live-{example.place}", content=example.answer.content, status="complete", **unknown)
+    rate = partial(
+        ratings.rate,
+        db,
+        reply_id=f"live-{example.place}",
+        means="page",
+        permission_reference="ticket 7",
+    )
+    for author, value in example.raters:
+        rate(user_id=author.user_id, kind="thumb", value=value)
+    if example.better:
+        rate(user_id=asker_id - 1, kind="correction", value=1, text=example.better)
+
+
+def rows_of(database: Database, start: str) -> dict[str, list[str]]:
+    """Return the rows of the conversation whose key begins so, by table, without their ids and times."""
+    whose = "SELECT id FROM replies WHERE conversation_id = :id"
+    tables = {
+        "conversations": "id = :id",
+        "messages": "conversation_id = :id",
+        "replies": "conversation_id = :id",
+        "reply_context": f"reply_id = ({whose})",
+        "ratings": f"reply_id = ({whose})",
+    }
+    names = {"id", "key", "reply_id", "message_id", "prompt_message_id", "conversation_id", "parent_id"}
+
+    def bare(row: sql.Row) -> str:
+        return str({key: value for key, value in row.items() if key not in names and key[-3:] != "_ms"})
+
+    def work(db: Connection) -> dict[str, list[str]]:
+        found = sql.value(db, "SELECT id FROM conversations WHERE key LIKE ?", (f"{start}%",))
+        return {
+            table: sorted(map(bare, sql.many(db, f"SELECT * FROM {table} WHERE {which}", {"id": found})))
+            for table, which in tables.items()
+        }
+
+    return database.read(work)
+
+
+def test_the_channel_that_a_message_was_written_in_decides_whether_it_trains(database: Database) -> None:
+    for author in (MIA, TOM):
+        database.write(partial(opt_in, author=author))
+    asked = (Turn("user", "How do I store bread?", MIA),)
+    answer = Turn("assistant", "In a bag.", TOM)
+    bring_in(database, Example(asked, answer, "record 2", channel=Channel(1, 22, 2)), reference="ticket 7")
+    config = Config(home=Path("home"))
+    assert len(eligible(database, "ticket 7").rows) == 1
+    database.write(lambda db: settings.put(db, config, Place(1, 2), "training", False, "test"))
+    assert eligible(database, "ticket 7").excluded == {"channel_opted_out": 1}, "of a thread its parent's"
+    database.write(lambda db: settings.reset(db, Place(1, 2), "test"))
+    database.write(lambda db: channels.note(db, 22, guild_id=1, public=False))
+    assert eligible(database, "ticket 7").excluded == {"not_public": 1}
+    database.write(lambda db: channels.note(db, 22, guild_id=1, public=True))
+    assert len(eligible(database, "ticket 7").rows) == 1
+    assert database.write(lambda db: conversations.delete_channel(db, 22)) == 3
+    assert eligible(database, "ticket 7").rows == []
+    assert not database.read(lambda db: sql.many(db, "SELECT 1 FROM messages WHERE content <> ''"))
+
+
+def opt_in(db: Connection, author: Author) -> None:
+    members.ensure(db, author.user_id, author.name, "discord")
+    members.set_consent(db, author.user_id, "in", "test")
 
 
 def test_an_import_is_taken_back_with_what_learned_from_it_and_may_come_again(database: Database) -> None:

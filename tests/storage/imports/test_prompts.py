@@ -10,13 +10,16 @@ from typing import Any
 
 import pytest
 
-from storage.chat import conversations, members, replies
+from storage.admin import settings
+from storage.admin.settings import Place
+from storage.chat import channels, conversations, members, replies
+from storage.config import Config
 from storage.db import sql
 from storage.db.database import Connection, Database
-from storage.errors import ImportFileError
-from storage.feedback import ratings, tastings
+from storage.errors import ImportFileError, TastingError
+from storage.feedback import prompt_bank, ratings, tastings
 from storage.imports import files, imports
-from storage.imports.examples import Author, Prompt, Unusable
+from storage.imports.examples import Author, Channel, Prompt, Unusable
 from storage.imports.importing import Statement, look, take_in
 from storage.imports.prompts import permitted, read_prompts
 from storage.learning import adapters, eligibility, runs
@@ -85,7 +88,7 @@ def opt_in(database: Database, author: Author = MIA) -> None:
 
 
 def bank(database: Database) -> list[tuple[str, int | None]]:
-    return [(each.text, each.author_id) for each in database.read(tastings.prompts)]
+    return [(each.text, each.author_id) for each in database.read(prompt_bank.prompts)]
 
 
 def test_prompts_are_lines_of_a_text_or_what_a_conversation_begins_with(tmp_path: Path) -> None:
@@ -100,7 +103,7 @@ def test_prompts_are_lines_of_a_text_or_what_a_conversation_begins_with(tmp_path
     assert texts(records) == ["One", "Two"]
     export = tmp_path / "export.json"
     export.write_text(json.dumps(EXPORT, indent=2))
-    assert read_prompts(export)[0] == [Prompt(QUESTION, "record 2", MIA)]
+    assert read_prompts(export)[0] == [Prompt(QUESTION, "record 2", MIA, Channel(1, 2))]
 
 
 def test_records_without_a_prompt_are_counted_and_a_file_of_them_is_refused(tmp_path: Path) -> None:
@@ -124,14 +127,18 @@ def test_an_import_and_a_prompt_reader_find_the_same_prompts(tmp_path: Path) -> 
     path.write_text("Hello there\nWhy?\n")
     found = files.recognise(path)
     assert found.prompts_only and look(found).usable == 2
-    table = tmp_path / "channel.csv"
+    table = tmp_path / "Bakery - general [100000000000000011].csv"
+    where = Channel(None, 100000000000000011)
     table.write_text(
         f'AuthorID,Author,Date,Content,Attachments,Reactions\n5,mia,2024,"{SAID}",,\n5,mia,2024,ok,,\n'
     )
     found = files.recognise(table)
     assert (found.format, found.prompts_only) == ("discord-csv", True)
-    assert list(found.prompts()) == [Prompt(SAID, "row 2", MIA), Unusable("row 3", "too_short")]
-    assert read_prompts(table)[0] == [Prompt(SAID, "row 2", MIA)]
+    assert list(found.prompts()) == [
+        Prompt(SAID, "row 2", MIA, where),
+        Unusable("row 3", "too_short"),
+    ]
+    assert read_prompts(table)[0] == [Prompt(SAID, "row 2", MIA, where)]
 
 
 @pytest.mark.parametrize("layout", ["json", "csv"])
@@ -143,7 +150,7 @@ def test_a_data_package_holds_its_owners_prompts_and_no_direct_messages(
     found = files.recognise(packed(root) if zipped else root)
     assert found.title == "Discord's data package of mia"
     prompts, left_out = read_prompts(found.source.path)
-    assert [(each.text, each.author) for each in prompts] == [(SAID, MIA)]
+    assert [(each.text, each.author, each.channel) for each in prompts] == [(SAID, MIA, Channel(1, 11))]
     assert left_out == {"too_short": 1, "private": 2}
     assert found.sha256() == files.recognise(found.source.path).sha256()
 
@@ -176,7 +183,53 @@ def test_members_words_are_asked_only_with_discords_permission_and_their_own(
     assert (done.stored, done.format) == (1, "discord-package")
     assert bank(database) == [(SAID, MIA.user_id)]
     own, other = Prompt("Mine", "line 1"), Prompt("Theirs", "line 2", Author(9, "x"))
-    assert database.read(lambda db: permitted(db, [own, other], "ticket 7")) == ([own], 1)
+    assert database.read(lambda db: permitted(db, [own, other], "ticket 7")) == (
+        [own],
+        {"no_consent": 1},
+    )
+
+
+def test_prompts_follow_the_settings_and_the_fate_of_the_channel_that_they_were_written_in(
+    database: Database, tmp_path: Path
+) -> None:
+    opt_in(database)
+    switch(database, Place(1, 11), False)
+    with pytest.raises(ImportFileError, match=r"training is switched off \(/settings\)"):
+        bring_in(database, package(tmp_path))
+    switch(database, Place(1, 11), True)
+    bring_in(database, tmp_path / "package")
+    assert started(database)
+    switch(database, Place(1, 11), False)
+    with pytest.raises(TastingError, match="There are no prompts yet"):
+        started(database)
+    switch(database, Place(1, 11), True)
+    database.write(lambda db: channels.note(db, 11, guild_id=1, public=False))
+    with pytest.raises(TastingError, match="There are no prompts yet"):
+        started(database)
+    assert database.write(lambda db: prompt_bank.remove_by_channel(db, 11)) == 1 and bank(database) == []
+    # An export as CSV names the channel only, and that in its own name: its server is looked up.
+    table = tmp_path / "Bakery - general [100000000000000012].csv"
+    table.write_text(f'AuthorID,Author,Date,Content\n5,mia,2024,"{SAID}"\n')
+    switch(database, Place(1, 100000000000000012), False)
+    with pytest.raises(ImportFileError, match="training is switched off"):
+        bring_in(database, table)
+
+
+def switch(database: Database, place: Place, on: bool) -> None:
+    database.write(lambda db: settings.put(db, Config(home=Path("home")), place, "training", on, "test"))
+
+
+def started(database: Database) -> tastings.Tasting:
+    """Begin a tasting in a channel of its own, and end it."""
+
+    def work(db: Connection) -> tastings.Tasting:
+        where = {"guild_id": 1, "channel_id": 21, "scope": SCOPE, "base_hash": "b", "champion_id": None}
+        how = {"wanted": None, "every_s": 5.0, "pairs": False, "again": False, "requested_by": "test"}
+        begun = tastings.start(db, **where, **how)
+        tastings.end(db, begun.id, "stopped")
+        return begun
+
+    return database.write(work)
 
 
 def test_an_imported_prompt_trains_by_its_authors_consent_and_goes_with_it(
@@ -192,7 +245,7 @@ def test_an_imported_prompt_trains_by_its_authors_consent_and_goes_with_it(
     assert bank(database) == []
     opt_in(database)
     assert len(_eligible(database, "ticket 7").rows) == 1
-    database.write(lambda db: tastings.add(db, [tastings.NewPrompt("Again?", MIA.user_id)], "test"))
+    database.write(lambda db: prompt_bank.add(db, [prompt_bank.NewPrompt("Again?", MIA.user_id)], "test"))
     database.write(lambda db: erasure.erase_member(db, MIA.user_id, "test"))
     assert bank(database) == [] and _eligible(database, "ticket 7").rows == []
 

@@ -30,11 +30,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--models", type=Path, required=True, help="the folder of this place's bases")
     parser.add_argument("--device", default="auto", help="auto, cpu or cuda (default: auto)")
     parsed = parser.parse_args(arguments)
+    for path in (parsed.folder, parsed.models):
+        if not path.is_dir():
+            parser.error(f"{path} is not a folder.")
     logs.configure("trainer.placement")
     try:
         ended = carry_out(parsed.folder, parsed.models, device=parsed.device, on_progress=_tell)
-    except (RequestError, OSError) as error:
+    except RequestError as error:
         print(error, file=sys.stderr)
+        return EXIT_FAILED
+    except OSError as error:
+        print(f"{error.filename} can't be read or written: {error.strerror}.", file=sys.stderr)
         return EXIT_FAILED
     if ended.error:
         print(ended.error, file=sys.stderr)

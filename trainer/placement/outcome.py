@@ -144,7 +144,3 @@ def _sum(before: ProcessFigures, now: ProcessFigures) -> ProcessFigures:
         gpu_peak_bytes=max(gpu, default=None),
         energy_j=sum(energy) if energy else None,
     )
-
-
-def _unreadable(error: Exception) -> RequestError:
-    return RequestError("The training's {file} can't be read: {reason}", file=FILE, reason=str(error))

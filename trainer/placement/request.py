@@ -152,9 +152,12 @@ def read(folder: Path) -> TrainingInput:
     """
     try:
         value = json.loads((folder / FILE).read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise RequestError("There is no training in this folder: it has no {file}.", file=FILE) from error
     except (OSError, ValueError) as error:
+        reason = str(getattr(error, "strerror", None) or error)
         raise RequestError(
-            "The training's {file} can't be read: {reason}", file=FILE, reason=str(error)
+            "The training's {file} can't be read: {reason}", file=FILE, reason=reason
         ) from error
     request = TrainingRequest.from_json(value)
     for name in sorted({snapshot.FILE, REPLAY} | request.data.keys()):
@@ -188,7 +191,3 @@ def _replace(path: Path, text: str) -> None:
 def _sha256(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _unreadable(error: Exception) -> RequestError:
-    return RequestError("The training's {file} can't be read: {reason}", file=FILE, reason=str(error))

@@ -25,6 +25,7 @@ from trainer.data.rows import PreferencePair
 from trainer.errors import RequestError, RunCancelledError, TrainingError
 from trainer.on_policy import ranking
 from trainer.placement import outcome, request
+from trainer.placement.__main__ import main
 from trainer.placement.carry_out import carry_out, train
 from trainer.placement.outcome import Outcome
 from trainer.placement.request import TrainingInput, TrainingRequest
@@ -142,6 +143,17 @@ def test_a_base_that_is_somebody_s_own_files_has_to_be_there(tiny_folder: Path, 
     assert found.state == "failed"
     with pytest.raises(TrainingError, match="doesn't have the base tiny: copy its folder"):
         found.challenger(tmp_path)
+
+
+def test_a_folder_without_a_training_is_one_sentence(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([str(tmp_path), "--models", str(tmp_path)]) == 1
+    said = capsys.readouterr().err.strip().splitlines()
+    assert said[-1] == "There is no training in this folder: it has no request.json."
+    with pytest.raises(SystemExit):
+        main([str(tmp_path / "none"), "--models", str(tmp_path)])
+    assert capsys.readouterr().err.endswith("none is not a folder.\n")
 
 
 @pytest.mark.parametrize("name", [snapshot.FILE, snapshot.ABOUT, request.REPLAY])

@@ -88,7 +88,8 @@ function showScopes(scopes) {
   fill(place, choice);
 }
 
-const COLUMNS = ["Run", "Outcome", "Gain in P(liked), 95 % interval", "Liked + disliked + corrected", "Time", "Processor time", "Memory", "Steps"];
+const COLUMNS = ["Run", "Outcome", "Gain in P(liked), 95 % interval", "Liked + disliked + corrected", "Time", "Processor time", "Memory", "Energy", "Steps"];
+const ENERGY = COLUMNS.indexOf("Energy");
 
 function cells(run) {
   const gain = run.gain ? `${signed(run.gain.value)}${typeof run.gain.low === "number" ? ` (${signed(run.gain.low)} to ${signed(run.gain.high)})` : ""}` : "–";
@@ -100,19 +101,24 @@ function cells(run) {
     run.seconds === null ? "–" : duration(run.seconds),
     run.cpu_s === null ? "–" : duration(run.cpu_s),
     run.peak_bytes ? `${(run.peak_bytes / 1e9).toFixed(1)} GB` : "–",
+    run.energy_j === null ? "–" : `${(run.energy_j / 3600).toFixed(1)} Wh`,
     steps,
   ];
 }
 
 function runTable({ runs, count, skip }) {
   if (!count) return el("p", { class: "faint", text: "No run yet." });
-  const head = el("tr", {}, COLUMNS.map((title) => el("th", { scope: "col", text: title })));
+  // Many machines don't count energy: there a column of dashes would say nothing.
+  const shown = COLUMNS.map((_, index) => index).filter((index) => index !== ENERGY || runs.some((run) => run.energy_j !== null));
+  const head = el("tr", {}, shown.map((index) => COLUMNS[index]).map((title) => el("th", { scope: "col", text: title })));
   const rows = runs.map((run) =>
     el(
       "tr",
       {},
       el("th", { scope: "row", title: run.message, data: { title: COLUMNS[0] } }, el("span", {}, el("span", { class: "adapter", text: run.id.slice(0, 9) }), el("span", { class: "faint", text: stamp(new Date(run.started_ms ?? run.created_ms)) }), reportButton(run.id, (id) => openReport(id, makeReport)))),
-      cells(run).map((text, index) => el("td", { data: { title: COLUMNS[index + 1] }, text })),
+      cells(run)
+        .map((text, index) => el("td", { data: { title: COLUMNS[index + 1] }, text }))
+        .filter((_, index) => shown.includes(index + 1)),
     ),
   );
   const table = el("table", { class: "dash-runs" }, el("caption", { class: "visually-hidden", text: "Runs, newest first" }), el("thead", {}, head), el("tbody", {}, rows));

@@ -11,6 +11,7 @@ import pytest
 from playwright.async_api import Browser, Page, async_playwright, expect
 
 from storage.admin import left_out
+from storage.db import sql
 from storage.db.database import Database
 from tests.bot.dashboard.deployment import dashboard, lived_in
 from tests.bot.playground.page.test_browser import CHROMIUM, EXPECT_MS, FLAGS
@@ -71,6 +72,7 @@ async def test_an_operator_sees_the_loop_and_leaves_a_row_out(
         await expect(runs).to_contain_text(run_id[:9])
         await expect(runs).to_contain_text("+0.12 (+0.03 to +0.20)")
         await expect(runs).to_contain_text("12 of 28")
+        await expect(runs).to_contain_text("2.0 Wh")
         await expect(page.get_by_role("img", name="Ratings by week")).to_be_visible()
         await expect(page.get_by_text("Answering now")).to_be_visible()
         await expect(page.get_by_role("heading", name="Alarms")).to_be_visible()
@@ -114,6 +116,8 @@ async def test_behind_a_token_an_operator_signs_in_and_a_reader_sees_no_switch(
     browser: Browser, database: Database, tmp_path: Path
 ) -> None:
     database.write(lived_in)
+    uncounted = "UPDATE runs SET metrics_json = json_set(metrics_json, '$.process.energy_j', NULL)"
+    database.write(lambda db: sql.change(db, uncounted))
     async with dashboard(database, tmp_path, token=TOKEN) as served:
         page = await opened(browser, served.url, WIDTHS[1], [])
         field = page.get_by_label("Token")
@@ -124,5 +128,9 @@ async def test_behind_a_token_an_operator_signs_in_and_a_reader_sees_no_switch(
         await page.get_by_role("button", name="Open").click()
         await expect(page.get_by_role("heading", name="What would train next")).to_be_visible()
         await expect(page.get_by_text("rated replies may train")).to_be_visible()
+        assert "Memory" in (
+            table := await page.get_by_role("region", name="Runs", exact=True).last.inner_html()
+        )
+        assert "Energy" not in table, "a machine that doesn't count it"
         assert await page.get_by_role("button", name="Leave out").count() == 0 and await fits(page)
         await page.context.close()

@@ -11,20 +11,19 @@ from pathlib import Path
 import structlog
 
 from bot.dashboard.loop_view import LoopSources
+from bot.delivery.reply_controls import FINISHED
 from bot.playground.discord import community
 from bot.playground.discord.backend import Payload
 from bot.playground.errors import PortInUseError
 from bot.playground.page.client import RUN_FILE
 from bot.playground.page.imports import ImportSettings
-from bot.playground.saved_state import LastingState, read_state, write_private, write_state
+from bot.playground.saved_state import LastingState, read_chat, read_state, write_private, write_state
 from bot.playground.server import Playground, PlaygroundLoop, PlaygroundSettings
 from bot.playground.simulation.rehearsal import RehearsalSettings
 from bot.serving.client import ModelClient
-from storage.chat import transcript
 from storage.chat.conversations import scope_of
 from storage.config import Config, load_config
-from storage.db import key_values
-from storage.db.database import Connection, Database
+from storage.db.database import Database
 from storage.errors import StorageError
 from storage.process import logs
 from storage.process.locks import ProcessLock, trainer_is_running
@@ -72,7 +71,8 @@ async def _serve(config: Config, config_path: Path | None) -> None:
             _playground(config, config_path, database, client, state) as playground,
         ):
             await asyncio.to_thread(write_state, config.run, state)
-            shown = await database.aread(_chat)
+            scope = scope_of(config.trainer.scope, community.GUILD_ID)
+            shown = await database.aread(lambda db: read_chat(db, scope, SHOWN_AGAIN))
             restored = playground.backend.restore(shown, config.replies.buttons)
             log.info("playground.restored", messages=restored)
             writing = _keep_commands(playground, config.run)
@@ -86,11 +86,6 @@ async def _serve(config: Config, config_path: Path | None) -> None:
                 await asyncio.gather(*writing)
     finally:
         await asyncio.to_thread(database.close)
-
-
-def _chat(db: Connection) -> list[transcript.Shown]:
-    """Return what the channels show: the latest messages since the chat was last cleared."""
-    return transcript.latest(db, SHOWN_AGAIN, after=int(key_values.get(db, key_values.SHOWN_AFTER) or 0))
 
 
 def _playground(
@@ -125,7 +120,8 @@ def _playground(
         tuple(config.discord.rating_down),
         config.discord.training_permission_reference,
     )
-    loop = PlaygroundLoop(sources, rehearsal, report, imports)
+    buttons = bool(set(FINISHED) & set(config.replies.buttons))
+    loop = PlaygroundLoop(sources, rehearsal, report, imports, buttons)
     playground = Playground(PlaygroundSettings(host=page.host, port=page.port, token=state.token), loop)
     playground.backend.restore_commands(state.commands)
     return playground

@@ -49,13 +49,15 @@ class PlaygroundSettings:
 class PlaygroundLoop:
     """What turns the stand-in into the product: where the loop's state is, how rehearsals behave.
 
-    `report_command` is the trainer's program that prints a run's report.
+    `report_command` is the trainer's program that prints a run's report, `reply_buttons` whether a finished
+    answer has buttons (None: the page goes by what it sees).
     """
 
     sources: LoopSources
     rehearsal: RehearsalSettings
     report_command: tuple[str, ...] = ()
     imports: ImportSettings | None = None
+    reply_buttons: bool | None = None
 
 
 class Playground:
@@ -95,7 +97,13 @@ class Playground:
         self._view.show_rehearsal(self.rehearsal.state)
         reports = Reports(loop.report_command) if loop.report_command else None
         return LoopParts(
-            loop.sources.database, self._view, self.rehearsal, loop.sources.scope, reports, loop.imports
+            loop.sources.database,
+            self._view,
+            self.rehearsal,
+            loop.sources.scope,
+            reports,
+            loop.imports,
+            loop.reply_buttons,
         )
 
     @property

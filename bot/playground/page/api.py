@@ -65,6 +65,7 @@ class LoopParts:
     scope: str
     reports: Reports | None = None
     imports: ImportSettings | None = None
+    reply_buttons: bool | None = None
 
 
 class PageApi:
@@ -168,6 +169,7 @@ class PageApi:
             "commands": self._backend.commands(),
             "loop": None if self._loop is None else self._loop.view.latest or None,
             "bot_online": self._gateway.online,
+            "reply_buttons": None if self._loop is None else self._loop.reply_buttons,
         }
 
     # ------------------------------------------------------------------ acting as a member

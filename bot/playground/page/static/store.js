@@ -30,8 +30,9 @@ export class Store extends EventTarget {
   actorId = null;
   channelId = null;
   unread = new Map();
-  /** Whether the bot puts buttons below its answers: the configuration may want none. */
+  /** Whether the bot puts buttons below its answers: the configuration may want none. Where the server doesn't say, seen. */
   showsReplyButtons = false;
+  #guessesButtons = true;
   #typing = new Map();
   #carets = new Map();
 
@@ -106,7 +107,8 @@ export class Store extends EventTarget {
     this.messages = new Map(
       Object.entries(snapshot.messages).map(([id, list]) => [id, list.map((raw) => mergeMessage(null, raw)).sort(byId)]),
     );
-    this.showsReplyButtons = [...this.messages.values()].some((list) => list.some(hasReplyButtons));
+    this.#guessesButtons = typeof snapshot.reply_buttons !== "boolean";
+    this.showsReplyButtons = snapshot.reply_buttons ?? [...this.messages.values()].some((list) => list.some(hasReplyButtons));
     this.commands = snapshot.commands ?? [];
     this.loop = snapshot.loop ?? null;
     this.botOnline = Boolean(snapshot.bot_online);
@@ -203,7 +205,7 @@ export class Store extends EventTarget {
     // An edit of a message that was never sent here carries no author: there is nothing to show.
     if (!before && !raw.author) return;
     const message = mergeMessage(before, raw);
-    this.showsReplyButtons ||= hasReplyButtons(message);
+    if (this.#guessesButtons) this.showsReplyButtons ||= hasReplyButtons(message);
     if (before) list[index] = message;
     else list.push(message);
     if (list.length > 1 && !before && byId(list.at(-2), message) > 0) list.sort(byId);

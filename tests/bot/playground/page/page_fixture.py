@@ -164,6 +164,7 @@ class PageWorld:
         self.loop = idle_loop()
         self.duels: list[Payload] = []
         self.bot_online = True
+        self.reply_buttons: bool | None = None
 
     # ------------------------------------------------------------------ running
 
@@ -316,6 +317,7 @@ class PageWorld:
             "commands": COMMANDS,
             "loop": self.loop,
             "bot_online": self.bot_online,
+            "reply_buttons": self.reply_buttons,
         }
         await socket.send_str(json.dumps(snapshot))
         self._sockets.add(socket)

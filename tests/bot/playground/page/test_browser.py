@@ -427,6 +427,17 @@ async def test_unread_channels_are_counted_and_simulated_members_say_so(page: Pa
     await expect(lab.locator(".unread")).to_have_count(0)
 
 
+async def test_no_thumbs_stand_below_a_notice_where_no_answer_is_to_be_seen_yet(
+    page: Page, world: PageWorld
+) -> None:
+    """The server knows whether answers have buttons: the page need not have seen one."""
+    world.reply_buttons = True
+    await world.answer(await world.say(YOU, "hm"), "You ask too fast.")
+    await page.reload()
+    await expect(last_message(page)).to_contain_text("You ask too fast.")
+    await expect(page.get_by_role("button", name="like this reply")).to_have_count(0)
+
+
 async def test_thumbs_stand_below_answers_and_not_below_notices(page: Page, world: PageWorld) -> None:
     question = await world.say(YOU, "hello")
     notice = await world.answer(question, "You ask too fast.")

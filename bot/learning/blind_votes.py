@@ -143,6 +143,7 @@ class DuelBoard:
         self._services = services
         self._client = client
         self._next_post_at: dict[tuple[str, int], float] = {}
+        self._seen: set[str] = set()
 
     async def update(self, scope: str, channel_id: int) -> None:
         """Post the next open pair if few are unanswered, and close those that are over.
@@ -159,6 +160,9 @@ class DuelBoard:
         for duel_id, entry in posted.items():
             if entry["scope"] == scope and duel_id not in open_ids:
                 await self._close(duel_id, entry)
+        for duel_id in open_ids & posted.keys():
+            if await self._is_gone(duel_id, posted[duel_id]):
+                del posted[duel_id]
         unanswered = Counter(
             int(entry["channel"])
             for duel_id, entry in posted.items()
@@ -167,6 +171,23 @@ class DuelBoard:
         for duel, home in waiting:
             if duel.id not in posted:
                 await self._post_if_due(duel, self._place(channel_id, home), unanswered)
+
+    async def _is_gone(self, duel_id: str, entry: dict[str, Any]) -> bool:
+        """Whether a posted pair's message is gone since the last start; asked once for each."""
+        if duel_id in self._seen:
+            return False
+        channel = self._client.get_partial_messageable(int(entry["channel"]))
+        try:
+            await translate_errors(channel.fetch_message(int(entry["message"])))
+        except MessageGoneError:
+            await self._services.database.awrite(lambda db: _remember(db, duel_id, None))
+            return True
+        except ChannelRefusedError:
+            pass
+        except DeliveryError:
+            return False
+        self._seen.add(duel_id)
+        return False
 
     def _place(self, channel_id: int, home: Home | None) -> int:
         """Return the run's channel, or the channel of a prompt that was asked in another server."""
@@ -194,6 +215,7 @@ class DuelBoard:
             _log.info("duel.not_posted", duel_id=duel.id, error=str(error))
             return
         entry = {"scope": duel.scope, "channel": channel_id, "message": message.id, "answered": False}
+        self._seen.add(duel.id)
         await self._services.database.awrite(lambda db: _remember(db, duel.id, entry))
 
     async def _close(self, duel_id: str, entry: dict[str, Any]) -> None:

@@ -1,6 +1,7 @@
 """What must survive a restart of the playground alone, so that a running bot finds its way back by itself.
 
-Messages are shown again from the database. But with a new token the bot would be turned away for good, and
+Messages are shown again from the database, and a run's as far as its word goes: the bot, which knows its card
+and its buttons, edits it. But with a new token the bot would be turned away for good, and
 without its commands (which it registers once, when it starts) the page would have none to offer.
 """
 
@@ -13,6 +14,11 @@ import structlog
 
 from bot.playground.discord.backend import Payload
 from bot.playground.server import TOKEN_PREFIX, new_token
+from storage.chat import transcript
+from storage.chat.transcript import Shown
+from storage.db import key_values
+from storage.db.database import Connection
+from storage.learning import runs
 
 STATE_FILE = "playground-state.json"
 
@@ -25,6 +31,27 @@ class LastingState:
 
     token: str = field(repr=False)
     commands: list[Payload]
+
+
+def read_chat(db: Connection, scope: str, limit: int) -> list[Shown]:
+    """Return what the channels show since they were emptied: `limit` messages, and those of the runs."""
+    after = int(key_values.get(db, key_values.SHOWN_AFTER) or 0)
+    told = [
+        Shown(
+            run.report_message_id,
+            run.report_channel_id,
+            None,
+            "",
+            run.message or run.note or run.id,
+            None,
+        )
+        for run in runs.latest(db, scope)
+        if run.report_message_id is not None
+        and run.report_channel_id is not None
+        and run.report_message_id > after
+    ]
+    said = transcript.latest(db, limit, after=after)
+    return sorted([*said, *told], key=lambda message: message.discord_id)
 
 
 def read_state(run_dir: Path) -> LastingState:

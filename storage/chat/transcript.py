@@ -15,7 +15,8 @@ from storage.db import sql
 class Shown:
     """One message of a channel. `author_id` None is the bot, whose answers have a `reply_id`.
 
-    `reactions` are ratings (emoji, user id).
+    `reactions` are ratings (emoji, user id). `calls_bot` says that it was answered and continues nothing: the
+    mention that began it isn't stored.
     """
 
     discord_id: int
@@ -26,6 +27,7 @@ class Shown:
     reply_to: int | None
     reactions: tuple[tuple[str, int], ...] = ()
     reply_id: str | None = None
+    calls_bot: bool = False
 
 
 def latest(db: sqlite_utils.Database, limit: int, *, after: int = 0) -> list[Shown]:
@@ -46,6 +48,7 @@ def latest(db: sqlite_utils.Database, limit: int, *, after: int = 0) -> list[Sho
             row["reply_to"],
             tuple(reactions[row["reply_id"]]) if row["reply_id"] else (),
             row["reply_id"],
+            bool(row["calls_bot"]),
         )
         for row in reversed(rows)
     ]
@@ -55,7 +58,9 @@ _LATEST = """
 SELECT * FROM (
     SELECT messages.discord_id, coalesce(messages.channel_id, conversations.channel_id) AS channel_id,
            messages.author_id, members.display_name AS author_name, messages.content,
-           NULL AS reply_to, NULL AS reply_id
+           NULL AS reply_to, NULL AS reply_id,
+           messages.parent_id IS NULL AND EXISTS (
+               SELECT 1 FROM replies WHERE replies.prompt_message_id = messages.id) AS calls_bot
     FROM messages JOIN conversations ON conversations.id = messages.conversation_id
     LEFT JOIN members ON members.user_id = messages.author_id
     WHERE messages.role = 'user' AND messages.discord_id > :after AND messages.deleted_ms IS NULL
@@ -63,7 +68,7 @@ SELECT * FROM (
     SELECT reply_parts.discord_id, reply_parts.channel_id, NULL, '',
            CASE replies.finish_reason WHEN 'length' THEN rtrim(answer.content) || ' …'
                 ELSE answer.content END,
-           asked.discord_id, replies.id
+           asked.discord_id, replies.id, 0
     FROM reply_parts JOIN replies ON replies.id = reply_parts.reply_id
     JOIN messages AS answer ON answer.id = replies.message_id
     LEFT JOIN messages AS asked ON asked.id = replies.prompt_message_id AND asked.deleted_ms IS NULL

@@ -210,11 +210,14 @@ class World:
         for emoji, user_id in shown.reactions:
             reactions.setdefault(emoji, Reaction(emoji)).user_ids.append(user_id)
         replied = self._backend.messages[shown.channel_id].get(shown.reply_to or 0)
+        in_server = self._backend.channels[shown.channel_id].guild_id is not None
+        called = [community.BOT_ID] if shown.calls_bot and in_server else []
         return Message(
             id=shown.discord_id,
             channel_id=shown.channel_id,
             author_id=author_id,
-            content=shown.content,
+            content=" ".join([*(f"<@{each}>" for each in called), shown.content]),
+            mention_user_ids=called,
             timestamp=discord.utils.snowflake_time(shown.discord_id).isoformat(),
             reactions=list(reactions.values()),
             type=0 if replied is None else discord.MessageType.reply.value,

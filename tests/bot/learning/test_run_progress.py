@@ -336,6 +336,26 @@ async def test_votes_are_pairs_that_do_not_tell_whose_is_whose(
     assert (tally.wins, tally.losses, tally.ties, tally.voters) == (0, 2, 1, 2)
 
 
+async def test_a_pair_that_is_gone_after_a_restart_is_posted_again(
+    community: Community, trainer: Trainer, services: Services
+) -> None:
+    """The playground forgets what the bot said; the vote goes on all the same."""
+    await voting(community, trainer, pairs=2)
+
+    def pairs() -> list[Any]:
+        return [message for message in community.messages() if "like better" in message.content]
+
+    gone, kept = pairs()
+    community.env.backend.delete_message(community.channel.id, gone.id)
+    await tick(community, 6)
+    assert [pair.id for pair in pairs()] == [kept.id]
+    await community.env.restart_bot(make_client(services))
+    await tick(community, 6)
+    (left, again) = pairs()
+    assert left.id == kept.id and again.content == gone.content
+    assert "Counted: A" in said(await community.bob.click(again, label="A"))
+
+
 async def test_a_blind_vote_is_taken_back_by_its_button_or_in_the_members_own_list_while_it_is_open(
     community: Community, trainer: Trainer
 ) -> None:

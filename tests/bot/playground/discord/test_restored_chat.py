@@ -10,10 +10,12 @@ import pytest
 import sqlite_utils
 
 from bot.playground.discord import community
+from bot.playground.saved_state import read_chat
 from bot.playground.server import Playground
 from storage.chat import conversations, members, replies, transcript
 from storage.db.database import Database
 from storage.feedback import ratings
+from storage.learning import runs
 from tests.bot.playground.conftest import Recorder, connected
 
 GENERAL, YOU = community.GENERAL_ID, community.OWNER.user_id
@@ -72,12 +74,37 @@ def test_the_page_shows_questions_answers_and_who_liked_them(shown: list[transcr
     playground = Playground()
     assert playground.backend.restore(shown) == 3
     asked, answered, uploaded = playground.backend.history(100)[str(GENERAL)]
-    assert (asked["content"], asked["author"]["id"]) == ("How do I store bread?", str(YOU))
+    assert (asked["content"], asked["author"]["id"]) == (
+        f"<@{community.BOT_ID}> How do I store bread?",
+        str(YOU),
+    )
+    assert [each["id"] for each in asked["mentions"]] == [str(community.BOT_ID)]
     assert (answered["content"], answered["author"]["id"]) == ("In a paper bag.", str(community.BOT_ID))
     assert answered["reactions"][0]["users"] == [str(ADA)]
     assert answered["message_reference"]["message_id"] == asked["id"]
     assert uploaded["content"] == ""
     assert not answered["components"]
+
+
+def test_a_runs_message_is_there_again_for_the_bot_to_edit(tmp_path: Path) -> None:
+    after = ANSWERED + 1
+    with Database.open(tmp_path / "strop.db") as database:
+        database.write(chat)
+
+        def run(db: sqlite_utils.Database) -> None:
+            queued = runs.enqueue(db, scope="guild:1", trigger="manual", requested_by="1")
+            runs.lease_next(db, "trainer", 60_000)
+            runs.finish(db, queued.id, outcome="refused", message="a1 was not promoted")
+            runs.set_report(db, queued.id, channel_id=GENERAL, message_id=after, said="refused")
+
+        database.write(run)
+        shown = database.read(lambda db: read_chat(db, "guild:1", 100))
+        elsewhere = database.read(lambda db: read_chat(db, "guild:2", 100))
+    playground = Playground()
+    playground.backend.restore(shown)
+    told = playground.backend.history(100)[str(GENERAL)][2]
+    assert (told["content"], told["author"]["id"]) == ("a1 was not promoted", str(community.BOT_ID))
+    assert after not in {each.discord_id for each in elsewhere}
 
 
 def test_an_answer_of_before_has_its_buttons_again(shown: list[transcript.Shown]) -> None:

@@ -27,6 +27,8 @@ from storage.chat.latency import Speed
 
 _EDGE = 18
 _ROW = 25
+# Between a bar and its numbers: room for the check mark.
+_TICK = 30
 _IN_MINUTES_MS = 120_000
 # Shorter than this is 0.0 s where it is written.
 _LEAST_SHOWN_MS = 50
@@ -64,8 +66,10 @@ def draw(figures: LoopFigures) -> Picture:
     canvas = Canvas(split + 178)
     canvas.heading(Area(_EDGE, 30, WIDTH - 2 * _EDGE, 0), tr("Next run"), figures.next_run, whole=False)
     name_width = min(max(text_width(need.name) for need in rows), 190.0)
+    left = _EDGE + name_width + 14
+    amounts_width = max(text_width(_amount(need), bold=True) for need in rows)
     for position, need in enumerate(rows):
-        row = Area(_EDGE + name_width + 14, 44 + _ROW * position, 0, _ROW)
+        row = Area(left, 44 + _ROW * position, WIDTH - _EDGE - _TICK - amounts_width - left, _ROW)
         _draw_need(canvas, need, row, name_width, percent=need is figures.running)
     canvas.line((_EDGE, split), (WIDTH - _EDGE, split), RULE)
     _draw_speed(canvas, figures, split)
@@ -107,17 +111,20 @@ def speed_text(speed: Speed) -> str:
 
 
 def _amount(need: Need) -> str:
-    return tr("{have} of {least}", have=amount(need.have), least=amount(need.least))
+    return tr("{have}, needed: {least}", have=amount(need.have), least=amount(need.least))
 
 
 # ----------------------------------------------------------------------------------------------- the next run
 def _draw_need(canvas: Canvas, need: Need, row: Area, name_width: float, *, percent: bool) -> None:
-    """One row: its name, a bar that is full at what is needed (then with a check mark), the numbers."""
+    """One row: its name, a bar that is full at what is needed (then with a check mark), the numbers.
+
+    `row` is where the bar stands.
+    """
     middle = row.top + row.height / 2
     canvas.text((_EDGE, middle + 4.5), shorten_to_width(need.name, name_width), color=INK)
     numbers = number(need.have / need.least, ".0%") if percent else _amount(need)
-    right = WIDTH - _EDGE - 92
-    track = Area(row.left, middle - 5, right - row.left, 10)
+    right = row.left + row.width
+    track = Area(row.left, middle - 5, row.width, 10)
     canvas.box(track, fill=GROUND, outline=EDGE, width=1, radius=5)
     share = min(need.have / need.least, 1.0) if need.least else 1.0
     if share:

@@ -63,7 +63,7 @@ function showLoop({ loop, scopes, alarms }) {
   part("alarms", alarms, () => (alarms.length ? el("ul", { class: "dash-alarms" }, alarms.map((each) => el("li", { dir: "auto", text: each }))) : el("p", { class: "faint", text: "None." })));
   part("strap", [loop.run?.phase, loop.run?.state, loop.ratings, loop.duels], () => renderStrap(loop));
   part("detail", loop.server, () => serverDetail(loop.server));
-  part("run", [loop.run, loop.last_run, loop.needs], () => runState(loop) ?? el("p", { class: "faint", text: "No run yet." }));
+  part("run", [loop.run, loop.last_run, loop.needs, loop.history, loop.champion], () => runState(loop) ?? el("p", { class: "faint", text: "No run yet." }));
   part("ratings", [loop.ratings, loop.needs], () => ratings(loop));
   part("next", [loop.next_run, loop.ratings, loop.needs, Boolean(loop.run), Math.floor(Date.now() / 60_000)], () => nextRun(loop));
   part("champion", [loop.champion, loop.promotions], () => champion(loop));

@@ -5,7 +5,8 @@ import { icon } from "./icons.js";
 import { duration, relative, stamp } from "./time.js";
 
 const OUTCOMES = { promoted: "Promoted", refused: "Not promoted", not_yet: "Too little to train on", votes: "Waiting for votes", failed: "Failed", cancelled: "Cancelled" };
-const KINDS = { promote: "promoted", rollback: "rolled back to", erase: "switched after an erasure to", initial: "started with" };
+// What is said before the adapter's name, and behind it.
+const KINDS = { promote: ["", " promoted"], rollback: ["rolled back to ", ""], erase: ["switched after an erasure to ", ""], initial: ["started with ", ""] };
 const EXCLUDED = {
   not_public: "in direct messages or channels that not everybody sees",
   incomplete: "failed, stopped or empty",
@@ -90,7 +91,7 @@ export function nextRun({ next_run: next, ratings: counts = {}, needs, run }) {
 
 const PHASES = { snapshot: "Taking the snapshot", train: "Training the challenger", evaluate: "Judging it on held-out conversations", decide: "Deciding", swap: "Swapping it in", votes: "Waiting for blind votes" };
 
-export function runState({ run, last_run: last, needs }) {
+export function runState({ run, last_run: last, needs, history = [], champion: current }) {
   if (run) {
     const known = typeof run.progress === "number" && run.phase;
     const name = run.state === "queued" ? "Waiting for the trainer" : (PHASES[run.phase] ?? "Starting");
@@ -106,7 +107,14 @@ export function runState({ run, last_run: last, needs }) {
   return [
     el("p", { class: "run-phase" }, el("span", { class: `outcome is-${last.outcome}`, text: OUTCOMES[last.outcome] ?? last.outcome ?? "Finished" })),
     last.message ? el("p", { dir: "auto", text: last.message }) : null,
+    last.outcome === "promoted" && replaced(last, history, current) ? el("p", { class: "faint", text: "It answers no more: another has taken its place since." }) : null,
   ];
+}
+
+/** Whether another answers now than the adapter that a run promoted. */
+function replaced(run, history, current) {
+  const past = history.find((entry) => entry.run_id === run.id);
+  return Boolean(past?.adapter_id && current && current.id !== past.adapter_id);
 }
 
 const TRIALS = { canary: "Canary", holdback: "The one before" };
@@ -147,7 +155,7 @@ export function promotions(entries) {
       el(
         "li",
         { class: `is-${entry.kind}` },
-        el("p", {}, el("span", { class: "adapter", title: entry.adapter_id, text: adapterName(entry.adapter_id) }), ` ${KINDS[entry.kind] ?? entry.kind}`.replace(/ to$/, "")),
+        el("p", {}, (KINDS[entry.kind] ?? ["", ""])[0], el("span", { class: entry.adapter_id ? "adapter" : "", title: entry.adapter_id, text: entry.adapter_id ? adapterName(entry.adapter_id) : "the base model" }), (KINDS[entry.kind] ?? ["", ` ${entry.kind}`])[1]),
         el("p", { class: "faint", dir: "auto" }, `${relative((entry.created_ms - Date.now()) / 1000)}${entry.reason ? ` · ${entry.reason}` : ""}`),
       ),
     ),

@@ -250,3 +250,8 @@ async def test_a_drawing_that_fails_or_takes_too_long_is_no_picture_and_a_line_i
 
 def test_an_attachments_words_are_cut_to_what_discord_takes() -> None:
     assert Picture("x", b"", "word " * 1000).as_file().description == ("word " * 1000)[:1024]
+
+
+def test_what_a_run_needs_is_said_beside_what_there_is_and_never_39_of_25() -> None:
+    figures = LoopFigures([Need("Liked", 39, 25)], "now", Speed((None,) * 24, None, None, None), "idle")
+    assert "Liked: 39, needed: 25." in status_chart.alt_text(figures)

@@ -95,7 +95,7 @@ export function mountLoop(store, actions, { leave, announce }) {
     part("detail", loop?.server, () => serverDetail(loop?.server));
     if (!loop) return;
     part("strap", [loop.run?.phase, loop.run?.state, hasRatings(loop), loop.duels?.open], () => renderStrap(loop));
-    part("run", [loop.run, loop.last_run, loop.needs], () => runState(loop));
+    part("run", [loop.run, loop.last_run, loop.needs, loop.history, loop.champion], () => runState(loop));
     part("ratings", [loop.ratings, loop.needs], () => ratings(loop));
     part("next", [loop.next_run, loop.ratings?.new_since_run, loop.needs, Boolean(loop.run), minute()], () => nextRun(loop));
     part("trials", loop.trials, () => trials(loop.trials ?? {}));

@@ -548,9 +548,28 @@ async def test_the_panel_says_who_may_retrain_and_what_starts_a_run(page: Page, 
     await expect(panel).to_contain_text("There is enough to train on. By itself a run starts")
     await expect(panel).not_to_contain_text("1 of 25 liked replies")
     await world.set_loop(
-        promotions=[{**initial, "kind": "rollback", "previous_id": "a1"}, {**initial, "adapter_id": "a1"}]
+        promotions=[
+            {**initial, "kind": "rollback", "previous_id": "a1"},
+            {**initial, "kind": "promote", "adapter_id": "a1"},
+        ]
     )
     await expect(panel).to_contain_text("again: /promote puts an adapter back")
+    await expect(panel.locator(".promotions li")).to_have_text(
+        [re.compile("^rolled back to the base model"), re.compile("^a1 promoted")]
+    )
+    won = {"id": "r2", "state": "finished", "outcome": "promoted", "message": "a1 replaced the base model"}
+    past = {
+        "run_id": "r2",
+        "adapter_id": "a1",
+        "outcome": "promoted",
+        "finished_ms": 2,
+        "message": won["message"],
+    }
+    await world.set_loop(last_run=won, history=[past], champion={"id": "a1", "since_ms": 2})
+    await expect(panel).to_contain_text("a1 replaced the base model")
+    await expect(panel).not_to_contain_text("It answers no more")
+    await world.set_loop(champion={"id": None, "since_ms": 3})
+    await expect(panel).to_contain_text("It answers no more")
     await act_as(page, "Ada")
     await expect(panel.get_by_role("button", name="Retrain now")).to_be_disabled()
     await expect(panel).to_contain_text("Only an operator retrains and rolls back")

@@ -19,6 +19,7 @@ from storage.db import key_values, migrations, sql
 from storage.db.database import WAITING_WRITES, Database, sqlite_version_problem
 from storage.errors import (
     CorruptDatabaseError,
+    DatabaseBusyError,
     DatabaseClosedError,
     DatabaseUnavailableError,
     DiskFullError,
@@ -389,6 +390,32 @@ def test_opening_waits_for_a_writer_in_another_process(tmp_path: Path) -> None:
             second.write(lambda db: key_values.put(db, "a", "1"))
         thread.join()
         assert database.read(lambda db: key_values.get(db, "a")) == "1"
+
+
+def test_a_process_that_serves_waits_for_a_locked_database_until_it_is_to_stop(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A lock that outlasts the usual wait at a start ended `strop up` for good."""
+    monkeypatch.setattr("storage.db.database.BUSY_TIMEOUT_S", 0.02)
+    path, tries = tmp_path / "strop.db", 0
+    Database.open(path).close()
+    other = sqlite3.connect(path, isolation_level=None)
+    other.execute("BEGIN IMMEDIATE")
+
+    def stopping() -> bool:
+        nonlocal tries
+        tries += 1
+        if tries == 3:
+            other.execute("ROLLBACK")
+        return False
+
+    with Database.open_patiently(path, stopping) as database:
+        database.write(lambda db: key_values.put(db, "a", "1"))
+    assert tries == 3
+    other.execute("BEGIN IMMEDIATE")
+    with pytest.raises(DatabaseBusyError):
+        Database.open_patiently(path, lambda: True)
+    other.close()
 
 
 def test_a_checkpoint_beside_a_long_reader_keeps_no_write_waiting(tmp_path: Path) -> None:

@@ -11,6 +11,8 @@ from bot.app import make_client
 from bot.feedback import reply_actions, side_by_side
 from bot.feedback.reactions import RatingRecorder
 from bot.feedback.reply_buttons import EMOJI
+from bot.services import Services
+from storage.chat import open_replies
 from storage.feedback import ratings
 from storage.feedback import side_by_side as comparisons
 from storage.learning import loop_status
@@ -52,6 +54,32 @@ async def test_two_candidates_stand_in_one_message_with_three_buttons(
     assert {each.status for each in community.replies()} == {"complete"}
     assert len({each["seed"] for each in model_server.requests}) == 2
     assert {found.first_id, found.second_id} == {each.id for each in community.replies()}
+
+
+@ALWAYS
+async def test_a_pair_that_two_crashes_cut_short_is_written_anew_once(
+    community: Community, services: Services
+) -> None:
+    """The rows of both candidates are left; one of them waits for Discord while the other is answered."""
+    await pair(community)
+
+    def cut_short(db: Any) -> None:
+        for table in ("comparisons", "reply_versions", "reply_parts"):
+            db.conn.execute(f"DELETE FROM {table}")
+        db.conn.execute("UPDATE replies SET status = 'failed', error = ?", (open_replies.INTERRUPTED,))
+
+    services.database.write(cut_short)
+    backend = community.env.backend
+    subscribers, backend.subscribers[:] = list(backend.subscribers), []
+    backend.delete_message(community.channel.id, community.messages()[0].id)
+    backend.subscribers[:] = subscribers
+    community.env.inject_error("GET", "/channels/*/messages")
+    await community.env.restart_bot(make_client(services))
+    await community.env.advance_time(60)
+    community.bot.start_session_jobs()
+    await community.env.advance_time(60)
+    assert [buttons(message) for message in community.messages()] == [["A", "Tie", "B"]]
+    assert sorted(reply.status for reply in community.replies()) == ["complete"] * 2 + ["failed"] * 2
 
 
 @ALWAYS

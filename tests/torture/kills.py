@@ -77,9 +77,7 @@ class Siege:
         on = self.strop.query("select 1 from runs where state in ('queued', 'running')")
         if not on and self.draw.random() < 0.7:
             return await self.strop.command("retrain")
-        there = self.strop.query(
-            "select id from adapters where state in ('candidate', 'retired', 'champion')"
-        )
+        there = self.strop.query("select id from adapters where state <> 'tainted'")
         if there:
             who = self.draw.choice(there)["id"]
             await asyncio.to_thread(self.strop.run_strop, "promote", who)
@@ -146,6 +144,7 @@ class Siege:
             if (
                 row["status"] == "complete"
                 and there is not None
+                and row["text"].strip()  # a note says that nothing was said
                 and _part(row).strip() != there["content"].strip()
             ):
                 wrong.append(f"{row['id']} is complete and not delivered")
@@ -169,8 +168,14 @@ class Siege:
         ]
 
     def _champions(self) -> list[str]:
-        rows = self.strop.query("select scope, base_hash, adapter_id from champions")
-        wrong = []
+        rows = self.strop.query(
+            """select scope, base_hash, adapter_id, (select promotions.adapter_id from promotions
+                   where promotions.scope = champions.scope and promotions.base_hash = champions.base_hash
+                   order by id desc limit 1) as promoted from champions"""
+        )
+        wrong = [
+            f"{row['promoted']} was promoted last" for row in rows if row["promoted"] != row["adapter_id"]
+        ]
         if len({(row["scope"], row["base_hash"]) for row in rows}) != len(rows):
             wrong.append("two champions")
         return wrong + [

@@ -2,36 +2,24 @@
 
 from __future__ import annotations
 
-import os
-import shutil
-from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
-from playwright.async_api import Browser, Page, async_playwright, expect
+from playwright.async_api import Browser, Page, expect
 
 from storage.admin import left_out
 from storage.db import sql
 from storage.db.database import Database
 from tests.bot.dashboard.deployment import dashboard, lived_in
-from tests.bot.playground.page.test_browser import CHROMIUM, EXPECT_MS, FLAGS
+from tests.bot.playground.page.test_browser import EXPECT_MS, browser
 from tests.storage.conftest import SCOPE
+
+__all__ = ["browser"]
 
 TOKEN = "a-token-of-some-length"
 WIDTHS = [(1440, 900), (390, 844)]
+pytestmark = pytest.mark.asyncio(loop_scope="module")
 expect.set_options(timeout=EXPECT_MS)
-
-
-@pytest.fixture
-async def browser() -> AsyncIterator[Browser]:
-    if shutil.which(CHROMIUM) is None:
-        if os.environ.get("CI") == "true":
-            pytest.fail(f"no browser at {CHROMIUM}")
-        pytest.skip(f"no browser at {CHROMIUM}: apt-get install chromium")
-    async with async_playwright() as playwright:
-        launched = await playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
-        yield launched
-        await launched.close()
 
 
 async def opened(browser: Browser, url: str, size: tuple[int, int], complaints: list[str]) -> Page:

@@ -85,7 +85,7 @@ class Page:
     async def snapshot(self) -> dict[str, Any]:
         async with self.session.ws_connect("/playground/events", max_msg_size=0) as socket:
             await socket.send_json({"secret": self.link["secret"]})
-            found: dict[str, Any] = await socket.receive_json(timeout=10)
+            found: dict[str, Any] = await socket.receive_json(timeout=60)
             return found
 
     async def post(self, path: str, **body: Any) -> Any:

@@ -176,7 +176,7 @@ async def test_an_answer_that_discord_s_filter_refuses_is_replaced_by_the_reason
     )
     task = community.bot.feature(Answerer).start(question, channel)
     assert task is not None
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         await task
     assert channel.texts == [FILTERED]
     (reply,) = community.replies()

@@ -77,7 +77,7 @@ class Visit:
 
     async def modal(self) -> Payload:
         """Wait on the page's event stream for the form that the bot opens."""
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             async for frame in self.socket:
                 event = json.loads(frame.data)
                 if event.get("event") == "MODAL_OPEN":

@@ -266,7 +266,7 @@ async def test_the_loop_panel_hears_of_changes_within_a_second(loop_page: Page, 
     loop = loop_page.playground
     await until(lambda: loop.page is not None)
     await database.awrite(lambda db: _rated_reply(db))
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         while (frame := await next_event(socket, "loop"))["loop"]["ratings"]["liked"] != 1:
             pass
     state = frame["loop"]

@@ -5,9 +5,9 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 # More arguments for the command behind a target: make up ARGS="--config my.toml", make test ARGS="-k ratings".
 ARGS ?=
-# Tests run in so many processes: one more than there are cores, since the tests of deployments mostly wait for sockets
+# Tests run in so many processes: two more than there are cores, since the tests of deployments mostly wait for sockets
 # and clocks, and no more than their models have memory for (--maxprocesses).
-WORKERS ?= $(shell expr $$(getconf _NPROCESSORS_ONLN) + 1)
+WORKERS ?= $(shell expr $$(getconf _NPROCESSORS_ONLN) + 2)
 
 # A stamp carries the checksum of the files that decide what is installed: an unchanged checkout skips the set-up, and a
 # changed one never runs on yesterday's packages. (Modification times would lie after a `git checkout`.)

@@ -25,7 +25,7 @@ BENCHES := tests.bench.storage tests.bench.bot tests.bench.serving tests.bench.t
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help up install dev test check coverage lint bench bench-peers bench-learning gpu-check gpu-check-packages install-gpu test-vllm test-scale test-proxy test-monitoring test-gguf pictures torture clean system-packages
+.PHONY: help up install dev test check coverage lint bench bench-peers bench-learning gpu-check gpu-check-packages install-gpu test-vllm test-scale test-proxy test-monitoring test-gguf messages pictures torture clean system-packages
 
 help: ## this list
 	@echo "Strop: a Discord bot that retrains itself from its community's ratings."
@@ -133,6 +133,9 @@ gpu-check-packages: $(DEV) ## what `gpu-check` needs beside torch, transformers 
 bench-learning: $(DEV) ## does it get better? a simulated community with the real loop; hours, or make bench-learning ARGS=--quick
 	$(PIP_INSTALL) --no-build-isolation --editable '.[bench]'
 	$(BIN)/python -m tests.bench.learning $(ARGS)
+
+messages: $(DEV) ## after rewording an English sentence: rename its key in the catalogues of all languages
+	$(BIN)/python -m tests.catalogues
 
 pictures: $(DEV) ## the documents' pictures of the dashboard and of /stats, made anew (needs chromium)
 	$(BIN)/python -m tests.pictures

@@ -100,18 +100,47 @@ def _restore(database: Database, config: Config, found: Findings) -> None:
 
 
 def _check_adapters(database: Database, config: Config, found: Findings) -> None:
+    """Check whatever answers or may be promoted next; of those retired, only whether they are there.
+
+    Reading them all takes minutes where there are thousands. One that comes back is checked then.
+    """
+    answering = {each[2] for each in (*database.read(_champions), *database.read(_on_trial))}
     for adapter in database.read(_usable):
-        error = flaw(adapter, config.adapters)
-        if isinstance(error, AdapterDamagedError):
-            found.refused_adapters[adapter.id] = Sentence.of(error)
-        elif error is not None:
-            found.unchecked_adapters[adapter.id] = str(error)
+        retired = adapter.state == "retired" and adapter.id not in answering
+        if not (retired and _is_there(config.adapters / adapter.id)):
+            _check(adapter, config, found)
     for scope, base_hash, adapter_id in database.read(_champions):
         if adapter_id in found.refused_adapters:
-            found.replaced_champions[adapter_id] = replace_champion(
-                database, scope, base_hash, set(found.refused_adapters), found.refused_adapters[adapter_id]
+            found.replaced_champions[adapter_id] = _sound_successor(
+                database, config, found, scope, base_hash, adapter_id
             )
     database.write(lambda db: _set_aside(db, found.refused_adapters))
+
+
+def _check(adapter: Adapter, config: Config, found: Findings) -> None:
+    error = flaw(adapter, config.adapters)
+    if isinstance(error, AdapterDamagedError):
+        found.refused_adapters[adapter.id] = Sentence.of(error)
+    elif error is not None:
+        found.unchecked_adapters[adapter.id] = str(error)
+
+
+def _is_there(folder: Path) -> bool:
+    return all((folder / name).is_file() for name in (adapter_files.MANIFEST, adapter_files.WEIGHTS))
+
+
+def _sound_successor(
+    database: Database, config: Config, found: Findings, scope: str, base_hash: str, refused: str
+) -> str | None:
+    """Go back from a champion that is damaged until one is found that isn't; return it."""
+    reason = found.refused_adapters[refused]
+    while True:
+        successor = replace_champion(database, scope, base_hash, set(found.refused_adapters), reason)
+        adapter = database.read(lambda db, wanted=successor: adapters.get(db, wanted or ""))  # type: ignore[misc]
+        if adapter is not None:
+            _check(adapter, config, found)
+        if successor not in found.refused_adapters:
+            return successor
 
 
 def _usable(db: sqlite_utils.Database) -> list[Adapter]:

@@ -97,6 +97,23 @@ def test_when_every_earlier_champion_is_missing_too_the_base_model_answers(
     assert not reconcile(database, config)
 
 
+def test_an_earlier_champion_is_checked_before_it_comes_back(database: Database, config: Config) -> None:
+    first, second, third = (crowned(database, config, name) for name in (b"first", b"second", b"third"))
+    for adapter_id in (second, third):
+        (config.adapters / adapter_id / "adapter_model.safetensors").write_bytes(b"tampered")
+    assert reconcile(database, config).replaced_champions == {third: first}
+    assert present(database) == first
+    assert [adapter_state(database, each) for each in (second, third)] == ["rejected", "rejected"]
+
+
+def test_of_those_that_are_retired_a_start_reads_no_weights(database: Database, config: Config) -> None:
+    first, _ = crowned(database, config, b"first"), crowned(database, config, b"second")
+    (config.adapters / first / "adapter_model.safetensors").write_bytes(b"tampered")
+    assert not reconcile(database, config)
+    (config.adapters / first / "adapter_model.safetensors").unlink()
+    assert list(reconcile(database, config).refused_adapters) == [first]
+
+
 def test_a_damaged_candidate_is_set_aside_and_the_champion_stays(database: Database, config: Config) -> None:
     good = crowned(database, config, b"first")
     bad = adapter_folder(config.adapters, b"candidate")

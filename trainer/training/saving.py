@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import json
 import os
 import shutil
@@ -127,14 +129,35 @@ def _config_json(model: PeftModel, base_id: str) -> dict[str, Any]:
     }
 
 
+def _copied_beside(partial: Path, final: Path) -> Path:
+    """Copy an adapter into the folder of adapters, under nobody's name; what a kill left is replaced."""
+    beside = final.with_name(f".{final.name}.partial")
+    shutil.rmtree(beside, ignore_errors=True)
+    shutil.copytree(partial, beside)
+    for file in beside.iterdir():
+        with file.open("rb+") as copied:
+            os.fsync(copied.fileno())
+    return beside
+
+
 def move(partial: Path, final: Path) -> Path:
-    """Rename once; an adapter that is there already has the same bytes, for its name is their hash."""
+    """Rename once; an adapter that is there already has the same bytes, for its name is their hash.
+
+    Where the adapters lie on another file system, as on storage that is shared, it is copied there first.
+    """
     final.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-    final.parent.chmod(0o700)  # also where an older version made it
+    with contextlib.suppress(PermissionError):  # a mounted folder may be the system's
+        final.parent.chmod(0o700)  # also where an older version made it
     if final.exists():
         shutil.rmtree(partial)
         return final
-    partial.rename(final)
+    try:
+        partial.rename(final)
+    except OSError as error:
+        if error.errno != errno.EXDEV:
+            raise
+        _copied_beside(partial, final).rename(final)
+        shutil.rmtree(partial)
     descriptor = os.open(final.parent, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import stat
+import tempfile
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -373,3 +374,17 @@ def test_adapters_are_their_owners_alone_also_where_an_older_version_made_the_fo
     partial.mkdir()
     final = saving.move(partial, adapters / ("a" * 64))
     assert final.is_dir() and stat.S_IMODE(adapters.stat().st_mode) == 0o700
+
+
+def test_an_adapter_moves_to_another_file_system_whole_or_not_at_all(tmp_path: Path) -> None:
+    with tempfile.TemporaryDirectory(dir="/dev/shm") as elsewhere:
+        partial, final = tmp_path / "adapter", Path(elsewhere, "adapters", "a" * 64)
+        assert tmp_path.stat().st_dev != Path(elsewhere).stat().st_dev
+        partial.mkdir()
+        (partial / "weights").write_bytes(b"whole")
+        torn = final.with_name(f".{final.name}.partial")
+        torn.mkdir(parents=True)
+        (torn / "of a killed run").touch()
+        assert saving.move(partial, final) == final
+        assert {path.name: path.read_bytes() for path in final.iterdir()} == {"weights": b"whole"}
+        assert not partial.exists() and not torn.exists()

@@ -38,6 +38,10 @@ OPTED_IN = mark("You opted in: it may train me.")
 OPTED_OUT = mark("You opted out: none of it trains me.")
 UNDECIDED = mark("You have not decided: none of it trains me until you opt in.")
 UNDECIDED_FREE = mark("You have not opted out: in this playground it may train me.")
+KEPT_BY_ADAPTERS = mark(
+    "Adapters that learned from it before keep what they learned, and may go on answering until a new one, "
+    "trained without it, takes their place. `/privacy delete` takes them out of service at once."
+)
 # Discord takes 10 MB from a bot; beyond this the export comes in parts.
 _PLAIN_EXPORT_BYTES = 8_000_000
 
@@ -256,7 +260,7 @@ async def _decide(interaction: Interaction, consent: members.Consent) -> None:
     services = interaction.client.services
     person = services.person(interaction.user)
 
-    def work(db: Connection) -> None:
+    def work(db: Connection) -> bool:
         person.ensure(db)
         decisions.decide(
             db,
@@ -265,10 +269,13 @@ async def _decide(interaction: Interaction, consent: members.Consent) -> None:
             str(person.user_id),
             permission_reference=services.config.discord.training_permission_reference,
         )
+        return bool(privacy.list_adapters_of_member(db, person.user_id))
 
-    await services.database.awrite(work)
+    has_taught = await services.database.awrite(work)
     if consent == "out":
         text = tr("Noted: nothing that you write or rate trains the model. I still answer you.")
+        if has_taught:
+            text += f"\n{tr(KEPT_BY_ADAPTERS)}"
     elif services.playground or services.permission_reference:
         text = tr("Thank you: your messages to me and your ratings may train the model, until you opt out.")
     else:

@@ -82,7 +82,7 @@ def erase_member(db: sqlite_utils.Database, user_id: int, actor: str) -> Erasure
     """
     touched = _touched_rows(db, user_id)
     used_by = list_runs_of_member(db, user_id)
-    trained = _trained_adapters(db, user_id)
+    trained = list_adapters_of_member(db, user_id)
     tainted = _taint(db, trained)
     reason = Sentence("a member erased words that it was trained on")
     trials.end_with(db, [adapter.id for adapter in tainted], reason, actor=actor)
@@ -184,8 +184,8 @@ def list_runs_of_member(db: sqlite_utils.Database, user_id: int) -> list[str]:
     return [row["run_id"] for row in rows]
 
 
-def _trained_adapters(db: sqlite_utils.Database, user_id: int) -> list[str]:
-    """Adapters that learned from the member; the gate's rows judge and teach nothing."""
+def list_adapters_of_member(db: sqlite_utils.Database, user_id: int) -> list[str]:
+    """Return the adapters that learned from a member, by id; the gate's rows judge and teach nothing."""
     rows = sql.many(
         db,
         f"""SELECT id FROM adapters

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from bot.operators import NOT_OPERATOR
+from bot.privacy.commands import KEPT_BY_ADAPTERS
 from bot.ui.command_tree import StropTree
 from storage.admin import audit
 from storage.chat import members
@@ -392,6 +393,26 @@ async def test_opting_in_and_out_is_recorded(community: Community) -> None:
     assert result.ephemeral and consent() == "in"
     await community.bob.slash(community.channel, "privacy opt-out")
     assert consent() == "out"
+
+
+async def test_opting_out_says_what_adapters_keep_once_there_is_one_that_learned(
+    community: Community,
+) -> None:
+    await community.bob.send(community.channel, f"{community.mention} my words")
+    before = text(await community.bob.slash(community.channel, "privacy opt-out"))
+    assert "nothing that you write or rate trains the model" in before and KEPT_BY_ADAPTERS not in before
+
+    def learned(db: Any) -> None:
+        run = runs.enqueue(db, scope=f"guild:{community.guild.id}", trigger="manual", requested_by="1")
+        runs.lease_next(db, "trainer", 60_000)
+        db.execute("INSERT INTO run_rows SELECT ?, id, 'train', 'liked', 1.0 FROM replies", (run.id,))
+        db.execute("UPDATE adapters SET run_id = ? WHERE id = ?", (run.id, "a" * 16))
+
+    register(community, "a" * 16, promote=True)
+    community.services.database.write(learned)
+    await community.bob.slash(community.channel, "privacy opt-in")
+    assert KEPT_BY_ADAPTERS in text(await community.bob.slash(community.channel, "privacy opt-out"))
+    assert KEPT_BY_ADAPTERS not in text(await community.ann.slash(community.channel, "privacy opt-out"))
 
 
 async def test_export_is_a_file_for_ones_own_eyes(community: Community) -> None:

@@ -1,10 +1,10 @@
 """The sections of strop.toml as frozen models, with their defaults and what each key must be."""
 
 import ipaddress
-from typing import Annotated, Literal, TypedDict
+from typing import Annotated, Literal, Self, TypedDict
 from urllib.parse import urlsplit
 
-from pydantic import BaseModel, ConfigDict, Field, SecretStr, Strict
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, SecretStr, Strict
 
 PROXY_VARIABLES = ("HTTPS_PROXY", "https_proxy")
 
@@ -15,7 +15,20 @@ Whole = Annotated[int, Strict(), Field(ge=0, description="zero or a positive int
 Positive = Annotated[float, Strict(), Field(gt=0, description="a positive number")]
 Amount = Annotated[float, Strict(), Field(ge=0, description="zero or a positive number")]
 Temperature = Annotated[float, Strict(), Field(ge=0, le=2, description="a number from 0 to 2")]
-Penalty = Annotated[float, Strict(), Field(ge=1, le=2, description="a number from 1 to 2")]
+
+
+def _zero_or_penalty(value: float) -> float:
+    if 0 < value < 1:
+        raise ValueError("it would favour repetition")
+    return value
+
+
+Penalty = Annotated[
+    float,
+    Strict(),
+    Field(ge=0, le=2, description="a number from 1 to 2, or 0 (by the size of the base)"),
+    AfterValidator(_zero_or_penalty),
+]
 Share = Annotated[float, Strict(), Field(ge=0, le=1, description="a number from 0 to 1")]
 Inside = Annotated[float, Strict(), Field(gt=0, lt=1, description="a number between 0 and 1")]
 Port = Annotated[int, Strict(), Field(ge=0, le=65535, description="a port from 0 (any free one) to 65535")]
@@ -50,6 +63,12 @@ class DiscordConfig(Section):
     operators_channel: Whole = 0
 
 
+# Bases with fewer parameters run in loops without a penalty, as was measured with 135M (EXPERIMENTS, 23).
+# Larger ones hardly loop, and a penalty costs them what has to be said twice, code above all.
+LOOPING_PARAMETERS = 1_000_000_000
+LOOPING_PENALTY = 1.1
+
+
 class SamplingKeys(TypedDict):
     """The keys of `chat` that choose a token."""
 
@@ -61,7 +80,10 @@ class SamplingKeys(TypedDict):
 
 
 class ChatConfig(Section):
-    """How a reply is asked for. The sampling's defaults were measured (tests/bench/sampling.py)."""
+    """How a reply is asked for. The sampling's defaults were measured (tests/bench/sampling.py).
+
+    A `repetition_penalty` of 0 follows the size of the base: `for_base` says what is in force.
+    """
 
     system_prompt: Text = "You are a friendly member of this community. Answer briefly."
     max_new_tokens: Count = 120
@@ -69,8 +91,18 @@ class ChatConfig(Section):
     top_p: Share = 0.9
     top_k: Whole = 0
     min_p: Share = 0.1
-    repetition_penalty: Penalty = 1.1
+    repetition_penalty: Penalty = 0.0
     context_tokens: Count = 1024
+
+    def for_base(self, parameters: int) -> Self:
+        """Return what is in force with a base of so many parameters; 0: another server's, of unknown size.
+
+        There a penalty would fall on the end tokens too, which ours spares, and lengthen replies.
+        """
+        if self.repetition_penalty:
+            return self
+        loops = 0 < parameters < LOOPING_PARAMETERS
+        return self.model_copy(update={"repetition_penalty": LOOPING_PENALTY if loops else 1.0})
 
     @property
     def sampling(self) -> SamplingKeys:
@@ -80,7 +112,7 @@ class ChatConfig(Section):
             "top_p": self.top_p,
             "top_k": self.top_k,
             "min_p": self.min_p,
-            "repetition_penalty": self.repetition_penalty,
+            "repetition_penalty": self.repetition_penalty or 1.0,
         }
 
 

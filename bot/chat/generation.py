@@ -191,7 +191,7 @@ def chat_for(config: Config, question: Question, base: BaseDescription) -> ChatC
         # An admin can't know the model's context: at least half of it is left for what was said.
         length = max(1, min(length, context_tokens // 2))
     changed["max_new_tokens"] = length
-    return config.chat.model_copy(update=changed)
+    return config.chat.for_base(base.parameters).model_copy(update=changed)
 
 
 def sampling_of(chat: ChatConfig) -> Sampling:

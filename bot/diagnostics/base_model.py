@@ -17,6 +17,7 @@ from bot.serving.model.memory import NF4_BYTES_PER_WEIGHT, total_main_memory
 from bot.serving.model.shapes import Shape, refuse_unsupported
 from bot.serving.model.sources import BaseSource, automatic
 from storage.config import Config
+from storage.config_sections import ChatConfig
 
 
 def examine_base(config: Config) -> Iterator[Check]:
@@ -84,7 +85,17 @@ async def _serving_now(config: Config) -> list[Check]:
         return [note("answering", str(error))]
     if base.stands_in_for:
         return [problem("answering", health.detail, "mend what it says, then start Strop again")]
-    return [ok("answering", f"{base.id}: {base.capabilities.sentence()}")]
+    return [
+        ok("answering", f"{base.id}: {base.capabilities.sentence()}"),
+        ok("sampling", sampling_text(config.chat, base.parameters)),
+    ]
+
+
+def sampling_text(chat: ChatConfig, parameters: int) -> str:
+    """Say what is in force for a base of so many parameters, in the words of strop.toml."""
+    keys = chat.for_base(parameters).sampling
+    said = ", ".join(f"{name} {value:g}" for name, value in keys.items())
+    return said if chat.repetition_penalty else f"{said} (by the size of the base)"
 
 
 def _automatic(config: Config) -> Check:

@@ -138,7 +138,7 @@ class BaseDescription:
     trainer loads; ``special_tokens`` are the strings that its tokenizer would read as control tokens.
     ``stands_in_for`` names the configured base where this one answers in its place; the health's detail
     says why. ``capabilities`` were found by probing its chat template. ``identity`` says which base it is,
-    also to those who hold it in another ``precision``.
+    also to those who hold it in another ``precision``. ``parameters`` counts its weights; 0: not known.
     """
 
     id: str
@@ -154,6 +154,7 @@ class BaseDescription:
     capabilities: BaseCapabilities = field(default_factory=BaseCapabilities)
     identity: BaseIdentity | None = None
     precision: str = ""
+    parameters: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,6 +3,7 @@ from pathlib import Path
 import pytest
 
 from storage.config import Config, load_config
+from storage.config_sections import ChatConfig
 from storage.errors import ConfigError
 
 
@@ -187,6 +188,16 @@ def test_the_chat_has_keys_for_all_that_chooses_a_token(tmp_path: Path) -> None:
     (tmp_path / "strop.toml").write_text("[chat]\nrepetition_penalty = 0.5\n")
     with pytest.raises(ConfigError, match=r"chat\.repetition_penalty: must be a number from 1 to 2"):
         load_config(tmp_path / "strop.toml", {})
+
+
+def test_the_penalty_follows_the_base_unless_it_is_set() -> None:
+    """Small bases run in loops without one; what a server elsewhere has is not known."""
+    unset, off, own = ChatConfig(), ChatConfig(repetition_penalty=1.0), ChatConfig(repetition_penalty=1.2)
+    sizes = (135_000_000, 999_999_999, 1_700_000_000, 0)
+    assert [unset.for_base(size).sampling["repetition_penalty"] for size in sizes] == [1.1, 1.1, 1.0, 1.0]
+    assert {off.for_base(size).sampling["repetition_penalty"] for size in sizes} == {1.0}
+    assert {own.for_base(size).sampling["repetition_penalty"] for size in sizes} == {1.2}
+    assert unset.sampling["repetition_penalty"] == 1.0
 
 
 def test_the_file_takes_no_temperature_that_the_settings_refuse(tmp_path: Path) -> None:

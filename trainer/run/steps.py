@@ -119,7 +119,11 @@ class RunSteps(TrainingStep):
         return rows if snapshot.still_allowed(rows, eligible.rows, voted) else self.snapshot()
 
     async def _context(self, client: ModelClient) -> RunContext:
-        return await run_context.find(client, self._database, self._config, self._run.scope)
+        context = await run_context.find(client, self._database, self._config, self._run.scope)
+        # Models are asked here as they are in the chat.
+        chat = self._config.chat.for_base(context.base.parameters)
+        self._config = self._config.model_copy(update={"chat": chat})
+        return context
 
     async def _replay(self, client: ModelClient, context: RunContext) -> Replay:
         return await run_context.replay(client, self._config, context, self._heartbeat)

@@ -297,7 +297,8 @@ class _Stage:
                 raise RehearsalError(f"There is no adapter {adapter_id} any more.")
             await self.client.load_adapter(adapter_id, (self.config.data / adapter.path).absolute())
         model = adapter_id or health.base.id
-        return await measuring.answers(self.client, model, prompts, self.config.chat, SEED)
+        chat = self.config.chat.for_base(health.base.parameters)
+        return await measuring.answers(self.client, model, prompts, chat, SEED)
 
     async def _base_hash(self) -> str:
         health = await self.client.health()

@@ -168,6 +168,7 @@ def _describe(base: LoadedBase, engine: Engine, template: ChatTemplate) -> BaseD
         special_tokens=control_strings(base.tokenizer),
         identity=info.identity,
         precision=NF4,
+        parameters=info.parameters,
         capabilities=dataclasses.replace(
             template.capabilities,
             stop_tokens=tuple(base.tokenizer.convert_ids_to_tokens(sorted(engine.end_tokens))),

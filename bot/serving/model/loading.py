@@ -64,6 +64,11 @@ class BaseInfo:
         """Which base this is, apart from its precision."""
         return identify(self.source, self.content, self.chat_template_hash)
 
+    @property
+    def parameters(self) -> int:
+        """Return how many weights it has."""
+        return self.linear_parameters + self.other_parameters
+
     def counts(self) -> ParameterCounts:
         """Return the parameter counts for memory estimates."""
         return ParameterCounts(self.linear_parameters, self.other_parameters)

@@ -57,6 +57,7 @@ def prepare(
         capabilities=ChatTemplate(tokenizer).capabilities,
         identity=info.identity,
         precision=NF4 if in_4_bits else BFLOAT16,
+        parameters=info.parameters,
     )
     return PreparedBase(weights, description, linear_layers(folder))
 

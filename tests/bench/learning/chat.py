@@ -76,7 +76,7 @@ def answer_all(
                         sampling=Sampling(
                             max_new_tokens,
                             seed=seed * 1_000_003 + at * 101 + number,
-                            **world.config.chat.sampling,
+                            **world.sampling,
                         ),
                         deadline_s=600.0,
                     )
@@ -285,7 +285,7 @@ def _store(
         base_hash=base_hash,
         prompt=[message.as_json() for message in chat_of(world, given.asked)],
         seed=None,
-        sampling=world.config.chat.sampling,
+        sampling=world.sampling,
     )
     replies.finish(
         db,

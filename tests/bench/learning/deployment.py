@@ -17,7 +17,9 @@ import structlog
 
 from bot.serving.client import SERVER_FILE, ModelClient
 from bot.serving.errors import ServingError
+from bot.serving.model.catalogue import BUNDLED
 from storage.config import Config
+from storage.config_sections import SamplingKeys
 from storage.db.database import Database
 from storage.learning import adapters, runs
 from storage.learning.runs import Run
@@ -48,6 +50,11 @@ class World:
         self.config = config
         self.database = database
         self._config_path = config_path
+
+    @property
+    def sampling(self) -> SamplingKeys:
+        """Return how the bundled base chooses its tokens in the chat."""
+        return self.config.chat.for_base(BUNDLED.shape.parameters).sampling
 
     def ask(self, work: Callable[[ModelClient], Awaitable[T]]) -> T:
         """Do some work with a client of the model server."""

@@ -600,9 +600,12 @@ async def test_what_nobody_expected_is_one_sentence_with_an_id(
 
 
 @pytest.mark.parametrize("settings", ['[chat]\nsystem_prompt = "' + "s " * 3000 + '"'], indirect=True)
-async def test_a_system_prompt_that_leaves_no_room_names_the_setting(community: Community) -> None:
-    await community.ann.send(community.channel, f"{community.mention} hello")
-    assert "chat.system_prompt" in community.said()[0]
+async def test_a_system_prompt_that_leaves_no_room_is_told_without_a_key(community: Community) -> None:
+    with capture_logs() as lines:
+        await community.ann.send(community.channel, f"{community.mention} hello")
+    (said,) = community.said()
+    assert said.startswith("My system prompt leaves no room") and "chat." not in said
+    assert said in [each["error"] for each in lines if each["event"] == "reply.refused"]
 
 
 async def test_a_storage_that_fails_at_the_end_does_not_cost_the_text(

@@ -73,6 +73,8 @@ class Rows:
         found = self._rows[source]
         self._rows[target] = _Row(_key(job), job=job, used=self._clock)
         self._places[job] = target
+        # One that had stepped aside counts on nothing that it had read.
+        job.cached = 0
         self._take_over(job, found, source, shared)
 
     def begin_reading(self, job: Job) -> int:

@@ -195,6 +195,18 @@ def write(cache: RowCache, row: int, tokens: list[int]) -> None:
         cache.keys[0][row, 0, place] = token
 
 
+def test_one_that_lost_its_row_and_finds_nothing_to_take_over_reads_its_prompt_again() -> None:
+    rows, cache = rows_of(1)
+    first, second = (Job([start] * 30, JobOptions(), sink=lambda _: None, tokenizer=None) for start in (3, 4))
+    for job in (first, second):
+        rows.take(job)
+        write(cache, rows.of(job), job.tokens)
+        job.cached = len(job.tokens)
+        rows.leave(job)
+    rows.take(first)
+    assert first.cached == 0
+
+
 @settings(max_examples=150, deadline=None)
 @given(
     st.lists(st.tuples(st.integers(0, 2), st.integers(0, 3), st.integers(1, 30), st.booleans()), max_size=25)

@@ -32,6 +32,20 @@ _PLAIN = (
 )
 _FUSED = ("self_attn.qkv_proj", "self_attn.o_proj", "mlp.gate_up_proj", "mlp.down_proj")
 NEIGHBOURS = {"granite", "llama", "ministral3", "mistral", "smollm3"}
+# llama.cpp takes Gemma's scale of attention from the width of a head, and its output from the embedding.
+_GEMMA = {"tie_word_embeddings": True, "query_pre_attn_scalar": WIDTH, "sliding_window": 64}
+SETTINGS: dict[str, dict[str, Any]] = {
+    "gemma": {"tie_word_embeddings": True},
+    "gemma2": _GEMMA,
+    "gemma3_text": _GEMMA,
+    "granite": {
+        "attention_multiplier": 0.2,
+        "embedding_multiplier": 3.0,
+        "logits_scaling": 0.5,
+        "residual_multiplier": 0.7,
+    },
+    "olmo3": {"sliding_window": 64},
+}
 
 
 def config_of(kind: str) -> Any:
@@ -44,9 +58,9 @@ def config_of(kind: str) -> Any:
         num_key_value_heads=KV_HEADS,
         head_dim=WIDTH,
         vocab_size=VOCABULARY,
-        tie_word_embeddings=False,
         max_position_embeddings=128,
         pad_token_id=0,
+        **{"tie_word_embeddings": False} | SETTINGS.get(kind, {}),
     )
 
 
@@ -149,14 +163,19 @@ def write_base(model: Any, kind: str, target: Path) -> None:
     writer.add_value_length(WIDTH)
     writer.add_layer_norm_rms_eps(config.rms_norm_eps)
     writer.add_rope_dimension_count(WIDTH)
-    writer.add_rope_freq_base(float(config.to_dict()["rope_parameters"]["rope_theta"]))
+    rope = config.to_dict()["rope_parameters"]
+    # By kind of layer: of the ones with a window llama.cpp knows it by the architecture.
+    writer.add_rope_freq_base(float(rope.get("full_attention", rope)["rope_theta"]))
     writer.add_vocab_size(VOCABULARY)
     writer.add_tokenizer_model("no_vocab")
-    if kind == "phi3":
-        writer.add_rope_scaling_orig_ctx_len(128)
+    _add_settings(writer, kind, config.to_dict())
     for key, tensor in model.state_dict().items():
         module, _, part = key.rpartition(".")
+        if module == "lm_head" and config.tie_word_embeddings:
+            continue
         name = names.get_name(module)
+        # Gemma multiplies by 1 + weight, llama.cpp by the weight.
+        tensor = tensor + 1 if kind.startswith("gemma") and module.endswith("norm") else tensor
         rows = reorder_rows(tensor.float(), name, architecture, config.to_dict())
         writer.add_tensor(f"{name}.{part}", rows.contiguous().numpy())
     writer.write_header_to_file()
@@ -165,8 +184,33 @@ def write_base(model: Any, kind: str, target: Path) -> None:
     writer.close()
 
 
+def _add_settings(writer: gguf.GGUFWriter, kind: str, config: dict[str, Any]) -> None:
+    """Write what only some architectures have, under the names that llama.cpp reads."""
+    if kind == "phi3":
+        writer.add_rope_scaling_orig_ctx_len(128)
+    if config.get("sliding_window"):
+        writer.add_sliding_window(config["sliding_window"])
+    if kind == "gemma2":
+        writer.add_attn_logit_softcapping(config["attn_logit_softcapping"])
+        writer.add_final_logit_softcapping(config["final_logit_softcapping"])
+    if kind == "granite":
+        writer.add_attention_scale(config["attention_multiplier"])
+        writer.add_embedding_scale(config["embedding_multiplier"])
+        writer.add_logit_scale(config["logits_scaling"])
+        writer.add_residual_scale(config["residual_multiplier"])
+    if kind == "ministral3":
+        rope = config["rope_parameters"]
+        writer.add_rope_scaling_type(gguf.RopeScalingType.YARN)
+        writer.add_rope_scaling_factor(rope["factor"])
+        writer.add_rope_scaling_orig_ctx_len(rope["original_max_position_embeddings"])
+        writer.add_rope_scaling_yarn_beta_fast(rope["beta_fast"])
+        writer.add_rope_scaling_yarn_beta_slow(rope["beta_slow"])
+        writer.add_rope_scaling_yarn_log_mul(rope["mscale_all_dim"])
+        writer.add_attn_temperature_scale(rope["llama_4_scaling_beta"])
+
+
 @pytest.mark.gguf
-@pytest.mark.parametrize("kind", ["llama", "mistral", "phi3", "qwen2", "qwen3", "smollm3"])
+@pytest.mark.parametrize("kind", sorted(MODEL_TYPES))
 def test_llama_cpp_computes_with_it_what_peft_computes_with_the_folder(tmp_path: Path, kind: str) -> None:
     torch.manual_seed(0)
     model = AutoModelForCausalLM.from_config(config_of(kind)).float().eval()

@@ -129,11 +129,11 @@ def _preview(found: ImportFile, summary: Summary) -> None:
     guessed = ", guessed: check the samples" if source.encoding_guessed else ""
     typer.echo(f"{found.title}, {source.layout.replace('-', ' ')}, {source.encoding}{guessed}.")
     if found.prompts_only:
-        typer.echo(f"{summary.usable} prompts without answers: tastings ask them, and members rate.")
+        typer.echo(f"{_counted(found, summary)} without answers: tastings ask them, and members rate.")
     else:
         rated = summary.usable - summary.imitated
         typer.echo(
-            f"{summary.usable} examples: {summary.imitated} to imitate, {rated} rated "
+            f"{_counted(found, summary)}: {summary.imitated} to imitate, {rated} rated "
             f"({summary.liked} likes, {summary.disliked} dislikes, {summary.pairs} better answers)."
         )
     if summary.splits:
@@ -169,7 +169,11 @@ def _shown(sample: Example | Prompt) -> Iterator[str]:
 
 
 def _counted(found: ImportFile, summary: Summary) -> str:
-    return f"{summary.usable} {'prompts' if found.prompts_only else 'examples'}"
+    return _some(summary.usable, "prompt" if found.prompts_only else "example")
+
+
+def _some(count: int, noun: str) -> str:
+    return f"{count} {noun}{'' if count == 1 else 's'}"
 
 
 def _take_in(
@@ -205,15 +209,15 @@ def _progress(text: str) -> Callable[[Progress], None]:
 
 def _tell(found: ImportFile, summary: Summary, done: stored.Import) -> None:
     again = f" {done.known} were there already." if done.known else ""
-    kind = "prompts" if found.prompts_only else "examples"
-    typer.echo(
-        f"Import {done.id}: {done.stored} new {kind}.{again} `strop imports remove {done.id}` takes it back."
-    )
+    new = _some(done.stored, "new prompt" if found.prompts_only else "new example")
+    typer.echo(f"Import {done.id}: {new}.{again} `strop imports remove {done.id}` takes it back.")
     if found.prompts_only:
         for reason in ("no_consent", "prompt_too_long", "bank_full"):
             if count := summary.left_out.get(reason):
                 typer.echo(f"Left out: {count} that {REASONS[reason]}.")
         typer.echo("`strop tasting start` or /tasting asks them.")
+    elif done.stored:
+        typer.echo("No run starts by itself: `strop retrain --dry-run` says what one would learn from.")
 
 
 def _tell_json(found: ImportFile, summary: Summary, done: stored.Import | None) -> None:
@@ -300,7 +304,7 @@ def _line(found: stored.Import) -> str:
     state = {"running": ", interrupted: import the file again to go on", "removed": ", taken back"}
     return (
         f"{found.id}  {when}  {visible(found.name)} ({found.format}) for {found.scope}: "
-        f"{found.stored} examples{state.get(found.state, '')}"
+        f"{_some(found.stored, 'example')}{state.get(found.state, '')}"
     )
 
 

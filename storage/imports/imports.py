@@ -19,11 +19,12 @@ from storage.chat import members
 from storage.db import sql
 from storage.db.clock import now_ms
 from storage.errors import ImportFileError
-from storage.feedback import prompt_bank
+from storage.feedback import prompt_bank, ratings
 from storage.imports import batch
 from storage.imports.batch import DISCORD, SOURCE
 from storage.imports.examples import Author, Example, Prompt
 from storage.imports.prompts import new_prompt, nobody_permits, permitted
+from storage.learning import runs
 from storage.privacy import erasure
 
 State = Literal["running", "done", "removed"]
@@ -73,7 +74,8 @@ def begin(
 ) -> Import:
     """Record that a file is being brought in; one that was interrupted goes on as the same import.
 
-    Raises ImportFileError where the same file is in this scope already.
+    Raises ImportFileError where the same file is in this scope already, or another import isn't finished:
+    what both hold would belong to the one that trains nothing.
     """
     row = sql.one(
         db, "SELECT * FROM imports WHERE scope = ? AND sha256 = ? AND state <> 'removed'", (scope, sha256)
@@ -86,6 +88,12 @@ def begin(
         # What is stored of it is met again; what others hold is counted anew.
         sql.change(db, "UPDATE imports SET known = 0 WHERE id = ?", (row["id"],))
         return expect(db, row["id"])
+    unfinished = sql.one(db, "SELECT id, name FROM imports WHERE scope = ? AND state = 'running'", (scope,))
+    if unfinished is not None:
+        raise ImportFileError(
+            f"Import {unfinished['id']} ({unfinished['name']}) is not finished: import that file again, or "
+            f"take it back with `strop imports remove {unfinished['id']}`."
+        )
     values = {
         "name": name,
         "sha256": sha256,
@@ -105,7 +113,11 @@ def begin(
 def store(
     db: sqlite_utils.Database, found: Import, examples: Sequence[Example], *, permission_reference: str
 ) -> int:
-    """Store some examples and their ratings in the caller's transaction; return how many were new."""
+    """Store some examples and their ratings in the caller's transaction; return how many were new.
+
+    They start no run by themselves: an operator asks for one when all of a file is in.
+    """
+    pending = runs.new_ratings(db, found.scope)
     new, known = batch.store(
         db,
         examples,
@@ -114,6 +126,7 @@ def store(
         scope=found.scope,
         permission_reference=permission_reference,
     )
+    ratings.put_aside(db, found.scope, but=pending)
     sql.change(
         db, "UPDATE imports SET stored = stored + ?, known = known + ? WHERE id = ?", (new, known, found.id)
     )

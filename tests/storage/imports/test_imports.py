@@ -101,6 +101,30 @@ def test_an_interrupted_import_goes_on_as_the_same_one(database: Database) -> No
     assert len(eligible(database).rows) == 2
 
 
+def test_while_an_import_is_unfinished_no_other_file_is_begun(database: Database) -> None:
+    values = {"format_name": "messages", "rights": "ours", "licence": "x", "scope": SCOPE, "actor": "test"}
+    first = database.write(lambda db: imports.begin(db, name="one.jsonl", sha256="c" * 64, **values))
+    database.write(lambda db: imports.store(db, first, [example(1)], permission_reference=""))
+    with pytest.raises(
+        ImportFileError, match=r"Import 1 \(one.jsonl\) is not finished: import that file again"
+    ):
+        bring_in(database, example(1), example(2))
+    database.write(lambda db: imports.remove(db, first.id, "test"))
+    assert bring_in(database, example(1), example(2)).stored == 2
+    assert len(eligible(database).rows) == 2
+
+
+def test_imported_ratings_start_no_run_by_themselves_and_hide_no_members_rating(database: Database) -> None:
+    bring_in(database, *map(example, range(60)))
+    assert database.read(lambda db: runs.new_ratings(db, SCOPE)) == 0
+    assert database.read(lambda db: runs.new_ratings(db, SCOPE, with_set_aside=True)) == 60
+    (first, *_) = eligible(database).rows
+    thumb = {"reply_id": first.reply_id, "kind": "thumb", "means": "reaction", "value": 1}
+    database.write(lambda db: ratings.rate(db, user_id=77, **thumb))
+    bring_in(database, example(61), sha="b" * 64)
+    assert database.read(lambda db: runs.new_ratings(db, SCOPE)) == 1
+
+
 def test_discords_messages_train_only_with_the_permission_and_everybodys_consent(database: Database) -> None:
     asked = (Turn("user", "How do I store bread?", MIA),)
     bring_in(database, Example(asked, Turn("assistant", "In a bag.", TOM), "record 2"), reference="ticket 7")

@@ -17,10 +17,11 @@ BY_HAND = "[trainer]\nmin_new_ratings = 0\ninterval_hours = 0.0\nnice = 0\n"
 TRIAL = BY_HAND + "min_liked = 3\nmin_raters = 1\nepochs = 1\n"
 
 
-# A third of the work that the defaults take. No clock shortens the training: how much it learns, and with it
+# A fifth of the work that the defaults take. No clock shortens the training: how much it learns, and with it
 # the verdict, does not hang on how busy the machine is. The held-out conversations are all asked once.
 BRIEF = """epochs = 2
 ranked_rounds = 1
+ranked_replies = 96
 max_train_minutes = 60.0
 [chat]
 max_new_tokens = 32

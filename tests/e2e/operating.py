@@ -37,7 +37,8 @@ GENERAL = community.PLACES[0].channel_id
 
 Payload = dict[str, Any]
 
-MEMBERS_PROMPT = "where did I leave my boat?"
+# Of the third of all prompts that may be shown under the names of their writers.
+MEMBERS_PROMPT = "where is my boat?"
 METRICS = {
     "headline": {"value": 0.12, "low": 0.05, "high": 0.19, "n": 40},
     "evaluation": {"extra_prompts": 8, "same_replies": 0.1},

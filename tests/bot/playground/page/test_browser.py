@@ -509,7 +509,9 @@ async def test_the_loop_panel_shows_needs_phase_chart_and_table(page: Page, worl
     await page.set_viewport_size({"width": 1440, "height": 900})
     canary = panel.get_by_role("region", name="Side by side")
     await expect(canary).to_contain_text("Canary: ac51d0a7 answers 10 % of new conversations.")
-    await expect(canary).to_contain_text("4 of the newer adapter, 31 of the older. 23 more decide")
+    await expect(canary).to_contain_text(
+        "4 of the newer adapter, 31 of the older. In half of all cases 12 to 61 more"
+    )
     await world.set_loop(trials={})
     await expect(canary).to_be_hidden()
     await world.set_loop(run=None, server={"status": "loading", "detail": "42 %"})

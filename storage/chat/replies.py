@@ -12,6 +12,9 @@ from storage.db import sql
 from storage.db.clock import now_ms
 from storage.errors import UnknownRowError
 
+# The ids of replies that came in a file begin so.
+IMPORTED = "import-"
+
 Status = Literal["streaming", "complete", "stopped", "failed"]
 
 

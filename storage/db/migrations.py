@@ -767,6 +767,19 @@ ALTER TABLE tasting_prompts ADD COLUMN parent_channel_id INTEGER
     )
 
 
+def m0036_ratings_of_own_replies(db: sqlite_utils.Database) -> None:
+    """The index of ratings by time tells those of imported replies apart, which no like rate counts."""
+    _run(
+        db,
+        """
+DROP INDEX ratings_by_time
+
+CREATE INDEX ratings_by_time ON ratings (scope, updated_ms, kind, value, user_id, reply_id)
+WHERE retracted = 0
+""",
+    )
+
+
 for _step in (
     m0001_people_and_conversations,
     m0002_replies_and_ratings,
@@ -787,5 +800,6 @@ for _step in (
     m0033_origins_of_prompts,
     m0034_parts_on_their_way,
     m0035_channels_of_prompts,
+    m0036_ratings_of_own_replies,
 ):
     steps()(_step)

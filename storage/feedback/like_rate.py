@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 import sqlite_utils
 
+from storage.chat.replies import IMPORTED
 from storage.db import sql
 from storage.db.clock import DAY_MS, now_ms
 from storage.feedback.rating_statistics import LikeCounts, wilson_interval
@@ -21,6 +22,8 @@ FEWEST_RATERS = 4
 FEWEST_RATINGS = 20
 # The normal quantile of the two-sided 99.5 % interval of a change.
 Z_DRIFT = 2.807034
+# Replies that came in a file were written by no adapter here, and liked or disliked elsewhere.
+_WRITTEN_HERE = f"(reply_id < '{IMPORTED}' OR reply_id >= '{IMPORTED}~')"
 # 1970-01-01 was a Thursday: weeks begin on Mondays (ISO 8601).
 _FIRST_MONDAY = 4
 
@@ -72,10 +75,11 @@ def by_week(db: sqlite_utils.Database, scope: str, weeks: int) -> list[Week]:
     first = this_week - weeks + 1
     rows = sql.many(
         db,
-        """SELECT (updated_ms / :day - :monday) / 7 AS week, sum(value > 0) AS liked,
+        f"""SELECT (updated_ms / :day - :monday) / 7 AS week, sum(value > 0) AS liked,
                   sum(value < 0) AS disliked, count(DISTINCT user_id) AS raters
            FROM ratings
            WHERE scope = :scope AND retracted = 0 AND kind = 'thumb' AND value <> 0 AND updated_ms >= :since
+                 AND {_WRITTEN_HERE}
            GROUP BY 1""",
         {
             "day": DAY_MS,
@@ -95,12 +99,13 @@ def by_channel(db: sqlite_utils.Database, scope: str, days: int, limit: int) -> 
     """Return the channels whose replies had most ratings in the last `days` days; a thread is its own."""
     rows = sql.many(
         db,
-        """SELECT conversations.channel_id, sum(ratings.value > 0) AS liked,
+        f"""SELECT conversations.channel_id, sum(ratings.value > 0) AS liked,
                   sum(ratings.value < 0) AS disliked
            FROM ratings JOIN replies ON replies.id = ratings.reply_id
            JOIN conversations ON conversations.id = replies.conversation_id
            WHERE ratings.scope = ? AND ratings.retracted = 0 AND ratings.kind = 'thumb'
                  AND ratings.value <> 0 AND ratings.updated_ms >= ? AND conversations.public = 1
+                 AND {_WRITTEN_HERE}
            GROUP BY 1 ORDER BY count(*) DESC, 1 LIMIT ?""",
         (scope, now_ms() - days * DAY_MS, limit),
     )
@@ -111,8 +116,9 @@ def rate_of_last(db: sqlite_utils.Database, scope: str, days: int) -> LikeRate |
     """Return the like rate of the last `days` days; None where nothing was rated."""
     row = sql.one(
         db,
-        """SELECT total(value > 0) AS liked, total(value < 0) AS disliked FROM ratings
-           WHERE scope = ? AND retracted = 0 AND kind = 'thumb' AND value <> 0 AND updated_ms >= ?""",
+        f"""SELECT total(value > 0) AS liked, total(value < 0) AS disliked FROM ratings
+           WHERE scope = ? AND retracted = 0 AND kind = 'thumb' AND value <> 0 AND updated_ms >= ?
+                 AND {_WRITTEN_HERE}""",
         (scope, now_ms() - days * DAY_MS),
     )
     liked, disliked = (int(row["liked"]), int(row["disliked"])) if row else (0, 0)
@@ -124,8 +130,9 @@ def drift(db: sqlite_utils.Database, scope: str) -> Drift | None:
     now = now_ms()
     rows = sql.many(
         db,
-        """SELECT updated_ms >= :week AS recent, sum(value > 0) AS liked, count(*) AS ratings FROM ratings
+        f"""SELECT updated_ms >= :week AS recent, sum(value > 0) AS liked, count(*) AS ratings FROM ratings
            WHERE scope = :scope AND retracted = 0 AND kind = 'thumb' AND value <> 0 AND updated_ms >= :since
+                 AND {_WRITTEN_HERE}
            GROUP BY 1, user_id""",
         {
             "scope": scope,

@@ -18,6 +18,7 @@ import sqlite_utils
 from storage.admin import blocks
 from storage.chat import members
 from storage.chat.members import Member
+from storage.chat.replies import IMPORTED
 from storage.chat.splits import assign_split, near_duplicate_key
 from storage.db import sql
 from storage.db.clock import now_ms
@@ -85,7 +86,7 @@ class Batch:
         digest = hashlib.sha256(f"{self._scope}:{fingerprint(example)}".encode()).hexdigest()[:20]
         generation = 0
         while True:
-            reply_id = f"import-{digest}-{generation}"
+            reply_id = f"{IMPORTED}{digest}-{generation}"
             if reply_id in self._reply_ids:
                 return None
             row = sql.one(

@@ -12,8 +12,10 @@ from hypothesis import strategies as st
 from storage.db import sql
 from storage.db.clock import DAY_MS, now_ms
 from storage.db.database import Database
-from storage.feedback import like_rate
+from storage.feedback import like_rate, ratings
 from storage.feedback.like_rate import LikeRate
+from storage.imports import imports
+from storage.imports.examples import Example, Turn
 from tests.storage.conftest import SCOPE, Community, thumb
 
 BY_MEMBER = st.lists(
@@ -52,6 +54,27 @@ def test_retracted_ratings_and_other_scopes_do_not_count(database: Database, com
     rate(database, community, 1, -1, 1)
     assert database.read(lambda db: like_rate.rate_of_last(db, SCOPE, 28)) == LikeRate(0, 1)
     assert database.read(lambda db: like_rate.rate_of_last(db, "guild:9", 28)) is None
+
+
+def test_what_came_in_a_file_is_no_like_rate_of_the_bots_answers(
+    database: Database, community: Community
+) -> None:
+    rate(database, community, 1, 1, 1)
+    values = {"name": "x", "sha256": "a", "format_name": "x", "rights": "x", "licence": "x", "actor": "x"}
+    question = (Turn("user", "Which flour is best?"),)
+    disliked = Example(question, Turn("assistant", "None."), "line 1", disliked=5)
+
+    def bring_in(db: Any) -> None:
+        begun = imports.begin(db, scope=SCOPE, **values)
+        imports.store(db, begun, [disliked], permission_reference="")
+
+    database.write(bring_in)
+    assert database.read(lambda db: ratings.counts(db, SCOPE)).disliked == 5
+    own = LikeRate(1, 0)
+    assert database.read(lambda db: like_rate.rate_of_last(db, SCOPE, 28)) == own
+    assert database.read(lambda db: like_rate.by_channel(db, SCOPE, 28, 5)) == [(6, own)]
+    weeks = database.read(lambda db: like_rate.by_week(db, SCOPE, 2))
+    assert [week.rate for week in weeks if week.rate] == [own]
 
 
 def test_channels_are_told_apart_and_private_ones_are_not_named(

@@ -137,8 +137,8 @@ bench-learning: $(DEV) ## does it get better? a simulated community with the rea
 messages: $(DEV) ## after rewording an English sentence: rename its key in the catalogues of all languages
 	$(BIN)/python -m tests.catalogues
 
-pictures: $(DEV) ## the documents' pictures of the dashboard and of /stats, made anew (needs chromium)
-	$(BIN)/python -m tests.pictures
+pictures: $(DEV) ## the documents' pictures made anew, with a real run (needs chromium); or make pictures ARGS=operators
+	$(BIN)/python -m tests.pictures $(ARGS)
 
 torture: $(DEV) ## kills, outages, full disks and soaks, a day long; goes on where it stopped (with ARGS: those of its tests)
 	$(BIN)/python -m $(if $(ARGS),pytest -m torture --timeout 7200 $(ARGS),tests.torture)

@@ -137,4 +137,4 @@ def _times(known: ReplyRecord) -> str:
     if reply.first_token_ms is not None:
         steps.append(tr("first word after {time}", time=exact_time(reply.first_token_ms)))
     steps.append(tr("done after {time}", time=exact_time(reply.duration_ms)))
-    return tr("It {steps}.", steps=", ".join(steps))
+    return tr("Times: {steps}.", steps=", ".join(steps))

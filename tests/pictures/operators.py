@@ -1,4 +1,4 @@
-"""The documents' pictures of what operators see, made anew: `python -m tests.pictures` (make pictures).
+"""The pictures of what operators see: the dashboard and /stats.
 
 The figures are made up: twenty weeks of a small community whose replies get better with two promotions. Drawn
 by the product's own page and charts.
@@ -6,9 +6,7 @@ by the product's own page and charts.
 
 from __future__ import annotations
 
-import asyncio
 import random
-import sys
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -30,7 +28,7 @@ from tests.bot.dashboard.deployment import BASE_HASH, dashboard
 from tests.bot.playground.page.test_browser import CHROMIUM, FLAGS
 from tests.storage.conftest import SCOPE, Community, thumb
 
-IMAGES = Path(__file__).parents[1] / "deploy" / "images"
+IMAGES = Path(__file__).parents[2] / "deploy" / "images"
 WEEKS, RATERS, A_WEEK = 20, 9, 26
 # (weeks ago, adapter, share of its replies that are liked); before the first, the base model answers.
 ADAPTERS = ((15, "a3f9c2d1e07b", 0.58), (6, "b71e04c95a2f", 0.71))
@@ -121,7 +119,7 @@ async def picture_dashboard(database: Database, home: Path, target: Path) -> Non
         await browser.close()
 
 
-async def main() -> None:
+async def take() -> None:
     """Write the pictures."""
     with tempfile.TemporaryDirectory() as folder:
         with Database.open(Path(folder) / "strop.db") as database:
@@ -129,7 +127,3 @@ async def main() -> None:
             await picture_dashboard(database, Path(folder), IMAGES / "dashboard.png")
             figures = database.read(lambda db: week_figures(db, SCOPE, WEEKS))
         (IMAGES / "stats.png").write_bytes(week_chart.draw(figures).png)
-
-
-if __name__ == "__main__":
-    sys.exit(asyncio.run(main()))

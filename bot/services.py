@@ -25,8 +25,6 @@ from storage.learning import adapters, bases
 SIMULATED_SUFFIX = "·sim"
 # How the hash of a base begins whose server isn't ours, and knows none of our additions to the protocol.
 EXTERNAL = "external:"
-# Under this key the hash of the base is kept that served last.
-BASE_FACT = "bot.base_hash"
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,7 +123,7 @@ class Services:
             base, _ = await self.base_and_adapters()
             return base.hash
         except ServingError:
-            known = await self.database.aread(lambda db: key_values.get(db, BASE_FACT))
+            known = await self.database.aread(lambda db: key_values.get(db, key_values.SERVED_BASE))
             if known is None:
                 raise
             return str(known)
@@ -144,5 +142,5 @@ class Services:
 
 def _remember_base(db: Connection, base: BaseDescription) -> None:
     """Keep which base was served last, and which base its hash stands for."""
-    key_values.put(db, BASE_FACT, base.hash)
+    key_values.put(db, key_values.SERVED_BASE, base.hash)
     bases.remember(db, base.hash, base.identity, base.precision)

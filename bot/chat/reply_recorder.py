@@ -12,7 +12,7 @@ from bot.chat.prompt import Turn
 from bot.chat.question import Question
 from bot.errors import ContextError
 from bot.language.texts import mark
-from bot.services import BASE_FACT, Services
+from bot.services import Services
 from bot.serving.protocol import BaseDescription
 from storage.chat import (
     context_resets,
@@ -44,7 +44,7 @@ class ReplyRecorder:
         reference = self._services.permission_reference
 
         await self._services.database.awrite(
-            lambda db: _open(db, draft, scope, key_values.get(db, BASE_FACT) or "", reference)
+            lambda db: _open(db, draft, scope, key_values.get(db, key_values.SERVED_BASE) or "", reference)
         )
         draft.progress.stored = True
 

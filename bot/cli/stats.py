@@ -12,7 +12,6 @@ import typer
 
 from bot.charts.week_text import WeekFigures, channel_lines, drift_line, monday, week_lines
 from bot.cli.session import ConfigOption, JsonOption, ScopeOption, choose_scope, session
-from bot.services import BASE_FACT
 from storage.db import key_values
 from storage.db.clock import DAY_MS, now_ms
 from storage.db.database import Connection
@@ -79,7 +78,7 @@ def stats(
 
 def week_figures(db: Connection, scope: str, weeks: int) -> WeekFigures:
     """Return what the last weeks were like, and which adapter began when."""
-    base_hash = key_values.get(db, BASE_FACT) or ""
+    base_hash = key_values.get(db, key_values.SERVED_BASE) or ""
     promotions = adapters.recent_promotions(db, scope, base_hash, MOST_PROMOTIONS)
     return WeekFigures(
         like_rate.by_week(db, scope, weeks),

@@ -64,7 +64,8 @@ class LoopView:
             status = loop_status.read(
                 db,
                 scope,
-                base_hash,
+                # While the model loads, and after an outage, it is the base that was served last.
+                base_hash or key_values.get(db, key_values.SERVED_BASE) or "",
                 min_liked=self._sources.min_liked,
                 min_raters=self._sources.min_raters,
                 min_votes=self._sources.min_votes,

@@ -13,7 +13,7 @@ import structlog
 
 from bot.client import StropClient
 from bot.gateway.state import gateway_state
-from bot.services import BASE_FACT, Services
+from bot.services import Services
 from bot.serving.errors import ServingError
 from bot.telemetry.snapshot import DiskState, ServerState, Snapshot
 from storage.config import Config
@@ -118,7 +118,7 @@ class Reader:
 
     def _counted(self, db: Connection) -> Counts:
         self._replies.update(db)
-        return counts.read(db, key_values.get(db, BASE_FACT) or "")
+        return counts.read(db, key_values.get(db, key_values.SERVED_BASE) or "")
 
     async def _server(self) -> ServerState:
         try:

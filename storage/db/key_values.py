@@ -15,6 +15,8 @@ RECOVERED_RATINGS = "ratings.recovered"
 
 #: After which message's id the playground shows its chat again: what was before was cleared by "Start over".
 SHOWN_AFTER = "playground.shown_after"
+#: The hash of the base that was served last.
+SERVED_BASE = "bot.base_hash"
 
 
 def get(db: sqlite_utils.Database, key: str, default: str | None = None) -> str | None:

@@ -16,7 +16,6 @@ from playwright.async_api import async_playwright, expect
 
 from bot.charts import week_chart
 from bot.cli.stats import week_figures
-from bot.services import BASE_FACT
 from storage.chat import members
 from storage.db import key_values, sql
 from storage.db.clock import DAY_MS, now_ms
@@ -53,7 +52,7 @@ def lived_in(db: sqlite_utils.Database) -> None:
     """Write the community's months."""
     chance = random.Random(7)
     community = Community(source="playground")
-    key_values.put(db, BASE_FACT, BASE_HASH)
+    key_values.put(db, key_values.SERVED_BASE, BASE_HASH)
     for rater in range(RATERS):
         members.ensure(db, 100 + rater, f"rater {rater}", community.source)
     for ago in range(WEEKS - 1, -1, -1):

@@ -8,13 +8,17 @@ from typing import Any
 
 import aiohttp
 import pytest
+import sqlite_utils
 
 from bot.dashboard.errors import RequestRefusedError
+from bot.dashboard.loop_view import LoopSources, LoopView
 from bot.dashboard.server import SECRET_HEADER, Dashboard
+from bot.serving.client import ModelClient
 from storage.admin import audit, left_out
+from storage.db import key_values
 from storage.db.database import Database
 from storage.learning import eligibility
-from tests.bot.dashboard.deployment import dashboard, lived_in
+from tests.bot.dashboard.deployment import BASE_HASH, dashboard, lived_in
 from tests.storage.conftest import SCOPE
 
 TOKEN = "a-token-of-some-length"
@@ -137,3 +141,16 @@ async def test_a_port_that_is_taken_is_a_sentence(database: Database, tmp_path: 
         with pytest.raises(RequestRefusedError, match="choose another with --port"):
             async with dashboard(database, tmp_path, port=port):
                 pass
+
+
+async def test_while_the_model_loads_the_champion_of_the_last_base_is_shown(database: Database) -> None:
+    def work(db: sqlite_utils.Database) -> None:
+        lived_in(db)
+        key_values.put(db, key_values.SERVED_BASE, BASE_HASH)
+
+    database.write(work)
+    async with ModelClient("http://127.0.0.1:9") as nobody:
+        sources = LoopSources(database, nobody, SCOPE, lambda: False, 25, 5, 10, 50)
+        state = await LoopView(sources).refresh()
+    assert state["server"]["status"] == "down" and state["champion"]["id"] == "a1"
+    assert state["promotions"][0]["adapter_id"] == "a1"

@@ -89,13 +89,13 @@ class Trainer:
             schedule.every(CHAMPIONS_S, self._keep_champions, "champions")
             schedule.every(VOTES_S, self._settle_votes, "votes")
             schedule.every(ERASURES_S, self._complete_erasures, "erasures")
-            log.info("trainer started", next_run_ms=schedule.next_run_ms())
+            log.info("trainer.started", next_run_ms=schedule.next_run_ms())
             while not self._stop.wait(TICK_S):
                 self._queue.tick()
         finally:
             self._queue.stop()
             schedule.shutdown()
-        log.info("trainer stopped")
+        log.info("trainer.stopped")
 
     def _command(self, run: runs.Run) -> list[str]:
         where = [] if self._config_path is None else ["--config", str(self._config_path.absolute())]

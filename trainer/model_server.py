@@ -78,7 +78,7 @@ async def unload(client: ModelClient, adapter_id: str) -> None:
     try:
         await client.unload_adapter(adapter_id)
     except ServingError as error:
-        log.info("an adapter could not be unloaded", adapter_id=adapter_id, error=str(error))
+        log.info("adapter.unload_failed", adapter_id=adapter_id, error=str(error))
 
 
 async def reply(

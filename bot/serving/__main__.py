@@ -226,7 +226,7 @@ def _announce(settings: Settings, port: int, secret: str, more: dict[str, Any] |
         os.fsync(file.fileno())
     target = settings.run_dir / SERVER_FILE
     Path(name).replace(target)
-    log.info("listening", base_url=value["base_url"])
+    log.info("server.listening", base_url=value["base_url"])
     return target
 
 

@@ -49,7 +49,7 @@ CHECKPOINT_WAIT_MS = 500
 WAITING_WRITES = 1_024
 _SMALLEST_PAGE = 512
 
-logger = structlog.get_logger()
+log = structlog.get_logger()
 
 # A checkpoint racing a commit could corrupt the file: https://sqlite.org/wal.html#walresetbug
 _WAL_RESET_FIXED = (3, 51, 3)
@@ -89,7 +89,7 @@ class Database:
             try:
                 return cls.open(path)
             except DatabaseBusyError:
-                logger.warning("database.locked", path=str(path), waiting="until another program releases it")
+                log.warning("database.locked", path=str(path), waiting="until another program releases it")
                 if stopping():
                     raise
 

@@ -33,7 +33,7 @@ from storage.privacy.backup_files import (
     write_manifest,
 )
 
-logger = structlog.get_logger()
+log = structlog.get_logger()
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,7 +129,7 @@ def newest_verified(backups_dir: Path) -> tuple[Path, int] | None:
         try:
             verify(folder)
         except BackupError as error:
-            logger.warning("backup_damaged", folder=folder.name, reason=str(error))
+            log.warning("backup.damaged", folder=folder.name, reason=str(error))
             continue
         return folder, created_ms
     return None
@@ -161,7 +161,7 @@ def _copy_adapters(source: Path, dest: Path) -> tuple[str, ...]:
             continue
         if find_damaged(folder):
             damaged.append(folder.name)
-            logger.warning("damaged_adapter_left_out", adapter_id=folder.name)
+            log.warning("backup.adapter_left_out", adapter_id=folder.name)
             continue
         dest.mkdir(exist_ok=True, mode=0o700)
         copy_durably(folder, dest / folder.name)

@@ -29,7 +29,7 @@ from storage.privacy.backup_files import (
     write_manifest,
 )
 
-logger = structlog.get_logger()
+log = structlog.get_logger()
 
 ERASURES = "erasures.json"
 
@@ -53,7 +53,7 @@ def erase_from_backups(backups_dir: Path, user_id: int, actor: str) -> list[Path
         if reason is None:
             changed.append(folder)
         else:
-            logger.warning("backup_not_erased", folder=folder.name, reason=reason)
+            log.warning("backup.not_erased", folder=folder.name, reason=reason)
     return changed
 
 
@@ -126,7 +126,7 @@ def _try_to_erase(folder: Path, user_ids: Collection[int], actor: str) -> str | 
     except CorruptDatabaseError:
         # What can't be read can't be cleaned, and must not keep the member's words either.
         shutil.rmtree(folder, ignore_errors=True)
-        logger.warning("damaged_backup_removed", folder=folder.name)
+        log.warning("backup.removed", folder=folder.name)
         return None if not folder.exists() else "it is damaged and can't be removed"
     except (OSError, sqlite3.Error, DatabaseError) as error:
         return _reason(error)

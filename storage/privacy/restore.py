@@ -32,7 +32,7 @@ from storage.privacy.backup_files import (
     sha256,
 )
 
-logger = structlog.get_logger()
+log = structlog.get_logger()
 
 STAGING = f"restore{PARTIAL}"
 _LOG_FILES = ("-wal", "-shm")
@@ -133,7 +133,7 @@ def _heal_adapters(source: Path, data_dir: Path, files: dict[str, str]) -> tuple
             shutil.rmtree(adapters / name)
         copy_durably(source / "adapters" / name, adapters / name)
         healed.append(name)
-        logger.info("adapter_restored", adapter_id=name)
+        log.info("restore.adapter", adapter_id=name)
     return tuple(healed)
 
 

@@ -82,7 +82,7 @@ def serve(config: Config) -> subprocess.Popen[bytes]:
     process.stdin.write(json.dumps(config.server_slice()).encode())
     process.stdin.close()
     log = config.run / "server.log"
-    until(lambda: b"model loaded" in log.read_bytes(), process, log)
+    until(lambda: b"model.loaded" in log.read_bytes(), process, log)
     assert (config.run / SERVER_FILE).exists()
     return process
 

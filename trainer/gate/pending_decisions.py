@@ -48,9 +48,7 @@ def settle_votes(database: Database, config: Config) -> list[Run]:
             log.warning("the swap has to wait", run_id=run.id, error=str(error))
             continue
         if finished is not None:
-            log.info(
-                "run settled by members", run_id=run.id, outcome=finished.outcome, message=finished.message
-            )
+            log.info("run.decided", run_id=run.id, outcome=finished.outcome, message=finished.message)
             adapter_card.write(database, config, run.id)
             ended.append(finished)
     return ended
@@ -262,7 +260,7 @@ def settle_holdbacks(database: Database, config: Config) -> list[Trial]:
     for trial in database.read(trials.open_trials):
         if trial.kind == "holdback" and _settle_holdback(database, config, trial):
             over = database.read(lambda db, trial_id=trial.id: trials.expect(db, trial_id))  # type: ignore[misc]
-            log.info("holdback ended", run_id=over.run_id, outcome=over.outcome, reason=over.reason)
+            log.info("holdback.ended", run_id=over.run_id, outcome=over.outcome, reason=over.reason)
             adapter_card.write(database, config, over.run_id)
             ended.append(over)
     return ended

@@ -41,7 +41,7 @@ def execute(
     another kind of run (the benchmark's saboteurs): it takes the arguments of RunSteps.
     """
     run = database.read(lambda db: runs.expect(db, run_id))
-    log.info("run begins", run_id=run.id, scope=run.scope, trigger=run.trigger)
+    log.info("run.begins", run_id=run.id, scope=run.scope, trigger=run.trigger)
     with ProcessMeter() as meter:
         _take_steps(database, config, run, steps)
         took = meter.figures()
@@ -51,7 +51,7 @@ def execute(
         checkpoints.remove(config.runs / run.id)
     adapter_card.write(database, config, run.id)
     log.info(
-        "run done",
+        "run.done",
         run_id=run.id,
         outcome=ended.outcome,
         adapter_id=ended.adapter_id,
@@ -67,7 +67,7 @@ def _take_steps(database: Database, config: Config, run: Run, steps: Callable[..
             kind = steps or next((each for key, each in KINDS.items() if key in run.settings), RunSteps)
             kind(database, with_overrides(config, run.settings), run, heartbeat).all()
     except RunCancelledError as error:
-        log.info("run cancelled", run_id=run.id, message=str(error))
+        log.info("run.cancelled", run_id=run.id, message=str(error))
     except NotYetError as error:
         message = Sentence.of(error)
         _finish(database, run, lambda db: runs.finish(db, run.id, outcome="not_yet", message=message))
@@ -93,7 +93,7 @@ def _finish(database: Database, run: Run, work: Callable[[sqlite_utils.Database]
     try:
         database.write(work)
     except RunNotActiveError as error:
-        log.info("the run was over already", run_id=run.id, message=str(error))
+        log.info("run.over_already", run_id=run.id, message=str(error))
 
 
 def _fail(database: Database, run: Run, sentence: Sentence, error: Exception) -> None:

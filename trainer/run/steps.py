@@ -214,7 +214,7 @@ class RunSteps(TrainingStep):
         pairs = self._allowed(blind_votes.pairs_of(judged.pairs))
         if verdict.decision == "votes" and not pairs:
             verdict = decision.Verdict("refuse", Sentence("it answers as before"))
-        log.info("gate", run_id=self._run.id, adapter_id=adapter.id, decision=verdict.decision)
+        log.info("gate.decided", run_id=self._run.id, adapter_id=adapter.id, decision=verdict.decision)
         self._write_report(verdict, adapter)
         if verdict.decision == "votes":
             self._heartbeat.check()

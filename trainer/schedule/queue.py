@@ -104,7 +104,7 @@ class RunQueue:
         child.output.finish()
         requeued = self._database.write(lambda db: _requeue_if_on(db, child.run.id, self._owner, INTERRUPTED))
         if requeued:
-            log.info("run interrupted", run_id=child.run.id, state=requeued.state, note=requeued.note)
+            log.info("run.interrupted", run_id=child.run.id, state=requeued.state, note=requeued.note)
 
     def _start_next(self) -> None:
         run = self._database.write(lambda db: runs.lease_next(db, self._owner, LEASE_MS))
@@ -130,7 +130,7 @@ class RunQueue:
             return
         _lower_priority(process.pid, self._nice)
         self._child = _Child(run, process, _Output(process.stdout), memory.oom_kills())
-        log.info("run started", run_id=run.id, scope=run.scope, trigger=run.trigger, attempt=run.attempts)
+        log.info("run.started", run_id=run.id, scope=run.scope, trigger=run.trigger, attempt=run.attempts)
 
     def _end_if_cancelled(self, child: _Child) -> None:
         if child.kill_at is not None:
@@ -142,7 +142,7 @@ class RunQueue:
             # A run that just wrote its result is about to end by itself: it gets the same grace.
             child.kill_at = time.monotonic() + self._term_wait_s
             if current is None or current.state != "finished":
-                log.info("run is no longer wanted", run_id=child.run.id)
+                log.info("run.withdrawn", run_id=child.run.id)
                 _signal(child.process, signal.SIGTERM)
 
     def _settle(self, child: _Child) -> None:
@@ -159,7 +159,7 @@ class RunQueue:
                 self._fail(run, _exit_reason(code), child.output.last_line or f"exit code {code}")
         elif run is not None:
             log.info(
-                "run ended",
+                "run.ended",
                 run_id=run.id,
                 outcome=run.outcome,
                 message=run.message,

@@ -251,13 +251,13 @@ class ChampionKeeper:
 
     async def _load(self, client: ModelClient, scope: str, base_hash: str, adapter_id: str) -> None:
         if await self._loaded(client, adapter_id):
-            log.info("champion loaded", scope=scope, adapter_id=adapter_id)
+            log.info("champion.loaded", scope=scope, adapter_id=adapter_id)
         elif (damage := await self._damage(adapter_id)) is not None:
             await asyncio.to_thread(self._give_up, scope, base_hash, adapter_id, damage)
 
     async def _load_on_trial(self, client: ModelClient, scope: str, adapter_id: str) -> None:
         if await self._loaded(client, adapter_id):
-            log.info("adapter on trial loaded", scope=scope, adapter_id=adapter_id)
+            log.info("trial.loaded", scope=scope, adapter_id=adapter_id)
         elif (damage := await self._damage(adapter_id)) is not None:
             reason = Sentence("its files can't be trusted: {reason}", reason=damage)
             await self._database.awrite(lambda db: _end_trials(db, adapter_id, reason))

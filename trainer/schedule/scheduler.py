@@ -57,7 +57,7 @@ def enqueue_due(database: Database, settings: TrainerConfig, trigger: Trigger, a
         return []
     queued = database.write(work)
     for run_id in queued:
-        log.info("run queued", run_id=run_id, trigger=trigger)
+        log.info("run.queued", run_id=run_id, trigger=trigger)
     return queued
 
 

@@ -140,7 +140,7 @@ def train_challenger(
     )
     room = gpu.room(base.device, settings.gpu_memory_share) if memory_bytes is None else memory_bytes
     form = _form(task, checkpointer, min(ranks.everyone(room)))
-    log.info("training fits", **asdict(form), needed=task.estimate_bytes(form), available=room)
+    log.info("training.fits", **asdict(form), needed=task.estimate_bytes(form), available=room)
     asked, settings = settings, settings.model_copy(update={"batch_tokens": form.batch_tokens})
     recompute_activations(base.model, form.recompute)
     model = add_adapter(base.model, settings)

@@ -171,7 +171,7 @@ class Checkpointer:
             with safe_open(path, "pt") as opened:
                 about = json.loads((opened.metadata() or {})["about"])
                 if about["format"] != FORMAT or about["belongs_to"] != self.fingerprint:
-                    log.info("the checkpoint is of another training", run_id=self.folder.name)
+                    log.info("checkpoint.other_training", run_id=self.folder.name)
                     return None
                 tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
         except FileNotFoundError:
@@ -181,7 +181,7 @@ class Checkpointer:
             return None
         self.state = about["story"]
         steps = about["report"].get("steps")
-        log.info("training goes on", run_id=self.folder.name, phase=about["phase"], steps=steps)
+        log.info("training.resumed", run_id=self.folder.name, phase=about["phase"], steps=steps)
         references = [tensors.get(f"reference.{place}") for place in range(about["terms"])]
         return Checkpoint(about["phase"], about["report"], tensors, references)
 

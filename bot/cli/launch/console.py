@@ -22,11 +22,11 @@ MAX_SENTENCE = 300
 # What a person who watches the terminal wants to know besides warnings: log events, and how they are said.
 TOLD = {
     "gateway.ready": "The bot is connected.",
-    "trainer started": "The trainer waits for ratings.",
-    "run queued": "Run {run_id} is queued.",
-    "run started": "Run {run_id} of {scope} has started.",
-    "run ended": "Run {run_id}: {message}",
-    "run settled by votes": "Run {run_id}: {message}",
+    "trainer.started": "The trainer waits for ratings.",
+    "run.queued": "Run {run_id} is queued.",
+    "run.started": "Run {run_id} of {scope} has started.",
+    "run.ended": "Run {run_id}: {message}",
+    "run.decided": "Run {run_id}: {message}",
 }
 
 

@@ -76,7 +76,7 @@ async def _translate_errors(request: web.Request, handler: Handler) -> web.Strea
         return _refusal(error)
     except (ConnectionError, ClientPayloadError):
         # The client has left, in the middle of its request or of our answer: nobody is there to be told.
-        log.info("client left", path=request.path)
+        log.info("request.client_left", path=request.path)
         return error_response(499, "The client has closed the connection.", "client_left")
     except web.HTTPRequestEntityTooLarge:
         return error_response(413, f"The body is larger than {MAX_BODY_BYTES:,} bytes.", "body_too_large")

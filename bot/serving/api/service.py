@@ -96,7 +96,7 @@ class Service:
     def _progress(self, detail: Message) -> None:
         self.detail = detail
         if detail:
-            log.info("loading", detail=detail)
+            log.info("base.loading", detail=detail)
 
     @property
     def ready(self) -> bool:
@@ -178,7 +178,7 @@ class Service:
         """
         unused = self.runtime.engine.loaded_adapters.remove(name)
         await asyncio.to_thread(unused.wait, UNLOAD_WAIT_S)
-        log.info("adapter unloaded", adapter=name)
+        log.info("adapter.unloaded", adapter=name)
 
     def stop(self, drain_s: float) -> None:
         """Let replies in flight finish, then end the engine (blocks)."""
@@ -196,6 +196,6 @@ def _threadsafe_sink(events: asyncio.Queue[Event]) -> Sink:
         try:
             loop.call_soon_threadsafe(events.put_nowait, event)
         except RuntimeError:
-            log.debug("event after the loop has closed")
+            log.debug("engine.event_after_close")
 
     return sink

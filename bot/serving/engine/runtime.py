@@ -74,7 +74,7 @@ class Runtime:
         runtime = cls(base, engine, settings.adapters_dir)
         engine.start()
         log.info(
-            "model loaded",
+            "model.loaded",
             base=base.info.id,
             execution=base.execution,
             device=device,
@@ -125,7 +125,7 @@ class Runtime:
             device=self._base.device,
         )
         self.engine.loaded_adapters.add(adapter)
-        log.info("adapter loaded", adapter=name, rank=adapter.rank)
+        log.info("adapter.loaded", adapter=name, rank=adapter.rank)
 
 
 def _fitting_slots(base: LoadedBase, settings: Settings, progress: Callable[[Message], None]) -> int:

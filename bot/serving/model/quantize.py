@@ -87,7 +87,7 @@ def configured_source(settings: Settings, device: str) -> BaseSource:
         return resolve(settings.base, settings.revision, automatic=BUNDLED)
     there = machine(device)
     choice = automatic(there, settings.models_dir, playground=settings.playground)
-    log.info("auto takes a base", base=choice.entry.id, why=choice.why)
+    log.info("base.chosen", base=choice.entry.id, why=choice.why)
     if not settings.playground:
         keep(choice, there, settings.models_dir)
     return resolve(settings.base, settings.revision, automatic=choice.entry)

@@ -118,7 +118,7 @@ async def lend_the_card(
 def _prepare(settings: Settings, *, in_4_bits: bool) -> Any:
     from bot.serving.vllm.preparing import prepare
 
-    return prepare(settings, lambda detail: log.info("loading", detail=detail), in_4_bits=in_4_bits)
+    return prepare(settings, lambda detail: log.info("base.loading", detail=detail), in_4_bits=in_4_bits)
 
 
 def _free_port() -> int:

@@ -81,7 +81,7 @@ def test_a_terminal_shows_warnings_and_announced_events_and_leaves_the_rest_to_t
     loud = json.dumps({"event": "rate limited", "level": "warning", "seconds": 3})
     asked = json.dumps({"event": "signed in as Strop", "level": "info", "announce": True})
     ended = json.dumps(
-        {"event": "run ended", "level": "info", "run_id": "r1", "message": "It was no better."}
+        {"event": "run.ended", "level": "info", "run_id": "r1", "message": "It was no better."}
     )
     text = shown(quiet, "Traceback (most recent call last):", loud, asked, ended)
     assert "reply finished" not in text and "Traceback" not in text
@@ -158,7 +158,7 @@ def test_killing_up_leaves_none_of_its_processes(tmp_path: Path) -> None:
     process = up(tmp_path)
     assert process.stdout is not None
     with process:
-        while "trainer started" not in (line := process.stdout.readline()):
+        while "trainer.started" not in (line := process.stdout.readline()):
             assert line, "strop up ended"
         family = _descendants(process.pid)
         assert len(family) >= 3

@@ -98,6 +98,11 @@ E2E_TIMEOUT_S = 1800
 # About what a test of each kind takes of a processor, measured: how deployments are spread among the others.
 COSTS_S = {"e2e": 14.0, "browser": 2.0, "model": 0.7, "": 0.1}
 SPREAD = 0.85
+# With such a limit a test is the longest of all, which everybody waits for in the end.
+LONGEST_LIMIT_S = 7200.0
+STEP_BACK = 5
+# xdist gives each worker its second tests at once: those behind the longest one wait for it.
+BEHIND_THE_LONGEST = 8
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -156,6 +161,12 @@ def _shares_its_module(item: pytest.Function) -> bool:
     return any(fixture.scope in ("module", "class") for fixture in made)
 
 
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Leave the longest test a core, so that nobody waits for it alone in the end."""
+    if hasattr(item.config, "workerinput") and _limit_s(item) < LONGEST_LIMIT_S and os.nice(0) < STEP_BACK:
+        os.nice(STEP_BACK)
+
+
 def _limit_s(item: pytest.Item) -> float:
     limit = item.get_closest_marker("timeout")
     return float(limit.args[0]) if limit and limit.args else 0.0
@@ -172,14 +183,17 @@ def _cost_s(item: pytest.Item) -> float:
 def in_order(items: list[pytest.Item]) -> list[pytest.Item]:
     """Return tests in the order in which workers start them.
 
-    The longest is first. Tests of deployments wait more than they compute and the others compute more than
-    they wait, so the former are spread over the time that the latter take, but for a last part: no worker is
-    to be left alone with a deployment at the end.
+    The longest is first, and quick ones follow it. Tests of deployments wait more than they compute and the
+    others compute more than they wait, so the former are spread over the time that the latter take, but for a
+    last part: no worker is to be left alone with a deployment at the end.
     """
-    waiting = sorted((each for each in items if _kind(each) == "e2e"), key=_limit_s, reverse=True)
-    computing = sorted((each for each in items if _kind(each) != "e2e"), key=_cost_s, reverse=True)
+    deployments = sorted((each for each in items if _kind(each) == "e2e"), key=_limit_s, reverse=True)
+    longest, waiting = deployments[:1], deployments[1:]
+    alone = [each for each in items if not _kind(each) and each.get_closest_marker("xdist_group") is None]
+    ordered = longest + alone[: BEHIND_THE_LONGEST * len(longest)]
+    rest = [each for each in items if _kind(each) != "e2e" and each not in ordered]
+    computing = sorted(rest, key=_cost_s, reverse=True)
     share_s = SPREAD * sum(map(_cost_s, computing)) / max(1, len(waiting))
-    ordered: list[pytest.Item] = []
     passed_s = due_s = 0.0
     for item in computing:
         while waiting and passed_s >= due_s:

@@ -1,7 +1,7 @@
 """One SQLite file, shared by every process of Strop.
 
-Writes go through one thread per process and run inside BEGIN IMMEDIATE: a deferred BEGIN that reads
-first and writes later fails with "database is locked" across processes, whatever the busy timeout
+Writes go through one thread per process (`writer.py`) and run inside BEGIN IMMEDIATE: a deferred BEGIN that
+reads first and writes later fails with "database is locked" across processes, whatever the busy timeout
 (https://sqlite.org/lang_transaction.html). A write is acknowledged only after its COMMIT.
 """
 
@@ -14,23 +14,23 @@ import tempfile
 import threading
 import time
 import weakref
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, TypeAlias, TypeVar
+from typing import TypeAlias, TypeVar
 
 import sqlite_utils
 import structlog
 from sqlite_utils.utils import sqlite3  # pysqlite3 where installed: never both in one process
 
 from storage.db import migrations
+from storage.db.sqlite_errors import BUSY_TIMEOUT_S, primary_code, translate_errors
+from storage.db.writer import Writer, begin
 from storage.errors import (
     CorruptDatabaseError,
     DatabaseBusyError,
     DatabaseClosedError,
-    DatabaseError,
     DatabaseUnavailableError,
-    DiskFullError,
 )
 
 T = TypeVar("T")
@@ -39,14 +39,12 @@ Connection: TypeAlias = sqlite_utils.Database
 
 Work = Callable[[Connection], T]
 
-BUSY_TIMEOUT_S = 30.0
 READERS = 4
 # Every connection keeps a page cache of its own, which fills up as the database grows: 12 MiB in all. More
 # saves little, since what falls out of it is still in the system's cache.
 WRITER_CACHE_KIB = 4_000
 READER_CACHE_KIB = 2_000
 CHECKPOINT_WAIT_MS = 500
-WAITING_WRITES = 1_024
 _SMALLEST_PAGE = 512
 
 log = structlog.get_logger()
@@ -70,14 +68,11 @@ class Database:
 
     def __init__(self, path: Path, writer: sqlite_utils.Database) -> None:
         self.path = path
-        self._writer = writer
-        self._queue: queue.Queue[tuple[Callable[[], Any], Future[Any]] | None] = queue.Queue(WAITING_WRITES)
+        self._writer = Writer(path, writer)
         self._local = threading.local()
         self._readers: weakref.WeakSet[sqlite_utils.Database] = weakref.WeakSet()
         self._pool = ThreadPoolExecutor(READERS, thread_name_prefix="strop-read")
         self._closed = False
-        self._thread = threading.Thread(target=self._write_loop, name="strop-write", daemon=True)
-        self._thread.start()
 
     @classmethod
     def open_patiently(cls, path: Path, stopping: Callable[[], bool] = lambda: False) -> "Database":
@@ -106,7 +101,7 @@ class Database:
             writer = _connect(path)
             try:
                 _enter_wal(writer)
-                _begin(writer)
+                begin(writer)
                 migrations.apply(writer, path)
                 writer.conn.execute("COMMIT")
             except BaseException:
@@ -133,7 +128,7 @@ class Database:
 
         Whatever `work` raises rolls everything back and is raised here.
         """
-        return self._submit(lambda: self._transact(work)).result()
+        return self._writer.write(work).result()
 
     def read(self, work: Work[T]) -> T:
         """Run `work` on this thread against one consistent, read-only snapshot."""
@@ -153,12 +148,10 @@ class Database:
 
         Both run `work` in a copy of their caller's context.
         """
-        context = contextvars.copy_context()
-        task: Callable[[], T] = lambda: context.run(self._transact, work)  # noqa: E731 - typed for the queue
         try:
-            future = self._submit(task, block=False)
+            future = self._writer.write(work, block=False)
         except queue.Full:
-            future = await asyncio.shield(asyncio.to_thread(self._submit, task))
+            future = await asyncio.shield(asyncio.to_thread(self._writer.write, work))
         return await _await_through_cancellation(future)
 
     async def aread(self, work: Work[T]) -> T:
@@ -174,84 +167,30 @@ class Database:
         Returns False if a reader still needed the log for `wait_ms`, in which nothing is written; try again
         later.
         """
-        return self._submit(lambda: self._checkpoint(wait_ms)).result()
+        return self._writer.task(lambda db: _checkpoint(db, wait_ms)).result()
 
     def release_memory(self) -> None:
         """Drop the pages that the connections keep in memory, where erased text still stands."""
-        self._submit(lambda: self._writer.conn.execute("PRAGMA shrink_memory")).result()
+        self._writer.task(_shrink).result()
         for reader in list(self._readers):
             # SQLite serializes the use of a connection; a page that a statement holds at the moment stays.
-            reader.conn.execute("PRAGMA shrink_memory")
+            _shrink(reader)
 
     def close(self) -> None:
         """Finish the writes that were accepted, then close every connection. May be called twice."""
         if self._closed:
             return
         self._closed = True
-        self._queue.put(None)
-        self._thread.join()
-        self._refuse_leftovers()
+        self._writer.close()
         self._pool.shutdown(wait=True)
         for reader in list(self._readers):
             reader.close()
-        self._writer.close()
 
     def __enter__(self) -> "Database":
         return self
 
     def __exit__(self, *_: object) -> None:
         self.close()
-
-    def _submit(self, task: Callable[[], T], *, block: bool = True) -> Future[T]:
-        if threading.current_thread() is self._thread:
-            raise RuntimeError("a write may not start another write; compose the domain functions instead")
-        if self._closed:
-            raise DatabaseClosedError(f"{self.path} is closed.")
-        future: Future[T] = Future()
-        self._queue.put((task, future), block=block)
-        if not self._thread.is_alive():  # closed by another thread in between
-            self._refuse_leftovers()
-        return future
-
-    def _refuse_leftovers(self) -> None:
-        with contextlib.suppress(queue.Empty):
-            while True:
-                item = self._queue.get_nowait()
-                if item is not None:
-                    item[1].set_exception(DatabaseClosedError(f"{self.path} is closed."))
-
-    def _write_loop(self) -> None:
-        while (item := self._queue.get()) is not None:
-            task, future = item
-            try:
-                result = task()
-            except BaseException as error:  # the caller's to handle: this thread must outlive it
-                future.set_exception(error)
-            else:
-                future.set_result(result)
-            del item, task, future
-
-    def _transact(self, work: Work[T]) -> T:
-        with translate_errors(self.path):
-            _begin(self._writer)
-            try:
-                result = work(self._writer)
-                self._writer.conn.execute("COMMIT")
-            except BaseException:
-                if self._writer.conn.in_transaction:
-                    self._writer.conn.execute("ROLLBACK")
-                raise
-        return result
-
-    def _checkpoint(self, wait_ms: int) -> bool:
-        with translate_errors(self.path):
-            # While it waits for readers, nothing is written: a short wait, and another try later.
-            self._writer.conn.execute(f"PRAGMA busy_timeout={wait_ms}")
-            try:
-                busy, _, _ = self._writer.conn.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
-            finally:
-                self._writer.conn.execute(f"PRAGMA busy_timeout={round(BUSY_TIMEOUT_S * 1000)}")
-            return not busy
 
     def _reader(self) -> sqlite_utils.Database:
         if self._closed:
@@ -261,6 +200,20 @@ class Database:
             reader = self._local.reader = _connect(self.path, read_only=True)
             self._readers.add(reader)
         return reader
+
+
+def _checkpoint(db: sqlite_utils.Database, wait_ms: int) -> bool:
+    # While it waits for readers, nothing is written: a short wait, and another try later.
+    db.conn.execute(f"PRAGMA busy_timeout={wait_ms}")
+    try:
+        busy, _, _ = db.conn.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
+    finally:
+        db.conn.execute(f"PRAGMA busy_timeout={round(BUSY_TIMEOUT_S * 1000)}")
+    return not busy
+
+
+def _shrink(db: sqlite_utils.Database) -> None:
+    db.conn.execute("PRAGMA shrink_memory")
 
 
 async def _await_through_cancellation(future: Future[T]) -> T:
@@ -351,49 +304,6 @@ def _enter_wal(db: sqlite_utils.Database) -> None:
             db.conn.execute("PRAGMA journal_mode=WAL")
             return
         except sqlite3.OperationalError as error:
-            if _code(error) != sqlite3.SQLITE_BUSY or time.monotonic() > deadline:
+            if primary_code(error) != sqlite3.SQLITE_BUSY or time.monotonic() > deadline:
                 raise
             time.sleep(0.02)
-
-
-def _begin(db: sqlite_utils.Database) -> None:
-    db.conn.execute("BEGIN IMMEDIATE")
-
-
-@contextlib.contextmanager
-def translate_errors(path: Path) -> Iterator[None]:
-    """Turn SQLite's errors into ours, once, where they enter."""
-    try:
-        yield
-    except sqlite3.DatabaseError as error:
-        translated = _translation(path, error)
-        if translated is None:
-            raise
-        raise translated from error
-
-
-def _translation(path: Path, error: Exception) -> DatabaseError | None:
-    code = _code(error)
-    if code == sqlite3.SQLITE_FULL:
-        return DiskFullError(
-            f"The disk that holds {path} is full: nothing was lost and the last change was not made. "
-            "Free some space; no restart is needed."
-        )
-    if code in (sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_CORRUPT):
-        return CorruptDatabaseError(
-            f"{path} is damaged or not a database ({error}): stop Strop and `strop restore` a backup."
-        )
-    if code in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
-        return DatabaseBusyError(
-            f"Another process kept {path} locked for {BUSY_TIMEOUT_S:.0f} s: nothing was changed; try again."
-        )
-    if code in (sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_READONLY, sqlite3.SQLITE_PERM, sqlite3.SQLITE_IOERR):
-        return DatabaseUnavailableError(
-            f"{path} cannot be read or written ({error}): check the disk and the file's permissions."
-        )
-    return None
-
-
-def _code(error: Exception) -> int:
-    """Return SQLite's primary result code (the low byte of the extended one)."""
-    return int(getattr(error, "sqlite_errorcode", 0) or 0) & 0xFF

@@ -15,7 +15,8 @@ import structlog
 from sqlite_utils.utils import sqlite3
 
 from storage.db import migrations
-from storage.db.database import Database, translate_errors
+from storage.db.database import Database
+from storage.db.sqlite_errors import translate_errors
 from storage.errors import CorruptDatabaseError, DatabaseError
 from storage.privacy import erasure as privacy
 from storage.privacy.backup_files import (

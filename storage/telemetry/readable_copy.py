@@ -8,7 +8,8 @@ from pathlib import Path
 
 from sqlite_utils.utils import sqlite3
 
-from storage.db.database import Database, translate_errors
+from storage.db.database import Database
+from storage.db.sqlite_errors import translate_errors
 
 # Columns in milliseconds that are no points in time.
 _DURATIONS = frozenset({"queue_ms", "first_token_ms", "duration_ms", "lease_ms"})

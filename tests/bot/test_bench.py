@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import functools
 import time
+from pathlib import Path
 
 import pytest
 
 from bot.serving.client import ModelClient
 from bot.serving.errors import ServerBusyError
 from bot.serving.protocol import ChatMessage, Sampling
+from storage.config import Config
+from storage.db import sql
+from storage.db.database import Database
 from tests.bench.bot.__main__ import Row, Window, lag_row, table
 from tests.bench.bot.processes import BenchError
 from tests.bench.bot.relay import Relay
+from tests.bench.ceiling import RATINGS_A_REPLY, Case, as_many_as_will_go, in_bursts, measured
+from tests.bench.storage import fill
 from tests.bot.fake_server import FakeModelServer
 
 
@@ -54,3 +61,24 @@ async def test_the_relay_passes_on_what_is_said_and_knows_when(model_server: Fak
         with pytest.raises(ServerBusyError) as busy:
             await anext(refused)
         assert busy.value.retry_after_s == pytest.approx(0.05)
+
+
+@pytest.mark.parametrize("drive", [as_many_as_will_go, functools.partial(in_bursts, rate=1000.0)])
+def test_the_ceiling_is_measured_with_whole_replies_and_their_ratings(
+    tmp_path: Path, drive: functools.partial[None]
+) -> None:
+    with Database.open(tmp_path / "strop.db") as database:
+        database.write(lambda db: fill(db, 50))
+        config = Config.model_validate({"home": tmp_path, "discord": {}})
+        case = measured(
+            database, Case("load", 50), lambda load, case: drive(load, case, count=20), config, known=40
+        )
+        ended = database.read(
+            lambda db: sql.value(
+                db, "SELECT count(*) FROM replies WHERE id LIKE 'c%' AND status = 'complete' AND seed = 1"
+            )
+        )
+        rated = database.read(lambda db: sql.value(db, "SELECT count(*) FROM ratings")) - 50
+    assert (case.replies, ended) == (20, 20)
+    assert rated == 20 * RATINGS_A_REPLY
+    assert case.per_s > 0 and case.cpu_ms > 0 and len(case.waits_ms) == 20

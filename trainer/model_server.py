@@ -69,7 +69,7 @@ async def ensure_listed(client: ModelClient, config: Config, adapter_id: str) ->
         EvaluationError: it is not listed after loading; ServingError: the server refuses or is away.
     """
     await client.load_adapter(adapter_id, (config.adapters / adapter_id).absolute())
-    if adapter_id not in await client.models():
+    if not await client.has_adapter(adapter_id):
         raise EvaluationError("The model server accepted {adapter} but does not list it.", adapter=adapter_id)
 
 

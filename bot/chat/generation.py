@@ -73,8 +73,12 @@ class Generator:
             await asyncio.sleep(LOADING_POLL_S)
 
     async def settle(self, route: Route, loaded: frozenset[str], reply_id: str) -> Route:
-        """Return who answers: where the other side of a trial isn't loaded, nobody waits for it."""
-        if route.diverted and route.adapter_id is not None and route.adapter_id not in loaded:
+        """Return who answers: where the other side of a trial isn't loaded, nobody waits for it.
+
+        But for replicas, where no list says who has it: there it is asked for once.
+        """
+        awaited = route.adapter_id in loaded or self._services.model.finds_adapters
+        if route.diverted and route.adapter_id is not None and not awaited:
             _log.warning("trial.not_loaded", adapter_id=route.adapter_id, reply_id=reply_id)
             route = Route(route.champion, route.champion)
         adapter_id = await self.choose_loaded(route.adapter_id, loaded)

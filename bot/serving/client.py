@@ -7,31 +7,24 @@ Every call has a deadline, and every failure is one of :mod:`bot.serving.errors`
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import json
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from bot.serving.client_parsing import (
-    order_models,
-    read_base,
     read_chat_stream,
-    read_health,
     read_scores,
 )
-from bot.serving.connection import Connection
-from bot.serving.endpoint import Endpoint, readable
+from bot.serving.endpoint import readable
 from bot.serving.errors import (
-    AdapterRefusedError,
+    ConnectionBrokenError,
     RequestRejectedError,
     ServerUnavailableError,
     ServingError,
     UnknownModelError,
 )
-from bot.serving.messages import Message
-from bot.serving.model.adapter_files import verify
+from bot.serving.inventory import Inventory
 from bot.serving.model.capabilities import BaseCapabilities, ServerCapabilities, Turn, arrange
 from bot.serving.model.thoughts import without_thoughts
 from bot.serving.model.token_estimate import prompt_length
@@ -39,11 +32,9 @@ from bot.serving.protocol import (
     PRIORITY_BACKGROUND,
     PRIORITY_PEOPLE,
     VLLM,
-    BaseDescription,
     ChatDelta,
     ChatMessage,
     Completion,
-    Health,
     Sampling,
     TokenIds,
     Usage,
@@ -62,42 +53,12 @@ SCORE_BATCH = 16
 _STRICT = BaseCapabilities(system_role=False, free_order=False)
 
 
-class ModelClient(Connection):
+class ModelClient(Inventory):
     """What a model server can be asked. Close it with :meth:`close`, or use it in ``async with``."""
 
     _capabilities: ServerCapabilities | None = None
     _counts_tokens = True
     _strict = False
-
-    async def health(self) -> Health:
-        """Return what the server says about itself, also while it is loading.
-
-        Raises:
-            ServerUnavailableError: nothing answers.
-        """
-        if self._run_dir is not None:
-            endpoint = await self._current_endpoint(fresh=True)
-            if endpoint.engine == VLLM:
-                return await self._health_of_vllm(endpoint)
-        # Ollama has no /health: whoever answers at all may be asked to chat.
-        async with self._request(
-            "GET", "/health", deadline_s=QUICK_DEADLINE_S, allow=(200, 404, 503)
-        ) as response:
-            text, status = await response.text(), response.status
-        with readable("/health"):
-            return read_health(json.loads(text) if text.strip() and status != 404 else {}, status)
-
-    async def _health_of_vllm(self, endpoint: Endpoint) -> Health:
-        """Say of a vLLM that our process keeps what it can't say itself."""
-        if endpoint.asleep:
-            return Health("loading", Message("A training has the GPU to itself; answers come after it."))
-        if not endpoint.described:
-            return Health("loading", Message("The base is being prepared for vLLM."))
-        try:
-            names = await self.models()
-        except ServerUnavailableError:
-            return Health("loading", Message("vLLM is starting."))
-        return Health("ok", base=read_base(endpoint.described), adapters=tuple(names[1:]))
 
     async def metrics(self) -> str:
         """Return the server's own figures in Prometheus' text format; empty where it has none.
@@ -147,18 +108,6 @@ class ModelClient(Connection):
             return status, None
         return status, value if isinstance(value, dict) else None
 
-    async def models(self) -> list[str]:
-        """Return the names that a request may use: the base's first, then the loaded adapters'.
-
-        Raises:
-            UnknownModelError: the server doesn't have the model that it is to be asked for.
-        """
-        answer = await self._json("GET", "/v1/models", deadline_s=QUICK_DEADLINE_S)
-        with readable("/v1/models"):
-            # Ollama says null where it has none.
-            names = [str(entry["id"]) for entry in answer["data"] or ()]
-        return order_models(names, self._wanted) if self._wanted else names
-
     async def chat_stream(
         self,
         *,
@@ -188,7 +137,7 @@ class ModelClient(Connection):
         }
         extras = {"priority": priority, "user": user, "queue_updates": queue_updates}
         body |= {name: value for name, value in extras.items() if value}
-        strict, begun = self._strict, False
+        strict, begun, broke = self._strict, False, False
         while True:
             body["messages"] = _wire(messages, strict=strict)
             try:
@@ -198,9 +147,13 @@ class ModelClient(Connection):
                         begun = True
                         yield delta
             except (RequestRejectedError, ServerUnavailableError) as error:
-                if begun or strict or not _is_about_roles(error, messages):
+                if isinstance(error, ConnectionBrokenError) and not begun and not broke:
+                    # Of several servers behind a router one has died: another answers.
+                    broke = True
+                elif begun or strict or not _is_about_roles(error, messages):
                     raise
-                strict = True
+                else:
+                    strict = True
             else:
                 self._strict = strict
                 return
@@ -315,45 +268,6 @@ class ModelClient(Connection):
                 scores += [read_scores(choice, ids) for choice, ids in zip(choices, batch, strict=True)]
         return scores
 
-    async def load_adapter(self, name: str, path: Path | str) -> None:
-        """Load an adapter folder under a name; loading the same one twice changes nothing.
-
-        Raises:
-            AdapterRefusedError: the server refused the folder; the text says why.
-        """
-        endpoint = await self._current_endpoint()
-        if endpoint.engine == VLLM and endpoint.described:
-            await self._resolve_adapter(name, Path(path), read_base(endpoint.described))
-            return
-        body = {"lora_name": name, "lora_path": str(path)}
-        await self._adapter_call("/v1/load_lora_adapter", body)
-
-    async def _resolve_adapter(self, name: str, path: Path, base: BaseDescription) -> None:
-        """Let vLLM's resolver find an adapter, once it is checked here: vLLM itself would say less."""
-        await asyncio.to_thread(
-            verify,
-            path,
-            adapters_dir=path.parent,
-            base_hash=base.hash,
-            chat_template_hash=base.chat_template_hash,
-        )
-        try:
-            await self._json(
-                "POST", "/tokenize", {"model": name, "prompt": "a"}, deadline_s=ADAPTER_DEADLINE_S
-            )
-        except UnknownModelError as error:
-            raise AdapterRefusedError(
-                "vLLM does not find adapter {adapter}; see run/vllm.log.", adapter=name
-            ) from error
-
-    async def unload_adapter(self, name: str) -> None:
-        """Forget an adapter once its last running request has ended.
-
-        Raises:
-            UnknownModelError: no adapter of this name is loaded.
-        """
-        await self._adapter_call("/v1/unload_lora_adapter", {"lora_name": name})
-
     async def reset_prefix_cache(self) -> None:
         """Have the server drop what it keeps of earlier prompts.
 
@@ -363,15 +277,6 @@ class ModelClient(Connection):
             "POST", "/reset_prefix_cache", {}, deadline_s=ADAPTER_DEADLINE_S, allow=(200, 404)
         ) as response:
             await response.read()
-
-    async def _adapter_call(self, path: str, body: Mapping[str, Any]) -> None:
-        try:
-            async with self._request("POST", path, body, deadline_s=ADAPTER_DEADLINE_S) as response:
-                await response.read()
-        except RequestRejectedError as error:
-            # vLLM answers 400 when the adapter is loaded already; so does an older server of ours.
-            if "already been loaded" not in str(error):
-                raise AdapterRefusedError(str(error)) from error
 
 
 def _wire(messages: Sequence[ChatMessage], *, strict: bool = False) -> list[Turn]:

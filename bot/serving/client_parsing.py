@@ -9,6 +9,7 @@ from typing import Any
 
 from bot.serving.errors import (
     AdapterRefusedError,
+    ConnectionBrokenError,
     RequestRejectedError,
     ServerBusyError,
     ServerLoadingError,
@@ -55,7 +56,7 @@ async def read_chat_stream(chunks: AsyncIterable[bytes]) -> AsyncIterator[ChatDe
     if rest := characters.push(thoughts.finish()) + characters.finish():
         yield ChatDelta(rest)
     if reason is None:
-        raise ServerUnavailableError("The model server's stream ended in the middle of a reply.")
+        raise ConnectionBrokenError("The model server's stream ended in the middle of a reply.")
     yield ChatDelta("", reason, usage)
 
 

@@ -13,7 +13,7 @@ import aiohttp
 
 from bot.serving.client_parsing import read_error
 from bot.serving.endpoint import Endpoint, headers_for, read_endpoint, readable, translated, trim
-from bot.serving.errors import ServerUnavailableError
+from bot.serving.errors import ConnectionBrokenError, ServerUnavailableError
 
 CONNECT_TIMEOUT_S = 5.0
 # Our server sends a comment line every few seconds while a request waits: such a silence is a dead server.
@@ -87,10 +87,17 @@ class Connection:
     async def _json(
         self, method: str, path: str, body: Mapping[str, Any] | None = None, *, deadline_s: float
     ) -> dict[str, Any]:
-        async with self._request(method, path, body, deadline_s=deadline_s) as response:
-            text = await response.text()
+        try:
+            text = await self._text(method, path, body, deadline_s)
+        except ConnectionBrokenError:
+            # None of these calls minds being sent twice. Behind a router another server may answer.
+            text = await self._text(method, path, body, deadline_s)
         with readable(path):
             return dict(json.loads(text))
+
+    async def _text(self, method: str, path: str, body: Mapping[str, Any] | None, deadline_s: float) -> str:
+        async with self._request(method, path, body, deadline_s=deadline_s) as response:
+            return await response.text()
 
     @asynccontextmanager
     async def _request(

@@ -11,7 +11,7 @@ from typing import Any
 
 import aiohttp
 
-from bot.serving.errors import ServerUnavailableError
+from bot.serving.errors import ConnectionBrokenError, ServerUnavailableError
 from bot.serving.protocol import ASLEEP, SECRET_HEADER, SERVER_FILE, VLLM
 
 
@@ -62,7 +62,7 @@ class translated:
                 seconds=f"{self._deadline_s:g}",
             ) from error
         if isinstance(error, aiohttp.ClientError | ConnectionError):
-            raise ServerUnavailableError(
+            raise ConnectionBrokenError(
                 "The connection to the model server at {address} broke.", address=self._endpoint.base_url
             ) from error
         if isinstance(error, KeyError | IndexError | TypeError | ValueError):

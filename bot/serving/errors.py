@@ -2,6 +2,7 @@
 
 ServingError
 ├── ServerUnavailableError   nothing (usable) answers at the server's address
+│   └── ConnectionBrokenError it had begun to, or seemed to: asked again, another may
 ├── ServerLoadingError       the server is up, its model is not loaded yet
 ├── ServerBusyError          the queue is full; ``retry_after_s`` says when to come back
 ├── ReplyFailedError         the engine could not finish the request; ``code`` says why
@@ -36,6 +37,10 @@ class ServingError(Exception):
 
 class ServerUnavailableError(ServingError):
     """Nothing usable answers at the model server's address, or it stopped answering."""
+
+
+class ConnectionBrokenError(ServerUnavailableError):
+    """The connection ended before the answer did: its server died, which another one may stand in for."""
 
 
 class ServerLoadingError(ServingError):

@@ -23,6 +23,9 @@ class FakeModelServer:
         self.base_url = ""
         self.status = "ok"
         self.describes_base = True
+        # "vllm": one of several that find an adapter by its name.
+        self.execution = ""
+        self.found: set[str] = set()
         self.tokenizes = True
         self.base_hash = BASE_HASH
         self.identity: dict[str, str] | None = None
@@ -87,6 +90,7 @@ class FakeModelServer:
             "identity": self.identity,
             "context_tokens": self.context_tokens,
             "chat_template_hash": "c" * 64,
+            "execution": self.execution,
         }
         body = {
             "status": self.status,
@@ -108,8 +112,12 @@ class FakeModelServer:
     async def _tokenize(self, request: web.Request) -> web.Response:
         if not self.tokenizes:
             raise web.HTTPNotFound
+        asked = await request.json()
+        if "prompt" in asked:
+            self.found.add(asked["model"])
+            return web.json_response({"tokens": [1], "count": 1})
         self.token_requests += 1
-        count = count_tokens((await request.json())["messages"])
+        count = count_tokens(asked["messages"])
         return web.json_response({"tokens": list(range(count)), "count": count, "max_model_len": 2048})
 
     async def _reset(self, _: web.Request) -> web.Response:
@@ -144,7 +152,7 @@ class FakeModelServer:
         if self.busy_times > 0:
             self.busy_times -= 1
             return _error(429, "busy", "The queue is full.", {"Retry-After": self.retry_after})
-        if body["model"] not in (BASE, *self.adapters):
+        if body["model"] not in (BASE, *self.adapters, *self.found):
             return _error(404, "model_not_found", f"There is no model {body['model']}.")
         response = web.StreamResponse(headers={"Content-Type": "text/event-stream"})
         await response.prepare(request)

@@ -3,12 +3,7 @@
 from __future__ import annotations
 
 import http.server
-import os
-import shutil
-import socket
-import subprocess
 import threading
-import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
@@ -16,8 +11,9 @@ from pathlib import Path
 
 import pytest
 
+from tests.deploy.nginx import KEY, NGINX, free_port, nginx
+
 CONF = Path(__file__).parents[2] / "deploy" / "vllm-proxy.conf"
-NGINX = os.environ.get("TEST_NGINX") or shutil.which("nginx") or shutil.which("nginx", path="/usr/sbin")
 pytestmark = [pytest.mark.vllm, pytest.mark.skipif(NGINX is None, reason="nginx is not installed")]
 
 PASSED = ("/v1/models", "/v1/chat/completions", "/v1/completions", "/tokenize", "/health")
@@ -44,12 +40,6 @@ class Vllm(http.server.BaseHTTPRequestHandler):
         return
 
 
-def free_port() -> int:
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        return int(found.getsockname()[1])
-
-
 @pytest.fixture(scope="module")
 def proxy(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """The address of the proxy."""
@@ -59,42 +49,15 @@ def proxy(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     port = free_port()
     text = CONF.read_text().replace("127.0.0.1:8601;", f"127.0.0.1:{server.server_port};")
     text = text.replace("listen 8602;", f"listen 127.0.0.1:{port};")
-    (folder / "vllm-keys.conf").write_text('"Bearer k3y" 1;\n')
-    temporary = "".join(
-        f"{kind}_temp_path {folder}/{kind};\n"
-        for kind in ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
-    )
-    conf = folder / "nginx.conf"
-    head = f"daemon off;\npid {folder}/pid;\nerror_log {folder}/error.log;\nevents {{}}\n"
-    conf.write_text(f"{head}http {{\naccess_log off;\n{temporary}{text}}}\n")
-    arguments = [str(NGINX), "-p", str(folder), "-c", str(conf), "-e", f"{folder}/error.log"]
-    checked = subprocess.run([*arguments, "-t"], capture_output=True, text=True, check=False)
-    assert checked.returncode == 0, checked.stderr
-    process = subprocess.Popen(arguments)
-    url = f"http://127.0.0.1:{port}"
     try:
-        _wait_for(url)
-        yield url
+        with nginx(folder, text, port) as url:
+            yield url
     finally:
-        process.terminate()
-        process.wait(10)
         server.shutdown()
         server.server_close()
 
 
-def _wait_for(url: str) -> None:
-    ends = time.monotonic() + 10
-    while True:
-        try:
-            ask(url, "/")
-        except OSError:
-            assert time.monotonic() < ends
-            time.sleep(0.05)
-        else:
-            return
-
-
-def ask(url: str, path: str, key: str | None = "k3y") -> int:
+def ask(url: str, path: str, key: str | None = KEY) -> int:
     headers = {"Authorization": f"Bearer {key}"} if key else {}
     try:
         with urllib.request.urlopen(urllib.request.Request(url + path, headers=headers), timeout=5) as answer:

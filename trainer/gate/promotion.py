@@ -111,7 +111,7 @@ async def swap(
     except (StaleChampionError, AdapterNotPromotableError) as error:
         reason = STALE if isinstance(error, StaleChampionError) else Sentence.of(error)
         return await refuse(database, client, run=run, adapter=adapter, reason=reason, metrics=metrics)
-    if adapter.id not in await client.models():
+    if not await client.has_adapter(adapter.id):
         # The bot loads a champion that the server lost from the registry; this is only worth a line.
         log.warning("the new champion is not listed", adapter_id=adapter.id, run_id=run.id)
     await retire_old_adapters(database, client)

@@ -5,6 +5,7 @@ Source: vllm/engine/arg_utils.py, vllm/entrypoints/openai/cli_args.py and vllm/e
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ from bot.serving.errors import ServerStartError
 from bot.serving.model.identity import NF4
 from bot.serving.protocol import BaseDescription
 from bot.serving.settings import Settings
+from bot.serving.vllm.replica import BASE, MIDDLEWARE
 from bot.serving.vllm.resolver import ADAPTERS_DIR, BASE_HASH, CHAT_TEMPLATE_HASH, PLUGIN
 
 # The ranks that vLLM has kernels for.
@@ -73,6 +75,7 @@ def launch(
     # Not the output head: no adapter has one, and vLLM 0.32 dies of scoring an adapter's prompt through its
     # own (the layer there counts sampled tokens only: vllm/lora/layers/logits_processor.py).
     argv += ["--lora-target-modules", *linear_layers]
+    argv += ["--middleware", MIDDLEWARE]
     # The model's own sampling defaults would change what a request leaves open.
     argv += ["--generation-config", "vllm"]
     if base.capabilities.thinking_switch:
@@ -107,6 +110,7 @@ def _environment(
         "DO_NOT_TRACK": "1",
         "HF_HUB_OFFLINE": "1",
         ADAPTERS_DIR: str(settings.adapters_dir.resolve()),
+        BASE: json.dumps(dataclasses.asdict(base)),
         BASE_HASH: base.hash,
         CHAT_TEMPLATE_HASH: base.chat_template_hash,
     }

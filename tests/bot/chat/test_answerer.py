@@ -249,7 +249,8 @@ async def test_a_stream_that_breaks_off_says_so_and_keeps_what_came(
     (said,) = community.said()
     assert said == f"one two three\n\n{failures.BROKE_OFF}"
     (reply,) = community.replies()
-    assert (reply.status, reply.text, reply.error) == ("failed", "one two three", "ServerUnavailableError")
+    assert (reply.status, reply.text, reply.error) == ("failed", "one two three", "ConnectionBrokenError")
+    assert len(model_server.requests) == 1
 
 
 async def test_a_server_that_counts_no_tokens_is_answered_through_by_estimate(

@@ -9,6 +9,7 @@ from aiohttp import web
 
 from storage.feedback import side_by_side
 from storage.learning import adapters, runs, trials
+from tests.bot import adapter_files
 from tests.bot.conftest import Community
 from tests.bot.fake_server import BASE_HASH, FakeModelServer
 from tests.bot.feedback.test_reply_buttons import press
@@ -97,6 +98,23 @@ async def test_a_canary_that_is_not_loaded_lets_the_champion_answer(
     assert community.said() == ["Hello there, friend."]
     await community.bob.react(community.messages()[0], "👍")
     assert community.services.database.read(lambda db: trials.ratings(db, trial.id)) == []
+
+
+async def test_behind_a_router_a_canary_is_asked_for_though_no_list_names_it(
+    community: Community, model_server: FakeModelServer
+) -> None:
+    on_trial(community)
+    adapter_files.lay(community.services.config.adapters, FIRST, SECOND)
+    model_server.execution = "vllm"
+
+    async def refuse(_: web.Request) -> web.Response:
+        raise AssertionError("a router lets no adapter be loaded")
+
+    model_server.on_load = refuse
+    await ask(community)
+    await ask(community)
+    assert answered_by(community) == [SECOND, SECOND]
+    assert model_server.adapters == []
 
 
 async def test_a_canary_that_the_server_lost_a_moment_ago_lets_the_champion_answer(

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import shutil
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from itertools import pairwise
@@ -14,6 +15,7 @@ from hypothesis import strategies as st
 
 from bot.serving.client import ModelClient
 from bot.serving.errors import (
+    AdapterRefusedError,
     RequestRejectedError,
     ServerBusyError,
     ServerUnavailableError,
@@ -21,8 +23,10 @@ from bot.serving.errors import (
 )
 from bot.serving.protocol import ChatMessage, Sampling
 from bot.serving.sse import events
+from tests.bot import adapter_files
 
 HELLO = [ChatMessage("user", "Hello")]
+STREAM = 'data: {"choices": [{"delta": {"content": "whole"}, "finish_reason": "stop"}]}\n\ndata: [DONE]\n\n'
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
@@ -74,9 +78,57 @@ async def test_a_silent_server_meets_the_deadline() -> None:
 
 async def test_a_stream_that_breaks_off_is_an_error_not_a_short_reply() -> None:
     chunk = {"choices": [{"index": 0, "delta": {"content": "half"}, "finish_reason": None}]}
-    async with peer(answering(200, f"data: {json.dumps(chunk)}\n\n")) as client:
+    calls = 0
+
+    async def half(request: web.Request) -> web.StreamResponse:
+        nonlocal calls
+        calls += 1
+        return await answering(200, f"data: {json.dumps(chunk)}\n\n")(request)
+
+    async with peer(half) as client:
         with pytest.raises(ServerUnavailableError, match="in the middle of a reply"):
             await client.chat(model="m", messages=HELLO, sampling=Sampling(1))
+    assert calls == 1, "what has begun is not said twice"
+
+
+@pytest.mark.parametrize("said", ["", ": nothing yet\n\n"])
+async def test_a_reply_that_broke_off_before_its_first_word_is_asked_for_once_more(said: str) -> None:
+    times = 0
+
+    async def dies_first(request: web.Request) -> web.StreamResponse:
+        nonlocal times
+        times += 1
+        if times > 1:
+            return await answering(200, STREAM)(request)
+        response = web.StreamResponse()
+        await response.prepare(request)
+        await response.write(said.encode())
+        assert request.transport is not None
+        request.transport.abort()
+        return response
+
+    async with peer(dies_first) as client:
+        assert (await client.chat(model="m", messages=HELLO, sampling=Sampling(1))).text == "whole"
+    assert times == 2
+
+
+async def test_a_server_that_breaks_off_each_time_is_asked_twice_at_most() -> None:
+    times = 0
+
+    async def dies(request: web.Request) -> web.StreamResponse:
+        nonlocal times
+        times += 1
+        assert request.transport is not None
+        request.transport.abort()
+        return web.Response()
+
+    async with peer(dies) as client:
+        with pytest.raises(ServerUnavailableError, match="broke"):
+            await client.chat(model="m", messages=HELLO, sampling=Sampling(1))
+        assert times == 2
+        with pytest.raises(ServerUnavailableError, match="broke"):
+            await client.tokenize(model="m", messages=HELLO)
+        assert times == 4
 
 
 async def test_an_error_inside_a_stream_is_raised() -> None:
@@ -173,3 +225,47 @@ def test_events_survive_any_cut_of_the_bytes(payloads: list[str], cuts: list[int
         return [event async for event in events(chunks())]
 
     assert asyncio.run(collect()) == payloads
+
+
+class Replicas:
+    """Two vLLMs behind a router, each with a list of its own, on one folder of adapters."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.lists: list[list[str]] = [[], []]
+        self.calls: list[str] = []
+
+    async def __call__(self, request: web.Request) -> web.Response:
+        mine = self.lists[len(self.calls) % 2]
+        self.calls.append(request.path)
+        if request.path == "/health":
+            base = {"id": "base", "hash": "b" * 64, "chat_template_hash": "c" * 64, "execution": "vllm"}
+            return web.json_response({"base": base, "adapters": mine})
+        if request.path == "/v1/models":
+            return web.json_response({"data": [{"id": name} for name in ("base", *mine)]})
+        assert request.path == "/tokenize", "a router lets no adapter be loaded or unloaded"
+        name = (await request.json())["model"]
+        if not (self.folder / name).is_dir():
+            return web.json_response({"error": {"message": "no", "code": 404}}, status=404)
+        mine.append(name)
+        return web.json_response({"count": 1, "tokens": [1]})
+
+
+async def test_replicas_behind_a_router_find_an_adapter_themselves_and_no_list_is_relied_on(
+    tmp_path: Path,
+) -> None:
+    adapter_files.lay(tmp_path, adapter_files.FIRST)
+    path = tmp_path / adapter_files.FIRST
+    replicas = Replicas(tmp_path)
+    async with peer(replicas) as client:
+        await client.load_adapter(path.name, path)
+        assert client.finds_adapters
+        for _ in range(2):
+            assert path.name in (await client.health()).adapters
+            assert await client.has_adapter(path.name)
+        shutil.rmtree(path)
+        await client.unload_adapter(path.name)
+        assert not await client.has_adapter(path.name)
+        with pytest.raises(AdapterRefusedError):
+            await client.load_adapter(path.name, path)
+    assert set(replicas.calls) == {"/health", "/tokenize"}

@@ -1,5 +1,6 @@
 """vLLM gets the flags that the loop needs, and nothing that opens it further than to this machine."""
 
+import importlib
 import json
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from bot.serving.model.capabilities import BaseCapabilities
 from bot.serving.protocol import BaseDescription
 from bot.serving.settings import Settings
 from bot.serving.vllm.flags import Launch, launch, supported_rank
+from bot.serving.vllm.replica import Replica
 
 
 def started(device: str = "cpu", *, thinking_switch: str = "", **changes: Any) -> Launch:
@@ -55,7 +57,7 @@ def test_adapters_change_the_layers_of_the_base_and_never_its_head(tiny_folder: 
 
     argv = started().argv
     at = argv.index("--lora-target-modules")
-    assert argv[at + 1 : at + 4] == ("o_proj", "q_proj", "--generation-config")
+    assert argv[at + 1 : at + 4] == ("o_proj", "q_proj", "--middleware")
     names = ("down_proj", "gate_proj", "k_proj", "o_proj", "q_proj", "up_proj", "v_proj")
     assert linear_layers(tiny_folder) == names
 
@@ -76,6 +78,14 @@ def test_the_resolver_is_told_whose_adapters_may_be_served() -> None:
     assert (env["VLLM_PLUGINS"], env["VLLM_ALLOW_RUNTIME_LORA_UPDATING"]) == ("strop_resolver", "1")
     assert env["STROP_ADAPTERS_DIR"] == str(Path("a").resolve())
     assert (env["STROP_BASE_HASH"], env["STROP_CHAT_TEMPLATE_HASH"]) == ("b" * 64, "c" * 64)
+
+
+def test_each_replica_says_which_base_it_serves_and_looks_for_its_adapters() -> None:
+    found = started()
+    module, _, name = flag(found, "--middleware").rpartition(".")
+    assert getattr(importlib.import_module(module), name) is Replica
+    described = json.loads(found.env["STROP_BASE"])
+    assert (described["id"], described["hash"]) == ("owner/base", "b" * 64)
 
 
 def test_thinking_is_switched_off_where_the_template_knows_how() -> None:

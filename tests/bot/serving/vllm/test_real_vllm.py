@@ -39,11 +39,12 @@ def widths() -> dict[str, tuple[int, int]]:
     return found
 
 
-def adapter(server: ServingProcess, health: Health, seed: int) -> Path:
+def adapter(adapters_dir: Path, health: Health, seed: int) -> Path:
+    """Write a random adapter of the served base."""
     assert health.base is not None
     tensors = {name: tensor.to(torch.float32) for name, tensor in lora_tensors(widths(), seed=seed).items()}
     return write_adapter(
-        server.home / "adapters",
+        adapters_dir,
         base_hash=health.base.hash,
         chat_template_hash=health.base.chat_template_hash,
         tensors=tensors,
@@ -51,6 +52,7 @@ def adapter(server: ServingProcess, health: Health, seed: int) -> Path:
 
 
 async def loaded(client: ModelClient) -> Health:
+    """Wait until vLLM answers."""
     ends = time.monotonic() + PATIENCE_S
     while True:
         try:
@@ -106,7 +108,7 @@ async def test_what_the_loop_asks_of_a_server_works_on_a_real_vllm(home: Path, b
 
 async def _adapters(client: ModelClient, server: ServingProcess, health: Health, base_said: str) -> None:
     """One answers by its id, one whose files were changed never does, one that was erased no longer."""
-    path = adapter(server, health, seed=1)
+    path = adapter(server.home / "adapters", health, seed=1)
     # No load call: whoever asks by the id gets it.
     said = await client.chat(model=path.name, messages=CAPITAL, sampling=GREEDY, deadline_s=600)
     assert said.text != base_said
@@ -121,7 +123,7 @@ async def _adapters(client: ModelClient, server: ServingProcess, health: Health,
     assert adapted[0][1:] != plain[0][1:]
     assert adapted[0][1] == pytest.approx(adapted[2][1], abs=0.1)
 
-    changed = adapter(server, health, seed=2)
+    changed = adapter(server.home / "adapters", health, seed=2)
     weights = changed / "adapter_model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-1] + b"\x7f")
     with pytest.raises(UnknownModelError):
@@ -129,7 +131,7 @@ async def _adapters(client: ModelClient, server: ServingProcess, health: Health,
     with pytest.raises(AdapterDamagedError):
         await client.load_adapter(changed.name, changed)
 
-    erased = adapter(server, health, seed=3)
+    erased = adapter(server.home / "adapters", health, seed=3)
     await client.load_adapter(erased.name, erased)
     await client.unload_adapter(erased.name)
     shutil.rmtree(erased)

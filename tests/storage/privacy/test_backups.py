@@ -294,7 +294,7 @@ os.setgid(65534), os.setuid(65534)
 home = Path(sys.argv[1])
 with Database.open(home / "strop.db") as database:
     file_scrubbing.complete(database, home, database.write(lambda db: erasure.erase_member(db, 1, "1")))
-    for left in backup_erasure.unerased(database, home / "backups"):
+    for left in backup_erasure.find_unerased(database, home / "backups"):
         print(left.folder.name, left.reason)
 """
 

@@ -11,7 +11,8 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ import sqlite_utils
 from bot.serving.errors import UnknownModelError
 from bot.serving.protocol import ChatMessage, Sampling
 from storage.chat import conversations, members
+from storage.config import Config
 from storage.db.database import Database
 from storage.feedback import duels, ratings
 from storage.learning import adapters, checkpoints, evaluations, runs
@@ -40,21 +42,59 @@ from trainer.run.execution import execute
 from trainer.run.settings import with_overrides
 
 
-@pytest.fixture
-def deployment(server: Path, tiny_source: Path) -> Iterator[Deployment]:
-    config = loop.configured(server, tiny_source)
+@contextmanager
+def opened(config: Config, left: Path | None = None) -> Iterator[Deployment]:
+    """A deployment with an empty database and no adapter, or with what a run left of them."""
     for file in config.data.glob("strop.db*"):
         file.unlink()
+    for folder in (config.runs, config.adapters):
+        shutil.rmtree(folder, ignore_errors=True)
+    if left is not None:
+        shutil.copytree(left, config.data, dirs_exist_ok=True)
     with Database.open(config.database) as database:
         yield Deployment(config, database)
 
 
 @pytest.fixture
-def trained(deployment: Deployment) -> tuple[Deployment, Run]:
-    """A run whose reward model can't be proven by so few ratings: it ends with a vote, or is refused."""
-    deployment.database.write(lambda db: loop.community(db, 40))
-    deployment.database.write(corrected)
-    return deployment, execute(deployment.database, deployment.config, deployment.lease().id)
+def deployment(server: Path, tiny_source: Path) -> Iterator[Deployment]:
+    with opened(loop.configured(server, tiny_source)) as deployment:
+        yield deployment
+
+
+@pytest.fixture(scope="module")
+def left(server: Path, tiny_source: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Run]:
+    """What one run left on the disk, and the run; twenty tests go on from there.
+
+    Its reward model can't be proven by so few ratings: it ends with a vote, or is refused.
+    """
+    config, folder = loop.configured(server, tiny_source), tmp_path_factory.mktemp("left")
+    with opened(config) as deployment:
+        deployment.database.write(lambda db: loop.community(db, 40))
+        deployment.database.write(corrected)
+        ended = execute(deployment.database, config, deployment.lease().id)
+    for file in config.data.glob("strop.db*"):
+        shutil.copy2(file, folder)
+    for each in (config.runs, config.adapters):
+        shutil.copytree(each, folder / each.name)
+    return folder, ended
+
+
+@pytest.fixture
+def trained(left: tuple[Path, Run], server: Path, tiny_source: Path) -> Iterator[tuple[Deployment, Run]]:
+    """The run that was made once, as it ended: the model server has no other adapter than its challenger."""
+    folder, ended = left
+    with opened(loop.configured(server, tiny_source), folder) as deployment:
+        asyncio.run(serve_only(deployment, () if ended.outcome == "refused" else (ended.adapter_id or "",)))
+        yield deployment, ended
+
+
+async def serve_only(deployment: Deployment, adapter_ids: Sequence[str]) -> None:
+    async with model_server.client_for(deployment.config) as client:
+        _, *loaded = await client.models()
+        for name in {*loaded} - {*adapter_ids}:
+            await model_server.unload(client, name)
+        for name in adapter_ids:
+            await model_server.ensure_listed(client, deployment.config, name)
 
 
 def corrected(db: sqlite_utils.Database) -> None:

@@ -31,7 +31,15 @@ WORDS = ("tea", "rain", "chess", "bread", "cats", "films", "music", "trains")
 
 TRIAL: Mapping[str, Any] = {
     "discord": {},
-    "trainer": {"min_liked": 3, "min_raters": 2, "epochs": 1, "rank": 4, "alpha": 8, "max_length": 160},
+    "trainer": {
+        "min_liked": 3,
+        "min_raters": 2,
+        "epochs": 1,
+        "ranked_replies": 96,
+        "rank": 4,
+        "alpha": 8,
+        "max_length": 160,
+    },
     "gate": {"max_prompts": 16, "max_new_tokens": 8, "bootstrap": 200, "generation_minutes": 0.5},
     "server": {"port": 0},
 }

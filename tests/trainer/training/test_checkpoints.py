@@ -17,6 +17,7 @@ from trainer.data.encoding import Example
 from trainer.errors import RunCancelledError
 from trainer.training import phases
 from trainer.training.adapter import add_adapter
+from trainer.training.challenger import Challenger
 from trainer.training.checkpoints import DONE, Checkpoint, Checkpointer
 from trainer.training.phases import SftSettings
 
@@ -27,6 +28,16 @@ EXAMPLES = [Example(ids=tuple(range(3 + n, 13 + n)), start=4) for n in range(8)]
 def work(tmp_path: Path) -> Path:
     (tmp_path / "run").mkdir()
     return tmp_path / "run"
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Challenger:
+    """The training that nothing interrupts: 12 steps of SFT, 12 of KTO, 6 of DPO."""
+    folder = tmp_path_factory.mktemp("calm") / "run"
+    folder.mkdir()
+    trained = interrupted.train(tiny_folder, folder)
+    assert [report.steps for report in trained.reports.values()] == [12, 12, 6]
+    return trained
 
 
 def stopped_after(
@@ -52,10 +63,8 @@ def steps_taken(folder: Path, work: Path, settings: TrainerConfig = interrupted.
 
 
 def test_a_training_that_was_killed_ends_bit_for_bit_where_an_undisturbed_one_does(
-    tiny_folder: Path, tmp_path: Path, work: Path
+    tiny_folder: Path, work: Path, undisturbed: Challenger
 ) -> None:
-    (tmp_path / "calm").mkdir()
-    undisturbed = interrupted.train(tiny_folder, tmp_path / "calm")
     adapter_id, further = interrupted.killed_and_resumed(tiny_folder, work, kills=6, seed=1)
     assert adapter_id == undisturbed.adapter_id
     assert further >= 3
@@ -78,14 +87,11 @@ def test_a_training_that_was_killed_a_hundred_times_does_too(
 
 @pytest.mark.parametrize("steps", [1, 12, 13, 24, 25, 30])
 def test_it_goes_on_at_the_next_step_in_every_phase(
-    tiny_folder: Path, tmp_path: Path, work: Path, steps: int
+    tiny_folder: Path, work: Path, undisturbed: Challenger, steps: int
 ) -> None:
-    """12 steps of SFT, 12 of KTO, 6 of DPO: also where one has just ended, and after the last."""
+    """Also where one has just ended, and after the last."""
     stopped_after(steps, tiny_folder, work)
-    (tmp_path / "calm").mkdir()
-    undisturbed, total = steps_taken(tiny_folder, tmp_path / "calm")
-    assert total == 30
-    assert steps_taken(tiny_folder, work) == (undisturbed, total - steps)
+    assert steps_taken(tiny_folder, work) == (undisturbed.adapter_id, 30 - steps)
 
 
 def test_a_finished_training_is_not_done_again(tiny_folder: Path, work: Path) -> None:
@@ -108,13 +114,12 @@ def test_a_checkpoint_of_another_training_is_set_aside(
 
 
 def test_a_damaged_checkpoint_costs_the_training_so_far_and_nothing_else(
-    tiny_folder: Path, tmp_path: Path, work: Path
+    tiny_folder: Path, work: Path, undisturbed: Challenger
 ) -> None:
     stopped_after(5, tiny_folder, work)
     path = work / checkpoints.FILE
     path.write_bytes(path.read_bytes()[:-100])
-    (tmp_path / "calm").mkdir()
-    assert steps_taken(tiny_folder, work) == steps_taken(tiny_folder, tmp_path / "calm")
+    assert steps_taken(tiny_folder, work) == (undisturbed.adapter_id, 30)
 
 
 def test_a_half_written_checkpoint_leaves_the_one_before(tiny_folder: Path, work: Path) -> None:

@@ -65,35 +65,39 @@ async def ended(server: ServingProcess) -> str:
     return str(said)
 
 
-@pytest.mark.parametrize("where", ["closed", "unresolved"])
-async def test_a_hub_out_of_reach_is_one_sentence_and_the_bundled_base_answers(
-    where: str, models: Path, free_port: int, tmp_path: Path
+async def stands_in(client: ModelClient) -> None:
+    """The bundled base answers, and one sentence says why."""
+    await until_loaded(client)
+    health = await settled(client, word="does not answer")
+    assert health.status == "ok"
+    assert health.base is not None
+    assert (health.base.id, health.base.stands_in_for) == (BUNDLED, "owner/tiny")
+    assert health.detail.startswith(f"{BUNDLED} answers in place of owner/tiny. The base owner/tiny")
+    reply = await client.chat(model=BUNDLED, messages=HELLO, sampling=Sampling(4))
+    assert reply.completion_tokens
+
+
+async def test_a_hub_of_unknown_address_is_one_sentence_and_the_bundled_base_answers(
+    models: Path, tmp_path: Path
 ) -> None:
-    hub = {"closed": f"http://127.0.0.1:{free_port}", "unresolved": "http://hub.invalid"}[where]
-    env = outside(tmp_path, hub)
+    env = outside(tmp_path, "http://hub.invalid")
     with ServingProcess(tmp_path, env=env, base="owner/tiny", models_dir=str(models)) as server:
         await asyncio.to_thread(server.address)
         async with ModelClient.from_run_dir(server.run_dir) as client:
-            await until_loaded(client)
-            health = await settled(client, word="does not answer")
-            assert health.status == "ok"
-            assert health.base is not None
-            assert (health.base.id, health.base.stands_in_for) == (BUNDLED, "owner/tiny")
-            assert health.detail.startswith(f"{BUNDLED} answers in place of owner/tiny. The base owner/tiny")
-            reply = await client.chat(model=BUNDLED, messages=HELLO, sampling=Sampling(4))
-            assert reply.completion_tokens
+            await stands_in(client)
         assert "Traceback" not in await ended(server)
 
 
-async def test_once_the_hub_answers_the_configured_base_takes_over(
+async def test_the_bundled_base_answers_until_the_hub_does_and_the_configured_one_takes_over(
     models: Path, free_port: int, tiny_source: Path, tmp_path: Path
 ) -> None:
     env = outside(tmp_path, f"http://127.0.0.1:{free_port}")
     with ServingProcess(tmp_path, env=env, base="owner/tiny", models_dir=str(models)) as server:
         await asyncio.to_thread(server.address)
         async with ModelClient.from_run_dir(server.run_dir) as client:
-            await until_loaded(client)
-            await settled(client, word="does not answer")
+            await stands_in(client)
+            with Hub("owner/tiny", tiny_source, port=free_port, status=503):
+                await settled(client, word="HTTP status 503")
             long = Sampling(150, temperature=1.0, seed=1)
             stream = client.chat_stream(model=BUNDLED, messages=HELLO, sampling=long)
             first = await anext(stream)
@@ -176,12 +180,9 @@ def _wait_for(models: Path, source: str) -> None:
         time.sleep(0.1)
 
 
-@pytest.mark.parametrize(("status", "said"), [(503, "HTTP status 503"), (403, "HTTP status 403")])
-async def test_a_hub_that_refuses_says_so(
-    status: int, said: str, models: Path, tiny_source: Path, tmp_path: Path
-) -> None:
+async def test_a_hub_that_refuses_says_so(models: Path, tiny_source: Path, tmp_path: Path) -> None:
     with (
-        Hub("owner/tiny", tiny_source, status=status) as hub,
+        Hub("owner/tiny", tiny_source, status=403) as hub,
         ServingProcess(
             tmp_path, env=outside(tmp_path, hub.url), base="owner/tiny", models_dir=str(models)
         ) as server,
@@ -189,7 +190,7 @@ async def test_a_hub_that_refuses_says_so(
         await asyncio.to_thread(server.address)
         async with ModelClient.from_run_dir(server.run_dir) as client:
             await until_loaded(client)
-            await settled(client, word=said)
+            await settled(client, word="HTTP status 403")
 
 
 async def test_a_base_that_is_missing_never_ends_the_server_and_its_adapters_stay(

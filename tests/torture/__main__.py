@@ -30,12 +30,12 @@ PAGE = Path("deploy/results/README.md")
 BEGIN, END = "<!-- torture: made by python -m tests.torture --publish -->", "<!-- /torture -->"
 RATINGS = 210
 KILLS_PER_DEPLOYMENT = 50
-# Tests that are too long for `make test`, by what they try.
+# Tests that are too long for `make test`, by what they try; the shorter ones first.
 MARKED = {
-    "kills at every step of a reply": ["tests/e2e/test_bot_kills.py"],
-    "any order of acts against a model": ["tests/storage/privacy/test_interleavings.py"],
     "damaged databases, kills in a restore": ["tests/storage/privacy/test_backups.py"],
+    "any order of acts against a model": ["tests/storage/privacy/test_interleavings.py"],
     "hostile texts": ["tests/bot/chat/test_hostile_texts.py"],
+    "kills at every step of a reply": ["tests/e2e/test_bot_kills.py"],
     "malformed events, a connection that breaks": [
         "tests/e2e/test_connection.py",
         "tests/e2e/test_sign_ins.py",

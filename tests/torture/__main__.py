@@ -11,6 +11,7 @@ import argparse
 import asyncio
 import json
 import os
+import platform
 import re
 import subprocess
 import sys
@@ -19,8 +20,12 @@ import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
+from datetime import date
+from importlib import metadata
 from pathlib import Path
 from typing import Any
+
+from sqlite_utils.utils import sqlite3
 
 from tests.torture import clock, disk_full, kills, outages
 from tests.torture import soak as soaking
@@ -208,12 +213,12 @@ PARTS = {
     ),
     "clock": Part("databases under a clock that jumps by days", 100, jump, _wrong),
     "soak": Part(
-        "minutes of soak",
+        "minutes of soak at 6,000 replies an hour (goal: under 5 MB an hour)",
         120,
         soak,
         lambda f: (
-            f"{f['replies']} replies; memory {f['mb_per_hour']:+.1f} MB an hour, descriptors "
-            f"{f['descriptors_per_hour']:+.1f} an hour"
+            f"{f['replies']} replies; in the second half memory {f['mb_per_hour']:+.1f} MB an hour, "
+            f"descriptors {f['descriptors_per_hour']:+.1f} an hour"
         ),
     ),
     "tests": Part(
@@ -240,12 +245,23 @@ def table(results: dict[str, Figures]) -> str:
     return "\n".join(lines)
 
 
+def tried_with() -> str:
+    """Return when something was last tried, and with which versions."""
+    last = max((file.stat().st_mtime for file in RESULTS.glob("*.json")), default=time.time())
+    versions = [f"{name} {metadata.version(name)}" for name in ("discord.py", "torch")]
+    return (
+        f"Last tried on {date.fromtimestamp(last)} with Python {platform.python_version()}, "
+        f"SQLite {sqlite3.sqlite_version}, {', '.join(versions)}, on {os.cpu_count()} cores."
+    )
+
+
 def publish(results: dict[str, Figures]) -> None:
     """Put the table between its marks on the results page."""
     text = PAGE.read_text(encoding="utf-8")
     before, _, rest = text.partition(BEGIN)
     _, _, after = rest.partition(END)
-    PAGE.write_text(f"{before}{BEGIN}\n{table(results)}\n{END}{after}", encoding="utf-8")
+    page = f"{before}{BEGIN}\n{table(results)}\n\n{tried_with()}\n{END}{after}"
+    PAGE.write_text(page, encoding="utf-8")
 
 
 async def run(names: Sequence[str], sizes: dict[str, int], results: dict[str, Figures]) -> None:

@@ -42,10 +42,7 @@ class DeletionKeeper:
         wanted = list(message_ids)
 
         def work(db: Connection) -> list[int]:
-            known = [each for each in wanted if conversations.by_discord_id(db, each) is not None]
-            for message_id in known:
-                conversations.delete_message(db, message_id)
-            return known
+            return [each for each in wanted if _forget(db, each)]
 
         known = await self._services.database.awrite(work)
         for message_id in wanted:
@@ -126,6 +123,13 @@ class DeletionKeeper:
                 break
             after = discord.Object(following - 1)
         return there, oldest
+
+
+def _forget(db: Connection, message_id: int) -> bool:
+    """Forget a message, its copies and the prompt that it is in the bank; return whether any was known."""
+    deleted = conversations.delete_message(db, message_id)
+    asked = prompt_bank.remove_by_message(db, message_id)
+    return deleted or bool(asked) or conversations.by_discord_id(db, message_id) is not None
 
 
 async def _page(channel: discord.PartialMessageable, after: discord.Object) -> list[discord.Message]:

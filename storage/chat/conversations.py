@@ -259,14 +259,20 @@ def edit_message(
 def delete_message(db: sqlite_utils.Database, discord_id: int) -> bool:
     """Forget a message's text, and the prompts that quote it; return whether there was one.
 
-    A reply goes with all its versions. The row stays, so that a thread keeps its shape and the reply's
-    numbers keep their meaning.
+    A reply goes with all its versions, and with a message go the copies that imports hold of it. The rows
+    stay, so that a thread keeps its shape and the reply's numbers keep their meaning.
     """
     message = by_discord_id(db, discord_id)
-    if message is None or message.deleted_ms is not None:
-        return False
-    _forget(db, message.id)
-    return True
+    found = [] if message is None or message.deleted_ms is not None else [message.id]
+    found += [row["id"] for row in sql.many(db, _COPIES, (discord_id,))]
+    for message_id in found:
+        _forget(db, message_id)
+    return bool(found)
+
+
+_COPIES = """
+SELECT messages.id FROM imported_copies JOIN messages ON messages.id = imported_copies.message_id
+WHERE imported_copies.discord_id = ? AND messages.deleted_ms IS NULL"""
 
 
 def _forget(db: sqlite_utils.Database, message_id: int) -> None:

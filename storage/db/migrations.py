@@ -780,6 +780,22 @@ WHERE retracted = 0
     )
 
 
+def m0037_imported_copies(db: sqlite_utils.Database) -> None:
+    """Which messages of Discord an import's are copies of: they go when it is deleted there."""
+    _run(
+        db,
+        """
+CREATE TABLE imported_copies (
+    discord_id INTEGER NOT NULL,
+    message_id INTEGER NOT NULL REFERENCES messages (id),
+    PRIMARY KEY (discord_id, message_id)
+) STRICT, WITHOUT ROWID
+
+ALTER TABLE tasting_prompts ADD COLUMN discord_id INTEGER
+""",
+    )
+
+
 for _step in (
     m0001_people_and_conversations,
     m0002_replies_and_ratings,
@@ -801,5 +817,6 @@ for _step in (
     m0034_parts_on_their_way,
     m0035_channels_of_prompts,
     m0036_ratings_of_own_replies,
+    m0037_imported_copies,
 ):
     steps()(_step)

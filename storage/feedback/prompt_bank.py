@@ -21,7 +21,7 @@ MAX_PROMPTS = 2000
 class NewPrompt:
     """A prompt to add. `author_id` names whose words it is, where it is a member's of Discord.
 
-    The ids of server and channels say where it was written, if that is known.
+    The other ids are of the message that it was there and of where it was written, if that is known.
     """
 
     text: str
@@ -29,6 +29,7 @@ class NewPrompt:
     guild_id: int | None = None
     channel_id: int | None = None
     parent_channel_id: int | None = None
+    discord_id: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +49,7 @@ class BankPrompt:
     guild_id: int | None = None
     channel_id: int | None = None
     parent_channel_id: int | None = None
+    discord_id: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,6 +130,11 @@ def remove_by_author(db: sqlite_utils.Database, user_id: int) -> int:
 def remove_by_channel(db: sqlite_utils.Database, channel_id: int) -> int:
     """Take what was written in a channel that is gone out of the bank; return how many prompts it was."""
     return sql.change(db, "DELETE FROM tasting_prompts WHERE channel_id = ?", (channel_id,))
+
+
+def remove_by_message(db: sqlite_utils.Database, discord_id: int) -> int:
+    """Take what was a message that is deleted out of the bank; return how many prompts it was."""
+    return sql.change(db, "DELETE FROM tasting_prompts WHERE discord_id = ?", (discord_id,))
 
 
 def prompts(db: sqlite_utils.Database) -> list[BankPrompt]:

@@ -32,6 +32,8 @@ DISCORD = "discord"
 WRITER = "import"
 MAX_RATERS = 20
 _NOWHERE = Channel(None, 0)
+# In the order in which they refer to each other.
+_TABLES = ("conversations", "messages", "imported_copies", "replies", "reply_context", "ratings")
 
 
 class Batch:
@@ -77,7 +79,7 @@ class Batch:
 
     def insert(self) -> int:
         """Insert all that was taken in; return how many examples that are."""
-        for table in ("conversations", "messages", "replies", "reply_context", "ratings"):
+        for table in _TABLES:
             sql.insert_many(self._db, table, self._rows[table])
         return len(self._reply_ids)
 
@@ -111,17 +113,16 @@ class Batch:
         for turn in example.prompt:
             if turn.role != "system":
                 asked = self._author(turn)
-                parent = self._add_message(where, parent, turn.role, turn.content, asked, source)
+                parent = self._add_message(where, parent, turn, turn.role, asked, source)
                 context[parent] = asked.user_id if asked else None
         if parent is None:
             raise ImportFileError(f"{example.place} has no question.")
         if example.answer.author is not None:
             # Somebody's words are the answer: their consent counts as that of everybody in the context.
             said = self._person(example.answer.author)
-            context[self._add_message(where, parent, "user", example.answer.content, said, source)] = (
-                said.user_id
-            )
-        answer = self._add_message(where, parent, "assistant", example.answer.content, None, source)
+            message_id = self._add_message(where, parent, example.answer, "user", said, source)
+            context[message_id] = said.user_id
+        answer = self._add_message(where, parent, example.answer, "assistant", None, source)
         prompt = [{"role": turn.role, "content": turn.content} for turn in example.prompt]
         self._rows["replies"].append(
             {
@@ -174,8 +175,8 @@ class Batch:
         self,
         where: Channel,
         parent_id: int | None,
+        turn: Turn,
         role: str,
-        content: str,
         author: Member | None,
         source: str,
     ) -> int:
@@ -187,7 +188,7 @@ class Batch:
                 "parent_id": parent_id,
                 "author_id": author.user_id if author else None,
                 "role": role,
-                "content": content,
+                "content": turn.content,
                 "source": author.source if author else source,
                 "consent": author.consent if author else "unset",
                 "permission_reference": self._permission,
@@ -197,6 +198,9 @@ class Batch:
                 "blocked": int(author is not None and self._is_blocked(where.guild_id, author.user_id)),
             }
         )
+        if turn.discord_id is not None:
+            copy = {"discord_id": turn.discord_id, "message_id": self._message_id}
+            self._rows["imported_copies"].append(copy)
         return self._message_id
 
     def _add_ratings(self, reply_id: str, example: Example) -> None:

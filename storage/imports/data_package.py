@@ -117,7 +117,8 @@ def read(owner: Author, record: Record) -> Iterator[Prompt | Unusable]:
     elif not isinstance(message, dict) or not isinstance(message.get("Contents"), str):
         yield Unusable(record.place, "no_prompt")
     else:
-        yield discord_prompt(message["Contents"], record.place, owner, record.value["channel"])
+        where, message_id = record.value["channel"], discord_id(message.get("ID"))
+        yield discord_prompt(message["Contents"], record.place, owner, where, message_id)
 
 
 def _kind(channel: dict[str, Any]) -> str:

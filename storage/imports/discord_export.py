@@ -11,6 +11,7 @@ from __future__ import annotations
 import re
 from collections import OrderedDict
 from collections.abc import Collection, Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -90,10 +91,16 @@ def read_table(channel: Channel | None, record: Record) -> Iterator[Prompt | Unu
         yield discord_prompt(row["Content"], record.place, writer, channel)
 
 
-def discord_prompt(content: str, place: str, author: Author, channel: Channel | None) -> Prompt | Unusable:
+def discord_prompt(
+    content: str, place: str, author: Author, channel: Channel | None, message_id: int | None = None
+) -> Prompt | Unusable:
     """Return a member's message as a prompt, if there is something to ask in it."""
     text = content.strip()
-    return Prompt(text, place, author, channel) if len(text) >= MIN_PROMPT else Unusable(place, "too_short")
+    return (
+        Prompt(text, place, author, channel, message_id)
+        if len(text) >= MIN_PROMPT
+        else Unusable(place, "too_short")
+    )
 
 
 class DiscordExport:
@@ -143,7 +150,7 @@ class DiscordExport:
         prompt = tuple(_turn(each, "assistant" if _author(each) == answerer else "user") for each in chain)
         if prompt[-1].role != "user":
             # Somebody who answers themselves: their own earlier message is what was asked.
-            prompt = (*prompt[:-1], Turn("user", prompt[-1].content, prompt[-1].author))
+            prompt = (*prompt[:-1], replace(prompt[-1], role="user"))
         liked, disliked, raters = self._reactions(message)
         answer = _turn(message, "assistant")
         return Example(prompt, answer, place, liked, disliked, raters=raters, channel=self._channel)
@@ -161,7 +168,7 @@ class DiscordExport:
 
 
 def _turn(message: Mapping[str, Any], role: Any) -> Turn:
-    return Turn(role, str(message["content"]), _author(message))
+    return Turn(role, str(message["content"]), _author(message), discord_id(message["id"]))
 
 
 def _author(message: Mapping[str, Any]) -> Author:

@@ -10,11 +10,15 @@ Role = Literal["system", "user", "assistant"]
 
 @dataclass(frozen=True, slots=True)
 class Turn:
-    """One message. `author` names who wrote it where the file says so: a Discord id and a name."""
+    """One message. `author` names who wrote it where the file says so: a Discord id and a name.
+
+    `discord_id` is the message's own id there.
+    """
 
     role: Role
     content: str
     author: Author | None = None
+    discord_id: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +73,7 @@ class Example:
     def opening(self) -> Prompt:
         """What the conversation began with."""
         first = next(turn for turn in self.prompt if turn.role == "user")
-        return Prompt(first.content.strip(), self.place, first.author, self.channel)
+        return Prompt(first.content.strip(), self.place, first.author, self.channel, first.discord_id)
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,6 +84,7 @@ class Prompt:
     place: str
     author: Author | None = None
     channel: Channel | None = None
+    discord_id: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

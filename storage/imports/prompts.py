@@ -78,9 +78,15 @@ def nobody_permits(left_out: Counter[str]) -> str:
 def new_prompt(prompt: Prompt) -> NewPrompt:
     """Return a prompt as the bank takes it, with where it was written."""
     author_id = None if prompt.author is None else prompt.author.user_id
-    if (where := prompt.channel) is None:
-        return NewPrompt(prompt.text, author_id)
-    return NewPrompt(prompt.text, author_id, where.guild_id, where.channel_id, where.parent_channel_id)
+    where = prompt.channel
+    return NewPrompt(
+        prompt.text,
+        author_id,
+        where.guild_id if where else None,
+        where.channel_id if where else None,
+        where.parent_channel_id if where else None,
+        prompt.discord_id,
+    )
 
 
 def _objection_to_place(db: sqlite_utils.Database, where: Channel | None) -> str | None:

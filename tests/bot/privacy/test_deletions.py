@@ -14,6 +14,12 @@ from bot.chat.question import Question
 from bot.privacy.deletions import DeletionKeeper
 from bot.services import Person
 from storage.chat import conversations
+from storage.db import sql
+from storage.db.database import Connection
+from storage.feedback import prompt_bank
+from storage.feedback.prompt_bank import NewPrompt
+from storage.imports import imports
+from storage.imports.examples import Author, Channel, Example, Turn
 from tests.bot.conftest import Community, in_force
 from tests.bot.screen import Screen
 
@@ -47,6 +53,34 @@ async def test_a_bulk_deletion_forgets_all_of_them(community: Community) -> None
             break
         await asyncio.sleep(0.02)
     assert [content(community, each.id) for each in asked] == ["", "", ""]
+
+
+async def test_what_imports_hold_of_a_message_or_a_channel_goes_with_it(community: Community) -> None:
+    mia, where = Author(5, "mia"), Channel(community.guild.id, 77)
+    asked = [Turn("user", f"How do I store loaf {number}?", mia, 900 + number) for number in range(2)]
+    examples = [Example((turn,), Turn("assistant", "In a bag."), "1", channel=where) for turn in asked]
+    scope = community.services.scope(community.guild.id)
+    values = {"name": "x", "sha256": "a", "format_name": "x", "rights": "x", "licence": "x", "actor": "x"}
+    bank = [
+        NewPrompt(f"Which flour for loaf {number}?", None, None, 77, None, 910 + number)
+        for number in range(2)
+    ]
+
+    def bring_in(db: Connection) -> None:
+        begun = imports.begin(db, scope=scope, **values)
+        imports.store(db, begun, examples, permission_reference="")
+        prompt_bank.add(db, bank, "test")
+
+    def left(db: Connection) -> list[str]:
+        words = sql.many(db, "SELECT content FROM messages WHERE role = 'user' AND content <> ''")
+        return [row["content"] for row in words] + [each.text for each in prompt_bank.prompts(db)]
+
+    database, keeper = community.services.database, community.bot.feature(DeletionKeeper)
+    database.write(bring_in)
+    assert await keeper.forget_messages([900, 910]) == 2
+    assert database.read(left) == ["How do I store loaf 1?", "Which flour for loaf 1?"]
+    await keeper.channel_deleted(77)
+    assert database.read(left) == []
 
 
 async def test_a_question_that_is_deleted_before_it_is_stored_leaves_nothing(community: Community) -> None:

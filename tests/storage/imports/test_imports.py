@@ -269,6 +269,28 @@ def test_the_channel_that_a_message_was_written_in_decides_whether_it_trains(dat
     assert not database.read(lambda db: sql.many(db, "SELECT 1 FROM messages WHERE content <> ''"))
 
 
+def test_a_message_that_is_deleted_on_discord_takes_its_imported_copies_with_it(database: Database) -> None:
+    for author in (MIA, TOM):
+        database.write(partial(opt_in, author=author))
+    asked, answer = Turn("user", "How do I store bread?", MIA, 10), Turn("assistant", "In a bag.", TOM, 11)
+    again = Turn("user", "And rolls?", MIA, 12)
+    bring_in(
+        database,
+        Example((asked,), answer, "1"),
+        Example((asked, answer, again), Turn("assistant", "Alike.", TOM, 13), "2"),
+        reference="ticket 7",
+    )
+    assert len(eligible(database, "ticket 7").rows) == 2
+    assert database.write(lambda db: conversations.delete_message(db, 13))
+    (left,) = eligible(database, "ticket 7").rows
+    assert left.text == "In a bag."
+    assert database.write(lambda db: conversations.delete_message(db, 10))
+    assert eligible(database, "ticket 7").rows == []
+    said = database.read(lambda db: sql.many(db, "SELECT DISTINCT content FROM messages ORDER BY 1"))
+    assert [row["content"] for row in said] == ["", "And rolls?", "In a bag."]
+    assert not database.write(lambda db: conversations.delete_message(db, 10)), "it is gone already"
+
+
 def opt_in(db: Connection, author: Author) -> None:
     members.ensure(db, author.user_id, author.name, "discord")
     members.set_consent(db, author.user_id, "in", "test")

@@ -103,7 +103,7 @@ def test_prompts_are_lines_of_a_text_or_what_a_conversation_begins_with(tmp_path
     assert texts(records) == ["One", "Two"]
     export = tmp_path / "export.json"
     export.write_text(json.dumps(EXPORT, indent=2))
-    assert read_prompts(export)[0] == [Prompt(QUESTION, "record 2", MIA, Channel(1, 2))]
+    assert read_prompts(export)[0] == [Prompt(QUESTION, "record 2", MIA, Channel(1, 2), 10)]
 
 
 def test_records_without_a_prompt_are_counted_and_a_file_of_them_is_refused(tmp_path: Path) -> None:

@@ -1,5 +1,7 @@
 """Conversations and their messages. Branches are parents."""
 
+import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -265,8 +267,7 @@ def delete_message(db: sqlite_utils.Database, discord_id: int) -> bool:
     message = by_discord_id(db, discord_id)
     found = [] if message is None or message.deleted_ms is not None else [message.id]
     found += [row["id"] for row in sql.many(db, _COPIES, (discord_id,))]
-    for message_id in found:
-        _forget(db, message_id)
+    _forget(db, found)
     return bool(found)
 
 
@@ -275,24 +276,25 @@ SELECT messages.id FROM imported_copies JOIN messages ON messages.id = imported_
 WHERE imported_copies.discord_id = ? AND messages.deleted_ms IS NULL"""
 
 
-def _forget(db: sqlite_utils.Database, message_id: int) -> None:
-    for version_id in _versions(db, message_id):
-        sql.change(
-            db,
-            """UPDATE messages SET content = '', attached_text = '', deleted_ms = coalesce(deleted_ms, ?)
-               WHERE id = ?""",
-            (now_ms(), version_id),
-        )
-        for statement in _FORGET_QUOTES.split("\n\n"):
-            sql.change(db, statement, {"id": version_id, "now": now_ms()})
+def _forget(db: sqlite_utils.Database, message_ids: Sequence[int]) -> None:
+    """Forget messages and the versions of replies that they are; of a channel these can be many thousands."""
+    if message_ids:
+        whole = {"ids": json.dumps(_versions(db, message_ids)), "now": now_ms()}
+        for statement in _FORGET.split("\n\n"):
+            sql.change(db, statement, whole)
 
 
-# Copies of the message in prompts, and in pairs that members vote on.
-_FORGET_QUOTES = """
-UPDATE replies SET prompt_json = '[]' WHERE id IN (SELECT reply_id FROM reply_context WHERE message_id = :id)
+# The messages, and the copies of them in prompts and in pairs that members vote on.
+_FORGET = """
+UPDATE messages SET content = '', attached_text = '', deleted_ms = coalesce(deleted_ms, :now)
+WHERE id IN (SELECT value FROM json_each(:ids))
+
+UPDATE replies SET prompt_json = '[]' WHERE id IN (
+    SELECT reply_id FROM reply_context WHERE message_id IN (SELECT value FROM json_each(:ids)))
 
 UPDATE duels SET prompt_json = '[]', first_text = '', second_text = '', closed_ms = coalesce(closed_ms, :now)
-WHERE reply_id IN (SELECT reply_id FROM reply_context WHERE message_id = :id)"""
+WHERE reply_id IN (
+    SELECT reply_id FROM reply_context WHERE message_id IN (SELECT value FROM json_each(:ids)))"""
 
 
 def delete_channel(db: sqlite_utils.Database, channel_id: int) -> int:
@@ -305,8 +307,7 @@ def delete_channel(db: sqlite_utils.Database, channel_id: int) -> int:
                  AND messages.deleted_ms IS NULL""",
         (channel_id,),
     )
-    for row in rows:
-        _forget(db, row["id"])
+    _forget(db, [row["id"] for row in rows])
     return len(rows)
 
 
@@ -349,18 +350,18 @@ def latest_channels(db: sqlite_utils.Database, limit: int, *, direct: bool = Fal
     return [row["channel_id"] for row in rows]
 
 
-def _versions(db: sqlite_utils.Database, message_id: int) -> set[int]:
-    """Return the message and, where it is a version of a reply, those of the other versions."""
+def _versions(db: sqlite_utils.Database, message_ids: Sequence[int]) -> list[int]:
+    """Return messages and, of those that are versions of a reply, the other versions."""
     rows = sql.many(
         db,
-        """SELECT others.message_id FROM replies
+        """SELECT others.message_id FROM json_each(?) AS wanted
+           CROSS JOIN replies ON replies.message_id = wanted.value
            JOIN reply_versions AS mine ON mine.reply_id = replies.id
            JOIN reply_versions AS all_of_it ON all_of_it.first_id = mine.first_id
-           JOIN replies AS others ON others.id = all_of_it.reply_id
-           WHERE replies.message_id = ?""",
-        (message_id,),
+           JOIN replies AS others ON others.id = all_of_it.reply_id""",
+        (json.dumps(message_ids),),
     )
-    return {message_id, *(row["message_id"] for row in rows)}
+    return sorted({*message_ids, *(row["message_id"] for row in rows)})
 
 
 def _settle_split(db: sqlite_utils.Database, conversation_id: int, prompt: str) -> None:

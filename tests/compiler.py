@@ -13,14 +13,15 @@ from collections.abc import Callable
 from pathlib import Path
 
 COMPILERS = ("cc", "gcc", "clang")
-# `cc ... -o TARGET SOURCE -lm`; the target's path is another each time.
+# `cc ... -o TARGET SOURCE -lm`; the target's path is another each time. All else is the compiler's own.
 SCRIPT = """#!/bin/sh
-previous=
+previous= target= source= key=
 for argument; do
     [ "$previous" = -o ] && target=$argument || key="$key $argument"
     case $argument in *.c) source=$argument ;; esac
     previous=$argument
 done
+[ -n "$target" ] && [ -n "$source" ] || exec "{compiler}" "$@"
 kept="{folder}/$( (echo "$key"; cat "$source") | sha256sum | cut -c 1-32).so"
 if [ ! -f "$kept" ]; then
     "{compiler}" "$@" || exit

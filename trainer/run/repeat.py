@@ -36,7 +36,7 @@ from trainer.on_policy import ranking
 from trainer.placement.request import TrainingInput, TrainingRequest
 from trainer.run.context import RunContext
 from trainer.run.steps import RunSteps
-from trainer.training import saving
+from trainer.training import gpu, saving
 from trainer.training.challenger import Challenger
 from trainer.training.objectives import Plan
 
@@ -136,12 +136,15 @@ class Repeat(RunSteps):
         )
         steps = {phase: int(count) for phase, count in card["steps"].items() if count}
         asked = TrainingRequest.of(context.base, Plan(card["objective"]), settings, rows, steps)
-        return self.carry_out(
-            TrainingInput(asked, rows, replay.train),
-            self.load_base(context),
-            lambda model, number: _own_pairs(original, number),
-            adapters_dir=self.folder / "repeated",
-        )
+        with gpu.own_card(self._config, self._heartbeat.check):
+            again = self.carry_out(
+                TrainingInput(asked, rows, replay.train),
+                self.load_base(context),
+                lambda model, number: _own_pairs(original, number),
+                adapters_dir=self.folder / "repeated",
+            )
+            gpu.give_back_memory()
+        return again
 
 
 def _not_repeatable(run: Run, reason: Sentence) -> SnapshotError:

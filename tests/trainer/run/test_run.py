@@ -21,7 +21,9 @@ import pytest
 import sqlite_utils
 
 from bot.serving.errors import UnknownModelError
-from bot.serving.protocol import ChatMessage, Sampling
+from bot.serving.gpu_claim import is_claimed
+from bot.serving.model.loading import LoadedBase
+from bot.serving.protocol import ASLEEP, SERVER_FILE, VLLM, ChatMessage, Sampling
 from storage.chat import conversations, members
 from storage.config import Config
 from storage.db.database import Database
@@ -38,8 +40,11 @@ from trainer.gate import blind_votes, pending_decisions, promotion
 from trainer.on_policy import ranking
 from trainer.placement.carry_out import carry_out
 from trainer.run import context, steps
+from trainer.run.context import RunContext
 from trainer.run.execution import execute
+from trainer.run.repeat import Repeat
 from trainer.run.settings import with_overrides
+from trainer.training.challenger import Challenger
 
 
 @contextmanager
@@ -317,6 +322,25 @@ def test_a_run_killed_in_any_phase_leaves_the_champion_serving(
     assert ended.outcome in ("votes", "refused", "promoted"), ended.error
 
 
+class RepeatOnOneCard(Repeat):
+    """A repeat beside a server that announces itself as a vLLM which has given its card up."""
+
+    had_the_card = False
+
+    def _train_again(self, *arguments: Any) -> Challenger:
+        file = self._config.run / SERVER_FILE
+        announced = file.read_text()
+        file.write_text(json.dumps(json.loads(announced) | {"engine": VLLM, ASLEEP: True}))
+        try:
+            return super()._train_again(*arguments)
+        finally:
+            file.write_text(announced)
+
+    def load_base(self, context: RunContext) -> LoadedBase:
+        RepeatOnOneCard.had_the_card = is_claimed(self._config.run)
+        return super().load_base(context)
+
+
 def test_a_run_killed_in_training_goes_on_with_its_snapshot_and_can_be_repeated_bit_for_bit(
     deployment: Deployment, tmp_path: Path
 ) -> None:
@@ -341,8 +365,12 @@ def test_a_run_killed_in_training_goes_on_with_its_snapshot_and_can_be_repeated_
     assert not kept.exists()
     # What was killed and went on is what an undisturbed training from the same manifest gives.
     before = sorted(path.name for path in deployment.config.adapters.iterdir())
-    repeated = execute(deployment.database, deployment.config, deployment.lease({"repeat": ended.id}).id)
+    trainer = deployment.config.trainer.model_copy(update={"server_sleeps": True})
+    config = deployment.config.model_copy(update={"trainer": trainer})
+    again = deployment.lease({"repeat": ended.id}).id
+    repeated = execute(deployment.database, config, again, steps=RepeatOnOneCard)
     assert f"the same adapter {ended.adapter_id} came out, bit for bit" in repeated.message, repeated.error
+    assert RepeatOnOneCard.had_the_card and not is_claimed(config.run)
     assert sorted(path.name for path in deployment.config.adapters.iterdir()) == before
     assert adapter_of(deployment, ended).state != "tainted"
     # And what any other place makes of the run's folder.

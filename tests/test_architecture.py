@@ -225,7 +225,7 @@ LAYERS: tuple[tuple[tuple[str, ...], ...], ...] = (
         ("bot.errors",),
         ("bot.serving.__main__",),
         ("bot.serving.api",),
-        ("bot.serving.engine", "bot.serving.vllm"),
+        ("bot.serving.engine", "bot.serving.vllm", "bot.serving.prepare"),
         ("bot.serving.client",),
         ("bot.serving.inventory",),
         ("bot.serving.connection",),
@@ -235,7 +235,7 @@ LAYERS: tuple[tuple[tuple[str, ...], ...], ...] = (
         ("bot.serving.endpoint",),
         ("bot.serving.protocol", "bot.serving.sse"),
         ("bot.serving.errors", "bot.serving.model.capabilities", "bot.serving.model.identity"),
-        ("bot.serving.messages",),
+        ("bot.serving.messages", "bot.serving.logs"),
     ),
     (
         ("storage.imports", "storage.telemetry"),

@@ -25,6 +25,7 @@ from typing import Any, NoReturn
 import structlog
 from aiohttp import web
 
+from bot.serving import logs
 from bot.serving.api.routes import build_app
 from bot.serving.api.service import Service
 from bot.serving.client import SERVER_FILE
@@ -45,7 +46,7 @@ def main() -> int:
     """Run the server until SIGTERM or SIGINT; return the exit code (2: refused, with one sentence)."""
     # Until the event loop listens for it there is nothing to clean up, so Ctrl-C may end the process at once.
     signal.signal(signal.SIGINT, signal.SIG_DFL)
-    _configure_logging()
+    logs.configure()
     try:
         settings = read_settings(sys.stdin.read())
         python = _vllm_for(settings)
@@ -235,25 +236,6 @@ def _withdraw(announcement: Path) -> None:
     with contextlib.suppress(OSError, ValueError, KeyError):
         if json.loads(announcement.read_text(encoding="utf-8"))["pid"] == os.getpid():
             announcement.unlink()
-
-
-def _configure_logging() -> None:
-    """JSON lines on standard error, pictures for a person on a terminal; libraries keep quiet."""
-    renderer: structlog.typing.Processor = structlog.processors.JSONRenderer()
-    if sys.stderr.isatty():
-        # Plain tracebacks: the default one prints local variables, and those hold people's words.
-        renderer = structlog.dev.ConsoleRenderer(exception_formatter=structlog.dev.plain_traceback)
-    structlog.configure(
-        processors=[
-            structlog.processors.add_log_level,
-            structlog.processors.TimeStamper(fmt="iso", utc=True),
-            structlog.processors.format_exc_info,
-            renderer,
-        ],
-        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
-    )
-    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 
 
 if __name__ == "__main__":

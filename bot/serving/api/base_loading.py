@@ -22,6 +22,7 @@ from bot.serving.errors import BaseRefusedError, BaseUnreachableError
 from bot.serving.messages import NOTHING, Message
 from bot.serving.model.catalogue import PACKAGED_BASE
 from bot.serving.model.sources import BaseSource, packaged_base
+from bot.serving.prepare import PreparingChild
 from bot.serving.settings import Settings
 
 if TYPE_CHECKING:
@@ -62,6 +63,7 @@ class BaseLoader:
         self._stopping = stopping
         self._retry_s, self._longest_retry_s = retry_s
         self._standing_in = ""
+        self._child: PreparingChild | None = None
 
     def run(self) -> bool:
         """Load until the configured base answers, or it is known that it can't; return whether it is there.
@@ -69,6 +71,16 @@ class BaseLoader:
         Raises:
             BaseRefusedError: neither the configured base nor the bundled one can be served here.
         """
+        # At the very first start somebody has to quantize: let that one import while this process does.
+        if not any(self._settings.models_dir.glob("*/base.json")):
+            self._child = PreparingChild()
+        try:
+            return self._load()
+        finally:
+            if self._child is not None:
+                self._child.end()
+
+    def _load(self) -> bool:
         try:
             device, source = self._resolve()
         except BaseRefusedError as error:
@@ -121,9 +133,15 @@ class BaseLoader:
         return Runtime.start(self._settings, self._prepare(source, device), device, self._say)
 
     def _prepare(self, source: BaseSource, device: str) -> Path:
-        from bot.serving.model.quantize import prepare_source
+        from bot.serving.model.quantize import find_prepared
 
-        return prepare_source(source, device=device, models_dir=self._settings.models_dir, progress=self._say)
+        models = self._settings.models_dir
+        if found := find_prepared(source, models):
+            return found
+        child, self._child = self._child or PreparingChild(), None
+        child.ask(source, device=device, models_dir=models)
+        _get_ready()
+        return child.folder(self._say)
 
     def _stand_in(self, wanted: str, refusal: BaseRefusedError) -> None:
         """Let the bundled base answer in place of another; where it does already, only the reason changes.
@@ -166,6 +184,14 @@ class BaseLoader:
         wait_s = self._retry_s
         self._retry_s = min(2 * wait_s, self._longest_retry_s)
         return wait_s
+
+
+def _get_ready() -> None:
+    """Import and compile what serving takes, while another process prepares the base."""
+    import bot.serving.engine.runtime  # noqa: F401
+    from bot.serving.native.library import load_library
+
+    load_library()
 
 
 def _first_line(error: Exception) -> str:

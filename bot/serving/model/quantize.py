@@ -6,10 +6,12 @@ A base is written to a temporary folder, flushed, and renamed once, so that a ki
 from __future__ import annotations
 
 import dataclasses
+import functools
 import os
 import shutil
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +53,8 @@ from bot.serving.model.sources import (
     content_hash,
     hash_sources,
     keep,
+    remember,
+    remembered,
     resolve,
 )
 from bot.serving.settings import Settings
@@ -105,23 +109,45 @@ def has_to_be_downloaded(source: BaseSource, models_dir: Path) -> bool:
 def prepare_source(source: BaseSource, *, device: str, models_dir: Path, progress: Progress) -> Path:
     """Return the 4-bit folder of a source, from the cache where it is there."""
     models_dir.mkdir(parents=True, exist_ok=True)
+    if cached := find_prepared(source, models_dir):
+        return cached
     if source.kind == "hub":
-        if cached := _find_prepared(source, models_dir):
-            return cached
         source = download(source, room_bytes=available_bytes(device), progress=progress)
     progress(Message("Checking {model}.", model=source.id))
     sources = hash_sources(source)
     identity = base_hash(sources, QUANTIZATION, FORMAT)
     folder = models_dir / identity[:16]
-    if folder.exists():
-        try:
-            _complete_info(folder, read_info(folder), sources)
-            return folder
-        except BaseRefusedError:
-            shutil.rmtree(folder)
-    progress(Message("Quantizing {model} to 4 bits (once).", model=source.id))
-    _quantize(source, identity, content_hash(sources), folder, device)
+    if not _is_whole(folder, sources):
+        shutil.rmtree(folder, ignore_errors=True)
+        progress(Message("Quantizing {model} to 4 bits (once).", model=source.id))
+        with _reading_gguf_once():
+            _quantize(source, identity, content_hash(sources), folder, device)
+    remember(source, sources, folder)
     return folder
+
+
+def find_prepared(source: BaseSource, models_dir: Path) -> Path | None:
+    """Return the folder of a source that was prepared before, None where it has to be made or looked for.
+
+    A hub's base is found by its id and revision; files by their sizes and times, so that none is read whole.
+    """
+    if source.kind == "hub" and source.path is None:
+        return _find_prepared(source, models_dir)
+    for folder, sources in remembered(source, models_dir):
+        if folder.name == base_hash(sources, QUANTIZATION, FORMAT)[:16] and _is_whole(folder, sources):
+            return folder
+    return None
+
+
+def _is_whole(folder: Path, sources: dict[str, str]) -> bool:
+    """Whether a prepared base is there in full; what an earlier version did not write is added."""
+    if not folder.exists():
+        return False
+    try:
+        _complete_info(folder, read_info(folder), sources)
+    except BaseRefusedError:
+        return False
+    return True
 
 
 def prepare_plain(source: BaseSource, prepared: Path, *, device: str, progress: Progress) -> Path:
@@ -211,6 +237,23 @@ def _quantize(source: BaseSource, identity: str, content: str, folder: Path, dev
         raise BaseRefusedError(f"The 4-bit base cannot be written to {folder}: {error}.") from error
     finally:
         shutil.rmtree(work, ignore_errors=True)
+
+
+@contextmanager
+def _reading_gguf_once() -> Iterator[None]:
+    """Let transformers parse a GGUF file's header once, and list its names of tensors once.
+
+    It does the first for the configuration, the tokenizer and the weights, 3 s each for a vocabulary of
+    49,152, and the second for each of the model's modules.
+    """
+    import gguf
+
+    before = gguf.GGUFReader, gguf.get_tensor_name_map
+    gguf.GGUFReader, gguf.get_tensor_name_map = map(functools.cache, before)
+    try:
+        yield
+    finally:
+        gguf.GGUFReader, gguf.get_tensor_name_map = before
 
 
 def _require(source: BaseSource, needed: int, device: str) -> None:

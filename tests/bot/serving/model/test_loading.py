@@ -19,7 +19,8 @@ from bot.serving.model.loading import (
     resolve_device,
 )
 from bot.serving.model.memory import ParameterCounts
-from bot.serving.model.quantize import prepare_base
+from bot.serving.model.quantize import find_prepared, prepare_base
+from bot.serving.model.sources import resolve
 from tests.tiny_model import build_tiny_base, build_tiny_tokenizer
 
 
@@ -67,6 +68,23 @@ def test_a_damaged_cache_is_made_again(tmp_path: Path) -> None:
         load_base(folder, "cpu")
     assert prepare(source, models) == folder
     load_base(folder, "cpu")
+
+
+def test_a_prepared_base_is_found_by_the_looks_of_its_source_s_files(tmp_path: Path) -> None:
+    source, models = build_tiny_base(tmp_path / "tiny"), tmp_path / "models"
+    named = resolve(str(source), "", automatic=CATALOGUE[0])
+    assert find_prepared(named, models) is None
+    folder = prepare(source, models)
+    assert find_prepared(named, models) == folder
+    # Another content of the same size isn't taken for it, nor a base that isn't whole.
+    weights = source / "model.safetensors"
+    changed = bytearray(weights.read_bytes())
+    changed[-1] ^= 1
+    weights.write_bytes(changed)
+    assert find_prepared(named, models) is None
+    assert prepare(source, models) != folder
+    (prepare(source, models) / "model.safetensors").write_bytes(b"")
+    assert find_prepared(named, models) is None
 
 
 def test_no_temporary_folder_stays_behind(models_dir: Path, tiny_folder: Path) -> None:

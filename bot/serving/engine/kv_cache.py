@@ -7,9 +7,11 @@ for the next one that begins alike (:mod:`bot.serving.engine.cache_rows`).
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from transformers import Cache, PretrainedConfig
 
@@ -34,8 +36,7 @@ class RowCache(Cache):  # type: ignore[misc]
         row = (config.num_key_value_heads, self.length, head_width(config))
         shape = (config.num_hidden_layers, rows, *row)
         # Zeros, not empty memory: a masked NaN would still poison the weighted sum.
-        self.all_keys = torch.zeros(shape, dtype=dtype, device=device)
-        self.all_values = torch.zeros(shape, dtype=dtype, device=device)
+        self.all_keys, self.all_values = (_reserved_zeros(shape, dtype, device) for _ in range(2))
         self.keys, self.values = list(self.all_keys.unbind()), list(self.all_values.unbind())
         self._rows: torch.Tensor | None = None
         self._positions: torch.Tensor | None = None
@@ -83,6 +84,14 @@ class RowCache(Cache):  # type: ignore[misc]
     def get_seq_length(self, layer_idx: int = 0) -> int:
         """Zero: positions and masks are always given explicitly."""
         return 0
+
+
+def _reserved_zeros(shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> torch.Tensor:
+    """Return zeros that take memory as they are written over: torch writes them all, calloc doesn't."""
+    if device.type != "cpu":
+        return torch.zeros(tuple(shape), dtype=dtype, device=device)
+    size = math.prod(shape) * dtype.itemsize
+    return torch.from_numpy(np.zeros(size, dtype=np.uint8)).view(dtype).view(tuple(shape))
 
 
 def padded_length(tokens: int) -> int:

@@ -1,6 +1,8 @@
 """Prefix reuse: what a request takes over from an earlier one, and from whom it must not."""
 
+import os
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import torch
@@ -179,6 +181,21 @@ def test_what_is_forgotten_is_overwritten_at_once_or_when_its_request_has_ended(
     assert not cache.keys[0][free].any() and cache.keys[0][taken].all()
     rows.leave(running)
     assert not cache.keys[0][taken].any()
+
+
+def test_rows_that_nobody_has_used_cost_no_memory() -> None:
+    config = LlamaConfig(hidden_size=512, num_hidden_layers=4, num_attention_heads=8, num_key_value_heads=8)
+    before = resident_bytes()
+    cache = RowCache(config, 8, 2048, torch.float32, torch.device("cpu"))
+    reserved = cache.all_keys.nbytes + cache.all_values.nbytes
+    assert reserved > 250e6
+    assert resident_bytes() - before < reserved / 10
+    cache.keys[1][2] += 1
+    assert float(cache.all_keys.sum()) == cache.keys[1][2].numel()
+
+
+def resident_bytes() -> int:
+    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
 def rows_of(count: int) -> tuple[Rows, RowCache]:

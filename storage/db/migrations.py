@@ -796,6 +796,21 @@ ALTER TABLE tasting_prompts ADD COLUMN discord_id INTEGER
     )
 
 
+def m0038_texts_with_mentions(db: sqlite_utils.Database) -> None:
+    """Where to look for an erased member's name: without these an erasure reads every text."""
+    _run(
+        db,
+        """
+CREATE INDEX messages_with_mentions ON messages (id)
+WHERE instr(content, '@') OR instr(attached_text, '@')
+
+CREATE INDEX replies_with_mentions ON replies (id) WHERE instr(prompt_json, '@')
+
+CREATE INDEX duels_with_mentions ON duels (id) WHERE instr(prompt_json, '@')
+""",
+    )
+
+
 for _step in (
     m0001_people_and_conversations,
     m0002_replies_and_ratings,
@@ -818,5 +833,6 @@ for _step in (
     m0035_channels_of_prompts,
     m0036_ratings_of_own_replies,
     m0037_imported_copies,
+    m0038_texts_with_mentions,
 ):
     steps()(_step)

@@ -134,26 +134,16 @@ def list_for_reply(db: sqlite_utils.Database, reply_id: str) -> list[Rating]:
     return [_rating(row) for row in rows]
 
 
-def counts(db: sqlite_utils.Database, scope: str, since_ms: int | None = None) -> RatingCounts:
-    """Return the ratings that stand in a scope, or those of them given or changed at or after `since_ms`."""
-    if since_ms is None:
-        (row,) = sql.many(
-            db,
-            """SELECT coalesce(sum(liked), 0) AS liked, coalesce(sum(disliked), 0) AS disliked,
-                      coalesce(sum(corrections), 0) AS corrections,
-                      (SELECT count(*) FROM scope_raters WHERE scope = :scope) AS raters
-               FROM scope_counts WHERE scope = :scope""",
-            {"scope": scope},
-        )
-    else:
-        (row,) = sql.many(
-            db,
-            """SELECT coalesce(sum(kind = 'thumb' AND value = 1), 0) AS liked,
-                      coalesce(sum(kind = 'thumb' AND value = -1), 0) AS disliked,
-                      coalesce(sum(kind = 'correction'), 0) AS corrections, count(DISTINCT user_id) AS raters
-               FROM ratings WHERE scope = ? AND retracted = 0 AND updated_ms >= ? AND kind <> 'vote'""",
-            (scope, since_ms),
-        )
+def counts(db: sqlite_utils.Database, scope: str) -> RatingCounts:
+    """Return the ratings that stand in a scope."""
+    (row,) = sql.many(
+        db,
+        """SELECT coalesce(sum(liked), 0) AS liked, coalesce(sum(disliked), 0) AS disliked,
+                  coalesce(sum(corrections), 0) AS corrections,
+                  (SELECT count(*) FROM scope_raters WHERE scope = :scope) AS raters
+           FROM scope_counts WHERE scope = :scope""",
+        {"scope": scope},
+    )
     return RatingCounts(**row)
 
 

@@ -21,14 +21,17 @@ def redact_names(db: sqlite_utils.Database, name: str) -> list[str]:
     if not name.strip():
         return []
     without = _replacing(name.strip())
-    for column in _MESSAGE_COLUMNS:
-        found = sql.many(
-            db, f"SELECT id, {column} AS text FROM messages WHERE instr({column}, ?)", (f"@{name.strip()}",)
-        )
-        for row in found:
-            sql.change(
-                db, f"UPDATE messages SET {column} = ? WHERE id = ?", (without(row["text"]), row["id"])
-            )
+    # The first condition is an index's, so that messages without any "@" aren't looked at.
+    found = sql.many(
+        db,
+        """SELECT id, content, attached_text FROM messages
+           WHERE (instr(content, '@') OR instr(attached_text, '@'))
+                 AND (instr(content, :mention) OR instr(attached_text, :mention))""",
+        {"mention": f"@{name.strip()}"},
+    )
+    for row in found:
+        texts = [None if row[column] is None else without(row[column]) for column in _MESSAGE_COLUMNS]
+        sql.change(db, "UPDATE messages SET content = ?, attached_text = ? WHERE id = ?", (*texts, row["id"]))
     _in_json(db, "duels", without, name)
     return _in_json(db, "replies", without, name)
 
@@ -38,7 +41,10 @@ def _in_json(db: sqlite_utils.Database, table: str, without: Callable[[str], str
     # As JSON writes it: beyond ASCII a name is escaped there.
     written = f"@{json.dumps(name.strip())[1:-1]}"
     found = sql.many(
-        db, f"SELECT id, prompt_json FROM {table} WHERE instr(prompt_json, ?) ORDER BY id", (written,)
+        db,
+        f"""SELECT id, prompt_json FROM {table}
+            WHERE instr(prompt_json, '@') AND instr(prompt_json, ?) ORDER BY id""",
+        (written,),
     )
     changed = []
     for row in found:

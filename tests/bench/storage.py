@@ -1,7 +1,8 @@
 """Measure every query at scale: `python -m tests.bench.storage --ratings 1000000`.
 
 Fills a temporary database, calls each function that a person or the trainer waits for, and prints for every
-statement how long it took and how SQLite finds its rows. Exits with 1 if one takes over 50 ms (median).
+statement how long it took and how SQLite finds its rows. Exits with 1 if one takes over 50 ms (median), or a
+statistic, which reads beside the writer, over 1 s.
 """
 
 import argparse
@@ -26,12 +27,12 @@ from storage.chat import conversations, members, open_replies, replies
 from storage.db import key_values
 from storage.db.clock import DAY_MS, now_ms
 from storage.db.database import Database
-from storage.feedback import duels, ratings
+from storage.feedback import duels, like_rate, rating_statistics, ratings
 from storage.learning import adapters, eligibility, evaluations, loop_status, runs
 from storage.privacy import erasure
 from storage.sentences import Sentence
 
-LIMIT_MS = 50.0
+LIMIT_MS, STATISTIC_LIMIT_MS = 50.0, 1_000.0
 BIG, BASE = "guild:1", "base"
 RUNS = 200
 
@@ -60,6 +61,12 @@ class Statement:
     def median_ms(self) -> float:
         """What decides: the slowest call also shows what else the machine was doing."""
         return statistics.median(self.times_ms)
+
+    @property
+    def is_slow(self) -> bool:
+        """Whether it takes longer than it may."""
+        limit_ms = STATISTIC_LIMIT_MS if self.operation.startswith("statistic") else LIMIT_MS
+        return self.median_ms > limit_ms
 
 
 class _Fetched:
@@ -159,7 +166,8 @@ INSERT INTO messages (id, discord_id, conversation_id, parent_id, author_id, rol
                       created_ms)
 {_NUMBERS.format(":replies * 2")}
 SELECT i, 1000000000 + i, i / 2, iif(i % 2, i - 1, NULL), iif(i % 2, NULL, (i / 2 * 7919) % :members),
-       iif(i % 2, 'assistant', 'user'), hex(randomblob(60)), 'discord', 'in',
+       iif(i % 2, 'assistant', 'user'),
+       iif(i % 20, '', '@member ' || i % 1000 || ' ') || hex(randomblob(60)), 'discord', 'in',
        :now - (:replies - i / 2) * :step FROM n
 
 INSERT INTO replies (id, message_id, prompt_message_id, conversation_id, asker_id, scope, base_hash,
@@ -222,7 +230,6 @@ def operations(db: sqlite_utils.Database) -> dict[str, Operation]:
         "rate: ratings of a reply": lambda db: ratings.list_for_reply(db, reply[0]),
         "status: glance": lambda db: loop_status.read(db, BIG, BASE, permission_reference="P"),
         "status: counts": lambda db: ratings.counts(db, BIG),
-        "status: counts of a week": lambda db: ratings.counts(db, BIG, recently),
         "status: adapters": lambda db: adapters.listing(db, BIG),
         "status: runs": lambda db: runs.latest(db, BIG),
         "status: audit": audit.latest,
@@ -236,6 +243,15 @@ def operations(db: sqlite_utils.Database) -> dict[str, Operation]:
             db, scope=BIG, base_hash=BASE, actor="1", reason=""
         ),
         "votes: duel and tally": _duel,
+        "statistic: /stats": lambda db: (
+            rating_statistics.by_day(db, BIG, 30),
+            rating_statistics.by_adapter(db, BIG, 30, 10),
+        ),
+        "statistic: /stats weeks": lambda db: (
+            like_rate.by_week(db, BIG, 26),
+            like_rate.by_channel(db, BIG, 28, 8),
+        ),
+        "statistic: drift": lambda db: like_rate.drift(db, BIG),
         "facts": lambda db: key_values.get(db, "a"),
     }
 
@@ -340,18 +356,16 @@ def report(statements: list[Statement], console: Console) -> bool:
             median = f"{statement.median_ms:.2f}"
             table.add_row(
                 name,
-                f"[red]{median}[/red]" if statement.median_ms > LIMIT_MS else median,
+                f"[red]{median}[/red]" if statement.is_slow else median,
                 f"{max(statement.times_ms):.2f}",
                 f"{statistics.median(statement.cpu_ms):.2f}",
                 statement.text[:70],
                 "; ".join(statement.plan)[:120] or "-",
             )
     console.print(table)
-    slow_count = sum(statement.median_ms > LIMIT_MS for statement in statements)
+    slow_count = sum(statement.is_slow for statement in statements)
     slowest = max(statement.median_ms for statement in statements)
-    console.print(
-        f"{len(statements)} statements, slowest {slowest:.1f} ms, {slow_count} over {LIMIT_MS:.0f} ms"
-    )
+    console.print(f"{len(statements)} statements, slowest {slowest:.1f} ms, {slow_count} over their limit")
     return slow_count == 0
 
 

@@ -10,6 +10,7 @@ TrainerError
 │   ├── GradientLostError   an adapter receives no gradient: the base does not pass it back
 │   ├── DivergedError       the loss is not a number
 │   ├── PlaceLostError      where it took place is gone, or a worker of it; it may go on
+│   │   └── PlaceUnreachableError  nobody answers there, and nothing has begun
 │   └── MemoryShortError    the training would not fit into memory; the text names settings that would
 └── EvaluationError       the challenger could not be judged
 """
@@ -62,6 +63,10 @@ class MemoryShortError(TrainingError):
 
 class PlaceLostError(TrainingError):
     """The place where a training took place can't be reached any more, or has lost a worker."""
+
+
+class PlaceUnreachableError(PlaceLostError):
+    """Nobody answers where the training is to take place, so that nothing has begun there."""
 
 
 class EvaluationError(TrainerError):

@@ -7,6 +7,7 @@ The run's folder stays the one that counts. A place gets a copy of what it needs
 from __future__ import annotations
 
 import shutil
+import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Protocol
@@ -17,7 +18,7 @@ from bot.serving.errors import AdapterRefusedError
 from bot.serving.model import adapter_files
 from storage.learning import checkpoints, unregistered_adapters
 from storage.sentences import Sentence
-from trainer.errors import PlaceLostError, RunCancelledError, TrainingError
+from trainer.errors import PlaceLostError, PlaceUnreachableError, RunCancelledError, TrainingError
 from trainer.on_policy import ranking
 from trainer.placement import outcome, request
 from trainer.placement.outcome import ADAPTERS, Outcome
@@ -29,6 +30,9 @@ log = structlog.get_logger()
 
 # A place may be lost so often in a row before anything new is learned: the same as a killed process.
 MOST_LOST = 2
+# A head that restarts, or has just lost a worker, isn't there for a moment: so often it is called in a row.
+MOST_CALLS = 3
+CALL_AGAIN_S = 10.0
 
 Files = Mapping[str, bytes]
 """A folder's files by their names in it, as "adapters/<id>/manifest.json"."""
@@ -109,7 +113,7 @@ class _RunWatcher:
         self._on_checkpoint = on_checkpoint
         self.progress = on_progress
         self.check = check
-        self.lost = 0
+        self.lost = self.unreached = 0
 
     def checkpoint(self, content: bytes) -> None:
         _expect(self._work)
@@ -121,8 +125,20 @@ class _RunWatcher:
             # As in a training here: on a full disk the checkpoint is lost, not the training.
             log.warning("the checkpoint could not be written", error=str(error))
             return
-        self.lost = 0
+        self.lost = self.unreached = 0
         self._on_checkpoint()
+
+    def count(self, error: PlaceLostError) -> None:
+        """Count a loss; a place that doesn't answer has lost nothing, and may be back in a moment."""
+        if isinstance(error, PlaceUnreachableError):
+            self.unreached += 1
+        else:
+            self.lost, self.unreached = self.lost + 1, 0
+
+    @property
+    def gives_up(self) -> bool:
+        """Whether another attempt promises nothing."""
+        return self.lost >= MOST_LOST or self.unreached >= MOST_CALLS
 
 
 def _carried_out(place: Place, work: Path, watcher: _RunWatcher) -> Outcome:
@@ -132,12 +148,14 @@ def _carried_out(place: Place, work: Path, watcher: _RunWatcher) -> Outcome:
         try:
             received = place.carry_out(collect_files(work), watcher)
         except PlaceLostError as error:
-            watcher.lost += 1
-            if watcher.lost >= MOST_LOST:
+            watcher.count(error)
+            if watcher.gives_up:
                 raise TrainingError(
                     "The training host was lost: {reason}", reason=Sentence.of(error)
                 ) from error
             log.warning("the training host was lost; the training goes on", error=str(error))
+            if watcher.unreached:
+                time.sleep(CALL_AGAIN_S)
             continue
         _write(received, work)
         ended = outcome.read(work)

@@ -23,7 +23,7 @@ import structlog
 from storage.config_sections import TrainerConfig
 from storage.learning import checkpoints
 from storage.sentences import Sentence
-from trainer.errors import PlaceLostError, TrainingError
+from trainer.errors import PlaceLostError, PlaceUnreachableError, TrainingError
 from trainer.placement import outcome
 from trainer.placement.carry_out import carry_out
 from trainer.placement.elsewhere import Files, Watcher
@@ -120,16 +120,19 @@ def _ray() -> Any:
 @contextlib.contextmanager
 def _connected(ray: Any, address: str) -> Iterator[None]:
     """Connect for one training; whatever Ray raises is the same to a run: the place is lost."""
+    connected = False
     try:
         # Ray's own logs of the workers would bring their lines into ours, and their sentences twice.
         ray.init(address=address, log_to_driver=False, configure_logging=False, namespace="strop")
+        connected = True
         yield
     except ray.exceptions.RayError as error:
         log.warning("a worker was lost", error=str(error))
         raise PlaceLostError("a worker was lost ({error})", error=_last_line(error)) from error
     except (ConnectionError, RuntimeError, TimeoutError) as error:
         log.warning("the cluster was lost", error=str(error))
-        raise PlaceLostError("the Ray cluster at {address} can't be reached", address=address) from error
+        reason = Sentence("the Ray cluster at {address} can't be reached", address=address)
+        raise (PlaceLostError(reason) if connected else PlaceUnreachableError(reason)) from error
     finally:
         with contextlib.suppress(Exception):
             ray.shutdown()

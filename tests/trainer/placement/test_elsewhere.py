@@ -14,7 +14,13 @@ from storage.learning import checkpoints
 from storage.sentences import Sentence
 from tests.trainer import interrupted
 from tests.trainer.placement.test_carry_out import RANKED, a_training, own_pairs
-from trainer.errors import PlaceLostError, RunCancelledError, TrainerError, TrainingError
+from trainer.errors import (
+    PlaceLostError,
+    PlaceUnreachableError,
+    RunCancelledError,
+    TrainerError,
+    TrainingError,
+)
 from trainer.on_policy import ranking
 from trainer.placement import carry_out, elsewhere, outcome, request
 from trainer.placement.elsewhere import Files, Watcher
@@ -33,11 +39,15 @@ class OtherFolder:
     folder: Path
     models: Path
     lost_after: list[int] = field(default_factory=list)
+    # Before each attempt: whether nobody answers.
+    away: list[bool] = field(default_factory=list)
     change: Callable[[dict[str, bytes]], object] = lambda received: None
     notes: list[str] = field(default_factory=list)
     left: set[str] = field(default_factory=set)
 
     def carry_out(self, sent: Files, watcher: Watcher) -> Files:
+        if self.away and self.away.pop(0):
+            raise PlaceUnreachableError("nobody answers")
         shutil.rmtree(self.folder, ignore_errors=True)
         self.folder.mkdir()
         for name, content in sent.items():
@@ -134,6 +144,21 @@ def test_a_run_whose_place_is_lost_and_asks_makes_the_adapter_of_a_training_here
     # While it trains, nothing that may hold members' words lies in the other place.
     assert place.left <= {request.FILE, request.REPLAY, checkpoints.FILE, outcome.FILE, "adapters", "interim"}
     assert not (tmp_path / "run" / "adapters").exists()
+
+
+def test_a_place_that_does_not_answer_for_a_moment_after_a_loss_is_called_again(
+    place: OtherFolder, tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(elsewhere, "CALL_AGAIN_S", 0.0)
+    settings = interrupted.SETTINGS.model_copy(update={"objective": "sft", "checkpoint_seconds": 3600.0})
+    training = a_training(tmp_path / "run", tiny_folder, settings)
+    (tmp_path / "run" / checkpoints.PARTIAL).mkdir()
+    place.lost_after, place.away = [1], [False, True, True, False]
+    assert trained_by(place, training, tmp_path).folder.is_dir()
+    place.away = [True] * (elsewhere.MOST_CALLS + 1)
+    with pytest.raises(TrainingError, match=r"^The training host was lost: nobody answers$"):
+        trained_by(place, training, tmp_path)
+    assert place.away == [True]
 
 
 def test_a_place_that_is_lost_twice_without_a_checkpoint_ends_the_run_in_one_sentence(

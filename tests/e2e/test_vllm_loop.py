@@ -115,7 +115,10 @@ async def test_the_whole_loop_runs_behind_a_real_vllm(tmp_path: Path, bundled_mo
 
 
 async def tampered(strop: Deployment, adapter: str) -> None:
-    """Change one byte of the champion: once vLLM has to read it again, it never answers; mended, it does."""
+    """Change one byte of the champion: once vLLM has to read it again, it never answers, and gives way.
+
+    Mended and promoted by hand it answers again.
+    """
     weights = strop.data / "adapters" / adapter / "adapter_model.safetensors"
     whole = await asyncio.to_thread(weights.read_bytes)
     mode = weights.stat().st_mode
@@ -125,6 +128,9 @@ async def tampered(strop: Deployment, adapter: str) -> None:
     with pytest.raises(UnknownModelError):
         await ask_vllm(strop, adapter)
     assert (await strop.ask("Who is there?"))["adapter_id"] is None
+    given_up = "select 1 from promotions where kind = 'rollback' and actor = 'trainer'"
+    await until(lambda: strop.query(given_up), "the trainer to replace the champion", strop)
     weights.write_bytes(whole)
     weights.chmod(mode)
+    await strop.command("promote", {"adapter": adapter})
     await answers_with(strop, adapter, "And now?")

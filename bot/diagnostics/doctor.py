@@ -29,6 +29,8 @@ from bot.serving.native.library import find_compiler
 from storage.config import Config
 from storage.db.clock import DAY_MS, now_ms
 from storage.db.database import Database, sqlite_version_problem
+from storage.db.integrity import find_damage
+from storage.db.sqlite_errors import translate_errors
 from storage.errors import StorageError
 from storage.learning import run_times
 from storage.privacy import backup, backup_erasure
@@ -120,18 +122,17 @@ def _database(config: Config) -> Check:
             return note("database", f"{config.database} is of an earlier version: the next start updates it")
         database = Database.open(config.database)
         try:
-            found = database.read(
-                lambda db: next(iter(db.conn.execute("pragma integrity_check(1)").fetchone()))
-            )
+            with translate_errors(config.database):
+                damage = find_damage(config.database)
             left = backup_erasure.find_unerased(database, config.backups)
         finally:
             database.close()
     except StorageError as error:
         return problem("database", str(error), "follow what it says, or `strop restore` a backup")
-    if found != "ok":
+    if damage:
         return problem(
             "database",
-            f"damaged: {' '.join(found.split())}",
+            f"damaged: {' '.join(damage.split())}",
             "stop Strop and `strop restore` the newest backup",
         )
     if left:

@@ -16,6 +16,7 @@ from sqlite_utils.utils import sqlite3
 
 from storage.db.clock import now_ms
 from storage.db.database import Database
+from storage.db.integrity import find_damage
 from storage.errors import BackupError, StorageError
 from storage.privacy import backup_erasure
 from storage.privacy.backup_files import (
@@ -109,12 +110,12 @@ def check_integrity(path: Path) -> None:
         raise BackupError(f"{path} can't be read ({error.strerror}).") from error
     with contextlib.closing(connection):
         try:
-            (verdict,) = connection.execute("PRAGMA integrity_check(1)").fetchone()
+            damage = find_damage(path)
             tables = connection.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]
         except sqlite3.DatabaseError as error:
             raise BackupError(f"{path} is not a readable database ({error}).") from error
-    if verdict != "ok":
-        raise BackupError(f"{path} is damaged: {verdict}")
+    if damage:
+        raise BackupError(f"{path} is damaged: {damage}")
     if not tables:
         raise BackupError(f"{path} is empty.")
 

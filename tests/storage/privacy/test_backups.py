@@ -111,6 +111,17 @@ def test_none_of_200_damaged_databases_is_backed_up(home: Path, tmp_path: Path) 
     assert made == 0
 
 
+def test_damage_that_only_a_check_constraint_shows_is_found(home: Path, tmp_path: Path) -> None:
+    """To a connection that is read-only SQLite calls such a file sound."""
+    path = home / "strop.db"
+    with contextlib.closing(sqlite3.connect(str(path))) as connection:
+        connection.execute("PRAGMA ignore_check_constraints=ON")
+        connection.execute("UPDATE replies SET prompt_json = 'torn'")
+        connection.commit()
+    with Database.open(path) as database, pytest.raises(BackupError, match="CHECK constraint failed"):
+        backup.backup(database, tmp_path / "backup")
+
+
 def test_the_refusal_names_the_damage_and_leaves_nothing(database: Database, home: Path) -> None:
     database.close()
     content = bytearray((home / "strop.db").read_bytes())

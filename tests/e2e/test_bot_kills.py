@@ -177,14 +177,17 @@ async def ask_while_it_loads(t: StandIn, number: int) -> int:
     t.model.status = "loading"
     question = t.ask(f"question {number}")
 
-    def told() -> bool:
-        dead = t.process is None or t.process.poll() is not None
-        return dead or any(LOADING in message["content"] for message in t.said())
-
-    while not told():  # noqa: ASYNC110 - a process has no event to wait for
-        await asyncio.sleep(0.02)
+    await dead_or(t, lambda: any(LOADING in message["content"] for message in t.said()))
     t.model.status = "ok"
     return question
+
+
+async def dead_or(t: StandIn, check: Callable[[], bool]) -> None:
+    """Wait until the bot is killed, or this is so: what no question tells of may not have begun yet."""
+    ends_at = time.monotonic() + 120
+    while t.process is not None and t.process.poll() is None and not check():
+        assert time.monotonic() < ends_at, f"nothing began\n{t.log[-3000:]}"
+        await asyncio.sleep(0.02)
 
 
 async def ask_where_threads_open(t: StandIn, number: int) -> int:
@@ -195,7 +198,11 @@ async def ask_where_threads_open(t: StandIn, number: int) -> int:
 
 
 async def ask_by_command(t: StandIn, number: int) -> int:
+    known = len(t.replies())
+    # Nobody keeps a command for a bot that is only starting.
+    await dead_or(t, lambda: t.gateway.online)
     t.playground.backend.run_command(GENERAL, YOU, "ask", options={"prompt": f"question {number}"})
+    await dead_or(t, lambda: len(t.replies()) > known)
     return 0
 
 
@@ -206,14 +213,16 @@ async def answered_before(t: StandIn, number: int) -> None:
 
 
 async def write_again(t: StandIn, number: int) -> int:
-    last = t.said()[-1]
+    last, known = t.said()[-1], len(t.replies())
     (button,) = [
         each["custom_id"]
         for row in last["components"]
         for each in row["components"]
         if ":regenerate:" in each["custom_id"]
     ]
+    await dead_or(t, lambda: t.gateway.online)
     t.playground.backend.press_component(GENERAL, int(last["id"]), YOU, button)
+    await dead_or(t, lambda: len(t.replies()) > known)
     return 0
 
 

@@ -15,10 +15,11 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from bot.cli.launch.children import children, forget_stale
+from bot.cli.launch.children import children, forget_stale, watch
 from bot.cli.launch.console import JsonStage, TerminalStage, visible
 from storage.config import load_config
 from storage.process.locks import ProcessLock
+from tests.bot.fake_server import FakeModelServer
 
 ROOT = Path(__file__).parents[4]
 TOKEN = "MTIzNDU2Nzg5MDEyMzQ1Njc4.GaBcDe.abcdefghijklmnopqrstuvwxyz0123456789AB"
@@ -111,6 +112,22 @@ def test_without_a_terminal_every_line_is_one_json_object() -> None:
         "Open http://127.0.0.1:8600",
     ]
     assert {record["process"] for record in records} == {"strop", "bot", "playground"}
+
+
+async def test_a_wrong_server_model_is_told_at_the_start_with_the_key(tmp_path: Path) -> None:
+    server = FakeModelServer()
+    server.describes_base = False
+    await server.start()
+    path = tmp_path / "strop.toml"
+    path.write_text(f'[server]\nbase_url = "{server.base_url}"\nmodel = "gemma3"\n')
+    stream = io.StringIO()
+    await watch(load_config(path, {"STROP_HOME": str(tmp_path), "DISCORD_TOKEN": TOKEN}), JsonStage(stream))
+    await server.stop()
+    told = [
+        record for record in map(json.loads, stream.getvalue().splitlines()) if record["level"] == "error"
+    ]
+    (event,) = [record["event"] for record in told]
+    assert "has no model gemma3; it has " in event and event.endswith("server.model in strop.toml.")
 
 
 # ------------------------------------------------------------ the real thing

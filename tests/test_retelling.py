@@ -147,6 +147,14 @@ def test_what_the_model_server_says_crosses_the_wire_with_its_values() -> None:
 
 
 # ------------------------------------------------------------------------------------------ translating them
+def test_what_an_earlier_version_said_is_shown_in_english_with_its_values() -> None:
+    """Its template is gone from the catalogues; the parts that are still known are translated."""
+    old = Sentence("{reason}, about {needed} more", reason=Sentence("its time ran out"), needed=45)
+    kept = sentences.load(str(old), sentences.dump(old))
+    with texts.speaking("de"):
+        assert translate(kept) == f"{texts.catalogue('de')['its time ran out']}, about 45 more"
+
+
 def english_in(text: str) -> str:
     """The first English words in a Japanese text, or nothing."""
     found = ENGLISH.search(KEPT_IN_ENGLISH.sub("", text))

@@ -129,7 +129,9 @@ def test_the_stall_is_what_the_longest_step_takes_beyond_the_median() -> None:
 
 
 def test_scoring_is_measured_and_checked_against_a_plain_pass(setting: Setting) -> None:
-    speed, exact, loaded = measure_scoring(setting)
+    speed, exact, shared, loaded = measure_scoring(setting)
+    assert shared.case == "4 answers to one question, two adapters"
+    assert shared.ratio and shared.ratio > 0
     assert loaded.ratio and loaded.ratio > 0
     assert speed.case == "3 replies, two adapters"
     assert speed.ratio and speed.ratio > 0

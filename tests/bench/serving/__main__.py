@@ -35,7 +35,7 @@ from bot.serving.model.quantize import prepare_base
 from tests.bench.serving.beside_training import measure_beside_training
 from tests.bench.serving.countdown import Countdown
 from tests.bench.serving.machine import describe_machine, describe_versions
-from tests.bench.serving.profile import FULL, QUICK, Profile, Setting
+from tests.bench.serving.profile import FULL, OTHERS, QUICK, Profile, Setting
 from tests.bench.serving.report import publish, table
 from tests.bench.serving.results import Results, Row, write_results
 from tests.bench.serving.scoring import measure_scoring
@@ -74,6 +74,9 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--quick", action="store_true", help="a few minutes (this is the default)")
     parser.add_argument("--full", action="store_true", help="every row of the results page")
     parser.add_argument("--only", nargs="+", choices=PARTS, default=list(PARTS), help="parts to measure")
+    parser.add_argument(
+        "--beside", nargs="+", choices=OTHERS, default=OTHERS, help="systems to measure beside"
+    )
     parser.add_argument("--streams", type=int, nargs="+", help="numbers of concurrent streams")
     parser.add_argument("--pairs", type=int, help="turns of each side")
     parser.add_argument("--tokens", type=int, help="tokens that all streams write at once")
@@ -113,7 +116,7 @@ def _measure(options: argparse.Namespace) -> Results:
 
 
 def _profile(options: argparse.Namespace) -> Profile:
-    profile = FULL if options.full else QUICK
+    profile = replace(FULL if options.full else QUICK, beside=tuple(options.beside))
     if options.streams:
         profile = replace(profile, streams=tuple(options.streams))
     if options.pairs:

@@ -10,6 +10,7 @@ from bot.serving.engine.engine import EngineOptions
 from bot.serving.model.loading import BaseInfo
 
 Say = Callable[[str], None]
+OTHERS = ("generate", "llama.cpp", "vllm")
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,6 +19,7 @@ class Profile:
 
     ``as_loaded_streams`` are the numbers of streams at which ``generate`` also runs on the 4-bit weights as
     transformers loads them, which is several times slower than unfolded where there is no fast CPU kernel.
+    ``beside`` are the systems beside which decoding is measured.
     """
 
     name: str
@@ -30,6 +32,7 @@ class Profile:
     training_phases: int
     phase_s: float
     as_loaded_streams: tuple[int, ...]
+    beside: tuple[str, ...] = OTHERS
 
     def tokens_for(self, streams: int) -> int:
         """Return how many tokens each stream writes: enough for all to write at once for ``tokens`` steps.

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 from statistics import median
+from typing import Literal
 
 from bot.serving.engine.engine import EngineOptions
 from bot.serving.errors import BaseRefusedError
@@ -26,6 +27,7 @@ from tests.bench.serving.workload import random_prompts
 GENERATE_GOAL = (1.5, 2.5)
 LLAMA_GOALS = {1: (0.35, 1.0), 16: (0.7, 1.0)}
 VLLM_GOALS = {1: (1.5, 2.0), 16: (1.0, 2.0)}
+PEERS: dict[Section, dict[int, tuple[float, float]]] = {"llama.cpp": LLAMA_GOALS, "vllm": VLLM_GOALS}
 CEILING_GOAL = (0.2, 0.5)
 WARM_UP_TOKENS = 4
 
@@ -44,28 +46,32 @@ class SpeedTest:
             options=EngineOptions(slots=slots, threads=setting.threads),
         )
         self._engine.use(setting.adapters[0])
-        self._unfolded = PeftSide(setting.folder, setting.adapters[0], device=setting.device)
-        self._as_loaded = (
-            PeftSide(setting.folder, setting.adapters[0], device=setting.device, weights="as loaded")
-            if self._profile.as_loaded_streams
-            else None
-        )
+        generate = "generate" in self._profile.beside
+        self._unfolded = self._generate_on("unfolded") if generate else None
+        slow = generate and self._profile.as_loaded_streams
+        self._as_loaded = self._generate_on("as loaded") if slow else None
         self.versions: dict[str, str] = {}
         self._peers: dict[Section, PeerSide] = {}
         self._absent: dict[Section, str] = {}
-        self._start_peer("llama.cpp")
-        self._start_peer("vllm")
+        for section in PEERS:
+            if section in self._profile.beside:
+                self._start_peer(section)
         self._bandwidths: list[float] = []
 
     def close(self) -> None:
         """End all sides."""
-        sides: list[Side] = [self._engine, self._unfolded, *self._peers.values()]
+        generates = [side for side in (self._unfolded, self._as_loaded) if side]
+        sides: list[Side] = [self._engine, *generates, *self._peers.values()]
         for side in sides:
             side.close()
 
+    def _generate_on(self, weights: Literal["unfolded", "as loaded"]) -> PeftSide:
+        setting = self._setting
+        return PeftSide(setting.folder, setting.adapters[0], device=setting.device, weights=weights)
+
     def _generates(self, streams: int) -> list[PeftSide]:
         slow = self._as_loaded if streams in self._profile.as_loaded_streams else None
-        return [self._unfolded, *([slow] if slow else [])]
+        return [side for side in (self._unfolded, slow) if side]
 
     def _start_peer(self, section: Section) -> None:
         setting = self._setting
@@ -128,6 +134,7 @@ class SpeedTest:
         fastest = max(
             (side.name for side in self._generates(streams)),
             key=lambda name: median(timing.decode_rate() for timing in taken[name]),
+            default=None,
         )
         least, aim = GENERATE_GOAL
         rows = [
@@ -142,8 +149,9 @@ class SpeedTest:
             )
             for side in self._generates(streams)
         ]
-        rows.append(self._peer_row("llama.cpp", streams, taken, LLAMA_GOALS))
-        rows.append(self._peer_row("vllm", streams, taken, VLLM_GOALS))
+        for section, goals in PEERS.items():
+            if section in self._profile.beside:
+                rows.append(self._peer_row(section, streams, taken, goals))
         if streams == 1 and not on_gpu:
             rows += self._ceiling_rows(ours)
         return rows

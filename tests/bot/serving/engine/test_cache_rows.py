@@ -16,7 +16,7 @@ from bot.serving.engine.events import Finished, JobOptions
 from bot.serving.engine.kv_cache import RowCache
 from bot.serving.engine.lora import Adapter
 from bot.serving.engine.request import Job
-from bot.serving.model.loading import LoadedBase
+from bot.serving.model.loading import LoadedBase, load_base
 from tests.bot.serving.builders import Caller, drain, memory_adapter
 from tests.bot.serving.engine.test_engine import GREEDY
 
@@ -32,7 +32,8 @@ def engine(base: LoadedBase) -> Iterator[Engine]:
 
 
 def fresh(base: LoadedBase, ids: list[int], adapter: Adapter | None = None) -> tuple[int, ...]:
-    """The reply of an engine that has seen nothing else."""
+    """The reply of an engine that has seen nothing else, on layers that no other has wrapped."""
+    base = load_base(base.folder, "cpu", precision=base.precision)
     engine = Engine(base, EngineOptions(context_tokens=256, slots=1))
     engine.start()
     if adapter is not None:

@@ -107,6 +107,7 @@ class Config(Section):
             "context_tokens": self.model.context_tokens,
             "slots": self.model.slots,
             "threads": self.model.threads,
+            "precision": self.model.precision,
             "host": self.server.host,
             "port": self.server.port,
             "playground": self.playground,

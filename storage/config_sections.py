@@ -145,6 +145,7 @@ class ModelConfig(Section):
     context_tokens: Count = 2048
     slots: Count = 8
     threads: Whole = 0
+    precision: Annotated[Literal["fast", "exact"], Field(description='"fast" or "exact"')] = "fast"
 
 
 class ServerConfig(Section):

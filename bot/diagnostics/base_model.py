@@ -85,8 +85,9 @@ async def _serving_now(config: Config) -> list[Check]:
         return [note("answering", str(error))]
     if base.stands_in_for:
         return [problem("answering", health.detail, "mend what it says, then start Strop again")]
+    arithmetic = f", multiplied in {base.arithmetic}" if base.arithmetic else ""
     return [
-        ok("answering", f"{base.id}: {base.capabilities.sentence()}"),
+        ok("answering", f"{base.id}{arithmetic}: {base.capabilities.sentence()}"),
         ok("sampling", sampling_text(config.chat, base.parameters)),
     ]
 

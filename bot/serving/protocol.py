@@ -135,10 +135,11 @@ class BaseDescription:
     """The base model that a server serves.
 
     ``hash`` identifies the 4-bit weights on every machine; ``folder`` is the cached 4-bit form that the
-    trainer loads; ``special_tokens`` are the strings that its tokenizer would read as control tokens.
-    ``stands_in_for`` names the configured base where this one answers in its place; the health's detail
-    says why. ``capabilities`` were found by probing its chat template. ``identity`` says which base it is,
-    also to those who hold it in another ``precision``. ``parameters`` counts its weights; 0: not known.
+    trainer loads; ``arithmetic`` is what 4-bit weights are multiplied in; ``special_tokens`` are the strings
+    that its tokenizer would read as control tokens. ``stands_in_for`` names the configured base where this
+    one answers in its place; the health's detail says why. ``capabilities`` were found by probing its chat
+    template. ``identity`` says which base it is, also to those who hold it in another ``precision``.
+    ``parameters`` counts its weights; 0: not known.
     """
 
     id: str
@@ -149,6 +150,7 @@ class BaseDescription:
     context_tokens: int = 0
     device: str = ""
     execution: str = ""
+    arithmetic: str = ""
     special_tokens: tuple[str, ...] = ()
     stands_in_for: str = ""
     capabilities: BaseCapabilities = field(default_factory=BaseCapabilities)

@@ -22,6 +22,7 @@ class Settings(BaseModel):
     context_tokens: int = Field(default=2048, ge=64, le=1_000_000)
     slots: int = Field(default=8, ge=1, le=256)
     threads: int = Field(default=0, ge=0, le=1024)
+    precision: Literal["fast", "exact"] = "fast"
     host: str = "127.0.0.1"
     port: int = Field(default=8601, ge=0, le=65535)
     api_key: str | None = None

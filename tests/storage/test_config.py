@@ -168,7 +168,7 @@ def test_the_model_server_gets_its_slice_and_nothing_of_discord(tmp_path: Path) 
     env = {"STROP_HOME": str(tmp_path), "DISCORD_TOKEN": "s3cret", "STROP_API_KEY": "k3y"}
     passed = load_config(tmp_path / "strop.toml", env).server_slice()
     assert set(passed) == {
-        *("base", "revision", "device", "context_tokens", "slots", "threads"),
+        *("base", "revision", "device", "context_tokens", "slots", "threads", "precision"),
         *("playground", "host", "port", "engine", "lora_rank", "api_key"),
         *("models_dir", "adapters_dir", "run_dir"),
     }

@@ -1,7 +1,7 @@
 """The forward passes of a loaded base over rows of its cache: reading prompts and decoding.
 
-The model's own modules read the prompts. They also decode where no faster decoder is there that gives the
-same logits.
+The model's own modules read the prompts, unless the kernels read them faster. They also decode where no
+faster decoder is there that gives the same logits.
 """
 
 from __future__ import annotations
@@ -60,6 +60,8 @@ class ModelRunner:
         """Read the next ``tokens`` of a prompt of which ``cached`` are in the row; return logits (keep, V) of
         the last positions.
         """
+        if isinstance(self.decoder, Decoder) and self.decoder.reads_prompts:
+            return self.decoder.read(tokens, cached, row, adapter, keep)
         return self._run_modules([tokens], [cached], [row], [adapter], keep)[0]
 
     def decode(
@@ -124,9 +126,11 @@ class ModelRunner:
         with torch.inference_mode():
             self._run_modules([prompt[:-1]], [0], [0], [None], 1)
             expected = self._run_modules([prompt[-1:]], [CHECKED_TOKENS - 1], [0], [None], 1)[0, -1]
-            seen = decoder.step(prompt[-1:], [CHECKED_TOKENS - 1], [0], [None])[0]
+            seen = [decoder.step(prompt[-1:], [CHECKED_TOKENS - 1], [0], [None])[0].clone()]
+            if isinstance(decoder, Decoder) and decoder.reads_prompts:
+                seen.append(decoder.read(prompt, 0, 0, None, 1)[0])
         tolerance = CHECK_TOLERANCE[self._dtype] * float(expected.abs().max())
-        if not torch.allclose(seen, expected, rtol=0.0, atol=tolerance):
+        if not all(torch.allclose(logits, expected, rtol=0.0, atol=tolerance) for logits in seen):
             log.error(
                 "Strop's decoder disagrees with the model's modules, which decode instead, more slowly."
             )

@@ -19,9 +19,10 @@ from transformers import PreTrainedModel
 
 from bot.serving.engine.kv_cache import RowCache
 from bot.serving.engine.lora import Adapter, LoraLinear
+from bot.serving.model.processors import usable_cores
 from bot.serving.native.library import (
     PROJECTIONS,
-    WORKSPACE,
+    Integers,
     Layer,
     Linear,
     Lora,
@@ -29,7 +30,7 @@ from bot.serving.native.library import (
     Workspace,
     load_library,
 )
-from bot.serving.native.packed import describe
+from bot.serving.native.packed import PackedLinear, describe
 
 ARCHITECTURES = frozenset(
     ("gemma", "gemma2", "gemma3_text", "granite", "llama", "mistral", "qwen2", "qwen3", "smollm3")
@@ -73,7 +74,7 @@ class Decoder:
             raise UnsupportedModelError(str(error)) from error
         self._rows = 0
         self._workspace = Workspace()
-        self._logits = torch.empty(0)
+        self._logits = torch.empty(0, 0)
 
     @property
     def threads(self) -> int:
@@ -95,8 +96,35 @@ class Decoder:
 
         The next step overwrites what this one returned.
         """
+        return self._run(tokens, positions, rows, adapters, len(tokens))
+
+    @property
+    def reads_prompts(self) -> bool:
+        """Whether reading prompts here beats the model's modules over a matrix library."""
+        products = self._layers[0].projections
+        return self._library.integers is Integers.AVX512_VNNI and all(product.fast for product in products)
+
+    def read(
+        self, tokens: Sequence[int], cached: int, row: int, adapter: Adapter | None, keep: int
+    ) -> torch.Tensor:
+        """Read the next ``tokens`` of a prompt of which ``cached`` are in cache row ``row``; return logits
+        (keep, V) of the last positions.
+
+        The next step overwrites what this one returned.
+        """
         count = len(tokens)
-        self._reserve(count)
+        return self._run(tokens, range(cached, cached + count), [row] * count, [adapter] * count, keep)
+
+    def _run(
+        self,
+        tokens: Sequence[int],
+        positions: Sequence[int],
+        rows: Sequence[int],
+        adapters: Sequence[Adapter | None],
+        keep: int,
+    ) -> torch.Tensor:
+        count = len(tokens)
+        self._reserve(count, keep)
         integers = ctypes.c_int32 * count
         pointers = (ctypes.c_void_p * count)(*(self._lora(adapter) for adapter in adapters))
         self._library.decode(
@@ -106,15 +134,18 @@ class Decoder:
             integers(*rows),
             pointers,
             count,
+            keep,
             ctypes.addressof(self._workspace),
             self._logits.data_ptr(),
         )
-        return self._logits[:count]
+        return self._logits[:keep]
 
-    def _reserve(self, rows: int) -> None:
+    def _reserve(self, rows: int, keep: int) -> None:
+        model = self._model
+        if keep > len(self._logits):
+            self._logits = torch.empty(keep, model.head.width_out)
         if rows <= self._rows:
             return
-        model = self._model
         queries, keys = model.heads * model.head_dim, model.kv_heads * model.head_dim
         hidden = dict.fromkeys(("x", "normed", "mixed"), model.hidden)
         widths = {
@@ -122,13 +153,14 @@ class Decoder:
             **dict.fromkeys(("q", "attended"), queries),
             **dict.fromkeys(("k", "v"), keys),
             **dict.fromkeys(("gate", "up"), model.intermediate),
-            "scores": model.heads * model.context,
             "dealt": max(model.hidden, queries, model.intermediate),
         }
-        buffers = {name: torch.empty(rows * widths[name]) for name in WORKSPACE}
+        # One row more than there are: `dealt` needs it (strop_linear).
+        buffers = {name: torch.empty((rows + 1) * width) for name, width in widths.items()}
+        scores = model.heads // model.kv_heads * model.context
+        buffers["scores"] = torch.empty(max(usable_cores(), model.threads) * scores)
         self._buffers = buffers
         self._workspace = Workspace(**{name: buffer.data_ptr() for name, buffer in buffers.items()})
-        self._logits = torch.empty(rows, model.head.width_out)
         self._rows = rows
 
     def _lora(self, adapter: Adapter | None) -> int | None:
@@ -304,4 +336,5 @@ def _activation(config: Any) -> str:
 def _describe_linear(layer: Any) -> Linear:
     base: Any = layer.base if isinstance(layer, LoraLinear) else layer
     shape = (base.out_features, base.in_features)
-    return describe(base.weight, getattr(base, "scales", None), base.bias, shape)
+    fast = isinstance(base, PackedLinear) and bool(base.described.fast)
+    return describe(base.weight, getattr(base, "scales", None), base.bias, shape, fast=fast)

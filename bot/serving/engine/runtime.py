@@ -56,7 +56,7 @@ class Runtime:
             BaseRefusedError: the base cannot be served here.
         """
         progress(Message("Loading the 4-bit weights."))
-        base = load_base(folder, device, "serve")
+        base = load_base(folder, device, "serve", precision=settings.precision)
         kind = torch.device(device).type
         chunk, shared_chunk = CHUNK_TOKENS[kind]
         engine = Engine(
@@ -77,6 +77,7 @@ class Runtime:
             "model.loaded",
             base=base.info.id,
             execution=base.execution,
+            arithmetic=base.arithmetic,
             device=device,
             threads=engine.runner.threads,
             chat_template=runtime.description.capabilities.sentence(),
@@ -165,6 +166,7 @@ def _describe(base: LoadedBase, engine: Engine, template: ChatTemplate) -> BaseD
         context_tokens=engine.context_tokens,
         device=base.device,
         execution=base.execution,
+        arithmetic=base.arithmetic,
         special_tokens=control_strings(base.tokenizer),
         identity=info.identity,
         precision=NF4,

@@ -24,7 +24,7 @@ from bot.serving.model.catalogue import Machine
 from bot.serving.model.identity import BaseIdentity, identify
 from bot.serving.model.memory import ParameterCounts, available_main_memory, format_gb, total_main_memory
 from bot.serving.model.processors import usable_cores
-from bot.serving.native.library import load_library
+from bot.serving.native.library import Integers, load_library
 from bot.serving.native.loading import load_mapped
 
 # Where a CPU has AVX512-BF16, bitsandbytes advises at its import to install `kernels`, which would fetch
@@ -33,6 +33,7 @@ logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
 
 Purpose: TypeAlias = Literal["serve", "train"]
 Execution: TypeAlias = Literal["mapped", "packed", "dense"]
+Precision: TypeAlias = Literal["exact", "fast"]
 
 INFO_FILE = "base.json"
 FORMAT = 1
@@ -84,6 +85,15 @@ class LoadedBase:
     folder: Path
     device: str
     execution: Execution
+    precision: Precision = "exact"
+
+    @property
+    def arithmetic(self) -> str:
+        """How 4-bit weights are multiplied."""
+        library = load_library() if self.execution == "mapped" else None
+        if self.precision == "exact" or library is None or library.integers is Integers.NONE:
+            return str(self.dtype).removeprefix("torch.")
+        return f"16-bit integers ({library.integers.name.replace('_', '-')})"
 
     @property
     def dtype(self) -> torch.dtype:
@@ -179,6 +189,7 @@ def load_base(
     purpose: Purpose = "serve",
     *,
     execution: Execution | None = None,
+    precision: Precision = "exact",
     attention: str = "sdpa",
 ) -> LoadedBase:
     """Load a prepared base for serving or for training.
@@ -191,6 +202,8 @@ def load_base(
         device: ``auto``, ``cpu`` or ``cuda``.
         purpose: ``serve`` or ``train``.
         execution: forces how weights are held; by default the fastest that fits.
+        precision: whether Strop's kernels may multiply 4-bit weights in 16-bit integers (``fast``), or in
+            float32 alone (``exact``), as training does.
         attention: transformers' attention implementation.
 
     Raises:
@@ -204,7 +217,7 @@ def load_base(
     capped = info.model_type == "gemma2" and attention == "sdpa"
     attention = "eager" if capped else attention
     if chosen == "mapped":
-        model = load_mapped(folder, attention)
+        model = load_mapped(folder, attention, fast=precision == "fast")
     else:
         model = AutoModelForCausalLM.from_pretrained(
             folder,
@@ -219,7 +232,7 @@ def load_base(
         _forbid_packing(model)
     model.requires_grad_(False)
     model.train(purpose == "train")
-    return LoadedBase(model, tokenizer, info, folder, device, chosen)
+    return LoadedBase(model, tokenizer, info, folder, device, chosen, precision)
 
 
 def unfold(model: PreTrainedModel) -> None:

@@ -1,14 +1,21 @@
-/* One decode step of a Llama-like model on a CPU: B rows, one new token each, in one call.
+/* One step of a Llama-like model on a CPU: B rows, one new token each, in one call. They belong to as many requests, or
+ * are a piece of one request's prompt.
  *
  * Weights stay as they lie in the prepared base: NF4 nibbles (https://arxiv.org/abs/2305.14314), bfloat16 or float32.
- * All arithmetic is in float32, so that a reply, a held-out score and a training step see the same model. Every row brings
- * its own LoRA adapter, or none. Python owns every buffer that is named here; nothing is allocated and nothing is kept.
+ * Arithmetic is in float32, so that a reply, a held-out score and a training step see the same model; NF4 weights that are
+ * marked `fast` are multiplied as 16-bit integers where the processor has instructions for that (fast.h). Every row
+ * brings its own LoRA adapter, or none. Python owns every buffer that is named here; nothing is allocated and nothing is kept.
  *
  * Reading order: Linear and its product, the small operations, attention, one layer, the step.
  */
 #include <math.h>
 #include <stdint.h>
 #include <string.h>
+#if defined(_OPENMP)
+#include <omp.h>
+#else
+#define omp_get_thread_num() 0
+#endif
 
 /* Eight lanes at any address: AVX2's width. Compilers split them where the machine has less. */
 typedef float f8 __attribute__((vector_size(32), aligned(4), may_alias));
@@ -17,18 +24,28 @@ typedef uint32_t u8 __attribute__((vector_size(32), aligned(4), may_alias));
 typedef uint16_t h8 __attribute__((vector_size(16), aligned(2), may_alias));
 
 #define LOAD(type, pointer) (*(const type *)(pointer))
+#if defined(__clang__)
+#define SHUFFLE(a, b, ...) __builtin_shufflevector(a, b, __VA_ARGS__)
+#else
+#define SHUFFLE(a, b, ...) __builtin_shuffle(a, b, (i8){__VA_ARGS__})
+#endif
 #define STORE(pointer, value) (*(f8 *)(pointer) = (value))
 
 enum { F32, BF16, NF4 };
 enum { SILU, GELU_TANH };
 enum { Q, K, V, O, GATE, UP, DOWN, PROJECTIONS };
-enum { BLOCK = 64, TILE_ROWS = 4, MAX_WIDTH = 32768 };
+enum { BLOCK = 64, TILE_ROWS = 4, PANEL = 8, PANEL_INPUTS = 512, MAX_WIDTH = 32768, HEADS_AT_ONCE = 3 };
+#if defined(__AVX512VL__)
+enum { TILE_OUTPUTS = 4 }; /* 32 registers */
+#else
+enum { TILE_OUTPUTS = 2 };
+#endif
 
 /* `out` x `in` weights, row-major. NF4: two weights a byte, the first in the high nibble, one scale per 64 weights. */
 typedef struct {
     const void *data;
     const float *scales, *bias; /* bias may be NULL */
-    int32_t kind, in, out;
+    int32_t kind, in, out, fast;
 } Linear;
 
 /* The update (x @ down) @ up of one projection: down (in, rank), up (rank, out), already scaled. Rank 0: none. */
@@ -54,13 +71,13 @@ typedef struct {
     float eps, embedding_scale, attention_scale, attention_cap, residual_scale, logit_scale, logit_cap;
 } Model;
 
-/* What a step needs besides the weights; each buffer holds `rows` rows of the width in brackets. */
+/* What a step needs besides the weights; each buffer holds `rows` rows of the width in brackets, `scores` one a thread. */
 typedef struct {
     float *x, *normed, *mixed;      /* hidden */
     float *q, *attended;            /* heads * head_dim */
     float *k, *v;                   /* kv_heads * head_dim */
     float *gate, *up;               /* intermediate */
-    float *scores;                  /* heads * context */
+    float *scores;                  /* heads / kv_heads * context */
     float *dealt;                   /* the widest input */
 } Workspace;
 
@@ -76,6 +93,11 @@ static const float CODE[16] __attribute__((aligned(32))) = {
 static inline float sum8(f8 v)
 {
     return ((v[0] + v[4]) + (v[2] + v[6])) + ((v[1] + v[5]) + (v[3] + v[7]));
+}
+
+static inline f8 choose(i8 mask, f8 yes, f8 no)
+{
+    return (f8)((mask & (i8)yes) | (~mask & (i8)no));
 }
 
 #if defined(__AVX2__)
@@ -119,22 +141,23 @@ static void deal(const float *x, size_t count, float *dealt)
                 dealt[block + 8 * c + lane] = x[block + 8 * lane + c];
 }
 
-/* Write row `o` of the weights as float32 (NF4 as `deal` leaves its inputs) unless it lies there so already. */
-static inline const float *unpacked(const Linear *l, int o, float *buffer)
+/* Weights `from` .. `from + count` of output `o` as float32 (NF4 as `deal` leaves its inputs), in the buffer unless they lie
+ * there so already. */
+static inline const float *unpacked(const Linear *l, int o, int from, int count, float *buffer)
 {
-    const int n = l->in;
+    const size_t first = (size_t)o * l->in + from;
     if (l->kind == F32)
-        return (const float *)l->data + (size_t)o * n;
+        return (const float *)l->data + first;
     if (l->kind == BF16) {
-        const uint16_t *row = (const uint16_t *)l->data + (size_t)o * n;
-        for (int i = 0; i < n; i += 8)
-            STORE(buffer + i, widen(row + i));
+        const uint16_t *values = (const uint16_t *)l->data + first;
+        for (int i = 0; i < count; i += 8)
+            STORE(buffer + i, widen(values + i));
         return buffer;
     }
-    const uint8_t *row = (const uint8_t *)l->data + (size_t)o * n / 2;
-    const float *scales = l->scales + (size_t)o * n / BLOCK;
-    for (int block = 0; block < n; block += BLOCK) {
-        const u8 words = LOAD(u8, row + block / 2);
+    const uint8_t *packed = (const uint8_t *)l->data + first / 2;
+    const float *scales = l->scales + first / BLOCK;
+    for (int block = 0; block < count; block += BLOCK) {
+        const u8 words = LOAD(u8, packed + block / 2);
         for (int c = 0; c < 8; c++)
             STORE(buffer + block + 8 * c, codes(words, c) * scales[block / BLOCK]);
     }
@@ -165,6 +188,77 @@ static inline __attribute__((always_inline)) void nf4_dots(
         y[(size_t)r * l->out + o] = sum8(totals[r]);
 }
 
+/* Add some outputs of up to four rows to y: their sums live in registers while weights and inputs stream by. */
+static inline __attribute__((always_inline)) void tile(
+    const void *const *weights, int bf16, const float *x, size_t x_stride, int count, int outputs, int rows, float *y,
+    size_t y_stride)
+{
+    f8 sums[TILE_OUTPUTS][TILE_ROWS];
+    for (int o = 0; o < outputs; o++)
+        for (int r = 0; r < rows; r++)
+            sums[o][r] = (f8){0};
+    for (int i = 0; i < count; i += 8) {
+        f8 inputs[TILE_ROWS];
+        for (int r = 0; r < rows; r++)
+            inputs[r] = LOAD(f8, x + r * x_stride + i);
+        for (int o = 0; o < outputs; o++) {
+            const f8 w = bf16 ? widen((const uint16_t *)weights[o] + i) : LOAD(f8, (const float *)weights[o] + i);
+            for (int r = 0; r < rows; r++)
+                sums[o][r] += w * inputs[r];
+        }
+    }
+    for (int r = 0; r < rows; r++)
+        for (int o = 0; o < outputs; o++)
+            y[r * y_stride + o] += sum8(sums[o][r]);
+}
+
+/* The same for any number of rows. */
+static inline __attribute__((always_inline)) void tiles(
+    const void *const *weights, int bf16, const float *x, size_t x_stride, int count, int outputs, int rows, float *y,
+    size_t y_stride)
+{
+    for (int r = 0; r < rows; r += TILE_ROWS) {
+        const float *inputs = x + r * x_stride;
+        float *out = y + r * y_stride;
+        switch (rows - r) {
+        case 1: tile(weights, bf16, inputs, x_stride, count, outputs, 1, out, y_stride); break;
+        case 2: tile(weights, bf16, inputs, x_stride, count, outputs, 2, out, y_stride); break;
+        case 3: tile(weights, bf16, inputs, x_stride, count, outputs, 3, out, y_stride); break;
+        default: tile(weights, bf16, inputs, x_stride, count, outputs, TILE_ROWS, out, y_stride);
+        }
+    }
+}
+
+/* A panel's outputs of all rows. So much of its weights is unpacked at a time that it stays in the first-level cache
+ * beside four rows' inputs; few rows take bfloat16 weights as they lie. */
+static void panel_outputs(const Linear *l, const float *x, int rows, int first, float *y)
+{
+    float buffer[PANEL][PANEL_INPUTS + 16] __attribute__((aligned(32)));
+    const int n = l->in, outputs = l->out - first < PANEL ? l->out - first : PANEL;
+    const int bf16 = l->kind == BF16 && rows <= TILE_ROWS, parts = bf16 ? 1 : (n + PANEL_INPUTS - 1) / PANEL_INPUTS;
+    const int step = (n / parts + BLOCK - 1) / BLOCK * BLOCK;
+    for (int r = 0; r < rows; r++)
+        memset(y + (size_t)r * l->out + first, 0, sizeof(float) * outputs);
+    for (int from = 0; from < n; from += step) {
+        const int count = n - from < step ? n - from : step;
+        const void *weights[PANEL];
+        for (int o = 0; o < outputs; o++)
+            weights[o] = bf16 ? (const uint16_t *)l->data + (size_t)(first + o) * n + from
+                              : (const void *)unpacked(l, first + o, from, count, buffer[o]);
+        int o = 0;
+        for (; o + TILE_OUTPUTS <= outputs; o += TILE_OUTPUTS)
+            if (bf16)
+                tiles(weights + o, 1, x + from, n, count, TILE_OUTPUTS, rows, y + first + o, l->out);
+            else
+                tiles(weights + o, 0, x + from, n, count, TILE_OUTPUTS, rows, y + first + o, l->out);
+        for (; o < outputs; o += 2)
+            if (bf16)
+                tiles(weights + o, 1, x + from, n, count, 2, rows, y + first + o, l->out);
+            else
+                tiles(weights + o, 0, x + from, n, count, 2, rows, y + first + o, l->out);
+    }
+}
+
 static void one_output(const Linear *l, int o, const float *dealt, int rows, float *y)
 {
     switch (rows) {
@@ -175,61 +269,37 @@ static void one_output(const Linear *l, int o, const float *dealt, int rows, flo
     }
 }
 
-/* Two outputs of up to four rows: eight sums live in registers while weights and inputs stream by. */
-static inline __attribute__((always_inline)) void tile(
-    const float *w0, const float *w1, const float *x, int n, int rows, float *y, int stride)
-{
-    f8 first[TILE_ROWS] = {{0}}, second[TILE_ROWS] = {{0}};
-    for (int i = 0; i < n; i += 8) {
-        const f8 a = LOAD(f8, w0 + i), b = LOAD(f8, w1 + i);
-        for (int r = 0; r < rows; r++) {
-            const f8 value = LOAD(f8, x + (size_t)r * n + i);
-            first[r] += a * value;
-            second[r] += b * value;
-        }
-    }
-    for (int r = 0; r < rows; r++) {
-        y[(size_t)r * stride] = sum8(first[r]);
-        y[(size_t)r * stride + 1] = sum8(second[r]);
-    }
-}
+#include "fast.h"
 
-static void two_outputs(const Linear *l, const float *x, int rows, int o, float *y)
-{
-    float buffer[2][MAX_WIDTH] __attribute__((aligned(32)));
-    const float *w0 = unpacked(l, o, buffer[0]), *w1 = unpacked(l, o + 1, buffer[1]);
-    int r = 0;
-    for (; r + TILE_ROWS <= rows; r += TILE_ROWS)
-        tile(w0, w1, x + (size_t)r * l->in, l->in, TILE_ROWS, y + (size_t)r * l->out + o, l->out);
-    x += (size_t)r * l->in;
-    y += (size_t)r * l->out + o;
-    switch (rows - r) {
-    case 3: tile(w0, w1, x, l->in, 3, y, l->out); break;
-    case 2: tile(w0, w1, x, l->in, 2, y, l->out); break;
-    case 1: tile(w0, w1, x, l->in, 1, y, l->out); break;
-    }
-}
-
-/* y (rows, out) = x (rows, in) @ weights' + bias. `dealt` has room for x. Widths divide by 64 (in) and 2 (out). */
+/* y (rows, out) = x (rows, in) @ weights' + bias. `dealt` has room for rows + 1 of x. Widths divide by 64 (in) and 2 (out). */
 void strop_linear(const Linear *l, const float *x, int rows, float *y, float *dealt, int threads)
 {
-    if (l->kind == NF4) {
+    const int done = fast_product(l, x, rows, y, dealt, threads);
+    if (l->kind == NF4 && !done) {
         deal(x, (size_t)rows * l->in, dealt);
         x = dealt;
     }
-    if (l->kind == NF4 && rows <= TILE_ROWS) {
+    if (done) {
+        /* only the bias is left */
+    } else if (l->kind == NF4 && rows <= TILE_ROWS) {
 #pragma omp parallel for num_threads(threads) if (threads > 1)
         for (int o = 0; o < l->out; o++)
             one_output(l, o, x, rows, y);
     } else {
 #pragma omp parallel for num_threads(threads) if (threads > 1)
-        for (int o = 0; o < l->out; o += 2)
-            two_outputs(l, x, rows, o, y);
+        for (int o = 0; o < l->out; o += PANEL)
+            panel_outputs(l, x, rows, o, y);
     }
     if (l->bias)
         for (int r = 0; r < rows; r++)
             for (int o = 0; o < l->out; o++)
                 y[(size_t)r * l->out + o] += l->bias[o];
+}
+
+/* Which integer products there are: `Integers` of library.py. */
+int32_t strop_integers(void)
+{
+    return INTEGERS;
 }
 
 /* Write the weights of `count` outputs from `first` on as float32, in their true order, for products of so many rows that
@@ -240,12 +310,12 @@ void strop_unpack(const Linear *l, int first, int count, float *weights, int thr
     for (int o = first; o < first + count; o++) {
         float *row = weights + (size_t)(o - first) * l->in;
         if (l->kind != NF4) {
-            const float *values = unpacked(l, o, row);
+            const float *values = unpacked(l, o, 0, l->in, row);
             if (values != row)
                 memcpy(row, values, sizeof(float) * l->in);
             continue;
         }
-        unpacked(l, o, row);
+        unpacked(l, o, 0, l->in, row);
         for (int block = 0; block < l->in; block += BLOCK) {
             float dealt[BLOCK];
             memcpy(dealt, row + block, sizeof dealt);
@@ -254,7 +324,37 @@ void strop_unpack(const Linear *l, int first, int count, float *weights, int thr
     }
 }
 
-static void add_lora(const Lora *lora, const float *x, int in, float *y, int out)
+/* Add an adapter's update to up to four rows, eight or sixteen of its ranks at a time. */
+static inline __attribute__((always_inline)) void lora_tile(
+    const Lora *lora, const float *const *x, int in, float *const *y, int out, int first, int registers, int rows)
+{
+    const int rank = lora->rank;
+    f8 low[TILE_ROWS][2];
+    for (int r = 0; r < rows; r++)
+        for (int part = 0; part < registers; part++)
+            low[r][part] = (f8){0};
+    for (int i = 0; i < in; i++)
+        for (int part = 0; part < registers; part++) {
+            const f8 down = LOAD(f8, lora->down + (size_t)i * rank + first + 8 * part);
+            for (int r = 0; r < rows; r++)
+                low[r][part] += x[r][i] * down;
+        }
+    for (int o = 0; o < out; o += 8) {
+        f8 sums[TILE_ROWS];
+        for (int r = 0; r < rows; r++)
+            sums[r] = LOAD(f8, y[r] + o);
+        for (int k = 0; k < 8 * registers; k++) {
+            const f8 up = LOAD(f8, lora->up + (size_t)(first + k) * out + o);
+            for (int r = 0; r < rows; r++)
+                sums[r] += low[r][k / 8][k % 8] * up;
+        }
+        for (int r = 0; r < rows; r++)
+            STORE(y[r] + o, sums[r]);
+    }
+}
+
+/* The same for any rank and width. */
+static void lora_row(const Lora *lora, const float *x, int in, float *y, int out)
 {
     float low[256] = {0}; /* the largest rank that an adapter may have */
     for (int i = 0; i < in; i++)
@@ -265,6 +365,32 @@ static void add_lora(const Lora *lora, const float *x, int in, float *y, int out
             y[o] += low[r] * lora->up[(size_t)r * out + o];
 }
 
+static void add_lora(const Lora *lora, const float *const *x, int in, float *const *y, int out, int rows)
+{
+    if (lora->rank % 8 || out % 8) {
+        for (int r = 0; r < rows; r++)
+            lora_row(lora, x[r], in, y[r], out);
+        return;
+    }
+    for (int first = 0; first < lora->rank; first += 16) {
+        const int whole = lora->rank - first >= 16;
+#define ROWS(count) \
+    case count: \
+        if (whole) \
+            lora_tile(lora, x, in, y, out, first, 2, count); \
+        else \
+            lora_tile(lora, x, in, y, out, first, 1, count); \
+        break
+        switch (rows) {
+            ROWS(1);
+            ROWS(2);
+            ROWS(3);
+            ROWS(4);
+        }
+#undef ROWS
+    }
+}
+
 /* A projection of every row, each with its own adapter. */
 static void project(
     const Model *m, int layer, int which, const Lora *const *adapters, const float *x, int rows, float *y,
@@ -272,19 +398,23 @@ static void project(
 {
     const Linear *l = &m->layers[layer].projections[which];
     strop_linear(l, x, rows, y, work->dealt, m->threads);
-    for (int r = 0; r < rows; r++) {
-        const Lora *lora = adapters[r] ? adapters[r] + layer * PROJECTIONS + which : NULL;
+    /* Neighbours with the same adapter go together, so that it is read once for them. */
+    for (int r = 0; r < rows;) {
+        const Lora *first = adapters[r];
+        const float *inputs[TILE_ROWS];
+        float *outputs[TILE_ROWS];
+        int count = 0;
+        for (; r < rows && count < TILE_ROWS && adapters[r] == first; r++, count++) {
+            inputs[count] = x + (size_t)r * l->in;
+            outputs[count] = y + (size_t)r * l->out;
+        }
+        const Lora *lora = first ? first + layer * PROJECTIONS + which : NULL;
         if (lora && lora->rank)
-            add_lora(lora, x + (size_t)r * l->in, l->in, y + (size_t)r * l->out, l->out);
+            add_lora(lora, inputs, l->in, outputs, l->out, count);
     }
 }
 
 /* ---- small operations ------------------------------------------------------------------------------------------ */
-
-static inline f8 choose(i8 mask, f8 yes, f8 no)
-{
-    return (f8)((mask & (i8)yes) | (~mask & (i8)no));
-}
 
 /* e^x by 2^n * p(f), a polynomial on |f| <= ln 2 / 2 (Cephes' coefficients); relative error about 1e-7. */
 static inline f8 exp8(f8 x)
@@ -383,12 +513,16 @@ static inline float dot(const float *a, const float *b, int count)
 /* Turn scores (count) into weights that sum to one; `scores` has room for a multiple of eight. */
 static void softmax(float *scores, int count)
 {
-    float highest = scores[0];
-    for (int j = 1; j < count; j++)
-        highest = scores[j] > highest ? scores[j] : highest;
     for (int j = count; j % 8; j++)
         scores[j] = -INFINITY;
-    f8 sums = {0};
+    f8 most = LOAD(f8, scores), sums = {0};
+    for (int j = 8; j < count; j += 8) {
+        const f8 next = LOAD(f8, scores + j);
+        most = choose(next > most, next, most);
+    }
+    float highest = most[0];
+    for (int lane = 1; lane < 8; lane++)
+        highest = most[lane] > highest ? most[lane] : highest;
     for (int j = 0; j < count; j += 8) {
         const f8 shifted = LOAD(f8, scores + j) - highest;
         STORE(scores + j, exp8(shifted));
@@ -402,31 +536,97 @@ static void softmax(float *scores, int count)
         scores[j] *= scale;
 }
 
+/* The sums of eight registers, side by side. */
+static inline f8 sums_of_eight(const f8 *v)
+{
+    f8 pairs[4], fours[2];
+    for (int i = 0; i < 4; i++)
+        pairs[i] = SHUFFLE(v[2 * i], v[2 * i + 1], 0, 2, 8, 10, 4, 6, 12, 14)
+                   + SHUFFLE(v[2 * i], v[2 * i + 1], 1, 3, 9, 11, 5, 7, 13, 15);
+    for (int i = 0; i < 2; i++)
+        fours[i] = SHUFFLE(pairs[2 * i], pairs[2 * i + 1], 0, 2, 8, 10, 4, 6, 12, 14)
+                   + SHUFFLE(pairs[2 * i], pairs[2 * i + 1], 1, 3, 9, 11, 5, 7, 13, 15);
+    return SHUFFLE(fours[0], fours[1], 0, 1, 2, 3, 8, 9, 10, 11)
+           + SHUFFLE(fours[0], fours[1], 4, 5, 6, 7, 12, 13, 14, 15);
+}
+
+/* scores (count) = keys (count, dim) @ q * scale, eight keys at a time. */
+static void score_keys(const float *q, const float *keys, int count, int dim, float scale, float *scores)
+{
+    int j = 0;
+    for (; j + 8 <= count; j += 8) {
+        f8 sums[8] = {{0}};
+        for (int i = 0; i < dim; i += 8) {
+            const f8 part = LOAD(f8, q + i);
+            for (int k = 0; k < 8; k++)
+                sums[k] += part * LOAD(f8, keys + (size_t)(j + k) * dim + i);
+        }
+        STORE(scores + j, sums_of_eight(sums) * scale);
+    }
+    for (; j < count; j++)
+        scores[j] = dot(q, keys + (size_t)j * dim, dim) * scale;
+}
+
+/* out (heads, dim) = weights (heads, stride) @ values (count, dim), for `lanes` times eight columns from `d` on. */
+static inline __attribute__((always_inline)) void weigh(
+    const float *weights, size_t stride, const float *values, int count, int dim, int d, int lanes, int heads,
+    float *out)
+{
+    f8 sums[HEADS_AT_ONCE][4];
+    for (int h = 0; h < heads; h++)
+        for (int lane = 0; lane < lanes; lane++)
+            sums[h][lane] = (f8){0};
+    for (int j = 0; j < count; j++)
+        for (int lane = 0; lane < lanes; lane++) {
+            const f8 value = LOAD(f8, values + (size_t)j * dim + d + 8 * lane);
+            for (int h = 0; h < heads; h++)
+                sums[h][lane] += weights[h * stride + j] * value;
+        }
+    for (int h = 0; h < heads; h++)
+        for (int lane = 0; lane < lanes; lane++)
+            STORE(out + h * dim + d + 8 * lane, sums[h][lane]);
+}
+
+static void weigh_values(
+    const float *weights, size_t stride, const float *values, int count, int dim, int heads, float *out)
+{
+    for (int d = 0; d < dim; d += dim - d < 32 ? 8 : 32) {
+        const int whole = dim - d >= 32;
+#define HEADS(number) \
+    case number: \
+        if (whole) \
+            weigh(weights, stride, values, count, dim, d, 4, number, out); \
+        else \
+            weigh(weights, stride, values, count, dim, d, 1, number, out); \
+        break
+        switch (heads) {
+            HEADS(1);
+            HEADS(2);
+            HEADS(3);
+        }
+#undef HEADS
+    }
+}
+
 /* The query heads of one row that share a key head, over the keys `start` .. `position`. */
 static void attend(
     const Model *m, const float *q, const float *keys, const float *values, int start, int position,
     float *scores, float *out)
 {
     const int dim = m->head_dim, group = m->heads / m->kv_heads, count = position + 1 - start;
-    for (int g = 0; g < group; g++)
-        for (int j = 0; j < count; j++) {
-            const float score = dot(q + g * dim, keys + (size_t)(start + j) * dim, dim) * m->attention_scale;
-            scores[(size_t)g * m->context + j] = cap(score, m->attention_cap);
-        }
-    for (int g = 0; g < group; g++)
-        softmax(scores + (size_t)g * m->context, count);
-    memset(out, 0, sizeof(float) * group * dim);
+    keys += (size_t)start * dim;
+    values += (size_t)start * dim;
     for (int g = 0; g < group; g++) {
-        const float *weights = scores + (size_t)g * m->context;
-        for (int d = 0; d < dim; d += 32) {
-            const int lanes = dim - d < 32 ? (dim - d) / 8 : 4;
-            f8 sums[4] = {{0}};
+        float *row = scores + (size_t)g * m->context;
+        score_keys(q + g * dim, keys, count, dim, m->attention_scale, row);
+        if (m->attention_cap > 0)
             for (int j = 0; j < count; j++)
-                for (int lane = 0; lane < lanes; lane++)
-                    sums[lane] += weights[j] * LOAD(f8, values + (size_t)(start + j) * dim + d + 8 * lane);
-            for (int lane = 0; lane < lanes; lane++)
-                STORE(out + g * dim + d + 8 * lane, sums[lane]);
-        }
+                row[j] = cap(row[j], m->attention_cap);
+        softmax(row, count);
+    }
+    for (int g = 0; g < group; g += HEADS_AT_ONCE) {
+        const int heads = group - g < HEADS_AT_ONCE ? group - g : HEADS_AT_ONCE;
+        weigh_values(scores + (size_t)g * m->context, m->context, values, count, dim, heads, out + g * dim);
     }
 }
 
@@ -435,19 +635,24 @@ static void attend_rows(
     Workspace *work)
 {
     const int dim = m->head_dim, group = m->heads / m->kv_heads;
+    /* First all new keys: a prompt's later tokens see the earlier ones. */
+    for (int unit = 0; unit < rows * m->kv_heads; unit++) {
+        const int r = unit / m->kv_heads, head = unit % m->kv_heads;
+        const size_t place = (((size_t)cache_rows[r] * m->kv_heads + head) * m->context + positions[r]) * dim;
+        memcpy(layer->keys + place, work->k + (size_t)unit * dim, sizeof(float) * dim);
+        memcpy(layer->values + place, work->v + (size_t)unit * dim, sizeof(float) * dim);
+    }
+    /* Head by head, so that a prompt's keys stay in the cache. */
 #pragma omp parallel for num_threads(m->threads) if (m->threads > 1)
     for (int unit = 0; unit < rows * m->kv_heads; unit++) {
-        const int r = unit / m->kv_heads, head = unit % m->kv_heads, position = positions[r];
+        const int r = unit % rows, head = unit / rows, position = positions[r];
         const size_t cache = ((size_t)cache_rows[r] * m->kv_heads + head) * m->context * dim;
-        const size_t new_key = ((size_t)r * m->kv_heads + head) * dim, place = cache + (size_t)position * dim;
-        memcpy(layer->keys + place, work->k + new_key, sizeof(float) * dim);
-        memcpy(layer->values + place, work->v + new_key, sizeof(float) * dim);
         const int hidden_by_window = layer->window ? position + 1 - layer->window : 0;
         const size_t query = ((size_t)r * m->heads + (size_t)head * group);
         attend(
             m, work->q + query * dim, layer->keys + cache, layer->values + cache,
-            hidden_by_window > 0 ? hidden_by_window : 0, position, work->scores + query * m->context,
-            work->attended + query * dim);
+            hidden_by_window > 0 ? hidden_by_window : 0, position,
+            work->scores + (size_t)omp_get_thread_num() * group * m->context, work->attended + query * dim);
     }
 }
 
@@ -480,25 +685,25 @@ static void run_layer(
     add_residual(m, work->x, work->mixed, layer->mlp_out, rows);
 }
 
-/* Decode one token for each of `rows` requests and write their logits (rows, vocabulary).
+/* Run one token for each of `rows` rows and write the last `keep` rows' logits (keep, vocabulary).
  *
- * tokens, positions, cache_rows: (rows); the keys and values before `positions` are in the cache already.
+ * tokens, positions, cache_rows: (rows); the keys and values before `positions` are in the cache, or come earlier here.
  * adapters: (rows) pointers to layer_count * 7 updates, or NULL for the bare base. */
 void strop_decode(
     const Model *m, const int32_t *tokens, const int32_t *positions, const int32_t *cache_rows,
-    const Lora *const *adapters, int rows, Workspace *work, float *logits)
+    const Lora *const *adapters, int rows, int keep, Workspace *work, float *logits)
 {
     for (int r = 0; r < rows; r++) {
         float *x = work->x + (size_t)r * m->hidden;
-        const float *row = unpacked(&m->embedding, tokens[r], x);
+        const float *row = unpacked(&m->embedding, tokens[r], 0, m->hidden, x);
         for (int i = 0; i < m->hidden; i++)
             x[i] = row[i] * m->embedding_scale;
     }
     for (int layer = 0; layer < m->layer_count; layer++)
         run_layer(m, layer, cache_rows, positions, adapters, rows, work);
-    norm_rows(m, work->x, m->final_norm, rows, work->normed);
-    strop_linear(&m->head, work->normed, rows, logits, work->dealt, m->threads);
+    norm_rows(m, work->x + (size_t)(rows - keep) * m->hidden, m->final_norm, keep, work->normed);
+    strop_linear(&m->head, work->normed, keep, logits, work->dealt, m->threads);
     if (m->logit_scale != 1.0f || m->logit_cap > 0)
-        for (size_t i = 0; i < (size_t)rows * m->head.out; i++)
+        for (size_t i = 0; i < (size_t)keep * m->head.out; i++)
             logits[i] = cap(logits[i] * m->logit_scale, m->logit_cap);
 }

@@ -17,10 +17,11 @@ from bot.serving.native.packed import PackedEmbedding, PackedLinear, block_scale
 _STATE = ".quant_state.bitsandbytes__nf4"
 
 
-def load_mapped(folder: Path, attention: str) -> PreTrainedModel:
+def load_mapped(folder: Path, attention: str, *, fast: bool = False) -> PreTrainedModel:
     """Return the model of a prepared base with :class:`PackedLinear` layers, for the CPU.
 
-    Norms and biases are float32 copies (they are small); embeddings and head stay bfloat16 in the file.
+    ``fast`` allows products in 16-bit integers. Norms and biases are float32 copies (they are small);
+    embeddings and head stay bfloat16 in the file.
 
     Raises:
         BaseRefusedError: a weight is missing or has a form that the kernels do not take.
@@ -34,7 +35,7 @@ def load_mapped(folder: Path, attention: str) -> PreTrainedModel:
     tensors = _map_files(folder)
     try:
         for name, module in list(model.named_modules()):
-            _fill(model, name, module, tensors)
+            _fill(model, name, module, tensors, fast=fast)
     except (KeyError, ValueError) as error:
         raise BaseRefusedError(
             f"The prepared base {folder} does not fit Strop's kernels ({error}); delete it and restart."
@@ -53,10 +54,12 @@ def _map_files(folder: Path) -> dict[str, torch.Tensor]:
     return tensors
 
 
-def _fill(model: PreTrainedModel, name: str, module: nn.Module, tensors: dict[str, torch.Tensor]) -> None:
+def _fill(
+    model: PreTrainedModel, name: str, module: nn.Module, tensors: dict[str, torch.Tensor], *, fast: bool
+) -> None:
     """Give one module its weights; a linear layer or an embedding is replaced by its packed form."""
     if isinstance(module, nn.Linear):
-        _replace(model, name, _linear(model, name, module, tensors))
+        _replace(model, name, _linear(model, name, module, tensors, fast=fast))
     elif isinstance(module, nn.Embedding):
         scale = float(getattr(module, "scalar_embed_scale", 1.0))
         weight = tensors[f"{name}.weight"]
@@ -68,16 +71,16 @@ def _fill(model: PreTrainedModel, name: str, module: nn.Module, tensors: dict[st
 
 
 def _linear(
-    model: PreTrainedModel, name: str, module: nn.Linear, tensors: dict[str, torch.Tensor]
+    model: PreTrainedModel, name: str, module: nn.Linear, tensors: dict[str, torch.Tensor], *, fast: bool
 ) -> PackedLinear:
     key = f"{name}.weight"
     shape = (module.out_features, module.in_features)
     bias = tensors[f"{name}.bias"] if module.bias is not None else None
     if f"{key}{_STATE}" in tensors:
-        return PackedLinear(tensors[key], _scales(key, tensors), shape, bias)
+        return PackedLinear(tensors[key], _scales(key, tensors), shape, bias, fast=fast)
     if key not in tensors and module is model.get_output_embeddings() and model.config.tie_word_embeddings:
         key = next(f"{n}.weight" for n, m in model.named_modules() if isinstance(m, nn.Embedding))
-    return PackedLinear(tensors[key], None, shape, bias)
+    return PackedLinear(tensors[key], None, shape, bias, fast=fast)
 
 
 def _scales(key: str, tensors: dict[str, torch.Tensor]) -> torch.Tensor:

@@ -15,7 +15,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from bot.serving.native.library import Library, Linear, load_library
+from bot.serving.native.library import Integers, Library, Linear, load_library
 
 F32, BF16, NF4 = range(3)
 BLOCK = 64
@@ -23,6 +23,8 @@ MAX_WIDTH = 32768
 # From this many rows on, unpacking a layer for the matrix library beats multiplying it packed (measured: 48
 # to 64).
 UNPACK_ROWS = 48
+# So many outputs share a register in integer products of many rows (GROUP of fast.h).
+INTEGER_OUTPUTS = 16
 # So many weights are unpacked at a time: a slice that stays in the processor's cache until it is multiplied.
 SLICE_WEIGHTS = 1_000_000
 
@@ -38,6 +40,8 @@ class PackedLinear(nn.Linear):
         scales: torch.Tensor | None,
         shape: tuple[int, int],
         bias: torch.Tensor | None = None,
+        *,
+        fast: bool = False,
     ) -> None:
         nn.Module.__init__(self)
         self.out_features, self.in_features = shape
@@ -45,7 +49,7 @@ class PackedLinear(nn.Linear):
         held = None if bias is None else nn.Parameter(bias.float(), requires_grad=False)
         self.register_parameter("bias", held)
         self.register_buffer("scales", scales, persistent=False)
-        self.described = describe(weight, scales, held, shape)
+        self.described = describe(weight, scales, held, shape, fast=fast)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Map ``x`` (..., in), float32, to (..., out)."""
@@ -60,7 +64,7 @@ class PackedLinear(nn.Linear):
 
     def product(self, rows: torch.Tensor) -> torch.Tensor:
         """Return ``rows`` (N, in) times the weights' transpose, plus the bias."""
-        if rows.shape[0] >= UNPACK_ROWS:
+        if rows.shape[0] >= UNPACK_ROWS and not self._any_rows_in_integers():
             # (N, in) @ (in, n) for each slice of outputs, side by side: (N, out).
             out = torch.cat([rows @ weights.t() for _, weights in self.slices()], dim=1)
             return out if self.bias is None else out.add_(self.bias)
@@ -68,7 +72,7 @@ class PackedLinear(nn.Linear):
         rows = rows.contiguous()
         out = rows.new_empty((rows.shape[0], self.out_features))
         # The kernels' copy of the input, in the order in which they read it beside the packed weights.
-        dealt = torch.empty_like(rows)
+        dealt = rows.new_empty((rows.shape[0] + 1, self.in_features))
         _library().linear(
             ctypes.byref(self.described),
             rows.data_ptr(),
@@ -78,6 +82,14 @@ class PackedLinear(nn.Linear):
             torch.get_num_threads(),
         )
         return out
+
+    def _any_rows_in_integers(self) -> bool:
+        return (
+            bool(self.described.fast)
+            and self.described.kind == NF4
+            and self.out_features % INTEGER_OUTPUTS == 0
+            and _library().integers is Integers.AVX512_VNNI
+        )
 
     def slices(self) -> Iterator[tuple[slice, torch.Tensor]]:
         """Yield the weights as float32, some outputs (n, in) at a time; each overwrites the one before."""
@@ -125,9 +137,16 @@ class PackedEmbedding(nn.Embedding):
 
 
 def describe(
-    weight: torch.Tensor, scales: torch.Tensor | None, bias: torch.Tensor | None, shape: tuple[int, int]
+    weight: torch.Tensor,
+    scales: torch.Tensor | None,
+    bias: torch.Tensor | None,
+    shape: tuple[int, int],
+    *,
+    fast: bool = False,
 ) -> Linear:
     """Describe weights ``(out, in)`` to the kernels; the tensors must outlive the description.
+
+    ``fast`` allows products in 16-bit integers (fast.h), where the processor has them.
 
     Raises:
         ValueError: they have a form or a width that the kernels do not take.
@@ -147,6 +166,7 @@ def describe(
         kind=kinds[weight.dtype],
         width_in=width_in,
         width_out=width_out,
+        fast=fast,
     )
 
 

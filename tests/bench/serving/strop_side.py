@@ -65,7 +65,10 @@ class StepClock(Metrics):
 
 
 class EngineSide:
-    """An engine on a base, or on that in a folder; adapters come from folders inside ``adapters_dir``."""
+    """An engine on a base, or on that in a folder as it is served by default.
+
+    Adapters come from folders inside ``adapters_dir``.
+    """
 
     name = "strop"
 
@@ -80,7 +83,7 @@ class EngineSide:
     ) -> None:
         """``run_dir`` is where a training on this machine sees that somebody waits for a first word."""
         self.clock = StepClock()
-        self.base = base if isinstance(base, LoadedBase) else load_base(base, device)
+        self.base = base if isinstance(base, LoadedBase) else load_base(base, device, precision="fast")
         waiting = {} if run_dir is None else {"on_waiting": FirstWordSign(run_dir).show}
         self.engine = Engine(self.base, options or EngineOptions(), self.clock, **waiting)
         self.runtime = Runtime(self.base, self.engine, adapters_dir)
@@ -104,8 +107,10 @@ class EngineSide:
         events: queue.Queue[Event] = queue.Queue()
         self.clock.steps.clear()
         start = self.clock.now()
-        for prompt in prompts:
-            self.submit(prompt, tokens, events)
+        # No step before the last is queued: a small model's first stream could end before.
+        with self.engine._wake:
+            for prompt in prompts:
+                self.submit(prompt, tokens, events)
         for _ in prompts:
             wait_for_end(events)
         self.clock.settle(start.generated_tokens + len(prompts) * tokens)

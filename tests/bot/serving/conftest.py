@@ -10,7 +10,7 @@ import structlog
 # Imported where they are used: tests that need no model load no model library.
 if TYPE_CHECKING:
     from bot.serving.engine.engine import Engine
-    from bot.serving.model.loading import LoadedBase
+    from bot.serving.model.loading import LoadedBase, Precision
     from tests.bot.serving.builders import Caller
 
 
@@ -22,10 +22,16 @@ def plain_logs() -> Iterator[None]:
 
 
 @pytest.fixture
-def base(tiny_folder: Path) -> LoadedBase:
+def precision() -> Precision:
+    """How a base multiplies by default when it is served."""
+    return "fast"
+
+
+@pytest.fixture
+def base(tiny_folder: Path, precision: Precision) -> LoadedBase:
     from bot.serving.model.loading import load_base
 
-    return load_base(tiny_folder, "cpu")
+    return load_base(tiny_folder, "cpu", precision=precision)
 
 
 @pytest.fixture

@@ -1,5 +1,7 @@
 """The kernels against the model's own modules, over every architecture that they take."""
 
+import platform
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +46,12 @@ ALL_CONFIGS = {
     ),
 }
 CPU = torch.device("cpu")
+
+
+@pytest.fixture
+def base(tiny_folder: Path) -> LoadedBase:
+    """A base that multiplies in float32 alone."""
+    return load_base(tiny_folder, "cpu")
 
 
 def test_every_architecture_of_the_kernels_is_tested() -> None:
@@ -95,9 +103,14 @@ def test_a_step_gives_the_logits_of_the_models_modules(name: str) -> None:
             reference.run([row], [[(7 * row + i) % 90 + 3 for i in range(length)]], [0], [adapter])
         seen = decoder.step([5, 6, 7, 8, 9], lengths, rows, adapters).clone()
         expected = reference.run(rows, [[5], [6], [7], [8], [9]], lengths, adapters)
-        again = decoder.step([5, 6, 7, 8, 9], lengths, rows, adapters)
+        again = decoder.step([5, 6, 7, 8, 9], lengths, rows, adapters).clone()
+        prompt = [(5 * i) % 90 + 3 for i in range(24)]
+        decoder.read(prompt[:15], 0, 4, champion, 1)
+        in_pieces = decoder.read(prompt[15:], 15, 4, champion, 2)[-1].clone()
+        whole = reference.run([4], [prompt], [0], [champion])[0]
     assert torch.equal(seen, again)
     assert torch.allclose(seen, expected, atol=2e-5), (seen - expected).abs().max()
+    assert torch.allclose(in_pieces, whole, atol=2e-5), (in_pieces - whole).abs().max()
 
 
 @pytest.mark.parametrize("batch", [1, 2, 3, 4, 5, 8, 13])
@@ -148,6 +161,85 @@ def test_a_packed_product_is_the_product_with_its_values(base: LoadedBase, rows:
     weights = torch.cat([part.clone() for _, part in layer.slices()])
     x = torch.randn(rows, layer.in_features, generator=torch.Generator().manual_seed(rows))
     assert torch.allclose(layer(x), x @ weights.t(), atol=1e-5)
+
+
+@pytest.fixture(scope="module", params=["native", "x86-64-v3"])
+def kernels(request: pytest.FixtureRequest) -> Iterator[library.Library]:
+    """The kernels for this processor, and for one with AVX2 alone."""
+    with pytest.MonkeyPatch.context() as patch:
+        if request.param != "native":
+            if platform.machine() != "x86_64":
+                pytest.skip("another processor")
+            patch.setattr(library, "FLAGS", ((*library.OPTIMISE, f"-march={request.param}", "-fopenmp"),))
+        library.load_library.cache_clear()
+        loaded = library.load_library()
+        assert loaded is not None
+        if request.param != "native":
+            assert loaded.integers is library.Integers.AVX2
+        yield loaded
+    library.load_library.cache_clear()
+
+
+def random_layer(width_in: int, width_out: int, *, fast: bool, seed: int = 0) -> PackedLinear:
+    """A layer of random 4-bit codes; the same seed gives the same weights."""
+    dice = torch.Generator().manual_seed(seed)
+    codes = torch.randint(0, 256, (width_in * width_out // 2, 1), dtype=torch.uint8, generator=dice)
+    scales = torch.rand(width_in * width_out // 64, generator=dice) + 0.5
+    return PackedLinear(codes, scales, (width_out, width_in), torch.ones(width_out), fast=fast)
+
+
+# 18 outputs fill no whole register, 1,600 inputs no whole chunk, 19 rows no whole tile.
+@pytest.mark.parametrize(("width_in", "width_out"), [(64, 16), (192, 18), (1600, 48)])
+@pytest.mark.parametrize("rows", [1, 2, 3, 4, 5, 8, 19, 48])
+def test_integer_products_are_the_float_products_to_three_digits(
+    kernels: library.Library, width_in: int, width_out: int, rows: int
+) -> None:
+    x = torch.randn(rows, width_in, generator=torch.Generator().manual_seed(rows))
+    x[:, 5] *= 1000.0  # an outlier rounds its own block alone
+    exact = random_layer(width_in, width_out, fast=False)(x)
+    fast = random_layer(width_in, width_out, fast=True)(x)
+    assert torch.allclose(fast, exact, atol=5e-4 * float(exact.abs().max()))
+    in_integers = rows <= 3 or (kernels.integers is library.Integers.AVX512_VNNI and width_out % 16 == 0)
+    if kernels.integers and in_integers:
+        assert not torch.equal(fast, exact)
+
+
+@pytest.mark.parametrize("rows", [1, 8])
+def test_the_largest_sums_fit_their_integers(kernels: library.Library, rows: int) -> None:
+    layer = random_layer(128, 16, fast=True)
+    layer.weight.data.fill_(255)  # the code of 1.0
+    layer.scales.fill_(1.0)  # type: ignore[operator]
+    seen = layer(torch.full((rows, 128), -3.0))
+    assert torch.allclose(seen, torch.full_like(seen, 1.0 - 3.0 * 128), rtol=1e-4)
+    assert torch.equal(layer(torch.zeros(rows, 128)), torch.ones(rows, 16))
+
+
+def test_a_base_says_what_it_multiplies_in(kernels: library.Library, tiny_folder: Path) -> None:
+    assert load_base(tiny_folder, "cpu").arithmetic == "float32"
+    named = {
+        library.Integers.NONE: "float32",
+        library.Integers.AVX2: "16-bit integers (AVX2)",
+        library.Integers.AVX512_VNNI: "16-bit integers (AVX512-VNNI)",
+    }
+    assert load_base(tiny_folder, "cpu", precision="fast").arithmetic == named[kernels.integers]
+
+
+def test_a_fast_step_says_what_the_exact_model_says(kernels: library.Library, tiny_folder: Path) -> None:
+    """The divergence per token is a millionth of what the 4-bit weights themselves cost."""
+    exact = Reference(load_base(tiny_folder, "cpu").model)
+    fast = Reference(load_base(tiny_folder, "cpu", precision="fast").model)
+    decoder = Decoder(fast.model, fast.cache)
+    rows = list(range(6))
+    with torch.inference_mode():
+        for reference in (exact, fast):
+            for row in rows:
+                reference.run([row], [[7 * row + i for i in range(3, 23)]], [0], [None])
+        expected = torch.log_softmax(exact.run(rows, [[9 + row] for row in rows], [20] * 6, [None] * 6), -1)
+        for count in (1, 3, 6):
+            step = decoder.step([9 + row for row in rows[:count]], [20] * count, rows[:count], [None] * count)
+            seen = torch.log_softmax(step, -1)
+            divergence = (expected[:count].exp() * (expected[:count] - seen)).sum(-1)
+            assert float(divergence.max()) < 1e-5
 
 
 @pytest.mark.parametrize("rows", [3, 60])

@@ -79,28 +79,39 @@ async def kill(figures: Figures, wanted: int, folder: Path, save: Save) -> None:
         home = folder / f"kills-{seed}"
         home.mkdir()
         async with kills.besieged(home, source, seed) as siege:
-            for _ in range(min(KILLS_PER_DEPLOYMENT, wanted - seed)):
-                before = Counter(siege.killed)
-                wrong: list[str] = []
-                try:
-                    await kills.one_kill(siege)
-                except AssertionError as error:
-                    wrong = [str(error)[:2000]]
-                figures["done"] = figures.get("done", 0) + 1
-                figures["killed"] = dict(Counter(figures.get("killed", {})) + (siege.killed - before))
-                figures["wrong"] = figures.get("wrong", []) + wrong
+            try:
+                await _kill_on(siege, min(KILLS_PER_DEPLOYMENT, wanted - seed), figures, save)
+            finally:
+                _count_acts(siege, figures)
                 save(figures)
-                print(f"kill {figures['done']}: {dict(siege.killed - before)} {wrong}", flush=True)
-                if wrong:
-                    break
-            for name, count in (
-                ("questions", len(siege.asked)),
-                ("ratings", sum(map(len, siege.reactions.values()))),
-                ("promotions", siege.strop.query("select count(*) as n from promotions")[0]["n"]),
-            ):
-                figures[name] = figures.get(name, 0) + count
-            figures["runs"] = dict(Counter(figures.get("runs", {})) + kills.runs_of(siege.strop))
-            save(figures)
+
+
+async def _kill_on(siege: kills.Siege, count: int, figures: Figures, save: Save) -> None:
+    """Kill so often, or until something is wrong."""
+    for _ in range(count):
+        before = Counter(siege.killed)
+        wrong: list[str] = []
+        try:
+            await kills.one_kill(siege)
+        except AssertionError as error:
+            wrong = [str(error)[:2000]]
+        figures["done"] = figures.get("done", 0) + 1
+        figures["killed"] = dict(Counter(figures.get("killed", {})) + (siege.killed - before))
+        figures["wrong"] = figures.get("wrong", []) + wrong
+        save(figures)
+        print(f"kill {figures['done']}: {dict(siege.killed - before)} {wrong}", flush=True)
+        if wrong:
+            return
+
+
+def _count_acts(siege: kills.Siege, figures: Figures) -> None:
+    for name, count in (
+        ("questions", len(siege.asked)),
+        ("ratings", sum(map(len, siege.reactions.values()))),
+        ("promotions", siege.strop.query("select count(*) as n from promotions")[0]["n"]),
+    ):
+        figures[name] = figures.get(name, 0) + count
+    figures["runs"] = dict(Counter(figures.get("runs", {})) + kills.runs_of(siege.strop))
 
 
 async def outage(figures: Figures, wanted: int, folder: Path, save: Save) -> None:
@@ -189,15 +200,18 @@ def _each(counts: dict[str, int]) -> str:
     return ", ".join(f"{name} {count}" for name, count in sorted(counts.items()))
 
 
+def _acts(figures: Figures) -> list[str]:
+    names = [name for name in ("questions", "ratings", "promotions") if name in figures]
+    runs = [f"runs: {_each(figures['runs'])}"] if figures.get("runs") else []
+    return [", ".join([f"{figures[name]} {name}" for name in names] + runs)] if names else []
+
+
 PARTS = {
     "kills": Part(
         "kill -9 of a process of `strop up` while members ask and rate, runs train and adapters are promoted",
         1_000,
         kill,
-        lambda f: (
-            f"{_each(f['killed'])}; {f.get('questions', 0)} questions, {f.get('ratings', 0)} ratings, "
-            f"runs: {_each(f.get('runs', {}))}, {f.get('promotions', 0)} promotions; {_wrong(f)}"
-        ),
+        lambda f: "; ".join([_each(f["killed"]), *_acts(f), _wrong(f)]),
     ),
     "outages": Part(
         f"outages of the bot with {RATINGS} ratings in each",

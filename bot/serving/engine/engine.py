@@ -23,6 +23,7 @@ from bot.serving.engine.gpu.sampling import choose
 from bot.serving.engine.loaded_adapters import LoadedAdapters
 from bot.serving.engine.metrics import Metrics
 from bot.serving.engine.model_runner import ModelRunner
+from bot.serving.engine.prompt_pieces import PieceSize
 from bot.serving.engine.request import Job
 from bot.serving.engine.running_batch import RunningBatch
 from bot.serving.engine.scheduler import RequestQueue
@@ -41,8 +42,8 @@ BACKGROUND_SHARE_BEFORE_A_FIRST_WORD = 64
 
 @dataclass(frozen=True, slots=True)
 class EngineOptions:
-    """Sizes: context per request in tokens, concurrent rows, prompt tokens per step (alone and while others
-    decode), threads (0: what a measurement at the start finds fastest).
+    """Sizes: context per request in tokens, concurrent rows, prompt tokens per step (alone, and at most and
+    at least while others decode), threads (0: what a measurement at the start finds fastest).
 
     A piece of a prompt counts as ``forward_tokens`` at least: so many cost about what a forward pass costs by
     itself. ``for_gpu`` works as suits a GPU (None: where there is one).
@@ -51,7 +52,8 @@ class EngineOptions:
     context_tokens: int = 2048
     slots: int = 8
     chunk_tokens: int = 256
-    shared_chunk_tokens: int = 32
+    shared_chunk_tokens: int = 64
+    least_chunk_tokens: int = 16
     forward_tokens: int = 8
     threads: int = 0
     for_gpu: bool | None = None
@@ -89,6 +91,9 @@ class Engine:
         self._closing = False
         self._stopped = False
         self._forgetting = False
+        # A GPU answers before it has done its work: a clock here would tell nothing.
+        least = options.shared_chunk_tokens if self._for_gpu else options.least_chunk_tokens
+        self._pieces = PieceSize(least, options.shared_chunk_tokens)
         self._steps = 0
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
 
@@ -253,9 +258,9 @@ class Engine:
 
     def _step(self, batches: list[RunningBatch]) -> None:
         started = time.monotonic()
-        budget = (
-            self._options.shared_chunk_tokens if self._delays_people(batches) else self._options.chunk_tokens
-        )
+        decoding_people = len(self._batches[PRIORITY_PEOPLE].decoding)
+        delays = self._delays_people(batches)
+        budget = self._pieces.beside(decoding_people) if delays else self._options.chunk_tokens
         readers: list[set[str]] = []
         for batch in batches:
             budget, users = self._prefill(batch, budget)
@@ -287,7 +292,9 @@ class Engine:
             last = job.cached + count == len(job.tokens)
             keep = count if job.score else 1
             piece = job.tokens[job.cached : job.cached + count]
+            started = time.perf_counter()
             logits = self.runner.read(piece, job.cached, self._rows.of(job), job.adapter, keep)
+            self._pieces.read(count, time.perf_counter() - started)
             if job.score:
                 self._collect_scores(job, logits, count)
             job.cached += count
@@ -309,7 +316,9 @@ class Engine:
 
     def _decode(self, jobs: list[Job]) -> None:
         jobs = sorted(jobs, key=self._rows.of)
+        started = time.perf_counter()
         logits = self._next_logits(jobs)
+        self._pieces.decoded(len(jobs), time.perf_counter() - started)
         # First all counts, then the choices: a job that leaves gives its row away, as far as it is cached.
         for job in jobs:
             job.cached += 1

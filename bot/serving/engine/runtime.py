@@ -26,9 +26,9 @@ from bot.serving.settings import Settings
 
 log = structlog.get_logger(__name__)
 
-# Prompt tokens read per step, alone and while others decode: enough to fill the matrix units, few enough for
-# the others' next tokens to come soon.
-CHUNK_TOKENS = {"cpu": (256, 32), "cuda": (512, 512)}
+# Prompt tokens read per step, alone, and at most and at least while others decode: enough to fill the matrix
+# units, few enough for the others' next tokens to come soon.
+CHUNK_TOKENS = {"cpu": (256, 64, 16), "cuda": (512, 512, 512)}
 # So many prompt tokens cost about as much as a forward pass by itself. On a GPU that is a guess,
 # by which two prompts at most are read in a step.
 FORWARD_TOKENS = {"cpu": 8, "cuda": 256}
@@ -58,7 +58,7 @@ class Runtime:
         progress(Message("Loading the 4-bit weights."))
         base = load_base(folder, device, "serve", precision=settings.precision)
         kind = torch.device(device).type
-        chunk, shared_chunk = CHUNK_TOKENS[kind]
+        chunk, shared_chunk, least_chunk = CHUNK_TOKENS[kind]
         engine = Engine(
             base,
             EngineOptions(
@@ -66,6 +66,7 @@ class Runtime:
                 slots=_fitting_slots(base, settings, progress),
                 chunk_tokens=chunk,
                 shared_chunk_tokens=shared_chunk,
+                least_chunk_tokens=least_chunk,
                 forward_tokens=FORWARD_TOKENS[kind],
                 threads=settings.threads,
             ),

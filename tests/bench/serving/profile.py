@@ -39,7 +39,7 @@ class Profile:
 
         The last stream's prompt is read after all others', in small pieces while they write.
         """
-        return self.tokens + streams * -(-self.prompt_tokens // EngineOptions().shared_chunk_tokens)
+        return self.tokens + streams * -(-self.prompt_tokens // EngineOptions().least_chunk_tokens)
 
 
 QUICK = Profile(

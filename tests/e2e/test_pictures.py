@@ -49,7 +49,10 @@ async def test_stats_and_status_answer_one_member_with_a_picture_and_its_words(t
         deck.command("status", ADA)
         answer = await deck.told("The only reply in 24 hours")
         (file,) = answer["attachments"]
-        assert "Liked or corrected: 1 of 4. Raters: 1 of 2. New ratings: 1 of 50." in file["description"]
+        assert (
+            "Liked or corrected: 1, needed: 4. Raters: 1, needed: 2. New ratings: 1, needed: 50."
+            in file["description"]
+        )
         await picture_of(answer)
 
 

@@ -700,7 +700,10 @@ async def test_an_operators_picture_is_shown_in_place_with_its_words(
     async with operating(tmp_path) as deck:
         await deck.liked_reply("hello", ADA_ID)
         page = await open_page(window, deck.playground.base_url, complaints)
-        for command, words in (("/stats", "1 liked, 0 disliked"), ("/status", "Liked or corrected: 1 of 25")):
+        for command, words in (
+            ("/stats", "1 liked, 0 disliked"),
+            ("/status", "Liked or corrected: 1, needed: 25"),
+        ):
             await composer(page).fill(command)
             await page.keyboard.press("Enter")
             await page.keyboard.press("Enter")
@@ -712,7 +715,7 @@ async def test_an_operators_picture_is_shown_in_place_with_its_words(
             assert 300 < (await picture.bounding_box() or {"width": 0})["width"] <= 550
         await last_message(page).locator(".picture").click()
         larger = page.get_by_role("dialog")
-        await expect(larger.locator("p")).to_contain_text("Liked or corrected: 1 of 25")
+        await expect(larger.locator("p")).to_contain_text("Liked or corrected: 1, needed: 25")
         assert await larger.locator("img").evaluate("image => image.clientWidth") > 550
         await page.keyboard.press("Escape")
         await expect(larger).to_have_count(0)

@@ -66,7 +66,7 @@ async def rated(deployment: Deployment, emoji: str, method: str, expected: tuple
 @pytest.mark.parametrize(
     "work", [BRIEF, pytest.param(DEFAULTS, marks=pytest.mark.torture)], ids=["brief", "defaults"]
 )
-async def test_a_newcomer_chats_rates_rehearses_retrains_and_hears_the_winner_answer(
+async def test_a_newcomer_chats_rates_retrains_rolls_back_and_erases(
     tmp_path: Path, bundled_models: Path, work: str
 ) -> None:
     # Without a holdback the very next conversation is the winner's for certain.
@@ -116,6 +116,14 @@ async def test_a_newcomer_chats_rates_rehearses_retrains_and_hears_the_winner_an
         await strop.command("promote", {"adapter": run["adapter_id"]})
         again = "select 1 from champions where adapter_id is not null"
         await until(lambda: strop.query(again), "the promotion", strop)
+
+        # What it was trained on takes it along: the owner's words and ratings are in it.
+        done = await asyncio.to_thread(strop.run_strop, "privacy", "erase", strop.owner["id"], "--yes")
+        assert done.returncode == 0, done.stderr
+        await strop.restart()
+        erased = "select state from adapters where id = ?"
+        assert strop.query(erased, run["adapter_id"]) == [{"state": "tainted"}]
+        assert (await strop.ask("Who is there?"))["adapter_id"] is None
 
 
 async def finished_run_with_votes(strop: Deployment) -> dict[str, Any]:

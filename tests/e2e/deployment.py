@@ -37,7 +37,18 @@ PROGRESS = "select id, state, phase, round(progress, 4) as share, note, outcome 
 REPOSITORY = Path(__file__).resolve().parents[2]
 CLONED = ("Makefile", "pyproject.toml", "requirements.lock", "bot", "storage", "trainer")
 # What the test suite sets for itself, and nobody else does.
-NOT_A_USERS = ("DISCORD_", "STROP_", "HF_", "TRANSFORMERS_", "PYTEST_", "OMP_", "GOMP_", "COV_", "MAKE")
+NOT_A_USERS = (
+    "DISCORD_",
+    "STROP_",
+    "HF_",
+    "TRANSFORMERS_",
+    "PYTEST_",
+    "OMP_",
+    "GOMP_",
+    "COV_",
+    "MAKE",
+    "ARGS",
+)
 
 
 class Deployment:

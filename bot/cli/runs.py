@@ -312,7 +312,7 @@ def _served_base(health: Health | None) -> str:
     if health is None:
         return ""
     name = health.base.id if health.base else ""
-    said = [name, health.detail or (health.traffic() if health.status == "ok" else "")]
+    said = [name, health.detail or (health.traffic() if health.is_ready else "")]
     detail = ", ".join(filter(None, said))
     return f" ({detail})" if detail else ""
 

@@ -257,7 +257,7 @@ def _answers_already(adapter_id: str | None) -> str:
 async def _health(services: Services) -> Health | ServingError:
     try:
         health = await services.model.health()
-        if health.status == "ok" and health.base is None:
+        if health.is_ready and health.base is None:
             # Somebody else's server is well also where it lacks the model that it is asked for.
             await services.model.models()
         return health
@@ -267,7 +267,7 @@ async def _health(services: Services) -> Health | ServingError:
 
 async def _offered(services: Services, health: Health | ServingError) -> ServerCapabilities | None:
     """Return what somebody else's server offers; ours has everything."""
-    if isinstance(health, ServingError) or health.status != "ok" or health.base is not None:
+    if isinstance(health, ServingError) or not health.is_ready or health.base is not None:
         return None
     with contextlib.suppress(ServingError):
         return await services.model.capabilities()
@@ -279,7 +279,7 @@ def _server_state(health: Health | ServingError, offered: ServerCapabilities | N
         return tr(NO_SUCH_MODEL)
     if isinstance(health, ServingError):
         return tr("not reachable ({reason})", reason=translate(health))
-    if health.status != "ok":
+    if not health.is_ready:
         state = tr(health.status)
         return (
             tr("{state}: {detail}", state=state, detail=translate(health.detail)) if health.detail else state
@@ -296,7 +296,7 @@ def _traffic(health: Health | ServingError) -> str:
     """Say who is served and who waits, for the picture."""
     if isinstance(health, ServingError):
         return tr("Now: the model server is not reachable")
-    if health.status != "ok":
+    if not health.is_ready:
         return tr("Now: the model is not ready")
     words = tr(
         "Now: {running} being written, {waiting} waiting", running=health.running, waiting=health.waiting

@@ -171,11 +171,16 @@ class Health:
     waiting: int = 0
     queue: QueueState = QueueState()
 
+    @property
+    def is_ready(self) -> bool:
+        """Whether the model is loaded and answers."""
+        return self.status == "ok"
+
     def require_ready(self) -> None:
         """Raise ServerUnavailableError where the model can't be loaded, ServerLoadingError while it loads."""
         if self.status == "failed":
             raise ServerUnavailableError(self.detail or "The model server could not load its model.")
-        if self.status != "ok":
+        if not self.is_ready:
             raise ServerLoadingError(self.detail or "The model is still loading.")
 
     def require_base(self) -> BaseDescription:

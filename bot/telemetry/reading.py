@@ -124,10 +124,10 @@ class Reader:
         try:
             async with asyncio.timeout(SERVER_S):
                 health = await self._services.model.health()
-                exposition = await self._services.model.metrics() if health.status == "ok" else ""
+                exposition = await self._services.model.metrics() if health.is_ready else ""
         except (ServingError, TimeoutError):
             return ServerState(up=False)
-        return ServerState(health.status == "ok", health.running, health.waiting, exposition)
+        return ServerState(health.is_ready, health.running, health.waiting, exposition)
 
     async def _disk(self) -> DiskState | None:
         config = self._services.config

@@ -127,7 +127,7 @@ async def _watch_model(config: Config, stage: Stage) -> None:
         while True:
             with contextlib.suppress(ServingError):
                 health = await client.health()
-                if health.status == "ok":
+                if health.is_ready:
                     break
                 if health.detail and health.detail != told:
                     told = health.detail

@@ -87,7 +87,7 @@ def import_adapter(
 
 def _served_base(opened: Session) -> BaseDescription:
     health = read_server_health(opened.config)
-    if health is None or health.status != "ok" or health.base is None:
+    if health is None or not health.is_ready or health.base is None:
         raise CommandError(
             "The model server is not up, and an adapter is checked against the base that it serves: "
             "start `strop up`."

@@ -87,6 +87,7 @@ MODEL_ORIGINS = (
     "trainer.run.execution",
     "trainer.run.repeat",
     "tests.tiny_model",
+    "tests.trainer.placement.test_ray",
     "tests.bot.serving.builders",
     "tests.bot.serving.serving_process",
 )

@@ -77,20 +77,37 @@ def _answers_to_one_question(setting: Setting, side: EngineSide, peft: PeftSide)
         other = peft.score(texts)
         theirs.append(time.process_time() - started)
         furthest = max(furthest, largest_difference(mine, other))
+    return _beside_naive(
+        f"{ANSWERS} answers to one question, two adapters",
+        ours,
+        theirs,
+        SHARED_GOAL,
+        f"{QUESTIONS} questions of {QUESTION_TOKENS} tokens, answers of {ANSWER_TOKENS}; beside one "
+        f"pass an answer, PEFT; largest difference {furthest:.1e} nats",
+    )
+
+
+def _beside_naive(
+    case: str,
+    ours: Sequence[float],
+    theirs: Sequence[float],
+    goal: tuple[float, float | None],
+    note: str,
+) -> Row:
+    """Compare processor seconds of the same turns; `goal` is the least ratio and the aim (None: none)."""
     ratios = [other / mine for mine, other in zip(ours, theirs, strict=True)]
     return Row(
         section="scoring",
-        case=f"{ANSWERS} answers to one question, two adapters",
+        case=case,
         unit="CPU-s",
         ours=sum(ours),
         theirs=sum(theirs),
         ratio=sum(theirs) / sum(ours),
         low=min(ratios),
         high=max(ratios),
-        at_least=SHARED_GOAL[0],
-        aim=SHARED_GOAL[1],
-        note=f"{QUESTIONS} questions of {QUESTION_TOKENS} tokens, answers of {ANSWER_TOKENS}; beside one "
-        f"pass an answer, PEFT; largest difference {furthest:.1e} nats",
+        at_least=goal[0],
+        aim=goal[1],
+        note=note,
         raw={"strop": list(ours), "naive": list(theirs)},
     )
 
@@ -119,22 +136,14 @@ def scoring_rows(
     replies: int, ours: Sequence[float], theirs: Sequence[float], against_plain: float, against_peft: float
 ) -> list[Row]:
     """Compare processor seconds for both adapters together, and state the largest differences."""
-    ratios = [other / mine for mine, other in zip(ours, theirs, strict=True)]
     return [
-        Row(
-            section="scoring",
-            case=f"{replies} replies, two adapters",
-            unit="CPU-s",
-            ours=sum(ours),
-            theirs=sum(theirs),
-            ratio=sum(theirs) / sum(ours),
-            low=min(ratios),
-            high=max(ratios),
-            at_least=SCORING_GOAL[0],
-            aim=SCORING_GOAL[1],
-            note=f"{REPLY_TOKENS} tokens each; naive: one forward pass a reply, PEFT; median "
+        _beside_naive(
+            f"{replies} replies, two adapters",
+            ours,
+            theirs,
+            SCORING_GOAL,
+            f"{REPLY_TOKENS} tokens each; naive: one forward pass a reply, PEFT; median "
             f"{1000 * median(ours) / replies:.0f} ms a reply",
-            raw={"strop": list(ours), "naive": list(theirs)},
         ),
         Row(
             section="scoring",

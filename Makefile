@@ -44,8 +44,11 @@ dev: $(DEV) ## only the set-up of what tests and lints
 PYTEST = $(BIN)/python -m pytest --numprocesses $(WORKERS) --maxprocesses 4 --dist loadgroup --no-loadscope-reorder
 WITHOUT = not torture and not vllm and not scale and not monitoring and not gguf and not model and not browser and not e2e
 
+# What failed is run once more, alone, and the first that fails again ends it: a machine busy with other work is no failure.
+AGAIN = { test $$? -eq 1 && echo "+ once more, alone, what failed" && $(PYTEST) --numprocesses 0 --last-failed --last-failed-no-failures none --exitfirst $(ARGS); }
+
 test: system-packages lint ## lint, strict types, then every test but the soaks
-	$(PYTEST) $(ARGS)
+	@echo '+ $(PYTEST) $(ARGS)'; $(PYTEST) $(ARGS) || $(AGAIN)
 
 check: lint ## while working: lint, strict types, every test that needs no model, browser or deployment
 	$(PYTEST) -m '$(WITHOUT)' $(ARGS)

@@ -75,7 +75,7 @@ async def families(exporter: MetricsExporter) -> dict[str, Metric]:
 
 
 async def families_with_server(exporter: MetricsExporter, *read_behind: str) -> dict[str, Metric]:
-    """The families of a scrape that the model server, and what is read behind the scrapes, were in time for."""
+    """The families of a scrape that the model server and what is read behind the scrapes were in time for."""
     for _ in range(50):  # On a busy machine a scrape goes without them.
         found = await families(exporter)
         if value(found, "strop_process_up", process="model server") and found.keys() >= set(read_behind):

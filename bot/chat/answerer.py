@@ -32,9 +32,7 @@ from bot.errors import (
 )
 from bot.language.texts import mark, tr
 from bot.services import Services
-from bot.serving.errors import (
-    ServerBusyError,
-)
+from bot.serving.errors import ServerBusyError
 from storage.chat.replies import Status
 from storage.chat.reply_versions import Versions
 from storage.learning.trials import BASE

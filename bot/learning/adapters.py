@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import re
-from typing import Any, Self
-
 import discord
 from discord import app_commands
 
 from bot.learning import adapter_text
-from bot.ui.interactions import Interaction, say, with_error_reply
-from bot.ui.paging import clamp_page, page_view
+from bot.ui.interactions import Interaction
+from bot.ui.paging import PageButton, clamp_page, page_template, page_view
 from storage.db.database import Connection
 from storage.learning import adapters, lineage
 from storage.learning.lineage import AdapterHistory
@@ -23,46 +20,25 @@ PAGE = 4
 )
 async def adapters_command(interaction: Interaction) -> None:
     """Show the newest adapters."""
-    await interaction.response.defer(ephemeral=True, thinking=True)
-    text, view = await _page(interaction, 0)
-    await say(interaction, text, **({"view": view} if view.children else {}))
+    await AdaptersButton.show_newest(interaction)
 
 
-class AdaptersButton(
-    discord.ui.DynamicItem[discord.ui.Button[discord.ui.View]],
-    template=r"strop:adapters:(?P<page>\d{1,6})",
-):
-    """Turns to the page in its custom id; 0 has the newest adapters."""
+class AdaptersButton(PageButton, template=page_template("adapters")):
+    """Turns to another page of the adapters."""
 
-    def __init__(self, page: int, label: str = "…") -> None:
-        self.page = page
-        super().__init__(discord.ui.Button(label=label, custom_id=f"strop:adapters:{page}"))
+    kind = "adapters"
 
     @classmethod
-    async def from_custom_id(
-        cls, interaction: discord.Interaction[Any], item: discord.ui.Item[Any], match: re.Match[str], /
-    ) -> Self:
-        """Make the button again from its custom id."""
-        return cls(int(match["page"]))
+    async def page_of(cls, interaction: Interaction, page: int) -> tuple[str, discord.ui.View]:
+        """Return four adapters with their scores and lineage."""
+        services = interaction.client.services
+        scope, base_hash = services.scope(interaction.guild_id), await services.base_hash()
 
-    @with_error_reply
-    async def callback(self, interaction: Interaction) -> None:
-        """Show another page in place."""
-        await interaction.response.defer()
-        text, view = await _page(interaction, self.page)
-        await interaction.edit_original_response(content=text, view=view)
+        def work(db: Connection) -> tuple[list[AdapterHistory], int, int, str | None]:
+            shown, pages = clamp_page(page, lineage.count(db, scope), PAGE)
+            histories = lineage.page(db, scope, skip=shown * PAGE, limit=PAGE)
+            return histories, shown, pages, adapters.champion(db, scope, base_hash)
 
-
-async def _page(interaction: Interaction, page: int) -> tuple[str, discord.ui.View]:
-    """Return a page, or the last one where there are fewer, with its buttons."""
-    services = interaction.client.services
-    scope, base_hash = services.scope(interaction.guild_id), await services.base_hash()
-
-    def work(db: Connection) -> tuple[list[AdapterHistory], int, int, str | None]:
-        shown, pages = clamp_page(page, lineage.count(db, scope), PAGE)
-        histories = lineage.page(db, scope, skip=shown * PAGE, limit=PAGE)
-        return histories, shown, pages, adapters.champion(db, scope, base_hash)
-
-    histories, shown, pages, champion = await services.database.aread(work)
-    view = page_view(AdaptersButton, shown, pages)
-    return adapter_text.page_text(histories, champion, number=shown + 1, pages=pages), view
+        histories, shown, pages, champion = await services.database.aread(work)
+        text = adapter_text.page_text(histories, champion, number=shown + 1, pages=pages)
+        return text, page_view(cls, shown, pages)

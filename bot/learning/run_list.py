@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
-from typing import Any, Self
 
 import discord
 from discord import app_commands
@@ -12,8 +10,8 @@ from discord import app_commands
 from bot.language.durations import duration
 from bot.language.sentences import translate
 from bot.language.texts import mark, number, tr
-from bot.ui.interactions import Interaction, say, with_error_reply
-from bot.ui.paging import clamp_page, page_view
+from bot.ui.interactions import Interaction
+from bot.ui.paging import PageButton, clamp_page, page_template, page_view
 from storage.db.database import Connection
 from storage.learning import run_summary
 from storage.learning.run_summary import Summary
@@ -33,48 +31,26 @@ OUTCOMES = {
 @app_commands.command(name="runs", description="Every training run: how it came out, on what, what it took.")
 async def runs_command(interaction: Interaction) -> None:
     """Show the newest runs."""
-    await interaction.response.defer(ephemeral=True, thinking=True)
-    text, view = await _page(interaction, 0)
-    await say(interaction, text, **({"view": view} if view.children else {}))
+    await RunsButton.show_newest(interaction)
 
 
-class RunsButton(
-    discord.ui.DynamicItem[discord.ui.Button[discord.ui.View]],
-    template=r"strop:runs:(?P<page>\d{1,6})",
-):
-    """Turns to the page in its custom id; 0 has the newest runs."""
+class RunsButton(PageButton, template=page_template("runs")):
+    """Turns to another page of the runs."""
 
-    def __init__(self, page: int, label: str = "…") -> None:
-        self.page = page
-        super().__init__(discord.ui.Button(label=label, custom_id=f"strop:runs:{page}"))
+    kind = "runs"
 
     @classmethod
-    async def from_custom_id(
-        cls, interaction: discord.Interaction[Any], item: discord.ui.Item[Any], match: re.Match[str], /
-    ) -> Self:
-        """Make the button again from its custom id."""
-        return cls(int(match["page"]))
+    async def page_of(cls, interaction: Interaction, page: int) -> tuple[str, discord.ui.View]:
+        """Return five runs, each in a few lines."""
+        services = interaction.client.services
+        scope = services.scope(interaction.guild_id)
 
-    @with_error_reply
-    async def callback(self, interaction: Interaction) -> None:
-        """Show another page in place."""
-        await interaction.response.defer()
-        text, view = await _page(interaction, self.page)
-        await interaction.edit_original_response(content=text, view=view)
+        def work(db: Connection) -> tuple[list[Summary], int, int]:
+            shown, pages = clamp_page(page, run_summary.count(db, scope), PAGE)
+            return run_summary.page(db, scope, skip=shown * PAGE, limit=PAGE), shown, pages
 
-
-async def _page(interaction: Interaction, page: int) -> tuple[str, discord.ui.View]:
-    """Return a page, or the last one where there are fewer, with its buttons."""
-    services = interaction.client.services
-    scope = services.scope(interaction.guild_id)
-
-    def work(db: Connection) -> tuple[list[Summary], int, int]:
-        shown, pages = clamp_page(page, run_summary.count(db, scope), PAGE)
-        return run_summary.page(db, scope, skip=shown * PAGE, limit=PAGE), shown, pages
-
-    found, shown, pages = await services.database.aread(work)
-    view = page_view(RunsButton, shown, pages)
-    return page_text(found, number=shown + 1, pages=pages), view
+        found, shown, pages = await services.database.aread(work)
+        return page_text(found, number=shown + 1, pages=pages), page_view(cls, shown, pages)
 
 
 def page_text(found: Sequence[Summary], *, number: int, pages: int) -> str:

@@ -16,14 +16,16 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterable
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from bot.serving import logs
 from bot.serving.errors import BaseRefusedError, BaseUnreachableError
 from bot.serving.messages import Message, read_message
 from bot.serving.model.sources import BaseSource
+
+EXIT_UNREADABLE = 2
 
 
 class PreparationFailedError(Exception):
@@ -80,12 +82,12 @@ def _listen(lines: Iterable[str], progress: Callable[[Message], None]) -> Path |
 
 
 def main() -> int:
-    """Prepare what is asked for on standard input; return the exit code (1: refused)."""
+    """Prepare what is asked for on standard input; return the exit code (1: refused, 2: no request)."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     # Whatever else is printed must not get between the lines.
     answers, sys.stdout = sys.stdout, sys.stderr
     logs.configure()
-    requests: queue.Queue[str] = queue.Queue()
+    requests: queue.Queue[_Request] = queue.Queue()
     threading.Thread(target=_read, args=(requests,), name="input", daemon=True).start()
 
     def say(kind: str, text: str, more: dict[str, Any] | None = None) -> None:
@@ -94,12 +96,12 @@ def main() -> int:
     # Seconds, in which the server finds out which base it wants.
     from bot.serving.model.quantize import prepare_source
 
-    asked = json.loads(requests.get())
+    asked = requests.get()
     try:
         folder = prepare_source(
-            _source(asked["source"]),
-            device=asked["device"],
-            models_dir=Path(asked["models_dir"]),
+            asked.source,
+            device=asked.device,
+            models_dir=asked.models_dir,
             progress=lambda message: say("progress", message, message.as_json()),
         )
     except BaseRefusedError as error:
@@ -110,13 +112,36 @@ def main() -> int:
     return 0
 
 
-def _source(value: dict[str, Any]) -> BaseSource:
-    path = value.pop("path")
-    return BaseSource(**value, path=None if path is None else Path(path))
+@dataclass(frozen=True, slots=True)
+class _Request:
+    """What is to be prepared."""
+
+    source: BaseSource
+    device: str
+    models_dir: Path
+
+    @classmethod
+    def of(cls, line: str) -> Self:
+        """Read the request. Raises ValueError for anything else than a whole one."""
+        try:
+            value = json.loads(line)
+            source = dict(value["source"])
+            path = source.pop("path")
+            found = BaseSource(**source, path=None if path is None else Path(path))
+            return cls(found, str(value["device"]), Path(value["models_dir"]))
+        except (KeyError, TypeError, AttributeError) as error:
+            raise ValueError(f"{type(error).__name__}: {error}") from error
 
 
-def _read(requests: queue.Queue[str]) -> None:
-    requests.put(sys.stdin.readline())
+def _read(requests: queue.Queue[_Request]) -> None:
+    """Take the request, and end the process with its input; who asks for nothing gets no words either."""
+    if line := sys.stdin.readline():
+        try:
+            requests.put(_Request.of(line))
+        except ValueError as error:
+            problem = f"its input is not one whole request in JSON on a line ({error})"
+            print(f"python -m bot.serving.prepare: {problem}.", file=sys.stderr, flush=True)
+            os._exit(EXIT_UNREADABLE)
     sys.stdin.read()
     os._exit(1)
 

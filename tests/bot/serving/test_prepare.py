@@ -56,3 +56,16 @@ def test_a_child_ends_with_the_server_that_asked_it(tmp_path: Path) -> None:
     done = subprocess.run(command, input=f"{json.dumps(asked)}\n", text=True, capture_output=True, timeout=60)
     assert (done.returncode, done.stdout) == (1, "")
     assert not (tmp_path / "models").exists()
+
+
+@pytest.mark.parametrize(
+    "asked",
+    ['{"source": {"kind": "fold', "{}\n", '"folder"\n', '{"source": {"kind": "folder", "path": null}}\n'],
+    ids=["half a request", "an empty one", "no object", "a source without its name"],
+)
+def test_what_is_no_request_is_told_in_one_sentence(asked: str) -> None:
+    command = [sys.executable, "-m", "bot.serving.prepare"]
+    done = subprocess.run(command, input=asked, text=True, capture_output=True, timeout=60)
+    assert (done.returncode, done.stdout) == (2, "")
+    (said,) = done.stderr.splitlines()
+    assert "bot.serving.prepare: its input is not one whole request in JSON on a line" in said

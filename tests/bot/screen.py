@@ -19,6 +19,8 @@ class Screen:
         self.at: list[float] = []
         self.failures: list[Exception] = []
         self.delay_s = 0.0
+        # Nothing is answered before it is set.
+        self.gate: asyncio.Event | None = None
         self.gone: set[int] = set()
 
     async def _call(self, kind: str, content: str) -> None:
@@ -26,6 +28,8 @@ class Screen:
         self.at.append(asyncio.get_running_loop().time())
         if self.delay_s:
             await asyncio.sleep(self.delay_s)
+        if self.gate is not None:
+            await self.gate.wait()
         if self.failures:
             raise self.failures.pop(0)
 

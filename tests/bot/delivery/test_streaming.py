@@ -51,12 +51,12 @@ async def test_only_the_latest_text_is_shown(screen: Screen, renderer: ReplyRend
 
 
 async def test_showing_never_waits_for_discord(screen: Screen, renderer: ReplyRenderer) -> None:
-    screen.delay_s = 0.3
-    started = asyncio.get_running_loop().time()
+    screen.gate = asyncio.Event()
     for count in range(100):
         renderer.show("x" * (count + 1))
         await asyncio.sleep(0)
-    assert asyncio.get_running_loop().time() - started < 0.15
+    assert screen.calls and screen.messages == {}
+    screen.gate.set()
     await renderer.finish("done")
     assert screen.messages == {100: "done"}
 
@@ -164,9 +164,12 @@ async def test_replies_in_one_channel_share_its_pace() -> None:
     assert paces.of(1) is paces.of(1)
     assert paces.of(1) is not paces.of(2)
     pace, loop = paces.of(1), asyncio.get_running_loop()
-    started = loop.time()
-    await asyncio.gather(*(pace.turn() for _ in range(4)))
-    assert 0.14 < loop.time() - started < 0.4
+    took_s = []
+    for _ in range(3):  # A machine that stands still makes one of them long.
+        started = loop.time()
+        await asyncio.gather(*(pace.turn() for _ in range(4)))
+        took_s.append(loop.time() - started)
+    assert 0.14 < min(took_s) < 0.4
 
 
 async def test_what_may_be_left_out_takes_only_free_turns(screen: Screen) -> None:
@@ -182,8 +185,12 @@ async def test_what_may_be_left_out_takes_only_free_turns(screen: Screen) -> Non
         await asyncio.sleep(0.01)
     waited_s = asyncio.get_running_loop().time() - started
     assert 1 <= shown <= waited_s / 0.1 + 1
-    await reply.finish("the answer")
-    assert screen.at[0] - started < waited_s + 0.25
+    finishing, overtook = asyncio.create_task(reply.finish("the answer")), 0
+    while not screen.calls:
+        overtook += sum(one.show_if_free("-# still waiting") for one in waiting)
+        await asyncio.sleep(0.01)
+    await finishing
+    assert overtook <= 1
     for one in waiting:
         await one.abandon()
 

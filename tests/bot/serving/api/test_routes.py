@@ -313,7 +313,7 @@ async def test_a_caller_that_leaves_frees_the_engine(client: ModelClient, engine
     stream = client.chat_stream(model="tiny", messages=HELLO, sampling=Sampling(200, temperature=1.5))
     await anext(stream)
     await stream.aclose()
-    ends = time.monotonic() + 10
+    ends = time.monotonic() + 60
     while engine.counts() != (0, 0):
         assert time.monotonic() < ends
         await asyncio.sleep(0.02)
@@ -339,7 +339,7 @@ async def test_whoever_waits_is_told_their_place_until_they_are_served(client: M
         return [delta async for delta in stream]
 
     asking = [asyncio.create_task(ask(number)) for number in range(24)]
-    ends = time.monotonic() + 10
+    ends = time.monotonic() + 60
     # At first nobody is served yet, and a fast model is soon done with all: one look has to find both.
     while (health := await client.health()).queue.people < 8 or health.running < 4:
         assert time.monotonic() < ends

@@ -23,7 +23,7 @@ from bot.serving.engine.gpu.sampling import choose
 from bot.serving.engine.loaded_adapters import LoadedAdapters
 from bot.serving.engine.metrics import Metrics
 from bot.serving.engine.model_runner import ModelRunner
-from bot.serving.engine.prompt_pieces import PieceSize
+from bot.serving.engine.prompt_pieces import Piece, PieceSize
 from bot.serving.engine.request import Job
 from bot.serving.engine.running_batch import RunningBatch
 from bot.serving.engine.scheduler import RequestQueue
@@ -38,6 +38,8 @@ log = structlog.get_logger(__name__)
 # word, and never none, so that it goes on under any load.
 BACKGROUND_SHARE = 8
 BACKGROUND_SHARE_BEFORE_A_FIRST_WORD = 64
+# A piece of a prompt that needs a forward pass of its own has so many tokens at least.
+LEAST_APART = 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +55,7 @@ class EngineOptions:
     slots: int = 8
     chunk_tokens: int = 256
     shared_chunk_tokens: int = 64
-    least_chunk_tokens: int = 16
+    least_chunk_tokens: int = 8
     forward_tokens: int = 8
     threads: int = 0
     for_gpu: bool | None = None
@@ -92,8 +94,10 @@ class Engine:
         self._stopped = False
         self._forgetting = False
         # A GPU answers before it has done its work: a clock here would tell nothing.
-        least = options.shared_chunk_tokens if self._for_gpu else options.least_chunk_tokens
-        self._pieces = PieceSize(least, options.shared_chunk_tokens)
+        least = options.least_chunk_tokens if self.runner.joins(options.least_chunk_tokens) else LEAST_APART
+        self._pieces = PieceSize(
+            options.shared_chunk_tokens if self._for_gpu else least, options.shared_chunk_tokens
+        )
         self._steps = 0
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
 
@@ -262,11 +266,12 @@ class Engine:
         delays = self._delays_people(batches)
         budget = self._pieces.beside(decoding_people) if delays else self._options.chunk_tokens
         readers: list[set[str]] = []
+        joining: Piece | None = None
         for batch in batches:
-            budget, users = self._prefill(batch, budget)
+            budget, users, joining = self._prefill(batch, budget)
             readers.append(users)
         if decoding := [job for batch in batches for job in batch.decoding]:
-            self._decode(decoding)
+            self._decode(decoding, joining)
         for batch, users in zip(batches, readers, strict=True):
             batch.count_reading(users, time.monotonic() - started)
 
@@ -278,60 +283,62 @@ class Engine:
         people = self._batches[PRIORITY_PEOPLE]
         return bool(people.decoding) or (bool(people.reading) and batches[0] is not people)
 
-    def _prefill(self, batch: RunningBatch, budget: int) -> tuple[int, set[str]]:
+    def _prefill(self, batch: RunningBatch, budget: int) -> tuple[int, set[str], Piece | None]:
         """Read prompt tokens, from as many jobs as the budget takes.
 
-        Returns what is left of it, and the users whose prompts were read.
+        Returns what is left of it, the users whose prompts were read, and a last piece that is cheaper to
+        read in this step's decoding.
         """
         readers: set[str] = set()
         while budget > 0 and (job := batch.next_to_read()) is not None:
             readers.add(job.user)
             self.metrics.reused_tokens += self._rows.begin_reading(job)
-            count = min(budget, len(job.tokens) - job.cached)
-            budget -= max(count, self._options.forward_tokens)
-            last = job.cached + count == len(job.tokens)
-            keep = count if job.score else 1
-            piece = job.tokens[job.cached : job.cached + count]
-            started = time.perf_counter()
-            logits = self.runner.read(piece, job.cached, self._rows.of(job), job.adapter, keep)
-            self._pieces.read(count, time.perf_counter() - started)
-            if job.score:
-                self._collect_scores(job, logits, count)
-            job.cached += count
-            self.metrics.prompt_tokens += count
-            if last:
-                batch.begin_decoding(job)
-                self._accept([job], logits[-1:])
-        return budget, readers
+            piece = Piece(job, min(budget, len(job.tokens) - job.cached))
+            if batch.decoding and self.runner.joins(piece.count):
+                return 0, readers, piece
+            budget -= max(piece.count, self._options.forward_tokens)
+            started = time.thread_time()
+            logits = self.runner.read(piece.tokens, job.cached, self._rows.of(job), job.adapter, piece.keep)
+            self._pieces.read(piece.count, time.thread_time() - started)
+            self._take_piece(piece, logits)
+        return budget, readers, None
 
-    def _collect_scores(self, job: Job, logits: torch.Tensor, count: int) -> None:
-        """Add the log-probability of each next token; ``logits`` (count, V) start at the first uncached."""
-        following = job.tokens[job.cached + 1 : job.cached + count + 1]
-        if not following:
-            return
-        logits = logits[: len(following)].to(torch.float32)
-        targets = torch.tensor(following, device=logits.device)[:, None]
-        chosen = logits.gather(1, targets)[:, 0] - torch.logsumexp(logits, dim=-1)
-        job.scores += chosen.tolist()
+    def _take_piece(self, piece: Piece, logits: torch.Tensor) -> None:
+        """Count a piece as read, whose last positions have ``logits`` (keep, V)."""
+        job, is_last = piece.job, piece.is_last
+        if job.score:
+            job.take_scores(logits, piece.count)
+        job.cached += piece.count
+        self.metrics.prompt_tokens += piece.count
+        if is_last:
+            self._batches[job.priority].begin_decoding(job)
+            self._accept([job], logits[-1:])
 
-    def _decode(self, jobs: list[Job]) -> None:
+    def _decode(self, jobs: list[Job], joining: Piece | None) -> None:
         jobs = sorted(jobs, key=self._rows.of)
-        started = time.perf_counter()
-        logits = self._next_logits(jobs)
-        self._pieces.decoded(len(jobs), time.perf_counter() - started)
+        started = time.thread_time()
+        logits = self._next_logits(jobs, joining)
+        self._pieces.decoded(len(jobs), time.thread_time() - started, joining.count if joining else 0)
         # First all counts, then the choices: a job that leaves gives its row away, as far as it is cached.
         for job in jobs:
             job.cached += 1
-        self._accept(jobs, logits)
+        if joining is not None:
+            self._take_piece(joining, logits[: joining.keep])
+        self._accept(jobs, logits[-len(jobs) :])
 
-    def _next_logits(self, jobs: list[Job]) -> torch.Tensor:
-        """Decode each job's last token; return logits (B, V)."""
-        return self.runner.decode(
+    def _next_logits(self, jobs: list[Job], joining: Piece | None = None) -> torch.Tensor:
+        """Decode each job's last token; return logits (keep + B, V), those of a piece that joins first."""
+        decoding = (
             [job.tokens[-1] for job in jobs],
             [job.cached for job in jobs],
             [self._rows.of(job) for job in jobs],
             [job.adapter for job in jobs],
         )
+        if joining is None:
+            return self.runner.decode(*decoding)
+        job = joining.job
+        reading = (joining.tokens, job.cached, self._rows.of(job), job.adapter, joining.keep)
+        return self.runner.read_and_decode(reading, decoding)
 
     def _accept(self, jobs: list[Job], logits: torch.Tensor) -> None:
         """Choose the next token of each job from its row of ``logits`` (B, V); end those that it ends."""

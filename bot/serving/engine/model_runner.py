@@ -7,6 +7,7 @@ faster decoder is there that gives the same logits.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import TypeAlias
 
 import structlog
 import torch
@@ -22,7 +23,17 @@ log = structlog.get_logger(__name__)
 
 # A decoder is compared with the model's modules on so many tokens, relative to the largest logit.
 CHECKED_TOKENS = 8
+# So many tokens of a prompt are cheaper in a decode step than apart, also where a matrix library reads long
+# prompts faster (EXPERIMENTS.md).
+JOINED_TOKENS = 16
 CHECK_TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 5e-2}
+
+Reading: TypeAlias = tuple[Sequence[int], int, int, Adapter | None, int]
+"""A prompt's next tokens, how many are cached before them, its row, its adapter, and of how many of the last
+positions logits are needed.
+"""
+Decoding: TypeAlias = tuple[Sequence[int], Sequence[int], Sequence[int], Sequence[Adapter | None]]
+"""Each row's token, its position, its cache row, its adapter."""
 
 
 class ModelRunner:
@@ -62,7 +73,33 @@ class ModelRunner:
         """
         if isinstance(self.decoder, Decoder) and self.decoder.reads_prompts:
             return self.decoder.read(tokens, cached, row, adapter, keep)
-        return self._run_modules([tokens], [cached], [row], [adapter], keep)[0]
+        # To the modules 0 means all.
+        return self._run_modules([tokens], [cached], [row], [adapter], max(keep, 1))[0]
+
+    def joins(self, count: int) -> bool:
+        """Whether so many tokens of a prompt are cheaper to read in a decode step than by themselves."""
+        if not isinstance(self.decoder, Decoder):
+            return False
+        return self.decoder.reads_prompts or count <= JOINED_TOKENS
+
+    def read_and_decode(self, reading: Reading, decoding: Decoding) -> torch.Tensor:
+        """Do in one pass what :meth:`read` and :meth:`decode` do with these arguments; return logits
+        (keep + B, V), those of the prompt first.
+
+        Only where :meth:`joins` says so. The next call may overwrite what this one returned.
+        """
+        if not isinstance(self.decoder, Decoder):
+            raise RuntimeError("joins() comes before")
+        tokens, cached, row, adapter, keep = reading
+        count = len(tokens)
+        new, positions, rows, adapters = decoding
+        return self.decoder.run(
+            [*tokens, *new],
+            [*range(cached, cached + count), *positions],
+            [*[row] * count, *rows],
+            [*[adapter] * count, *adapters],
+            keep + len(new),
+        )
 
     def decode(
         self,

@@ -96,7 +96,7 @@ class Decoder:
 
         The next step overwrites what this one returned.
         """
-        return self._run(tokens, positions, rows, adapters, len(tokens))
+        return self.run(tokens, positions, rows, adapters, len(tokens))
 
     @property
     def reads_prompts(self) -> bool:
@@ -113,9 +113,9 @@ class Decoder:
         The next step overwrites what this one returned.
         """
         count = len(tokens)
-        return self._run(tokens, range(cached, cached + count), [row] * count, [adapter] * count, keep)
+        return self.run(tokens, range(cached, cached + count), [row] * count, [adapter] * count, keep)
 
-    def _run(
+    def run(
         self,
         tokens: Sequence[int],
         positions: Sequence[int],
@@ -123,6 +123,10 @@ class Decoder:
         adapters: Sequence[Adapter | None],
         keep: int,
     ) -> torch.Tensor:
+        """Run new tokens of several cache rows; return logits (keep, V) of the last ones.
+
+        A row's tokens may be many, in their order. The next call overwrites what this one returned.
+        """
         count = len(tokens)
         self._reserve(count, keep)
         integers = ctypes.c_int32 * count

@@ -94,6 +94,16 @@ class Job:
             return None
         return sorted({*self.tokens} - end_tokens) or None
 
+    def take_scores(self, logits: torch.Tensor, count: int) -> None:
+        """Add the log-probability of the token after each of the next ``count``; ``logits`` (count, V)."""
+        following = self.tokens[self.cached + 1 : self.cached + count + 1]
+        if not following:
+            return
+        logits = logits[: len(following)].to(torch.float32)
+        targets = torch.tensor(following, device=logits.device)[:, None]
+        chosen = logits.gather(1, targets)[:, 0] - torch.logsumexp(logits, dim=-1)
+        self.scores += chosen.tolist()
+
     def accept(self, token: int, end_tokens: frozenset[int], context_tokens: int) -> Ending | None:
         """Take the next token and send the text that it completes; return a reason to end."""
         self.tokens.append(token)

@@ -28,7 +28,7 @@ log = structlog.get_logger(__name__)
 
 # Prompt tokens read per step, alone, and at most and at least while others decode: enough to fill the matrix
 # units, few enough for the others' next tokens to come soon.
-CHUNK_TOKENS = {"cpu": (256, 64, 16), "cuda": (512, 512, 512)}
+CHUNK_TOKENS = {"cpu": (256, 64, 8), "cuda": (512, 512, 512)}
 # So many prompt tokens cost about as much as a forward pass by itself. On a GPU that is a guess,
 # by which two prompts at most are read in a step.
 FORWARD_TOKENS = {"cpu": 8, "cuda": 256}

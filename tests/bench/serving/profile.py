@@ -37,9 +37,10 @@ class Profile:
     def tokens_for(self, streams: int) -> int:
         """Return how many tokens each stream writes: enough for all to write at once for ``tokens`` steps.
 
-        The last stream's prompt is read after all others', in small pieces while they write.
+        The last stream's prompt is read after all others', in pieces that grow with their steps.
         """
-        return self.tokens + streams * -(-self.prompt_tokens // EngineOptions().least_chunk_tokens)
+        least = EngineOptions().least_chunk_tokens
+        return self.tokens + sum(-(-self.prompt_tokens // (least + writing)) for writing in range(streams))
 
 
 QUICK = Profile(

@@ -107,8 +107,17 @@ def test_a_step_gives_the_logits_of_the_models_modules(name: str) -> None:
         prompt = [(5 * i) % 90 + 3 for i in range(24)]
         decoder.read(prompt[:15], 0, 4, champion, 1)
         in_pieces = decoder.read(prompt[15:], 15, 4, champion, 2)[-1].clone()
+        together = (
+            [*prompt[18:], *[5, 6, 7, 8, 9]],
+            [*range(18, 24), *lengths],
+            [*[4] * 6, *rows],
+            [*[champion] * 6, *adapters],
+        )
+        beside_a_piece = decoder.run(*together, keep=6).clone()
         whole = reference.run([4], [prompt], [0], [champion])[0]
     assert torch.equal(seen, again)
+    assert torch.allclose(beside_a_piece[1:], expected, atol=2e-5)
+    assert torch.allclose(beside_a_piece[0], whole, atol=2e-5)
     assert torch.allclose(seen, expected, atol=2e-5), (seen - expected).abs().max()
     assert torch.allclose(in_pieces, whole, atol=2e-5), (in_pieces - whole).abs().max()
 

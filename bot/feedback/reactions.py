@@ -19,7 +19,7 @@ from bot.delivery.targets import translate_errors
 from bot.errors import ChannelRefusedError, DeliveryError
 from bot.services import Person, Services
 from storage.admin import settings
-from storage.chat import conversations, replies, reply_versions
+from storage.chat import conversations, members, replies, reply_versions
 from storage.config import Config
 from storage.db import key_values
 from storage.db.clock import now_ms
@@ -274,7 +274,8 @@ class RatingRecorder:
         values: EmojiValues,
     ) -> int:
         """Bring one member's thumbs in line; a reaction may belong to a version that was shown before."""
-        reacted = seen.emoji.get(user_id, ())
+        # What a member erased still stands at Discord: only what they do from then on rates such a reply.
+        reacted = () if _is_before_erasure(db, reply_id, user_id) and not mine else seen.emoji.get(user_id, ())
         stale = [rating for rating in mine if _is_reaction(rating) and rating.emoji not in reacted]
         pressed = any(rating.reply_id == reply_id and not _is_reaction(rating) for rating in mine)
         if reacted and not pressed and not any(rating.emoji in reacted for rating in mine):
@@ -329,6 +330,13 @@ class RatingRecorder:
         if user is not None:
             return self._services.person(user)
         return Person(event.user_id, "", "playground" if self._services.playground else "discord")
+
+
+def _is_before_erasure(db: Connection, reply_id: str, user_id: int) -> bool:
+    """Whether a reply is older than the moment at which a member had everything of theirs deleted."""
+    reply, member = replies.get(db, reply_id), members.get(db, user_id)
+    erased_ms = member.erased_ms if member is not None else None
+    return reply is not None and erased_ms is not None and reply.created_ms <= erased_ms
 
 
 def _page(since_ms: int, size: int, before: tuple[int, str] | None, db: Connection) -> list[replies.Reply]:

@@ -14,6 +14,7 @@ from sqlite_utils.utils import sqlite3
 from bot.app import make_client
 from bot.feedback.reactions import EmojiValues, RatingRecorder, plain_emoji
 from bot.feedback.unstored_ratings import UnstoredRatings
+from bot.privacy.commands import erase
 from bot.services import Services
 from storage.chat import conversations, members, replies
 from storage.db import key_values
@@ -222,6 +223,25 @@ async def test_reconciling_asks_for_users_only_where_somebody_reacted(
     assert await community.bot.feature(RatingRecorder).reconcile() == 0
     paths = [request.path for request in community.env.http_requests[before:]]
     assert paths == [f"/channels/{community.channel.id}/messages/{reply.id}"]
+
+
+async def test_what_a_member_erased_does_not_come_back_with_the_next_session(
+    community: Community, reply: Any, services: Services
+) -> None:
+    """Their reactions still stand at Discord."""
+    await community.bob.react(reply, "👍")
+    await erase(services, community.bob.id)
+    await community.env.restart_bot(make_client(services))
+    await community.env.settle()
+    (stored,) = community.replies()
+    member = services.database.read(lambda db: members.get(db, community.bob.id))
+    assert services.database.read(lambda db: ratings.list_for_reply(db, stored.id)) == []
+    assert member is not None and member.display_name == ""
+
+    await community.bob.react(reply, "👎")
+    assert standing(community) == {community.bob.id: -1}
+    await community.bot.feature(RatingRecorder).reconcile()
+    assert standing(community) == {community.bob.id: -1}
 
 
 async def test_two_who_swapped_their_reactions_during_an_absence_are_both_heard(

@@ -1,7 +1,8 @@
 """What members delete at Discord is forgotten here as well: at once, or as soon as the bot is back.
 
 Discord tells of deletions only while somebody listens. What was deleted during an absence is found out by
-reading the channels again, for the messages of the last days.
+reading the channels again, for the messages of the last days; and what was reworded in it, which is often
+done to take words back.
 """
 
 from __future__ import annotations
@@ -12,10 +13,11 @@ from collections.abc import Iterable
 import discord
 import structlog
 
+from bot.chat.question import readable
 from bot.delivery.targets import translate_errors
 from bot.errors import ChannelGoneError, DeliveryError
 from bot.services import Services
-from storage.chat import conversations
+from storage.chat import channels, conversations, replies
 from storage.db.clock import now_ms
 from storage.db.database import Connection
 from storage.feedback import prompt_bank
@@ -29,7 +31,7 @@ _log = structlog.get_logger(__name__)
 
 
 class DeletionKeeper:
-    """Forgets the stored copies of messages that are gone."""
+    """Forgets the stored copies of messages that are gone, and of words that were taken out of others."""
 
     def __init__(self, services: Services, client: discord.Client) -> None:
         self._services = services
@@ -59,11 +61,15 @@ class DeletionKeeper:
         return message_id in self._early and await self.forget_messages([message_id]) > 0
 
     async def channel_deleted(self, channel_id: int) -> int:
-        """Forget every message of a channel or thread that is gone; return how many."""
+        """Forget every message of a channel or thread that is gone; return how many.
+
+        A channel's threads go with it, and of those that are archived Discord tells nothing.
+        """
 
         def work(db: Connection) -> int:
-            return conversations.delete_channel(db, channel_id) + prompt_bank.remove_by_channel(
-                db, channel_id
+            return sum(
+                conversations.delete_channel(db, each) + prompt_bank.remove_by_channel(db, each)
+                for each in {channel_id, *channels.threads_of(db, channel_id)}
             )
 
         count = await self._services.database.awrite(work)
@@ -72,7 +78,7 @@ class DeletionKeeper:
         return count
 
     async def reconcile(self) -> int:
-        """Forget what was deleted while nobody listened; return how many messages that were."""
+        """Forget what was deleted while nobody listened, and follow edits; return how many were deleted."""
         since_ms = now_ms() - WINDOW_MS
         seen = await self._services.database.aread(
             lambda db: conversations.visible_since(db, since_ms, MOST_MESSAGES)
@@ -95,24 +101,49 @@ class DeletionKeeper:
         except DeliveryError as error:
             _log.debug("messages.not_comparable", channel_id=channel_id, error=type(error).__name__)
             return 0
+        await self._follow_edits(there.values())
         missing = [each for each in message_ids if each not in there]
         if self._services.playground:
             # The playground forgets its channels when it stops: before its oldest message, nothing is proven.
             missing = [each for each in missing if oldest is not None and each > oldest]
         return await self.forget_messages(missing) if missing else 0
 
-    async def _there(self, channel_id: int, message_ids: list[int]) -> tuple[set[int], int | None]:
-        """Return which of these messages (sorted) the channel still has, and the oldest message in it.
+    async def _follow_edits(self, there: Iterable[discord.Message]) -> None:
+        """Keep the stored text equal to what people see, where nobody listened when it was edited."""
+        me = self._client.user
+        # An empty text may be one that Discord doesn't show to the bot.
+        edited = [
+            (each.id, each.edited_at.timestamp() * 1000, readable(each, me), not each.attachments)
+            for each in there
+            if me is not None and each.edited_at is not None and each.content and not each.author.bot
+        ]
+
+        def work(db: Connection) -> int:
+            return sum(
+                conversations.edit_message(db, message_id, text, without_files=without_files)
+                for message_id, edited_ms, text, without_files in edited
+                if _follows(db, conversations.by_discord_id(db, message_id), edited_ms)
+            )
+
+        if edited and (count := await self._services.database.awrite(work)):
+            _log.info("messages.found_edited", count=count)
+
+    async def _there(
+        self, channel_id: int, message_ids: list[int]
+    ) -> tuple[dict[int, discord.Message], int | None]:
+        """Return those of these messages (sorted) that the channel still has, and the oldest one in it.
 
         It is read a hundred messages at a time.
         """
-        channel = self._client.get_partial_messageable(channel_id)
-        wanted, there = set(message_ids), set[int]()
+        found = self._client.get_channel(channel_id)
+        whole = isinstance(found, discord.abc.Messageable)
+        channel = found if whole else self._client.get_partial_messageable(channel_id)
+        wanted, there = set(message_ids), dict[int, discord.Message]()
         oldest: int | None = None
         after = discord.Object(message_ids[0] - 1)
         while after.id < message_ids[-1]:
             page = await translate_errors(_page(channel, after))
-            there |= {message.id for message in page} & wanted
+            there |= {message.id: message for message in page if message.id in wanted}
             oldest = page[0].id if page and oldest is None else oldest
             if len(page) < _PAGE:
                 break
@@ -132,5 +163,17 @@ def _forget(db: Connection, message_id: int) -> bool:
     return deleted or bool(asked) or conversations.by_discord_id(db, message_id) is not None
 
 
-async def _page(channel: discord.PartialMessageable, after: discord.Object) -> list[discord.Message]:
+def _follows(db: Connection, stored: conversations.Message | None, edited_ms: float) -> bool:
+    """Whether what is stored of an edited message has to be what people see.
+
+    Of a question it is its text alone, at any time. Of what a question referred to it may be more (a title,
+    a preview), so that only an edit since then counts.
+    """
+    if stored is None or stored.role != "user":
+        return False
+    later = edited_ms > max(stored.created_ms, stored.edited_ms or 0)
+    return later or replies.find_shown_reply(db, stored.id) is not None
+
+
+async def _page(channel: discord.abc.Messageable, after: discord.Object) -> list[discord.Message]:
     return [message async for message in channel.history(limit=_PAGE, after=after, oldest_first=True)]

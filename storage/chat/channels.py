@@ -75,6 +75,17 @@ def objection(
     return "channel_opted_out" if (guild_id, home) in settings.read_closed_places(db) else None
 
 
+def threads_of(db: sqlite_utils.Database, channel_id: int) -> list[int]:
+    """Return the threads of a channel in which something was said, by id."""
+    rows = sql.many(
+        db,
+        """SELECT channel_id FROM channels WHERE parent_channel_id = ?1
+           UNION SELECT channel_id FROM conversations WHERE parent_channel_id = ?1 ORDER BY channel_id""",
+        (channel_id,),
+    )
+    return [row["channel_id"] for row in rows]
+
+
 def spoken_in(db: sqlite_utils.Database) -> list[int]:
     """Return the channels of servers in which something was said, without threads, by id."""
     rows = sql.many(

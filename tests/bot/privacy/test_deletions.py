@@ -7,6 +7,7 @@ from typing import Any
 
 import discord
 import pytest
+from simcord.builders import ChannelHandle
 
 from bot.app import make_client
 from bot.chat.answerer import Answerer
@@ -114,6 +115,29 @@ async def test_what_was_deleted_while_away_is_forgotten_after_the_start(
     assert content(community, kept.id) == "kept" and content(community, answers[0].id)
 
 
+async def test_what_was_reworded_while_away_is_followed_after_the_start(
+    community: Community, services: Any
+) -> None:
+    asked = await community.ann.send(community.channel, f"{community.mention} my address is cnry 7")
+    as_it_was = await community.ann.send(community.channel, f"{community.mention} kept")
+    backend = community.env.backend
+    subscribers, backend.subscribers[:] = list(backend.subscribers), []
+    backend.edit_message(community.channel.id, asked.id, {"content": f"{community.mention} hello"})
+    backend.subscribers[:] = subscribers
+    await community.env.restart_bot(make_client(services))
+    await community.env.settle()
+    assert content(community, asked.id) == "hello" and content(community, as_it_was.id) == "kept"
+
+
+async def test_an_edit_that_was_followed_already_is_not_stored_again(community: Community) -> None:
+    asked = await community.ann.send(community.channel, f"{community.mention} hello")
+    await community.ann.edit(asked, f"{community.mention} good morning")
+    before = stored(community, asked.id)
+    assert before is not None and before.content == "good morning"
+    await community.bot.feature(DeletionKeeper).reconcile()
+    assert stored(community, asked.id) == before
+
+
 async def test_a_slash_commands_prompt_is_not_taken_for_a_deleted_message(community: Community) -> None:
     await community.ann.send(community.channel, f"{community.mention} hello")
     await community.ann.slash(community.channel, "ask", prompt="what is this?")
@@ -167,3 +191,13 @@ async def test_deleting_a_channel_forgets_what_was_said_in_it(community: Communi
     elsewhere = await community.ann.send(other, f"{community.mention} elsewhere")
     assert await community.bot.feature(DeletionKeeper).channel_deleted(community.channel.id) == 2
     assert content(community, asked.id) == "" and content(community, elsewhere.id) == "elsewhere"
+
+
+async def test_deleting_a_channel_forgets_its_archived_threads(community: Community) -> None:
+    """Discord tells nothing of them: they are in nobody's cache any more."""
+    created = community.env.backend.create_thread(community.channel.id, "aside", community.ann.id)
+    thread = ChannelHandle(community.env, community.guild, created)
+    asked = await community.ann.send(thread, f"{community.mention} hello")
+    assert content(community, asked.id) == "hello"
+    assert await community.bot.feature(DeletionKeeper).channel_deleted(community.channel.id) == 2
+    assert content(community, asked.id) == ""

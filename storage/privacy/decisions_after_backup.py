@@ -1,4 +1,4 @@
-"""What members decided after a backup was made holds after its restore too: consent, and deleted messages.
+"""What members decided after a backup was made holds after its restore too: consent, and what they took back.
 
 Erasures are kept beside the database and carried out again even if it is lost (`storage.privacy.backup`);
 these are read from the former database, as long as it can be read.
@@ -18,10 +18,14 @@ from storage.errors import DatabaseError
 
 @dataclass(frozen=True, slots=True)
 class Decisions:
-    """Consents as (user id, consent, when), and Discord's ids of messages that were deleted."""
+    """Consents as (user id, consent, when); Discord's ids of messages that were deleted, or are reworded.
+
+    The latter come with their text, and whether their files were taken out.
+    """
 
     consents: tuple[tuple[int, str, int], ...] = ()
     deleted: tuple[int, ...] = ()
+    edited: tuple[tuple[int, str, bool], ...] = ()
 
 
 def read(path: Path, since_ms: int) -> Decisions:
@@ -46,6 +50,8 @@ def apply(db: sqlite_utils.Database, decisions: Decisions) -> None:
         )
     for discord_id in decisions.deleted:
         conversations.delete_message(db, discord_id)
+    for discord_id, content, without_files in decisions.edited:
+        conversations.edit_message(db, discord_id, content, without_files=without_files)
 
 
 def _decided(db: sqlite_utils.Database, since_ms: int) -> Decisions:
@@ -59,7 +65,14 @@ def _decided(db: sqlite_utils.Database, since_ms: int) -> Decisions:
         "SELECT discord_id FROM messages WHERE deleted_ms >= ? AND discord_id IS NOT NULL ORDER BY id",
         (since_ms,),
     )
+    edited = sql.many(
+        db,
+        """SELECT discord_id, content, attached_text = '' AS without_files FROM messages
+           WHERE edited_ms >= ? AND deleted_ms IS NULL AND discord_id IS NOT NULL ORDER BY id""",
+        (since_ms,),
+    )
     return Decisions(
         tuple((row["user_id"], row["consent"], row["consent_ms"]) for row in consents),
         tuple(row["discord_id"] for row in deleted),
+        tuple((row["discord_id"], row["content"], bool(row["without_files"])) for row in edited),
     )

@@ -55,7 +55,7 @@ def restore(source: Path, data_dir: Path) -> Restored:
     """Put a backup in the place of the database; Strop must be stopped.
 
     The former database is kept under backups/. Members who erased their data after the backup was made are
-    erased again; who opted out stays out, and what was deleted stays deleted. Raises BackupError.
+    erased again; who opted out stays out, what was deleted or reworded stays so. Raises BackupError.
     """
     manifest = verify(source)
     target = data_dir / DATABASE

@@ -584,6 +584,18 @@ def test_who_opted_out_and_what_was_deleted_after_the_backup_stay_so_after_the_r
         assert again.read(lambda db: replies.recent(db, 0, 1))[0].prompt == []
 
 
+def test_words_that_were_taken_out_of_a_message_after_the_backup_stay_out_after_the_restore(
+    database: Database, community: Community, home: Path, tmp_path: Path
+) -> None:
+    database.write(lambda db: community.asks(db, BO, f"my number is {CANARY}"))
+    backup.backup(database, tmp_path / "monday")
+    database.write(lambda db: conversations.edit_message(db, 1_000, "never mind"))
+    database.close()
+    restored = restore.restore(tmp_path / "monday", home)
+    with Database.open(restored.database) as again:
+        assert again.read(lambda db: conversations.chain(db, 1))[0].content == "never mind"
+
+
 def test_a_damaged_backup_is_removed_by_an_erasure_because_it_can_not_be_cleaned(
     database: Database, home: Path, story: dict[str, str]
 ) -> None:

@@ -275,7 +275,9 @@ class RatingRecorder:
     ) -> int:
         """Bring one member's thumbs in line; a reaction may belong to a version that was shown before."""
         # What a member erased still stands at Discord: only what they do from then on rates such a reply.
-        reacted = () if _is_before_erasure(db, reply_id, user_id) and not mine else seen.emoji.get(user_id, ())
+        reacted = (
+            () if _is_before_erasure(db, reply_id, user_id) and not mine else seen.emoji.get(user_id, ())
+        )
         stale = [rating for rating in mine if _is_reaction(rating) and rating.emoji not in reacted]
         pressed = any(rating.reply_id == reply_id and not _is_reaction(rating) for rating in mine)
         if reacted and not pressed and not any(rating.emoji in reacted for rating in mine):

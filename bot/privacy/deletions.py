@@ -135,9 +135,9 @@ class DeletionKeeper:
 
         It is read a hundred messages at a time.
         """
-        found = self._client.get_channel(channel_id)
-        whole = isinstance(found, discord.abc.Messageable)
-        channel = found if whole else self._client.get_partial_messageable(channel_id)
+        channel: discord.abc.Messageable = self._client.get_partial_messageable(channel_id)
+        if isinstance(found := self._client.get_channel(channel_id), discord.abc.Messageable):
+            channel = found
         wanted, there = set(message_ids), dict[int, discord.Message]()
         oldest: int | None = None
         after = discord.Object(message_ids[0] - 1)

@@ -99,7 +99,8 @@ def _record_cited(
         if above is not None:
             parent_id, conversation_id = above.id, above.conversation_id
         conversation_id = conversation_id or _new_conversation(db, question, scope)
-        author = _author(db, cited)
+        original = None if cited.forwarded_id is None else conversations.by_discord_id(db, cited.forwarded_id)
+        author = _author(cited, original)
         author.ensure(db)
         parent_id = conversations.add_message(
             db,
@@ -112,18 +113,25 @@ def _record_cited(
             permission_reference=permission_reference,
             visible=True,
             attached_text=cited.attached_text,
-            public=question.public,
+            public=question.public and _is_public(db, original),
             channel_id=cited.channel_id or question.channel_id,
         )
     return parent_id, conversation_id
 
 
-def _author(db: Connection, cited: Cited) -> Person:
+def _author(cited: Cited, original: Message | None) -> Person:
     """Return whose words a message holds: of a forward, its author where the original is known here."""
-    original = None if cited.forwarded_id is None else conversations.by_discord_id(db, cited.forwarded_id)
     if original is None or original.author_id is None:
         return cited.author
     return Person(original.author_id, "", original.source)
+
+
+def _is_public(db: Connection, original: Message | None) -> bool:
+    """Whether the original of a forward isn't known to stand where not everybody reads."""
+    if original is None:
+        return True
+    hidden = original.channel_id is not None and channels.any_private(db, [original.channel_id])
+    return bool(original.public) and not hidden
 
 
 def _new_conversation(db: Connection, question: Question, scope: str) -> int:

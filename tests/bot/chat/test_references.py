@@ -17,6 +17,7 @@ from storage.learning import eligibility
 from tests.bot.admin.test_settings import put
 from tests.bot.conftest import Community
 from tests.bot.fake_server import FakeModelServer
+from tests.bot.privacy.test_publicness import close
 
 pytestmark = pytest.mark.parametrize("settings", ["[discord]\nmessage_content = true"], indirect=True)
 ANSWER = "Hello there, friend."
@@ -86,6 +87,24 @@ async def test_a_forward_of_a_message_that_is_known_keeps_its_author(community: 
     await ask(community, "what of it?", forward)
     row = community.services.database.read(lambda db: conversations.by_discord_id(db, forward.id))
     assert row is not None and row.author_id == community.bob.id
+
+
+async def test_a_forward_makes_nothing_public_that_was_said_in_private(community: Community) -> None:
+    staff = community.guild.create_text_channel("staff")
+    await community.bob.send(community.channel, f"{community.mention} in the open")
+    await community.bob.send(staff, f"{community.mention} among us")
+    close(community, staff)
+    community.env.backend.announce_channel_update(staff.id)
+    await community.env.settle()
+    for place, public in ((community.channel, True), (staff, False)):
+        (asked,) = [m for m in place.history() if m.author.id == community.bob.id]
+        forward = await community.bob.forward(asked, community.channel)
+        await ask(community, "what of it?", forward)
+        row = community.services.database.read(
+            lambda db, forward_id=forward.id: conversations.by_discord_id(db, forward_id)
+        )
+        assert row is not None and row.author_id == community.bob.id
+        assert bool(row.public) is public
 
 
 async def test_the_embed_of_a_webhook_is_read_under_its_name(

@@ -15,14 +15,15 @@ from storage.learning import eligibility
 from tests.bot.conftest import Community
 
 
-def close(community: Community) -> None:
+def close(community: Community, place: Any = None) -> None:
+    """Let only the staff see a channel."""
     deny = discord.Permissions(view_channel=True).value
     hidden = Overwrite(community.guild.id, OverwriteType.ROLE, deny=deny)
     backend = community.env.backend
-    channel = backend.get_channel(community.channel.id)
+    channel = backend.get_channel((place or community.channel).id)
     channel.overwrites = [each for each in channel.overwrites if each.target_id != community.guild.id]
     channel.overwrites.append(hidden)
-    for staff in (community.ann.id, community.bot.user.id if community.bot.user else 0):
+    for staff in (community.ann.id, community.bob.id, community.bot.user.id if community.bot.user else 0):
         channel.overwrites.append(Overwrite(staff, OverwriteType.MEMBER, allow=deny))
 
 

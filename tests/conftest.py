@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import re
 import sys
+from collections import Counter
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
@@ -18,6 +19,7 @@ from hypothesis import settings
 
 from tests.compiler import share_compiled_kernels
 from tests.databases import empty_database
+from tests.groups import Groups, group_of, leave
 from tests.models import bundled_folder, bundled_models, models_dir, session_folder, tiny_folder, tiny_source
 from tests.skip_rule import SkipRule, is_ci
 
@@ -113,6 +115,7 @@ def pytest_configure(config: pytest.Config) -> None:
     config.pluginmanager.register(SkipRule(strict=is_ci()), "strop-skip-rule")
     if not hasattr(config, "workerinput"):
         config.add_cleanup(share_compiled_kernels())
+        config.pluginmanager.register(Groups(config), "strop-groups")
 
 
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
@@ -144,6 +147,12 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         items[:] = in_order(items)
 
 
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """Tell which tests stay together."""
+    if hasattr(session.config, "workerinput"):
+        leave(session.config, session.items)
+
+
 def _mark(item: pytest.Function) -> None:
     used = set(item.fixturenames)
     if E2E in item.path.parents or "processes" in used:
@@ -157,7 +166,7 @@ def _mark(item: pytest.Function) -> None:
     if "simcord_env" in used:
         item.add_marker(pytest.mark.simcord(settle_timeout=SETTLE_TIMEOUT_S))
     if _shares_its_module(item):
-        item.add_marker(pytest.mark.xdist_group(item.path.stem))
+        item.add_marker(pytest.mark.xdist_group(str(item.path)))
 
 
 def _shares_its_module(item: pytest.Function) -> bool:
@@ -188,7 +197,8 @@ def _cost_s(item: pytest.Item) -> float:
 def in_order(items: list[pytest.Item]) -> list[pytest.Item]:
     """Return tests in the order in which workers start them.
 
-    The longest is first, and quick ones follow it. Tests of deployments wait more than they compute and the
+    The longest is first, and quick ones follow it; of the others those that stay together go before what runs
+    alone. Tests of deployments wait more than they compute and the
     others compute more than they wait, so the former are spread over the time that the latter take, but for a
     last part: no worker is to be left alone with a deployment at the end.
     """
@@ -197,7 +207,10 @@ def in_order(items: list[pytest.Item]) -> list[pytest.Item]:
     alone = [each for each in items if not _kind(each) and each.get_closest_marker("xdist_group") is None]
     ordered = longest + alone[: BEHIND_THE_LONGEST * len(longest)]
     rest = [each for each in items if _kind(each) != "e2e" and each not in ordered]
-    computing = sorted(rest, key=_cost_s, reverse=True)
+    together: Counter[str] = Counter()
+    for each in rest:
+        together[group_of(each)] += _cost_s(each)
+    computing = sorted(rest, key=lambda each: together[group_of(each)], reverse=True)
     share_s = SPREAD * sum(map(_cost_s, computing)) / max(1, len(waiting))
     passed_s = due_s = 0.0
     for item in computing:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import re
+import subprocess
 import sys
 from dataclasses import dataclass
 from itertools import pairwise
@@ -12,6 +14,8 @@ from typing import Any
 import pytest
 
 from tests.conftest import STEP_BACK, imports_a_model_library, in_order, leaves_models_out
+
+ROOT = Path(__file__).parent.parent
 
 
 def test_whoever_leaves_models_out_loads_no_model_library(pytestconfig: pytest.Config) -> None:
@@ -44,6 +48,10 @@ class Marked:
     name: str
     marks: dict[str, tuple[float, ...]]
 
+    @property
+    def nodeid(self) -> str:
+        return self.name
+
     def get_closest_marker(self, name: str) -> pytest.Mark | None:
         return getattr(pytest.mark, name).with_args(*self.marks[name]).mark if name in self.marks else None
 
@@ -67,3 +75,45 @@ def test_deployments_are_spread_over_the_others_and_the_longest_is_first() -> No
 
 def test_workers_step_back_for_the_longest_test(pytestconfig: pytest.Config) -> None:
     assert not hasattr(pytestconfig, "workerinput") or os.nice(0) >= STEP_BACK
+
+
+TOGETHER = """
+import os
+import pytest
+
+@pytest.mark.xdist_group("one")
+@pytest.mark.parametrize("number", range(6))
+def test_together(number):
+    print("together in", os.environ["PYTEST_XDIST_WORKER"])
+
+@pytest.mark.parametrize("number", range(6))
+def test_alone(number):
+    print("alone in", os.environ["PYTEST_XDIST_WORKER"])
+"""
+GROUPING = """
+from tests.groups import Groups, leave
+def pytest_configure(config):
+    if not hasattr(config, "workerinput"):
+        config.pluginmanager.register(Groups(config))
+def pytest_collection_finish(session):
+    if hasattr(session.config, "workerinput"):
+        leave(session.config, session.items)
+"""
+
+
+def test_what_shares_a_server_runs_in_one_worker_under_its_own_name(tmp_path: Path) -> None:
+    (tmp_path / "conftest.py").write_text(GROUPING)
+    (tmp_path / "test_suite.py").write_text(TOGETHER)
+    options = ("-p", "xdist.plugin", "-n", "3", "--dist", "loadgroup", "--no-loadscope-reorder", "-rP", "-v")
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "--rootdir", str(tmp_path), *options],
+        env={**os.environ, "PYTHONPATH": str(ROOT), "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"},
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert "12 passed" in done.stdout, done.stdout + done.stderr
+    assert len(set(re.findall(r"together in (gw\d)", done.stdout))) == 1
+    assert len(set(re.findall(r"alone in (gw\d)", done.stdout))) > 1
+    assert "test_suite.py::test_together[5] " in done.stdout

@@ -21,13 +21,13 @@ TRIAL = BY_HAND + "min_liked = 3\nmin_raters = 1\nepochs = 1\n"
 # the verdict, does not hang on how busy the machine is. The held-out conversations are all asked once.
 BRIEF = """epochs = 2
 ranked_rounds = 1
-ranked_replies = 96
+ranked_replies = 48
 max_train_minutes = 60.0
 [chat]
-max_new_tokens = 32
+max_new_tokens = 24
 [gate]
-max_new_tokens = 32
-max_prompts = 32
+max_new_tokens = 24
+max_prompts = 24
 generation_minutes = 60.0
 """
 DEFAULTS = "[gate]\n"

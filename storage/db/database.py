@@ -181,10 +181,11 @@ class Database:
         if self._closed:
             return
         self._closed = True
-        self._writer.close()
         self._pool.shutdown(wait=True)
         for reader in list(self._readers):
             reader.close()
+        # Last: what closes a database for good puts the write-ahead log into it, if it may write.
+        self._writer.close()
 
     def __enter__(self) -> "Database":
         return self

@@ -167,6 +167,16 @@ async def test_more_writes_than_the_queue_holds_all_arrive(database: Database) -
     assert await database.aread(lambda db: sql.value(db, "SELECT count(*) FROM facts")) == many
 
 
+def test_a_database_that_everybody_closed_is_one_file(tmp_path: Path) -> None:
+    """Whoever copies it has everything, and no log beside it keeps what was deleted."""
+    path = tmp_path / "strop.db"
+    with Database.open(path) as database:
+        database.write(lambda db: key_values.put(db, "word", "cnry-kept"))
+        assert database.read(lambda db: key_values.get(db, "word")) == "cnry-kept"
+    assert [file.name for file in tmp_path.iterdir()] == ["strop.db"]
+    assert b"cnry-kept" in path.read_bytes()
+
+
 def test_a_closed_database_says_so(database: Database) -> None:
     database.close()
     database.close()

@@ -52,6 +52,7 @@ class Said:
     blocked: bool
     behind: list[Said] = field(default_factory=list)
     gone: bool = False
+    earlier_words: list[str] = field(default_factory=list)
 
     def all_behind(self) -> list[Said]:
         found, waiting = [], [self]
@@ -116,7 +117,8 @@ class Model:
         self.ratings = {key: each for key, each in self.ratings.items() if key[1] != member}
         self.ever_rated = {key for key in self.ever_rated if key[1] != member}
         self.erased.add(member)
-        self.erased_words += [said.word for said in self.questions.values() if said.author == member]
+        theirs_said = [said for said in self.questions.values() if said.author == member]
+        self.erased_words += [word for said in theirs_said for word in (said.word, *said.earlier_words)]
         self.consent[member] = "out" if self.consent.get(member) == "out" else "unset"
 
 
@@ -263,6 +265,32 @@ class Storage(RuleBasedStateMachine):
         if self._done(lambda db: conversations.delete_message(db, said.discord_id), crash):
             said.gone = True
 
+    @precondition(lambda self: self.model.questions)
+    @rule(which=PICK, crash=st.booleans())
+    def edit(self, which: int, crash: bool) -> None:
+        """A member rewords a question; one that is gone stays so."""
+        reply_id = self._pick(which)
+        assert reply_id is not None
+        said = self.model.questions[reply_id]
+        self.number += 10
+        word = f"word{said.author}n{self.number}"
+        if (
+            self._done(lambda db: conversations.edit_message(db, said.discord_id, word), crash)
+            and not said.gone
+        ):
+            said.earlier_words.append(said.word)
+            said.word = word
+
+    @invariant()
+    def a_question_says_what_its_author_said_last(self) -> None:
+        stored = self.database.read(
+            lambda db: {each.discord_id: each.content for each in map(_stored(db), self._questions()) if each}
+        )
+        assert stored == {said.discord_id: "" if said.gone else said.word for said in self._questions()}
+
+    def _questions(self) -> list[Said]:
+        return list(self.model.questions.values())
+
     @rule(member=PEOPLE, crash=st.booleans())
     def block_or_unblock(self, member: int, crash: bool) -> None:
         lifted = member in self.model.blocked
@@ -375,6 +403,10 @@ class Storage(RuleBasedStateMachine):
     def _pick(self, which: int | None) -> str | None:
         names = sorted(self.model.answers)
         return None if which is None or not names else names[which % len(names)]
+
+
+def _stored(db: Connection) -> Callable[[Said], conversations.Message | None]:
+    return lambda said: conversations.by_discord_id(db, said.discord_id)
 
 
 def _dump(db: Connection) -> str:

@@ -284,6 +284,9 @@ def _contradictions(config: Config) -> Iterator[str]:
     for section, port in (("server", config.server.port), ("playground", config.playground_page.port)):
         if port and port == config.metrics.port:
             yield f"metrics.port: must not be {section}.port as well; got {port}"
+    if config.trainer.parallel_runs > 1 and config.trainer.server_sleeps and not config.server.base_url:
+        got = config.trainer.parallel_runs
+        yield f"trainer.parallel_runs: must be 1 where trainer.server_sleeps gives a run the GPU; got {got}"
     yield from _time_problems(config.trainer)
     yield from _emoji_problems(config.discord)
     yield from _permission_problems(config.discord)

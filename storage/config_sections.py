@@ -211,6 +211,7 @@ class TrainerConfig(Section):
     gpu_memory_share: Annotated[float, Field(gt=0, le=1, description="a share above 0, up to 1")] = 1.0
     server_sleeps: bool = False
     nice: Nice = 19
+    parallel_runs: Count = 1
     where: Annotated[Literal["local", "ray"], Field(description='"local" or "ray"')] = "local"
     ray_address: Text = "auto"
     ray_workers: Count = 1

@@ -75,7 +75,11 @@ class Trainer:
         self._stop = threading.Event()
         self._keeper = ChampionKeeper(database, config)
         self._queue = RunQueue(
-            database, self._command, owner=f"trainer-{os.getpid()}", nice=config.trainer.nice
+            database,
+            self._command,
+            owner=f"trainer-{os.getpid()}",
+            at_once=config.trainer.parallel_runs,
+            nice=config.trainer.nice,
         )
 
     def run(self) -> None:

@@ -15,7 +15,7 @@ from bot.cli.runs import BAD_OUTCOMES, actor, follow, print_run, run_record
 from bot.cli.session import ConfigOption, JsonOption, ScopeOption, Session, choose_scope, session
 from storage import config_edit, experiments
 from storage.experiments import Asked
-from storage.learning import runs
+from storage.learning import run_summary, runs
 from storage.learning.runs import Run
 
 MINUTES = 60.0
@@ -102,7 +102,7 @@ def _queued(
 
 
 def _named(opened: Session, beginning: str) -> Run:
-    run = opened.database.read(lambda db: runs.find_by_prefix(db, beginning))
+    run = opened.database.read(lambda db: run_summary.find_by_prefix(db, beginning))
     if "experiment" not in run.settings:
         raise CommandError(f"Run {run.id} is no experiment: `strop report {run.id}` shows it.")
     return run

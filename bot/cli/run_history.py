@@ -15,7 +15,7 @@ from bot.cli.session import ConfigOption, JsonOption, ScopeOption, Session, choo
 from bot.language.durations import duration
 from bot.learning import run_list
 from storage.db.database import Connection
-from storage.learning import adapters, evaluations, run_summary, runs
+from storage.learning import adapters, evaluations, run_summary
 from storage.learning.adapters import Adapter
 from storage.learning.evaluations import Evaluation
 from storage.learning.run_summary import Summary
@@ -121,7 +121,7 @@ def align_columns(rows: Sequence[Sequence[str]]) -> Iterator[str]:
 # --------------------------------------------------------------------------------------------- side by side
 def _found(opened: Session, name: str) -> Found:
     def work(db: Connection) -> tuple[Run, Adapter | None, list[Evaluation]]:
-        run = runs.find_by_prefix(db, name)
+        run = run_summary.find_by_prefix(db, name)
         adapter = adapters.get(db, run.adapter_id) if run.adapter_id else None
         return run, adapter, evaluations.list_for_run(db, run.id)
 

@@ -34,7 +34,7 @@ from bot.language.durations import duration
 from bot.learning.next_run import Outlook, next_run
 from bot.serving.protocol import Health
 from storage.db import key_values
-from storage.learning import dry_run, loop_status, run_times, runs
+from storage.learning import dry_run, loop_status, run_summary, run_times, runs
 from storage.learning.loop_status import LoopStatus
 from storage.learning.runs import Run
 from storage.process import memory as memory_use
@@ -122,7 +122,7 @@ def retrain(
 def _repeat(config: Path | None, beginning: str, *, wait: bool, as_json: bool) -> None:
     """Queue the repeat of a run, and with `wait` exit 1 if another adapter came out."""
     with session(config) as opened:
-        original = opened.database.read(lambda db: runs.find_by_prefix(db, beginning))
+        original = opened.database.read(lambda db: run_summary.find_by_prefix(db, beginning))
         if not original.repeatable:
             raise CommandError(f"Run {original.id} can't be repeated: a member erased their data.")
         if original.adapter_id is None or original.snapshot_hash is None or "judge" in original.settings:

@@ -22,8 +22,11 @@ from bot.diagnostics.machine import (
     is_encrypted,
     nearest_existing,
     size_text,
+    this_machine,
 )
+from bot.diagnostics.run_estimate import run_estimate
 from bot.serving.client import SERVER_FILE
+from bot.serving.model import catalogue
 from bot.serving.model.memory import total_main_memory
 from bot.serving.native.library import find_compiler
 from storage.config import Config
@@ -55,6 +58,8 @@ def examine(config: Config, *, discord_api: str = DISCORD_API) -> Iterator[Check
     yield from _home(config)
     for check in (_sqlite, _database, _backup, _disk, _memory, _gpu, _compiler):
         yield check(config)
+    if config.trainer.parallel_runs > 1 and config.trainer.where == "local":
+        yield _parallel_runs(config)
     yield from _packages()
     yield _encryption(config)
     yield from _ports(config)
@@ -185,6 +190,28 @@ def _memory(_: Config) -> Check:
             f"the smallest base and its training need {size_text(SMALL_BASE_MEMORY)}",
         )
     return ok("memory", size_text(limit))
+
+
+def _parallel_runs(config: Config) -> Check:
+    count = config.trainer.parallel_runs
+    machine = this_machine(config.model.device)
+    total = machine.gpu_bytes or machine.memory_bytes
+    base = config.model.base
+    if base == "auto" and not machine.gpu_bytes:
+        base = catalogue.BUNDLED.id
+    estimate = run_estimate(config, base)
+    if estimate is None:
+        return note("parallel runs", f"up to {count}; what one takes isn't known before the first")
+    needed = count * estimate.peak_bytes
+    said = f"{count} trainings of about {size_text(estimate.peak_bytes)} on {size_text(total)}"
+    if needed > total:
+        fitting = max(total // max(estimate.peak_bytes, 1), 1)
+        return problem(
+            "parallel runs",
+            f"{said} don't fit: a run waits until another has ended",
+            f"set trainer.parallel_runs to {fitting}",
+        )
+    return ok("parallel runs", said)
 
 
 def _compiler(_: Config) -> Check:

@@ -811,6 +811,18 @@ CREATE INDEX duels_with_mentions ON duels (id) WHERE instr(prompt_json, '@')
     )
 
 
+def m0039_runs_side_by_side(db: sqlite_utils.Database) -> None:
+    """Runs of different scopes may be on at the same time, of one scope never two."""
+    _run(
+        db,
+        """
+DROP INDEX runs_one_at_a_time
+
+CREATE UNIQUE INDEX runs_one_running_per_scope ON runs (scope) WHERE state = 'running'
+""",
+    )
+
+
 for _step in (
     m0001_people_and_conversations,
     m0002_replies_and_ratings,
@@ -834,5 +846,6 @@ for _step in (
     m0036_ratings_of_own_replies,
     m0037_imported_copies,
     m0038_texts_with_mentions,
+    m0039_runs_side_by_side,
 ):
     steps()(_step)

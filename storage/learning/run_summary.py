@@ -16,6 +16,7 @@ from typing import Any
 import sqlite_utils
 
 from storage.db import sql
+from storage.errors import UnknownRowError
 from storage.learning import runs
 from storage.learning.evaluations import Headline, SplitCounts
 from storage.learning.runs import Run
@@ -34,6 +35,16 @@ class Sample:
     challenger: str
     champion: str
     held_out: bool
+
+
+def find_by_prefix(db: sqlite_utils.Database, beginning: str) -> Run:
+    """Return the run whose id begins so. Raises UnknownRowError where it is none, or not one."""
+    rows = sql.many(db, "SELECT id FROM runs WHERE substr(id, 1, ?) = ?", (len(beginning), beginning))
+    if not rows:
+        raise UnknownRowError("No run begins with {beginning}.", beginning=repr(beginning))
+    if len(rows) > 1:
+        raise UnknownRowError("Several runs begin with {beginning}.", beginning=repr(beginning))
+    return runs.expect(db, rows[0]["id"])
 
 
 def may_be_shown(prompt: str) -> bool:

@@ -1,4 +1,4 @@
-"""Training runs: a queue in the database, one run at a time, held by a lease and a heartbeat.
+"""Training runs: a queue in the database, of which so many are on at once, held by leases and heartbeats.
 
 Which run is newer is told by their rows: a clock that was ahead once must not keep one the newest.
 """
@@ -108,15 +108,24 @@ def enqueue(
     return expect(db, run_id)
 
 
-def lease_next(db: sqlite_utils.Database, owner: str, lease_ms: int) -> Run | None:
-    """Take the oldest queued run for `owner`, or return None: nothing waits, or another run is on."""
+def lease_next(
+    db: sqlite_utils.Database, owner: str, lease_ms: int, *, at_once: int = 1, busy_scopes: Iterable[str] = ()
+) -> Run | None:
+    """Take the oldest queued run for `owner`, or return None: nothing may start.
+
+    At most `at_once` runs are on, never two of one scope, and none of `busy_scopes`, where the process of a
+    run that is over has not ended yet.
+    """
     expire_leases(db)
-    if sql.one(db, "SELECT id FROM runs WHERE state = 'running'") is not None:
+    if len(list_running(db)) >= at_once:
         return None
     queued = sql.one(
         db,
-        """SELECT id, scope FROM runs WHERE state = 'queued'
+        """SELECT id, scope FROM runs
+           WHERE state = 'queued' AND scope NOT IN (SELECT value FROM json_each(?))
+                 AND scope NOT IN (SELECT scope FROM runs WHERE state = 'running')
            ORDER BY trigger = 'erasure' DESC, rowid""",
+        (json.dumps(list(busy_scopes)),),
     )
     if queued is None:
         return None
@@ -271,13 +280,8 @@ def requeue(db: sqlite_utils.Database, run_id: str, reason: Sentence) -> Run:
     _require(run, "running")
     another = sql.one(db, "SELECT id FROM runs WHERE scope = ? AND state = 'queued'", (run.scope,))
     if run.attempts >= MAX_ATTEMPTS or another is not None:
-        return _end(
-            db,
-            run,
-            "failed",
-            Sentence("The run failed: {reason}. The champion was not changed.", reason=reason),
-            reason,
-        )
+        message = Sentence("The run failed: {reason}. The champion was not changed.", reason=reason)
+        return _end(db, run, "failed", message, reason)
     note = Sentence("Starts again: {reason}.", reason=reason)
     sql.change(
         db,
@@ -316,16 +320,6 @@ def expect(db: sqlite_utils.Database, run_id: str) -> Run:
     return run
 
 
-def find_by_prefix(db: sqlite_utils.Database, beginning: str) -> Run:
-    """Return the run whose id begins so. Raises UnknownRowError where it is none, or not one."""
-    rows = sql.many(db, "SELECT id FROM runs WHERE substr(id, 1, ?) = ?", (len(beginning), beginning))
-    if not rows:
-        raise UnknownRowError("No run begins with {beginning}.", beginning=repr(beginning))
-    if len(rows) > 1:
-        raise UnknownRowError("Several runs begin with {beginning}.", beginning=repr(beginning))
-    return expect(db, rows[0]["id"])
-
-
 def active(db: sqlite_utils.Database, scope: str) -> Run | None:
     """Return the scope's running run, else its queued one, else None."""
     row = sql.one(
@@ -335,6 +329,11 @@ def active(db: sqlite_utils.Database, scope: str) -> Run | None:
         {"scope": scope},
     )
     return None if row is None else _run(row)
+
+
+def list_running(db: sqlite_utils.Database) -> list[Run]:
+    """Return the runs that are on, one for a scope at most."""
+    return [_run(row) for row in sql.many(db, "SELECT * FROM runs WHERE state = 'running' ORDER BY rowid")]
 
 
 def latest(db: sqlite_utils.Database, scope: str, limit: int = 20) -> list[Run]:

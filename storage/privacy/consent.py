@@ -6,7 +6,6 @@ A refusal ends the votes that show the member's words, and a training run that h
 import sqlite_utils
 
 from storage.chat import members
-from storage.db import sql
 from storage.feedback import duels, prompt_bank
 from storage.learning import eligibility, runs
 from storage.privacy import erasure
@@ -42,18 +41,19 @@ def close_withdrawn(db: sqlite_utils.Database, permission_reference: str) -> int
 
 
 def _begin_again_without(db: sqlite_utils.Database, user_id: int, actor: str) -> None:
-    """End the run that is training on a member's words or ratings, and queue it anew."""
-    running = sql.one(db, "SELECT id FROM runs WHERE state = 'running' AND phase IN ('snapshot', 'train')")
-    if running is None or running["id"] not in erasure.list_runs_of_member(db, user_id):
-        return
-    run = runs.expect(db, running["id"])
+    """End the runs that are training on a member's words or ratings, and queue them anew."""
+    training = [run for run in runs.list_running(db) if run.phase in ("snapshot", "train")]
+    of_member = set(erasure.list_runs_of_member(db, user_id)) if training else set()
     reason = Sentence("A member opted out of training: the run starts again without their words.")
-    runs.cancel(db, run.id, actor, reason)
-    runs.enqueue(
-        db,
-        scope=run.scope,
-        trigger=run.trigger,
-        requested_by=run.requested_by,
-        settings=run.settings,
-        report_channel_id=run.report_channel_id,
-    )
+    for run in training:
+        if run.id not in of_member:
+            continue
+        runs.cancel(db, run.id, actor, reason)
+        runs.enqueue(
+            db,
+            scope=run.scope,
+            trigger=run.trigger,
+            requested_by=run.requested_by,
+            settings=run.settings,
+            report_channel_id=run.report_channel_id,
+        )

@@ -228,21 +228,22 @@ def _taint(db: sqlite_utils.Database, adapter_ids: list[str]) -> list[adapters.A
 def _cancel_running(
     db: sqlite_utils.Database, user_id: int, touched_runs: list[str], touched: list[str], actor: str
 ) -> dict[str, str]:
-    """End the running run if it may hold the member's words, also unrecorded ones; return {run id: scope}."""
-    running = sql.one(db, "SELECT id, scope, snapshot_hash FROM runs WHERE state = 'running'")
-    if running is None:
-        return {}
-    mine = sql.many(
+    """End the running runs that may hold the member's words, also unrecorded ones; return {run id: scope}."""
+    rows = sql.many(
         db,
         """SELECT scope FROM replies WHERE id IN (SELECT value FROM json_each(?))
            UNION SELECT scope FROM ratings WHERE user_id = ?""",
         (json.dumps(touched), user_id),
     )
-    unrecorded = running["snapshot_hash"] is None and {"scope": running["scope"]} in mine
-    if running["id"] not in touched_runs and not unrecorded:
-        return {}
-    runs.cancel(db, running["id"], actor, STARTS_AGAIN)
-    return {running["id"]: running["scope"]}
+    mine = {row["scope"] for row in rows}
+    cancelled = {
+        run.id: run.scope
+        for run in runs.list_running(db)
+        if run.id in touched_runs or (run.snapshot_hash is None and run.scope in mine)
+    }
+    for run_id in cancelled:
+        runs.cancel(db, run_id, actor, STARTS_AGAIN)
+    return cancelled
 
 
 def _erase_words(db: sqlite_utils.Database, user_id: int, touched: list[str]) -> None:

@@ -115,8 +115,8 @@ def _left_to_scrub(db: sqlite_utils.Database) -> tuple[list[str], list[str]]:
 def _runs_with_deleted(db: sqlite_utils.Database) -> list[str]:
     """Return runs that keep messages in files whose authors deleted them since the last look.
 
-    Also those that wait, for their turn or for votes; a queued one begins anew. Only the running one keeps
-    its files until it is over.
+    Also those that wait, for their turn or for votes; a queued one begins anew. Only running ones keep
+    their files until they are over.
     """
     seen_ms = int(key_values.get(db, _DELETIONS_SEEN, "0") or 0)
     rows = sql.many(

@@ -132,6 +132,10 @@ def test_a_named_file_that_is_missing_is_a_problem_but_strop_toml_is_not(tmp_pat
             '[trainer]\ntime_zone = "Europe/Berln"',
             "trainer.time_zone: 'Europe/Berln' is no time zone; did you mean 'Europe/Berlin'?",
         ),
+        (
+            "[trainer]\nparallel_runs = 2\nserver_sleeps = true",
+            "trainer.parallel_runs: must be 1 where trainer.server_sleeps gives a run the GPU; got 2",
+        ),
         ('[discord]\nrating_up = ["👎"]', "discord.rating_down: 👎 cannot mean both"),
         ("[discord]\nrating_up = []", "discord.rating_up: must name at least one emoji"),
         (

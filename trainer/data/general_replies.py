@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -185,6 +186,7 @@ def _read(path: Path) -> Replay | None:
 
 def _write(path: Path, replies: Sequence[BaseReply]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(".partial")
+    # Another run may write it at the same time.
+    partial = path.with_suffix(f".{os.getpid()}.partial")
     partial.write_text(json.dumps([asdict(reply) for reply in replies], indent=1), encoding="utf-8")
     partial.replace(path)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -116,6 +117,7 @@ def _read(path: Path) -> Answers:
 
 def _write(path: Path, answers: Answers) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(".partial")
+    # Another run may write it at the same time.
+    partial = path.with_suffix(f".{os.getpid()}.partial")
     partial.write_text(json.dumps(answers, indent=1), encoding="utf-8")
     partial.replace(path)

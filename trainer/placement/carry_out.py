@@ -26,9 +26,10 @@ from trainer.placement import outcome, request
 from trainer.placement.outcome import ADAPTERS, Outcome
 from trainer.placement.process_figures import ProcessMeter
 from trainer.placement.request import TrainingInput
-from trainer.training import challenger, gpu, ranks, saving
+from trainer.training import challenger, fitting, gpu, ranks, saving
 from trainer.training.adapter import giving_way
 from trainer.training.challenger import Challenger, OwnPairs, Progress
+from trainer.training.fitting import Claim
 
 log = structlog.get_logger()
 
@@ -52,10 +53,12 @@ def train(
     on_checkpoint: Callable[[], None] = lambda: None,
     on_progress: Progress = lambda share, note: None,
     give_way: GiveWay | None = None,
+    claim: Claim = fitting.alone,
 ) -> Challenger:
     """Train in this process, on a loaded base; raises what `challenger.train_challenger` raises.
 
-    `give_way` lets it stand still while somebody waits for the model server of this machine.
+    `give_way` lets it stand still while somebody waits for the model server of this machine, `claim` shares
+    the memory with other trainings there.
     """
     asked = training.request
     with giving_way(base.model, give_way or (lambda: None)):
@@ -71,6 +74,7 @@ def train(
             own_pairs=own_pairs,
             on_checkpoint=on_checkpoint,
             on_progress=on_progress,
+            claim=claim,
             clock=time.monotonic if give_way is None else give_way.working_clock,
         )
 

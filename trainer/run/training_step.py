@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -11,7 +12,13 @@ from transformers import AutoTokenizer
 
 from bot.serving.client import ModelClient
 from bot.serving.first_word import GiveWay
-from bot.serving.model.loading import LoadedBase, load_base, resolve_device
+from bot.serving.model.loading import (
+    LoadedBase,
+    choose_execution,
+    load_base,
+    read_info,
+    resolve_device,
+)
 from storage.config import Config
 from storage.db.database import Database
 from storage.errors import DatabaseError
@@ -32,6 +39,7 @@ from trainer.placement.request import TrainingInput, TrainingRequest
 from trainer.run import metrics
 from trainer.run.context import RunContext
 from trainer.run.heartbeat import Heartbeat
+from trainer.run.memory_claims import MemoryClaims
 from trainer.training import gpu, objectives
 from trainer.training.challenger import Challenger, OwnPairs
 
@@ -53,6 +61,7 @@ class TrainingStep:
         self._heartbeat = heartbeat
         self.folder = config.runs / run.id
         self._metrics: dict[str, Any] = {}
+        self._memory = MemoryClaims(config.run, run.id, self._wait_for_memory)
 
     def train(self, rows: Snapshot, context: RunContext, replay: Replay) -> tuple[Challenger, Codec]:
         """Train and save the challenger."""
@@ -121,25 +130,34 @@ class TrainingStep:
     ) -> Challenger:
         """Train in this process, the run's folder being the training's."""
         request.write(training, self.folder)
-        return carry_out.train(
-            training,
-            base,
-            work=self.folder,
-            adapters_dir=adapters_dir or self._config.adapters,
-            own_pairs=own_pairs,
-            on_checkpoint=self._got_further,
-            on_progress=self._heartbeat.show,
-            give_way=None if self._config.server.base_url else GiveWay(self._config.run),
-        )
+        try:
+            return carry_out.train(
+                training,
+                base,
+                work=self.folder,
+                adapters_dir=adapters_dir or self._config.adapters,
+                own_pairs=own_pairs,
+                on_checkpoint=self._got_further,
+                on_progress=self._heartbeat.show,
+                give_way=None if self._config.server.base_url else GiveWay(self._config.run),
+                claim=partial(self._memory.claim, base.device),
+            )
+        finally:
+            self._memory.release()
 
     def load_base(self, context: RunContext) -> LoadedBase:
-        """Load the served base on the device that trains, within its share of memory."""
+        """Load the served base on the device that trains, where it fits beside other runs."""
         settings = self._config.trainer
         device = self._device()
         if device.startswith("cuda"):
             gpu.compute_in_fixed_order()
             gpu.claim(device, settings.gpu_memory_share)
-        return load_base(self.base_folder(context), device, "train")
+        folder = self.base_folder(context)
+        form = self._memory.claim(device, partial(choose_execution, read_info(folder), device))
+        return load_base(folder, device, "train", execution=form)
+
+    def _wait_for_memory(self) -> None:
+        self._heartbeat.say(Sentence("waiting for memory that another run needs"))
 
     def base_folder(self, context: RunContext) -> Path:
         """Return where the served base lies on this machine."""

@@ -1,4 +1,4 @@
-"""Runs the queue: leases the next run, starts its child process, and watches it to its end.
+"""Runs the queue: leases the next runs, starts their child processes, and watches them to their ends.
 
 Everything here belongs to the trainer's main thread: Linux ties a child's life to the thread that started it.
 """
@@ -49,7 +49,11 @@ class _Child:
 
 
 class RunQueue:
-    """One run at a time, each in a child process at low priority; call `tick` about once a second."""
+    """At most `at_once` runs of different scopes, each in a child process at low priority.
+
+    Call `tick` about once a second. The processor's cores are divided among the runs, so that one that is
+    alone makes the very adapter that it makes beside others.
+    """
 
     def __init__(
         self,
@@ -57,6 +61,7 @@ class RunQueue:
         command: Callable[[Run], Sequence[str]],
         *,
         owner: str,
+        at_once: int = 1,
         nice: int = 19,
         environment: Mapping[str, str] | None = None,
         term_wait_s: float = TERM_WAIT_S,
@@ -64,50 +69,60 @@ class RunQueue:
         self._database = database
         self._command = command
         self._owner = owner
+        self._at_once = at_once
         self._nice = nice
-        self._environment = child_environment(os.environ if environment is None else environment)
+        self._environment = child_environment(os.environ if environment is None else environment, at_once)
         self._term_wait_s = term_wait_s
-        self._child: _Child | None = None
+        self._children: list[_Child] = []
 
     @property
     def busy(self) -> bool:
-        """Whether a run's process is alive."""
-        return self._child is not None
+        """Whether any run's process is alive."""
+        return bool(self._children)
 
     def tick(self) -> None:
-        """Start the next run if none is on; otherwise see whether the present one ended or was cancelled.
+        """See which runs ended or were cancelled, and start the next one where there is a place.
 
         A busy or full database is no reason to die: the next tick tries again.
         """
         try:
-            if self._child is None:
+            has_place = len(self._children) < self._at_once
+            for child in tuple(self._children):
+                if child.process.poll() is None:
+                    self._end_if_cancelled(child)
+                else:
+                    self._settle(child)
+            if has_place:
                 self._start_next()
-            elif self._child.process.poll() is not None:
-                self._settle(self._child)
-            else:
-                self._end_if_cancelled(self._child)
         except DatabaseError as error:
             log.warning("the database can't be used at the moment", error=str(error))
 
     def stop(self) -> None:
-        """End the present run's process and put its run back into the queue, to be tried again."""
-        child = self._child
-        if child is None:
-            return
-        _signal(child.process, signal.SIGTERM)
-        try:
-            child.process.wait(self._term_wait_s)
-        except subprocess.TimeoutExpired:
-            _signal(child.process, signal.SIGKILL)
-            child.process.wait()
-        self._child = None
-        child.output.finish()
-        requeued = self._database.write(lambda db: _requeue_if_on(db, child.run.id, self._owner, INTERRUPTED))
+        """End the runs' processes and put their runs back into the queue, to be tried again."""
+        children, self._children = self._children, []
+        for child in children:
+            _signal(child.process, signal.SIGTERM)
+        ends_at = time.monotonic() + self._term_wait_s
+        for child in children:
+            try:
+                child.process.wait(max(ends_at - time.monotonic(), 0.0))
+            except subprocess.TimeoutExpired:
+                _signal(child.process, signal.SIGKILL)
+                child.process.wait()
+            child.output.finish()
+        for child in children:
+            self._requeue(child.run)
+
+    def _requeue(self, run: Run) -> None:
+        requeued = self._database.write(lambda db: _requeue_if_on(db, run.id, self._owner, INTERRUPTED))
         if requeued:
-            log.info("run.interrupted", run_id=child.run.id, state=requeued.state, note=requeued.note)
+            log.info("run.interrupted", run_id=run.id, state=requeued.state, note=requeued.note)
 
     def _start_next(self) -> None:
-        run = self._database.write(lambda db: runs.lease_next(db, self._owner, LEASE_MS))
+        busy = [child.run.scope for child in self._children]
+        run = self._database.write(
+            lambda db: runs.lease_next(db, self._owner, LEASE_MS, at_once=self._at_once, busy_scopes=busy)
+        )
         if run is None:
             return
         try:
@@ -129,7 +144,7 @@ class RunQueue:
             )
             return
         _lower_priority(process.pid, self._nice)
-        self._child = _Child(run, process, _Output(process.stdout), memory.oom_kills())
+        self._children.append(_Child(run, process, _Output(process.stdout), memory.oom_kills()))
         log.info("run.started", run_id=run.id, scope=run.scope, trigger=run.trigger, attempt=run.attempts)
 
     def _end_if_cancelled(self, child: _Child) -> None:
@@ -165,7 +180,7 @@ class RunQueue:
                 message=run.message,
                 scope=run.scope,
             )
-        self._child = None
+        self._children.remove(child)
 
     def _resume(self, run: Run) -> None:
         """Let a run go on from its checkpoint whose process somebody killed; at the second time it fails."""
@@ -210,14 +225,14 @@ class _Output:
                     sys.stderr.buffer.flush()
 
 
-def child_environment(environment: Mapping[str, str]) -> dict[str, str]:
-    """The environment of a run: threads that wait must sleep, or they slow the model server down.
+def child_environment(environment: Mapping[str, str], at_once: int = 1) -> dict[str, str]:
+    """The environment of one of so many runs: threads that wait must sleep, or they slow the server down.
 
     OpenMP's spinning made decoding eleven times slower where threads outnumbered cores. Nothing in a run is
     compiled by torch, whose compiler bitsandbytes otherwise loads: a second of processor time.
     """
     defaults = {
-        "OMP_NUM_THREADS": str(usable_cores()),
+        "OMP_NUM_THREADS": str(max(usable_cores() // at_once, 1)),
         "TOKENIZERS_PARALLELISM": "false",
         "TORCHDYNAMO_DISABLE": "1",
         "PYTHONUNBUFFERED": "1",

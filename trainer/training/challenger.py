@@ -19,7 +19,7 @@ import torch
 from peft import PeftModel
 
 from bot.serving.model.loading import LoadedBase
-from bot.serving.model.training_memory import Form, Load
+from bot.serving.model.training_memory import Load
 from storage.config_sections import TrainerConfig
 from storage.sentences import Sentence
 from trainer.data.encoding import Codec, PreferenceExample
@@ -27,11 +27,11 @@ from trainer.data.examples import BaseCodec, Material, dpo_examples, gather
 from trainer.data.general_replies import BaseReply
 from trainer.data.rows import PreferencePair
 from trainer.data.snapshot import Snapshot
-from trainer.errors import MemoryShortError, TrainingError
-from trainer.training import fitting, gpu, objectives, phases, ranks, saving
+from trainer.errors import TrainingError
+from trainer.training import fitting, objectives, phases, ranks, saving
 from trainer.training.adapter import add_adapter, recompute_activations
 from trainer.training.checkpoints import DONE, Checkpoint, Checkpointer
-from trainer.training.fitting import Task
+from trainer.training.fitting import Claim, Task
 from trainer.training.loop import Clock, Tick, TrainingReport
 from trainer.training.memory import load_of, widths_of
 from trainer.training.objectives import Plan
@@ -99,7 +99,7 @@ def train_challenger(
     work: Path,
     adapters_dir: Path,
     steps: Mapping[str, int] | None = None,
-    memory_bytes: int | None = None,
+    claim: Claim = fitting.alone,
     on_checkpoint: Callable[[], None] = lambda: None,
     own_pairs: OwnPairs | None = None,
     on_progress: Progress = lambda share, note: None,
@@ -109,8 +109,8 @@ def train_challenger(
 
     The same snapshot, replay, plan, settings, versions and thread count give the same adapter id, whether or
     not the training was interrupted. `steps` by phase repeats one that the clock shortened to so many;
-    `memory_bytes` is what it may use (None: what is free); `own_pairs` is called in each round of an
-    objective that ranks the model's own replies.
+    `claim` is how it comes by its memory; `own_pairs` is called in each round of an objective that ranks the
+    model's own replies.
 
     Raises:
         MemoryShortError: it would not fit; nothing was allocated.
@@ -138,9 +138,7 @@ def train_challenger(
         base.device,
         exactly=steps is not None,
     )
-    room = gpu.room(base.device, settings.gpu_memory_share) if memory_bytes is None else memory_bytes
-    form = _form(task, checkpointer, min(ranks.everyone(room)))
-    log.info("training.fits", **asdict(form), needed=task.estimate_bytes(form), available=room)
+    form = claim(partial(fitting.choose_beside, task, checkpointer))
     asked, settings = settings, settings.model_copy(update={"batch_tokens": form.batch_tokens})
     recompute_activations(base.model, form.recompute)
     model = add_adapter(base.model, settings)
@@ -317,20 +315,6 @@ def _load(material: Material, settings: TrainerConfig, *, ranks: bool) -> Load:
         steps.append(([own] * settings.dpo_batch_size, settings.dpo_batch_size))
     most = max(sum(sorted((len(each.ids) for each in kind), reverse=True)[:size]) for kind, size in steps)
     return load_of(rows, material.replay, most)
-
-
-def _form(task: Task, checkpointer: Checkpointer, room: int) -> Form:
-    """Return the form of a training; one that goes on keeps the size of its forwards if that still fits."""
-    if begun_with := checkpointer.state.get("batch_tokens"):
-        settings = task.settings.model_copy(update={"batch_tokens": begun_with})
-        try:
-            return fitting.choose(replace(task, settings=settings, exactly=True), room)
-        except MemoryShortError:
-            log.warning("the training starts again: its forwards don't fit any more", tokens=begun_with)
-            checkpointer.forget()
-    form = fitting.choose(task, room)
-    checkpointer.state["batch_tokens"] = form.batch_tokens
-    return form
 
 
 def _ranks(plan: Plan, own_pairs: OwnPairs | None) -> bool:

@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, dataclass, replace
+
+import structlog
 
 from bot.serving.model.training_memory import Estimate, Form, Load, Widths
 from storage.config_sections import TrainerConfig
 from storage.sentences import Figure, Sentence
 from trainer.errors import MemoryShortError
+from trainer.training import gpu, ranks
+from trainer.training.checkpoints import Checkpointer
+
+log = structlog.get_logger()
+
+Claim = Callable[[Callable[[int], tuple[Form, int]]], Form]
+"""Has a form chosen that fits beside the bytes that others will still take, and keeps its need free."""
 
 # Tokens in one forward: more gains nothing on a CPU and costs memory in the output head.
 BATCH_TOKENS_CPU = 768
@@ -79,6 +88,38 @@ def choose(task: Task, available_bytes: int) -> Form:
         available=Figure(available_bytes / 1e9, ".1f"),
         advice=_advice(task, available_bytes),
     )
+
+
+def alone(choose_beside: Callable[[int], tuple[Form, int]]) -> Form:
+    """Choose the form where nobody else trains: a Claim."""
+    return choose_beside(0)[0]
+
+
+def choose_beside(task: Task, checkpointer: Checkpointer, taken: int) -> tuple[Form, int]:
+    """Choose the form by what is free, but for `taken` bytes; return it with what it needs.
+
+    A training that goes on keeps the size of its forwards. Only where that doesn't fit though nobody else
+    takes anything, it starts again with another.
+
+    Raises MemoryShortError.
+    """
+    room = gpu.room(task.device, task.settings.gpu_memory_share)
+    available = max(min(ranks.everyone(room)) - taken, 0)
+    form = None
+    if begun_with := checkpointer.state.get("batch_tokens"):
+        settings = task.settings.model_copy(update={"batch_tokens": begun_with})
+        try:
+            form = choose(replace(task, settings=settings, exactly=True), available)
+        except MemoryShortError:
+            if taken:
+                raise
+            log.warning("the training starts again: its forwards don't fit any more", tokens=begun_with)
+            checkpointer.forget()
+    form = form or choose(task, available)
+    checkpointer.state["batch_tokens"] = form.batch_tokens
+    needed = task.estimate_bytes(form)
+    log.info("training.fits", **asdict(form), needed=needed, available=available)
+    return form, needed
 
 
 def smaller_settings(task: Task, available_bytes: int) -> dict[str, int]:

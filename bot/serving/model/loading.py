@@ -129,13 +129,15 @@ def machine(device: str) -> Machine:
     return Machine(usable_cores(), total_main_memory() or available_main_memory(), gpu)
 
 
-def choose_execution(info: BaseInfo, device: str) -> Execution:
-    """Choose how to hold the 4-bit weights, and refuse a base that fits in neither form.
+def choose_execution(info: BaseInfo, device: str, taken: int = 0) -> tuple[Execution, int]:
+    """Choose how to hold the 4-bit weights; return the form and its bytes.
+
+    ``taken`` is what other processes will still take of what is free.
 
     Raises:
-        BaseRefusedError: the memory does not suffice; the text names both figures.
+        BaseRefusedError: the memory does not suffice for any form; the text names both figures.
     """
-    counts, available = info.counts(), available_bytes(device)
+    counts, available = info.counts(), max(available_bytes(device) - taken, 0)
     forms: dict[Execution, int] = {"packed": counts.cuda_bytes()}
     if not device.startswith("cuda"):
         forms = {"dense": counts.dense_bytes(), "packed": counts.packed_bytes()}
@@ -143,7 +145,7 @@ def choose_execution(info: BaseInfo, device: str) -> Execution:
             forms = {"mapped": counts.mapped_bytes(), **forms}
     for form, needed in forms.items():
         if needed <= available:
-            return form
+            return form, needed
     smallest = min(forms.values())
     raise BaseRefusedError(
         f"The base {info.id} needs {format_gb(smallest)} of memory and {format_gb(available)} is "
@@ -211,7 +213,7 @@ def load_base(
     """
     info = read_info(folder)
     device = resolve_device(device)
-    chosen = execution or choose_execution(info, device)
+    chosen = execution or choose_execution(info, device)[0]
     tokenizer = AutoTokenizer.from_pretrained(folder)
     # Soft-capped attention (Gemma 2) exists only in the eager implementation.
     capped = info.model_type == "gemma2" and attention == "sdpa"

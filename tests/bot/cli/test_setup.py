@@ -448,3 +448,17 @@ def test_doctor_only_looks_at_a_database_of_an_earlier_version(home: Path) -> No
     (found,) = [check for check in examine(config) if check.name == "database"]
     assert "of an earlier version: the next start updates it" in found.detail
     assert Database.is_outdated(config.database)
+
+
+def test_doctor_says_how_many_runs_fit_at_the_same_time(home: Path) -> None:
+    config = configured(home, token=None)
+
+    def said(count: int) -> Check | None:
+        trainer = config.trainer.model_copy(update={"parallel_runs": count})
+        checks = examine(config.model_copy(update={"trainer": trainer}))
+        return next((check for check in checks if check.name == "parallel runs"), None)
+
+    assert said(1) is None
+    assert (two := said(2)) is not None and two.state == "ok", two
+    assert (many := said(10_000)) is not None and many.state == "problem"
+    assert "don't fit" in many.detail and "set trainer.parallel_runs to " in many.fix

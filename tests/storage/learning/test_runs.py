@@ -2,13 +2,14 @@ from pathlib import Path
 
 import pytest
 import sqlite_utils
+from sqlite_utils.utils import sqlite3
 
 from storage.admin import audit
 from storage.db import clock, sql
 from storage.db.database import Database
 from storage.errors import RunNotActiveError, UnknownRowError
 from storage.feedback import duels
-from storage.learning import checkpoints, evaluations, runs
+from storage.learning import checkpoints, evaluations, run_summary, runs
 from storage.privacy import erasure as privacy
 from tests.storage.conftest import SCOPE, Community, thumb
 
@@ -39,6 +40,32 @@ def test_one_run_is_on_at_a_time_and_the_oldest_goes_first(database: Database) -
     assert database.write(lambda db: runs.lease_next(db, "another", 1_000)) is None
     database.write(lambda db: runs.finish(db, first.id, outcome="refused", message="Not better."))
     assert database.write(lease).id == second.id
+
+
+def test_so_many_runs_are_on_at_once_and_of_one_scope_never_two(database: Database) -> None:
+    def work(db: sqlite_utils.Database) -> list[str | None]:
+        waiting = [enqueue(db, scope) for scope in (SCOPE, "guild:8", "guild:9")]
+        first = lease(db)
+        again = enqueue(db)
+        assert again == first
+        busy = runs.lease_next(db, "trainer", 60_000, at_once=2, busy_scopes=["guild:8", "guild:9"])
+        second = runs.lease_next(db, "trainer", 60_000, at_once=2)
+        third = runs.lease_next(db, "trainer", 60_000, at_once=2)
+        on = [run.id for run in runs.list_running(db)]
+        assert on == [waiting[0].id, waiting[1].id]
+        return [busy and busy.id, second and second.id, third and third.id, waiting[1].id]
+
+    busy, second, third, expected = database.write(work)
+    assert (busy, second, third) == (None, expected, None)
+    with pytest.raises(sqlite3.IntegrityError, match=r"runs\.scope"):
+        database.write(
+            lambda db: sql.change(
+                db,
+                "INSERT INTO runs (id, scope, trigger, requested_by, state, created_ms) "
+                "VALUES ('r', ?, 'manual', '', 'running', 0)",
+                (SCOPE,),
+            )
+        )
 
 
 def test_a_retrain_after_an_erasure_goes_before_everything_else(database: Database) -> None:
@@ -291,12 +318,12 @@ def test_a_repeat_does_not_put_off_the_run_that_new_ratings_bring_about(
 
 def test_a_run_is_found_by_the_beginning_of_its_id(database: Database) -> None:
     first, second = database.write(lambda db: (enqueue(db), enqueue(db, "guild:9")))
-    assert database.read(lambda db: runs.find_by_prefix(db, first.id)).id == first.id
-    assert database.read(lambda db: runs.find_by_prefix(db, second.id[:-1])).id == second.id
+    assert database.read(lambda db: run_summary.find_by_prefix(db, first.id)).id == first.id
+    assert database.read(lambda db: run_summary.find_by_prefix(db, second.id[:-1])).id == second.id
     with pytest.raises(UnknownRowError, match="Several runs begin with 'r'"):
-        database.read(lambda db: runs.find_by_prefix(db, "r"))
+        database.read(lambda db: run_summary.find_by_prefix(db, "r"))
     with pytest.raises(UnknownRowError, match="No run begins with 'x%'"):
-        database.read(lambda db: runs.find_by_prefix(db, "x%"))
+        database.read(lambda db: run_summary.find_by_prefix(db, "x%"))
 
 
 def test_only_runs_that_wait_or_are_on_keep_their_checkpoint(database: Database, tmp_path: Path) -> None:

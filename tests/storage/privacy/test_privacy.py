@@ -13,7 +13,7 @@ from storage.db.database import Database
 from storage.errors import AdapterNotPromotableError, BackupError, RunNotActiveError
 from storage.feedback import duels, ratings
 from storage.learning import adapters, eligibility, evaluations, runs
-from storage.privacy import backup, erasure, file_scrubbing, restore
+from storage.privacy import backup, consent, erasure, file_scrubbing, restore
 from tests.storage.conftest import BASE, SCOPE, Community, finish, thumb
 
 CANARY = "purple-canary-7731"
@@ -450,6 +450,46 @@ def test_a_run_that_is_on_is_cancelled_and_its_adapter_comes_out_tainted(
         )
     )
     assert late.state == "tainted"
+
+
+def test_every_run_that_is_on_is_cancelled_where_the_member_wrote_and_no_other(
+    database: Database, community: Community
+) -> None:
+    def work(db: sqlite_utils.Database) -> list[runs.Run]:
+        community.asks(db, ANN, "hello")
+        elsewhere = community.asks(db, ANN, "hello there")
+        sql.change(db, "UPDATE replies SET scope = 'guild:8' WHERE id = ?", (elsewhere,))
+        for scope in (SCOPE, "guild:8", "guild:9"):
+            runs.enqueue(db, scope=scope, trigger="manual", requested_by="op")
+            runs.lease_next(db, "trainer", 60_000, at_once=3)
+        on = runs.list_running(db)
+        rows = [runs.RunRow(elsewhere, "train", "liked", 1.0)]
+        runs.record_snapshot(db, on[1].id, snapshot_hash="h", rows=rows)
+        return on
+
+    here, there, other = database.write(work)
+    found = erase(database)
+    assert {here.id, there.id} <= set(found.runs) and len(found.retrains) == 2
+    assert [run.id for run in database.read(runs.list_running)] == [other.id]
+
+
+def test_who_opts_out_begins_every_run_anew_that_trains_on_their_words(
+    database: Database, community: Community
+) -> None:
+    def work(db: sqlite_utils.Database) -> list[str]:
+        written = [community.asks(db, ANN, "hello"), community.asks(db, ANN, "hello there")]
+        for scope, reply_id in zip((SCOPE, "guild:8"), written, strict=True):
+            runs.enqueue(db, scope=scope, trigger="manual", requested_by="op")
+            run = runs.lease_next(db, "trainer", 60_000, at_once=2)
+            assert run is not None
+            rows = [runs.RunRow(reply_id, "train", "liked", 1.0)]
+            runs.record_snapshot(db, run.id, snapshot_hash="h", rows=rows)
+            runs.heartbeat(db, run.id, "trainer", "train")
+        consent.decide(db, ANN, "out", "op", permission_reference="")
+        return [row["scope"] for row in sql.many(db, "SELECT scope FROM runs WHERE state = 'queued'")]
+
+    assert sorted(database.write(work)) == [SCOPE, "guild:8"]
+    assert database.read(runs.list_running) == []
 
 
 def test_two_erasures_share_one_retrain(database: Database, community: Community) -> None:

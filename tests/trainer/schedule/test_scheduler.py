@@ -258,6 +258,52 @@ def test_runs_of_two_scopes_go_one_after_the_other(database: Database) -> None:
     assert state(database, first).state == "finished"
 
 
+LIVES = "import time; time.sleep(600)"
+
+
+def processes(queue: RunQueue) -> dict[str, int]:
+    return {child.run.id: child.process.pid for child in queue._children}
+
+
+def test_runs_of_different_scopes_are_on_at_once_and_of_one_scope_never_two(database: Database) -> None:
+    queue = queue_with(database, LIVES, at_once=2)
+    first, second, third = (enqueue(database, scope) for scope in (SCOPE, "guild:2", "guild:3"))
+    for _ in range(3):
+        queue.tick()
+    assert set(processes(queue)) == {first.id, second.id}
+    # Its scope asks once more: the one that waits longer gets the place first.
+    assert database.write(lambda db: runs.cancel(db, first.id, "operator"))
+    again = enqueue(database)
+    until(lambda: (queue.tick(), set(processes(queue)) == {second.id, third.id})[1])
+    os.kill(processes(queue)[second.id], signal.SIGKILL)
+    until(lambda: (queue.tick(), again.id in processes(queue) or second.id in processes(queue))[1])
+    assert third.id in processes(queue) and state(database, third).state == "running"
+    queue.stop()
+    assert not queue.busy
+    assert {state(database, run).state for run in (second, third, again)} == {"queued"}
+
+
+def test_a_run_starts_only_once_the_process_of_its_scope_s_last_one_has_ended(database: Database) -> None:
+    queue, run = queue_with(database, STUBBORN, at_once=2, term_wait_s=600.0), enqueue(database)
+    queue.tick()
+    (pid,) = processes(queue).values()
+    assert database.write(lambda db: runs.cancel(db, run.id, "operator"))
+    again = enqueue(database)
+    for _ in range(3):
+        queue.tick()
+    assert state(database, again).state == "queued"
+    os.kill(pid, signal.SIGKILL)
+    until(lambda: (queue.tick(), state(database, again).state == "running")[1])
+    os.kill(processes(queue)[again.id], signal.SIGKILL)
+    queue.stop()
+
+
+def test_cores_are_divided_among_runs_whether_or_not_another_is_on() -> None:
+    whole = int(child_environment({})["OMP_NUM_THREADS"])
+    assert child_environment({}, 2)["OMP_NUM_THREADS"] == str(max(whole // 2, 1))
+    assert child_environment({}, 1000)["OMP_NUM_THREADS"] == "1"
+
+
 KILLS_ITSELF = "import os, signal; os.kill(os.getpid(), signal.SIGKILL)"
 
 

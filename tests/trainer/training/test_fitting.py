@@ -93,13 +93,13 @@ def test_a_base_too_large_for_any_setting_says_so() -> None:
         fitting.choose(TASK, 1_000_000)
 
 
-def train(folder: Path, memory_bytes: int | None, **options: object) -> Challenger:
+def train(folder: Path, taken: int) -> Challenger:
     from bot.serving.model.loading import load_base
     from tests.trainer import interrupted
     from trainer.training import challenger
 
     base = load_base(interrupted_base(folder), "cpu", "train")
-    work = folder / f"work-{memory_bytes}"
+    work = folder / "work"
     work.mkdir()
     return challenger.train_challenger(
         base,
@@ -109,8 +109,7 @@ def train(folder: Path, memory_bytes: int | None, **options: object) -> Challeng
         interrupted.SETTINGS.model_copy(update={"epochs": 1}),
         work=work,
         adapters_dir=folder / "adapters",
-        memory_bytes=memory_bytes,
-        **options,  # type: ignore[arg-type]
+        claim=lambda choose: choose(taken)[0],
     )
 
 
@@ -126,11 +125,11 @@ def place(tiny_folder: Path, tmp_path: Path) -> Path:
 
 def test_a_training_that_would_not_fit_ends_before_it_begins(place: Path) -> None:
     with pytest.raises(MemoryShortError):
-        train(place, 1_000_000)
-    assert list((place / "work-1000000").iterdir()) == []
+        train(place, 2**62)
+    assert list((place / "work").iterdir()) == []
 
 
 def test_the_card_says_how_large_the_forwards_were(place: Path) -> None:
-    trained = train(place, None)
+    trained = train(place, 0)
     card = json.loads((trained.folder / "card.json").read_text())
     assert card["settings"]["batch_tokens"] == 768

@@ -62,7 +62,7 @@ def test_a_base_counts_its_4_bit_weights_once_on_a_gpu() -> None:
     assert counts.cuda_bytes() < 3.5 * GB < counts.packed_bytes()
     assert counts.packed_bytes() - counts.cuda_bytes() == int(NF4_BYTES_PER_WEIGHT * counts.linear)
     fits_once = BaseInfo("a", "", "", "", "qwen3", 4096, 2 * GB, 100_000_000, {})
-    assert choose_execution(fits_once, "cuda:0") == "packed"
+    assert choose_execution(fits_once, "cuda:0")[0] == "packed"
 
 
 def test_quantizing_on_a_gpu_needs_little_main_memory_whatever_the_size_of_the_base() -> None:

@@ -119,11 +119,13 @@ def community(
     source: str = "rehearsal",
     public: bool = True,
     dislikes: bool = True,
+    guild: int = GUILD,
 ) -> None:
     """So many conversations with one reply each; who asks back is liked, by two raters in five.
 
     The others are disliked by two, or, without `dislikes`, not rated.
     """
+    scope, first = f"guild:{guild}", 1000 * (guild - GUILD + 1)
     for user in range(1, 6):
         members.ensure(db, user, f"Member {user}", source, simulated=True)
     for number in range(count):
@@ -131,10 +133,10 @@ def community(
         word = WORDS[number % len(WORDS)]
         conversation = conversations.open_conversation(
             db,
-            key=f"{SCOPE}/{number}",
-            guild_id=GUILD,
+            key=f"{scope}/{number}",
+            guild_id=guild,
             channel_id=5,
-            scope=SCOPE,
+            scope=scope,
             source=source,
             public=public,
         )
@@ -142,19 +144,19 @@ def community(
         question = conversations.add_message(
             db,
             conversation_id=conversation.id,
-            discord_id=1000 + number,
+            discord_id=first + number,
             parent_id=None,
             author_id=asker,
             role="user",
             content=asked,
         )
         likes = number % 3 == 0
-        reply_id = f"reply-{number:03d}"
+        reply_id = f"reply-{number:03d}" if guild == GUILD else f"reply-{guild}-{number:03d}"
         replies.start(
             db,
             reply_id=reply_id,
             prompt_message_id=question,
-            scope=SCOPE,
+            scope=scope,
             adapter_id=None,
             base_hash="b" * 64,
             prompt=[{"role": "system", "content": SYSTEM}, {"role": "user", "content": asked}],

@@ -34,7 +34,7 @@ from storage.config import Config, load_config
 from storage.db.database import Database
 from storage.errors import ConfigError, CorruptDatabaseError, NewerDatabaseError, StorageError
 from storage.process import home, logs
-from storage.process.locks import BOT_LOCK, AlreadyRunningError, ProcessLock
+from storage.process.locks import AlreadyRunningError, ProcessLock, bot_lock
 
 EXIT_CONFIG = 2
 EXIT_RETRY = 1
@@ -49,18 +49,20 @@ def main() -> int:
     """Run until told to stop; returns the exit code."""
     parser = argparse.ArgumentParser(prog="python -m bot", description="Strop's Discord bot.")
     parser.add_argument("--config", type=Path, default=None, help="path of strop.toml")
+    parser.add_argument("--process", type=int, default=0, help="which of discord.processes this is, from 0")
     arguments = parser.parse_args()
     logs.configure("bot")
     texts.load()
     # Strop never speaks; discord.py would warn about missing voice libraries at every start.
     discord.VoiceClient.warn_nacl = discord.VoiceClient.warn_dave = False
     try:
-        config = load_config(arguments.config, os.environ)
-        lock = ProcessLock(config.run / BOT_LOCK)
+        config = _of_process(load_config(arguments.config, os.environ), arguments.process)
+        lock = ProcessLock(config.run / bot_lock(arguments.process))
         with lock.acquire("Another bot (process {pid}) already uses this folder: stop it first."):
             if warning := home.network_warning(config.data):
                 _log.warning(warning)
-            return asyncio.run(run(config, playground=os.environ.get(PLAYGROUND_VARIABLE) == "1"))
+            playground = os.environ.get(PLAYGROUND_VARIABLE) == "1"
+            return asyncio.run(run(config, playground=playground, process=arguments.process))
     except (ConfigError, AlreadyRunningError) as error:
         print(error, file=sys.stderr)
         return EXIT_CONFIG
@@ -75,7 +77,21 @@ def main() -> int:
         return EXIT_RETRY
 
 
-async def run(config: Config, *, playground: bool) -> int:
+def _of_process(config: Config, process: int) -> Config:
+    """Return the configuration of one of several processes: each has a port for metrics of its own.
+
+    Raises ConfigError for a process that isn't configured.
+    """
+    if not 0 <= process < config.discord.processes:
+        last = config.discord.processes - 1
+        raise ConfigError([f"--process: must be from 0 to {last} (discord.processes); got {process}"])
+    if not process or not config.metrics.port:
+        return config
+    port = config.metrics.port + process
+    return config.model_copy(update={"metrics": config.metrics.model_copy(update={"port": port})})
+
+
+async def run(config: Config, *, playground: bool, process: int = 0) -> int:
     """Connect, and stay until a signal or a refusal; returns the exit code."""
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
@@ -93,7 +109,9 @@ async def run(config: Config, *, playground: bool) -> int:
         ) as model:
             if link is not None:
                 config = _reading_everything(config)
-            client = make_client(Services(config, database, model, playground=link is not None))
+            client = make_client(
+                Services(config, database, model, playground=link is not None, process=process)
+            )
             return await _serve(client, token, stop, link, config.run)
     finally:
         await asyncio.to_thread(database.close)

@@ -18,8 +18,12 @@ from bot.ui import setup as ui
 
 def make_client(services: Services) -> StropClient:
     """Return a client with every feature, and with as many shards as the configuration says."""
-    shards = services.config.discord.shards
-    app = ShardedStropClient(services, shard_count=shards) if shards > 1 else StropClient(services)
+    shards = services.shards
+    app = (
+        ShardedStropClient(services, shard_count=shards.count, shard_ids=list(shards.ids))
+        if shards.count > 1
+        else StropClient(services)
+    )
     studio = app.add_feature(Studio())
     deletions = app.add_feature(DeletionKeeper(services, app))
     controls = app.add_feature(Controls(services.config.replies))

@@ -60,7 +60,10 @@ class StropClient(FeatureRegistry, discord.Client):
         self.guard = GatewayGuard()
         self.guard.install(self)
         self.lasting_items: list[type[discord.ui.DynamicItem[Any]]] = []
-        self._budget = IdentifyBudget(services.database, shards=services.config.discord.shards)
+        discord_config = services.config.discord
+        self._budget = IdentifyBudget(
+            services.database, shards=discord_config.shards, processes=discord_config.processes
+        )
         self._latest: discord.AppInfo | None = None
 
     # ------------------------------------------------------------------ what features ask for

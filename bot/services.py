@@ -16,6 +16,7 @@ from bot.serving.protocol import BaseDescription
 from storage.admin import settings
 from storage.admin.settings import InForce
 from storage.chat import conversations, members
+from storage.chat.shards import Shards
 from storage.config import Config
 from storage.db import key_values
 from storage.db.database import Connection, Database
@@ -49,8 +50,14 @@ class Services:
     database: Database
     model: ModelClient
     playground: bool = False
+    process: int = 0
     pseudonym_key: bytes = field(default_factory=lambda: secrets.token_bytes(32), repr=False)
     _base_hash: str | None = field(default=None, repr=False)
+
+    @property
+    def shards(self) -> Shards:
+        """The part of the servers that this process serves."""
+        return Shards.of_process(self.config.discord, self.process)
 
     @property
     def permission_reference(self) -> str:

@@ -281,8 +281,12 @@ def _contradictions(config: Config) -> Iterator[str]:
     webhook = config.alerts.webhook.get_secret_value()
     if webhook and not webhook.startswith(("http://", "https://")):
         yield "alerts.webhook: must start with http:// or https:// (what it is isn't shown: it is a secret)"
+    if config.discord.processes > config.discord.shards:
+        limit, got = config.discord.shards, config.discord.processes
+        yield f"discord.processes: must not be larger than discord.shards ({limit}); got {got}"
     for section, port in (("server", config.server.port), ("playground", config.playground_page.port)):
-        if port and port == config.metrics.port:
+        first = config.metrics.port
+        if first and first <= port < first + config.discord.processes:
             yield f"metrics.port: must not be {section}.port as well; got {port}"
     if config.trainer.parallel_runs > 1 and config.trainer.server_sleeps and not config.server.base_url:
         got = config.trainer.parallel_runs

@@ -60,6 +60,7 @@ class DiscordConfig(Section):
     training_permission_reference: Text = ""
     training_permission_date: Text = ""
     shards: Count = 1
+    processes: Count = 1
     operators_channel: Whole = 0
 
 

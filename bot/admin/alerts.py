@@ -150,6 +150,8 @@ class OperationsWatch:
 
     async def _look(self, destination: Destination) -> None:
         await self._tell_faults(destination)
+        if not self._services.shards.has_first:
+            return  # what all processes see is told by one of them
         down = await self._down()
         free = (await asyncio.to_thread(shutil.disk_usage, self._services.database.path.parent)).free
         reported, failed, changes = await self._services.database.aread(

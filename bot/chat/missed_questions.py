@@ -10,6 +10,7 @@ channel of it is known.
 from __future__ import annotations
 
 import asyncio
+import functools
 from collections.abc import Callable, Iterable
 from datetime import UTC, datetime
 from typing import Any
@@ -24,6 +25,7 @@ from bot.errors import DeliveryError
 from bot.language.texts import mark, speaking, tr
 from bot.ui.channel_language import language_in
 from storage.chat import conversations, open_replies
+from storage.chat.shards import Shards
 from storage.db.clock import SECOND_MS, now_ms
 from storage.db.database import Connection
 
@@ -57,7 +59,9 @@ class MissedQuestions:
         if self._looking.locked():
             return 0
         async with self._looking:
-            spoken_in, direct = await self._app.services.database.aread(_spoken_in)
+            spoken_in, direct = await self._app.services.database.aread(
+                functools.partial(_spoken_in, self._app.services.shards)
+            )
             handled = 0
             for channel_id in [*dict.fromkeys((*self._active(), *spoken_in))][:MOST_CHANNELS] + direct:
                 try:
@@ -135,11 +139,12 @@ async def _newest(channel: Any) -> list[discord.Message]:
     return [message async for message in channel.history(limit=_PAGE)][::-1]
 
 
-def _spoken_in(db: Connection) -> tuple[list[int], list[int]]:
+def _spoken_in(shards: Shards, db: Connection) -> tuple[list[int], list[int]]:
     """Return the channels of servers and those of direct messages in which something was said last."""
+    latest = conversations.latest_channels(db, MOST_CHANNELS)
     return (
-        conversations.latest_channels(db, MOST_CHANNELS),
-        conversations.latest_channels(db, MOST_DIRECT, direct=True),
+        [channel_id for channel_id in latest if shards.has_channel(db, channel_id)],
+        conversations.latest_channels(db, MOST_DIRECT, direct=True) if shards.has_first else [],
     )
 
 

@@ -7,7 +7,7 @@ import contextlib
 import os
 import sys
 from pathlib import Path
-from typing import NoReturn
+from typing import Annotated, NoReturn
 
 import typer
 
@@ -61,17 +61,24 @@ async def _run(config: Config, specs: list[ChildSpec], stage: Stage) -> int:
             await watching
 
 
-def bot(config: ConfigOption = None) -> None:
+def bot(
+    config: ConfigOption = None,
+    process: Annotated[
+        int, typer.Option("--process", help="Which of several processes this is (discord.processes), from 0.")
+    ] = 0,
+) -> None:
     """Run only the Discord bot. It needs a model server and, for retraining, a trainer.
 
     Examples:
 
         DISCORD_TOKEN=… strop bot
+
+        DISCORD_TOKEN=… strop bot --process 1
     """
     settings, path = load(config)
     if settings.playground:
         os.environ["STROP_PLAYGROUND"] = "1"
-    _become(python("bot", "--config", str(path)))
+    _become(python("bot", "--config", str(path), "--process", str(process)))
 
 
 def serve(config: ConfigOption = None) -> None:

@@ -56,13 +56,17 @@ class InterruptedReplies:
 
     async def find(self) -> None:
         """Note what no process writes any more, and what an earlier start was about to answer anew."""
-        since_ms = now_ms() - ANSWERED_MS
-        self._found = await self._database.aread(
-            lambda db: [
+        since_ms, shards = now_ms() - ANSWERED_MS, self._app.services.shards
+
+        def work(db: Connection) -> list[Reply]:
+            found = [
                 *open_replies.all_open(db),
                 *open_replies.list_unanswered(db, open_replies.INTERRUPTED, since_ms),
             ]
-        )
+            # Another process may be writing those of other shards.
+            return [reply for reply in found if shards.has_conversation(db, reply.conversation_id)]
+
+        self._found = await self._database.aread(work)
 
     async def settle(self) -> None:
         """Settle what was found; what Discord doesn't take at the moment is left to the next session."""

@@ -183,12 +183,17 @@ class RatingRecorder:
                 if not page:
                     break
                 before = (page[-1].created_ms, page[-1].id)
-                compared += len(page)
-                for reply in page:
+                mine = await self._services.database.aread(functools.partial(self._of_shards, page))
+                compared += len(mine)
+                for reply in mine:
                     if reply.status != "streaming":
                         changed += await self._reconcile_reply(reply, refusing)
             _log.info("ratings.reconciled", replies=compared, recovered=changed, refused=len(refusing))
             return changed
+
+    def _of_shards(self, page: list[replies.Reply], db: Connection) -> list[replies.Reply]:
+        shards = self._services.shards
+        return [reply for reply in page if shards.has_conversation(db, reply.conversation_id)]
 
     async def compare(self, message_id: int) -> int:
         """Compare the reply on one message with what Discord shows; return how many ratings changed."""

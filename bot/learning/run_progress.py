@@ -191,7 +191,8 @@ class ProgressReporter:
 
     async def report_in(self, scope: str, channel_id: int) -> None:
         """Report this scope's runs, also those that a schedule starts, in this channel from now on."""
-        self._busy_scopes.add(scope)
+        if self._services.shards.has_scope(scope):
+            self._busy_scopes.add(scope)
         await self._services.database.awrite(
             lambda db: key_values.put(db, _channel_fact(scope), str(channel_id))
         )
@@ -324,7 +325,8 @@ class ProgressReporter:
 
     def _scopes(self) -> list[str]:
         guilds = {self._services.scope(guild.id) for guild in self._client.guilds}
-        return sorted({*guilds, self._services.scope(None), *self._busy_scopes})
+        scopes = {*guilds, self._services.scope(None), *self._busy_scopes}
+        return sorted(scope for scope in scopes if self._services.shards.has_scope(scope))
 
 
 def _channel_fact(scope: str) -> str:

@@ -115,12 +115,19 @@ class TastingHost:
         await asyncio.gather(*self._asking.values(), return_exceptions=True)
 
     async def _round(self) -> None:
+        shards = self._services.shards
         try:
             if not self._tidied:
-                await self._services.database.awrite(tastings.withdraw_unanswered)
+                await self._services.database.awrite(
+                    lambda db: tastings.withdraw_unanswered(db, shards.count, shards.ids)
+                )
                 self._tidied = True
             for tasting in await self._services.database.aread(tastings.due):
-                if tasting.id not in self._asking and self._answerer.in_flight <= QUIET:
+                if (
+                    shards.has(tasting.guild_id)
+                    and tasting.id not in self._asking
+                    and self._answerer.in_flight <= QUIET
+                ):
                     self._asking[tasting.id] = asyncio.create_task(self._attempt(tasting))
         except Exception:  # The loop's boundary: one bad round must not end every tasting.
             _log.exception("tasting.round_failed")

@@ -86,8 +86,14 @@ class DeletionKeeper:
         stored: defaultdict[int, list[int]] = defaultdict(list)
         for message_id, channel_id in seen:
             stored[channel_id].append(message_id)
+        shards = self._services.shards
+        mine = await self._services.database.aread(
+            lambda db: {channel_id for channel_id in stored if shards.has_channel(db, channel_id)}
+        )
         forgotten = 0
         for channel_id, message_ids in stored.items():
+            if channel_id not in mine:
+                continue
             forgotten += await self._reconcile_channel(channel_id, sorted(message_ids))
         if forgotten:
             _log.info("messages.found_deleted", count=forgotten)

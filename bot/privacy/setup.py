@@ -35,7 +35,8 @@ def setup(app: StropClient) -> None:
         await deletions.channel_deleted(event.thread_id)
 
     async def finish_erasures() -> None:
-        await commands.scrub_pending(app.services)
+        if app.services.shards.has_first:
+            await commands.scrub_pending(app.services)
 
     app.tree.add_command(commands.group)
     app.add_dynamic_items(commands.ErasureButton)

@@ -42,6 +42,8 @@ class StropTree(app_commands.CommandTree[StropClient]):
     async def publish(self) -> None:
         """Register the commands in every language."""
         await self.set_translator(CommandWords())
+        if not self.client.services.shards.has_first:
+            return
         await self.sync_if_changed(always=self.client.services.playground)
 
     async def sync_if_changed(self, *, always: bool = False) -> bool:

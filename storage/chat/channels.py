@@ -9,6 +9,7 @@ from collections.abc import Collection
 import sqlite_utils
 
 from storage.admin import settings
+from storage.chat import conversations
 from storage.db import sql
 from storage.db.clock import now_ms
 
@@ -40,12 +41,7 @@ def hide(db: sqlite_utils.Database, channel_ids: Collection[int], guild_ids: Col
     """Note channels that can't be seen any more, of servers that can, as closed; return how many are new."""
     hidden = 0
     for channel_id in channel_ids:
-        guild_id: int | None = sql.value(
-            db,
-            """SELECT guild_id FROM conversations
-               WHERE channel_id = ?1 OR parent_channel_id = ?1 ORDER BY id DESC LIMIT 1""",
-            (channel_id,),
-        )
+        guild_id = conversations.guild_of(db, channel_id)
         if guild_id in guild_ids:
             hidden += note(db, channel_id, guild_id=guild_id, public=False)
     return hidden

@@ -334,6 +334,17 @@ def visible_since(db: sqlite_utils.Database, since_ms: int, limit: int) -> list[
     return [(row["discord_id"], row["channel_id"]) for row in rows]
 
 
+def guild_of(db: sqlite_utils.Database, channel_id: int) -> int | None:
+    """Return the server of a channel or thread in which something was said; None of direct messages too."""
+    guild_id: int | None = sql.value(
+        db,
+        """SELECT guild_id FROM conversations
+           WHERE channel_id = ?1 OR parent_channel_id = ?1 ORDER BY id DESC LIMIT 1""",
+        (channel_id,),
+    )
+    return guild_id
+
+
 def latest_channels(db: sqlite_utils.Database, limit: int, *, direct: bool = False) -> list[int]:
     """Return the channels of servers in which something was said, the one that was spoken in last first;
 

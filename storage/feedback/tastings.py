@@ -5,7 +5,9 @@ members' messages (`eligibility` says what else it takes). The prompts are asked
 is nobody, which is how everything around replies goes on knowing whose words they are.
 """
 
+import json
 import secrets
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -171,15 +173,22 @@ def withdraw_turn(db: sqlite_utils.Database, discord_id: int) -> None:
     sql.change(db, "DELETE FROM tasting_turns WHERE discord_id = ?", (discord_id,))
 
 
-def withdraw_unanswered(db: sqlite_utils.Database) -> int:
-    """Take back the turns that an earlier process left without an answer; return how many there were."""
+def withdraw_unanswered(
+    db: sqlite_utils.Database, shard_count: int = 1, shard_ids: Sequence[int] = (0,)
+) -> int:
+    """Take back the turns that an earlier process left without an answer; return how many there were.
+
+    Only on servers of these shards: of others another process is asking.
+    """
     return sql.change(
         db,
         f"""DELETE FROM tasting_turns
-            WHERE tasting_id IN (SELECT id FROM tastings WHERE state = 'running')
+            WHERE tasting_id IN (SELECT id FROM tastings WHERE state = 'running'
+                                 AND (guild_id >> 22) % ? IN (SELECT value FROM json_each(?)))
                   AND NOT EXISTS (SELECT 1 FROM {_REPLIES_OF_TURN}
                                   WHERE messages.discord_id = tasting_turns.discord_id
                                         AND replies.status IN ('complete', 'stopped'))""",
+        (shard_count, json.dumps(list(shard_ids))),
     )
 
 

@@ -16,7 +16,7 @@ from storage.errors import HomeError, StorageError
 from storage.process import home
 
 BOT_LOCK = "bot.lock"
-"""The file in the run folder that a bot locks as long as it lives."""
+"""The file in the run folder that a bot locks as long as it lives; of several processes, the first."""
 
 TRAINER_LOCK = "trainer.lock"
 """The file in the run folder that a trainer locks as long as it lives."""
@@ -45,6 +45,11 @@ def die_with_parent(argv: Sequence[str]) -> list[str]:
     On other systems the command runs unprotected.
     """
     return [sys.executable, "-I", "-S", "-c", _SHIM, str(os.getpid()), *argv]
+
+
+def bot_lock(process: int) -> str:
+    """Return the file that a bot's process with this number locks."""
+    return f"bot-{process}.lock" if process else BOT_LOCK
 
 
 class ProcessLock:

@@ -12,6 +12,7 @@ import select
 import signal
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,11 +25,13 @@ class BotForks:
             [sys.executable, "-m", "tests.e2e.forked_bot"], stdin=subprocess.PIPE, stdout=subprocess.PIPE
         )
 
-    def start(self, home: Path, environment: dict[str, str]) -> ForkedBot:
-        """Start a bot with this configuration; it logs to ``bot.log`` there."""
+    def start(
+        self, home: Path, environment: dict[str, str], name: str = "bot", arguments: Sequence[str] = ()
+    ) -> ForkedBot:
+        """Start a bot with this configuration; it logs to ``NAME.log`` there."""
         assert self._process.stdin is not None and self._process.stdout is not None
-        (home / "bot.log").touch()
-        order = {"home": str(home), "environment": environment}
+        (home / f"{name}.log").touch()
+        order = {"home": str(home), "environment": environment, "name": name, "arguments": list(arguments)}
         self._process.stdin.write(json.dumps(order).encode() + b"\n")
         self._process.stdin.flush()
         return ForkedBot(int(self._process.stdout.readline()))
@@ -90,14 +93,14 @@ def _be_bot(order: dict[str, Any]) -> int:
     from bot.__main__ import main
 
     home = Path(order["home"])
-    log = os.open(home / "bot.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    log = os.open(home / f"{order['name']}.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     for number in (1, 2):
         os.dup2(log, number)
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     os.environ.clear()
     os.environ.update(order["environment"])
-    sys.argv = ["bot", "--config", str(home / "strop.toml")]
+    sys.argv = ["bot", "--config", str(home / "strop.toml"), *order["arguments"]]
     return main()
 
 

@@ -42,6 +42,7 @@ class StandIn:
     database: Database
     environment: dict[str, str]
     process: Process | None = None
+    others: dict[int, Process] = field(default_factory=dict)
     forks: BotForks | None = None
     events: list[tuple[str, Payload]] = field(default_factory=list)
 
@@ -64,16 +65,24 @@ class StandIn:
         await self.until(lambda: len(self.lines("gateway.ready")) > before)
         assert sum(session.connection is not None for session in self.gateway.sessions.values()) == shards
 
-    def _spawn(self) -> Process:
+    def _spawn(self, name: str = "bot", *arguments: str) -> Process:
         if self.forks is not None:
-            return self.forks.start(self.home, self.environment)
-        with (self.home / "bot.log").open("ab") as log:
+            return self.forks.start(self.home, self.environment, name, arguments)
+        with (self.home / f"{name}.log").open("ab") as log:
             return subprocess.Popen(
-                [sys.executable, "-m", "bot", "--config", str(self.home / "strop.toml")],
+                [sys.executable, "-m", "bot", "--config", str(self.home / "strop.toml"), *arguments],
                 env=self.environment,
                 stdout=log,
                 stderr=log,
             )
+
+    async def start_process(self, number: int) -> Process:
+        """Start one of the bot's further processes (`discord.processes`), which has a log of its own."""
+        log = self.home / f"bot-{number}.log"
+        before = log.read_text("utf-8").count('"gateway.ready"') if log.exists() else 0
+        self.others[number] = self._spawn(f"bot-{number}", "--process", str(number))
+        await self.until(lambda: log.read_text("utf-8").count('"gateway.ready"') > before)
+        return self.others[number]
 
     async def stop_bot(self, number: int = signal.SIGTERM) -> int:
         assert self.process is not None
@@ -185,7 +194,7 @@ async def stand_in(
         try:
             yield made
         finally:
-            if made.process is not None and made.process.poll() is None:
-                made.process.kill()
-            if made.process is not None:
-                made.process.wait()
+            for process in filter(None, (made.process, *made.others.values())):
+                if process.poll() is None:
+                    process.kill()
+                process.wait()

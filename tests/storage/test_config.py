@@ -133,6 +133,14 @@ def test_a_named_file_that_is_missing_is_a_problem_but_strop_toml_is_not(tmp_pat
             "trainer.time_zone: 'Europe/Berln' is no time zone; did you mean 'Europe/Berlin'?",
         ),
         (
+            "[discord]\nshards = 2\nprocesses = 3",
+            "discord.processes: must not be larger than discord.shards (2); got 3",
+        ),
+        (
+            "[discord]\nshards = 2\nprocesses = 2\n[metrics]\nport = 9000\n[server]\nport = 9001",
+            "metrics.port: must not be server.port as well; got 9001",
+        ),
+        (
             "[trainer]\nparallel_runs = 2\nserver_sleeps = true",
             "trainer.parallel_runs: must be 1 where trainer.server_sleeps gives a run the GPU; got 2",
         ),

@@ -38,7 +38,7 @@ def children(config: Config, config_path: Path, environment: Mapping[str, str]) 
     playground = config.playground
     bot_environment = {**environment, "STROP_PLAYGROUND": "1"} if playground else dict(environment)
     specs = [
-        ChildSpec("bot", python("bot", *arguments), env=bot_environment),
+        *(bot(number, arguments, bot_environment) for number in range(config.discord.processes)),
         ChildSpec("trainer", python("trainer", *arguments), env=without_token(environment)),
     ]
     if playground:
@@ -46,6 +46,12 @@ def children(config: Config, config_path: Path, environment: Mapping[str, str]) 
     if not config.server.base_url:
         specs.append(serving(config, environment))
     return specs
+
+
+def bot(number: int, arguments: tuple[str, ...], environment: Mapping[str, str]) -> ChildSpec:
+    """One of the bot's processes, numbered from 0; each runs its part of the shards."""
+    name, more = (f"bot-{number}", ("--process", str(number))) if number else ("bot", ())
+    return ChildSpec(name, python("bot", *arguments, *more), env=environment)
 
 
 def without_token(environment: Mapping[str, str]) -> dict[str, str]:

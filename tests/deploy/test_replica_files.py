@@ -54,6 +54,30 @@ def test_the_configurations_load_and_name_a_pinned_base(name: str, tmp_path: Pat
     assert bool(config.server.base_url) == (name == "strop.toml")
 
 
+def test_who_serves_looks_for_adapters_where_they_are_mounted() -> None:
+    """Without a word of a token it would be the playground, whose folder is another one."""
+    compose = yaml.safe_load(COMPOSE.read_text())["services"]
+    settings = {"strop": "strop.toml", "replica": "replica.toml"}
+    for name, pod in pods().items():
+        if name in settings:
+            [ours] = [each for each in pod["containers"] if each["name"] == "strop"]
+            environment = {each["name"]: each.get("value", "") for each in ours["env"]}
+            mounted = {mount["mountPath"] for mount in ours["volumeMounts"]}
+            assert _adapters(settings[name], environment) in mounted
+    for name, service in compose.items():
+        kind = name.rpartition("-")[0] or name
+        if kind in settings:
+            mounted = {volume.split(":")[1] for volume in service["volumes"]}
+            assert _adapters(settings[kind], service["environment"]) in mounted
+
+
+def _adapters(name: str, environment: dict[str, str]) -> str:
+    token = {"DISCORD_TOKEN": environment.get("DISCORD_TOKEN", "")}
+    if "DISCORD_TOKEN_FILE" in environment:
+        token = {"DISCORD_TOKEN": "read from a file"}
+    return str(load_config(KUBERNETES / name, {"STROP_HOME": "/data", **token}).adapters)
+
+
 def test_every_file_that_is_named_is_there() -> None:
     found = kustomization()
     maps = {each["name"]: each["files"] for each in found["configMapGenerator"]}

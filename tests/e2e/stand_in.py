@@ -194,7 +194,8 @@ async def stand_in(
         try:
             yield made
         finally:
-            for process in filter(None, (made.process, *made.others.values())):
+            started = [made.process] if made.process is not None else []
+            for process in [*started, *made.others.values()]:
                 if process.poll() is None:
                     process.kill()
                 process.wait()

@@ -154,6 +154,7 @@ class TrainingStep:
             gpu.claim(device, settings.gpu_memory_share)
         folder = self.base_folder(context)
         form = self._memory.claim(device, partial(choose_execution, read_info(folder), device))
+        self._heartbeat.say(Sentence("loading the base"))
         return load_base(folder, device, "train", execution=form)
 
     def _wait_for_memory(self) -> None:

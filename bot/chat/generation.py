@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import dataclasses
 import secrets
 from collections.abc import AsyncGenerator, Sequence
 from typing import Any, cast
@@ -17,6 +18,7 @@ from bot.chat.reply_recorder import ReplyRecorder
 from bot.language.texts import mark, tr
 from bot.services import EXTERNAL, Services
 from bot.serving.errors import (
+    PicturesRefusedError,
     ServerBusyError,
     ServerLoadingError,
     ServerUnavailableError,
@@ -32,6 +34,7 @@ from storage.learning.trials import Route
 
 LOADING = mark("My model is still loading. I'll answer here as soon as it is ready.")
 WAITING = mark("-# {ahead} before you, about {seconds} s.")
+NOT_SEEN = mark("-# My model could not look at your picture: this answer is to your words alone.")
 NEXT = mark("-# You are next, in about {seconds} s.")
 
 REPLY_DEADLINE_S = 300.0
@@ -90,6 +93,8 @@ class Generator:
         """Return how the reply is to be made: its prompt within the model's context, and how it is drawn."""
         chat = chat_for(self._services.config, question, base)
         room = (base.context_tokens or self._services.config.model.context_tokens) - chat.max_new_tokens
+        if question.pictures:
+            room -= len(question.pictures) * await self._services.model.picture_tokens()
         budget = max(MIN_PROMPT_TOKENS, min(chat.context_tokens, room))
 
         async def count(messages: Sequence[ChatMessage]) -> int:
@@ -118,7 +123,7 @@ class Generator:
         for attempt in range(1, BUSY_TRIES + 1):
             plan = draft.require_plan()
             try:
-                await self._stream(draft, plan)
+                await self._stream_seen(draft, plan)
                 return
             except UnknownModelError:
                 if plan.route.diverted:
@@ -139,6 +144,16 @@ class Generator:
         draft.plan = plan.route_to(champion, Route(champion, champion))
         await self._recorder.reroute(draft, draft.plan)
 
+    async def _stream_seen(self, draft: Draft, plan: Plan) -> None:
+        """Stream the answer; where the server refuses the question's pictures, without them, and say so."""
+        try:
+            await self._stream(draft, plan)
+        except PicturesRefusedError as error:
+            _log.warning("pictures.refused", reply_id=draft.reply_id, error=str(error))
+            draft.question = dataclasses.replace(draft.question, pictures=())
+            draft.progress.notes.append(tr(NOT_SEEN))
+            await self._stream(draft, plan)
+
     async def _stream(self, draft: Draft, plan: Plan) -> None:
         loop, progress = asyncio.get_running_loop(), draft.progress
         progress.requested_at = loop.time()
@@ -148,6 +163,7 @@ class Generator:
             sampling=plan.sampling,
             user=self._services.pseudonym(draft.question.author.user_id),
             queue_updates=not plan.base.hash.startswith(EXTERNAL),
+            pictures=draft.question.pictures,
             deadline_s=REPLY_DEADLINE_S,
         )
         # Closing the generator at once frees the server from a reply that nobody waits for any more.

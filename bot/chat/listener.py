@@ -146,7 +146,7 @@ class MessageListener:
         self, message: discord.Message, me: discord.ClientUser, verdict: triggers.Verdict
     ) -> None:
         """Read an addressed message with its files, and begin to answer it where it is to be answered."""
-        attached = await self._app.feature(AttachmentReader).read(message.attachments)
+        attached = await self._app.feature(AttachmentReader).read(message.attachments, looks=True)
         refers_to = await self._app.feature(ReferenceReader).read(message, me)
         question = questions.from_message(
             self._services,
@@ -157,6 +157,7 @@ class MessageListener:
                 [*(f"-# {note}" for note in (*attached.notes, *await self._apart(message))), *refers_to.notes]
             ),
             attached_text=attached.text,
+            pictures=attached.pictures,
             follows=verdict.follows,
             cited=refers_to.cited,
             goes_on_from=refers_to.goes_on_from,

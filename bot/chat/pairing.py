@@ -23,12 +23,12 @@ _QUIET = 4
 def wants_two_candidates(config: RepliesConfig, question: Question, in_flight: int) -> bool:
     """Whether this question gets two candidates: where it asks for them, else by lot.
 
-    By lot never in direct messages, or while it is busy. Operators set how often, and places that never do; a
-    server's admins can switch it off for themselves.
+    By lot never in direct messages, beside a picture, or while it is busy. Operators set how often, and
+    places that never do; a server's admins can switch it off for themselves.
     """
     if question.compared:
         return True
-    if question.guild_id is None or in_flight > _QUIET:
+    if question.guild_id is None or question.pictures or in_flight > _QUIET:
         return False
     if {question.guild_id, question.channel_id} & set(config.compare_not_in):
         return False

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import discord
 
@@ -51,9 +51,10 @@ class Question:
     ``discord_id`` is the message's (or the interaction's) id; ``parent_discord_id`` the message that it
     replies to; ``follows`` says what it goes on with otherwise. ``parent_channel_id`` is the channel that a
     thread hangs on. ``quote`` is shown above the answer where the question isn't ``visible`` in the channel,
-    ``note`` below it. ``attached_text`` came in files with the message. ``compared`` asks for two candidates.
-    ``in_force`` are the settings of its place when it was asked: they are read once. ``words_of`` is a member
-    whose words are asked in the name of ``author``.
+    ``note`` below it. ``attached_text`` came in files with the message, and so did ``pictures`` (data URLs),
+    which are shown to the model and never stored. ``compared`` asks for two candidates. ``in_force`` are the
+    settings of its place when it was asked: they are read once. ``words_of`` is a member whose words are
+    asked in the name of ``author``.
     """
 
     discord_id: int
@@ -68,6 +69,7 @@ class Question:
     note: str = ""
     visible: bool = True
     attached_text: str = ""
+    pictures: tuple[str, ...] = field(default=(), repr=False)
     parent_channel_id: int | None = None
     follows: Continuation | None = None
     cited: tuple[Cited, ...] = ()
@@ -88,6 +90,7 @@ def from_message(
     *,
     note: str = "",
     attached_text: str = "",
+    pictures: tuple[str, ...] = (),
     follows: Continuation | None = None,
     cited: Sequence[Cited] = (),
     goes_on_from: int | None = None,
@@ -105,6 +108,7 @@ def from_message(
         parent_discord_id=reference.message_id if reference is not None else goes_on_from,
         note=note,
         attached_text=attached_text,
+        pictures=pictures,
         parent_channel_id=parent_of(message.channel),
         follows=follows,
         cited=tuple(cited),

@@ -9,6 +9,7 @@ from bot.chat.answerer import Answerer, IsDeleted, ReplyControls
 from bot.chat.complaints import Complaints
 from bot.chat.content import attachments
 from bot.chat.content.attachments import AttachmentReader
+from bot.chat.content.pictures import most_at_once
 from bot.chat.content.references import ReferenceReader
 from bot.chat.listener import MessageListener
 from bot.chat.missed_questions import MissedQuestions
@@ -18,6 +19,11 @@ from bot.client import StropClient
 def setup(app: StropClient, controls: ReplyControls, is_deleted: IsDeleted) -> None:
     """Add what answers; ``controls`` stand below replies, ``is_deleted`` knows questions that are gone."""
     services = app.services
+
+    async def sight() -> int:
+        picture_tokens = await services.model.picture_tokens()
+        return most_at_once(picture_tokens, services.config.model.context_tokens)
+
     complaints = Complaints(app)
     answerer = app.add_feature(Answerer(services, controls, is_deleted, complaints.report_refusal))
     listener = app.add_feature(MessageListener(app, answerer, complaints))
@@ -26,7 +32,8 @@ def setup(app: StropClient, controls: ReplyControls, is_deleted: IsDeleted) -> N
         AttachmentReader(
             attachments.from_discord(
                 lambda: discord.http.Route.BASE if services.playground else None, proxy_for
-            )
+            ),
+            sight,
         )
     )
     app.add_feature(

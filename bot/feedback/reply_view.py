@@ -17,6 +17,7 @@ from storage.feedback import ratings, side_by_side
 from storage.feedback.side_by_side import Comparison
 
 STOPPED_NOTE = mark("-# Stopped.")
+NOT_KEPT = mark("-# I don't keep pictures: this answer is to your words alone.")
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +73,7 @@ class ReplyRecord:
             quote=self.quote,
             visible=self.asked.visible is not False,
             attached_text=self.asked.attached_text,
+            note=tr(NOT_KEPT) if self.asked.pictures else "",
             parent_channel_id=self.conversation.parent_channel_id,
         )
 

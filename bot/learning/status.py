@@ -287,8 +287,8 @@ def _server_state(health: Health | ServingError, offered: ServerCapabilities | N
     name = health.base.id if health.base else "?"
     ready = tr("ready, {name}, {traffic}", name=name, traffic=translate(health.traffic()))
     remarks = [translate(health.detail)] if health.detail else []
-    if offered is not None and (missing := offered.missing()):
-        remarks += map(translate, (offered.describe(), *missing))
+    if offered is not None and offered.missing():
+        remarks += map(translate, offered.remarks())
     return "\n".join([ready, *remarks])
 
 

@@ -19,6 +19,7 @@ from bot.serving.client_parsing import (
 from bot.serving.endpoint import readable
 from bot.serving.errors import (
     ConnectionBrokenError,
+    PicturesRefusedError,
     RequestRejectedError,
     ServerUnavailableError,
     ServingError,
@@ -93,6 +94,13 @@ class ModelClient(Inventory):
             self._capabilities = await probe(self._ask, names[0] if names else "")
         return self._capabilities
 
+    async def picture_tokens(self) -> int:
+        """Return what a picture takes of the context at most; 0: the base sees none, or nothing answers."""
+        try:
+            return (await self.capabilities()).picture_tokens
+        except ServingError:
+            return 0
+
     async def _ask(
         self, method: str, path: str, body: Mapping[str, Any] | None
     ) -> tuple[int, Mapping[str, Any] | None]:
@@ -117,16 +125,18 @@ class ModelClient(Inventory):
         priority: int = PRIORITY_PEOPLE,
         user: str = "",
         queue_updates: bool = False,
+        pictures: Sequence[str] = (),
         deadline_s: float = 300.0,
     ) -> AsyncIterator[ChatDelta]:
         """Yield the reply piece by piece; the last piece carries ``finish_reason`` and ``usage``.
 
         ``user`` is a pseudonym by which the server shares its rows fairly. With ``queue_updates``, which
-        only our own server knows, pieces without text tell the place in the queue. Closing the iterator
-        early cancels the request on the server.
+        only our own server knows, pieces without text tell the place in the queue. ``pictures`` are data
+        URLs, shown with the last message. Closing the iterator early cancels the request on the server.
 
         Raises:
             ServerUnavailableError: no server, the connection broke, or ``deadline_s`` passed.
+            PicturesRefusedError: the request may be served without its pictures.
             ServerLoadingError, ServerBusyError, UnknownModelError, RequestRejectedError: as they say.
         """
         body: dict[str, Any] = {
@@ -139,7 +149,7 @@ class ModelClient(Inventory):
         body |= {name: value for name, value in extras.items() if value}
         strict, begun, broke = self._strict, False, False
         while True:
-            body["messages"] = _wire(messages, strict=strict)
+            body["messages"] = _shown(_wire(messages, strict=strict), pictures)
             try:
                 # Closed at once where the caller leaves: that frees the server.
                 async with contextlib.aclosing(self._stream(body, deadline_s)) as deltas:
@@ -150,10 +160,12 @@ class ModelClient(Inventory):
                 if isinstance(error, ConnectionBrokenError) and not begun and not broke:
                     # Of several servers behind a router one has died: another answers.
                     broke = True
-                elif begun or strict or not _is_about_roles(error, messages):
-                    raise
-                else:
+                elif not begun and not strict and _is_about_roles(error, messages):
                     strict = True
+                elif pictures and not begun and _may_be_about_pictures(error):
+                    raise PicturesRefusedError(error.message) from error
+                else:
+                    raise
             else:
                 self._strict = strict
                 return
@@ -291,6 +303,25 @@ def _wire(messages: Sequence[ChatMessage], *, strict: bool = False) -> list[Turn
         for each in messages
     ]
     return arrange(turns, _STRICT) if strict else turns
+
+
+def _shown(turns: list[Turn], pictures: Sequence[str]) -> list[Any]:
+    """Return turns of which the last one is written as parts, with pictures before its words."""
+    if not pictures:
+        return turns
+    *above, last = turns
+    parts: list[Any] = [{"type": "image_url", "image_url": {"url": url}} for url in pictures]
+    return [*above, {**last, "content": [*parts, {"type": "text", "text": last["content"]}]}]
+
+
+def _may_be_about_pictures(error: ServingError) -> bool:
+    """Whether a request may be served without its pictures: any refusal, and failures that name them.
+
+    llama.cpp says with status 500 "image input is not supported - hint: [...] you may need to provide the
+    mmproj".
+    """
+    said = str(error).lower()
+    return isinstance(error, RequestRejectedError) or any(word in said for word in ("image", "multimodal"))
 
 
 def _is_about_roles(error: ServingError, messages: Sequence[ChatMessage]) -> bool:

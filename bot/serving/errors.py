@@ -8,6 +8,7 @@ ServingError
 ├── ReplyFailedError         the engine could not finish the request; ``code`` says why
 ├── UnknownModelError        no base or loaded adapter has this name
 ├── RequestRejectedError     the request itself is wrong (too long, out of range)
+│   └── PicturesRefusedError  it has pictures, which may be what is wrong with it
 ├── AdapterRefusedError      an adapter folder failed a check
 │   └── AdapterDamagedError  a file of it is missing, or its hash differs: it will never be right again
 ├── BaseRefusedError         the base model is missing, unsupported or too large for this machine
@@ -76,6 +77,10 @@ class RequestRejectedError(ServingError):
     def __init__(self, message: str, param: str | None = None) -> None:
         super().__init__(message)
         self.param = param
+
+
+class PicturesRefusedError(RequestRejectedError):
+    """A request with pictures was refused; without them it may be served."""
 
 
 class AdapterRefusedError(ServingError):

@@ -34,6 +34,8 @@ PRIORITY_BACKGROUND = 1
 
 MAX_STOP_STRINGS = 16
 MAX_PROMPTS_PER_REQUEST = 256
+# Pixels a side of a picture beside a question: some hundred tokens, at patches of 14 to 32 pixels a side.
+MAX_PICTURE_SIDE = 768
 
 
 @dataclass(frozen=True, slots=True)

@@ -46,7 +46,7 @@ class Message:
     `visible` is false for a slash command's prompt, which no Discord message shows, None where unknown.
     `public`, `channel_id` and `blocked` hold what was so when it was written: whether everybody in the server
     could read it, where, and whether its author was blocked there. None where an older version wrote it: then
-    its conversation says it.
+    its conversation says it. `pictures` counts those that the model was shown with it; none of them is kept.
     """
 
     id: int
@@ -67,6 +67,7 @@ class Message:
     public: bool | None = None
     channel_id: int | None = None
     blocked: bool = False
+    pictures: int = 0
 
     @property
     def words(self) -> str:
@@ -132,6 +133,7 @@ def add_message(
     attached_text: str = "",
     public: bool | None = None,
     channel_id: int | None = None,
+    pictures: int = 0,
 ) -> int:
     """Add a message and return its id; one that is already there (by `discord_id`) is left as it is.
 
@@ -165,6 +167,7 @@ def add_message(
         "created_ms": now_ms(),
         "visible": None if visible is None else int(visible),
         "attached_text": attached_text,
+        "pictures": pictures,
         **_facts(db, conversation, parent_id if role == "assistant" else None, author_id, public, channel_id),
     }
     return sql.insert(db, "messages", values)

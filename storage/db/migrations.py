@@ -823,6 +823,16 @@ CREATE UNIQUE INDEX runs_one_running_per_scope ON runs (scope) WHERE state = 'ru
     )
 
 
+def m0040_pictures(db: sqlite_utils.Database) -> None:
+    """How many pictures the model was shown with a message: what was answered to those never trains."""
+    _run(
+        db,
+        """
+ALTER TABLE messages ADD COLUMN pictures INTEGER NOT NULL DEFAULT 0
+""",
+    )
+
+
 for _step in (
     m0001_people_and_conversations,
     m0002_replies_and_ratings,
@@ -847,5 +857,6 @@ for _step in (
     m0037_imported_copies,
     m0038_texts_with_mentions,
     m0039_runs_side_by_side,
+    m0040_pictures,
 ):
     steps()(_step)

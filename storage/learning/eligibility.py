@@ -41,6 +41,7 @@ REASONS = {
     "no_consent": Sentence("somebody in its context has not opted in with /privacy"),
     "recently_erased": Sentence("somebody in its context erased their data less than 30 days ago"),
     "retired": Sentence("its held-out conversation has been used 20 times; new conversations take its place"),
+    "picture": Sentence("a picture in its context was shown to the model, which training can't see"),
     "left_out": Sentence("an operator left it out by hand"),
     "no_eligible_rating": Sentence("no rater has opted in with /privacy (or all took their ratings back)"),
 }
@@ -205,7 +206,9 @@ class Page:
         if message["user_id"] is None:
             return None
         objection = self.objection_to(message)
-        return "blocked" if message["blocked"] and objection != "opted_out" else objection
+        if message["blocked"] and objection != "opted_out":
+            return "blocked"
+        return objection or ("picture" if message["pictures"] else None)
 
     def ratings(self, candidate: sql.Row) -> list[GivenRating]:
         """Return the ratings of a reply that may train."""
@@ -273,8 +276,8 @@ WITH RECURSIVE behind (reply_id, message_id) AS (
     CROSS JOIN reply_context ON reply_context.reply_id = answered.id
 )
 SELECT behind.reply_id, messages.author_id AS user_id, messages.source, messages.consent, messages.blocked,
-       messages.deleted_ms, members.consent AS member_consent, members.source AS member_source,
-       members.erased_ms, conversations.guild_id,
+       messages.deleted_ms, messages.pictures, members.consent AS member_consent,
+       members.source AS member_source, members.erased_ms, conversations.guild_id,
        coalesce(messages.public, conversations.public) AS public,
        coalesce(places.parent_channel_id, iif(messages.channel_id <> conversations.channel_id,
                 messages.channel_id, conversations.parent_channel_id), conversations.channel_id)

@@ -11,6 +11,8 @@ from aiohttp import web
 
 BASE = "base-model"
 BASE_HASH = "b" * 64
+# vLLM's words for it.
+NO_EYES = "base-model is not a multimodal model"
 
 
 class FakeModelServer:
@@ -27,6 +29,11 @@ class FakeModelServer:
         self.execution = ""
         self.found: set[str] = set()
         self.tokenizes = True
+        # What a picture takes of the context; without it a picture is refused.
+        self.picture_tokens = 0
+        # Drops pictures without a word, as servers of models without eyes may.
+        self.drops_pictures = False
+        self.refuses_pictures = ""
         self.base_hash = BASE_HASH
         self.identity: dict[str, str] | None = None
         self.answer = "Hello there, friend."
@@ -128,7 +135,9 @@ class FakeModelServer:
         return await self.on_load(request)
 
     async def _load(self, request: web.Request) -> web.Response:
-        name = (await request.json())["lora_name"]
+        name = (await request.json()).get("lora_name")
+        if name is None:
+            return _error(400, "bad_request", "A name is needed.")
         if name in self.refused_adapters:
             return _error(400, "adapter_refused", f"{name} was made for another base.")
         if name not in self.adapters:
@@ -154,6 +163,13 @@ class FakeModelServer:
             return _error(429, "busy", "The queue is full.", {"Retry-After": self.retry_after})
         if body["model"] not in (BASE, *self.adapters, *self.found):
             return _error(404, "model_not_found", f"There is no model {body['model']}.")
+        refusal = self.refuses_pictures or ("" if self.picture_tokens or self.drops_pictures else NO_EYES)
+        if refusal and count_pictures(body["messages"]):
+            return _error(400, "bad_request", refusal)
+        if not body.get("stream"):
+            usage = {"prompt_tokens": self._count(body["messages"]), "completion_tokens": 1}
+            choice = {"index": 0, "message": {"content": "Hi"}, "finish_reason": "length"}
+            return web.json_response({"choices": [choice], "usage": usage})
         response = web.StreamResponse(headers={"Content-Type": "text/event-stream"})
         await response.prepare(request)
         try:
@@ -162,6 +178,9 @@ class FakeModelServer:
             # Whoever asked has gone: a model server frees the slot here.
             self.cut_off += 1
             raise
+
+    def _count(self, messages: Sequence[dict[str, Any]]) -> int:
+        return count_tokens(messages) + self.picture_tokens * count_pictures(messages)
 
     async def _speak(
         self, request: web.Request, response: web.StreamResponse, body: dict[str, Any]
@@ -181,15 +200,27 @@ class FakeModelServer:
             if self.pause_s:
                 await asyncio.sleep(self.pause_s)
         await _send(response, _chunk(None, self.finish_reason))
-        usage = {"prompt_tokens": count_tokens(body["messages"]), "completion_tokens": len(words)}
+        usage = {"prompt_tokens": self._count(body["messages"]), "completion_tokens": len(words)}
         await _send(response, {"choices": [], "usage": usage})
         await response.write(b"data: [DONE]\n\n")
         return response
 
 
-def count_tokens(messages: Sequence[dict[str, str]]) -> int:
+def count_tokens(messages: Sequence[dict[str, Any]]) -> int:
     """One token a word, and four a message."""
-    return sum(4 + len(message["content"].split()) for message in messages)
+    return sum(4 + len(words_of(message).split()) for message in messages)
+
+
+def words_of(message: dict[str, Any]) -> str:
+    """What a message says, whole or in parts."""
+    content = message["content"]
+    return content if isinstance(content, str) else " ".join(part.get("text", "") for part in content)
+
+
+def count_pictures(messages: Sequence[dict[str, Any]]) -> int:
+    """How many pictures a conversation shows."""
+    contents = [message["content"] for message in messages if isinstance(message["content"], list)]
+    return sum(part["type"] == "image_url" for content in contents for part in content)
 
 
 def _chunk(text: str | None, reason: str | None = None) -> dict[str, Any]:

@@ -1,7 +1,8 @@
 """Text out of the files that come with a message: what is text, downloaded within limits, decoded with care.
 
-The text belongs to the member like the message itself. Nothing is ever unpacked or run, and nothing is
-downloaded from anywhere but Discord's own file servers (or the playground, which stands in for them).
+The text belongs to the member like the message itself. Pictures are for a model that sees: only their names
+are stored. Nothing is ever unpacked or run, and nothing is downloaded from anywhere but Discord's own file
+servers (or the playground, which stands in for them).
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import codecs
 import contextlib
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from pathlib import PurePosixPath
@@ -20,7 +21,9 @@ import discord
 import structlog
 from yarl import URL
 
+from bot.chat.content import pictures
 from bot.chat.content.charsets import charset_name, guess_charset
+from bot.chat.content.pictures import UnreadablePictureError, is_picture
 from bot.language.texts import mark, tr
 
 MAX_FILES = 4
@@ -28,6 +31,8 @@ MAX_FILE_BYTES = 256 * 1024
 #: Of all files of one message; more would fill the database with what no context can hold.
 MAX_CHARACTERS = 100_000
 DOWNLOAD_TIMEOUT_S = 10.0
+#: So many pictures are in memory at once, of all questions.
+PICTURES_AT_ONCE = 2
 NAME_LIMIT = 60
 _MOST_NAME = 1_000
 FILE_HOSTS = frozenset({"cdn.discordapp.com", "media.discordapp.net"})
@@ -72,6 +77,9 @@ _MOST_CONTROLS = 0.02
 _CHARSET_NAME = 40
 _SAFE = str.maketrans({"[": "(", "]": ")", **dict.fromkeys("`*|<>@", " ")})
 
+UNDRAWN = mark(
+    "I can't look at {name}: I take PNG, JPEG, WebP and GIF of up to {size} MB and {pixels} megapixels."
+)
 VOICE = mark("I can't listen to voice messages: please write to me instead.")
 
 _log = structlog.get_logger(__name__)
@@ -110,21 +118,40 @@ class Attached:
 
     text: str = ""
     notes: tuple[str, ...] = ()
+    pictures: tuple[str, ...] = ()
+
+
+async def sees_nothing() -> int:
+    """Return how many pictures may be shown to a model that sees none."""
+    return 0
 
 
 class AttachmentReader:
-    """Reads the text files of a message."""
+    """Reads the text files of a message, and draws its pictures for a model that sees.
 
-    def __init__(self, download: Download) -> None:
+    ``sight`` says how many pictures may go with a question.
+    """
+
+    def __init__(self, download: Download, sight: Callable[[], Awaitable[int]] = sees_nothing) -> None:
         self._download = download
+        self._sight = sight
+        self._drawing = asyncio.Semaphore(PICTURES_AT_ONCE)
 
-    async def read(self, files: Sequence[File]) -> Attached:
-        """Return the text of the first few text files, and honest words on all that was not read."""
+    async def read(self, files: Sequence[File], *, looks: bool = False) -> Attached:
+        """Return the text of the first few text files, and honest words on all that was not read.
+
+        With ``looks`` the first few pictures too, where the model sees.
+        """
         spoken, files = [file for file in files if _is_voice(file)], [f for f in files if not _is_voice(f)]
         wanted = [file for file in files if is_text(file)]
         found = await asyncio.gather(*(self._read(file) for file in wanted[:MAX_FILES]))
         unread = [file for file in files if not is_text(file)]
-        notes = [tr("I can't open {names}: I read only text.", names=_names(unread))] if unread else []
+        drawable = [file for file in unread if looks and is_picture(file.content_type, file.filename)]
+        most = await self._sight() if drawable else 0
+        if most:
+            unread = [file for file in unread if file not in drawable]
+        seen = await self._look(drawable, most) if most else Attached()
+        notes = [_unopened(unread, looked=bool(most))] if unread else []
         notes += [tr(VOICE)] if spoken else []
         if wanted[MAX_FILES:]:
             left = _names(wanted[MAX_FILES:])
@@ -134,12 +161,42 @@ class AttachmentReader:
         text, whole = _within(MAX_CHARACTERS, [piece for piece, _ in found if piece])
         if not whole:
             notes.append(tr("Your files are longer than I can keep: I left out the rest."))
-        return Attached(text, (*notes, *(note for _, said in found for note in said)))
+        said = (*notes, *(note for _, each in found for note in each), *seen.notes)
+        return Attached("\n\n".join(filter(None, (text, seen.text))), said, seen.pictures)
+
+    async def _look(self, files: Sequence[File], most: int) -> Attached:
+        """Return the first few pictures, their names as the text that stands for them, and what to say."""
+        found = await asyncio.gather(*(self._draw(file) for file in files[:most]))
+        drawn = [(file, url) for file, (url, _) in zip(files, found, strict=False) if url]
+        notes = [note for _, note in found if note]
+        if left := _names(files[most:]):
+            notes.append(tr("These are too many pictures at once: I did not look at {names}.", names=left))
+        names = "\n".join(f"[picture: {plain_name(file.filename)}]" for file, _ in drawn)
+        return Attached(names, tuple(notes), tuple(url for _, url in drawn))
+
+    async def _draw(self, file: File) -> tuple[str, str]:
+        """Return a picture as a data URL, or why there is none."""
+        name = plain_name(file.filename)
+        size, pixels = pictures.MAX_BYTES // 1024**2, pictures.MAX_PIXELS // 1_000_000
+        refused = tr(UNDRAWN, name=name, size=size, pixels=pixels)
+        if file.size > pictures.MAX_BYTES:
+            return "", refused
+        async with self._drawing:
+            try:
+                async with asyncio.timeout(DOWNLOAD_TIMEOUT_S):
+                    data, whole = await self._bytes(file.url, pictures.MAX_BYTES)
+                return (await asyncio.to_thread(pictures.draw, data), "") if whole else ("", refused)
+            except UnreadablePictureError as error:
+                _log.info("picture.not_drawn", error=str(error), size_bytes=file.size)
+                return "", refused
+            except (TimeoutError, OSError, aiohttp.ClientError) as error:
+                _log.info("attachment.not_read", error=type(error).__name__, size_bytes=file.size)
+                return "", tr("I could not load {name}.", name=name)
 
     async def read_one(self, file: File) -> Attached:
         """Return the text of one file as it is, or honest words on why there is none."""
         if not is_text(file):
-            return Attached(notes=(tr("I can't open {names}: I read only text.", names=_names([file])),))
+            return Attached(notes=(_unopened([file]),))
         text, notes = await self._text(file)
         return Attached(text[:MAX_CHARACTERS], notes)
 
@@ -154,7 +211,7 @@ class AttachmentReader:
         name = plain_name(file.filename)
         try:
             async with asyncio.timeout(DOWNLOAD_TIMEOUT_S):
-                data, whole = await self._bytes(file.url)
+                data, whole = await self._bytes(file.url, MAX_FILE_BYTES)
         except (TimeoutError, OSError, aiohttp.ClientError) as error:
             _log.info("attachment.not_read", error=type(error).__name__, size_bytes=file.size)
             return "", (tr("I could not load {name}.", name=name),)
@@ -174,14 +231,14 @@ class AttachmentReader:
         )
         return text.strip(), (*([] if whole else [large]), *([guess] if doubtful else []))
 
-    async def _bytes(self, url: str) -> tuple[bytes, bool]:
+    async def _bytes(self, url: str, limit: int) -> tuple[bytes, bool]:
         """Download up to the limit; say whether that was all."""
         data = bytearray()
         async with self._download(url) as pieces:
             async for piece in pieces:
                 data += piece
-                if len(data) > MAX_FILE_BYTES:
-                    return bytes(data[:MAX_FILE_BYTES]), False
+                if len(data) > limit:
+                    return bytes(data[:limit]), False
         return bytes(data), True
 
 
@@ -281,6 +338,13 @@ def _declared(content_type: str | None) -> str | None:
 def _within(limit: int, pieces: Sequence[str]) -> tuple[str, bool]:
     text = "\n\n".join(pieces)
     return (text, True) if len(text) <= limit else (text[:limit], False)
+
+
+def _unopened(files: Sequence[File], *, looked: bool = False) -> str:
+    """Say which files were not opened; beside pictures that were ``looked`` at, that those are no text."""
+    if looked:
+        return tr("I can't open {names}: I read only text, and look at pictures.", names=_names(files))
+    return tr("I can't open {names}: I read only text.", names=_names(files))
 
 
 def _names(files: Sequence[File]) -> str:

@@ -37,6 +37,7 @@ def store(db: Connection, question: Question, scope: str, permission_reference: 
         content=question.text,
         permission_reference=permission_reference,
         attached_text=question.attached_text,
+        pictures=len(question.pictures),
         visible=question.visible,
         public=question.public,
         channel_id=question.channel_id,

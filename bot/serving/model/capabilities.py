@@ -10,9 +10,10 @@ base is refused by name.
 
 **Of a server.** Many servers speak OpenAI's chat completions; what the loop needs beyond that is vLLM's or
 ours: the length of a prompt in tokens, the log-probabilities of a prompt, adapters, priorities, and the
-word on which base it serves. A server is probed once (:mod:`bot.serving.server_probe`), the findings are a
-:class:`ServerCapabilities`. Where a substitute is right it is used (an estimate of the prompt's length);
-where none is, the thing is said not to work, by name and before somebody waits for it.
+word on which base it serves. Whether that base sees pictures is asked as well. A server is probed once
+(:mod:`bot.serving.server_probe`), the findings are a :class:`ServerCapabilities`. Where a substitute is
+right it is used (an estimate of the prompt's length); where none is, the thing is said not to work, by name
+and before somebody waits for it.
 
 Both values are shown where an operator looks: in the start line, in ``/health``, by ``strop doctor`` and
 ``/status``.
@@ -74,6 +75,7 @@ class ServerCapabilities:
         prompt_logprobs: it scores prompts (vLLM's ``prompt_logprobs``).
         adapters: it loads LoRA adapters by name (vLLM's ``/v1/load_lora_adapter``).
         priority: it takes a priority with a request.
+        picture_tokens: what the largest picture beside a question takes of its context; 0: it sees none.
     """
 
     describes_base: bool = True
@@ -81,6 +83,7 @@ class ServerCapabilities:
     prompt_logprobs: bool = True
     adapters: bool = True
     priority: bool = True
+    picture_tokens: int = 0
 
     @property
     def can_train(self) -> bool:
@@ -110,9 +113,14 @@ class ServerCapabilities:
             return Message("Chat, ratings and training work.")
         return Message("Chat and ratings work, training doesn't.")
 
+    def remarks(self) -> tuple[Message, ...]:
+        """Say it all, a sentence each."""
+        seen = Message("It sees pictures, of up to {tokens} tokens each.", tokens=self.picture_tokens)
+        return (self.describe(), *self.missing(), *((seen,) if self.picture_tokens else ()))
+
     def sentence(self) -> str:
         """Say it all in a line for an operator."""
-        return " ".join((self.describe(), *self.missing()))
+        return " ".join(self.remarks())
 
 
 def arrange(turns: Iterable[Turn], capabilities: BaseCapabilities) -> list[Turn]:

@@ -57,7 +57,9 @@ NOT_SAID = {
         "the bot was stopped",
         "too many replies in flight",
     },
-    "chat/content/attachments.py": {"[]\n\n[end of ]", "not an address of Discord's file servers", "status "},
+    "chat/content/attachments.py": {
+        *("[]\n\n[end of ]", "[picture: ]", "not an address of Discord's file servers", "status ")
+    },
     # What the model is given: it reads every language.
     "chat/content/message_text.py": {
         "%Y-%m-%d %H:%M UTC",

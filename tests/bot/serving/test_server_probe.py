@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import base64
+import io
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from typing import Any
 
 import pytest
 from aiohttp import web
+from PIL import Image
 
 from bot.serving.client import ModelClient
 from bot.serving.errors import ServerUnavailableError
 from bot.serving.model.capabilities import ServerCapabilities
 from bot.serving.model.token_estimate import prompt_length
-from bot.serving.protocol import ChatMessage
+from bot.serving.protocol import MAX_PICTURE_SIDE, ChatMessage
 
 HELLO = [ChatMessage("user", "Hello there! How are you?")]
 Answer = Callable[[Mapping[str, Any]], tuple[int, Any]]
@@ -55,6 +58,35 @@ VLLM: dict[str, Answer] = {
     "POST /v1/completions": vllm_completion,
     "POST /v1/load_lora_adapter": lambda _: (400, {"error": {"message": "Both are needed.", "code": 400}}),
 }
+
+
+def seeing(tokens: int) -> Answer:
+    """Chat completions of a model for which a picture takes so many tokens; 0: it is dropped."""
+
+    def chat(body: Mapping[str, Any]) -> tuple[int, Any]:
+        parts = body["messages"][0]["content"]
+        pictures = [part["image_url"]["url"] for part in parts if part["type"] == "image_url"]
+        for url in pictures:
+            data = base64.b64decode(url.removeprefix("data:image/png;base64,"))
+            with Image.open(io.BytesIO(data)) as picture:
+                assert picture.convert("RGB").getextrema() == ((255, 255),) * 3
+                assert picture.size == (MAX_PICTURE_SIDE, MAX_PICTURE_SIDE)
+        usage = {"prompt_tokens": 10 + tokens * len(pictures), "completion_tokens": 1}
+        return 200, {"choices": [{"index": 0, "message": {"content": "I"}}], "usage": usage}
+
+    return chat
+
+
+def text_alone(body: Mapping[str, Any]) -> tuple[int, Any]:
+    if any(part["type"] != "text" for part in body["messages"][0]["content"]):
+        return 400, {"error": {"message": "base is not a multimodal model", "code": 400}}
+    return seeing(0)(body)
+
+
+def no_counts(body: Mapping[str, Any]) -> tuple[int, Any]:
+    return 200, {"choices": [{"index": 0, "message": {"content": "I"}}]}
+
+
 VLLM_STATIC = {path: answer for path, answer in VLLM.items() if "lora" not in path}
 OURS: dict[str, Answer] = {
     "GET /health": lambda _: (200, {"status": "ok", "base": {"id": "tiny", "hash": "a" * 64}}),
@@ -120,6 +152,24 @@ async def test_each_server_is_known_by_what_it_answers(
         await client.capabilities()
         assert len(asked) == count, "tried once"
         assert (await client.health()).status == "ok"
+
+
+@pytest.mark.parametrize(
+    ("chat", "tokens"),
+    [(seeing(576), 576), (seeing(0), 0), (text_alone, 0), (no_counts, 0), (None, 0)],
+    ids=["sees", "drops pictures", "refuses them", "counts nothing", "no chat"],
+)
+async def test_a_server_sees_if_a_picture_lengthens_the_prompt(chat: Answer | None, tokens: int) -> None:
+    answers = {**VLLM, "POST /v1/chat/completions": chat} if chat else VLLM
+    async with serving(answers) as (client, _):
+        assert await client.picture_tokens() == tokens
+        said = (await client.capabilities()).sentence()
+    assert ("It sees pictures, of up to 576 tokens each." in said) is bool(tokens)
+
+
+async def test_of_a_server_that_does_not_answer_no_sight_is_assumed() -> None:
+    async with ModelClient("http://127.0.0.1:9") as client:
+        assert await client.picture_tokens() == 0
 
 
 FIELDS = ("describes_base", "tokenize", "prompt_logprobs", "adapters")

@@ -13,7 +13,12 @@ import pytest
 import torch
 
 from bot.serving.client import ModelClient
-from bot.serving.errors import AdapterDamagedError, ServerUnavailableError, UnknownModelError
+from bot.serving.errors import (
+    AdapterDamagedError,
+    PicturesRefusedError,
+    ServerUnavailableError,
+    UnknownModelError,
+)
 from bot.serving.protocol import ChatMessage, Health, Sampling
 from bot.serving.vllm.child import PYTHON_VARIABLE, find_python
 from tests.bot.serving.builders import lora_tensors, write_adapter
@@ -90,6 +95,11 @@ async def test_what_the_loop_asks_of_a_server_works_on_a_real_vllm(home: Path, b
 
             said = await client.chat(model=BUNDLED, messages=CAPITAL, sampling=GREEDY, deadline_s=600)
             assert "Paris" in said.text
+            with pytest.raises(PicturesRefusedError, match="multimodal"):
+                async for _ in client.chat_stream(
+                    model=BUNDLED, messages=CAPITAL, sampling=GREEDY, pictures=["data:image/png;base64,AA=="]
+                ):
+                    pass
             count = await client.count_tokens(model=BUNDLED, messages=CAPITAL)
             assert count == said.prompt_tokens
             ids = await client.tokenize(model=BUNDLED, messages=CAPITAL)

@@ -18,7 +18,7 @@ import math
 import time
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -38,6 +38,7 @@ from trainer.evaluation.evaluate import rated_texts
 from trainer.evaluation.reward_model import RatedText, RewardModel
 from trainer.evaluation.scores import Answer, stable_hash
 from trainer.model_server import AT_ONCE
+from trainer.on_policy import phrases
 
 # Replies to each prompt: the best of four is about twice as good as a single one (EXPERIMENTS, 9).
 REPLIES = 4
@@ -58,6 +59,9 @@ RUNS_ON = 0.5
 # about you?" may please many, and answers none of them. The commoner it gets the less it is worth, and a
 # question about the matter is worth more.
 SAID_TO_ALL = 1.0
+# And by the share of its phrases that another prompt hears too: "What brings you to our garden?" differs from
+# "What brings you to our village today?" and says as little (EXPERIMENTS, 25 and 26).
+SAID_TO_OTHERS = 0.25
 # What it loses, on the same scale, for fitting another question as well as its own; beyond MOST_BESIDE it is
 # not chosen at all. Those that would be chosen are looked at, CHECKS times: where one falls the next may.
 BESIDE_THE_POINT = 1.0
@@ -146,9 +150,11 @@ async def ask(
 ) -> list[list[Answer]]:
     """Sample so many replies to each row's prompt at background priority.
 
-    When the time is up the last rows are left out; at least the first LEAST_PROMPTS are answered.
+    Every prompt gets REPLIES before any gets more, and what is left when the time is up is left out. As many
+    replies as LEAST_PROMPTS would get are asked for in any case.
     """
-    started = time.monotonic()
+    started, planned = time.monotonic(), rounds(len(rows), replies)
+    least = min(LEAST_PROMPTS, len(rows)) * replies
     slots = asyncio.Semaphore(AT_ONCE)
 
     async def answer(messages: tuple[ChatMessage, ...], number: int) -> Answer:
@@ -163,19 +169,31 @@ async def ask(
             )
         return Answer(completion.text.strip(), completion.finish_reason == "stop")
 
-    found: list[list[Answer]] = []
-    for at in range(0, len(rows), ROUND):
-        spent_s = time.monotonic() - started
-        if at >= LEAST_PROMPTS and spent_s + spent_s * ROUND / at > budget_s:
+    found: list[list[Answer]] = [[] for _ in rows]
+    done = 0
+    for places, numbers in planned:
+        spent_s, coming = time.monotonic() - started, len(places) * len(numbers)
+        if done >= least and spent_s + spent_s * coming / done > budget_s:
             break
         async with asyncio.TaskGroup() as group:
-            tasks = [
-                [group.create_task(answer(messages_of(row), number)) for number in range(replies)]
-                for row in rows[at : at + ROUND]
-            ]
-        found += [[task.result() for task in each] for each in tasks]
-        on_reply(len(found) * replies, len(rows) * replies)
-    return found
+            tasks = {
+                at: [group.create_task(answer(messages_of(rows[at]), number)) for number in numbers]
+                for at in places
+            }
+        for at, each in tasks.items():
+            found[at] += [task.result() for task in each]
+        done += coming
+        on_reply(done, len(rows) * replies)
+    return [given for given in found if given]
+
+
+def rounds(prompts: int, replies: int) -> list[tuple[range, range]]:
+    """Return places of prompts and numbers of replies that are asked for at the same time, in order."""
+    return [
+        (range(at, min(at + ROUND, prompts)), range(turn, min(turn + REPLIES, replies)))
+        for turn in range(0, replies, REPLIES)
+        for at in range(0, prompts, ROUND)
+    ]
 
 
 def rank_answers(
@@ -199,6 +217,26 @@ def rank_answers(
     return found
 
 
+def contrasts(pairs: Sequence[PreferencePair]) -> list[PreferencePair]:
+    """Return every second pair once more, its rejected reply one that was chosen for another question.
+
+    What fits any question is chosen in one place and rejected in another, so that it gains nothing; what says
+    something of its question gains in both. Style cancels in the same way: each of these replies is chosen
+    once and rejected once.
+    """
+    taken = pairs[::2]
+    found = []
+    for at, pair in enumerate(taken):
+        turned = (taken[(at + len(taken) // 2 + step) % len(taken)] for step in range(len(taken)))
+        other = next((each for each in turned if each.group_key != pair.group_key), None)
+        if other is not None and other.chosen != pair.chosen:
+            finished = (pair.finished[0], other.finished[0])
+            found.append(
+                replace(pair, pair_id=f"{pair.pair_id}/other", rejected=other.chosen, finished=finished)
+            )
+    return found
+
+
 def answers_to_check(
     model: RewardModel,
     rows: Sequence[Row],
@@ -218,6 +256,7 @@ def _ends(
 ) -> Iterator[tuple[int, int, int]]:
     """Yield a row's number with the places of the best and the worst of each REPLIES answers to it."""
     common, heard = _common(answers), _heard(answers)
+    prompts = phrases.prompts_that_hear([answer.text for answer in given] for given in answers)
     chances = [
         model.probability([Exchange(row.question, answer.text) for answer in given]).tolist()
         for row, given in zip(rows, answers, strict=False)
@@ -229,6 +268,7 @@ def _ends(
             liked[at]
             - flaws[at]
             - SAID_TO_ALL * _commonness(answer, heard, len(answers))
+            - SAID_TO_OTHERS * phrases.share_of_others(answer.text, prompts)
             - BESIDE_THE_POINT * beside.get((number, at), 0.0)
             for at, answer in enumerate(given)
         ]

@@ -147,6 +147,7 @@ class OwnReplies:
         answers = self._ask(adapter_id, asked, replies, number)
         beside = self._beside(asked, answers)
         pairs = ranking.rank_answers(self.judge, asked, answers, f"ranked-{number}", beside)
+        pairs += ranking.contrasts(pairs)
         log.info("ranking.done", round=number, prompts=len(answers), pairs=len(pairs))
         ranking.write(pairs, path)
         return pairs

@@ -15,7 +15,7 @@ from trainer.data.rows import Row
 from trainer.data.snapshot import Snapshot
 from trainer.evaluation.reward_model import RatedText, RewardModel, fit
 from trainer.evaluation.scores import Answer
-from trainer.on_policy import ranking
+from trainer.on_policy import phrases, ranking
 
 ROW = row("r1", asked="What do you think of soup?")
 
@@ -134,6 +134,18 @@ def test_few_prompts_are_answered_more_often_and_every_four_replies_make_a_pair(
     assert len({pair.pair_id for pair in pairs}) == 2
 
 
+def test_every_prompt_gets_its_four_replies_before_any_gets_more() -> None:
+    asked = [(at, number) for places, numbers in ranking.rounds(20, 8) for at in places for number in numbers]
+    assert asked[:80] == [(at, number) for at in range(20) for number in range(4)]
+    assert asked[80:] == [(at, number) for at in range(20) for number in range(4, 8)]
+    assert [(len(places), len(numbers)) for places, numbers in ranking.rounds(20, 1)] == [
+        (8, 1),
+        (8, 1),
+        (4, 1),
+    ]
+    assert ranking.rounds(0, 4) == []
+
+
 def test_pairs_are_read_back_as_they_were_written(tmp_path: Path) -> None:
     answers = [Answer("Do you like Ünïcode? I like it.", True), Answer("no", False)]
     pairs = ranking.rank_answers(liking_questions(), [ROW], [answers], "one")
@@ -168,6 +180,50 @@ def test_a_sentence_that_everybody_hears_is_worth_less_than_one_about_the_matter
     own = [Answer(f"I like soup {n}. Is soup {n} good for you?", True) for n in range(4)]
     pairs = ranking.rank_answers(liking_questions(), rows, list(zip(common, own, strict=True)), "one")
     assert {pair.chosen for pair in pairs} == {answer.text for answer in own}
+
+
+DISHES = ("soup", "rice", "bread", "fish")
+
+
+def about(dish: str) -> Row:
+    return row(dish, group=dish, asked=f"What do you think of {dish}?")
+
+
+def test_phrases_that_other_prompts_hear_are_worth_less_also_where_no_sentence_is_the_same() -> None:
+    common = [Answer(f"I like {dish}. Do you like it in {dish}?", True) for dish in DISHES]
+    own = [Answer(f"I like {dish}. Do you eat {dish} cold too?", True) for dish in DISHES]
+    rows = [about(dish) for dish in DISHES]
+    pairs = ranking.rank_answers(liking_questions(), rows, list(zip(common, own, strict=True)), "one")
+    assert [pair.chosen for pair in pairs] == [answer.text for answer in own]
+
+
+def test_a_phrase_is_a_run_of_three_words_within_a_sentence() -> None:
+    assert phrases.of("What brings you here? No.") == [
+        ("what", "bring", "you"),
+        ("bring", "you", "here"),
+        ("no",),
+    ]
+    heard = phrases.prompts_that_hear([["Do you like it?", "Do you like it?"], ["Do you like soup?"]])
+    assert heard[("do", "you", "like")] == 2 and heard[("you", "like", "it")] == 1
+    assert phrases.share_of_others("Do you like it?", heard) == 0.5
+    assert phrases.share_of_others("", heard) == 0.0
+
+
+def test_a_chosen_reply_is_also_rejected_once_for_another_question() -> None:
+    given = [[Answer(f"Would hot {dish} do?", True), Answer(f"{dish} it is.", True)] for dish in DISHES]
+    pairs = ranking.rank_answers(liking_questions(), [about(dish) for dish in DISHES], given, "one")
+    contrasts = ranking.contrasts(pairs)
+    assert [pair.prompt for pair in contrasts] == [pair.prompt for pair in pairs[::2]]
+    assert [pair.chosen for pair in contrasts] == [pair.chosen for pair in pairs[::2]]
+    assert sorted(pair.rejected for pair in contrasts) == sorted(pair.chosen for pair in contrasts)
+    assert all(pair.chosen != pair.rejected for pair in contrasts)
+    assert not {pair.pair_id for pair in contrasts} & {pair.pair_id for pair in pairs}
+
+
+def test_where_there_is_no_other_question_nothing_is_rejected_for_it() -> None:
+    best, worst = Answer("Soup is good. Do you like it too?", True), Answer("Soup is a kind of food.", True)
+    pairs = ranking.rank_answers(liking_questions(), [ROW], [[worst, best]], "one")
+    assert ranking.contrasts([]) == ranking.contrasts(pairs * 2) == []
 
 
 def test_a_liked_reply_that_repeats_itself_is_no_example_unless_there_is_no_other() -> None:

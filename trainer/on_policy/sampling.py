@@ -81,6 +81,53 @@ class PolicySampler:
             on_reply=on_reply,
         )
 
+    def ask(
+        self,
+        model: str,
+        asked: Sequence[Row],
+        replies: int,
+        seed: int,
+        on_reply: Callable[[int, int], None],
+    ) -> list[list[Answer]]:
+        """Sample an adapter, which is served for as long as that takes, or another model that is served."""
+        adapter = (self.config.adapters / model).is_dir()
+
+        async def ask(client: ModelClient) -> list[list[Answer]]:
+            if adapter:
+                await retry_while_unavailable(lambda: model_server.ensure_listed(client, self.config, model))
+            try:
+                return await self.sample(client, model, asked, replies, seed, on_reply)
+            finally:
+                if adapter:
+                    await model_server.unload(client, model)
+
+        try:
+            return self.on_server(ask)
+        except UnknownModelError:
+            log.warning("the server forgot the model that is being trained; it is asked again")
+            return self.on_server(ask)
+
+    def ties(
+        self,
+        codec: Codec,
+        base_id: str,
+        asked: Sequence[Row],
+        given: Sequence[tuple[int, Answer]],
+        others: int,
+    ) -> list[Tie]:
+        """Return how answers are tied to their prompts (by number) under the base, whoever wrote them."""
+        return self.on_server(
+            lambda client: log_probabilities.ties(
+                client,
+                codec,
+                base_id,
+                [messages_of(row) for row in asked],
+                given,
+                others=others,
+                max_length=self.config.trainer.max_length,
+            )
+        )
+
     def to_ask(self, rows: Snapshot) -> tuple[list[Row], int]:
         """Return the rows whose prompts are asked, and how many replies each of them gets."""
         return ranking.rows_to_ask(rows, self.config.trainer.ranked_replies)
@@ -164,53 +211,24 @@ class OwnReplies:
                     "own replies: checking whether {count} of them answer their question", count=len(unknown)
                 )
             )
-            ties = self.sampler.on_server(lambda client: self._ties(client, asked, answers, unknown))  # noqa: B023
+            given = [(row, answers[row][at]) for row, at in unknown]
+            ties = self.sampler.ties(
+                self.codec, self.base_id, asked[: len(answers)], given, ranking.OTHER_QUESTIONS
+            )
             found |= {place: tie.beside for place, tie in zip(unknown, ties, strict=True)}
         return found
 
-    async def _ties(
-        self,
-        client: ModelClient,
-        asked: Sequence[Row],
-        answers: Sequence[Sequence[Answer]],
-        places: Sequence[Place],
-    ) -> list[Tie]:
-        """Score the answers under the base model, whichever model wrote them."""
-        return await log_probabilities.ties(
-            client,
-            self.codec,
-            self.base_id,
-            [messages_of(row) for row in asked[: len(answers)]],
-            [(row, answers[row][at]) for row, at in places],
-            others=ranking.OTHER_QUESTIONS,
-            max_length=self.sampler.config.trainer.max_length,
-        )
-
     def _ask(self, adapter_id: str, asked: list[Row], replies: int, number: int) -> list[list[Answer]]:
-        """Serve the model temporarily and sample it with the serving kernels, at background priority."""
-        config = self.sampler.config
-
-        async def ask(client: ModelClient) -> list[list[Answer]]:
-            await retry_while_unavailable(lambda: model_server.ensure_listed(client, config, adapter_id))
-            try:
-                seed = config.trainer.seed + number
-                return await self.sampler.sample(
-                    client,
-                    adapter_id,
-                    asked,
-                    replies,
-                    seed,
-                    lambda done, total: self.sampler.on_note(
-                        Sentence("own reply {done} of {total}", done=done, total=total)
-                    ),
-                )
-            finally:
-                await model_server.unload(client, adapter_id)
-
+        """Sample the model as it is now, with the serving kernels, and take it away."""
         try:
-            return self.sampler.on_server(ask)
-        except UnknownModelError:
-            log.warning("the server forgot the model that is being trained; it is asked again")
-            return self.sampler.on_server(ask)
+            return self.sampler.ask(
+                adapter_id,
+                asked,
+                replies,
+                self.sampler.config.trainer.seed + number,
+                lambda done, total: self.sampler.on_note(
+                    Sentence("own reply {done} of {total}", done=done, total=total)
+                ),
+            )
         finally:
-            shutil.rmtree(config.adapters / adapter_id, ignore_errors=True)
+            shutil.rmtree(self.sampler.config.adapters / adapter_id, ignore_errors=True)

@@ -72,6 +72,7 @@ def describe(
         "objective_reason": training.reason,
         "settings": made_with.get("settings") or {},
         "steps": made_with.get("steps") or {},
+        "scale": made_with.get("scale", 1.0),
         "versions": made_with.get("versions") or {},
         "curves": {name: list(phase.losses) for name, phase in training.phases.items()},
         "scores": [
@@ -120,6 +121,7 @@ def as_text(card: Mapping[str, Any]) -> str:
         + (f" ({card['objective_reason']})" if card["objective_reason"] else ""),
         *(f"- {name}: {value}" for name, value in sorted(card["settings"].items())),
         f"- steps: {_pairs(card['steps'])}",
+        f"- adapter scale: {card['scale']:g}",
         *(f"- loss, {name}: {losses[0]:.2f} to {losses[-1]:.2f}" for name, losses in _curves(card)),
         "",
         "## Scores",

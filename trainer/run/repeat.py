@@ -12,6 +12,7 @@ from __future__ import annotations
 import json
 import math
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -144,7 +145,12 @@ class Repeat(RunSteps):
                 adapters_dir=self.folder / "repeated",
             )
             gpu.give_back_memory()
-        return again
+        if "scale" not in card:
+            return again
+        adapter_id, folder = saving.rescale(
+            again.folder, card["scale"], work=self.folder, adapters_dir=again.folder.parent
+        )
+        return replace(again, adapter_id=adapter_id, folder=folder)
 
 
 def _not_repeatable(run: Run, reason: Sentence) -> SnapshotError:

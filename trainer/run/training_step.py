@@ -30,6 +30,7 @@ from trainer.data.encoding import Codec
 from trainer.data.examples import BaseCodec
 from trainer.data.general_replies import Replay
 from trainer.data.snapshot import Snapshot
+from trainer.on_policy.adapter_scale import ScaleChoice, ScaleSearch
 from trainer.on_policy.sampling import OwnReplies, PolicySampler
 from trainer.placement import carry_out, elsewhere, request
 from trainer.placement.base import local_folder
@@ -73,8 +74,18 @@ class TrainingStep:
             if place is None
             else self._train_elsewhere(place, rows, context, replay)
         )
-        self._metrics["training"] = metrics.describe_training(trained)
+        trained, scale = self._scaled(trained, rows, context, codec)
+        self._metrics |= {"training": metrics.describe_training(trained), "scale": scale and scale.as_json()}
         return trained, codec
+
+    def _scaled(
+        self, trained: Challenger, rows: Snapshot, context: RunContext, codec: Codec
+    ) -> tuple[Challenger, ScaleChoice | None]:
+        """Return the challenger at the scale at which it answers to the point, if ranking has taught it."""
+        if "ranked" not in trained.plan.phases:
+            return trained, None
+        sampler = PolicySampler(self._config, self.folder, self._heartbeat.say, self._on_server)
+        return ScaleSearch(sampler, codec, context.base.id, rows).scaled(trained)
 
     def place(self) -> Place | None:
         """Return where to train; None is this process."""

@@ -7,13 +7,14 @@ import errno
 import json
 import os
 import shutil
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
 import torch
 from peft import PeftModel
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import nn
 
 from bot.serving.model import adapter_files
@@ -57,26 +58,66 @@ def _save(
     work: Path,
     adapters_dir: Path,
 ) -> tuple[str, Path]:
+    return _write(
+        adapter_tensors(model),
+        _config_json(model, base.info.id),
+        card,
+        manifest={
+            "base_hash": base.info.hash,
+            "chat_template_hash": base.info.chat_template_hash,
+            "extra": {"rehearsal": snapshot.rehearsal, "snapshot": snapshot.content_hash},
+        },
+        work=work,
+        adapters_dir=adapters_dir,
+    )
+
+
+def rescale(folder: Path, scale: float, *, work: Path, adapters_dir: Path) -> tuple[str, Path]:
+    """Write a trained adapter once more with its B matrices times `scale`, which its card then says.
+
+    Raises RunCancelledError.
+    """
+    manifest, config, card = (
+        json.loads((folder / name).read_text(encoding="utf-8"))
+        for name in (adapter_files.MANIFEST, adapter_files.CONFIG, CARD)
+    )
+    tensors = {
+        name: tensor * scale if ".lora_B." in name else tensor
+        for name, tensor in load_file(folder / adapter_files.WEIGHTS).items()
+    }
+    return _write(
+        tensors,
+        config,
+        card | {"scale": scale},
+        manifest={key: manifest[key] for key in ("base_hash", "chat_template_hash", "extra")},
+        work=work,
+        adapters_dir=adapters_dir,
+    )
+
+
+def _write(
+    tensors: Mapping[str, torch.Tensor],
+    config: Mapping[str, Any],
+    card: Mapping[str, Any] | None,
+    *,
+    manifest: Mapping[str, Any],
+    work: Path,
+    adapters_dir: Path,
+) -> tuple[str, Path]:
     written = work / "adapter"
     shutil.rmtree(written, ignore_errors=True)
     try:
         written.mkdir(mode=0o700)
     except FileNotFoundError as error:
         raise RunCancelledError("The run's folder was removed, as by an erasure.") from error
-    save_file(adapter_tensors(model), written / adapter_files.WEIGHTS, metadata={"format": "pt"})
-    config = _config_json(model, base.info.id)
+    save_file(dict(tensors), written / adapter_files.WEIGHTS, metadata={"format": "pt"})
     (written / adapter_files.CONFIG).write_text(
         json.dumps(config, indent=2, sort_keys=True), encoding="utf-8"
     )
     if card is not None:
         (written / CARD).write_text(json.dumps(card, indent=2, sort_keys=True), encoding="utf-8")
         (written / CARD_TEXT).write_text(card_text(card), encoding="utf-8")
-    adapter_id = adapter_files.write_manifest(
-        written,
-        base_hash=base.info.hash,
-        chat_template_hash=base.info.chat_template_hash,
-        extra={"rehearsal": snapshot.rehearsal, "snapshot": snapshot.content_hash},
-    )
+    adapter_id = adapter_files.write_manifest(written, **manifest)
     unregistered_adapters.note(work, adapter_id)
     return adapter_id, move(written, adapters_dir / adapter_id)
 
@@ -90,7 +131,7 @@ def adapter_tensors(model: nn.Module) -> dict[str, torch.Tensor]:
     }
 
 
-def card_text(card: dict[str, Any]) -> str:
+def card_text(card: Mapping[str, Any]) -> str:
     """Return the card for people."""
     origin = "simulated or playground members (a rehearsal)" if card["rehearsal"] else "a community's members"
     lines = [
@@ -111,6 +152,7 @@ def card_text(card: dict[str, Any]) -> str:
         f"- base hash: {card['base_hash']}",
         f"- dataset snapshot: {card['snapshot']}",
         *(f"- {name}: {value}" for name, value in sorted(card["settings"].items())),
+        *([f"- scale: {card['scale']}"] if "scale" in card else []),
         "",
         "It carries the habits of the community that rated it, and the limits of its base.",
         "",

@@ -37,7 +37,7 @@ from trainer import model_server
 from trainer.errors import RunSettingsError
 from trainer.evaluation import scores
 from trainer.gate import blind_votes, pending_decisions, promotion
-from trainer.on_policy import ranking
+from trainer.on_policy import adapter_scale, ranking
 from trainer.placement.carry_out import carry_out
 from trainer.run import context, steps
 from trainer.run.context import RunContext
@@ -253,8 +253,11 @@ def test_each_challenger_of_a_champion_is_counted(trained: tuple[Deployment, Run
 
 
 def test_where_members_only_like_the_base_says_what_is_usual_and_replies_are_ranked(
-    deployment: Deployment,
+    deployment: Deployment, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    # Whatever it answers to these few prompts rises too far: the smallest scale is judged and repeated.
+    monkeypatch.setattr(adapter_scale, "MOST_RISE", -2.0)
+    monkeypatch.setattr(adapter_scale, "MIN_PROMPTS", 1)
     deployment.database.write(lambda db: loop.community(db, 60, dislikes=False))
     ended = execute(deployment.database, deployment.config, deployment.lease().id)
     folder = deployment.config.runs / ended.id
@@ -265,6 +268,12 @@ def test_where_members_only_like_the_base_says_what_is_usual_and_replies_are_ran
     # They were ranked; of a random model's own all may fit any question, which is nothing to learn from.
     assert ranking.read(folder / ranking.file_of(1)) is not None
     assert ended.outcome in ("votes", "refused"), "without dislikes nothing proves it better offline"
+    scale = json.loads((folder / "report.json").read_text())["scale"]
+    assert [each for each, _ in scale["by_scale"]] == list(adapter_scale.SCALES)
+    assert "- adapter scale: 0.5\n" in (folder / "card.md").read_text()
+    assert [path.name for path in deployment.config.adapters.iterdir()] == [ended.adapter_id]
+    repeated = execute(deployment.database, deployment.config, deployment.lease({"repeat": ended.id}).id)
+    assert "bit for bit" in repeated.message, repeated.error
 
 
 def test_too_little_data_is_a_polite_not_yet_and_leaves_nothing_behind(deployment: Deployment) -> None:

@@ -22,7 +22,7 @@ from storage.config_sections import TrainerConfig
 from tests.trainer.rows import pair, row
 from trainer.data import examples
 from trainer.data.encoding import Example, PreferenceExample
-from trainer.data.examples import BaseCodec
+from trainer.data.examples import BaseCodec, Material
 from trainer.data.general_replies import BaseReply
 from trainer.data.rows import Row
 from trainer.data.snapshot import Snapshot
@@ -311,6 +311,26 @@ def test_a_challenger_is_repeatable_bit_for_bit_and_can_be_served(
     card = json.loads((trained.folder / "card.json").read_text())
     assert card["objective"] == objective
     assert "Question" not in (trained.folder / "card.md").read_text()
+
+
+def test_an_adapter_at_half_its_scale_moves_every_product_half_as_far(
+    base: LoadedBase, tmp_path: Path
+) -> None:
+    model = add_adapter(base.model, SETTINGS)
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            torch.nn.init.normal_(parameter, generator=torch.Generator().manual_seed(0))
+    at = {"work": folder(tmp_path / "work"), "adapters_dir": tmp_path / "adapters"}
+    card = challenger.describe(base, the_snapshot(), Plan("sft"), SETTINGS, Material([], [], [], []), {})
+    whole_id, whole = saving.save(model, base, card, snapshot=the_snapshot(), **at)
+    half_id, half = saving.rescale(whole, 0.5, **at)
+    assert half_id != whole_id
+    assert saving.rescale(whole, 0.5, **at) == (half_id, half)
+    verify(half, adapters_dir=tmp_path / "adapters", base_hash=base.info.hash)
+    before, after = (load_file(each / "adapter_model.safetensors") for each in (whole, half))
+    for name, tensor in before.items():
+        assert torch.equal(after[name], tensor * (0.5 if ".lora_B." in name else 1.0))
+    assert json.loads((half / "card.json").read_text()) == card | {"scale": 0.5}
 
 
 def test_another_seed_gives_another_adapter(tiny_folder: Path, tmp_path: Path) -> None:

@@ -131,7 +131,7 @@ def test_a_prompt_is_scored_up_to_its_first_number(engine: Engine) -> None:
     logits = engine.runner.read([5, 6, 7, 8], 0, 0, None, 4)
     job = Job([5, 6, 7, 8], JobOptions(score=True), sink=lambda _: None, tokenizer=build_tiny_tokenizer())
     with pytest.raises(DataDependentOutputException):
-        engine._collect_scores(job, logits, 4)
+        job.take_scores(logits, 4)
 
 
 def test_tensors_on_two_devices_would_be_noticed(engine: Engine) -> None:

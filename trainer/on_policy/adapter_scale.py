@@ -15,9 +15,9 @@ import structlog
 
 from storage.sentences import Sentence
 from trainer.data.encoding import Codec
+from trainer.data.rows import Row
 from trainer.data.snapshot import Snapshot
 from trainer.evaluation.to_the_point import MIN_PROMPTS, MOST_PROMPTS, OTHERS
-from trainer.on_policy import ranking
 from trainer.on_policy.sampling import PolicySampler
 from trainer.training import saving
 from trainer.training.challenger import Challenger
@@ -76,6 +76,8 @@ class ScaleSearch:
 
     def scaled(self, trained: Challenger) -> tuple[Challenger, ScaleChoice | None]:
         """Return the challenger at the chosen scale, an adapter of its own if that is below 1."""
+        if len(self._asked()) < MIN_PROMPTS:
+            return trained, None
         made = {1.0: trained}
 
         def at_scale(scale: float) -> Beside:
@@ -90,9 +92,11 @@ class ScaleSearch:
         log.info("scale.chosen", adapter_id=trained.adapter_id, **(chosen.as_json() if chosen else {}))
         return made[chosen.scale] if chosen else trained, chosen
 
+    def _asked(self) -> list[Row]:
+        return self.sampler.to_ask(self.rows)[0][:MOST_PROMPTS]
+
     def _beside(self, model: str) -> list[float]:
-        settings = self.sampler.config.trainer
-        asked = ranking.rows_to_ask(self.rows, settings.ranked_replies)[0][:MOST_PROMPTS]
+        settings, asked = self.sampler.config.trainer, self._asked()
         self.sampler.on_note(
             Sentence("own replies: checking whether {count} of them answer their question", count=len(asked))
         )

@@ -88,17 +88,25 @@ class PolicySampler:
         replies: int,
         seed: int,
         on_reply: Callable[[int, int], None],
+        *,
+        interim: bool = False,
     ) -> list[list[Answer]]:
-        """Sample an adapter, which is served for as long as that takes, or another model that is served."""
+        """Sample an adapter, which is served for as long as that takes, or another model that is served.
+
+        One that is served already stays so, for it may be the champion; an `interim` one never does.
+        """
         adapter = (self.config.adapters / model).is_dir()
 
         async def ask(client: ModelClient) -> list[list[Answer]]:
-            if adapter:
+            stays = not adapter or (
+                not interim and await retry_while_unavailable(lambda: client.has_adapter(model))
+            )
+            if not stays:
                 await retry_while_unavailable(lambda: model_server.ensure_listed(client, self.config, model))
             try:
                 return await self.sample(client, model, asked, replies, seed, on_reply)
             finally:
-                if adapter:
+                if not stays:
                     await model_server.unload(client, model)
 
         try:
@@ -229,6 +237,7 @@ class OwnReplies:
                 lambda done, total: self.sampler.on_note(
                     Sentence("own reply {done} of {total}", done=done, total=total)
                 ),
+                interim=True,
             )
         finally:
             shutil.rmtree(self.sampler.config.adapters / adapter_id, ignore_errors=True)

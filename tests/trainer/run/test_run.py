@@ -14,6 +14,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -34,10 +35,12 @@ from storage.learning.runs import Run
 from tests.trainer import loop
 from tests.trainer.loop import SCOPE, Deployment
 from trainer import model_server
+from trainer.data import snapshot
 from trainer.errors import RunSettingsError
 from trainer.evaluation import scores
 from trainer.gate import blind_votes, pending_decisions, promotion
 from trainer.on_policy import adapter_scale, ranking
+from trainer.on_policy.sampling import PolicySampler
 from trainer.placement.carry_out import carry_out
 from trainer.run import context, steps
 from trainer.run.context import RunContext
@@ -218,8 +221,6 @@ def test_the_next_challenger_is_measured_against_the_base_too(trained: tuple[Dep
 
 
 def test_the_snapshot_of_a_run_reads_back_by_its_recorded_hash(trained: tuple[Deployment, Run]) -> None:
-    from trainer.data import snapshot
-
     deployment, ended = trained
     assert ended.snapshot_hash is not None
     again = snapshot.read(deployment.config.runs / ended.id, ended.snapshot_hash)
@@ -230,8 +231,6 @@ def test_the_snapshot_of_a_run_reads_back_by_its_recorded_hash(trained: tuple[De
 def test_a_held_out_conversation_that_was_judged_on_often_enough_is_retired(
     trained: tuple[Deployment, Run],
 ) -> None:
-    from trainer.data import snapshot
-
     deployment, ended = trained
     looks = deployment.database.read(lambda db: snapshot.looks(db, SCOPE))
     held_out = {
@@ -274,6 +273,22 @@ def test_where_members_only_like_the_base_says_what_is_usual_and_replies_are_ran
     assert [path.name for path in deployment.config.adapters.iterdir()] == [ended.adapter_id]
     repeated = execute(deployment.database, deployment.config, deployment.lease({"repeat": ended.id}).id)
     assert "bit for bit" in repeated.message, repeated.error
+
+
+@pytest.mark.parametrize("interim", [False, True])
+def test_a_model_that_was_served_before_it_is_sampled_stays_unless_it_is_an_interim_one(
+    trained: tuple[Deployment, Run], interim: bool
+) -> None:
+    deployment, ended = trained
+    name, config = ended.adapter_id or "", deployment.config
+    asyncio.run(serve_only(deployment, (name,)))
+    sampler = PolicySampler(
+        config, config.runs / ended.id, lambda note: None, partial(model_server.run_with_client, config)
+    )
+    rows = snapshot.read(config.runs / ended.id, ended.snapshot_hash or "")
+    ((answer,),) = sampler.ask(name, rows.of("train")[:1], 1, 0, lambda done, total: None, interim=interim)
+    assert answer.text
+    assert sampler.on_server(lambda client: client.has_adapter(name)) is not interim
 
 
 def test_too_little_data_is_a_polite_not_yet_and_leaves_nothing_behind(deployment: Deployment) -> None:

@@ -96,8 +96,6 @@ MODEL_ORIGINS = (
 _IMPORTS_A_MODEL = re.compile(rf"^(from|import) ({'|'.join(map(re.escape, MODEL_ORIGINS))})\b", re.MULTILINE)
 MODEL_FIXTURES = {"tiny_source", "bundled_folder"}
 BROWSER_FIXTURES = {"browser"}
-# How long simcord lets the bot settle, in seconds of the wall clock: a machine may stand still.
-SETTLE_TIMEOUT_S = 60.0
 # Such waits end when nothing moves any more, see tests/e2e/deployment.py; this ends what moves for ever.
 E2E_TIMEOUT_S = 1800
 # About what a test of each kind takes of a processor, measured: how deployments are spread among the others.
@@ -163,8 +161,6 @@ def _mark(item: pytest.Function) -> None:
         item.add_marker("model")
     if used & BROWSER_FIXTURES:
         item.add_marker("browser")
-    if "simcord_env" in used:
-        item.add_marker(pytest.mark.simcord(settle_timeout=SETTLE_TIMEOUT_S))
     if _shares_its_module(item):
         item.add_marker(pytest.mark.xdist_group(str(item.path)))
 

@@ -193,7 +193,7 @@ def test_retrains_on_ratings_that_mean_nothing_rarely_end_worse() -> None:
         people,
         COMMUNITY,
         verdicts_each=5,
-        histories=500,
+        histories=200,
         seed=0,
     )
     assert found["verdicts"] == 20

@@ -6,7 +6,7 @@
  * (EXPERIMENTS.md). Few rows: one output at a time, straight from the nibbles. Many rows (AVX512-VNNI): 16 outputs are
  * unpacked to the first-level cache, in pairs of inputs, and eight rows at a time are multiplied with them.
  *
- * bfloat16 weights (AVX512-BF16): the weights as they are, each input as the sum of two bfloat16 numbers.
+ * bfloat16 weights of more than four rows (AVX512-BF16): the weights as they are, each input as the sum of two bfloat16 numbers.
  */
 
 /* round(CODE * CODE_SCALE): of all factors up to 2047 the one that rounds least (root mean square 7e-5, largest 1.2e-4). */
@@ -426,7 +426,7 @@ static int fast_product(const Linear *l, const float *x, int rows, float *y, flo
     }
 #endif
 #if defined(__AVX512BF16__)
-    if (l->kind == BF16 && l->in % PAIRED == 0) {
+    if (l->kind == BF16 && l->in % PAIRED == 0 && rows > TILE_ROWS) {
         bf16_product(l, x, rows, y, room, threads);
         return 1;
     }

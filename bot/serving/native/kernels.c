@@ -34,11 +34,11 @@ typedef uint16_t h8 __attribute__((vector_size(16), aligned(2), may_alias));
 enum { F32, BF16, NF4 };
 enum { SILU, GELU_TANH };
 enum { Q, K, V, O, GATE, UP, DOWN, PROJECTIONS };
-enum { BLOCK = 64, TILE_ROWS = 4, PANEL = 8, PANEL_INPUTS = 512, MAX_WIDTH = 32768, HEADS_AT_ONCE = 3 };
+enum { BLOCK = 64, TILE_ROWS = 4, PANEL = 8, PANEL_INPUTS = 512, MAX_WIDTH = 32768, HEADS_AT_ONCE = 3, STREAMED_ROWS = 16 };
 #if defined(__AVX512VL__)
-enum { TILE_OUTPUTS = 4 }; /* 32 registers */
+enum { TILE_OUTPUTS = 4, LANES = 8 }; /* 32 registers */
 #else
-enum { TILE_OUTPUTS = 2 };
+enum { TILE_OUTPUTS = 2, LANES = 4 };
 #endif
 
 /* `out` x `in` weights, row-major. NF4: two weights a byte, the first in the high nibble, one scale per 64 weights. */
@@ -190,7 +190,7 @@ static inline __attribute__((always_inline)) void nf4_dots(
 
 /* Add some outputs of up to four rows to y: their sums live in registers while weights and inputs stream by. */
 static inline __attribute__((always_inline)) void tile(
-    const void *const *weights, int bf16, const float *x, size_t x_stride, int count, int outputs, int rows, float *y,
+    const float *const *weights, const float *x, size_t x_stride, int count, int outputs, int rows, float *y,
     size_t y_stride)
 {
     f8 sums[TILE_OUTPUTS][TILE_ROWS];
@@ -202,7 +202,7 @@ static inline __attribute__((always_inline)) void tile(
         for (int r = 0; r < rows; r++)
             inputs[r] = LOAD(f8, x + r * x_stride + i);
         for (int o = 0; o < outputs; o++) {
-            const f8 w = bf16 ? widen((const uint16_t *)weights[o] + i) : LOAD(f8, (const float *)weights[o] + i);
+            const f8 w = LOAD(f8, weights[o] + i);
             for (int r = 0; r < rows; r++)
                 sums[o][r] += w * inputs[r];
         }
@@ -214,48 +214,81 @@ static inline __attribute__((always_inline)) void tile(
 
 /* The same for any number of rows. */
 static inline __attribute__((always_inline)) void tiles(
-    const void *const *weights, int bf16, const float *x, size_t x_stride, int count, int outputs, int rows, float *y,
+    const float *const *weights, const float *x, size_t x_stride, int count, int outputs, int rows, float *y,
     size_t y_stride)
 {
     for (int r = 0; r < rows; r += TILE_ROWS) {
         const float *inputs = x + r * x_stride;
         float *out = y + r * y_stride;
         switch (rows - r) {
-        case 1: tile(weights, bf16, inputs, x_stride, count, outputs, 1, out, y_stride); break;
-        case 2: tile(weights, bf16, inputs, x_stride, count, outputs, 2, out, y_stride); break;
-        case 3: tile(weights, bf16, inputs, x_stride, count, outputs, 3, out, y_stride); break;
-        default: tile(weights, bf16, inputs, x_stride, count, outputs, TILE_ROWS, out, y_stride);
+        case 1: tile(weights, inputs, x_stride, count, outputs, 1, out, y_stride); break;
+        case 2: tile(weights, inputs, x_stride, count, outputs, 2, out, y_stride); break;
+        case 3: tile(weights, inputs, x_stride, count, outputs, 3, out, y_stride); break;
+        default: tile(weights, inputs, x_stride, count, outputs, TILE_ROWS, out, y_stride);
         }
     }
 }
 
 /* A panel's outputs of all rows. So much of its weights is unpacked at a time that it stays in the first-level cache
- * beside four rows' inputs; few rows take bfloat16 weights as they lie. */
+ * beside four rows' inputs. */
 static void panel_outputs(const Linear *l, const float *x, int rows, int first, float *y)
 {
     float buffer[PANEL][PANEL_INPUTS + 16] __attribute__((aligned(32)));
     const int n = l->in, outputs = l->out - first < PANEL ? l->out - first : PANEL;
-    const int bf16 = l->kind == BF16 && rows <= TILE_ROWS, parts = bf16 ? 1 : (n + PANEL_INPUTS - 1) / PANEL_INPUTS;
-    const int step = (n / parts + BLOCK - 1) / BLOCK * BLOCK;
+    const int parts = (n + PANEL_INPUTS - 1) / PANEL_INPUTS, step = (n / parts + BLOCK - 1) / BLOCK * BLOCK;
     for (int r = 0; r < rows; r++)
         memset(y + (size_t)r * l->out + first, 0, sizeof(float) * outputs);
     for (int from = 0; from < n; from += step) {
         const int count = n - from < step ? n - from : step;
-        const void *weights[PANEL];
+        const float *weights[PANEL];
         for (int o = 0; o < outputs; o++)
-            weights[o] = bf16 ? (const uint16_t *)l->data + (size_t)(first + o) * n + from
-                              : (const void *)unpacked(l, first + o, from, count, buffer[o]);
+            weights[o] = unpacked(l, first + o, from, count, buffer[o]);
         int o = 0;
         for (; o + TILE_OUTPUTS <= outputs; o += TILE_OUTPUTS)
-            if (bf16)
-                tiles(weights + o, 1, x + from, n, count, TILE_OUTPUTS, rows, y + first + o, l->out);
-            else
-                tiles(weights + o, 0, x + from, n, count, TILE_OUTPUTS, rows, y + first + o, l->out);
+            tiles(weights + o, x + from, n, count, TILE_OUTPUTS, rows, y + first + o, l->out);
         for (; o < outputs; o += 2)
-            if (bf16)
-                tiles(weights + o, 1, x + from, n, count, 2, rows, y + first + o, l->out);
-            else
-                tiles(weights + o, 0, x + from, n, count, 2, rows, y + first + o, l->out);
+            tiles(weights + o, x + from, n, count, 2, rows, y + first + o, l->out);
+    }
+}
+
+/* One output of up to four rows from bfloat16 weights. They stream by one output at a time: a processor foresees four
+ * outputs' weights, side by side in one page, so badly that reading them takes twice as long. */
+static inline __attribute__((always_inline)) void bf16_dots(const Linear *l, int o, const float *x, int rows, float *y)
+{
+    enum { CHAINS = 4 }; /* of sums, so that none waits for the one before */
+    const int n = l->in, chains = rows > 2 ? 2 : CHAINS;
+    const uint16_t *weights = (const uint16_t *)l->data + (size_t)o * n;
+    f8 sums[TILE_ROWS][CHAINS] = {{{0}}};
+    int i = 0;
+    for (; i + 8 * CHAINS <= n; i += 8 * CHAINS)
+#pragma GCC unroll 4
+        for (int part = 0; part < CHAINS; part++) {
+            const f8 w = widen(weights + i + 8 * part);
+            for (int r = 0; r < rows; r++)
+                sums[r][part % chains] += w * LOAD(f8, x + (size_t)r * n + i + 8 * part);
+        }
+    for (; i < n; i += 8)
+        for (int r = 0; r < rows; r++)
+            sums[r][0] += widen(weights + i) * LOAD(f8, x + (size_t)r * n + i);
+    for (int r = 0; r < rows; r++) {
+        f8 total = sums[r][0];
+        for (int chain = 1; chain < chains; chain++)
+            total += sums[r][chain];
+        y[(size_t)r * l->out + o] = sum8(total);
+    }
+}
+
+static void bf16_output(const Linear *l, int o, const float *x, int rows, float *y)
+{
+    for (int r = 0; r < rows; r += TILE_ROWS) {
+        const float *inputs = x + (size_t)r * l->in;
+        float *out = y + (size_t)r * l->out;
+        switch (rows - r) {
+        case 1: bf16_dots(l, o, inputs, 1, out); break;
+        case 2: bf16_dots(l, o, inputs, 2, out); break;
+        case 3: bf16_dots(l, o, inputs, 3, out); break;
+        default: bf16_dots(l, o, inputs, 4, out);
+        }
     }
 }
 
@@ -285,6 +318,10 @@ void strop_linear(const Linear *l, const float *x, int rows, float *y, float *de
 #pragma omp parallel for num_threads(threads) if (threads > 1)
         for (int o = 0; o < l->out; o++)
             one_output(l, o, x, rows, y);
+    } else if (l->kind == BF16 && rows <= STREAMED_ROWS) {
+#pragma omp parallel for num_threads(threads) if (threads > 1)
+        for (int o = 0; o < l->out; o++)
+            bf16_output(l, o, x, rows, y);
     } else {
 #pragma omp parallel for num_threads(threads) if (threads > 1)
         for (int o = 0; o < l->out; o += PANEL)
@@ -572,7 +609,7 @@ static inline __attribute__((always_inline)) void weigh(
     const float *weights, size_t stride, const float *values, int count, int dim, int d, int lanes, int heads,
     float *out)
 {
-    f8 sums[HEADS_AT_ONCE][4];
+    f8 sums[HEADS_AT_ONCE][LANES];
     for (int h = 0; h < heads; h++)
         for (int lane = 0; lane < lanes; lane++)
             sums[h][lane] = (f8){0};
@@ -590,11 +627,13 @@ static inline __attribute__((always_inline)) void weigh(
 static void weigh_values(
     const float *weights, size_t stride, const float *values, int count, int dim, int heads, float *out)
 {
-    for (int d = 0; d < dim; d += dim - d < 32 ? 8 : 32) {
-        const int whole = dim - d >= 32;
+    for (int d = 0, lanes; d < dim; d += 8 * lanes) {
+        lanes = dim - d >= 8 * LANES ? LANES : dim - d >= 32 ? 4 : 1;
 #define HEADS(number) \
     case number: \
-        if (whole) \
+        if (lanes == LANES) \
+            weigh(weights, stride, values, count, dim, d, LANES, number, out); \
+        else if (lanes == 4) \
             weigh(weights, stride, values, count, dim, d, 4, number, out); \
         else \
             weigh(weights, stride, values, count, dim, d, 1, number, out); \

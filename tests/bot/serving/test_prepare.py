@@ -30,6 +30,8 @@ def test_a_child_makes_the_base_that_this_process_would_make(
     assert [each.template for each in said] == templates
 
 
+# Its process loads torch, as the next module's server does.
+@pytest.mark.model
 def test_a_refusal_comes_back_as_it_was_made(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     child = PreparingChild()

@@ -155,6 +155,8 @@ def test_a_second_up_on_the_same_data_is_refused_in_one_sentence(tmp_path: Path)
     assert err.startswith(f"Strop already runs on this data folder (process {os.getpid()})")
 
 
+# Its server loads torch before it listens.
+@pytest.mark.model
 def test_a_server_that_can_not_listen_stops_everything_with_its_sentence(tmp_path: Path) -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))

@@ -229,7 +229,7 @@ def test_every_request_is_in_exactly_one_place(plan: list[Any], slots: int) -> N
         assert sorted(place.ahead for place in order if place) == list(range(len(order)))
 
 
-def community(limits: QueueLimits, *, load: float, spam: bool = False, seconds: float = 1200.0) -> QueueModel:
+def community(limits: QueueLimits, *, load: float, spam: bool = False, seconds: float = 700.0) -> QueueModel:
     """Two hundred members ask now and then; a spammer keeps two hundred requests in or before the queue."""
     random_ = random.Random(7)
     model = QueueModel(slots=8, limits=limits)
@@ -251,7 +251,7 @@ def community(limits: QueueLimits, *, load: float, spam: bool = False, seconds: 
     return model
 
 
-def members_p95(model: QueueModel, until: float = 1100.0) -> float:
+def members_p95(model: QueueModel, until: float = 600.0) -> float:
     return percentile(
         latencies(reply for reply in model.ended if reply.user != "spammer" and reply.asked_at < until), 0.95
     )

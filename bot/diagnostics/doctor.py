@@ -5,6 +5,7 @@ Nothing here changes anything, and Discord is called only when a token is set.
 
 from __future__ import annotations
 
+import os
 import shutil
 import socket
 from collections.abc import Iterator
@@ -29,6 +30,7 @@ from bot.serving.client import SERVER_FILE
 from bot.serving.model import catalogue
 from bot.serving.model.memory import total_main_memory
 from bot.serving.native.library import find_compiler
+from bot.serving.vllm.child import find_python
 from storage.config import Config
 from storage.db.clock import DAY_MS, now_ms
 from storage.db.database import Database, sqlite_version_problem
@@ -238,6 +240,10 @@ def _gpu(config: Config) -> Check:
             f"{name} with {size_text(total)}",
             "too small for the default base: set model.base to a smaller one",
         )
+    server = config.server
+    if server.engine != "strop" and not server.base_url and find_python(os.environ) is None:
+        advice = "vLLM, which is made for it, is not installed: make install-gpu"
+        return note("gpu", f"{name}, {size_text(total)}; {advice}")
     return ok("gpu", f"{name}, {size_text(total)}")
 
 

@@ -5,8 +5,10 @@ from __future__ import annotations
 import asyncio
 import http.server
 import json
+import os
 import re
 import socket
+import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -28,6 +30,7 @@ from bot.cli.first_start.init_config import (
 from bot.diagnostics.checks import Check
 from bot.diagnostics.discord_access import PERMISSIONS
 from bot.diagnostics.doctor import examine
+from bot.serving.vllm.child import PYTHON_VARIABLE
 from storage.config import Config, load_config
 from storage.db import key_values, migrations
 from storage.db.database import Database
@@ -220,6 +223,31 @@ def test_doctor_lists_every_configuration_problem_and_exits_1(strop: Strop, tmp_
     found = json.loads(strop("doctor", "--json", code=1).stdout)
     assert [check["state"] for check in found] == ["problem", "problem"]
     assert all(check["fix"] for check in found)
+
+
+@pytest.mark.parametrize(
+    ("text", "installed", "advised"),
+    [
+        ("", False, True),
+        ("", True, False),
+        ('[server]\nengine = "strop"\n', False, False),
+        ('[server]\nbase_url = "http://127.0.0.1:9"\n', False, False),
+    ],
+    ids=["missing", "installed", "not wanted", "served elsewhere"],
+)
+def test_on_a_gpu_the_doctor_advises_vllm_where_it_would_serve(
+    home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str, installed: bool, advised: bool
+) -> None:
+    driver = tmp_path / "bin" / "nvidia-smi"
+    driver.parent.mkdir()
+    driver.write_text("#!/bin/sh\necho 'Some GPU, 24576'\n")
+    driver.chmod(0o700)
+    monkeypatch.setenv("PATH", f"{driver.parent}:{os.environ['PATH']}")
+    monkeypatch.setenv(PYTHON_VARIABLE, sys.executable if installed else str(tmp_path / "none"))
+    check = named(configured(home, text, token=None), "gpu")
+    assert check.detail.startswith("Some GPU, 24.0 GiB")
+    assert ("make install-gpu" in check.detail) is advised
+    assert check.state == ("note" if advised else "ok")
 
 
 def test_without_a_token_discord_is_never_called(home: Path, discord: Discord) -> None:

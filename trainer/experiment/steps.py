@@ -208,7 +208,8 @@ class Experiment(RunSteps):
             seed,
         )
         self._metrics["experiment"] = compared.as_json() | {"left_out": left_out}
-        self._metrics.pop("training", None)
+        for of_the_last in ("training", "scale"):
+            self._metrics.pop(of_the_last, None)
         self._write_page(compared, left_out)
         return self._database.write(
             lambda db: runs.finish(

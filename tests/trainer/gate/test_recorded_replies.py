@@ -62,12 +62,12 @@ def test_a_pleasing_style_beside_the_point_is_refused_in_every_resample(number: 
     assert [verdict(resampled(tied, seed)) for seed in range(RESAMPLES)] == ["refuse"] * RESAMPLES
 
 
-@pytest.mark.parametrize("number", range(2))
+@pytest.mark.parametrize("number", range(3))
 def test_one_that_drifts_from_the_point_is_not_promoted_by_the_reward_model_alone(number: int) -> None:
     assert verdict(recorded("risen")[number]) == "votes"
 
 
-@pytest.mark.parametrize("number", range(2))
+@pytest.mark.parametrize("number", range(3))
 def test_one_that_answers_as_much_to_the_point_as_before_is_promoted(number: int) -> None:
     assert verdict(recorded("risen within chance")[number]) == "promote"
 

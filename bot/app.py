@@ -8,6 +8,7 @@ from bot.chat import setup as chat
 from bot.client import ShardedStropClient, StropClient
 from bot.feedback import setup as feedback
 from bot.feedback.reply_buttons import Controls
+from bot.gateway.unstored_events import UnstoredEvents
 from bot.learning import setup as learning
 from bot.privacy import setup as privacy
 from bot.privacy.deletions import DeletionKeeper
@@ -25,6 +26,7 @@ def make_client(services: Services) -> StropClient:
         else StropClient(services)
     )
     studio = app.add_feature(Studio())
+    unstored = app.add_feature(UnstoredEvents(app.start_session_jobs))
     deletions = app.add_feature(DeletionKeeper(services, app))
     controls = app.add_feature(Controls(services.config.replies))
     ui.setup(app)
@@ -34,5 +36,6 @@ def make_client(services: Services) -> StropClient:
     learning.setup(app)
     admin.setup(app)
     telemetry.setup(app)
+    app.at_shutdown(unstored.stop)
     app.at_shutdown(studio.stop)
     return app

@@ -9,6 +9,8 @@ from typing import Any, Protocol, TypeVar
 
 import structlog
 
+from storage.errors import DatabaseError
+
 _log = structlog.get_logger(__name__)
 Feature = TypeVar("Feature")
 Job = Callable[[], Awaitable[object]]
@@ -26,7 +28,12 @@ class BackgroundJob(Protocol):
 
 
 class FeatureRegistry:
-    """Keeps what was plugged in, and owns the tasks that it runs in."""
+    """Keeps what was plugged in, and owns the tasks that it runs in.
+
+    ``job_again_s`` is how long a job of a session waits for a database that is full or held by others.
+    """
+
+    job_again_s = 20.0
 
     def __init__(self, **options: Any) -> None:
         super().__init__(**options)
@@ -114,8 +121,20 @@ class FeatureRegistry:
             task.cancel()
 
     async def _run_session_jobs(self) -> None:
+        """Do each of them, whatever becomes of the others; what the database can't take is tried again."""
+        due = list(self._at_session)
+        while due:
+            due = [job for job in due if await self._has_to_wait(job)]
+            if due:
+                await asyncio.sleep(self.job_again_s)
+
+    async def _has_to_wait(self, job: Job) -> bool:
+        """Do a job; return whether it needs a database that can't be used at the moment."""
         try:
-            for job in self._at_session:
-                await job()
+            await job()
+        except DatabaseError as error:
+            _log.warning("job.waits", error=type(error).__name__, again_s=self.job_again_s)
+            return True
         except Exception:  # A job's boundary: it must not end unseen.
             _log.exception("job.failed")
+        return False

@@ -14,6 +14,7 @@ from bot.chat.content.references import ReferenceReader
 from bot.chat.listener import MessageListener
 from bot.chat.missed_questions import MissedQuestions
 from bot.client import StropClient
+from bot.gateway.unstored_events import UnstoredEvents
 
 
 def setup(app: StropClient, controls: ReplyControls, is_deleted: IsDeleted) -> None:
@@ -43,7 +44,7 @@ def setup(app: StropClient, controls: ReplyControls, is_deleted: IsDeleted) -> N
     )
     app.tree.add_command(ask.ask)
     app.listen("message", listener.handle_message, apology=listener.apologise)
-    app.listen("raw_message_edit", listener.handle_edit)
+    app.listen("raw_message_edit", app.feature(UnstoredEvents).kept(listener.handle_edit))
     missed = MissedQuestions(app, listener)
     app.at_session(missed.look)
     app.at_shutdown(answerer.drain)

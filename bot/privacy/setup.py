@@ -6,6 +6,7 @@ import discord
 
 from bot.chat.answerer import Answerer
 from bot.client import StropClient
+from bot.gateway.unstored_events import Handler, UnstoredEvents
 from bot.privacy import commands
 from bot.privacy.deletions import DeletionKeeper
 from bot.privacy.publicness import PublicnessKeeper
@@ -40,14 +41,18 @@ def setup(app: StropClient) -> None:
 
     app.tree.add_command(commands.group)
     app.add_dynamic_items(commands.ErasureButton)
-    app.listen("raw_message_delete", on_message_deleted)
-    app.listen("raw_bulk_message_delete", on_messages_deleted)
-    app.listen("guild_channel_delete", on_channel_deleted)
-    app.listen("raw_thread_delete", on_thread_deleted)
-    publicness = PublicnessKeeper(app)
-    app.listen("guild_channel_update", publicness.channel_changed)
-    app.listen("guild_role_update", publicness.role_changed)
-    app.listen("thread_update", publicness.thread_changed)
+    publicness, kept = PublicnessKeeper(app), app.feature(UnstoredEvents).kept
+    listeners: tuple[tuple[str, Handler], ...] = (
+        ("raw_message_delete", on_message_deleted),
+        ("raw_bulk_message_delete", on_messages_deleted),
+        ("guild_channel_delete", on_channel_deleted),
+        ("raw_thread_delete", on_thread_deleted),
+        ("guild_channel_update", publicness.channel_changed),
+        ("guild_role_update", publicness.role_changed),
+        ("thread_update", publicness.thread_changed),
+    )
+    for event, handler in listeners:
+        app.listen(event, kept(handler))
     app.at_session(publicness.look_at_all)
     app.at_session(finish_erasures)
     app.at_session(deletions.reconcile)

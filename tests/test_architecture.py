@@ -41,6 +41,7 @@ TORCH_FREE_SERVING = frozenset(
         "bot.serving.model.token_estimate",
         "bot.serving.errors",
         "bot.serving.native.library",
+        "bot.serving.vllm.child",
     }
 )
 TOP_LEVEL = {

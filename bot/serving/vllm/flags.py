@@ -5,6 +5,7 @@ Source: vllm/engine/arg_utils.py, vllm/entrypoints/openai/cli_args.py and vllm/e
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 from collections.abc import Mapping, Sequence
@@ -12,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from bot.serving.errors import ServerStartError
+from bot.serving.model.adapter_files import CONFIG
 from bot.serving.model.identity import NF4
 from bot.serving.protocol import BaseDescription
 from bot.serving.settings import Settings
@@ -50,10 +52,12 @@ def launch(
     port: int,
     secret: str,
     environment: Mapping[str, str],
+    kept_rank: int = 0,
 ) -> Launch:
     """Return how to start vLLM on the `weights` of a base; only loopback ever reaches it.
 
-    `linear_layers` are the names of those that adapters change.
+    `linear_layers` are the names of those that adapters change; `kept_rank` is the largest rank among the
+    adapters that are there already.
 
     Raises:
         ServerStartError: the configuration wants something that vLLM can't be given.
@@ -70,7 +74,7 @@ def launch(
     argv += ["--host", "127.0.0.1", "--port", str(port)]
     argv += ["--dtype", "bfloat16", "--max-model-len", str(base.context_tokens)]
     argv += ["--max-num-seqs", str(settings.slots), "--scheduling-policy", "priority"]
-    argv += ["--enable-lora", "--max-lora-rank", str(supported_rank(settings.lora_rank))]
+    argv += ["--enable-lora", "--max-lora-rank", str(supported_rank(max(settings.lora_rank, kept_rank)))]
     argv += ["--max-loras", str(MAX_LORAS), "--max-cpu-loras", str(MAX_CPU_LORAS)]
     # Not the output head: no adapter has one, and vLLM 0.32 dies of scoring an adapter's prompt through its
     # own (the layer there counts sampled tokens only: vllm/lora/layers/logits_processor.py).
@@ -82,6 +86,18 @@ def launch(
         argv += ["--default-chat-template-kwargs", json.dumps({base.capabilities.thinking_switch: False})]
     argv += ["--enforce-eager"] if on_cpu else ["--gpu-memory-utilization", str(GPU_MEMORY_SHARE)]
     return Launch(tuple(argv), _environment(settings, base, secret, environment, on_cpu=on_cpu))
+
+
+def largest_rank(adapters_dir: Path) -> int:
+    """Return the largest rank of the adapters in a folder that vLLM can serve; 0 without any.
+
+    They were trained with other settings, or elsewhere, and vLLM has to be told at its start.
+    """
+    found = [0]
+    for config in adapters_dir.glob(f"*/{CONFIG}"):
+        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+            found.append(int(json.loads(config.read_text(encoding="utf-8"))["r"]))
+    return max(rank for rank in found if rank <= RANKS[-1])
 
 
 def supported_rank(rank: int) -> int:

@@ -18,7 +18,7 @@ from bot.serving.model.identity import BFLOAT16, NF4
 from bot.serving.protocol import ASLEEP
 from bot.serving.settings import Settings
 from bot.serving.vllm.child import VllmChild
-from bot.serving.vllm.flags import launch
+from bot.serving.vllm.flags import largest_rank, launch
 
 log = structlog.get_logger(__name__)
 
@@ -61,6 +61,7 @@ async def serve(
                 port=port,
                 secret=settings.api_key or secret,
                 environment=environment,
+                kept_rank=await asyncio.to_thread(largest_rank, settings.adapters_dir),
             ),
             base_url=f"http://127.0.0.1:{port}",
             log_file=settings.run_dir / LOG_FILE,

@@ -11,11 +11,11 @@ from bot.serving.errors import ServerStartError
 from bot.serving.model.capabilities import BaseCapabilities
 from bot.serving.protocol import BaseDescription
 from bot.serving.settings import Settings
-from bot.serving.vllm.flags import Launch, launch, supported_rank
+from bot.serving.vllm.flags import Launch, largest_rank, launch, supported_rank
 from bot.serving.vllm.replica import Replica
 
 
-def started(device: str = "cpu", *, thinking_switch: str = "", **changes: Any) -> Launch:
+def started(device: str = "cpu", *, thinking_switch: str = "", kept_rank: int = 0, **changes: Any) -> Launch:
     settings = Settings(
         models_dir=Path("m"), adapters_dir=Path("a"), run_dir=Path("r"), **{"lora_rank": 16, **changes}
     )
@@ -35,6 +35,7 @@ def started(device: str = "cpu", *, thinking_switch: str = "", **changes: Any) -
         linear_layers=("o_proj", "q_proj"),
         port=8601,
         secret="s3cret",
+        kept_rank=kept_rank,
         environment={"PATH": "/bin", "DISCORD_TOKEN": "token", "VLLM_SERVER_DEV_MODE": "1"},
     )
 
@@ -111,3 +112,13 @@ def test_a_rank_that_vllm_has_no_kernel_for_gets_the_next_one(rank: int, taken: 
 def test_a_rank_beyond_all_is_refused() -> None:
     with pytest.raises(ServerStartError, match="up to rank 512"):
         supported_rank(513)
+
+
+def test_adapters_that_are_there_keep_their_rank_when_the_configured_one_is_lowered(tmp_path: Path) -> None:
+    assert largest_rank(tmp_path / "adapters") == 0
+    for name, config in {"a": '{"r": 24}', "b": '{"r": 8}', "c": '{"r": 600}', "d": "{", "e": "[]"}.items():
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "adapter_config.json").write_text(config)
+    (tmp_path / "file").touch()
+    assert largest_rank(tmp_path) == 24
+    assert flag(started(lora_rank=16, kept_rank=24), "--max-lora-rank") == "32"

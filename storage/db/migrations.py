@@ -833,6 +833,16 @@ ALTER TABLE messages ADD COLUMN pictures INTEGER NOT NULL DEFAULT 0
     )
 
 
+def m0041_sources_of_replies(db: sqlite_utils.Database) -> None:
+    """An index says which adapter wrote a reply, and where: /stats asks that for every rating."""
+    _run(
+        db,
+        """
+CREATE INDEX replies_sources ON replies (id, adapter_id, conversation_id)
+""",
+    )
+
+
 for _step in (
     m0001_people_and_conversations,
     m0002_replies_and_ratings,
@@ -858,5 +868,6 @@ for _step in (
     m0038_texts_with_mentions,
     m0039_runs_side_by_side,
     m0040_pictures,
+    m0041_sources_of_replies,
 ):
     steps()(_step)

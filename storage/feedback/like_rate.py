@@ -72,27 +72,22 @@ class Drift:
 def by_week(db: sqlite_utils.Database, scope: str, weeks: int) -> list[Week]:
     """Return the last `weeks` weeks up to this one, the oldest first, those without a rating too."""
     this_week = (now_ms() // DAY_MS - _FIRST_MONDAY) // WEEK_DAYS
-    first = this_week - weeks + 1
-    rows = sql.many(
+    return [_week(db, scope, number) for number in range(this_week - weeks + 1, this_week + 1)]
+
+
+def _week(db: sqlite_utils.Database, scope: str, number: int) -> Week:
+    """Count one week, a range of the index by time: grouping all weeks at once would sort every rating."""
+    first_day = number * WEEK_DAYS + _FIRST_MONDAY
+    (row,) = sql.many(
         db,
-        f"""SELECT (updated_ms / :day - :monday) / 7 AS week, sum(value > 0) AS liked,
-                  sum(value < 0) AS disliked, count(DISTINCT user_id) AS raters
+        f"""SELECT total(value > 0) AS liked, total(value < 0) AS disliked, count(DISTINCT user_id) AS raters
            FROM ratings
-           WHERE scope = :scope AND retracted = 0 AND kind = 'thumb' AND value <> 0 AND updated_ms >= :since
-                 AND {_WRITTEN_HERE}
-           GROUP BY 1""",
-        {
-            "day": DAY_MS,
-            "monday": _FIRST_MONDAY,
-            "scope": scope,
-            "since": (first * WEEK_DAYS + _FIRST_MONDAY) * DAY_MS,
-        },
+           WHERE scope = :scope AND retracted = 0 AND kind = 'thumb' AND value <> 0
+                 AND updated_ms >= :since AND updated_ms < :until AND {_WRITTEN_HERE}""",
+        {"scope": scope, "since": first_day * DAY_MS, "until": (first_day + WEEK_DAYS) * DAY_MS},
     )
-    found = {row["week"]: (LikeRate(row["liked"], row["disliked"]), row["raters"]) for row in rows}
-    return [
-        Week(number * WEEK_DAYS + _FIRST_MONDAY, *found.get(number, (None, 0)))
-        for number in range(first, this_week + 1)
-    ]
+    rate = LikeRate(int(row["liked"]), int(row["disliked"])) if row["raters"] else None
+    return Week(first_day, rate, row["raters"])
 
 
 def by_channel(db: sqlite_utils.Database, scope: str, days: int, limit: int) -> list[tuple[int, LikeRate]]:
@@ -101,7 +96,7 @@ def by_channel(db: sqlite_utils.Database, scope: str, days: int, limit: int) -> 
         db,
         f"""SELECT conversations.channel_id, sum(ratings.value > 0) AS liked,
                   sum(ratings.value < 0) AS disliked
-           FROM ratings JOIN replies ON replies.id = ratings.reply_id
+           FROM ratings JOIN replies INDEXED BY replies_sources ON replies.id = ratings.reply_id
            JOIN conversations ON conversations.id = replies.conversation_id
            WHERE ratings.scope = ? AND ratings.retracted = 0 AND ratings.kind = 'thumb'
                  AND ratings.value <> 0 AND ratings.updated_ms >= ? AND conversations.public = 1

@@ -95,7 +95,7 @@ def by_adapter(db: sqlite_utils.Database, scope: str, days: int, limit: int) -> 
     rows = sql.many(
         db,
         """SELECT replies.adapter_id, sum(ratings.value > 0) AS liked, sum(ratings.value < 0) AS disliked
-           FROM ratings JOIN replies ON replies.id = ratings.reply_id
+           FROM ratings JOIN replies INDEXED BY replies_sources ON replies.id = ratings.reply_id
            WHERE ratings.scope = ? AND ratings.retracted = 0 AND ratings.kind = 'thumb'
                  AND ratings.value <> 0 AND ratings.updated_ms >= ?
            GROUP BY replies.adapter_id ORDER BY max(ratings.updated_ms) DESC LIMIT ?""",

@@ -40,7 +40,8 @@ class Profile:
         The last stream's prompt is read after all others', in pieces that grow with their steps.
         """
         least = EngineOptions().least_chunk_tokens
-        return self.tokens + sum(-(-self.prompt_tokens // (least + writing)) for writing in range(streams))
+        pieces = (least + writing // 2 for writing in range(streams))
+        return self.tokens + sum(-(-self.prompt_tokens // piece) for piece in pieces)
 
 
 QUICK = Profile(

@@ -107,21 +107,20 @@ class DeletionKeeper:
         except DeliveryError as error:
             _log.debug("messages.not_comparable", channel_id=channel_id, error=type(error).__name__)
             return 0
-        await self._follow_edits(there.values())
+        await self._follow_edits([each for each in there.values() if each is not None])
         missing = [each for each in message_ids if each not in there]
         if self._services.playground:
             # The playground forgets its channels when it stops: before its oldest message, nothing is proven.
             missing = [each for each in missing if oldest is not None and each > oldest]
         return await self.forget_messages(missing) if missing else 0
 
-    async def _follow_edits(self, there: Iterable[discord.Message]) -> None:
+    async def _follow_edits(self, messages: Iterable[discord.Message]) -> None:
         """Keep the stored text equal to what people see, where nobody listened when it was edited."""
         me = self._client.user
-        # An empty text may be one that Discord doesn't show to the bot.
         edited = [
             (each.id, each.edited_at.timestamp() * 1000, readable(each, me), not each.attachments)
-            for each in there
-            if me is not None and each.edited_at is not None and each.content and not each.author.bot
+            for each in messages
+            if me is not None and each.edited_at is not None
         ]
 
         def work(db: Connection) -> int:
@@ -136,20 +135,20 @@ class DeletionKeeper:
 
     async def _there(
         self, channel_id: int, message_ids: list[int]
-    ) -> tuple[dict[int, discord.Message], int | None]:
+    ) -> tuple[dict[int, discord.Message | None], int | None]:
         """Return those of these messages (sorted) that the channel still has, and the oldest one in it.
 
-        It is read a hundred messages at a time.
+        It is read a hundred messages at a time. Only what members have edited is kept with its text.
         """
         channel: discord.abc.Messageable = self._client.get_partial_messageable(channel_id)
         if isinstance(found := self._client.get_channel(channel_id), discord.abc.Messageable):
             channel = found
-        wanted, there = set(message_ids), dict[int, discord.Message]()
+        wanted, there = set(message_ids), dict[int, discord.Message | None]()
         oldest: int | None = None
         after = discord.Object(message_ids[0] - 1)
         while after.id < message_ids[-1]:
             page = await translate_errors(_page(channel, after))
-            there |= {message.id: message for message in page if message.id in wanted}
+            there |= {each.id: each if _is_reworded(each) else None for each in page if each.id in wanted}
             oldest = page[0].id if page and oldest is None else oldest
             if len(page) < _PAGE:
                 break
@@ -167,6 +166,11 @@ def _forget(db: Connection, message_id: int) -> bool:
     deleted = conversations.delete_message(db, message_id)
     asked = prompt_bank.remove_by_message(db, message_id)
     return deleted or bool(asked) or conversations.by_discord_id(db, message_id) is not None
+
+
+def _is_reworded(message: discord.Message) -> bool:
+    # An empty text may be one that Discord doesn't show to the bot.
+    return message.edited_at is not None and bool(message.content) and not message.author.bot
 
 
 def _follows(db: Connection, stored: conversations.Message | None, edited_ms: float) -> bool:

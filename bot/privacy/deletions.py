@@ -7,8 +7,10 @@ done to take words back.
 
 from __future__ import annotations
 
+import sys
 from collections import OrderedDict, defaultdict
 from collections.abc import Iterable
+from typing import Any
 
 import discord
 import structlog
@@ -101,17 +103,17 @@ class DeletionKeeper:
 
     async def _reconcile_channel(self, channel_id: int, message_ids: list[int]) -> int:
         try:
-            there, oldest = await self._there(channel_id, message_ids)
+            there = await self._there(channel_id, message_ids)
+            # The playground forgets its channels when it stops: before its oldest message, nothing is proven.
+            whole = not self._services.playground or await self._has_before(channel_id, message_ids[0])
         except ChannelGoneError:
             return 0 if self._services.playground else await self.channel_deleted(channel_id)
         except DeliveryError as error:
             _log.debug("messages.not_comparable", channel_id=channel_id, error=type(error).__name__)
             return 0
         await self._follow_edits([each for each in there.values() if each is not None])
-        missing = [each for each in message_ids if each not in there]
-        if self._services.playground:
-            # The playground forgets its channels when it stops: before its oldest message, nothing is proven.
-            missing = [each for each in missing if oldest is not None and each > oldest]
+        oldest = 0 if whole else min(there, default=sys.maxsize)
+        missing = [each for each in message_ids if each not in there and each > oldest]
         return await self.forget_messages(missing) if missing else 0
 
     async def _follow_edits(self, messages: Iterable[discord.Message]) -> None:
@@ -133,23 +135,17 @@ class DeletionKeeper:
         if edited and (count := await self._services.database.awrite(work)):
             _log.info("messages.found_edited", count=count)
 
-    async def _there(
-        self, channel_id: int, message_ids: list[int]
-    ) -> tuple[dict[int, discord.Message | None], int | None]:
-        """Return those of these messages (sorted) that the channel still has, and the oldest one in it.
+    async def _there(self, channel_id: int, message_ids: list[int]) -> dict[int, discord.Message | None]:
+        """Return those of these messages (sorted) that the channel still has.
 
         It is read a hundred messages at a time. Only what members have edited is kept with its text.
         """
-        channel: discord.abc.Messageable = self._client.get_partial_messageable(channel_id)
-        if isinstance(found := self._client.get_channel(channel_id), discord.abc.Messageable):
-            channel = found
-        wanted, there = set(message_ids), dict[int, discord.Message | None]()
-        oldest: int | None = None
+        channel, wanted = self._channel(channel_id), set(message_ids)
+        there: dict[int, discord.Message | None] = {}
         after = discord.Object(message_ids[0] - 1)
         while after.id < message_ids[-1]:
-            page = await translate_errors(_page(channel, after))
+            page = await translate_errors(_page(channel, after=after, limit=_PAGE, oldest_first=True))
             there |= {each.id: each if _is_reworded(each) else None for each in page if each.id in wanted}
-            oldest = page[0].id if page and oldest is None else oldest
             if len(page) < _PAGE:
                 break
             # From the next stored message on: what lies between is nobody's business here.
@@ -158,7 +154,17 @@ class DeletionKeeper:
             if following is None:
                 break
             after = discord.Object(following - 1)
-        return there, oldest
+        return there
+
+    async def _has_before(self, channel_id: int, message_id: int) -> bool:
+        """Whether a channel has a message that is older than this one, which may be gone."""
+        channel = self._channel(channel_id)
+        return bool(await translate_errors(_page(channel, before=discord.Object(message_id), limit=1)))
+
+    def _channel(self, channel_id: int) -> discord.abc.Messageable:
+        found = self._client.get_channel(channel_id)
+        partial = self._client.get_partial_messageable(channel_id)
+        return found if isinstance(found, discord.abc.Messageable) else partial
 
 
 def _forget(db: Connection, message_id: int) -> bool:
@@ -185,5 +191,5 @@ def _follows(db: Connection, stored: conversations.Message | None, edited_ms: fl
     return later or replies.find_shown_reply(db, stored.id) is not None
 
 
-async def _page(channel: discord.abc.Messageable, after: discord.Object) -> list[discord.Message]:
-    return [message async for message in channel.history(limit=_PAGE, after=after, oldest_first=True)]
+async def _page(channel: discord.abc.Messageable, **what: Any) -> list[discord.Message]:
+    return [message async for message in channel.history(**what)]

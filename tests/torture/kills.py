@@ -18,6 +18,7 @@ from typing import Any
 from bot.chat.draft import Progress, answer_text
 from bot.chat.generation import LOADING
 from bot.delivery.splitting import visible_parts
+from bot.playground.discord import community
 from bot.playground.server import Playground, PlaygroundSettings
 from storage.db.database import Connection, Database
 from tests.torture.forks import Forks
@@ -208,6 +209,8 @@ async def besieged(folder: Path, source: Path, models: Path, forks: Forks, seed:
         database = stack.enter_context(Database.open(home / "playground" / "strop.db"))
         siege = Siege(home, playground, database, forks, environment, random.Random(seed))
         playground.backend.on_page_event(siege.heard)
+        # What is older than all that a playground has may be of before it was started over: it is kept.
+        playground.backend.send_message(community.GENERAL_ID, community.OWNER.user_id, "Welcome.")
         siege.start()
         try:
             await siege.all_there()

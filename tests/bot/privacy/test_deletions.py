@@ -164,6 +164,17 @@ async def test_a_playground_that_began_anew_and_was_talked_to_proves_nothing_of_
     assert [content(community, each.id) for each in (asked, today, gone)] == ["yesterday", "today", ""]
 
 
+async def test_the_oldest_question_that_is_known_can_be_found_deleted_in_the_playground_too(
+    community: Community,
+) -> None:
+    """An older message of the channel, which nobody asked the bot, proves that it wasn't forgotten."""
+    await community.bob.send(community.channel, "hello everybody")
+    gone = await community.ann.send(community.channel, f"{community.mention} gone")
+    del community.env.backend.messages[community.channel.id][gone.id]
+    assert await community.bot.feature(DeletionKeeper).reconcile() == 1
+    assert content(community, gone.id) == ""
+
+
 async def test_at_discord_an_empty_channel_was_emptied(community: Community, services: Any) -> None:
     asked = await community.ann.send(community.channel, f"{community.mention} hello")
     community.env.backend.messages[community.channel.id].clear()

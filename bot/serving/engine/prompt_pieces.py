@@ -63,6 +63,9 @@ class PieceSize:
             self._step_s[rows] = _mean(self._step_s.get(rows), seconds)
         elif rows in self._step_s:
             self.read(read, max(seconds - self._step_s[rows], 0.0))
+        elif self._token_s:
+            # Where prompts come one after the other, no step of so many rows is without a piece.
+            self._step_s[rows] = max(seconds - read * self._token_s, self._step(rows) or 0.0)
 
     def read(self, tokens: int, seconds: float) -> None:
         """Note how long reading a piece took; one larger than any beside others is only a first guess."""

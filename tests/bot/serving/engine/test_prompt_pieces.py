@@ -79,3 +79,17 @@ def test_a_machine_that_becomes_slower_gets_smaller_pieces_within_a_few_steps() 
     for _ in range(15):
         pieces.read(10, 0.04)
     assert pieces.beside(4) in (8, 9)
+
+
+def test_where_every_step_reads_more_rows_still_have_larger_pieces() -> None:
+    pieces = PieceSize(4, 64)
+    pieces.decoded(1, 0.01)
+    pieces.read(8, 0.016)
+    sizes = []
+    for rows in (1, 4, 16):
+        for _ in range(20):
+            tokens = pieces.beside(rows)
+            pieces.decoded(rows, 0.01 + 0.004 * rows + 0.002 * tokens, read=tokens)
+        sizes.append(pieces.beside(rows))
+    assert sizes == sorted(sizes)
+    assert sizes[-1] > 3 * sizes[0]

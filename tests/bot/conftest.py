@@ -24,6 +24,7 @@ from storage.chat import replies
 from storage.config import Config, load_config
 from storage.db.database import Database
 from tests.bot.fake_server import FakeModelServer
+from tests.bot.patient_env import PatientEnv
 from tests.databases import copied
 
 # Nobody reads along: an edit need not wait until a person could have read the one before.
@@ -73,7 +74,9 @@ async def services(
 
 
 @pytest.fixture
-async def simcord_bot(services: Services) -> AsyncIterator[StropClient]:
+async def simcord_bot(services: Services, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[StropClient]:
+    # The fixture `simcord_env` of simcord's plugin makes one around this bot.
+    monkeypatch.setattr("simcord.pytest_plugin.Env", PatientEnv)
     client = make_client(services)
     client.feature(Answerer).paces = Paces(PACE_S)
     yield client

@@ -1,5 +1,6 @@
 import json
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -294,6 +295,7 @@ def test_a_deleted_message_leaves_the_write_ahead_log_as_soon_as_no_reader_needs
     while cutter.is_alive():
         database.write(lambda db: key_values.put(db, "beside", "x"))
         written += 1
+        time.sleep(0.01)
     assert cutting == [False] and written > 2, "the writer waited for the reader"
     done.set()
     reader.join()

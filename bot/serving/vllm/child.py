@@ -29,6 +29,7 @@ PYTHON_VARIABLE = "STROP_VLLM_PYTHON"
 # Loading takes a minute on a GPU, and several on a slow CPU.
 START_LIMIT_S = 900.0
 POLL_S = 0.5
+# Above DRAIN_S: the GPU has to be given back as well.
 STOP_LIMIT_S = 15.0
 FIRST_RESTART_S, LAST_RESTART_S = 1.0, 60.0
 # Dying so often before it ever answered means that it never will.
@@ -148,9 +149,13 @@ class VllmChild:
         return False
 
     async def _end(self, process: asyncio.subprocess.Process) -> None:
-        """End the process with all that it has started: TERM first, KILL what is left."""
+        """End the process with all that it has started: TERM first, KILL what is left.
+
+        Its workers end when it tells them to: one that was told by us would take the replies along that it
+        lets end.
+        """
         if process.returncode is None:
-            _signal_group(process.pid, signal.SIGTERM)
+            process.terminate()
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(process.wait(), STOP_LIMIT_S)
         _signal_group(process.pid, signal.SIGKILL)

@@ -30,6 +30,8 @@ GPU_MEMORY_SHARE = 0.6
 # The entry point of vllm-bnb-plugin, which then finds in the base's config.json that it is in 4 bits.
 BITSANDBYTES = "bitsandbytes"
 CPU_CACHE_GB = 1
+# Replies that have begun may end within so long, once vLLM is told to; by default it drops them.
+DRAIN_S = 8
 # Secrets of other services, what would open developer routes, and our own search path.
 _KEPT_OUT = ("VLLM_SERVER_DEV_MODE", "PYTHONPATH", "DISCORD_TOKEN", "DISCORD_TOKEN_FILE", "STROP_API_KEY")
 
@@ -79,7 +81,7 @@ def launch(
     # Not the output head: no adapter has one, and vLLM 0.32 dies of scoring an adapter's prompt through its
     # own (the layer there counts sampled tokens only: vllm/lora/layers/logits_processor.py).
     argv += ["--lora-target-modules", *linear_layers]
-    argv += ["--middleware", MIDDLEWARE]
+    argv += ["--middleware", MIDDLEWARE, "--shutdown-timeout", str(DRAIN_S)]
     # The model's own sampling defaults would change what a request leaves open.
     argv += ["--generation-config", "vllm"]
     if base.capabilities.thinking_switch:

@@ -11,6 +11,7 @@ from bot.serving.errors import ServerStartError
 from bot.serving.model.capabilities import BaseCapabilities
 from bot.serving.protocol import BaseDescription
 from bot.serving.settings import Settings
+from bot.serving.vllm.child import STOP_LIMIT_S
 from bot.serving.vllm.flags import Launch, largest_rank, launch, supported_rank
 from bot.serving.vllm.replica import Replica
 
@@ -49,6 +50,7 @@ def test_adapters_priorities_and_length_are_as_configured() -> None:
     assert found.argv[0] == "/venv/bin/python"
     assert (flag(found, "--model"), flag(found, "--served-model-name")) == ("/models/base", "owner/base")
     assert (flag(found, "--max-lora-rank"), flag(found, "--max-num-seqs")) == ("32", "6")
+    assert 0 < int(flag(found, "--shutdown-timeout")) < STOP_LIMIT_S
     assert (flag(found, "--scheduling-policy"), flag(found, "--max-model-len")) == ("priority", "2048")
     assert "--enable-lora" in found.argv
 

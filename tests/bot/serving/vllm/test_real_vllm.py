@@ -21,6 +21,7 @@ from bot.serving.errors import (
 )
 from bot.serving.protocol import ChatMessage, Health, Sampling
 from bot.serving.vllm.child import PYTHON_VARIABLE, find_python
+from bot.serving.vllm.serving import LOG_FILE
 from tests.bot.serving.builders import lora_tensors, write_adapter
 from tests.bot.serving.serving_process import ServingProcess
 
@@ -109,9 +110,10 @@ async def test_what_the_loop_asks_of_a_server_works_on_a_real_vllm(home: Path, b
             await _adapters(client, server, health, said.text)
             await _strangers(server)
             await _killed(client, server, health)
-        server.process.send_signal(signal.SIGTERM)
+            await _stopped(client, server)
         _, log = await asyncio.to_thread(server.process.communicate, None, 60)
     assert server.process.returncode == 0
+    assert "draining in-flight requests" in await asyncio.to_thread((server.run_dir / LOG_FILE).read_text)
     assert "Traceback" not in log
     assert not (server.run_dir / "server.json").exists()
 
@@ -167,6 +169,19 @@ async def _killed(client: ModelClient, server: ServingProcess, health: Health) -
     await loaded(client)
     said = await client.chat(model=name, messages=CAPITAL, sampling=GREEDY, deadline_s=600)
     assert said.completion_tokens
+
+
+async def _stopped(client: ModelClient, server: ServingProcess) -> None:
+    """A reply that has begun ends before the server does."""
+    words, reason = "", None
+    long = Sampling(24, temperature=0.0)
+    story = [ChatMessage("user", "Tell me a story about a ship.")]
+    async for delta in client.chat_stream(model=BUNDLED, messages=story, sampling=long, deadline_s=600):
+        if not words:
+            server.process.send_signal(signal.SIGTERM)
+        words += delta.text
+        reason = delta.finish_reason or reason
+    assert words and reason == "length"
 
 
 def _children(pid: int) -> list[int]:

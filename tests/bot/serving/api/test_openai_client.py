@@ -259,8 +259,11 @@ async def test_a_full_queue_is_a_rate_limit_error_and_retries_come_through(serve
         )
 
     async with AsyncOpenAI(base_url=f"{server}/v1", api_key=KEY, max_retries=0) as hasty:
-        outcomes = await asyncio.gather(*(ask(hasty, n) for n in range(count)), return_exceptions=True)
-    refused = [outcome for outcome in outcomes if isinstance(outcome, openai.RateLimitError)]
+        for _ in range(5):  # Where this process stands still in between, the first may be done already.
+            outcomes = await asyncio.gather(*(ask(hasty, n) for n in range(count)), return_exceptions=True)
+            refused = [outcome for outcome in outcomes if isinstance(outcome, openai.RateLimitError)]
+            if refused:
+                break
     assert refused
     assert len(refused) + sum(not isinstance(outcome, Exception) for outcome in outcomes) == count
     assert refused[0].code == "busy"

@@ -23,6 +23,7 @@ from bot.cli.session import (
     JsonOption,
     ScopeOption,
     Session,
+    ask_server,
     base_hash,
     choose_scope,
     list_scopes,
@@ -262,13 +263,12 @@ def status(config: ConfigOption = None, scope: ScopeOption = None, as_json: Json
         strop status --scope deployment --json
     """
     with session(config) as opened:
-        health = read_server_health(opened.config)
+        health, server = ask_server(opened.config)
         settings = opened.config
         scopes = opened.database.read(
             lambda db: [choose_scope(db, settings, scope)] if scope else list_scopes(db, settings)
         )
         found = [_read(opened, one, health) for one in scopes]
-        server = "down" if health is None else health.status
         alive = trainer_is_running(opened.config)
         memory = memory_use.read_by_process(opened.config)
         recovered = opened.database.read(lambda db: key_values.get(db, key_values.RECOVERED_RATINGS))

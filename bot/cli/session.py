@@ -16,7 +16,7 @@ import typer
 from bot.cli.errors import CommandError, UsageError
 from bot.playground.discord.community import GUILD_ID as PLAYGROUND_GUILD_ID
 from bot.serving.client import ModelClient
-from bot.serving.errors import ServingError
+from bot.serving.errors import RequestRejectedError, ServingError
 from bot.serving.protocol import Health
 from storage.chat.conversations import scope_of
 from storage.config import Config, load_config
@@ -136,15 +136,23 @@ def import_scope(opened: Session, option: str | None) -> str:
 
 def read_server_health(config: Config) -> Health | None:
     """What the model server says, or None if it doesn't answer quickly."""
+    return ask_server(config)[0]
+
+
+def ask_server(config: Config) -> tuple[Health | None, str]:
+    """What the model server says, and its state in a few words: "down" if it doesn't answer quickly."""
 
     async def ask() -> Health:
         async with model_client(config) as client, asyncio.timeout(HEALTH_TIMEOUT_S):
             return await client.health()
 
     try:
-        return asyncio.run(ask())
+        found = asyncio.run(ask())
+    except RequestRejectedError as error:
+        return None, f"refuses the request ({error})"
     except (ServingError, TimeoutError):
-        return None
+        return None, "down"
+    return found, found.status
 
 
 def model_client(config: Config) -> ModelClient:

@@ -7,6 +7,7 @@ import re
 import shutil
 import threading
 import time
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
@@ -184,6 +185,25 @@ def test_a_run_can_be_cancelled_and_then_there_is_nothing_to_cancel(strop: Strop
     strop("retrain")
     assert json.loads(strop("retrain", "--cancel", "--json").stdout)["state"] == "cancelled"
     assert "nothing to cancel" in strop("retrain", "--cancel", code=1).stderr
+
+
+def test_status_says_that_a_server_refuses_the_key(strop: Strop, database: Database) -> None:
+    class Guarded(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            body = b'{"error": {"message": "The key is missing."}}'
+            self.send_response(401)
+            self.send_header("Content-Type", "application/json")
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Guarded) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        Path("strop.toml").write_text(
+            f'[server]\nbase_url = "http://127.0.0.1:{server.server_port}"\n', encoding="utf-8"
+        )
+        assert "Model server: refuses the request (The key is missing.)" in strop("status").stdout
+        server.shutdown()
 
 
 def test_status_shows_ratings_needs_server_and_trainer(

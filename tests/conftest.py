@@ -88,6 +88,7 @@ MODEL_ORIGINS = (
     "peft",
     "bot.serving.engine.engine",
     "bot.serving.model.loading",
+    "trainer.on_policy.adapter_scale",
     "trainer.placement.carry_out",
     "trainer.run.execution",
     "trainer.run.repeat",

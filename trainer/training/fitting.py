@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
+from typing import TYPE_CHECKING
 
 import structlog
 
@@ -11,8 +12,10 @@ from bot.serving.model.training_memory import Estimate, Form, Load, Widths
 from storage.config_sections import TrainerConfig
 from storage.sentences import Figure, Sentence
 from trainer.errors import MemoryShortError
-from trainer.training import gpu, ranks
-from trainer.training.checkpoints import Checkpointer
+
+# What needs torch is imported where it is used: sizes and sentences need no model library.
+if TYPE_CHECKING:
+    from trainer.training.checkpoints import Checkpointer
 
 log = structlog.get_logger()
 
@@ -103,6 +106,8 @@ def choose_beside(task: Task, checkpointer: Checkpointer, taken: int) -> tuple[F
 
     Raises MemoryShortError.
     """
+    from trainer.training import gpu, ranks
+
     room = gpu.room(task.device, task.settings.gpu_memory_share)
     available = max(min(ranks.everyone(room)) - taken, 0)
     form = None

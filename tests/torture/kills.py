@@ -218,8 +218,8 @@ async def besieged(folder: Path, source: Path, models: Path, forks: Forks, seed:
                 siege.ask()
                 await siege.until(lambda: not siege.unanswered(), f"answer {number}")
             await siege.until(lambda: not disorder(siege), "order before the first kill")
-            for _ in range(30):
-                siege.rate()
+            for _ in range(15):
+                siege.rate("👍")
             await siege.until(lambda: not disorder(siege), "the first ratings")
             siege.command("retrain")
             await siege.until(lambda: siege.query("select 1 from adapters"), "an adapter to promote")

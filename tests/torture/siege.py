@@ -97,11 +97,11 @@ class Siege:
         )
         self.asked[int(sent["id"])], self.words[int(sent["id"])] = who, word
 
-    def rate(self) -> None:
+    def rate(self, choice: str = "👍👎") -> None:
         rows = self.query(f"{REPLIES} where replies.status = 'complete' and position = 0")
         if not rows:
             return
-        message_id, emoji = self.draw.choice(rows)["discord_id"], self.draw.choice("👍👎")
+        message_id, emoji = self.draw.choice(rows)["discord_id"], self.draw.choice(choice)
         who = self.draw.choice(self.members)
         given = self.reactions.setdefault((message_id, who), [])
         reacted = emoji not in given

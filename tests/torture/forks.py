@@ -59,7 +59,8 @@ for number in (0, 1, 2):
     os.close(number)
 code = int(forks.recv(16) or b"1")
 if code < 0:
-    signal.signal(-code, signal.SIG_DFL)
+    if -code != signal.SIGKILL:  # which has no handler to take back
+        signal.signal(-code, signal.SIG_DFL)
     os.kill(os.getpid(), -code)
 os._exit(code)
 """

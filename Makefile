@@ -25,7 +25,7 @@ BENCHES := tests.bench.storage tests.bench.ceiling tests.bench.bot tests.bench.s
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help up install dev test check coverage lint bench bench-peers bench-learning gpu-check gpu-check-packages install-gpu test-vllm test-scale test-proxy test-monitoring test-gguf messages pictures torture clean system-packages
+.PHONY: help up install dev test check coverage lint bench bench-peers bench-learning gpu-check gpu-check-packages install-gpu test-vllm test-scale test-proxy test-monitoring test-gguf test-aarch64 messages pictures torture clean system-packages
 
 help: ## this list
 	@echo "Strop: a Discord bot that retrains itself from its community's ratings."
@@ -42,7 +42,7 @@ dev: $(DEV) ## only the set-up of what tests and lints
 
 # Tests that share a module's server or browser stay together; the longest start first (tests/conftest.py).
 PYTEST = $(BIN)/python -m pytest --numprocesses $(WORKERS) --maxprocesses 4 --dist loadgroup --no-loadscope-reorder
-WITHOUT = not torture and not vllm and not scale and not monitoring and not gguf and not model and not browser and not e2e
+WITHOUT = not torture and not vllm and not scale and not monitoring and not gguf and not aarch64 and not model and not browser and not e2e
 
 # What failed is run once more, alone, and the first that fails again ends it: a machine busy with other work is no failure.
 AGAIN = { test $$? -eq 1 && echo "+ once more, alone, what failed" && $(PYTEST) --numprocesses 0 --last-failed --last-failed-no-failures none --exitfirst $(ARGS); }
@@ -126,6 +126,9 @@ test-gguf: $(DEV) ## exported GGUF adapters in llama.cpp, logit by logit (compil
 	@test -d $(PEERS)/llama-cpp/lib/python*/site-packages/llama_cpp || { $(PYTHON) -m venv $(PEERS)/llama-cpp && \
 	$(PEERS)/llama-cpp/bin/python $(PEER_PIP) $(LLAMA_CPP); }
 	TEST_LLAMA_CPP=$(abspath $(PEERS))/llama-cpp/bin/python $(BIN)/python -m pytest -m gguf $(ARGS) tests/trainer/test_lora_gguf.py
+
+test-aarch64: $(DEV) ## the kernels on aarch64, cross-compiled and emulated (apt: gcc-aarch64-linux-gnu libc6-dev-arm64-cross qemu-user)
+	$(BIN)/python -m pytest -m aarch64 $(ARGS) tests/bot/serving/native
 
 test-proxy: $(DEV) $(NGINX)/usr/sbin/nginx ## proxy and router in front of vLLM with a real nginx (Debian's, unpacked here)
 	TEST_NGINX=$(abspath $(NGINX))/usr/sbin/nginx $(BIN)/python -m pytest -m vllm $(ARGS) tests/deploy

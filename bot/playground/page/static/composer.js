@@ -77,10 +77,12 @@ export class Composer {
   #onPlace() {
     const place = `${this.store.channelId}/${this.store.actorId}`;
     if (place !== this.#openChannel) {
+      // What was typed before the page was connected belongs to the place that it opens with.
+      const text = this.#openChannel ? (this.#drafts.get(place) ?? "") : this.input.value;
       if (this.#openChannel) this.#drafts.set(this.#openChannel, this.input.value);
       this.#openChannel = place;
       this.#leaveContext();
-      this.#setText(this.#drafts.get(place) ?? "");
+      this.#setText(text);
     }
     this.palette.close();
     this.#refresh();

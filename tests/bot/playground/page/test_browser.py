@@ -18,6 +18,7 @@ from playwright.async_api import (
     FilePayload,
     Locator,
     Page,
+    WebSocketRoute,
     async_playwright,
     expect,
 )
@@ -222,6 +223,26 @@ async def test_a_refused_message_comes_back_with_the_reason(page: Page, world: P
     await expect(page.locator(".toast")).to_contain_text("A message has at most 2000 characters.")
     await expect(composer(page)).to_have_value("refuse me")
     await expect(page.locator(".file-tray li")).to_have_text("note.txt")
+
+
+async def test_what_is_typed_before_the_page_is_connected_stays(
+    window: BrowserContext, world: PageWorld
+) -> None:
+    page, typed = await window.new_page(), asyncio.Event()
+
+    async def hold(socket: WebSocketRoute) -> None:
+        await typed.wait()
+        socket.connect_to_server()
+
+    await page.route_web_socket("**/playground/events", hold)
+    await page.goto(world.url)
+    await composer(page).fill("Is anybody there?")
+    typed.set()
+    await expect(page.locator("#composer-hint")).to_contain_text("Type / for commands")
+    await expect(composer(page)).to_have_value("Is anybody there?")
+    await composer(page).press("Enter")
+    await expect(last_message(page)).to_contain_text("Is anybody there?")
+    await page.close()
 
 
 async def test_files_go_along_and_a_long_text_becomes_one(page: Page, world: PageWorld) -> None:

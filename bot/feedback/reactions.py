@@ -1,7 +1,7 @@
 """Reactions on the bot's replies are ratings: stored, replaced, taken back, and recovered after an absence.
 
-Only raw events are used, since a reaction usually lands on a message that no cache holds. Each event is one
-write, in the order of arrival, so that a quick change of mind ends as it was meant.
+Only raw events are used, since a reaction usually lands on a message that no cache holds. Those of one
+message are handled one after the other, as they came, so that a quick change of mind ends as it was meant.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import functools
 import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from weakref import WeakValueDictionary
 
 import discord
 import structlog
@@ -90,11 +91,20 @@ class RatingRecorder:
         self._is_writing_in = is_writing_in
         self._reconciling = asyncio.Lock()
         self._wanted_again = False
+        # By message; a lock lets in who came first. It goes when nobody holds or awaits it any more.
+        self._turns: WeakValueDictionary[int, asyncio.Lock] = WeakValueDictionary()
 
     async def handle_added(self, event: discord.RawReactionActionEvent) -> None:
         """Store a rating in place of the member's earlier one."""
-        if self._is_bot(event):
-            return
+        if not self._is_bot(event):
+            async with self._turn(event.message_id):
+                await self._add(event)
+
+    def _turn(self, message_id: int) -> asyncio.Lock:
+        """Return the lock of a message; nothing may be awaited between its event and this."""
+        return self._turns.setdefault(message_id, asyncio.Lock())
+
+    async def _add(self, event: discord.RawReactionActionEvent) -> None:
         emoji = plain_emoji(str(event.emoji))
         value = await self._value(event.message_id, emoji)
         if value is None and self._is_writing_in(event.channel_id):
@@ -125,6 +135,10 @@ class RatingRecorder:
 
     async def handle_removed(self, event: discord.RawReactionActionEvent) -> None:
         """Take the member's rating back, if it is the one that stands; another one left there counts."""
+        async with self._turn(event.message_id):
+            await self._remove(event)
+
+    async def _remove(self, event: discord.RawReactionActionEvent) -> None:
         emoji = plain_emoji(str(event.emoji))
         database = self._services.database
         # Also an emoji that no longer rates: what it said once is taken back.
@@ -153,13 +167,15 @@ class RatingRecorder:
 
     async def handle_cleared(self, event: discord.RawReactionClearEvent) -> None:
         """A moderator removed every reaction of a message."""
-        await self._clear(event.message_id, None)
+        async with self._turn(event.message_id):
+            await self._clear(event.message_id, None)
 
     async def emoji_cleared(self, event: discord.RawReactionClearEmojiEvent) -> None:
         """A moderator removed every reaction with one emoji."""
         emoji = plain_emoji(str(event.emoji))
-        if await self._value(event.message_id, emoji) is not None:
-            await self._clear(event.message_id, emoji)
+        async with self._turn(event.message_id):
+            if await self._value(event.message_id, emoji) is not None:
+                await self._clear(event.message_id, emoji)
 
     async def reconcile(self, page_size: int = RECONCILE_REPLIES) -> int:
         """Compare recent replies with what Discord shows, store what was missed, return how many changed.

@@ -298,6 +298,27 @@ async def test_a_rating_that_overtakes_its_messages_row_still_counts(
     assert standing(community) == {community.bob.id: 1}
 
 
+async def test_a_rating_that_is_taken_back_while_it_is_being_stored_does_not_stand(
+    community: Community, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await community.ann.send(community.channel, f"{community.mention} hello")
+    recorder, released = community.bot.feature(RatingRecorder), asyncio.Event()
+    read = recorder._value
+
+    async def read_slowly(message_id: int, emoji: str) -> int | None:
+        await released.wait()
+        return await read(message_id, emoji)
+
+    monkeypatch.setattr(recorder, "_value", read_slowly)
+    message_id = community.messages()[0].id
+    for reacted in (True, False):
+        community.env.backend.set_reaction(community.channel.id, message_id, "👍", community.bob.id, reacted)
+    await asyncio.sleep(0.1)
+    released.set()
+    await community.env.settle()
+    assert standing(community) == {}
+
+
 async def test_a_channel_that_refuses_is_asked_once_and_does_not_silence_the_others(
     community: Community, services: Services
 ) -> None:

@@ -213,6 +213,7 @@ class TrainerConfig(Section):
     server_sleeps: bool = False
     nice: Nice = 19
     parallel_runs: Count = 1
+    keep_refused_days: Amount = 90.0
     where: Annotated[Literal["local", "ray"], Field(description='"local" or "ray"')] = "local"
     ray_address: Text = "auto"
     ray_workers: Count = 1

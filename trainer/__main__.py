@@ -23,6 +23,7 @@ from storage.privacy import consent, file_scrubbing
 from storage.process import home, logs
 from storage.process.locks import TRAINER_LOCK, AlreadyRunningError, ProcessLock
 from trainer.model_server import client_for
+from trainer.schedule import retention
 from trainer.schedule.queue import RunQueue
 from trainer.schedule.recovery import ChampionKeeper, reconcile
 from trainer.schedule.scheduler import Schedule, scopes
@@ -34,6 +35,7 @@ TICK_S = 1.0
 VOTES_S = 2.0
 ERASURES_S = 60.0
 CHAMPIONS_S = 5.0
+RETENTION_S = 3600.0
 ALREADY = "A trainer already works on this data folder (process {pid}): two would train the same runs."
 
 
@@ -93,6 +95,7 @@ class Trainer:
             schedule.every(CHAMPIONS_S, self._keep_champions, "champions")
             schedule.every(VOTES_S, self._settle_votes, "votes")
             schedule.every(ERASURES_S, self._complete_erasures, "erasures")
+            schedule.every(RETENTION_S, self._remove_outdated_adapters, "retention")
             log.info("trainer.started", next_run_ms=schedule.next_run_ms())
             while not self._stop.wait(TICK_S):
                 self._queue.tick()
@@ -112,6 +115,10 @@ class Trainer:
                 await self._keeper.check(client)
 
         asyncio.run(check())
+
+    def _remove_outdated_adapters(self) -> None:
+        keep_days = self._config.trainer.keep_refused_days
+        retention.remove_outdated(self._database, self._config.adapters, keep_days)
 
     def _complete_erasures(self) -> None:
         file_scrubbing.complete_pending(self._database, self._config.data)

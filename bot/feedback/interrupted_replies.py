@@ -24,7 +24,7 @@ from storage.chat.conversations import Conversation, Message
 from storage.chat.replies import Part, Reply
 from storage.db.clock import now_ms
 from storage.db.database import Connection
-from storage.errors import StorageError
+from storage.errors import DatabaseError, StorageError
 from storage.feedback import side_by_side
 
 _PAGE = 50
@@ -69,17 +69,32 @@ class InterruptedReplies:
         self._found = await self._database.aread(work)
 
     async def settle(self) -> None:
-        """Settle what was found; what Discord doesn't take at the moment is left to the next session."""
-        found, self._found = self._found, []
-        for reply in found:
-            try:
-                await self._settle(reply)
-            except (ChannelRefusedError, MessageGoneError, StorageError) as error:
-                _log.info("reply.not_marked", reply_id=reply.id, error=type(error).__name__)
-                await self._end(reply)
-            except DeliveryError as error:
-                _log.info("reply.not_reached", reply_id=reply.id, error=type(error).__name__)
-                self._found.append(reply)
+        """Settle what was found; what Discord doesn't take at the moment is left to the next session.
+
+        Raises DatabaseError where the database can't be used: the next call goes on from there.
+        """
+        unreached: list[Reply] = []
+        try:
+            while self._found:
+                if not await self._is_settled(self._found[0]):
+                    unreached.append(self._found[0])
+                del self._found[0]
+        finally:
+            self._found += unreached
+
+    async def _is_settled(self, reply: Reply) -> bool:
+        """Settle one reply; return whether that was possible."""
+        try:
+            await self._settle(reply)
+        except DatabaseError:
+            raise
+        except (ChannelRefusedError, MessageGoneError, StorageError) as error:
+            _log.info("reply.not_marked", reply_id=reply.id, error=type(error).__name__)
+            await self._end(reply)
+        except DeliveryError as error:
+            _log.info("reply.not_reached", reply_id=reply.id, error=type(error).__name__)
+            return False
+        return True
 
     async def _settle(self, reply: Reply) -> None:
         """Deliver, answer anew, or mark one reply. Raises DeliveryError."""

@@ -15,6 +15,7 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Any
 
+from bot.chat.answerer import STOPPED
 from bot.chat.draft import Progress, answer_text
 from bot.chat.generation import LOADING
 from bot.delivery.splitting import visible_parts
@@ -82,8 +83,9 @@ def disorder(siege: Siege) -> list[str]:
     for message_id, message in siege.shown().items():
         if asked_by(message) in siege.asked and message_id not in known:
             wrong.append(f"no row knows {message['content'][:50]!r}")
-        if LOADING in message["content"] or "strop:reply:stop:" in str(message["components"]):
-            wrong.append(f"{message_id} is half written")
+        waits = LOADING in message["content"] and STOPPED not in message["content"]
+        if waits or "strop:reply:stop:" in str(message["components"]):
+            wrong.append(f"{message_id} is half written: {message['content'][:80]!r}")
     wrong += [f"question {asked} has no answer" for asked in siege.unanswered()]
     wrong += [
         f"the champion {row['adapter_id']} has no files"

@@ -284,9 +284,12 @@ def test_runs_of_different_scopes_are_on_at_once_and_of_one_scope_never_two(data
 
 
 def test_a_run_starts_only_once_the_process_of_its_scope_s_last_one_has_ended(database: Database) -> None:
-    queue, run = queue_with(database, STUBBORN, at_once=2, term_wait_s=600.0), enqueue(database)
+    deaf = database.path.with_name("deaf")
+    body = STUBBORN.replace("time.sleep", f"open({str(deaf)!r}, 'w').close(); time.sleep")
+    queue, run = queue_with(database, body, at_once=2, term_wait_s=600.0), enqueue(database)
     queue.tick()
     (pid,) = processes(queue).values()
+    until(deaf.exists)
     assert database.write(lambda db: runs.cancel(db, run.id, "operator"))
     again = enqueue(database)
     for _ in range(3):

@@ -2,31 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from pathlib import Path
-
-import pytest
-
 from storage.admin import audit
-from storage.config import Config, load_config
+from storage.config import Config
 from storage.db import sql
 from storage.db.clock import DAY_MS
 from storage.db.database import Connection, Database
 from storage.learning import adapters
-from tests.trainer.community import BASE_HASH, SCOPE, adapter_folder, champion, open_database
+from tests.trainer.community import BASE_HASH, SCOPE, adapter_folder
+from tests.trainer.schedule.test_recovery import config as config
+from tests.trainer.schedule.test_recovery import crowned
+from tests.trainer.schedule.test_recovery import database as database
 from trainer.schedule.recovery import reconcile
 from trainer.schedule.retention import remove_outdated
-
-
-@pytest.fixture
-def config(tmp_path: Path) -> Config:
-    return load_config(None, {"STROP_HOME": str(tmp_path)})
-
-
-@pytest.fixture
-def database(tmp_path: Path, empty_database: Path, config: Config) -> Iterator[Database]:
-    with open_database(tmp_path, empty_database) as opened:
-        yield opened
 
 
 def candidate(database: Database, config: Config, content: bytes) -> str:
@@ -36,12 +23,6 @@ def candidate(database: Database, config: Config, content: bytes) -> str:
             db, adapter_id=adapter_id, scope=SCOPE, base_hash=BASE_HASH, path=f"adapters/{adapter_id}"
         )
     )
-    return adapter_id
-
-
-def crowned(database: Database, config: Config, content: bytes) -> str:
-    adapter_id = adapter_folder(config.adapters, content)
-    database.write(lambda db: champion(db, adapter_id))
     return adapter_id
 
 

@@ -44,6 +44,9 @@ READERS = 4
 # saves little, since what falls out of it is still in the system's cache.
 WRITER_CACHE_KIB = 4_000
 READER_CACHE_KIB = 2_000
+# More than there are statements. pysqlite3 drops the one that was used the least, which is always the newest:
+# once its 128 are full, as after a migration, two new ones that take turns are prepared again each time.
+CACHED_STATEMENTS = 1_024
 CHECKPOINT_WAIT_MS = 500
 _SMALLEST_PAGE = 512
 
@@ -282,6 +285,7 @@ def _connect(path: Path, *, read_only: bool = False) -> sqlite_utils.Database:
         timeout=BUSY_TIMEOUT_S,
         isolation_level=None,
         check_same_thread=False,
+        cached_statements=CACHED_STATEMENTS,
     )
     db = sqlite_utils.Database(connection, recursive_triggers=False, execute_plugins=False)
     for pragma in (

@@ -541,3 +541,25 @@ def test_a_checkpoint_beside_a_long_reader_keeps_no_write_waiting(tmp_path: Path
         assert waited_s < 0.8 * BUSY_TIMEOUT_S
         assert database.checkpoint_truncate()
         assert database.write(lambda db: sql.value(db, "PRAGMA busy_timeout")) == 30_000
+
+
+def test_a_statement_stays_prepared_however_many_others_there_were(tmp_path: Path) -> None:
+    with Database.open(tmp_path / "strop.db") as database:
+        prepared: list[object] = []
+
+        def asked(*action: object) -> int:
+            """SQLite asks while it prepares a statement, and never while it runs one."""
+            prepared.append(action)
+            return int(sqlite3.SQLITE_OK)
+
+        def work(db: sqlite_utils.Database) -> None:
+            db.conn.set_authorizer(asked)
+            for number in range(300):
+                db.conn.execute(f"SELECT {number}").fetchall()
+            prepared.clear()
+            for _ in range(10):
+                db.conn.execute("SELECT 'one'").fetchall()
+                db.conn.execute("SELECT 'another'").fetchall()
+            assert len(prepared) == 2
+
+        database.write(work)

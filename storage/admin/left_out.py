@@ -45,8 +45,8 @@ def listing(db: sqlite_utils.Database, scope: str, limit: int = 200) -> list[Lef
     rows = sql.many(
         db,
         """SELECT left_out_replies.* FROM left_out_replies
-           JOIN replies ON replies.id = left_out_replies.reply_id
-           JOIN conversations ON conversations.id = replies.conversation_id
+           CROSS JOIN replies ON replies.id = left_out_replies.reply_id
+           CROSS JOIN conversations ON conversations.id = replies.conversation_id
            WHERE conversations.scope = ? ORDER BY left_out_replies.created_ms DESC LIMIT ?""",
         (scope, limit),
     )

@@ -843,6 +843,96 @@ CREATE INDEX replies_sources ON replies (id, adapter_id, conversation_id)
     )
 
 
+def m0042_counts_of_days(db: sqlite_utils.Database) -> None:
+    """What was liked on each day (UTC) by adapter and channel, and who rated in each week (from Monday on).
+
+    Statistics of months looked up the reply of every rating. Triggers keep the counts, which leave out what
+    was taken back; an adapter of '' is the base model. Imported replies, whose ids begin with "import-", are
+    told apart by day and left out by week.
+    """
+    _run(
+        db,
+        """
+CREATE TABLE rating_days (
+    scope TEXT NOT NULL,
+    day INTEGER NOT NULL,
+    adapter_id TEXT NOT NULL,
+    channel_id INTEGER NOT NULL,
+    public INTEGER NOT NULL,
+    imported INTEGER NOT NULL,
+    liked INTEGER NOT NULL,
+    disliked INTEGER NOT NULL,
+    PRIMARY KEY (scope, day, adapter_id, channel_id, public, imported)
+) STRICT, WITHOUT ROWID
+
+CREATE TABLE rater_weeks (
+    scope TEXT NOT NULL,
+    week INTEGER NOT NULL,
+    user_id INTEGER NOT NULL,
+    ratings INTEGER NOT NULL,
+    PRIMARY KEY (scope, week, user_id)
+) STRICT, WITHOUT ROWID
+""",
+    )
+    db.conn.execute(f"INSERT INTO rating_days {_by_day('true')} GROUP BY 1, 2, 3, 4, 5, 6")
+    db.conn.execute(f"INSERT INTO rater_weeks {_by_week('true')} GROUP BY 1, 2, 3")
+    changed = "UPDATE OF reply_id, user_id, scope, kind, value, retracted, updated_ms ON ratings"
+    by_reply = "ratings.reply_id = old.id"
+    by_conversation = "ratings.reply_id IN (SELECT id FROM replies WHERE conversation_id = old.id)"
+    for name, event, row, sign in (
+        ("ratings_count_new", "AFTER INSERT ON ratings", "ratings.id = new.id", "+"),
+        ("ratings_count_before", f"BEFORE {changed}", "ratings.id = old.id", "-"),
+        ("ratings_count_after", f"AFTER {changed}", "ratings.id = new.id", "+"),
+        ("ratings_count_gone", "BEFORE DELETE ON ratings", "ratings.id = old.id", "-"),
+    ):
+        db.conn.execute(f"CREATE TRIGGER {name} {event} BEGIN {_add(row, sign)} {_add_rater(row, sign)} END")
+    for table, columns, rows in (
+        ("replies", ("adapter_id",), by_reply),
+        ("conversations", ("channel_id", "public"), by_conversation),
+    ):
+        differs = " OR ".join(f"old.{column} IS NOT new.{column}" for column in columns)
+        for time, sign in (("BEFORE", "-"), ("AFTER", "+")):
+            db.conn.execute(
+                f"""CREATE TRIGGER {table}_count_{time.lower()}
+                    {time} UPDATE OF {", ".join(columns)} ON {table} WHEN {differs} BEGIN
+                    {_add(rows, sign)} END"""
+            )
+
+
+def _by_day(rows: str, sign: str = "+") -> str:
+    """Return the select of what some ratings add to their days' counts; its caller groups it."""
+    return f"""SELECT ratings.scope, ratings.updated_ms / 86400000, coalesce(replies.adapter_id, ''),
+        conversations.channel_id, conversations.public,
+        ratings.reply_id >= 'import-' AND ratings.reply_id < 'import-~',
+        {sign}sum(ratings.value > 0), {sign}sum(ratings.value < 0)
+    FROM ratings CROSS JOIN replies INDEXED BY replies_sources ON replies.id = ratings.reply_id
+    CROSS JOIN conversations ON conversations.id = replies.conversation_id
+    WHERE {rows} AND {_COUNTED}"""
+
+
+def _by_week(rows: str, sign: str = "+") -> str:
+    return f"""SELECT ratings.scope, (ratings.updated_ms / 86400000 - 4) / 7, ratings.user_id, {sign}count(*)
+    FROM ratings WHERE {rows} AND {_COUNTED}
+        AND (ratings.reply_id < 'import-' OR ratings.reply_id >= 'import-~')"""
+
+
+_COUNTED = "ratings.retracted = 0 AND ratings.kind = 'thumb' AND ratings.value <> 0"
+
+
+def _add(rows: str, sign: str) -> str:
+    return f"""INSERT INTO rating_days {_by_day(rows, sign)} GROUP BY 1, 2, 3, 4, 5, 6
+        ON CONFLICT DO UPDATE SET liked = liked + excluded.liked, disliked = disliked + excluded.disliked;"""
+
+
+def _add_rater(row: str, sign: str) -> str:
+    """Return the statements for one rating; of who doesn't rate any more no row stays."""
+    return f"""INSERT INTO rater_weeks {_by_week(row, sign)} GROUP BY 1, 2, 3
+        ON CONFLICT DO UPDATE SET ratings = ratings + excluded.ratings;
+    DELETE FROM rater_weeks WHERE ratings = 0 AND (scope, week, user_id) IN (
+        SELECT ratings.scope, (ratings.updated_ms / 86400000 - 4) / 7, ratings.user_id
+        FROM ratings WHERE {row});"""
+
+
 for _step in (
     m0001_people_and_conversations,
     m0002_replies_and_ratings,
@@ -869,5 +959,6 @@ for _step in (
     m0039_runs_side_by_side,
     m0040_pictures,
     m0041_sources_of_replies,
+    m0042_counts_of_days,
 ):
     steps()(_step)

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import sqlite_utils
 
-from storage.chat.replies import IMPORTED
 from storage.db import sql
 from storage.db.clock import DAY_MS, now_ms
+from storage.feedback.rating_days import COUNTED, WRITTEN_HERE, counted_since
 from storage.feedback.rating_statistics import LikeCounts, wilson_interval
 
 WEEK_DAYS = 7
@@ -22,8 +21,8 @@ FEWEST_RATERS = 4
 FEWEST_RATINGS = 20
 # The normal quantile of the two-sided 99.5 % interval of a change.
 Z_DRIFT = 2.807034
-# Replies that came in a file were written by no adapter here, and liked or disliked elsewhere.
-_WRITTEN_HERE = f"(reply_id < '{IMPORTED}' OR reply_id >= '{IMPORTED}~')"
+# So many ratings of each time show a change by 3 in 100; more take longer to group by their members.
+MOST_RATINGS = 5_000
 # 1970-01-01 was a Thursday: weeks begin on Mondays (ISO 8601).
 _FIRST_MONDAY = 4
 
@@ -72,73 +71,74 @@ class Drift:
 def by_week(db: sqlite_utils.Database, scope: str, weeks: int) -> list[Week]:
     """Return the last `weeks` weeks up to this one, the oldest first, those without a rating too."""
     this_week = (now_ms() // DAY_MS - _FIRST_MONDAY) // WEEK_DAYS
-    return [_week(db, scope, number) for number in range(this_week - weeks + 1, this_week + 1)]
-
-
-def _week(db: sqlite_utils.Database, scope: str, number: int) -> Week:
-    """Count one week, a range of the index by time: grouping all weeks at once would sort every rating."""
-    first_day = number * WEEK_DAYS + _FIRST_MONDAY
-    (row,) = sql.many(
+    first_week = this_week - weeks + 1
+    rows = sql.many(
         db,
-        f"""SELECT total(value > 0) AS liked, total(value < 0) AS disliked, count(DISTINCT user_id) AS raters
-           FROM ratings
-           WHERE scope = :scope AND retracted = 0 AND kind = 'thumb' AND value <> 0
-                 AND updated_ms >= :since AND updated_ms < :until AND {_WRITTEN_HERE}""",
-        {"scope": scope, "since": first_day * DAY_MS, "until": (first_day + WEEK_DAYS) * DAY_MS},
+        """SELECT (day - :monday) / 7 AS week, sum(liked) AS liked, sum(disliked) AS disliked FROM rating_days
+           WHERE scope = :scope AND day >= 7 * :first_week + :monday AND imported = 0 GROUP BY 1""",
+        {"scope": scope, "first_week": first_week, "monday": _FIRST_MONDAY},
     )
-    rate = LikeRate(int(row["liked"]), int(row["disliked"])) if row["raters"] else None
-    return Week(first_day, rate, row["raters"])
+    rates = {row["week"]: _rate_of(row) for row in rows}
+    return [_week(db, scope, number, rates.get(number)) for number in range(first_week, this_week + 1)]
+
+
+def _week(db: sqlite_utils.Database, scope: str, number: int, rate: LikeRate | None) -> Week:
+    raters = sql.value(db, "SELECT count(*) FROM rater_weeks WHERE scope = ? AND week = ?", (scope, number))
+    return Week(number * WEEK_DAYS + _FIRST_MONDAY, rate, raters)
 
 
 def by_channel(db: sqlite_utils.Database, scope: str, days: int, limit: int) -> list[tuple[int, LikeRate]]:
     """Return the channels whose replies had most ratings in the last `days` days; a thread is its own."""
     rows = sql.many(
         db,
-        f"""SELECT conversations.channel_id, sum(ratings.value > 0) AS liked,
-                  sum(ratings.value < 0) AS disliked
-           FROM ratings JOIN replies INDEXED BY replies_sources ON replies.id = ratings.reply_id
-           JOIN conversations ON conversations.id = replies.conversation_id
-           WHERE ratings.scope = ? AND ratings.retracted = 0 AND ratings.kind = 'thumb'
-                 AND ratings.value <> 0 AND ratings.updated_ms >= ? AND conversations.public = 1
-                 AND {_WRITTEN_HERE}
-           GROUP BY 1 ORDER BY count(*) DESC, 1 LIMIT ?""",
-        (scope, now_ms() - days * DAY_MS, limit),
+        f"""SELECT channel_id, sum(liked) AS liked, sum(disliked) AS disliked
+            FROM {COUNTED} WHERE public = 1 AND imported = 0
+            GROUP BY 1 ORDER BY sum(liked) + sum(disliked) DESC, 1 LIMIT :limit""",
+        {**counted_since(scope, now_ms() - days * DAY_MS), "limit": limit},
     )
     return [(row["channel_id"], LikeRate(row["liked"], row["disliked"])) for row in rows]
 
 
 def rate_of_last(db: sqlite_utils.Database, scope: str, days: int) -> LikeRate | None:
     """Return the like rate of the last `days` days; None where nothing was rated."""
-    row = sql.one(
+    (row,) = sql.many(
         db,
-        f"""SELECT total(value > 0) AS liked, total(value < 0) AS disliked FROM ratings
-           WHERE scope = ? AND retracted = 0 AND kind = 'thumb' AND value <> 0 AND updated_ms >= ?
-                 AND {_WRITTEN_HERE}""",
-        (scope, now_ms() - days * DAY_MS),
+        f"""SELECT total(liked) AS liked, total(disliked) AS disliked FROM {COUNTED} WHERE imported = 0""",
+        counted_since(scope, now_ms() - days * DAY_MS),
     )
-    liked, disliked = (int(row["liked"]), int(row["disliked"])) if row else (0, 0)
+    return _rate_of(row)
+
+
+def _rate_of(row: sql.Row) -> LikeRate | None:
+    liked, disliked = int(row["liked"]), int(row["disliked"])
     return LikeRate(liked, disliked) if liked + disliked else None
 
 
 def drift(db: sqlite_utils.Database, scope: str) -> Drift | None:
-    """Compare the last week with the four before it; None where there is too little to compare."""
+    """Compare the last week with the four before it; None where there is too little to compare.
+
+    Where either has more than MOST_RATINGS ratings, its newest ones are compared.
+    """
     now = now_ms()
-    rows = sql.many(
-        db,
-        f"""SELECT updated_ms >= :week AS recent, sum(value > 0) AS liked, count(*) AS ratings FROM ratings
-           WHERE scope = :scope AND retracted = 0 AND kind = 'thumb' AND value <> 0 AND updated_ms >= :since
-                 AND {_WRITTEN_HERE}
-           GROUP BY 1, user_id""",
-        {
-            "scope": scope,
-            "week": now - WEEK_DAYS * DAY_MS,
-            "since": now - (WEEK_DAYS + BEFORE_DAYS) * DAY_MS,
-        },
+    week = now - WEEK_DAYS * DAY_MS
+    return compare(
+        _by_member(db, scope, week, now + DAY_MS),
+        _by_member(db, scope, week - BEFORE_DAYS * DAY_MS, week),
     )
-    by_member: defaultdict[bool, list[tuple[int, int]]] = defaultdict(list)
-    for row in rows:
-        by_member[bool(row["recent"])].append((row["liked"], row["ratings"]))
-    return compare(by_member[True], by_member[False])
+
+
+def _by_member(db: sqlite_utils.Database, scope: str, since_ms: int, until_ms: int) -> list[tuple[int, int]]:
+    """Return what each member liked and rated in a time, as counts."""
+    rows = db.conn.execute(
+        f"""SELECT sum(value > 0), count(*) FROM (
+                SELECT user_id, value FROM ratings
+                WHERE scope = :scope AND retracted = 0 AND kind = 'thumb' AND value <> 0
+                      AND updated_ms >= :since AND updated_ms < :until AND {WRITTEN_HERE}
+                ORDER BY updated_ms DESC LIMIT :most)
+            GROUP BY user_id""",
+        {"scope": scope, "since": since_ms, "until": until_ms, "most": MOST_RATINGS},
+    )
+    return [(liked, ratings) for liked, ratings in rows]
 
 
 def compare(recent: Sequence[tuple[int, int]], before: Sequence[tuple[int, int]]) -> Drift | None:

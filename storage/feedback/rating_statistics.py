@@ -1,12 +1,15 @@
 """Ratings and votes over time and by adapter, as counts: never who gave them."""
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import groupby, islice
 
 import sqlite_utils
 
 from storage.db import sql
 from storage.db.clock import DAY_MS, now_ms
+from storage.feedback.rating_days import COUNTED, counted_since
 
 # The normal quantile of a two-sided 95 % interval.
 Z_95 = 1.959964
@@ -82,9 +85,9 @@ def by_day(db: sqlite_utils.Database, scope: str, days: int) -> list[Day]:
     today = now_ms() // DAY_MS
     rows = sql.many(
         db,
-        """SELECT updated_ms / ? AS number, sum(value > 0) AS liked, sum(value < 0) AS disliked FROM ratings
-           WHERE scope = ? AND retracted = 0 AND kind = 'thumb' AND updated_ms >= ? GROUP BY 1""",
-        (DAY_MS, scope, (today - days + 1) * DAY_MS),
+        """SELECT day AS number, sum(liked) AS liked, sum(disliked) AS disliked FROM rating_days
+           WHERE scope = ? AND day > ? GROUP BY 1""",
+        (scope, today - days),
     )
     counted = {row["number"]: Day(**row) for row in rows}
     return [counted.get(number, Day(number, 0, 0)) for number in range(today - days + 1, today + 1)]
@@ -92,17 +95,49 @@ def by_day(db: sqlite_utils.Database, scope: str, days: int) -> list[Day]:
 
 def by_adapter(db: sqlite_utils.Database, scope: str, days: int, limit: int) -> list[AdapterShare]:
     """Return how the adapters rated in the last `days` days did, the latest rated first."""
+    since_ms = now_ms() - days * DAY_MS
     rows = sql.many(
         db,
-        """SELECT replies.adapter_id, sum(ratings.value > 0) AS liked, sum(ratings.value < 0) AS disliked
+        f"""SELECT nullif(adapter_id, '') AS adapter_id, sum(liked) AS liked, sum(disliked) AS disliked,
+                   max(day) AS last_day
+            FROM {COUNTED} GROUP BY 1""",
+        counted_since(scope, since_ms),
+    )
+    votes = _votes(db, scope, since_ms)
+    return [
+        AdapterShare(row["adapter_id"], row["liked"], row["disliked"], votes.get(row["adapter_id"]))
+        for row in islice(_latest_first(db, scope, since_ms, rows), limit)
+    ]
+
+
+def _latest_first(
+    db: sqlite_utils.Database, scope: str, since_ms: int, rows: list[sql.Row]
+) -> Iterator[sql.Row]:
+    """Put adapters in the order of their last ratings; those of the same day by that day's ratings."""
+    for day, group in groupby(sorted(rows, key=_last_day, reverse=True), key=_last_day):
+        same_day = list(group)
+        if len(same_day) > 1:
+            times = _last_times(db, scope, max(day * DAY_MS, since_ms), (day + 1) * DAY_MS)
+            same_day.sort(key=lambda row: times[row["adapter_id"]], reverse=True)
+        yield from same_day
+
+
+def _last_day(row: sql.Row) -> int:
+    return int(row["last_day"])
+
+
+def _last_times(db: sqlite_utils.Database, scope: str, since_ms: int, until_ms: int) -> dict[str | None, int]:
+    """Return when each adapter was last rated in a time, in milliseconds."""
+    rows = sql.many(
+        db,
+        """SELECT replies.adapter_id, max(ratings.updated_ms) AS at_ms
            FROM ratings JOIN replies INDEXED BY replies_sources ON replies.id = ratings.reply_id
            WHERE ratings.scope = ? AND ratings.retracted = 0 AND ratings.kind = 'thumb'
-                 AND ratings.value <> 0 AND ratings.updated_ms >= ?
-           GROUP BY replies.adapter_id ORDER BY max(ratings.updated_ms) DESC LIMIT ?""",
-        (scope, now_ms() - days * DAY_MS, limit),
+                 AND ratings.value <> 0 AND ratings.updated_ms >= ? AND ratings.updated_ms < ?
+           GROUP BY 1""",
+        (scope, since_ms, until_ms),
     )
-    votes = _votes(db, scope, now_ms() - days * DAY_MS)
-    return [AdapterShare(**row, votes=votes.get(row["adapter_id"])) for row in rows]
+    return {row["adapter_id"]: row["at_ms"] for row in rows}
 
 
 def _votes(db: sqlite_utils.Database, scope: str, since_ms: int) -> dict[str | None, Votes]:

@@ -32,7 +32,7 @@ from storage.errors import (
 TABLES = {
     *("members", "conversations", "messages", "replies", "reply_parts", "reply_context", "ratings"),
     *("adapters", "champions", "promotions", "runs", "run_rows", "evaluations", "duels", "duel_votes"),
-    *("audit", "erasures", "facts", "scope_counts", "scope_raters"),
+    *("audit", "erasures", "facts", "scope_counts", "scope_raters", "rating_days", "rater_weeks"),
 }
 
 

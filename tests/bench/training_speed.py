@@ -78,6 +78,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     profile.add_argument("--full", action="store_const", dest="load", const="full", help="three large turns")
     parser.add_argument("--models", type=Path, default=Path("build/models"), help="prepared base models")
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--json", type=Path, help="also write the figures to this file")
     parser.add_argument("--side", choices=SIDES, help=argparse.SUPPRESS)
     options = parser.parse_args(argv)
     load = LOADS[options.load or "short"]
@@ -91,6 +92,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(error, file=sys.stderr)
         return 2
     print(report(turns, load, options.threads))
+    if options.json:
+        options.json.write_text(json.dumps([asdict(turn) for turn in turns], indent=1), encoding="utf-8")
     return 0
 
 

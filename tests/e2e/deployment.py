@@ -60,7 +60,7 @@ class Deployment:
         settings: str,
         *,
         models: Path | None = None,
-        environment: Mapping[str, str] | None = None,
+        environment: Mapping[str, str | None] | None = None,
     ) -> None:
         self.folder = parent / "Strop für uns"
         self.folder.mkdir(parents=True)
@@ -86,8 +86,9 @@ class Deployment:
 
     def environment(self) -> dict[str, str]:
         kept = {key: value for key, value in os.environ.items() if not key.startswith(NOT_A_USERS)}
-        # The one thread is for the tests' sake: several of them share two cores.
-        return kept | {"OMP_NUM_THREADS": "1"} | self.own_environment
+        # The one thread is for the tests' sake: several of them share two cores. None takes a variable away.
+        own = {"OMP_NUM_THREADS": "1"} | self.own_environment
+        return kept | {key: value for key, value in own.items() if value is not None}
 
     def _spawn(self) -> subprocess.Popen[bytes]:
         with self.log.open("ab") as output:
@@ -289,7 +290,7 @@ async def deployed(
     settings: str,
     *,
     models: Path | None = None,
-    environment: Mapping[str, str] | None = None,
+    environment: Mapping[str, str | None] | None = None,
 ) -> AsyncIterator[Deployment]:
     """A started deployment below `parent` that is stopped again, whatever happens."""
     deployment = Deployment(parent, settings, models=models, environment=environment)

@@ -2,10 +2,17 @@
 
     python -m tests.bench.serving                  a few minutes, to see where it stands
     python -m tests.bench.serving --full           what the results page shows; an hour on two cores
-    python -m tests.bench.serving --only swap      one part: speed, swap, scoring, training
-    python -m tests.bench.serving --publish FILE   make one or more runs' rows the page's table and picture
+    python -m tests.bench.serving --only swap      one part or more of them
+    python -m tests.bench.serving --publish FILE   make rows the page's table and picture; a row of several
+                                                   runs becomes their median, lowest and highest
 
 Raw numbers are kept in bench-results/. llama.cpp and vLLM take part once they are there (make bench-peers).
+One run of the page's table on two idle cores takes ten minutes:
+
+    python -m tests.bench.serving --only start
+    python -m tests.bench.serving --only speed --beside generate llama.cpp --streams 1 4 16 --pairs 1
+    python -m tests.bench.serving --only first-word swap --pairs 3
+    python -m tests.bench.serving --only scoring learning queries --replies 0
 """
 
 from __future__ import annotations
@@ -21,7 +28,7 @@ import argparse
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -34,7 +41,10 @@ from bot.serving.model.loading import read_info, resolve_device
 from bot.serving.model.quantize import prepare_base
 from tests.bench.serving.beside_training import measure_beside_training
 from tests.bench.serving.countdown import Countdown
+from tests.bench.serving.first_start import measure_start
+from tests.bench.serving.first_word import measure_first_word
 from tests.bench.serving.machine import describe_machine, describe_versions
+from tests.bench.serving.others import measure_learning, measure_queries
 from tests.bench.serving.profile import FULL, OTHERS, QUICK, Profile, Setting
 from tests.bench.serving.report import publish, table
 from tests.bench.serving.results import Results, Row, write_results
@@ -43,7 +53,18 @@ from tests.bench.serving.speed import SpeedTest
 from tests.bench.serving.swap import measure_swap
 from tests.bench.serving.workload import RANK, vocabulary_size, write_random_adapter
 
-PARTS = ("speed", "swap", "scoring", "training")
+MEASURES: dict[str, Callable[[Setting], list[Row]]] = {
+    "swap": measure_swap,
+    "scoring": measure_scoring,
+    "training": measure_beside_training,
+    "first-word": measure_first_word,
+    "learning": measure_learning,
+    "queries": measure_queries,
+    "start": measure_start,
+}
+PARTS = ("speed", *MEASURES)
+# Without --full: what takes a few minutes in all.
+QUICK_PARTS = ("speed", "swap", "scoring", "training", "first-word")
 ROOT = Path(__file__).resolve().parents[3]
 
 
@@ -73,13 +94,15 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--quick", action="store_true", help="a few minutes (this is the default)")
     parser.add_argument("--full", action="store_true", help="every row of the results page")
-    parser.add_argument("--only", nargs="+", choices=PARTS, default=list(PARTS), help="parts to measure")
+    parser.add_argument("--only", nargs="+", choices=PARTS, help="parts to measure")
     parser.add_argument(
         "--beside", nargs="+", choices=OTHERS, default=OTHERS, help="systems to measure beside"
     )
     parser.add_argument("--streams", type=int, nargs="+", help="numbers of concurrent streams")
     parser.add_argument("--pairs", type=int, help="turns of each side")
     parser.add_argument("--tokens", type=int, help="tokens that all streams write at once")
+    parser.add_argument("--replies", type=int, help="replies to score; 0: only answers to one question")
+    parser.add_argument("--ratings", type=int, help="ratings in the database whose queries are measured")
     parser.add_argument("--base", default="auto", help="the base model, as [model] base (auto)")
     parser.add_argument("--device", default="auto", help="auto, cpu or cuda")
     parser.add_argument("--threads", type=int, default=1, help="threads of Strop and generate on a CPU (1)")
@@ -101,7 +124,8 @@ def _measure(options: argparse.Namespace) -> Results:
     profile = _profile(options)
     with tempfile.TemporaryDirectory(prefix="strop-bench-") as work:
         setting = _setting(options, folder, device, profile, Path(work))
-        rows, peers = _measure_parts(setting, options.only)
+        parts = options.only or (PARTS if options.full else QUICK_PARTS)
+        rows, peers = _measure_parts(setting, parts)
     return Results(
         date=f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC",
         profile=profile.name,
@@ -120,8 +144,9 @@ def _profile(options: argparse.Namespace) -> Profile:
     if options.streams:
         profile = replace(profile, streams=tuple(options.streams))
     if options.pairs:
-        profile = replace(profile, pairs=options.pairs)
-    return replace(profile, tokens=options.tokens) if options.tokens else profile
+        profile = replace(profile, pairs=options.pairs, swaps=options.pairs, waits=options.pairs)
+    chosen = {name: getattr(options, name) for name in ("tokens", "replies", "ratings")}
+    return replace(profile, **{name: value for name, value in chosen.items() if value is not None})
 
 
 def _setting(options: argparse.Namespace, folder: Path, device: str, profile: Profile, work: Path) -> Setting:
@@ -155,11 +180,7 @@ def _measure_parts(setting: Setting, parts: Sequence[str]) -> tuple[list[Row], d
                     rows += speed.rows_for(streams)
         finally:
             speed.close()
-    for name, measure in (
-        ("swap", measure_swap),
-        ("scoring", measure_scoring),
-        ("training", measure_beside_training),
-    ):
+    for name, measure in MEASURES.items():
         if name in parts:
             with countdown.stage(name):
                 rows += measure(setting)

@@ -14,6 +14,9 @@ STREAM_TOKEN_S = 0.35
 SWAP_S = 5.0
 REPLY_S = 1.2
 STARTUP_S = 20.0
+PROMPT_TOKEN_S = 0.003
+# Parts whose size a profile hardly changes.
+OTHER_PARTS_S = {"learning": 150.0, "queries": 90.0, "start": 60.0}
 
 
 class Countdown:
@@ -55,6 +58,12 @@ def expected_seconds(profile: Profile, parts: Sequence[str]) -> dict[str, float]
         expected["scoring"] = STARTUP_S + profile.replies * REPLY_S
     if "training" in parts:
         expected["training"] = 2 * STARTUP_S + 2 * profile.training_phases * profile.phase_s
+    if "first-word" in parts:
+        expected["first-word"] = (
+            2 * STARTUP_S + 2 * profile.waits * profile.first_word_tokens * PROMPT_TOKEN_S
+        )
+    for name in OTHER_PARTS_S.keys() & set(parts):
+        expected[name] = OTHER_PARTS_S[name]
     return expected
 
 

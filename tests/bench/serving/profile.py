@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from bot.serving.engine.engine import EngineOptions
 from bot.serving.model.loading import BaseInfo
@@ -19,7 +20,10 @@ class Profile:
 
     ``as_loaded_streams`` are the numbers of streams at which ``generate`` also runs on the 4-bit weights as
     transformers loads them, which is several times slower than unfolded where there is no fast CPU kernel.
-    ``beside`` are the systems beside which decoding is measured.
+    ``beside`` are the systems beside which decoding is measured. Without ``replies`` only answers to one
+    question are scored. ``waits`` are turns of a first word with a prompt of ``first_word_tokens``;
+    ``training_load`` is a size of `tests.bench.training_speed`, ``ratings`` that of the database whose
+    queries are measured.
     """
 
     name: str
@@ -33,6 +37,10 @@ class Profile:
     phase_s: float
     as_loaded_streams: tuple[int, ...]
     beside: tuple[str, ...] = OTHERS
+    waits: int = 3
+    first_word_tokens: int = 1000
+    training_load: Literal["quick", "full"] = "quick"
+    ratings: int = 1_000_000
 
     def tokens_for(self, streams: int) -> int:
         """Return how many tokens each stream writes: enough for all to write at once for ``tokens`` steps.
@@ -67,6 +75,8 @@ FULL = Profile(
     training_phases=4,
     phase_s=20.0,
     as_loaded_streams=(1, 4),
+    waits=5,
+    training_load="full",
 )
 
 

@@ -30,13 +30,17 @@ Scores = Sequence[Sequence[float]]
 
 def measure_scoring(setting: Setting) -> list[Row]:
     """Score the same replies with both adapters on both sides, in halves that take turns."""
-    texts = held_out_texts(setting.profile.replies, setting.vocabulary)
     side = _engine(setting, EngineOptions(slots=SLOTS, threads=setting.threads))
     peft = PeftSide(setting.folder, setting.adapters[0], device=setting.device)
-    ours, theirs, other_scores = [], [], []
+    texts = held_out_texts(setting.profile.replies, setting.vocabulary)
     try:
-        side.score(texts[:2], setting.adapters[0].name)
-        peft.score(texts[:1])
+        warm_up = held_out_texts(2, setting.vocabulary)
+        side.score(warm_up, setting.adapters[0].name)
+        peft.score(warm_up[:1])
+        to_one_question = _answers_to_one_question(setting, side, peft)
+        if not texts:
+            return [to_one_question]
+        ours, theirs, other_scores = [], [], []
         batched: list[Scores] = []
         for adapter in setting.adapters:
             started = time.process_time()
@@ -46,7 +50,6 @@ def measure_scoring(setting: Setting) -> list[Row]:
             started = time.process_time()
             other_scores.append(peft.score(texts))
             theirs.append(time.process_time() - started)
-        to_one_question = _answers_to_one_question(setting, side, peft)
     finally:
         side.close()
         peft.close()

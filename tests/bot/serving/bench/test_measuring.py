@@ -12,10 +12,13 @@ from bot.serving.engine.engine import EngineOptions
 from bot.serving.model.loading import LoadedBase, load_base, read_info
 from tests.bench.serving.beside_training import measure_beside_training
 from tests.bench.serving.countdown import Countdown, duration, expected_seconds
+from tests.bench.serving.first_start import Start, start_rows
+from tests.bench.serving.first_word import Wait, first_word_row, measure_first_word
 from tests.bench.serving.lora_gguf import interleave_rotary, write_lora_gguf
 from tests.bench.serving.machine import describe_machine, describe_versions
 from tests.bench.serving.memory_bound import BytesPerStep, held_bytes, nf4_bytes
 from tests.bench.serving.memory_use import MemoryUse, parse_smaps
+from tests.bench.serving.others import learning_rows, query_rows
 from tests.bench.serving.peft_side import PeftSide
 from tests.bench.serving.plain_base import write_plain_base
 from tests.bench.serving.profile import QUICK, Setting
@@ -35,6 +38,8 @@ TINY = replace(
     replies=3,
     phase_s=1.0,
     as_loaded_streams=(1,),
+    waits=1,
+    first_word_tokens=20,
 )
 
 
@@ -129,7 +134,7 @@ def test_the_stall_is_what_the_longest_step_takes_beyond_the_median() -> None:
 
 
 def test_scoring_is_measured_and_checked_against_a_plain_pass(setting: Setting) -> None:
-    speed, exact, shared, loaded = measure_scoring(setting)
+    shared, speed, exact, loaded = measure_scoring(setting)
     assert shared.case == "4 answers to one question, two adapters"
     assert shared.ratio and shared.ratio > 0
     assert loaded.ratio and loaded.ratio > 0
@@ -151,6 +156,45 @@ def test_serving_is_measured_beside_a_training_with_the_memory_of_both(setting: 
     assert steps.ours and steps.theirs and steps.ratio
     assert memory.ours and memory.ours > 50
     assert "of these" in memory.note
+
+
+def test_a_first_word_is_waited_for_beside_a_training_and_alone(setting: Setting) -> None:
+    [row] = measure_first_word(setting)
+    assert row.ours and row.theirs and row.ratio
+    assert (len(row.raw["beside"]), row.case) == (TINY.waits, "prompt of 20 tokens")
+
+
+def test_a_first_words_row_compares_each_turn_with_the_one_alone() -> None:
+    beside, alone = [Wait(2.0, 1.0), Wait(3.0, 1.0)], [Wait(2.0, 1.0), Wait(2.0, 0.5)]
+    row = first_word_row(1000, beside, alone)
+    assert (row.ratio, row.low, row.high, row.verdict()) == (1.25, 1.0, 1.5, "yes")
+    assert "1.50 times" in row.note
+
+
+def test_training_counts_only_at_an_equal_loss() -> None:
+    turn = {"tokens": 100, "cpu_s": 1.0, "loss": 2.3, "before": 2.8}
+    slow = {**turn, "cpu_s": 4.0, "loss": 2.2}
+    speed, loss = learning_rows([{**turn, "side": "strop"}, {**slow, "side": "trl"}])
+    assert (speed.ratio, speed.verdict()) == (4.0, "yes")
+    assert loss.ours == pytest.approx(0.1) and loss.verdict() == "no"
+
+
+def test_queries_are_judged_by_the_slowest_of_each_kind() -> None:
+    statements = [
+        {"operation": "chat: chain", "text": "a", "cpu_ms": [3.0, 4.0, 90.0]},
+        {"operation": "chat: chain", "text": "b", "cpu_ms": [6.0, 6.0, 6.0]},
+        {"operation": "statistic: /stats", "text": "c", "cpu_ms": [50.0]},
+    ]
+    chat, statistics = query_rows(1_000_000, statements)
+    assert (chat.ours, chat.raw["text"], chat.verdict()) == (6.0, "b", "yes")
+    assert (statistics.ours, statistics.verdict()) == (50.0, "no")
+    assert "1,000,000 ratings" in statistics.note
+
+
+def test_memory_after_the_first_start_has_another_goal_than_later() -> None:
+    seconds, first, later = start_rows([Start(20.0, 790_000_000, 700_000_000), Start(9.0, 790_000_000, 1)])
+    assert (seconds.verdict(), first.verdict(), later.verdict()) == ("yes", "yes", "no")
+    assert "9.0 s" in seconds.note and "0.70 GB" in first.note
 
 
 def test_the_memory_of_a_process_is_read_in_bytes() -> None:

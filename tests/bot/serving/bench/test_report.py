@@ -14,6 +14,7 @@ from tests.bench.serving.report import (
     PICTURE_FILE,
     RESULTS_FILE,
     insert_section,
+    missed,
     number,
     page_section,
     publish,
@@ -51,8 +52,8 @@ def generate_row(**changes: object) -> Row:
         [timing(2, 1.0), timing(2, 2.0), timing(2, 1.0)],
         [timing(2, 2.0), timing(2, 3.0), timing(2, 4.0)],
         peer="generate",
-        at_least=1.5,
-        aim=2.5,
+        goal=(1.5, 2.5),
+        whole_goal=(0.9, 1.1),
     )
     return replace(row, **changes)
 
@@ -76,8 +77,10 @@ def test_a_verdict_compares_the_ratio_with_its_bounds(ratio: float, at_most: boo
 
 def test_the_table_says_why_a_row_was_not_measured() -> None:
     text = table([generate_row(), missing_row("vllm", 16, "not installed: make bench-peers")])
-    assert "| 30 tokens/CPU-s | 10 | **2.00** (1.50 to 4.00) | 1.00 | ≥ 1.5, 2.5 | yes |" in text
-    assert "| 16 streams | – | not installed: make bench-peers | – | – | – | – |" in text
+    goals = "≥ 1.5, 2.5; with the prompt ≥ 0.9, 1.1 | yes; with the prompt yes"
+    figures = "| 1 | 30 tokens/CPU-s | 10 | **2.00** (1.50 to 4.00) | **1.00** (1.00 to 1.00) |"
+    assert f"{figures} {goals} |" in text
+    assert "| 16 streams | – | – | not installed: make bench-peers | – | – | – | – |" in text
     assert len({line.count("|") for line in text.splitlines()}) == 1
 
 
@@ -150,12 +153,43 @@ def test_the_page_shows_the_committed_results() -> None:
     assert (ROOT / PICTURE_FILE).read_text(encoding="utf-8") == draw(committed)
 
 
+def test_a_row_of_several_runs_shows_their_median_lowest_and_highest() -> None:
+    ratios = (2.5, 1.0, 2.0)
+    runs = [
+        results(generate_row(ratio=ratio, whole=ratio / 2), generate_row(note="slower", ratio=ratio * 2))
+        for ratio in ratios
+    ]
+    absent = results(generate_row(ours=None, ratio=None, note="", reason="no memory"))
+    unmeasured = results(missing_row("vllm", 1, "not installed"))
+    fast, slow, vllm = join([absent, *runs, unmeasured]).rows
+    assert (fast.ratio, fast.low, fast.high, fast.runs) == (2.0, 1.0, 2.5, 3)
+    assert (fast.whole, fast.whole_low, fast.whole_high) == (1.0, 0.5, 1.25)
+    assert [run["ratio"] for run in fast.raw["runs"]] == list(ratios)
+    assert (slow.note, slow.ratio) == ("slower", 4.0)
+    assert vllm.reason == "not installed"
+    text = table([fast])
+    assert "| 3 | 30 tokens/CPU-s | 10 | **2.00** (1.00 to 2.50) | **1.00** (0.50 to 1.25) |" in text
+
+
+def test_rows_without_another_side_are_joined_by_their_own_figure() -> None:
+    row = Row(section="start", case="first", unit="s", at_least=25.0, aim=15.0, at_most=True)
+    joined = join([results(replace(row, ours=seconds)) for seconds in (14.0, 26.0, 16.0)])
+    assert (joined.rows[0].ours, joined.rows[0].low, joined.rows[0].high) == (16.0, 14.0, 26.0)
+    assert joined.rows[0].verdict() == "yes"
+    assert "| 16 s | – | 14 to 26 | – | ≤ 25, 15 | yes |" in table(joined.rows)
+
+
+def test_what_is_missed_is_named_also_where_only_the_prompt_misses_it() -> None:
+    fine = generate_row()
+    late = generate_row(whole=0.8)
+    assert late.verdict() == "yes" and late.whole_verdict() == "no"
+    assert missed([fine, late]) == [late]
+
+
 def test_runs_of_one_machine_and_setting_are_joined_and_others_are_not() -> None:
     one, other = results(generate_row(case="1 stream")), results(generate_row(case="4 streams"))
     joined = join([one, other])
     assert [row.case for row in joined.rows] == ["1 stream", "4 streams"]
     assert joined.seconds == one.seconds + other.seconds
-    with pytest.raises(BenchError, match="same row"):
-        join([one, one])
     with pytest.raises(BenchError, match="different machines"):
         join([one, replace(other, setting="another model")])

@@ -195,6 +195,7 @@ class TrainerConfig(Section):
     dpo_sft_weight: Amount = 0.3
     ranked_rounds: Whole = 2
     ranked_replies: Count = 384
+    signals: Flag = True
     beta: Positive = 0.1
     batch_size: Count = 8
     dpo_batch_size: Count = 4

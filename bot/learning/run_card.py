@@ -161,8 +161,7 @@ def _score(metrics: Metrics, judged_against: str | None) -> str:
         )
     if canary := metrics.canary:
         lines.append(_canary(canary, rival))
-    if seen := judge_saw(metrics):
-        lines.append(seen)
+    lines += filter(None, (judge_saw(metrics), signals_told(metrics)))
     return "\n".join(lines) or tr("Not measured offline; judged against {rival}.", rival=rival)
 
 
@@ -179,6 +178,29 @@ def judge_saw(metrics: Metrics) -> str:
     return tr(
         "The reward model read the questions: how replies relate to them makes up {share} of its score.",
         share=number(share, ".0%"),
+    )
+
+
+def signals_told(metrics: Metrics) -> str:
+    """Say in a line whether members' free signals were used; empty where there were too few to tell."""
+    found = metrics.signals or {}
+    if found.get("weight"):
+        return tr(
+            "Signals: used for unrated replies ({replies}), each {weight} of a rating.",
+            replies=found["replies"],
+            weight=number(found["weight"], ".1f"),
+        )
+    if "auc" not in found:
+        return ""
+    figures = {"auc": number(found["auc"], ".2f"), "bound": number(found["bound"], ".2f")}
+    if found["bound"] <= 0.5:
+        return tr(
+            "Signals: not used, they don't predict ratings here (AUC {auc}, at least {bound}).", **figures
+        )
+    return tr(
+        "Signals: not used, they predict ratings (AUC {auc}, at least {bound}) but don't help to rank "
+        "replies.",
+        **figures,
     )
 
 

@@ -214,6 +214,13 @@ def summary(counts: mine.OwnCounts, member: members.Member | None, *, free: bool
             lines.append(
                 tr("You erased your data: nothing new of yours is trained on before {until}.", until=rest)
             )
+    if member is None or member.consent != "out":
+        lines.append(
+            tr(
+                "What you do after an answer (ask again, go on, thank or stop) may train as a hint too, "
+                "under the same rules."
+            )
+        )
     lines.append(
         tr(
             "-# `/privacy ratings` lists your ratings, `export` sends all of it as a file, "

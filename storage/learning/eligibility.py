@@ -180,7 +180,7 @@ class Page:
 
     def objection(self, candidate: sql.Row) -> str | None:
         """Return why the reply may not train, or None; of several reasons the first in REASONS."""
-        objections = {self._objection_to_message(message) for message in self._context[candidate["id"]]}
+        objections = {self.objection_to_message(message) for message in self._context[candidate["id"]]}
         if (
             candidate["status"] != "complete"
             or not candidate["text"].strip()
@@ -195,7 +195,7 @@ class Page:
             objections.add("no_permission")
         return next((reason for reason in REASONS if reason in objections), None)
 
-    def _objection_to_message(self, message: sql.Row) -> str | None:
+    def objection_to_message(self, message: sql.Row) -> str | None:
         """Judge one message behind a reply by its place, its fate and its author."""
         if message["guild_id"] is None or not message["public"] or message["closed_since"]:
             return "not_public"
@@ -264,18 +264,8 @@ CROSS JOIN messages AS answer ON answer.id = replies.message_id
 CROSS JOIN conversations ON conversations.id = replies.conversation_id
 ORDER BY replies.id"""
 
-# Every message behind a reply: its prompt's, and those behind each answer in its prompt, which echoes words
-# that the prompt itself may have left out. The reply's own answer comes first.
-_CONTEXT = """
-WITH RECURSIVE behind (reply_id, message_id) AS (
-    SELECT replies.id, replies.message_id FROM json_each(?) AS wanted
-    CROSS JOIN replies ON replies.id = wanted.value
-    UNION
-    SELECT behind.reply_id, reply_context.message_id FROM behind
-    CROSS JOIN replies AS answered ON answered.message_id = behind.message_id
-    CROSS JOIN reply_context ON reply_context.reply_id = answered.id
-)
-SELECT behind.reply_id, messages.author_id AS user_id, messages.source, messages.consent, messages.blocked,
+# What a message is judged by, and the tables that know it.
+MESSAGE_FACTS = """messages.author_id AS user_id, messages.source, messages.consent, messages.blocked,
        messages.deleted_ms, messages.pictures, members.consent AS member_consent,
        members.source AS member_source, members.erased_ms, conversations.guild_id,
        coalesce(messages.public, conversations.public) AS public,
@@ -284,12 +274,26 @@ SELECT behind.reply_id, messages.author_id AS user_id, messages.source, messages
            AS settings_channel_id,
        EXISTS (SELECT 1 FROM channels WHERE channels.public = 0 AND channels.channel_id IN (
                    conversations.channel_id, conversations.parent_channel_id, messages.channel_id,
-                   places.parent_channel_id)) AS closed_since
-FROM behind
-CROSS JOIN messages ON messages.id = behind.message_id
-CROSS JOIN conversations ON conversations.id = messages.conversation_id
+                   places.parent_channel_id)) AS closed_since"""
+MESSAGE_JOINS = """CROSS JOIN conversations ON conversations.id = messages.conversation_id
 LEFT JOIN channels AS places ON places.channel_id = messages.channel_id
 LEFT JOIN members ON members.user_id = messages.author_id"""
+
+# Every message behind a reply: its prompt's, and those behind each answer in its prompt, which echoes words
+# that the prompt itself may have left out. The reply's own answer comes first.
+_CONTEXT = f"""
+WITH RECURSIVE behind (reply_id, message_id) AS (
+    SELECT replies.id, replies.message_id FROM json_each(?) AS wanted
+    CROSS JOIN replies ON replies.id = wanted.value
+    UNION
+    SELECT behind.reply_id, reply_context.message_id FROM behind
+    CROSS JOIN replies AS answered ON answered.message_id = behind.message_id
+    CROSS JOIN reply_context ON reply_context.reply_id = answered.id
+)
+SELECT behind.reply_id, {MESSAGE_FACTS}
+FROM behind
+CROSS JOIN messages ON messages.id = behind.message_id
+{MESSAGE_JOINS}"""
 
 # What a blocked member rates doesn't count, wherever it came in.
 _RATINGS = """

@@ -236,7 +236,7 @@ class Metrics:
     """All that a run measured, as far as it came. `evaluation` holds the figures that only reports show.
 
     `votes_needed` is between how many and how many votes are likely to decide, `experiment` the table of a
-    run that was one.
+    run that was one, `signals` what members' free signals told.
     """
 
     data: DataUsed = DataUsed()
@@ -251,6 +251,7 @@ class Metrics:
     canary: CanaryFigures | None = None
     process: ProcessFigures | None = None
     experiment: Mapping[str, Any] | None = None
+    signals: Mapping[str, Any] | None = None
     _stored: Mapping[str, Any] = field(default_factory=dict, repr=False, compare=False)
 
     @classmethod
@@ -269,6 +270,7 @@ class Metrics:
             canary=_whole(CanaryFigures, value.get("canary")),
             process=_whole(ProcessFigures, value.get("process")),
             experiment=value.get("experiment"),
+            signals=value.get("signals"),
             _stored=value,
         )
 

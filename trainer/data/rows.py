@@ -56,6 +56,22 @@ class PreferencePair:
     source: str
 
 
+@dataclass(frozen=True)
+class WeakLabel:
+    """An unrated reply and what its free signals say (`trainer/on_policy/signals.py`).
+
+    `liked` is a chance, 0 to 1; `weight` is the part of a rating that it counts.
+    """
+
+    reply_id: str
+    group_key: str
+    question: str
+    text: str
+    liked: float
+    weight: float
+    source: str
+
+
 def messages_of(row: Row) -> tuple[ChatMessage, ...]:
     """Return a row's prompt as chat messages in which no control token can arise."""
     return tuple(ChatMessage(role, escape_control_tokens(content)) for role, content in row.prompt)  # type: ignore[arg-type]

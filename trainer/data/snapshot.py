@@ -21,9 +21,10 @@ from storage.db import sql
 from storage.learning.eligibility import RatedReply
 from storage.learning.preference_votes import VotedPair
 from storage.learning.runs import RunRow
+from storage.learning.signals.of_replies import Signals
 from trainer.data import labels, preference_pairs
 from trainer.data.labels import Correction, Labels, RaterTrust
-from trainer.data.rows import PreferencePair, Row
+from trainer.data.rows import PreferencePair, Row, WeakLabel
 from trainer.errors import SnapshotError
 
 FILE = "snapshot.jsonl"
@@ -73,7 +74,7 @@ class Snapshot:
     (`preference_pairs`). `without` holds the rows as they would be labelled without one of the most
     influential members, by that member's name in `influence`; `by_asker_only` counts the replies that nobody
     but their asker has rated. `retired_corrections` are retired rows, whose corrections are checked all the
-    same.
+    same. `weak` holds unrated replies by their ids, if their free signals proved to tell something.
     """
 
     rows: tuple[Row, ...]
@@ -87,6 +88,7 @@ class Snapshot:
     without: Mapping[str, tuple[Row, ...]] = field(default_factory=dict)
     by_asker_only: int = 0
     retired_corrections: tuple[Row, ...] = ()
+    weak: tuple[WeakLabel, ...] = ()
 
     def of(self, *splits: str) -> list[Row]:
         """Return the rows of these splits."""
@@ -100,8 +102,12 @@ class Snapshot:
     @property
     def rehearsal(self) -> bool:
         """Whether any row comes from simulated members, the sample community or the playground."""
-        sources = {row.source for row in self.rows} | {pair.source for pair in self.pairs}
-        return bool(sources & REHEARSAL_SOURCES)
+        parts: tuple[Sequence[Row | PreferencePair | WeakLabel], ...] = (self.rows, self.pairs, self.weak)
+        return any(each.source in REHEARSAL_SOURCES for part in parts for each in part)
+
+    def with_weak(self, weak: Sequence[WeakLabel]) -> Snapshot:
+        """Return the same with unrated replies beside it, and the hash of all of it."""
+        return replace(self, weak=tuple(weak), content_hash=_hash(_lines(self.rows, self.pairs, weak)))
 
 
 def build(
@@ -219,8 +225,9 @@ def write(snapshot: Snapshot, folder: Path) -> Path:
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
     path = folder / FILE
     partial = path.with_suffix(".partial")
+    lines = _lines(snapshot.rows, snapshot.pairs, snapshot.weak)
     with partial.open("wb") as file:
-        file.write("".join(f"{line}\n" for line in _lines(snapshot.rows, snapshot.pairs)).encode())
+        file.write("".join(f"{line}\n" for line in lines).encode())
         file.flush()
         os.fsync(file.fileno())
     about = {name: getattr(snapshot, name) for name in _COUNTS}
@@ -252,12 +259,20 @@ def read(folder: Path, content_hash: str) -> Snapshot:
         tuple(each for each in read_back if isinstance(each, Row)),
         content_hash,
         pairs=tuple(each for each in read_back if isinstance(each, PreferencePair)),
+        weak=tuple(each for each in read_back if isinstance(each, WeakLabel)),
         **_about(folder),
     )
 
 
-def still_allowed(snapshot: Snapshot, rows: Iterable[RatedReply], voted: Iterable[VotedPair]) -> bool:
+def still_allowed(
+    snapshot: Snapshot,
+    rows: Iterable[RatedReply],
+    voted: Iterable[VotedPair],
+    signals: Iterable[Signals] = (),
+) -> bool:
     """Whether everything in a snapshot may still train, given what may train today.
+
+    `signals` are today's of the unrated replies in it.
 
     What was deleted, corrected away or withheld since it was taken must not be learned after all.
     """
@@ -265,6 +280,10 @@ def still_allowed(snapshot: Snapshot, rows: Iterable[RatedReply], voted: Iterabl
     corrections = {
         (row.reply_id, (rating.text or "").strip()) for row in today.values() for rating in row.ratings
     }
+    if not {(weak.reply_id, weak.question, weak.text) for weak in snapshot.weak} <= {
+        (one.reply_id, one.question, one.text) for one in signals
+    }:
+        return False
     return {pair.pair_id for pair in snapshot.pairs} <= {pair.pair_id for pair in voted} and all(
         row.reply_id in today
         and row.text == today[row.reply_id].text
@@ -298,7 +317,8 @@ def run_rows(snapshot: Snapshot) -> list[RunRow]:
     lent = {
         pair.reply_id: RunRow(pair.reply_id, pair.split, "compared", pair.weight) for pair in snapshot.pairs
     }
-    return list((lent | rated).values())
+    weak = {each.reply_id: RunRow(each.reply_id, "train", "signals", each.weight) for each in snapshot.weak}
+    return list((weak | lent | rated).values())
 
 
 def summary(snapshot: Snapshot) -> dict[str, Any]:
@@ -353,9 +373,10 @@ def _rater_counts(aggregated: Labels) -> tuple[int, int]:
     return len(aggregated.raters), sum(rater.quarantined for rater in aggregated.raters)
 
 
-def _lines(rows: Iterable[Row], pairs: Iterable[PreferencePair]) -> list[str]:
+def _lines(rows: Iterable[Row], pairs: Iterable[PreferencePair], weak: Iterable[WeakLabel] = ()) -> list[str]:
     values = [asdict(row) | {"format": FORMAT} for row in rows]
     values += [asdict(pair) | {"format": FORMAT, "kind": "pair"} for pair in pairs]
+    values += [asdict(each) | {"format": FORMAT, "kind": "weak"} for each in weak]
     return [json.dumps(value, sort_keys=True, ensure_ascii=True, separators=(",", ":")) for value in values]
 
 
@@ -363,11 +384,14 @@ def _hash(lines: Iterable[str]) -> str:
     return hashlib.sha256("".join(f"{line}\n" for line in lines).encode()).hexdigest()
 
 
-def _from_json(value: dict[str, Any]) -> Row | PreferencePair:
+def _from_json(value: dict[str, Any]) -> Row | PreferencePair | WeakLabel:
     if value.pop("format", None) != FORMAT:
         raise SnapshotError("The snapshot was written by another version: this run can't be repeated.")
-    if value.pop("kind", "row") == "pair":
+    kind = value.pop("kind", "row")
+    if kind == "pair":
         return preference_pairs.from_json(value)
+    if kind == "weak":
+        return WeakLabel(**value)
     value["prompt"] = tuple((role, content) for role, content in value["prompt"])
     value["corrections"] = tuple(Correction(**correction) for correction in value["corrections"])
     return Row(**value)

@@ -67,7 +67,7 @@ class Encoder:
         self._answer = Scaling.of(features(answers))
         self._question = Scaling.of(question_features(exchanges, self._rarity))
         self._kinds = Scaling.of(kinds([exchange.question for exchange in exchanges]))
-        self._wording = _Wording(answers)
+        self._wording = Wording(answers)
 
     def blocks(self, exchanges: Sequence[Exchange]) -> dict[str, Array]:
         """Return each block's columns, shape (exchanges, columns), under a penalty of 1."""
@@ -84,7 +84,7 @@ class Encoder:
         }
 
 
-class _Wording:
+class Wording:
     """Runs of letters weighted by how rare they are (tf-idf); those that occur once are left out."""
 
     def __init__(self, texts: Sequence[str]) -> None:
@@ -96,6 +96,7 @@ class _Wording:
         self._mean = self(texts).mean(0)
 
     def __call__(self, texts: Sequence[str]) -> Array:
+        """Return columns of runs, shape (texts, runs)."""
         found = np.zeros((len(texts), len(self._place)))
         for row, text in enumerate(texts):
             found[row, [self._place[piece] for piece in pieces(text) if piece in self._place]] = 1.0

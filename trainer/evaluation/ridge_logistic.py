@@ -113,7 +113,7 @@ def choose(
             for penalty in (first if best is None else ADDED)
         ]
         penalty, losses = min(tried, key=lambda item: float(item[1].sum()))
-        if best is None or _clearly_less(losses, best, margins.get(name, MARGIN)):
+        if best is None or clearly_less(losses, best, margins.get(name, MARGIN)):
             chosen[name], best = penalty, losses
     return chosen
 
@@ -123,7 +123,8 @@ def combine_kernels(grams: Mapping[str, Array], penalties: Mapping[str, float]) 
     return np.asarray(sum(grams[name] / penalty for name, penalty in penalties.items()))
 
 
-def _clearly_less(losses: Array, before: Array, margin: float) -> bool:
+def clearly_less(losses: Array, before: Array, margin: float) -> bool:
+    """Whether losses fall, summed over the rows, by so many standard errors of the fall."""
     gain = before - losses
     return bool(gain.sum() > margin * gain.std() * math.sqrt(len(gain)))
 

@@ -86,7 +86,7 @@ class Experiment(RunSteps):
             begun = snapshot.read(self.folder, self._run.snapshot_hash)
         except SnapshotError:
             return None
-        return begun if snapshot.still_allowed(begun, eligible.rows, voted) else None
+        return begun if self._may_train(begun, eligible, voted) else None
 
     def _resumed(self, eligible: eligibility.Eligibility, voted: list[VotedPair]) -> Snapshot:
         earlier = self._database.read(lambda db: runs.expect(db, self._asked.resumes))
@@ -99,7 +99,7 @@ class Experiment(RunSteps):
             raise gone
         folder = self._config.runs / earlier.id
         rows = snapshot.read(folder, earlier.snapshot_hash or "")
-        if not snapshot.still_allowed(rows, eligible.rows, voted):
+        if not self._may_train(rows, eligible, voted):
             raise gone
         self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         for name in (measured.ANSWERS, measured.FIGURES):

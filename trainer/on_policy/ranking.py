@@ -38,7 +38,7 @@ from trainer.evaluation.evaluate import rated_texts
 from trainer.evaluation.reward_model import RatedText, RewardModel
 from trainer.evaluation.scores import Answer, stable_hash
 from trainer.model_server import AT_ONCE
-from trainer.on_policy import phrases
+from trainer.on_policy import phrases, signals
 
 # Replies to each prompt: the best of four is about twice as good as a single one (EXPERIMENTS, 9).
 REPLIES = 4
@@ -86,6 +86,12 @@ def fit_reward_model(snapshot: Snapshot, *, seed: int) -> RewardModel | None:
         rated, resamples=RESAMPLES, confidence=CONFIDENCE, seed=seed
     )
     return model if validated is not None and validated.bound_low > 0.5 else None
+
+
+def fit_ranking_model(snapshot: Snapshot, *, seed: int) -> RewardModel | None:
+    """Return the reward model of the training ratings, fitted on the snapshot's weak labels as well."""
+    model = fit_reward_model(snapshot, seed=seed)
+    return model and signals.fit_beside(model, rated_texts(snapshot.of("train")), snapshot.weak)
 
 
 def only_liked(snapshot: Snapshot) -> bool:

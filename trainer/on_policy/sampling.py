@@ -147,7 +147,7 @@ class PolicySampler:
         """
         seed = self.config.trainer.seed
         if not ranking.only_liked(rows):
-            return ranking.fit_reward_model(rows, seed=seed)
+            return ranking.fit_ranking_model(rows, seed=seed)
         asked, replies = self.to_ask(rows)
         references = ranking.read_reference_completions(self.folder)
         if references is None:

@@ -132,6 +132,27 @@ def _judge(evaluation: Mapping[str, Any]) -> str:
     return f"<h3>What this community likes, as far as it can be told</h3>{seen}{liked}"
 
 
+def signals(found: Mapping[str, Any] | None) -> str:
+    """Say whether what members did after unrated replies was learned from."""
+    if not found:
+        return ""
+    told = "too few rated replies have any"
+    if "auc" in found:
+        figures = [number(found[name], ".2f") for name in ("auc", "bound")]
+        told = f"AUC {figures[0]}, at least {figures[1]}, on rated replies left out"
+    used = (
+        f"used for {found['replies']} unrated replies, weight {number(found['weight'], '.1f')}"
+        if found["weight"]
+        else "not used"
+    )
+    return section(
+        "Signals that cost nothing",
+        "Another version asked for, going on or not, thanks and complaints. They help to rank replies to "
+        "learn from where they prove to predict ratings; the judge of the gate goes by ratings alone.",
+        f"<p>{used[0].upper()}{used[1:]}: {told}.</p>",
+    )
+
+
 def guardrails(found: Sequence[Limit]) -> str:
     """Return every limit, those that were broken first."""
     if not found:

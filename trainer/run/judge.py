@@ -35,6 +35,10 @@ class Judge(RunSteps):
         codec = BaseCodec(AutoTokenizer.from_pretrained(context.base.folder))
         return Challenger(manifest.adapter_id, folder, Plan("sft"), {}), codec
 
+    def _with_signals(self, rows: Snapshot) -> Snapshot:
+        """Leave unrated replies out: nothing is trained."""
+        return rows
+
     def _register(self, trained: Challenger, rows: Snapshot, context: RunContext) -> Adapter:
         return self._adapter()
 

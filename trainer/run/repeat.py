@@ -25,7 +25,8 @@ from storage.config_sections import TrainerConfig
 from storage.learning import preference_votes, runs
 from storage.learning.adapters import Adapter
 from storage.learning.adapters import get as find_adapter
-from storage.learning.eligibility import eligible_rows
+from storage.learning.eligibility import Eligibility, eligible_rows
+from storage.learning.preference_votes import VotedPair
 from storage.learning.runs import Run
 from storage.sentences import NOTHING, Figure, Sentence
 from trainer.data import snapshot
@@ -114,12 +115,13 @@ class Repeat(RunSteps):
         rows = snapshot.read(self._config.runs / original.id, original.snapshot_hash or "")
         reference = self._config.discord.training_permission_reference
 
-        def allowed(db: sqlite_utils.Database) -> bool:
-            today = eligible_rows(db, original.scope, permission_reference=reference).rows
-            voted = preference_votes.eligible_pairs(db, original.scope, today, permission_reference=reference)
-            return snapshot.still_allowed(rows, today, voted)
+        def read_today(db: sqlite_utils.Database) -> tuple[Eligibility, list[VotedPair]]:
+            today = eligible_rows(db, original.scope, permission_reference=reference)
+            return today, preference_votes.eligible_pairs(
+                db, original.scope, today.rows, permission_reference=reference
+            )
 
-        if not self._database.read(allowed):
+        if not self._may_train(rows, *self._database.read(read_today)):
             raise _not_repeatable(
                 original, Sentence("something in its snapshot was deleted, or may not train any more")
             )

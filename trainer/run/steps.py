@@ -17,6 +17,7 @@ from storage.learning import adapters, checkpoints, eligibility, preference_vote
 from storage.learning.adapters import Adapter
 from storage.learning.preference_votes import VotedPair
 from storage.learning.runs import Run
+from storage.learning.signals import of_replies
 from storage.sentences import Sentence
 from trainer import model_server
 from trainer.data import snapshot
@@ -31,7 +32,7 @@ from trainer.evaluation.safety_probe import Contest
 from trainer.gate import blind_votes, decision, guardrails, promotion
 from trainer.gate.blind_votes import DuelPairs
 from trainer.model_server import retry_while_unavailable
-from trainer.on_policy import ranking
+from trainer.on_policy import ranking, signals
 from trainer.run import context as run_context
 from trainer.run import metrics
 from trainer.run.context import RunContext
@@ -80,15 +81,33 @@ class RunSteps(TrainingStep):
             lambda db: _read_rows(db, self._run.scope, reference)
         )
         rows = self._begun_with(eligible, voted)
+        begun = rows is not None
         if rows is None:
             ranking.forget(self.folder)
             rows = snapshot.build(eligible.rows, reasons, looks, voted)
         excluded = eligible.excluded | ({"retired": rows.retired} if rows.retired else {})
         self._metrics |= {"data": snapshot.summary(rows), "excluded": excluded}
         objectives.require_enough(rows, self._config.trainer, excluded)
+        rows = rows if begun else self._with_signals(rows)
         self.freeze(rows)
         self._heartbeat.show(0.5, Sentence("sampling replies from the base"))
         return rows
+
+    def _with_signals(self, rows: Snapshot) -> Snapshot:
+        """Return the snapshot with unrated replies whose free signals proved to tell what members like."""
+        settings, reference = self._config.trainer, self._config.discord.training_permission_reference
+        if not settings.signals or not objectives.may_rank(settings):
+            return rows
+        ids = [row.reply_id for row in rows.of("train")]
+        of_rated, of_unrated = self._database.read(
+            lambda db: (
+                of_replies.of_replies(db, ids, permission_reference=reference),
+                of_replies.of_unrated(db, self._run.scope, permission_reference=reference),
+            )
+        )
+        weak, found = signals.weak_labels(rows, of_rated, of_unrated, seed=settings.seed)
+        self._metrics["signals"] = found.as_json()
+        return rows.with_weak(weak) if weak else rows
 
     def freeze(self, rows: Snapshot) -> None:
         """Write the snapshot and record which rows it holds. Raises RunCancelledError."""
@@ -110,13 +129,22 @@ class RunSteps(TrainingStep):
             begun = snapshot.read(self.folder, self._run.snapshot_hash)
         except SnapshotError:
             return None
-        return begun if snapshot.still_allowed(begun, eligible.rows, voted) else None
+        return begun if self._may_train(begun, eligible, voted) else None
+
+    def _may_train(self, rows: Snapshot, eligible: eligibility.Eligibility, voted: list[VotedPair]) -> bool:
+        """Whether everything in a snapshot may still train, unrated replies too."""
+        reference = self._config.discord.training_permission_reference
+        ids = [weak.reply_id for weak in rows.weak]
+        unrated = self._database.read(
+            lambda db: of_replies.of_replies(db, ids, permission_reference=reference)
+        )
+        return snapshot.still_allowed(rows, eligible.rows, voted, unrated)
 
     def _still_allowed(self, rows: Snapshot) -> Snapshot:
         """Return the snapshot, or a new one if something in it may not train any more since it was made."""
         reference = self._config.discord.training_permission_reference
         eligible, _, _, voted = self._database.read(lambda db: _read_rows(db, self._run.scope, reference))
-        return rows if snapshot.still_allowed(rows, eligible.rows, voted) else self.snapshot()
+        return rows if self._may_train(rows, eligible, voted) else self.snapshot()
 
     async def _context(self, client: ModelClient) -> RunContext:
         context = await run_context.find(client, self._database, self._config, self._run.scope)

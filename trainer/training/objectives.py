@@ -78,6 +78,11 @@ def scale_rates_to_size(settings: TrainerConfig, parameters: int) -> TrainerConf
     return settings.model_copy(update=chosen)
 
 
+def may_rank(settings: TrainerConfig) -> bool:
+    """Whether a run may come to rank the model's own replies."""
+    return bool(settings.ranked_rounds) and settings.objective in ("auto", "sft_ranked")
+
+
 def choose(snapshot: Snapshot, settings: TrainerConfig, *, judged: bool = False) -> Plan:
     """Choose the objective that the training rows allow; the clock has its say later, in `within_budget`.
 

@@ -105,6 +105,28 @@ def test_a_line_says_what_the_reward_model_saw_of_the_questions(parts: dict[str,
             assert run_card.judge_saw(Metrics.from_json({"evaluation": {"judge_sees": parts}}))
 
 
+@pytest.mark.parametrize(
+    ("found", "line"),
+    [
+        ({"auc": 0.52, "bound": 0.45, "weight": 0.0}, "don't predict ratings here (AUC 0.52, at least 0.45)"),
+        ({"auc": 0.72, "bound": 0.6, "weight": 0.0}, "don't help to rank replies"),
+        ({"auc": 0.72, "bound": 0.6, "weight": 0.3}, "used for unrated replies (140), each 0.3 of a rating"),
+    ],
+)
+def test_a_line_says_whether_free_signals_were_used(found: dict[str, float], line: str) -> None:
+    metrics = Metrics.from_json({"signals": {"rated": 90, "replies": 140, **found}})
+    assert line in run_card.signals_told(metrics)
+    for language in texts.LANGUAGES:
+        with texts.speaking(language):
+            assert run_card.signals_told(metrics)
+
+
+def test_too_few_signals_are_not_worth_a_line() -> None:
+    assert run_card.signals_told(Metrics.from_json({})) == ""
+    found = {"rated": 3, "replies": 9, "weight": 0.0}
+    assert run_card.signals_told(Metrics.from_json({"signals": found})) == ""
+
+
 def test_a_run_without_a_reward_model_says_nothing_of_it() -> None:
     assert run_card.judge_saw(Metrics.from_json({})) == ""
     assert run_card.judge_saw(Metrics.from_json({"evaluation": {"judge_sees": {}}})) == ""

@@ -61,6 +61,7 @@ METRICS: dict[str, Any] = {
             "time_forward_auc": {"value": 0.71, "low": 0.6, "high": 0.8},
         },
     },
+    "signals": {"rated": 90, "replies": 140, "weight": 0.3, "auc": 0.712, "bound": 0.6},
     "guardrails": [{"name": "empty replies", "value": 0.1, "limit": 0.05, "kept": False}],
 }
 
@@ -212,6 +213,7 @@ def test_the_page_says_what_was_decided_measured_left_out_and_whose_word_counts(
         "What this community likes, as far as it can be told",
         "60% how replies look, 40% what they take up of the question",
         "takes up the question (+0.50)",
+        "Used for 140 unrated replies, weight 0.3: AUC 0.71, at least 0.60",
     ):
         assert expected in text, expected
 

@@ -44,11 +44,11 @@ class Rated:
         return RatedText(" ".join(self.turns), self.liked, 1.0, self.name, question=self.turns[0])
 
 
-def conversations(quality: str) -> list[Rated]:
+def conversations(quality: str, least_messages: int = LEAST_MESSAGES) -> list[Rated]:
     """Return the conversations with a clear opinion of one quality."""
     found = []
     for number, value in enumerate(prompts.conversations()):
-        opinion = _opinion(value, quality)
+        opinion = _opinion(value, quality, least_messages)
         if opinion is not None:
             turns = value["messages"]
             senders = frozenset(str(turn[0]["sender"]) for turn in turns)
@@ -76,7 +76,7 @@ def compare(quality: str, seed: int) -> dict[str, Any]:
         "ratings": len(found),
         "tested": len(tested),
         "blocks": used,
-        **{name: _auc(values, tested) for name, values in scores.items()},
+        **{name: auc_of(values, tested) for name, values in scores.items()},
         "difference": _difference(scores, tested, seed),
     }
 
@@ -104,7 +104,8 @@ def _log_odds(chances: Any) -> list[float]:
     return [float(value) for value in np.log(clipped / (1 - clipped))]
 
 
-def _auc(scores: Sequence[float], tested: Sequence[Rated]) -> dict[str, float]:
+def auc_of(scores: Sequence[float], tested: Sequence[Rated]) -> dict[str, float]:
+    """Return an AUC with its 95 % interval."""
     liked = [one.liked for one in tested]
     names = [one.name for one in tested]
     found = statistics.auc_estimate(scores, liked, names, resamples=1000, confidence=0.95, seed=0)
@@ -128,10 +129,10 @@ def _difference(scores: Mapping[str, Sequence[float]], tested: Sequence[Rated], 
     ]
 
 
-def _opinion(value: Mapping[str, Any], quality: str) -> bool | None:
+def _opinion(value: Mapping[str, Any], quality: str, least_messages: int) -> bool | None:
     rating = value.get("ratings", {}).get(quality)
     messages = sum(len(turn) for turn in value["messages"])
-    if rating is None or messages < LEAST_MESSAGES:
+    if rating is None or messages < least_messages:
         return None
     if float(rating) >= LIKED_FROM:
         return True

@@ -97,7 +97,10 @@ async def show(interaction: Interaction) -> None:
     counts, member = await services.database.aread(
         lambda db: (mine.counts(db, user_id), members.get(db, user_id))
     )
-    await say(interaction, summary(counts, member, free=services.playground))
+    await say(
+        interaction,
+        summary(counts, member, free=services.playground, signals=services.config.trainer.signals),
+    )
 
 
 @group.command(name="delete", description="Delete everything that I have stored about you.")
@@ -191,7 +194,7 @@ async def erase(services: Services, user_id: int) -> str:
     return sentence + " " + tr("I am not trained on what you write to me in the next 30 days.")
 
 
-def summary(counts: mine.OwnCounts, member: members.Member | None, *, free: bool) -> str:
+def summary(counts: mine.OwnCounts, member: members.Member | None, *, free: bool, signals: bool) -> str:
     """Say what is stored on a member and what becomes of it; `free`: here it trains without consent."""
     lines = [
         tr(
@@ -214,7 +217,7 @@ def summary(counts: mine.OwnCounts, member: members.Member | None, *, free: bool
             lines.append(
                 tr("You erased your data: nothing new of yours is trained on before {until}.", until=rest)
             )
-    if member is None or member.consent != "out":
+    if signals and (member is None or member.consent != "out"):
         lines.append(
             tr(
                 "What you do after an answer (ask again, go on, thank or stop) may train as a hint too, "

@@ -3,6 +3,7 @@
 Only what the member who asked did within GOES_ON_MS counts, and the rules of `eligibility` hold, as for a
 rating: for the reply and all behind it, and for the next message too. Where that message may not train, where
 the member decided about training meanwhile or is blocked, nothing is known of the reply: it has no signals.
+An operator may ask for another version in the member's place, which is not told apart.
 """
 
 import json

@@ -32,6 +32,8 @@ from trainer.on_policy import signals
 
 COUNTS = (50, 100, 250)
 UNRATED, TESTED = 400, 400
+# Of real conversations: the fewest messages, and as many conversations as a model is fitted on.
+LEAST_MESSAGES, REAL = 4, 400
 # Of what a member dislikes and likes: asks for another version, goes on.
 ASKS_AGAIN, GOES_ON = (0.4, 0.05), (0.45, 0.7)
 # The part of next messages that thank or complain; of those, the part that says what the member thinks.
@@ -147,27 +149,36 @@ def cell(
 def of_people(quality: str, seed: int) -> dict[str, Any]:
     """Return how well a real conversation's length and last message tell what its people thought of it.
 
-    A conversation goes on or breaks off by how many messages it has; folds are by sender. All with four
-    messages or more are looked at.
+    Going on is having more turns than the half of them; the last message stands for the next one. Length
+    alone needs no fit and is looked at in all conversations with LEAST_MESSAGES, the rest in REAL of them, by
+    folds of senders.
     """
-    found = people.conversations(quality, least_messages=4)
-    found = people.drawn(found, 2 * len(found), seed)
-    scores: list[float] = []
+    every = people.conversations(quality, least_messages=LEAST_MESSAGES)
+    found = people.drawn(every, REAL, seed)
+    usual = int(np.median([len(one.turns) for one in every]))
+    scores: dict[str, list[float]] = {"both": [], "last message": []}
     tested: list[people.Rated] = []
     for train, test in people.folds(found):
-        known = [(_of_conversation(one), one.text) for one in train]
-        if reward_model.enough([text for _, text in known]):
+        if not reward_model.enough([one.text for one in train]):
+            continue
+        tested += test
+        for name, least in (("both", usual), ("last message", None)):
+            known = [(_of_conversation(one, least), one.text) for one in train]
             model, _ = signals.SignalsModel.cross_validated(known)
-            scores += model.fit().chances([_of_conversation(one) for one in test]).tolist()
-            tested += test
-    auc = people.auc_of(scores, tested)
-    by_length = people.auc_of([float(len(one.turns)) for one in tested], tested)
-    return {"ratings": len(found), "signals": auc, "length alone": by_length}
+            chances = model.fit().chances([_of_conversation(one, least) for one in test])
+            scores[name] += chances.tolist()
+    return {
+        "ratings": len(found),
+        **{name: people.auc_of(values, tested) for name, values in scores.items()},
+        "all ratings": len(every),
+        "turns alone": people.auc_of([float(len(one.turns)) for one in every], every),
+    }
 
 
-def _of_conversation(one: people.Rated) -> Signals:
-    """Return a conversation's end as signals: its messages stand for how long it went on."""
-    return Signals(one.name, one.name, "", "", "", False, False, len(one.turns) >= 12, one.turns[-1])
+def _of_conversation(one: people.Rated, least: int | None) -> Signals:
+    """Return a conversation's end as signals; without `least` it is not told how long it went on."""
+    went_on = least is not None and len(one.turns) > least
+    return Signals(one.name, one.name, "", "", "", False, False, went_on, one.turns[-1])
 
 
 def _signals(at: int, text: RatedText, liked: bool, dice: random.Random) -> Signals:
@@ -209,13 +220,14 @@ def _split(pool: Pool, count: int, draw: int) -> tuple[list[int], list[int], lis
         by_group.setdefault(group, []).append(at)
     order = sorted(by_group)
     random.Random(f"draw {pool.name} {draw}").shuffle(order)
+    unrated = min(UNRATED, (len(pool.groups) - count) // 2)
     parts: tuple[list[int], list[int], list[int]] = ([], [], [])
     for group in order:
-        for part, most in zip(parts, (count, UNRATED, TESTED), strict=True):
+        for part, most in zip(parts, (count, unrated, TESTED), strict=True):
             if len(part) < most:
                 part += by_group[group]
                 break
-    return parts[0][:count], parts[1][:UNRATED], parts[2]
+    return parts[0][:count], parts[1][:unrated], parts[2]
 
 
 if __name__ == "__main__":

@@ -59,8 +59,8 @@ def measure_scoring(setting: Setting) -> list[Row]:
     )
     rows = scoring_rows(len(texts), ours, theirs, against_plain, against_peft)
     return [
-        *rows,
         to_one_question,
+        *rows,
         _beside_loaded_weights(setting, texts, sum(ours) / (len(ours) * len(texts))),
     ]
 

@@ -15,7 +15,7 @@ import torch
 from bot.serving.engine.gpu.decoder import GpuDecoder
 from bot.serving.engine.kv_cache import CausalMasks, RowCache
 from bot.serving.engine.lora import Adapter, RowPlan, wrap_linears
-from bot.serving.engine.native_decoder import Decoder, UnsupportedModelError, fastest_threads
+from bot.serving.engine.native_decoder import Decoder, UnsupportedModelError
 from bot.serving.model.loading import LoadedBase
 from bot.serving.model.processors import usable_cores
 
@@ -39,8 +39,8 @@ Decoding: TypeAlias = tuple[Sequence[int], Sequence[int], Sequence[int], Sequenc
 class ModelRunner:
     """Runs a base over ``slots`` cache rows of ``context_tokens``; one thread uses it.
 
-    ``widths`` are the (in, out) widths of what adapters change, by module name. ``threads`` 0 asks for the
-    number that a measurement finds fastest; ``for_gpu`` for a decoder of few operator calls.
+    ``widths`` are the (in, out) widths of what adapters change, by module name. ``threads`` 0 asks for
+    what measurements find fastest, step by step; ``for_gpu`` for a decoder of few operator calls.
     """
 
     def __init__(
@@ -63,7 +63,10 @@ class ModelRunner:
         self.threads = threads or usable_cores()
         self.decoder = self._checked(self._gpu_decoder if for_gpu else self._native_decoder)
         if isinstance(self.decoder, Decoder):
-            self.decoder.threads = self.threads = threads or fastest_threads(self.decoder, usable_cores())
+            if threads:
+                self.decoder.threads = threads
+            else:
+                self.threads = self.decoder.choose_threads(usable_cores())
 
     def read(
         self, tokens: Sequence[int], cached: int, row: int, adapter: Adapter | None, keep: int

@@ -8,6 +8,7 @@ slowly.
 from __future__ import annotations
 
 import ctypes
+import functools
 import math
 import time
 import weakref
@@ -31,6 +32,7 @@ from bot.serving.native.library import (
     load_library,
 )
 from bot.serving.native.packed import PackedLinear, describe
+from bot.serving.native.thread_choice import ThreadChoice, fastest_threads
 
 ARCHITECTURES = frozenset(
     ("gemma", "gemma2", "gemma3_text", "granite", "llama", "mistral", "qwen2", "qwen3", "smollm3")
@@ -38,9 +40,11 @@ ARCHITECTURES = frozenset(
 ACTIVATIONS = {"silu": 0, "gelu_pytorch_tanh": 1}
 # Rotary embeddings whose angles depend on the position alone, so that one table holds them all.
 STATIC_ROTARIES = frozenset(("default", "linear", "llama3", "yarn"))
-# How much faster twice the threads must be, and how long each number of them is tried.
-WORTH_A_THREAD = 1.2
-MEASURE_S = 0.2
+# As kernels.c has them.
+SHARED_INPUT, MOST_RANKS = 3, 256
+# Numbers of threads are compared at the start on steps of one row and of some rows, each for so long.
+MEASURED_ROWS = 8
+MEASURE_S = 0.1
 _ATTENTION = ("q", "k", "v", "o")
 
 
@@ -61,6 +65,7 @@ class Decoder:
             raise UnsupportedModelError("the kernels could not be compiled")
         self._library = library
         self._config = model.config
+        self._slots = len(cache.keys[0])
         self._prefix, self._core = _core(model)
         _check(self._config)
         # What the structures point to lives as long as they do.
@@ -72,18 +77,34 @@ class Decoder:
             self._model = self._describe_model(model, cache, threads)
         except (AttributeError, ValueError) as error:
             raise UnsupportedModelError(str(error)) from error
+        self._choice: ThreadChoice | None = None
         self._rows = 0
         self._workspace = Workspace()
         self._logits = torch.empty(0, 0)
 
     @property
     def threads(self) -> int:
-        """How many threads share a step."""
+        """How many threads share a step; while each step's number is chosen, that of the last one."""
         return int(self._model.threads)
 
     @threads.setter
     def threads(self, count: int) -> None:
+        self._choice = None
         self._model.threads = count
+
+    @property
+    def chooses_threads(self) -> bool:
+        """Whether each step's number of threads is chosen."""
+        return self._choice is not None
+
+    def choose_threads(self, cores: int) -> int:
+        """Choose each step's number of threads from now on, by measuring; return that of large steps."""
+        few, many = (
+            fastest_threads(functools.partial(_step_seconds, self, min(rows, self._slots)), cores)
+            for rows in (1, MEASURED_ROWS)
+        )
+        self._choice = ThreadChoice({1: few, MEASURED_ROWS: many}, cores)
+        return self._choice.for_most_tokens
 
     def step(
         self,
@@ -131,6 +152,9 @@ class Decoder:
         self._reserve(count, keep)
         integers = ctypes.c_int32 * count
         pointers = (ctypes.c_void_p * count)(*(self._lora(adapter) for adapter in adapters))
+        if self._choice:
+            self._model.threads = self._choice.next(count)
+        started = time.perf_counter()
         self._library.decode(
             ctypes.addressof(self._model),
             integers(*tokens),
@@ -142,6 +166,8 @@ class Decoder:
             ctypes.addressof(self._workspace),
             self._logits.data_ptr(),
         )
+        if self._choice:
+            self._choice.took(count, self._model.threads, time.perf_counter() - started)
         return self._logits[:keep]
 
     def _reserve(self, rows: int, keep: int) -> None:
@@ -158,6 +184,8 @@ class Decoder:
             **dict.fromkeys(("k", "v"), keys),
             **dict.fromkeys(("gate", "up"), model.intermediate),
             "dealt": max(model.hidden, queries, model.intermediate),
+            "low": SHARED_INPUT * MOST_RANKS,
+            "groups": 2,
         }
         # One row more than there are: `dealt` needs it (strop_linear).
         buffers = {name: torch.empty((rows + 1) * width) for name, width in widths.items()}
@@ -279,29 +307,13 @@ class Decoder:
         return tensor.data_ptr()
 
 
-def fastest_threads(decoder: Decoder, cores: int) -> int:
-    """Return the number of threads that decodes fastest on this machine, measured; fewer unless more clearly
-    pay.
-
-    A small model is slower on two threads than on one: its products are so short that waking the others costs
-    more.
-    """
-    best, best_s = 1, _step_seconds(decoder, 1)
-    threads = 2
-    while threads <= cores:
-        if (seconds := _step_seconds(decoder, threads)) < best_s / WORTH_A_THREAD:
-            best, best_s = threads, seconds
-        threads *= 2
-    return best
-
-
-def _step_seconds(decoder: Decoder, threads: int) -> float:
-    """Return the shortest of a few steps of one row; a large model, whose steps are long, gets fewer."""
+def _step_seconds(decoder: Decoder, rows: int, threads: int) -> float:
+    """Return the shortest of a few steps; a large model, whose steps are long, gets fewer."""
     decoder.threads = threads
     shortest, deadline = math.inf, time.perf_counter() + MEASURE_S
     while True:
         started = time.perf_counter()
-        decoder.step([0], [0], [0], [None])
+        decoder.step([0] * rows, [0] * rows, range(rows), [None] * rows)
         shortest = min(shortest, time.perf_counter() - started)
         if time.perf_counter() >= deadline:
             return shortest

@@ -147,10 +147,10 @@ static inline float sum_of(Sums total)
 }
 #endif
 
-/* Round every row, its blocks in the order of `block_codes`. */
-static void round_dealt(const float *x, int rows, int n, Rounded *rounded)
+/* Round the rows `first` up to `end`, their blocks in the order of `block_codes`. */
+static void round_dealt(const float *x, int first, int end, int n, const Rounded *rounded)
 {
-    for (size_t block = 0; block < (size_t)rows * n / BLOCK; block++) {
+    for (size_t block = (size_t)first * n / BLOCK; block < (size_t)end * n / BLOCK; block++) {
         int16_t values[BLOCK];
         rounded->scales[block] = round_block(x + block * BLOCK, values);
         for (int i = 0; i < BLOCK; i++)
@@ -196,10 +196,11 @@ static void integer_output(const Linear *l, int o, const Rounded *x, int rows, f
 /* A group of outputs fills a register; so many of their inputs are unpacked at a time (16 KB); rows of a tile. */
 enum { GROUP = 16, CHUNK = 512, TILE = 8 };
 
-/* Round every row. A tile's rows lie beside each other, two inputs of each at a time: (tiles, n / 2, TILE, 2). */
-static void round_tiled(const float *x, int rows, int n, Rounded *rounded)
+/* Round the rows `first` up to `end`. A tile's rows lie beside each other, two inputs of each at a time:
+ * (tiles, n / 2, TILE, 2). */
+static void round_tiled(const float *x, int first, int end, int n, const Rounded *rounded)
 {
-    for (int r = 0; r < rows; r++)
+    for (int r = first; r < end; r++)
         for (int b = 0; b < n / BLOCK; b++) {
             int32_t pairs[BLOCK / 2];
             rounded->scales[(size_t)r * n / BLOCK + b] = round_block(x + (size_t)r * n + b * BLOCK, (int16_t *)pairs);
@@ -320,26 +321,12 @@ static void integer_group(const Linear *l, int first, const Rounded *x, int rows
 }
 #endif
 
-/* y (rows, out) = x (rows, in) @ weights'. `room` has as many bytes as rows + 1 of x: the inputs in 16 bits come first, the
- * last tile's missing rows included, their scales behind them. */
-static void integer_product(const Linear *l, const float *x, int rows, float *y, float *room, int threads)
+/* Where rounded inputs lie in `room`, which has as many bytes as rows + 1 of them: first those in 16 bits, the last tile's
+ * missing rows included, then their scales. */
+static inline Rounded rounded_in(float *room, int rows, int n)
 {
-    const int few = rows <= FEW_ROWS;
-    const int held = few ? rows : (rows + 7) / 8 * 8;
-    Rounded rounded = {(int16_t *)room, room + (size_t)held * l->in / 2};
-#if INTEGERS == 2
-    if (!few) {
-        round_tiled(x, rows, l->in, &rounded);
-#pragma omp parallel for num_threads(threads) if (threads > 1)
-        for (int o = 0; o < l->out; o += GROUP)
-            integer_group(l, o, &rounded, rows, y);
-        return;
-    }
-#endif
-    round_dealt(x, rows, l->in, &rounded);
-#pragma omp parallel for num_threads(threads) if (threads > 1)
-    for (int o = 0; o < l->out; o++)
-        integer_output(l, o, &rounded, rows, y);
+    const int held = rows <= FEW_ROWS ? rows : (rows + 7) / 8 * 8;
+    return (Rounded){(int16_t *)room, room + (size_t)held * n / 2};
 }
 #endif
 
@@ -400,39 +387,92 @@ static inline __attribute__((always_inline)) void bf16_outputs(
     }
 }
 
-static void bf16_product(const Linear *l, const float *x, int rows, float *y, float *room, int threads)
-{
-    uint16_t *halves = (uint16_t *)room;
-    split_inputs(x, (size_t)rows * l->in, halves);
-#pragma omp parallel for num_threads(threads) if (threads > 1)
-    for (int o = 0; o < l->out; o += TILE_OUTPUTS)
-        if (l->out - o >= TILE_OUTPUTS)
-            bf16_outputs(l, halves, rows, o, TILE_OUTPUTS, y);
-        else
-            bf16_outputs(l, halves, rows, o, 2, y);
-}
 #endif
 
 /* ---- the choice ------------------------------------------------------------------------------------------------- */
 
-/* y (rows, out) = x (rows, in) @ weights' by one of the above, or 0 where float32 is to do it: by `fast`, the processor and the
- * number of rows. `room` has as many bytes as rows + 1 of x. */
-static int fast_product(const Linear *l, const float *x, int rows, float *y, float *room, int threads)
+/* In which form a product takes its inputs; AS_IS and DEALT are those of float32. */
+enum { AS_IS, DEALT, INTEGERS_OF_FEW, INTEGERS_OF_MANY, HALVES };
+
+/* Chosen by `fast`, the processor and the number of rows. */
+static int form_of(const Linear *l, int rows)
 {
-    if (!l->fast)
-        return 0;
 #if INTEGERS
-    if (l->kind == NF4 && (rows <= FEW_ROWS || (INTEGERS == 2 && l->out % 16 == 0))) {
-        integer_product(l, x, rows, y, room, threads);
-        return 1;
-    }
+    if (l->fast && l->kind == NF4 && rows <= FEW_ROWS)
+        return INTEGERS_OF_FEW;
+#endif
+#if INTEGERS == 2
+    if (l->fast && l->kind == NF4 && l->out % GROUP == 0)
+        return INTEGERS_OF_MANY;
 #endif
 #if defined(__AVX512BF16__)
-    if (l->kind == BF16 && l->in % PAIRED == 0 && rows > TILE_ROWS) {
-        bf16_product(l, x, rows, y, room, threads);
-        return 1;
-    }
+    if (l->fast && l->kind == BF16 && l->in % PAIRED == 0 && rows > TILE_ROWS)
+        return HALVES;
 #endif
-    (void)x, (void)rows, (void)y, (void)room, (void)threads;
-    return 0;
+    (void)rows;
+    return l->kind == NF4 ? DEALT : AS_IS;
+}
+
+/* Bring the rows `first` up to `end` of x (rows, n) into such a form; `room` has as many bytes as rows + 1 of them. */
+static void prepare(int form, const float *x, int rows, int n, int first, int end, float *room)
+{
+    if (form == DEALT)
+        deal(x + (size_t)first * n, (size_t)(end - first) * n, room + (size_t)first * n);
+#if INTEGERS
+    const Rounded rounded = rounded_in(room, rows, n);
+    if (form == INTEGERS_OF_FEW)
+        round_dealt(x, first, end, n, &rounded);
+#endif
+#if INTEGERS == 2
+    if (form == INTEGERS_OF_MANY)
+        round_tiled(x, first, end, n, &rounded);
+#endif
+#if defined(__AVX512BF16__)
+    if (form == HALVES)
+        split_inputs(x + (size_t)first * n, (size_t)(end - first) * n, (uint16_t *)room + 2 * (size_t)first * n);
+#endif
+    (void)rows;
+}
+
+/* The outputs `first` up to `end` of all rows, from inputs that are prepared. */
+static void outputs(const Linear *l, int form, const float *x, float *room, int rows, int first, int end, float *y)
+{
+#if INTEGERS
+    const Rounded rounded = rounded_in(room, rows, l->in);
+#endif
+    if (form == DEALT)
+        x = room;
+    switch (form) {
+#if INTEGERS
+    case INTEGERS_OF_FEW:
+        for (int o = first; o < end; o++)
+            integer_output(l, o, &rounded, rows, y);
+        break;
+#endif
+#if INTEGERS == 2
+    case INTEGERS_OF_MANY:
+        for (int o = first; o < end; o += GROUP)
+            integer_group(l, o, &rounded, rows, y);
+        break;
+#endif
+#if defined(__AVX512BF16__)
+    case HALVES:
+        for (int o = first; o < end; o += TILE_OUTPUTS)
+            if (end - o >= TILE_OUTPUTS)
+                bf16_outputs(l, (const uint16_t *)room, rows, o, TILE_OUTPUTS, y);
+            else
+                bf16_outputs(l, (const uint16_t *)room, rows, o, 2, y);
+        break;
+#endif
+    default:
+        if (l->kind == NF4 && rows <= TILE_ROWS)
+            for (int o = first; o < end; o++)
+                one_output(l, o, x, rows, y);
+        else if (l->kind == BF16 && rows <= STREAMED_ROWS)
+            for (int o = first; o < end; o++)
+                bf16_output(l, o, x, rows, y);
+        else
+            for (int o = first; o < end; o += PANEL)
+                panel_outputs(l, x, rows, o, y);
+    }
 }

@@ -6,16 +6,13 @@
  * marked `fast` are multiplied as 16-bit integers where the processor has instructions for that (fast.h). Every row
  * brings its own LoRA adapter, or none. Python owns every buffer that is named here; nothing is allocated and nothing is kept.
  *
- * Reading order: Linear and its product, the small operations, attention, one layer, the step.
+ * Reading order: Linear and its product, adapters, the small operations, attention, the step; threads.h shares its phases.
  */
 #include <math.h>
 #include <stdint.h>
 #include <string.h>
-#if defined(_OPENMP)
-#include <omp.h>
-#else
-#define omp_get_thread_num() 0
-#endif
+
+#include "threads.h"
 
 /* Eight lanes at any address: AVX2's width. Compilers split them where the machine has less. */
 typedef float f8 __attribute__((vector_size(32), aligned(4), may_alias));
@@ -35,6 +32,8 @@ enum { F32, BF16, NF4 };
 enum { SILU, GELU_TANH };
 enum { Q, K, V, O, GATE, UP, DOWN, PROJECTIONS };
 enum { BLOCK = 64, TILE_ROWS = 4, PANEL = 8, PANEL_INPUTS = 512, MAX_WIDTH = 32768, HEADS_AT_ONCE = 3, STREAMED_ROWS = 16 };
+/* Outputs of a unit of products and of one of small operations; layers with one input; the largest rank of an adapter. */
+enum { UNIT = 16, STRIPE = 64, SHARED_INPUT = 3, MOST_RANKS = 256 };
 #if defined(__AVX512VL__)
 enum { TILE_OUTPUTS = 4, LANES = 8 }; /* 32 registers */
 #else
@@ -79,6 +78,8 @@ typedef struct {
     float *gate, *up;               /* intermediate */
     float *scores;                  /* heads / kv_heads * context */
     float *dealt;                   /* the widest input */
+    float *low;                     /* 3 * MOST_RANKS: x @ down of projections that share an input */
+    int32_t *groups;                /* 2 */
 } Workspace;
 
 static const float CODE[16] __attribute__((aligned(32))) = {
@@ -304,33 +305,65 @@ static void one_output(const Linear *l, int o, const float *dealt, int rows, flo
 
 #include "fast.h"
 
+/* Products of one input with the weights of up to three layers, in one form. A unit is UNIT outputs of all rows. */
+typedef struct {
+    const Linear *linears[SHARED_INPUT];
+    float *y[SHARED_INPUT]; /* (rows, out) */
+    const float *x;         /* (rows, in) */
+    float *room;
+    int count, form, rows, first_unit; /* units before that are not products */
+} Products;
+
+static inline int units_of(int out)
+{
+    return (out + UNIT - 1) / UNIT;
+}
+
+static void prepare_part(const void *work, int first, int end)
+{
+    const Products *p = work;
+    prepare(p->form, p->x, p->rows, p->linears[0]->in, first, end, p->room);
+}
+
+static void add_bias(const Linear *l, int rows, int first, int end, float *y)
+{
+    for (int r = 0; r < rows; r++)
+        for (int o = first; o < end; o++)
+            y[(size_t)r * l->out + o] += l->bias[o];
+}
+
+static void products_part(const void *work, int first, int end)
+{
+    const Products *p = work;
+    for (int i = 0; i < p->count; i++) {
+        const Linear *l = p->linears[i];
+        const int units = units_of(l->out), from = first > 0 ? first * UNIT : 0;
+        const int to = end < units ? end * UNIT : l->out;
+        if (from < to) {
+            outputs(l, p->form, p->x, p->room, p->rows, from, to, p->y[i]);
+            if (l->bias)
+                add_bias(l, p->rows, from, to, p->y[i]);
+        }
+        first -= units;
+        end -= units;
+    }
+}
+
+/* The same outside of a call. */
+static void linear(const Linear *l, const float *x, int rows, float *y, float *room)
+{
+    const Products p = {.linears = {l}, .y = {y}, .x = x, .room = room, .count = 1, .form = form_of(l, rows), .rows = rows};
+    if (p.form != AS_IS)
+        share(rows, prepare_part, &p);
+    share(units_of(l->out), products_part, &p);
+}
+
 /* y (rows, out) = x (rows, in) @ weights' + bias. `dealt` has room for rows + 1 of x. Widths divide by 64 (in) and 2 (out). */
 void strop_linear(const Linear *l, const float *x, int rows, float *y, float *dealt, int threads)
 {
-    const int done = fast_product(l, x, rows, y, dealt, threads);
-    if (l->kind == NF4 && !done) {
-        deal(x, (size_t)rows * l->in, dealt);
-        x = dealt;
-    }
-    if (done) {
-        /* only the bias is left */
-    } else if (l->kind == NF4 && rows <= TILE_ROWS) {
-#pragma omp parallel for num_threads(threads) if (threads > 1)
-        for (int o = 0; o < l->out; o++)
-            one_output(l, o, x, rows, y);
-    } else if (l->kind == BF16 && rows <= STREAMED_ROWS) {
-#pragma omp parallel for num_threads(threads) if (threads > 1)
-        for (int o = 0; o < l->out; o++)
-            bf16_output(l, o, x, rows, y);
-    } else {
-#pragma omp parallel for num_threads(threads) if (threads > 1)
-        for (int o = 0; o < l->out; o += PANEL)
-            panel_outputs(l, x, rows, o, y);
-    }
-    if (l->bias)
-        for (int r = 0; r < rows; r++)
-            for (int o = 0; o < l->out; o++)
-                y[(size_t)r * l->out + o] += l->bias[o];
+    begin_call(threads);
+    linear(l, x, rows, y, dealt);
+    end_call();
 }
 
 /* Which integer products there are: `Integers` of library.py. */
@@ -339,21 +372,22 @@ int32_t strop_integers(void)
     return INTEGERS;
 }
 
-/* Write the weights of `count` outputs from `first` on as float32, in their true order, for products of so many rows that
- * a matrix library wins. */
-void strop_unpack(const Linear *l, int first, int count, float *weights, int threads)
+typedef struct {
+    const Linear *linear;
+    float *weights;
+    int first;
+} Unpacking;
+
+static void unpack_part(const void *work, int first, int end)
 {
-#pragma omp parallel for num_threads(threads) if (threads > 1)
-    for (int o = first; o < first + count; o++) {
-        float *row = weights + (size_t)(o - first) * l->in;
-        if (l->kind != NF4) {
-            const float *values = unpacked(l, o, 0, l->in, row);
-            if (values != row)
-                memcpy(row, values, sizeof(float) * l->in);
-            continue;
-        }
-        unpacked(l, o, 0, l->in, row);
-        for (int block = 0; block < l->in; block += BLOCK) {
+    const Unpacking *u = work;
+    const Linear *l = u->linear;
+    for (int o = first; o < end; o++) {
+        float *row = u->weights + (size_t)o * l->in;
+        const float *values = unpacked(l, u->first + o, 0, l->in, row);
+        if (values != row)
+            memcpy(row, values, sizeof(float) * l->in);
+        for (int block = 0; l->kind == NF4 && block < l->in; block += BLOCK) {
             float dealt[BLOCK];
             memcpy(dealt, row + block, sizeof dealt);
             deal(dealt, BLOCK, row + block); /* a transposition undoes itself */
@@ -361,94 +395,103 @@ void strop_unpack(const Linear *l, int first, int count, float *weights, int thr
     }
 }
 
-/* Add an adapter's update to up to four rows, eight or sixteen of its ranks at a time. */
-static inline __attribute__((always_inline)) void lora_tile(
-    const Lora *lora, const float *const *x, int in, float *const *y, int out, int first, int registers, int rows)
+/* Write the weights of `count` outputs from `first` on as float32, in their true order, for products of so many rows that
+ * a matrix library wins. */
+void strop_unpack(const Linear *l, int first, int count, float *weights, int threads)
+{
+    const Unpacking unpacking = {l, weights, first};
+    begin_call(threads);
+    share(count, unpack_part, &unpacking);
+    end_call();
+}
+
+/* ---- adapters -------------------------------------------------------------------------------------------------- */
+
+/* Neighbours with the same adapter, up to four, so that it is read once for them. */
+typedef struct {
+    int32_t first, count;
+} Group;
+
+/* low (rows, MOST_RANKS) = x (rows, in) @ down for up to four rows, eight or sixteen ranks at a time. */
+static inline __attribute__((always_inline)) void low_tile(
+    const Lora *lora, const float *x, int in, float *low, int first, int registers, int rows)
 {
     const int rank = lora->rank;
-    f8 low[TILE_ROWS][2];
+    f8 sums[TILE_ROWS][2];
     for (int r = 0; r < rows; r++)
         for (int part = 0; part < registers; part++)
-            low[r][part] = (f8){0};
+            sums[r][part] = (f8){0};
     for (int i = 0; i < in; i++)
         for (int part = 0; part < registers; part++) {
             const f8 down = LOAD(f8, lora->down + (size_t)i * rank + first + 8 * part);
             for (int r = 0; r < rows; r++)
-                low[r][part] += x[r][i] * down;
+                sums[r][part] += x[(size_t)r * in + i] * down;
         }
-    for (int o = 0; o < out; o += 8) {
+    for (int r = 0; r < rows; r++)
+        for (int part = 0; part < registers; part++)
+            STORE(low + (size_t)r * MOST_RANKS + first + 8 * part, sums[r][part]);
+}
+
+/* y (rows, out) += low @ up, the outputs `from` up to `to`. */
+static inline __attribute__((always_inline)) void up_tile(
+    const Lora *lora, const float *low, float *y, int out, int from, int to, int first, int registers, int rows)
+{
+    for (int o = from; o < to; o += 8) {
         f8 sums[TILE_ROWS];
         for (int r = 0; r < rows; r++)
-            sums[r] = LOAD(f8, y[r] + o);
-        for (int k = 0; k < 8 * registers; k++) {
-            const f8 up = LOAD(f8, lora->up + (size_t)(first + k) * out + o);
+            sums[r] = LOAD(f8, y + (size_t)r * out + o);
+        for (int k = first; k < first + 8 * registers; k++) {
+            const f8 up = LOAD(f8, lora->up + (size_t)k * out + o);
             for (int r = 0; r < rows; r++)
-                sums[r] += low[r][k / 8][k % 8] * up;
+                sums[r] += low[(size_t)r * MOST_RANKS + k] * up;
         }
         for (int r = 0; r < rows; r++)
-            STORE(y[r] + o, sums[r]);
+            STORE(y + (size_t)r * out + o, sums[r]);
     }
 }
 
-/* The same for any rank and width. */
-static void lora_row(const Lora *lora, const float *x, int in, float *y, int out)
+/* Whether eight ranks and eight outputs at a time come out even. */
+static inline int in_eights(const Lora *lora, int out)
 {
-    float low[256] = {0}; /* the largest rank that an adapter may have */
-    for (int i = 0; i < in; i++)
-        for (int r = 0; r < lora->rank; r++)
-            low[r] += x[i] * lora->down[(size_t)i * lora->rank + r];
-    for (int r = 0; r < lora->rank; r++)
-        for (int o = 0; o < out; o++)
-            y[o] += low[r] * lora->up[(size_t)r * out + o];
+    return lora->rank % 8 == 0 && out % 8 == 0;
 }
 
-static void add_lora(const Lora *lora, const float *const *x, int in, float *const *y, int out, int rows)
+/* A tile by its number of rows, with 16 ranks at a time while there are as many. */
+#define TILES(tile, ...) \
+    for (int first = 0; first < lora->rank; first += 16) { \
+        const int whole = lora->rank - first >= 16; \
+        switch (rows) { \
+        case 1: whole ? tile(__VA_ARGS__, first, 2, 1) : tile(__VA_ARGS__, first, 1, 1); break; \
+        case 2: whole ? tile(__VA_ARGS__, first, 2, 2) : tile(__VA_ARGS__, first, 1, 2); break; \
+        case 3: whole ? tile(__VA_ARGS__, first, 2, 3) : tile(__VA_ARGS__, first, 1, 3); break; \
+        default: whole ? tile(__VA_ARGS__, first, 2, TILE_ROWS) : tile(__VA_ARGS__, first, 1, TILE_ROWS); \
+        } \
+    }
+
+static void lower(const Lora *lora, const float *x, int in, int out, int rows, float *low)
 {
-    if (lora->rank % 8 || out % 8) {
-        for (int r = 0; r < rows; r++)
-            lora_row(lora, x[r], in, y[r], out);
+    if (in_eights(lora, out)) {
+        TILES(low_tile, lora, x, in, low)
         return;
     }
-    for (int first = 0; first < lora->rank; first += 16) {
-        const int whole = lora->rank - first >= 16;
-#define ROWS(count) \
-    case count: \
-        if (whole) \
-            lora_tile(lora, x, in, y, out, first, 2, count); \
-        else \
-            lora_tile(lora, x, in, y, out, first, 1, count); \
-        break
-        switch (rows) {
-            ROWS(1);
-            ROWS(2);
-            ROWS(3);
-            ROWS(4);
-        }
-#undef ROWS
+    for (int r = 0; r < rows; r++, x += in, low += MOST_RANKS) {
+        memset(low, 0, sizeof(float) * lora->rank);
+        for (int i = 0; i < in; i++)
+            for (int k = 0; k < lora->rank; k++)
+                low[k] += x[i] * lora->down[(size_t)i * lora->rank + k];
     }
 }
 
-/* A projection of every row, each with its own adapter. */
-static void project(
-    const Model *m, int layer, int which, const Lora *const *adapters, const float *x, int rows, float *y,
-    Workspace *work)
+static void add_low(const Lora *lora, const float *low, int out, int from, int to, int rows, float *y)
 {
-    const Linear *l = &m->layers[layer].projections[which];
-    strop_linear(l, x, rows, y, work->dealt, m->threads);
-    /* Neighbours with the same adapter go together, so that it is read once for them. */
-    for (int r = 0; r < rows;) {
-        const Lora *first = adapters[r];
-        const float *inputs[TILE_ROWS];
-        float *outputs[TILE_ROWS];
-        int count = 0;
-        for (; r < rows && count < TILE_ROWS && adapters[r] == first; r++, count++) {
-            inputs[count] = x + (size_t)r * l->in;
-            outputs[count] = y + (size_t)r * l->out;
-        }
-        const Lora *lora = first ? first + layer * PROJECTIONS + which : NULL;
-        if (lora && lora->rank)
-            add_lora(lora, inputs, l->in, outputs, l->out, count);
+    if (in_eights(lora, out)) {
+        TILES(up_tile, lora, low, y, out, from, to)
+        return;
     }
+    for (int r = 0; r < rows; r++, low += MOST_RANKS, y += out)
+        for (int k = 0; k < lora->rank; k++)
+            for (int o = from; o < to; o++)
+                y[o] += low[k] * lora->up[(size_t)k * out + o];
 }
 
 /* ---- small operations ------------------------------------------------------------------------------------------ */
@@ -482,18 +525,12 @@ static void rms_norm(const float *x, const float *weight, int count, float eps, 
         STORE(y + i, LOAD(f8, x + i) * scale * LOAD(f8, weight + i));
 }
 
-static void norm_rows(const Model *m, const float *x, const float *weight, int rows, float *y)
-{
-    for (int r = 0; r < rows; r++)
-        rms_norm(x + (size_t)r * m->hidden, weight, m->hidden, m->eps, y + (size_t)r * m->hidden);
-}
-
-/* x += scale * norm(y); without a norm x += scale * y. */
-static void add_residual(const Model *m, float *x, float *y, const float *norm, int rows)
+/* x += scale * norm(y), one row; without a norm x += scale * y. */
+static void add_residual(const Model *m, float *x, float *y, const float *norm)
 {
     if (norm)
-        norm_rows(m, y, norm, rows, y);
-    for (int i = 0; i < rows * m->hidden; i++)
+        rms_norm(y, norm, m->hidden, m->eps, y);
+    for (int i = 0; i < m->hidden; i++)
         x[i] += m->residual_scale * y[i];
 }
 
@@ -507,16 +544,13 @@ static void rotate(float *head, const float *cosines, const float *sines, int di
     }
 }
 
-static void place_heads(const Model *m, const Layer *layer, float *heads, int count, const float *norm, int position)
+static void place_head(const Model *m, const Layer *layer, float *head, const float *norm, int position)
 {
     const size_t row = (size_t)position * m->head_dim;
-    for (int h = 0; h < count; h++) {
-        float *head = heads + (size_t)h * m->head_dim;
-        if (norm)
-            rms_norm(head, norm, m->head_dim, m->eps, head);
-        if (layer->cosines)
-            rotate(head, layer->cosines + row, layer->sines + row, m->head_dim);
-    }
+    if (norm)
+        rms_norm(head, norm, m->head_dim, m->eps, head);
+    if (layer->cosines)
+        rotate(head, layer->cosines + row, layer->sines + row, m->head_dim);
 }
 
 /* gate = activation(gate) * up */
@@ -669,59 +703,271 @@ static void attend(
     }
 }
 
-static void attend_rows(
-    const Model *m, const Layer *layer, const int32_t *cache_rows, const int32_t *positions, int rows,
-    Workspace *work)
+/* ---- the step -------------------------------------------------------------------------------------------------- */
+
+/* A step and the phase that it is in. */
+typedef struct {
+    const Model *m;
+    Workspace *work;
+    const int32_t *tokens, *positions, *cache_rows;
+    const Lora *const *adapters;
+    int rows, groups, adapted; /* adapted: whether any row has an adapter */
+    int layer;
+    int which, place;      /* the first of the projections in `products`, and its place among those of this input */
+    int skipped;           /* rows before those of `products` */
+    const float *norm;     /* of this input */
+    int residual;          /* whether `mixed` is still to be added, */
+    const float *residual_norm; /* and its norm */
+    Products products;
+} Step;
+
+static inline Group group_of(const Step *s, int index)
 {
-    const int dim = m->head_dim, group = m->heads / m->kv_heads;
-    /* First all new keys: a prompt's later tokens see the earlier ones. */
-    for (int unit = 0; unit < rows * m->kv_heads; unit++) {
-        const int r = unit / m->kv_heads, head = unit % m->kv_heads;
-        const size_t place = (((size_t)cache_rows[r] * m->kv_heads + head) * m->context + positions[r]) * dim;
-        memcpy(layer->keys + place, work->k + (size_t)unit * dim, sizeof(float) * dim);
-        memcpy(layer->values + place, work->v + (size_t)unit * dim, sizeof(float) * dim);
-    }
-    /* Head by head, so that a prompt's keys stay in the cache. */
-#pragma omp parallel for num_threads(m->threads) if (m->threads > 1)
-    for (int unit = 0; unit < rows * m->kv_heads; unit++) {
-        const int r = unit % rows, head = unit / rows, position = positions[r];
-        const size_t cache = ((size_t)cache_rows[r] * m->kv_heads + head) * m->context * dim;
-        const int hidden_by_window = layer->window ? position + 1 - layer->window : 0;
-        const size_t query = ((size_t)r * m->heads + (size_t)head * group);
-        attend(
-            m, work->q + query * dim, layer->keys + cache, layer->values + cache,
-            hidden_by_window > 0 ? hidden_by_window : 0, position,
-            work->scores + (size_t)omp_get_thread_num() * group * m->context, work->attended + query * dim);
+    return ((const Group *)s->work->groups)[index];
+}
+
+static void find_groups(Step *s)
+{
+    Group *groups = (Group *)s->work->groups;
+    for (int r = 0, next; r < s->rows; r = next) {
+        for (next = r + 1; next < s->rows && next - r < TILE_ROWS && s->adapters[next] == s->adapters[r];)
+            next++;
+        groups[s->groups++] = (Group){r, next - r};
+        s->adapted |= s->adapters[r] != NULL;
     }
 }
 
-/* ---- the step -------------------------------------------------------------------------------------------------- */
-
-static void run_layer(
-    const Model *m, int index, const int32_t *cache_rows, const int32_t *positions,
-    const Lora *const *adapters, int rows, Workspace *work)
+/* The update of a projection for a group's rows, or NULL. */
+static inline const Lora *lora_of(const Step *s, Group group, int which)
 {
-    const Layer *layer = &m->layers[index];
-    norm_rows(m, work->x, layer->attention_in, rows, work->normed);
-    project(m, index, Q, adapters, work->normed, rows, work->q, work);
-    project(m, index, K, adapters, work->normed, rows, work->k, work);
-    project(m, index, V, adapters, work->normed, rows, work->v, work);
-    for (int r = 0; r < rows; r++) {
-        float *q = work->q + (size_t)r * m->heads * m->head_dim;
-        place_heads(m, layer, q, m->heads, layer->q_norm, positions[r]);
-        float *k = work->k + (size_t)r * m->kv_heads * m->head_dim;
-        place_heads(m, layer, k, m->kv_heads, layer->k_norm, positions[r]);
-    }
-    attend_rows(m, layer, cache_rows, positions, rows, work);
-    project(m, index, O, adapters, work->attended, rows, work->mixed, work);
-    add_residual(m, work->x, work->mixed, layer->attention_out, rows);
+    const Lora *adapter = s->adapters[group.first];
+    const Lora *lora = adapter ? adapter + s->layer * PROJECTIONS + which : NULL;
+    return lora && lora->rank ? lora : NULL;
+}
 
-    norm_rows(m, work->x, layer->mlp_in, rows, work->normed);
-    project(m, index, GATE, adapters, work->normed, rows, work->gate, work);
-    project(m, index, UP, adapters, work->normed, rows, work->up, work);
-    gated(work->gate, work->up, rows * m->intermediate, m->activation);
-    project(m, index, DOWN, adapters, work->gate, rows, work->mixed, work);
-    add_residual(m, work->x, work->mixed, layer->mlp_out, rows);
+static inline float *low_of(const Step *s, int place, Group group)
+{
+    return s->work->low + ((size_t)place * s->rows + group.first) * MOST_RANKS;
+}
+
+/* Add the update of projection `which`, the one at `place` of its input, to some outputs of a group's rows. */
+static void add_update(const Step *s, int which, int place, Group group, int from, int to, float *y)
+{
+    const Lora *lora = lora_of(s, group, which);
+    const int out = s->m->layers[s->layer].projections[which].out;
+    if (lora)
+        add_low(lora, low_of(s, place, group), out, from, to, group.count, y + (size_t)group.first * out);
+}
+
+/* Rows. */
+static void embed_part(const void *work, int first, int end)
+{
+    const Step *s = work;
+    const Model *m = s->m;
+    for (int r = first; r < end; r++) {
+        float *x = s->work->x + (size_t)r * m->hidden;
+        const float *row = unpacked(&m->embedding, s->tokens[r], 0, m->hidden, x);
+        for (int i = 0; i < m->hidden; i++)
+            x[i] = row[i] * m->embedding_scale;
+    }
+}
+
+/* Rows: what the last block wrote is added, and the next block's input made of it. */
+static void normed_part(const void *work, int first, int end)
+{
+    const Step *s = work;
+    const Model *m = s->m;
+    for (int r = first; r < end; r++) {
+        const size_t row = (size_t)(s->skipped + r) * m->hidden;
+        if (s->residual)
+            add_residual(m, s->work->x + row, s->work->mixed + row, s->residual_norm);
+        rms_norm(s->work->x + row, s->norm, m->hidden, m->eps, s->work->normed + (size_t)r * m->hidden);
+    }
+    prepare_part(&s->products, first, end);
+}
+
+static void input_part(const void *work, int first, int end)
+{
+    prepare_part(&((const Step *)work)->products, first, end);
+}
+
+/* First a group's x @ down of each projection, then the products. */
+static void project_part(const void *work, int first, int end)
+{
+    const Step *s = work;
+    const Products *p = &s->products;
+    const int lows = s->adapted ? s->groups * p->count : 0;
+    for (int unit = first; unit < end && unit < lows; unit++) {
+        const int i = unit / s->groups;
+        const Group group = group_of(s, unit % s->groups);
+        const Linear *l = p->linears[i];
+        const Lora *lora = lora_of(s, group, s->which + i);
+        if (lora)
+            lower(
+                lora, p->x + (size_t)group.first * l->in, l->in, l->out, group.count, low_of(s, s->place + i, group));
+    }
+    products_part(p, first - lows, end - lows);
+}
+
+/* Projections of one input, from `which` on, without what their updates add. `input` is how its rows come about. */
+static void project(Step *s, Part input, int which, int count, const float *x, float *const *y)
+{
+    const Linear *linears = s->m->layers[s->layer].projections;
+    for (int place = 0; place < count; input = input_part) {
+        Products p = {.x = x, .room = s->work->dealt, .form = form_of(&linears[which], s->rows), .rows = s->rows};
+        int units = 0;
+        s->which = which, s->place = place;
+        for (; place < count && form_of(&linears[which], s->rows) == p.form; which++, place++, p.count++) {
+            p.linears[p.count] = &linears[which];
+            p.y[p.count] = y[place];
+            units += units_of(linears[which].out);
+        }
+        s->products = p;
+        if (input != input_part || p.form != AS_IS)
+            share(s->rows, input, s);
+        share(units + (s->adapted ? s->groups * p.count : 0), project_part, s);
+    }
+}
+
+/* A group's query, key or value heads: updates, norms, rotary embedding; new keys and values go to the cache. */
+static void heads_part(const void *work, int first, int end)
+{
+    const Step *s = work;
+    const Model *m = s->m;
+    const Layer *layer = &m->layers[s->layer];
+    const int dim = m->head_dim, all = m->heads + 2 * m->kv_heads;
+    for (int unit = first; unit < end; unit++) {
+        const Group group = group_of(s, unit / all);
+        int head = unit % all, which = Q, heads = m->heads;
+        for (; head >= heads; heads = m->kv_heads, which++)
+            head -= heads;
+        float *y = which == Q ? s->work->q : which == K ? s->work->k : s->work->v;
+        add_update(s, which, which - Q, group, head * dim, (head + 1) * dim, y);
+        for (int r = group.first; r < group.first + group.count; r++) {
+            float *values = y + ((size_t)r * heads + head) * dim;
+            if (which != V)
+                place_head(m, layer, values, which == Q ? layer->q_norm : layer->k_norm, s->positions[r]);
+            if (which == Q)
+                continue;
+            const size_t row = (size_t)s->cache_rows[r] * m->kv_heads + head;
+            float *cache = which == K ? layer->keys : layer->values;
+            memcpy(cache + (row * m->context + s->positions[r]) * dim, values, sizeof(float) * dim);
+        }
+    }
+}
+
+/* Key heads of all rows; head by head, so that a prompt's keys stay in the processor's cache. */
+static void attend_part(const void *work, int first, int end)
+{
+    const Step *s = work;
+    const Model *m = s->m;
+    const Layer *layer = &m->layers[s->layer];
+    const int dim = m->head_dim, group = m->heads / m->kv_heads;
+    for (int unit = first; unit < end; unit++) {
+        const int r = unit % s->rows, head = unit / s->rows, position = s->positions[r];
+        const size_t cache = ((size_t)s->cache_rows[r] * m->kv_heads + head) * m->context * dim;
+        const int hidden_by_window = layer->window ? position + 1 - layer->window : 0;
+        const size_t query = ((size_t)r * m->heads + (size_t)head * group);
+        attend(
+            m, s->work->q + query * dim, layer->keys + cache, layer->values + cache,
+            hidden_by_window > 0 ? hidden_by_window : 0, position,
+            s->work->scores + (size_t)sharer * group * m->context, s->work->attended + query * dim);
+    }
+}
+
+/* How many STRIPEs of outputs there are, of which each group is a unit. */
+static inline int stripes_of(int out)
+{
+    return (out + STRIPE - 1) / STRIPE;
+}
+
+/* Stripes: the update of the projection that writes `mixed`. */
+static void mixed_part(const void *work, int first, int end)
+{
+    const Step *s = work;
+    const int out = s->m->hidden, stripes = stripes_of(out);
+    for (int unit = first; unit < end; unit++) {
+        const int from = unit % stripes * STRIPE, to = out - from < STRIPE ? out : from + STRIPE;
+        add_update(s, s->which, 0, group_of(s, unit / stripes), from, to, s->work->mixed);
+    }
+}
+
+/* Stripes: the updates of gate and up, and gate = activation(gate) * up. */
+static void gate_part(const void *work, int first, int end)
+{
+    const Step *s = work;
+    const int out = s->m->intermediate, stripes = stripes_of(out);
+    for (int unit = first; unit < end; unit++) {
+        const Group group = group_of(s, unit / stripes);
+        const int from = unit % stripes * STRIPE, to = out - from < STRIPE ? out : from + STRIPE;
+        add_update(s, GATE, 0, group, from, to, s->work->gate);
+        add_update(s, UP, 1, group, from, to, s->work->up);
+        for (int r = group.first; r < group.first + group.count; r++) {
+            const size_t at = (size_t)r * out + from;
+            gated(s->work->gate + at, s->work->up + at, to - from, s->m->activation);
+        }
+    }
+}
+
+/* The next input of a block is norm(x), once `mixed` is added to x. */
+static void project_normed(Step *s, const float *norm, int which, int count, float *const *y)
+{
+    s->norm = norm;
+    project(s, normed_part, which, count, s->work->normed, y);
+}
+
+/* Write `mixed`, which is added to x with the next norm. */
+static void project_mixed(Step *s, int which, const float *x, const float *norm)
+{
+    project(s, input_part, which, 1, x, &s->work->mixed);
+    if (s->adapted)
+        share(s->groups * stripes_of(s->m->hidden), mixed_part, s);
+    s->residual = 1;
+    s->residual_norm = norm;
+}
+
+static void run_layer(Step *s)
+{
+    const Model *m = s->m;
+    const Layer *layer = &m->layers[s->layer];
+    Workspace *work = s->work;
+    project_normed(s, layer->attention_in, Q, 3, (float *[]){work->q, work->k, work->v});
+    /* First all new keys: a prompt's later tokens see the earlier ones. */
+    share(s->groups * (m->heads + 2 * m->kv_heads), heads_part, s);
+    share(s->rows * m->kv_heads, attend_part, s);
+    project_mixed(s, O, work->attended, layer->attention_out);
+    project_normed(s, layer->mlp_in, GATE, 2, (float *[]){work->gate, work->up});
+    share(s->groups * stripes_of(m->intermediate), gate_part, s);
+    project_mixed(s, DOWN, work->gate, layer->mlp_out);
+}
+
+typedef struct {
+    const Model *m;
+    float *logits;
+    size_t count;
+} Logits;
+
+static void logits_part(const void *work, int first, int end)
+{
+    const Logits *l = work;
+    for (size_t i = (size_t)first * STRIPE; i < (size_t)end * STRIPE && i < l->count; i++)
+        l->logits[i] = cap(l->logits[i] * l->m->logit_scale, l->m->logit_cap);
+}
+
+static void run_head(Step *s, int keep, float *logits)
+{
+    const Model *m = s->m;
+    const Linear *head = &m->head;
+    s->norm = m->final_norm;
+    s->skipped = s->rows - keep;
+    s->products = (Products){
+        .linears = {head}, .y = {logits}, .x = s->work->normed, .room = s->work->dealt, .count = 1,
+        .form = form_of(head, keep), .rows = keep};
+    share(keep, normed_part, s);
+    share(units_of(head->out), products_part, &s->products);
+    const Logits scaled = {m, logits, (size_t)keep * head->out};
+    if (m->logit_scale != 1.0f || m->logit_cap > 0)
+        share((int)((scaled.count + STRIPE - 1) / STRIPE), logits_part, &scaled);
 }
 
 /* Run one token for each of `rows` rows and write the last `keep` rows' logits (keep, vocabulary).
@@ -732,17 +978,15 @@ void strop_decode(
     const Model *m, const int32_t *tokens, const int32_t *positions, const int32_t *cache_rows,
     const Lora *const *adapters, int rows, int keep, Workspace *work, float *logits)
 {
-    for (int r = 0; r < rows; r++) {
-        float *x = work->x + (size_t)r * m->hidden;
-        const float *row = unpacked(&m->embedding, tokens[r], 0, m->hidden, x);
-        for (int i = 0; i < m->hidden; i++)
-            x[i] = row[i] * m->embedding_scale;
-    }
-    for (int layer = 0; layer < m->layer_count; layer++)
-        run_layer(m, layer, cache_rows, positions, adapters, rows, work);
-    norm_rows(m, work->x + (size_t)(rows - keep) * m->hidden, m->final_norm, keep, work->normed);
-    strop_linear(&m->head, work->normed, keep, logits, work->dealt, m->threads);
-    if (m->logit_scale != 1.0f || m->logit_cap > 0)
-        for (size_t i = 0; i < (size_t)keep * m->head.out; i++)
-            logits[i] = cap(logits[i] * m->logit_scale, m->logit_cap);
+    Step step = {
+        .m = m, .work = work, .tokens = tokens, .positions = positions, .cache_rows = cache_rows, .adapters = adapters,
+        .rows = rows};
+    find_groups(&step);
+    begin_call(m->threads);
+    share(rows, embed_part, &step);
+    for (; step.layer < m->layer_count; step.layer++)
+        run_layer(&step);
+    if (keep)
+        run_head(&step, keep, logits);
+    end_call();
 }

@@ -34,10 +34,9 @@ COMPILE_TIMEOUT_S = 120.0
 # and its tuning for AMD's processors, which takes fused multiplications apart, another third.
 OPTIMISE = ("-O3", "-fno-tree-slp-vectorize")
 FLAGS = (
-    (*OPTIMISE, "-march=native", "-mtune=generic", "-fopenmp"),
-    (*OPTIMISE, "-mcpu=native", "-fopenmp"),
-    (*OPTIMISE, "-march=native"),
-    ("-O3",),
+    (*OPTIMISE, "-march=native", "-mtune=generic", "-pthread"),
+    (*OPTIMISE, "-mcpu=native", "-pthread"),
+    ("-O3", "-pthread"),
 )
 
 
@@ -119,7 +118,21 @@ class Model(Structure):
     )
 
 
-WORKSPACE = ("x", "normed", "mixed", "q", "attended", "k", "v", "gate", "up", "scores", "dealt")
+WORKSPACE = (
+    "x",
+    "normed",
+    "mixed",
+    "q",
+    "attended",
+    "k",
+    "v",
+    "gate",
+    "up",
+    "scores",
+    "dealt",
+    "low",
+    "groups",
+)
 
 
 class Workspace(Structure):

@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM, GraniteConfig, LlamaConfig, Phi3C
 from bot.serving.engine.engine import Engine, EngineOptions
 from bot.serving.engine.kv_cache import CausalMasks, RowCache
 from bot.serving.engine.lora import Adapter, RowPlan, wrap_linears
-from bot.serving.engine.native_decoder import ARCHITECTURES, Decoder, UnsupportedModelError, fastest_threads
+from bot.serving.engine.native_decoder import ARCHITECTURES, Decoder, UnsupportedModelError
 from bot.serving.model.loading import LoadedBase, load_base
 from bot.serving.model.quantize import prepare_base
 from bot.serving.native import library
@@ -179,7 +179,7 @@ def kernels(request: pytest.FixtureRequest) -> Iterator[library.Library]:
         if request.param != "native":
             if platform.machine() != "x86_64":
                 pytest.skip("another processor")
-            patch.setattr(library, "FLAGS", ((*library.OPTIMISE, f"-march={request.param}", "-fopenmp"),))
+            patch.setattr(library, "FLAGS", ((*library.OPTIMISE, f"-march={request.param}", "-pthread"),))
         library.load_library.cache_clear()
         loaded = library.load_library()
         assert loaded is not None
@@ -298,18 +298,6 @@ def test_kernels_that_disagree_with_the_model_do_not_serve(
     monkeypatch.setattr(Decoder, "step", lambda *args: right(*args) + 0.5)
     engine = Engine(base, EngineOptions(context_tokens=128, slots=2))
     assert engine.runner.decoder is None
-
-
-def test_the_number_of_threads_is_measured(base: LoadedBase, monkeypatch: pytest.MonkeyPatch) -> None:
-    decoder = Decoder(base.model, Reference(base.model).cache)
-    # Two threads are twice as fast as one, four no faster than two.
-    seconds = {1: 1.0, 2: 0.5, 4: 0.49}
-    monkeypatch.setattr(
-        "bot.serving.engine.native_decoder._step_seconds", lambda _, threads: seconds[threads]
-    )
-    assert fastest_threads(decoder, 4) == 2
-    monkeypatch.undo()
-    assert fastest_threads(decoder, 1) == 1
 
 
 FAMILIES: dict[str, Any] = {

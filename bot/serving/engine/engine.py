@@ -183,7 +183,7 @@ class Engine:
 
     def _run(self) -> None:
         # OpenMP keeps the thread count per thread: it must be set on this one.
-        torch.set_num_threads(self.runner.threads)
+        torch.set_num_threads(self.runner.torch_threads)
         with torch.inference_mode():
             while self._wait_for_work():
                 started = time.perf_counter()

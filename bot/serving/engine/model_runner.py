@@ -61,12 +61,21 @@ class ModelRunner:
         self._masks = CausalMasks(base.model.config)
         self.cache = RowCache(base.model.config, slots, context_tokens, self._dtype, self._device)
         self.threads = threads or usable_cores()
+        self.decoder: Decoder | GpuDecoder | None = None
         self.decoder = self._checked(self._gpu_decoder if for_gpu else self._native_decoder)
         if isinstance(self.decoder, Decoder):
             if threads:
                 self.decoder.threads = threads
             else:
                 self.threads = self.decoder.choose_threads(usable_cores())
+
+    @property
+    def torch_threads(self) -> int:
+        """How many threads torch should have outside of the model's modules.
+
+        One beside the kernels: torch's threads would wait for cores on which the kernels' look for work.
+        """
+        return 1 if isinstance(self.decoder, Decoder) else self.threads
 
     def read(
         self, tokens: Sequence[int], cached: int, row: int, adapter: Adapter | None, keep: int
@@ -128,6 +137,20 @@ class ModelRunner:
         keep: int,
     ) -> torch.Tensor:
         """Run the model's modules on each row's next tokens; return logits (B, keep, V)."""
+        torch.set_num_threads(self.threads)
+        try:
+            return self._forward(tokens, cached, rows, adapters, keep)
+        finally:
+            torch.set_num_threads(self.torch_threads)
+
+    def _forward(
+        self,
+        tokens: Sequence[Sequence[int]],
+        cached: Sequence[int],
+        rows: Sequence[int],
+        adapters: Sequence[Adapter | None],
+        keep: int,
+    ) -> torch.Tensor:
         ids = torch.tensor(tokens, device=self._device)
         starts = torch.tensor(cached, device=self._device)
         positions = starts[:, None] + torch.arange(ids.shape[1], device=self._device)

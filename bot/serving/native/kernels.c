@@ -8,6 +8,7 @@
  *
  * Reading order: Linear and its product, adapters, the small operations, attention, the step; threads.h shares its phases.
  */
+#define _GNU_SOURCE /* the processors of a thread */
 #include <math.h>
 #include <stdint.h>
 #include <string.h>

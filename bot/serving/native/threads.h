@@ -1,9 +1,9 @@
 /* Threads that share the work of a call.
  *
  * A call is a row of phases, some microseconds each, too short to put a thread to sleep and wake it in between. So helpers
- * sleep between calls and look for work all through one. Whoever is free takes the next units of a phase, fewer the
- * fewer are left. Nobody waits for a thread, only for units that one has taken: a helper that the system doesn't run takes
- * none, and the caller does all the work itself.
+ * look for work all through a call, and sleep once there has been none for a while. Whoever is free takes the next units of
+ * a phase, fewer the fewer are left. Nobody waits for a thread, only for units that one has taken: a helper that the system
+ * doesn't run takes none, and the caller does all the work itself.
  *
  * Which thread does a unit never changes its result.
  */
@@ -11,8 +11,11 @@
 #include <sched.h>
 #include <signal.h>
 #include <stdatomic.h>
+#include <time.h>
 
-enum { MOST_THREADS = 256, LOOKS = 2000 };
+/* Whoever looks for work offers its core to others after so many looks. Helpers go to sleep so long after a call that the
+ * next token's comes before. */
+enum { MOST_THREADS = 256, LOOKS = 2000, LINGER_US = 2000 };
 
 /* Units `first` up to `end` of a phase. */
 typedef void (*Part)(const void *work, int first, int end);
@@ -22,6 +25,8 @@ static struct {
     pthread_cond_t called;
     atomic_flag taken;      /* by the thread whose call is running */
     int started, registered; /* helpers that there are; whether `forget_helpers` is */
+    pthread_t helpers[MOST_THREADS];
+    int core; /* on which no helper may run, or -1 */
     atomic_int asleep, wanted;
     atomic_uint calls; /* odd while one runs */
     const void *work;
@@ -30,7 +35,7 @@ static struct {
     uint32_t phase;
     _Alignas(64) _Atomic uint64_t open; /* the phase's number and how many of its units nobody has taken */
     _Alignas(64) atomic_int done;
-} pool = {.lock = PTHREAD_MUTEX_INITIALIZER, .called = PTHREAD_COND_INITIALIZER, .taken = ATOMIC_FLAG_INIT};
+} pool = {.lock = PTHREAD_MUTEX_INITIALIZER, .called = PTHREAD_COND_INITIALIZER, .taken = ATOMIC_FLAG_INIT, .core = -1};
 
 /* How many share this thread's call, 0 outside of one; and which of them this one is. */
 static _Thread_local int sharers, sharer;
@@ -66,22 +71,44 @@ static int work_along(void)
     return any;
 }
 
+static inline int called(void)
+{
+    return (atomic_load(&pool.calls) & 1) && sharer <= atomic_load(&pool.wanted);
+}
+
+/* Look out for the next call; returns whether there is one. */
+static int linger(void)
+{
+    struct timespec now;
+    int64_t until = 0;
+    for (int looks = 0; !called(); look_again(&looks)) {
+        if (looks % LOOKS)
+            continue;
+        clock_gettime(CLOCK_MONOTONIC, &now);
+        const int64_t us = (int64_t)now.tv_sec * 1000000 + now.tv_nsec / 1000;
+        if (until && us > until)
+            return 0;
+        until = until ? until : us + LINGER_US;
+    }
+    return 1;
+}
+
 static void *help(void *number)
 {
     sharer = (int)(intptr_t)number;
-    pthread_mutex_lock(&pool.lock);
     for (;;) {
-        while (!(atomic_load(&pool.calls) & 1) || sharer > atomic_load(&pool.wanted)) {
+        pthread_mutex_lock(&pool.lock);
+        while (!called()) {
             atomic_fetch_add(&pool.asleep, 1);
             pthread_cond_wait(&pool.called, &pool.lock);
             atomic_fetch_sub(&pool.asleep, 1);
         }
         pthread_mutex_unlock(&pool.lock);
-        int looks = 0;
-        while ((atomic_load(&pool.calls) & 1) && sharer <= atomic_load(&pool.wanted))
-            if (!work_along())
-                look_again(&looks);
-        pthread_mutex_lock(&pool.lock);
+        do
+            for (int looks = 0; called();)
+                if (!work_along())
+                    look_again(&looks);
+        while (linger());
     }
     return NULL;
 }
@@ -95,6 +122,7 @@ static void forget_helpers(void)
     atomic_store(&pool.asleep, 0);
     atomic_store(&pool.calls, 0);
     pool.started = 0;
+    pool.core = -1;
 }
 
 /* Start helpers until there are `count`; returns how many of those there are. */
@@ -111,12 +139,29 @@ static int start_helpers(int count)
     pthread_sigmask(SIG_SETMASK, &all, &before);
     pthread_attr_init(&attributes);
     pthread_attr_setdetachstate(&attributes, PTHREAD_CREATE_DETACHED);
-    for (pthread_t thread; pool.started < count; pool.started++)
-        if (pthread_create(&thread, &attributes, help, (void *)(intptr_t)(pool.started + 1)))
+    for (; pool.started < count; pool.started++)
+        if (pthread_create(&pool.helpers[pool.started], &attributes, help, (void *)(intptr_t)(pool.started + 1)))
             break;
+    pool.core = -1;
     pthread_attr_destroy(&attributes);
     pthread_sigmask(SIG_SETMASK, &before, NULL);
     return pool.started < count ? pool.started : count;
+}
+
+/* Keep helpers off the core of who calls: on it they would wait for the caller, and the system may not move them for
+ * longer than a step takes. */
+static void leave_core(void)
+{
+#if defined(__linux__)
+    cpu_set_t cores;
+    const int core = sched_getcpu();
+    if (core < 0 || core == pool.core || pthread_getaffinity_np(pthread_self(), sizeof cores, &cores))
+        return;
+    pool.core = core;
+    CPU_CLR(core, &cores);
+    for (int helper = 0; helper < pool.started && CPU_COUNT(&cores); helper++)
+        pthread_setaffinity_np(pool.helpers[helper], sizeof cores, &cores);
+#endif
 }
 
 /* Let up to `threads` threads share what this one does until `end_call`; while another thread's call is running, none. */
@@ -128,6 +173,7 @@ static void begin_call(int threads)
         return;
     pthread_mutex_lock(&pool.lock);
     const int helpers = start_helpers(threads - 1);
+    leave_core();
     sharers = helpers + 1;
     atomic_store(&pool.wanted, helpers);
     atomic_fetch_add(&pool.calls, 1);

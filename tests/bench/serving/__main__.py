@@ -51,9 +51,11 @@ from tests.bench.serving.results import Results, Row, write_results
 from tests.bench.serving.scoring import measure_scoring
 from tests.bench.serving.speed import SpeedTest
 from tests.bench.serving.swap import measure_swap
+from tests.bench.serving.two_threads import measure_two_threads
 from tests.bench.serving.workload import RANK, vocabulary_size, write_random_adapter
 
 MEASURES: dict[str, Callable[[Setting], list[Row]]] = {
+    "threads": measure_two_threads,
     "swap": measure_swap,
     "scoring": measure_scoring,
     "training": measure_beside_training,

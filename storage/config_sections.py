@@ -196,6 +196,7 @@ class TrainerConfig(Section):
     ranked_rounds: Whole = 2
     ranked_replies: Count = 384
     signals: Flag = True
+    judge_hidden_states: Flag = False
     beta: Positive = 0.1
     batch_size: Count = 8
     dpo_batch_size: Count = 4

@@ -170,14 +170,25 @@ def judge_saw(metrics: Metrics) -> str:
     parts = metrics.evaluation.get("judge_sees")
     if not parts:
         return ""
-    share = sum(parts.get(name, 0.0) for name in _OF_THE_QUESTION)
-    if not share:
-        return tr(
-            "The reward model used the replies alone: nothing about the questions predicts ratings here."
+    share, hidden = sum(parts.get(name, 0.0) for name in _OF_THE_QUESTION), parts.get(_HIDDEN, 0.0)
+    said = []
+    if share:
+        said.append(
+            tr(
+                "The reward model read the questions: how replies relate to them makes up {share} of its "
+                "score.",
+                share=number(share, ".0%"),
+            )
         )
-    return tr(
-        "The reward model read the questions: how replies relate to them makes up {share} of its score.",
-        share=number(share, ".0%"),
+    if hidden:
+        said.append(
+            tr(
+                "The base's hidden states of question and reply make up {share} of the reward model's score.",
+                share=number(hidden, ".0%"),
+            )
+        )
+    return " ".join(said) or tr(
+        "The reward model used the replies alone: nothing about the questions predicts ratings here."
     )
 
 
@@ -205,7 +216,7 @@ def signals_told(metrics: Metrics) -> str:
 
 
 # The blocks of the judge's features that know the question (trainer/evaluation/feature_blocks.py).
-_OF_THE_QUESTION = ("question", "kind")
+_OF_THE_QUESTION, _HIDDEN = ("question", "kind"), "hidden"
 
 
 def _canary(figures: CanaryFigures, rival: str) -> str:

@@ -25,6 +25,7 @@ from trainer.data.snapshot import Snapshot
 from trainer.errors import EvaluationError
 from trainer.evaluation import evidence, regressions, safety_probe, sensitivity, training_fit
 from trainer.evaluation.evidence import MIN_PROMPTS, Evidence, Ratings
+from trainer.evaluation.feature_blocks import StatesOf
 from trainer.evaluation.log_probabilities import completion_scores, tied_answers
 from trainer.evaluation.regressions import ScoredCase
 from trainer.evaluation.reward_model import RatedText
@@ -74,12 +75,13 @@ async def evaluate(
     seed: int,
     challenger_number: int = 1,
     probes_cache: Path,
+    states_of: StatesOf | None = None,
     on_progress: Progress = lambda share: None,
 ) -> Evaluation:
     """Measure everything that the gate looks at; `challenger_number` counts this champion's challengers.
 
     `probes_cache` is where the base's answers to the safety prompts are kept; asking them takes
-    up to half of the budget.
+    up to half of the budget. With `states_of` the judge may use hidden states.
 
     Raises:
         EvaluationError: the server stayed away for minutes, or there is nothing to compare on.
@@ -106,20 +108,26 @@ async def evaluate(
     on_progress(1.0)
     scores = Scores(tuple(pairs), general, rated, corrections, probed, lessons, tied)
     ratings = ratings_of(snapshot)
-    measured = evidence.build_evidence(scores, ratings, gate, seed, challenger_number)
-    hangs_on = _robustness(scores, snapshot, ratings, measured.evidence, gate, seed)
+    measured = evidence.build_evidence(scores, ratings, gate, seed, challenger_number, states_of)
+    hangs_on = _robustness(scores, snapshot, ratings, measured.evidence, gate, seed, states_of)
     return Evaluation(scores, measured.evidence, measured.figures | {"robustness": hangs_on})
 
 
 def _robustness(
-    scores: Scores, snapshot: Snapshot, ratings: Ratings, evidence: Evidence, gate: GateConfig, seed: int
+    scores: Scores,
+    snapshot: Snapshot,
+    ratings: Ratings,
+    evidence: Evidence,
+    gate: GateConfig,
+    seed: int,
+    states_of: StatesOf | None,
 ) -> dict[str, Any]:
     penalties = evidence.proof.penalties
-    forward = sensitivity.time_forward(ratings, penalties, gate, seed)
+    forward = sensitivity.time_forward(ratings, penalties, gate, seed, states_of)
     others = {name: ratings_of(replace(snapshot, rows=rows)) for name, rows in snapshot.without.items()}
     return {
         "without_members": sensitivity.without_members(
-            scores.pairs, others, penalties, gate, seed, evidence.challenger_number
+            scores.pairs, others, penalties, gate, seed, evidence.challenger_number, states_of
         ),
         "time_forward_auc": forward.as_json() if forward else None,
     }

@@ -15,6 +15,7 @@ from storage.config_sections import GateConfig
 from trainer.data import text_features
 from trainer.data.question_features import Exchange
 from trainer.evaluation import regressions, reward_model, safety, statistics, to_the_point, training_fit
+from trainer.evaluation.feature_blocks import StatesOf
 from trainer.evaluation.flattery import flattery
 from trainer.evaluation.regressions import Kept
 from trainer.evaluation.reward_model import Proof, RatedText
@@ -115,11 +116,17 @@ def alpha_for_attempt(alpha: float, challenger_number: int) -> float:
 
 
 def build_evidence(
-    scores: Scores, ratings: Ratings, settings: GateConfig, seed: int, challenger_number: int = 1
+    scores: Scores,
+    ratings: Ratings,
+    settings: GateConfig,
+    seed: int,
+    challenger_number: int = 1,
+    states_of: StatesOf | None = None,
 ) -> ReportedEvidence:
     """Turn scores and ratings into evidence; the same input gives the same evidence.
 
-    `look` counts the challengers that this champion has been compared with: the later, the more is asked.
+    `challenger_number` counts the challengers that this champion has been compared with: the later, the more
+    is asked. With `states_of` the judge may use hidden states.
 
     Raises ValueError without pairs or without general replies.
     """
@@ -130,7 +137,7 @@ def build_evidence(
     }
     # Fitted on what the trainer never saw, and proven on what it was not fitted on: whatever the challenger
     # has learned of the training ratings' accidents, this judge knows nothing of them.
-    model, proof = reward_model.prove(ratings.held_out, ratings.train, **judge)
+    model, proof = reward_model.prove(ratings.held_out, ratings.train, states_of=states_of, **judge)
     tokens = sum(loss.tokens for loss in scores.general)
     if not tokens or not scores.pairs:
         raise ValueError("there is nothing to compare on")

@@ -2,14 +2,16 @@
 
 "answer" is what can be counted in the answer's text, "wording" which runs of letters it is made of,
 "question" what it takes up of its question, and "kind" what can be counted in it by the kind of question.
+Where the operator asks for it, "hidden" is what the base makes of it after its question.
 """
 
 from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import TypeAlias
 
 import numpy as np
 
@@ -23,11 +25,12 @@ from trainer.data.question_features import (
     question_features,
 )
 from trainer.data.text_features import FEATURES, Array, features
+from trainer.evaluation.hidden_states.components import Components
 
-ANSWER, WORDING, QUESTION, KIND = "answer", "wording", "question", "kind"
+ANSWER, WORDING, QUESTION, KIND, HIDDEN = "answer", "wording", "question", "kind", "hidden"
 BLOCKS = (ANSWER, WORDING, QUESTION, KIND)
 # Those that know the question; the others see the answer's text only.
-OF_THE_QUESTION = (QUESTION, KIND)
+OF_THE_QUESTION = (QUESTION, KIND, HIDDEN)
 # In standard errors: of its 264 columns some always seem to help (EXPERIMENTS, 19).
 MARGINS = {KIND: 2.0}
 # Words are many and seen rarely: they are shrunk this much more than the readable features.
@@ -36,6 +39,9 @@ HASH_PENALTY = 4.0
 WORDING_SCALE = 30.0
 # A rare kind of question must not carry everything: standard deviations at most.
 MOST = 3.0
+
+StatesOf: TypeAlias = Callable[[Sequence[Exchange]], Array]
+"""Returns hidden states of exchanges, shape (exchanges, hidden size)."""
 
 
 @dataclass(frozen=True)
@@ -59,8 +65,11 @@ class Scaling:
 class Encoder:
     """Turns exchanges into blocks of columns, on the scale of the exchanges that it was made from."""
 
-    def __init__(self, exchanges: Sequence[Exchange]) -> None:
-        """Measure how rare words are, and each column's mean and spread; no label is looked at."""
+    def __init__(self, exchanges: Sequence[Exchange], states_of: StatesOf | None = None) -> None:
+        """Measure how rare words are, and each column's mean and spread; no label is looked at.
+
+        Without `states_of` there is no block of hidden states.
+        """
         answers = [exchange.answer for exchange in exchanges]
         questions = dict.fromkeys(exchange.question for exchange in exchanges)
         self._rarity = Rarity([*questions, *answers])
@@ -68,6 +77,8 @@ class Encoder:
         self._question = Scaling.of(question_features(exchanges, self._rarity))
         self._kinds = Scaling.of(kinds([exchange.question for exchange in exchanges]))
         self._wording = Wording(answers)
+        self._states_of = states_of
+        self._components = None if states_of is None else Components(states_of(exchanges))
 
     def blocks(self, exchanges: Sequence[Exchange]) -> dict[str, Array]:
         """Return each block's columns, shape (exchanges, columns), under a penalty of 1."""
@@ -76,11 +87,17 @@ class Encoder:
         readable, hashed = counted[:, : len(FEATURES)], counted[:, len(FEATURES) :]
         asked = np.clip(self._kinds(kinds([exchange.question for exchange in exchanges])), -MOST, MOST)
         by_kind = asked[:, :, None] * np.clip(readable, -MOST, MOST)[:, None, :] / math.sqrt(len(KINDS))
+        hidden = (
+            {HIDDEN: self._components(self._states_of(exchanges))}
+            if self._components is not None and self._states_of is not None
+            else {}
+        )
         return {
             ANSWER: np.hstack([readable, hashed / math.sqrt(HASH_PENALTY)]),
             WORDING: self._wording(answers),
             QUESTION: self._question(question_features(exchanges, self._rarity)),
             KIND: by_kind.reshape(len(exchanges), -1),
+            **hidden,
         }
 
 

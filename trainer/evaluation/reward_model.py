@@ -24,9 +24,11 @@ from trainer.evaluation import ridge_logistic
 from trainer.evaluation.feature_blocks import (
     ANSWER,
     BLOCKS,
+    HIDDEN,
     MARGINS,
     OF_THE_QUESTION,
     Encoder,
+    StatesOf,
     readable_names,
 )
 from trainer.evaluation.ridge_logistic import Folds, chance
@@ -113,6 +115,11 @@ class RewardModel:
         """Whether a block that knows the question helped to predict ratings."""
         return any(name in self.penalties for name in OF_THE_QUESTION)
 
+    @property
+    def uses_hidden_states(self) -> bool:
+        """Whether the base's hidden states helped to predict ratings."""
+        return HIDDEN in self.penalties
+
     def strongest(self, count: int = 5) -> list[tuple[str, float]]:
         """Return the readable features with the largest effect of one standard deviation, in log-odds."""
         readable = [
@@ -155,12 +162,13 @@ class Proof:
         )
 
 
-def fit(rated: Sequence[RatedText], penalties: Penalties) -> RewardModel:
+def fit(rated: Sequence[RatedText], penalties: Penalties, states_of: StatesOf | None = None) -> RewardModel:
     """Fit on ratings with the blocks and penalties that are given.
 
-    Raises ValueError unless both kinds are there.
+    Hidden states are asked for only if they are among the blocks. Raises ValueError unless both kinds are
+    there.
     """
-    encoder = Encoder([item.exchange for item in rated])
+    encoder = Encoder([item.exchange for item in rated], states_of if HIDDEN in penalties else None)
     blocks = encoder.blocks([item.exchange for item in rated])
     kernel = ridge_logistic.combine_kernels(_grams(blocks), penalties)
     solution = ridge_logistic.fit(kernel, _targets(rated), _weights(rated))
@@ -179,15 +187,21 @@ def penalties_for(rated: Sequence[RatedText], blocks: Sequence[str] = BLOCKS) ->
 
 
 def prove(
-    rated: Sequence[RatedText], unseen: Sequence[RatedText], *, resamples: int, confidence: float, seed: int
+    rated: Sequence[RatedText],
+    unseen: Sequence[RatedText],
+    *,
+    resamples: int,
+    confidence: float,
+    seed: int,
+    states_of: StatesOf | None = None,
 ) -> tuple[RewardModel | None, Proof]:
     """Fit on ratings, blocks and penalties chosen by cross-validation, and test on other conversations'."""
     settings: dict[str, Any] = {"resamples": resamples, "confidence": confidence, "seed": seed}
     if not enough(rated):
         return None, Proof(None, None, {ANSWER: PENALTIES[-1]})
-    found = _Rows(rated, _by_hash)
+    found = _Rows(rated, _by_hash, states_of=states_of)
     penalties = found.choose_penalties()
-    model = fit(rated, penalties)
+    model = fit(rated, penalties, states_of)
     # Of the very folds that chose the penalties, and therefore only reported.
     validated = _estimate(found.predict(penalties), rated, settings)
     if not enough(unseen):
@@ -197,7 +211,13 @@ def prove(
 
 
 def cross_validated(
-    rated: Sequence[RatedText], *, resamples: int, confidence: float, seed: int, stratified: bool = False
+    rated: Sequence[RatedText],
+    *,
+    resamples: int,
+    confidence: float,
+    seed: int,
+    stratified: bool = False,
+    states_of: StatesOf | None = None,
 ) -> tuple[RewardModel | None, Estimate | None]:
     """Fit on all, and say how well that predicts conversations left out; None where there are too few.
 
@@ -209,8 +229,8 @@ def cross_validated(
     settings: dict[str, Any] = {"resamples": resamples, "confidence": confidence, "seed": seed}
     if not enough(rated):
         return None, None
-    found = _Rows(rated, _dealt if stratified else _by_hash)
-    return fit(rated, found.choose_penalties()), _estimate(found.predict_nested(), rated, settings)
+    found = _Rows(rated, _dealt if stratified else _by_hash, states_of=states_of)
+    return fit(rated, found.choose_penalties(), states_of), _estimate(found.predict_nested(), rated, settings)
 
 
 def predict_left_out(rated: Sequence[RatedText], blocks: Mapping[str, Array]) -> tuple[Penalties, Array]:
@@ -232,12 +252,13 @@ class _Rows:
         folds: Callable[[Sequence[RatedText]], list[int]],
         blocks: Sequence[str] = BLOCKS,
         grams: Mapping[str, Array] | None = None,
+        states_of: StatesOf | None = None,
     ) -> None:
         exchanges = [item.exchange for item in rated]
         self._rated, self._folds_of = rated, folds
         if grams is None:
-            known = Encoder(exchanges).blocks(exchanges)
-            grams = _grams({name: known[name] for name in blocks})
+            known = Encoder(exchanges, states_of).blocks(exchanges)
+            grams = _grams({name: known[name] for name in (*blocks, HIDDEN) if name in known})
         self._grams = grams
         self._targets, self._weights = _targets(rated), _weights(rated)
         self._folds: Folds = np.asarray(folds(rated))

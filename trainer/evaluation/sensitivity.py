@@ -8,6 +8,7 @@ from typing import Any
 from storage.config_sections import GateConfig
 from trainer.evaluation import evidence, reward_model, statistics
 from trainer.evaluation.evidence import Ratings
+from trainer.evaluation.feature_blocks import StatesOf
 from trainer.evaluation.reward_model import Penalties, RatedText
 from trainer.evaluation.scores import Pair
 from trainer.evaluation.statistics import Estimate
@@ -23,6 +24,7 @@ def without_members(
     settings: GateConfig,
     seed: int,
     challenger_number: int = 1,
+    states_of: StatesOf | None = None,
 ) -> list[dict[str, Any]]:
     """Return the gain in P(liked) as a judge would see it that never heard one member, for each of them.
 
@@ -34,13 +36,19 @@ def without_members(
     for name, others in ratings.items():
         if not _both_kinds(others.held_out):
             continue
-        model = reward_model.fit(others.held_out, penalties)
+        model = reward_model.fit(others.held_out, penalties, states_of)
         gain = evidence.preference(model, others.held_out, pairs, judge, challenger_number)
         found.append({"name": name, **gain.as_json(), "still_better": gain.bound_low > 0})
     return found
 
 
-def time_forward(ratings: Ratings, penalties: Penalties, settings: GateConfig, seed: int) -> Estimate | None:
+def time_forward(
+    ratings: Ratings,
+    penalties: Penalties,
+    settings: GateConfig,
+    seed: int,
+    states_of: StatesOf | None = None,
+) -> Estimate | None:
     """Return the AUC on the newer ratings of a judge that has learned from the older ones only.
 
     A conversation lies on one side: that of its newest reply. None with too few of a kind on either side, or
@@ -56,7 +64,7 @@ def time_forward(ratings: Ratings, penalties: Penalties, settings: GateConfig, s
     after = [item for item in texts if item.group not in older]
     if len(set(newest.values())) < 2 or not (reward_model.enough(before) and reward_model.enough(after)):
         return None
-    model = reward_model.fit(before, penalties)
+    model = reward_model.fit(before, penalties, states_of)
     return statistics.auc_estimate(
         model.probability([item.exchange for item in after]).tolist(),
         [item.liked for item in after],

@@ -35,6 +35,7 @@ from trainer.data.rows import PreferencePair, Row, messages_of
 from trainer.data.snapshot import Snapshot
 from trainer.evaluation import reward_model
 from trainer.evaluation.evaluate import rated_texts
+from trainer.evaluation.feature_blocks import StatesOf
 from trainer.evaluation.reward_model import RatedText, RewardModel
 from trainer.evaluation.scores import Answer, stable_hash
 from trainer.model_server import AT_ONCE
@@ -79,18 +80,22 @@ Place = tuple[int, int]
 """A row's number, and that of an answer among those to its prompt."""
 
 
-def fit_reward_model(snapshot: Snapshot, *, seed: int) -> RewardModel | None:
+def fit_reward_model(
+    snapshot: Snapshot, *, seed: int, states_of: StatesOf | None = None
+) -> RewardModel | None:
     """Return a reward model of the training ratings; None where they don't show that it predicts others."""
     rated = rated_texts(snapshot.of("train"))
     model, validated = reward_model.cross_validated(
-        rated, resamples=RESAMPLES, confidence=CONFIDENCE, seed=seed
+        rated, resamples=RESAMPLES, confidence=CONFIDENCE, seed=seed, states_of=states_of
     )
     return model if validated is not None and validated.bound_low > 0.5 else None
 
 
-def fit_ranking_model(snapshot: Snapshot, *, seed: int) -> RewardModel | None:
+def fit_ranking_model(
+    snapshot: Snapshot, *, seed: int, states_of: StatesOf | None = None
+) -> RewardModel | None:
     """Return the reward model of the training ratings, fitted on the snapshot's weak labels as well."""
-    model = fit_reward_model(snapshot, seed=seed)
+    model = fit_reward_model(snapshot, seed=seed, states_of=states_of)
     return model and signals.fit_beside(model, rated_texts(snapshot.of("train")), snapshot.weak)
 
 
@@ -102,7 +107,12 @@ def only_liked(snapshot: Snapshot) -> bool:
 
 
 def fit_pu_reward_model(
-    snapshot: Snapshot, asked: Sequence[Row], references: Sequence[Sequence[Answer]], *, seed: int
+    snapshot: Snapshot,
+    asked: Sequence[Row],
+    references: Sequence[Sequence[Answer]],
+    *,
+    seed: int,
+    states_of: StatesOf | None = None,
 ) -> RewardModel | None:
     """Return a PU reward model of liked replies against reference completions; None where it proves nothing.
 
@@ -120,7 +130,12 @@ def fit_pu_reward_model(
         for answer in given
     ]
     model, validated = reward_model.cross_validated(
-        [*rated, *beside], resamples=RESAMPLES, confidence=CONFIDENCE, seed=seed, stratified=True
+        [*rated, *beside],
+        resamples=RESAMPLES,
+        confidence=CONFIDENCE,
+        seed=seed,
+        stratified=True,
+        states_of=states_of,
     )
     return model if validated is not None and validated.value > 0.5 else None
 

@@ -6,8 +6,10 @@ A reward model fitted on the training ratings ranks them, where one proves itsel
 from __future__ import annotations
 
 import shutil
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Protocol, TypeVar
 
@@ -24,6 +26,8 @@ from trainer.data.encoding import Codec
 from trainer.data.rows import PreferencePair, Row, messages_of
 from trainer.data.snapshot import Snapshot
 from trainer.evaluation import log_probabilities
+from trainer.evaluation.feature_blocks import StatesOf
+from trainer.evaluation.hidden_states.reader import HiddenStates
 from trainer.evaluation.reward_model import RewardModel
 from trainer.evaluation.scores import Answer
 from trainer.evaluation.to_the_point import Tie
@@ -140,14 +144,15 @@ class PolicySampler:
         """Return the rows whose prompts are asked, and how many replies each of them gets."""
         return ranking.rows_to_ask(rows, self.config.trainer.ranked_replies)
 
-    def judge(self, base_id: str, rows: Snapshot) -> RewardModel | None:
+    def judge(self, base_id: str, rows: Snapshot, states_of: StatesOf | None = None) -> RewardModel | None:
         """Return a reward model that ranks replies, None where none proves itself.
 
-        Where members only like, the base is sampled for reference completions to contrast with them.
+        With `states_of` it may use hidden states. Where members only like, the base is sampled for reference
+        completions to contrast with them.
         """
         seed = self.config.trainer.seed
         if not ranking.only_liked(rows):
-            return ranking.fit_ranking_model(rows, seed=seed)
+            return ranking.fit_ranking_model(rows, seed=seed, states_of=states_of)
         asked, replies = self.to_ask(rows)
         references = ranking.read_reference_completions(self.folder)
         if references is None:
@@ -164,18 +169,22 @@ class PolicySampler:
                 )
             )
             ranking.write_reference_completions(references, self.folder)
-        return ranking.fit_pu_reward_model(rows, asked, references, seed=seed)
+        return ranking.fit_pu_reward_model(rows, asked, references, seed=seed, states_of=states_of)
 
 
 @dataclass(frozen=True)
 class OwnReplies:
-    """Makes the preference pairs of each round, and keeps them in the run's folder."""
+    """Makes the preference pairs of each round, and keeps them in the run's folder.
+
+    `states` is what the judge reads hidden states with, if it may.
+    """
 
     sampler: PolicySampler
     codec: Codec
     base_id: str
     rows: Snapshot
     judge: RewardModel
+    states: HiddenStates | None = None
 
     def read_kept(self, number: int) -> list[PreferencePair] | None:
         """Return the pairs of one round that an earlier attempt made, None where there are none."""
@@ -193,15 +202,30 @@ class OwnReplies:
             work=self.sampler.folder,
             adapters_dir=self.sampler.config.adapters,
         )
-        return self.pairs_by_adapter(adapter_id, number)
+        return self.pairs_by_adapter(adapter_id, number, partial(self._reading, model, base))
 
-    def pairs_by_adapter(self, adapter_id: str, number: int) -> list[PreferencePair]:
-        """Return the pairs of one round by an adapter in the adapters' folder, which is then removed."""
+    @contextmanager
+    def _reading(self, model: PeftModel, base: LoadedBase) -> Iterator[None]:
+        """Read hidden states with the base that is being trained on, its adapter switched off."""
+        if self.states is None:
+            yield
+            return
+        with model.disable_adapter(), self.states.reading_by(base):
+            yield
+
+    def pairs_by_adapter(
+        self, adapter_id: str, number: int, reading: Callable[[], AbstractContextManager[None]] = nullcontext
+    ) -> list[PreferencePair]:
+        """Return the pairs of one round by an adapter in the adapters' folder, which is then removed.
+
+        `reading` puts a base at the judge's disposal.
+        """
         path = self.sampler.folder / ranking.file_of(number)
         asked, replies = self.sampler.to_ask(self.rows)
         answers = self._ask(adapter_id, asked, replies, number)
-        beside = self._beside(asked, answers)
-        pairs = ranking.rank_answers(self.judge, asked, answers, f"ranked-{number}", beside)
+        with reading():
+            beside = self._beside(asked, answers)
+            pairs = ranking.rank_answers(self.judge, asked, answers, f"ranked-{number}", beside)
         pairs += ranking.contrasts(pairs)
         log.info("ranking.done", round=number, prompts=len(answers), pairs=len(pairs))
         ranking.write(pairs, path)

@@ -7,7 +7,7 @@ from html import escape
 from typing import Any
 
 from storage.learning.evaluations import Evaluation, Limit
-from trainer.evaluation.feature_blocks import ANSWER, KIND, OF_THE_QUESTION, QUESTION, WORDING
+from trainer.evaluation.feature_blocks import ANSWER, HIDDEN, KIND, OF_THE_QUESTION, QUESTION, WORDING
 from trainer.report.charts import Span, intervals
 from trainer.report.parts import bar, number, section, small, table
 from trainer.report.source import Source
@@ -31,6 +31,7 @@ PARTS = {
     WORDING: "their wording",
     QUESTION: "what they take up of the question",
     KIND: "how they look by the kind of question",
+    HIDDEN: "what the base makes of question and reply (hidden states)",
 }
 # Differences between the two models, which zero divides.
 DIFFERENCES = ("preference", "margin", "canary")
@@ -128,6 +129,8 @@ def _judge(evaluation: Mapping[str, Any]) -> str:
     seen = f"<p>The judge's word is made of {escape(known)}.</p>" if known else ""
     if parts and not any(name in parts for name in OF_THE_QUESTION):
         seen += "<p>Nothing about the questions predicts ratings here: it goes by the replies alone.</p>"
+    if cost := evaluation.get("hidden_states"):
+        seen += f"<p>{escape(_reading(cost, used=HIDDEN in parts))}</p>"
     liked = f"<p>Most of all: {escape(', '.join(named))}, in log-odds by standard deviation.</p>"
     return f"<h3>What this community likes, as far as it can be told</h3>{seen}{liked}"
 
@@ -151,6 +154,16 @@ def signals(found: Mapping[str, Any] | None) -> str:
         "learn from where they prove to predict ratings; the judge of the gate goes by ratings alone.",
         f"<p>{used[0].upper()}{used[1:]}: {told}.</p>",
     )
+
+
+def _reading(cost: Mapping[str, Any], *, used: bool) -> str:
+    """Say what hidden states have cost and whether the judge used them."""
+    if not cost["fits"]:
+        return "Hidden states were asked for, and no memory was left for a copy of the base while judging."
+    helped = (
+        "the judge uses them" if used else "they don't help to predict ratings, and the judge does without"
+    )
+    return f"Reading the hidden states of {cost['replies']} replies took {cost['seconds']:.0f} s; {helped}."
 
 
 def guardrails(found: Sequence[Limit]) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 from dataclasses import replace
+from functools import partial
 from typing import Any, TypeVar
 
 import sqlite_utils
@@ -28,6 +29,7 @@ from trainer.errors import RunCancelledError, SnapshotError
 from trainer.evaluation import evaluate as evaluation
 from trainer.evaluation import safety_probe, scores
 from trainer.evaluation.evaluate import Evaluation
+from trainer.evaluation.hidden_states.reader import HiddenStates
 from trainer.evaluation.safety_probe import Contest
 from trainer.gate import blind_votes, decision, guardrails, promotion
 from trainer.gate.blind_votes import DuelPairs
@@ -189,7 +191,7 @@ class RunSteps(TrainingStep):
             lambda db: promotion.challenger_number_of(db, self._run, context.champion_id)
         )
 
-        async def compare(client: ModelClient) -> Evaluation:
+        async def compare(client: ModelClient, states: HiddenStates | None) -> Evaluation:
             for name in filter(None, (adapter.id, context.champion_id)):
                 await retry_while_unavailable(
                     lambda name=name: model_server.ensure_listed(client, self._config, name)  # type: ignore[misc]
@@ -209,22 +211,33 @@ class RunSteps(TrainingStep):
                 probes_cache=safety_probe.cache_path(
                     self._config.models, context.base.hash, self._config.chat
                 ),
+                states_of=states,
                 on_progress=self._heartbeat.show,
             )
 
-        try:
-            judged = self._on_server(compare)
-        except UnknownModelError:
-            # The server restarted in the middle and forgot what was loaded: load it again, compare once more.
-            log.warning("the comparison starts again", run_id=self._run.id)
-            judged = self._on_server(compare)
+        with self.reading(context) as states:
+            work = partial(compare, states=states)
+            try:
+                judged = self._on_server(work)
+            except UnknownModelError:
+                # The server restarted and forgot what was loaded: load it again, compare once more.
+                log.warning("the comparison starts again", run_id=self._run.id)
+                judged = self._on_server(work)
         scores.write(judged.scores, self.folder)
-        self._metrics["evaluation"] = judged.figures
+        self._metrics["evaluation"] = judged.figures | self._reading_cost(states)
         if judged.evidence.preference is not None:
             estimate = judged.evidence.preference
             self._metrics["headline"] = {**estimate.as_json(), "n": estimate.clusters}
         self._database.write(lambda db: metrics.record(db, self._run, adapter, context.champion_id, judged))
         return judged
+
+    def _reading_cost(self, judged_with: HiddenStates | None) -> dict[str, Any]:
+        """Return what hidden states have cost so far, where they are asked for."""
+        read = self.hidden_states
+        if read is None:
+            return {}
+        cost = {"replies": read.replies, "seconds": round(read.seconds, 1), "fits": judged_with is not None}
+        return {"hidden_states": cost}
 
     def _budget_s(self, trained: Challenger) -> float:
         """Return how long to generate: as the training took, at most the limit and at least half a minute."""

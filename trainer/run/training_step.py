@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
-from functools import partial
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -11,6 +12,7 @@ import structlog
 from transformers import AutoTokenizer
 
 from bot.serving.client import ModelClient
+from bot.serving.errors import BaseRefusedError
 from bot.serving.first_word import GiveWay
 from bot.serving.model.loading import (
     LoadedBase,
@@ -30,6 +32,8 @@ from trainer.data.encoding import Codec
 from trainer.data.examples import BaseCodec
 from trainer.data.general_replies import Replay
 from trainer.data.snapshot import Snapshot
+from trainer.errors import MemoryShortError
+from trainer.evaluation.hidden_states.reader import HiddenStates
 from trainer.on_policy.adapter_scale import ScaleChoice, ScaleSearch
 from trainer.on_policy.sampling import OwnReplies, PolicySampler
 from trainer.placement import carry_out, elsewhere, request
@@ -180,13 +184,45 @@ class TrainingStep:
 
     def own_pairs(self, base: LoadedBase, rows: Snapshot) -> OwnPairs | None:
         """Return what ranks the model's own replies; None where no reward model of the ratings is proven."""
-        own = self._own_replies(BaseCodec(base.tokenizer), base.info.id, rows)
+        states = self.hidden_states
+        with states.reading_by(base) if states else nullcontext():
+            own = self._own_replies(BaseCodec(base.tokenizer), base.info.id, rows, states)
         return None if own is None else lambda model, number: own.pairs_by_model(model, base, number)
 
-    def _own_replies(self, codec: Codec, base_id: str, rows: Snapshot) -> OwnReplies | None:
+    def _own_replies(
+        self, codec: Codec, base_id: str, rows: Snapshot, states: HiddenStates | None = None
+    ) -> OwnReplies | None:
         sampler = PolicySampler(self._config, self.folder, self._heartbeat.say, self._on_server)
-        judge = sampler.judge(base_id, rows)
-        return None if judge is None else OwnReplies(sampler, codec, base_id, rows, judge)
+        judge = sampler.judge(base_id, rows, states)
+        return None if judge is None else OwnReplies(sampler, codec, base_id, rows, judge, states)
+
+    @cached_property
+    def hidden_states(self) -> HiddenStates | None:
+        """What the run's reward models read hidden states with; None unless the operator asks for it."""
+        if not self._config.trainer.judge_hidden_states:
+            return None
+        return HiddenStates(self._config.chat.system_prompt, self._config.trainer.max_length)
+
+    @contextmanager
+    def reading(self, context: RunContext) -> Iterator[HiddenStates | None]:
+        """Load a copy of the base to read hidden states with; None unless it is asked for and fits."""
+        states = self.hidden_states
+        if states is None:
+            yield None
+            return
+        try:
+            base = self.load_base(context)
+        except (BaseRefusedError, MemoryShortError) as error:
+            log.warning("hidden_states.no_memory", run_id=self._run.id, error=str(error))
+            yield None
+            return
+        try:
+            with states.reading_by(base):
+                yield states
+        finally:
+            del base
+            self._memory.release()
+            gpu.give_back_memory()
 
     def _got_further(self) -> None:
         try:

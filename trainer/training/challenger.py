@@ -59,6 +59,7 @@ DECIDING = {
     "dpo_sft_weight",
     "ranked_rounds",
     "ranked_replies",
+    "judge_hidden_states",
     "sft_batch_size",
     "beta",
     "batch_size",

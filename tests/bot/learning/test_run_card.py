@@ -96,6 +96,7 @@ def test_the_card_of_a_run_whose_texts_were_erased_still_shows_its_figures(datab
             "how replies relate to them makes up 40% of its score",
         ),
         ({"answer": 0.9, "wording": 0.1}, "used the replies alone"),
+        ({"answer": 0.7, "hidden": 0.3}, "The base's hidden states of question and reply make up 30% of"),
     ],
 )
 def test_a_line_says_what_the_reward_model_saw_of_the_questions(parts: dict[str, float], line: str) -> None:
@@ -125,6 +126,26 @@ def test_too_few_signals_are_not_worth_a_line() -> None:
     assert run_card.signals_told(Metrics.from_json({})) == ""
     found = {"rated": 3, "replies": 9, "weight": 0.0}
     assert run_card.signals_told(Metrics.from_json({"signals": found})) == ""
+
+
+def test_the_card_and_the_message_of_a_vote_say_what_the_reward_model_saw(database: Database) -> None:
+    metrics = Metrics.from_json({"evaluation": {"judge_sees": {"answer": 0.6, "question": 0.4}}})
+
+    def work(db: sqlite_utils.Database) -> Card:
+        run = runs.enqueue(db, scope=SCOPE, trigger="manual", requested_by="1")
+        adapter = adapters.insert_candidate(
+            db, adapter_id="a1", scope=SCOPE, base_hash=BASE, path="adapters/a1", run_id=run.id
+        )
+        return Card(run, adapter, None, None, ())
+
+    card = database.write(work)
+    line = "The reward model read the questions: how replies relate to them makes up 40% of its score."
+    shown = run_card.embed(replace(card, run=replace(card.run, metrics=metrics)), ())
+    assert any(line in str(field.value).splitlines() for field in shown.fields)
+    vote = replace(
+        card.run, state="finished", outcome="votes", message=Sentence("It is thin."), metrics=metrics
+    )
+    assert line in run_text(vote).splitlines()
 
 
 def test_a_run_without_a_reward_model_says_nothing_of_it() -> None:

@@ -11,6 +11,7 @@ import torch
 from trainer.data import text_features
 from trainer.data.question_features import Exchange
 from trainer.evaluation import reward_model
+from trainer.evaluation.feature_blocks import StatesOf
 from trainer.evaluation.reward_model import RatedText
 from trainer.evaluation.statistics import auc
 
@@ -200,3 +201,40 @@ def test_blocks_and_penalties_are_chosen_without_the_fold_that_tests_them() -> N
         _, validated = reward_model.cross_validated(noise, **SETTINGS)
         proven += validated is not None and validated.bound_low > 0.5
     assert proven <= 1
+
+
+# ---------------------------------------------------------------------------------------------- hidden states
+def states_of(rated: Sequence[RatedText], *, tell: bool) -> StatesOf:
+    """States of which one dimension tells what is liked, or none; anything else was never read."""
+    rng = np.random.default_rng(5)
+    known = {}
+    for item in rated:
+        known[item.exchange] = rng.normal(size=30)
+        known[item.exchange][3] += 3.0 * (item.liked and tell)
+    return lambda exchanges: np.asarray([known[exchange] for exchange in exchanges])
+
+
+def numbered(rated: Sequence[RatedText]) -> list[RatedText]:
+    """The same answers, no two of them to the same question."""
+    return [replace(item, question=f"What about {item.group}?") for item in rated]
+
+
+def test_hidden_states_that_tell_what_is_liked_join_the_judge() -> None:
+    rated, unseen = (numbered(texts(n, seed=seed, informative=False)) for n, seed in ((160, 1), (100, 2)))
+    _, blind = reward_model.prove(rated, unseen, **SETTINGS)
+    model, proof = reward_model.prove(
+        rated, unseen, states_of=states_of([*rated, *unseen], tell=True), **SETTINGS
+    )
+    assert model is not None and model.uses_hidden_states and model.weight_of_blocks["hidden"] > 0.2
+    assert proof.holds and not blind.holds
+    error = model.compare(rated, [t.exchange for t in unseen[:20]], [t.exchange for t in unseen[20:40]])[2]
+    assert error > 0
+
+
+def test_hidden_states_that_tell_nothing_are_left_out_and_new_answers_are_not_read() -> None:
+    rated, unseen = numbered(texts(160, seed=1)), numbered(texts(60, seed=2))
+    without, _ = reward_model.prove(rated, unseen, **SETTINGS)
+    model, _ = reward_model.prove(rated, unseen, states_of=states_of(rated, tell=False), **SETTINGS)
+    assert model is not None and without is not None and not model.uses_hidden_states
+    new = asked(["I like tea. Do you like rain?", "I saw a comet."])
+    assert np.array_equal(model.probability(new), without.probability(new))

@@ -54,6 +54,7 @@ METRICS: dict[str, Any] = {
     "evaluation": {
         "reward_features": {"ends_with_question": 0.8, "takes_up_the_question": 0.5},
         "judge_sees": {"answer": 0.6, "question": 0.4},
+        "hidden_states": {"replies": 300, "seconds": 31.2, "fits": True},
         "robustness": {
             "without_members": [
                 {"name": "member 1", "value": 0.05, "low": -0.02, "high": 0.1, "still_better": False}
@@ -214,6 +215,7 @@ def test_the_page_says_what_was_decided_measured_left_out_and_whose_word_counts(
         "60% how replies look, 40% what they take up of the question",
         "takes up the question (+0.50)",
         "Used for 140 unrated replies, weight 0.3: AUC 0.71, at least 0.60",
+        "Reading the hidden states of 300 replies took 31 s; they don&#x27;t help to predict ratings",
     ):
         assert expected in text, expected
 

@@ -147,6 +147,7 @@ def test_a_run_goes_from_ratings_to_a_verdict_with_every_trace(trained: tuple[De
     assert {"snapshot.jsonl", "replies.jsonl", "report.json"} <= {path.name for path in folder.iterdir()}
     rows = deployment.database.read(lambda db: runs.rows_of(db, ended.id))
     assert len(rows) == 40
+    assert "hidden_states" not in ended.metrics.evaluation, "nobody asked for them"
     metrics = {e.metric for e in deployment.database.read(lambda db: evaluations.list_for_run(db, ended.id))}
     assert "general_nll_increase" in metrics
     assert ended.metrics.data.train is not None and ended.metrics.data.train.liked > 0
@@ -258,7 +259,8 @@ def test_where_members_only_like_the_base_says_what_is_usual_and_replies_are_ran
     monkeypatch.setattr(adapter_scale, "MOST_RISE", -2.0)
     monkeypatch.setattr(adapter_scale, "MIN_PROMPTS", 1)
     deployment.database.write(lambda db: loop.community(db, 60, dislikes=False))
-    ended = execute(deployment.database, deployment.config, deployment.lease().id)
+    asked = deployment.lease({"trainer": {"judge_hidden_states": True}})
+    ended = execute(deployment.database, deployment.config, asked.id)
     folder = deployment.config.runs / ended.id
     usual = ranking.read_reference_completions(folder)
     assert usual
@@ -267,6 +269,8 @@ def test_where_members_only_like_the_base_says_what_is_usual_and_replies_are_ran
     # They were ranked; of a random model's own all may fit any question, which is nothing to learn from.
     assert ranking.read(folder / ranking.file_of(1)) is not None
     assert ended.outcome in ("votes", "refused"), "without dislikes nothing proves it better offline"
+    cost = ended.metrics.evaluation["hidden_states"]
+    assert cost["fits"] and cost["seconds"] > 0 and cost["replies"] >= 60, "the liked ones and the base's"
     scale = json.loads((folder / "report.json").read_text())["scale"]
     assert [each for each, _ in scale["by_scale"]] == list(adapter_scale.SCALES)
     assert "- adapter scale: 0.5\n" in (folder / "card.md").read_text()

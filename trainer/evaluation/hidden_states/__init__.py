@@ -1,0 +1,1 @@
+"""What the base makes of an answer to its question: hidden states as features of the reward model."""

@@ -6,10 +6,12 @@ import re
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
-from tests.bench.learning.judge import curves, people, pools, tastes
+from tests.bench.learning.judge import curves, hidden_states, people, pools, tastes
 from tests.bench.learning.judge.__main__ import Kept
+from tests.bench.learning.judge.hidden_states import States, Variant
 from tests.bench.learning.judge.people import Rated
 from trainer.data.question_features import Exchange
 
@@ -81,3 +83,33 @@ def test_a_stopped_benchmark_goes_on_from_its_cells(tmp_path: Path) -> None:
     assert Kept(tmp_path / "cells.json").do("a", work) == {"auc": 0.7}
     assert Kept(tmp_path / "cells.json").do("a", work) == {"auc": 0.7}
     assert len(done) == 1
+
+
+def test_hidden_states_are_read_once_with_the_question_and_without(tiny_folder: Path, tmp_path: Path) -> None:
+    exchanges = [Exchange("Why is it late?", "It rained."), Exchange("Well?", "I see a bird.")]
+    states = States(tiny_folder, tmp_path / "states.npz")
+    wanted = [Variant("last", each, 8) for each in hidden_states.CONTEXTS]
+    states.compute(exchanges, wanted)
+    again = States(tmp_path / "no base is needed", tmp_path / "states.npz")
+    again.compute(exchanges, wanted)
+    [asked], [alone], [difference], both = (again.parts(exchanges, each) for each in wanted)
+    assert np.array_equal(asked, states.parts(exchanges, wanted[0])[0])
+    assert np.abs(difference).max() > 1e-3 and np.array_equal(asked - alone, difference)
+    assert all(map(np.array_equal, both, (asked, difference)))
+
+
+def test_states_that_tell_what_is_liked_are_taken_into_the_judge_and_noise_is_not(tmp_path: Path) -> None:
+    pool = pools.of_sample_community()
+    dice = np.random.default_rng(3)
+    liked = [bool(value) for value in dice.random(len(pool.exchanges)) < 0.4]
+    texts = pools.texts_of(pool.exchanges, pool.groups, liked)
+    states = dice.normal(size=(len(liked), 2, 40)) + 1.0
+    states[:, 0, 7] += 4.0 * np.asarray(liked)
+    kept = {hidden_states.key_of(each): row for each, row in zip(pool.exchanges, states, strict=True)}
+    np.savez(tmp_path / "states.npz", keys=np.asarray(list(kept)), states=np.asarray(list(kept.values())))
+    known = States(tmp_path, tmp_path / "states.npz")
+    telling, noise = Variant("middle", "asked", 40), Variant("last", "asked", 40)
+    found = hidden_states.cell(pool, texts, liked, 150, 0, known, [telling, noise])
+    assert found[telling.name]["taken"] and found[telling.name]["gain"] > 0.1
+    assert found[telling.name]["gain"] == found[telling.name]["always"]
+    assert not found[noise.name]["taken"] and found[noise.name]["gain"] == 0

@@ -46,13 +46,13 @@ def of_people(seed: int, count: int, *, tested: bool = False) -> Pool:
     return _pool(name, [(Exchange(asked.text, asked.answer), asked.text) for asked in drawn])
 
 
-def of_base(seed: int, count: int, out: Path, models: Path) -> Pool:
+def of_base(seed: int, count: int, out: Path, models: Path, replies: int = REPLIES) -> Pool:
     """Return a base's replies to messages of real people, served once and kept in `out`."""
-    path = out / f"replies-{seed}-{count}.json"
+    path = out / f"replies-{seed}-{count}{'' if replies == REPLIES else f'x{replies}'}.json"
     if not path.exists():
         asked = prompts.load(seed, count, 0).community
         with opened(out / "home", models, FULL) as world:
-            given = chat.answer_all(world, world.base[0], asked, REPLIES, FULL.max_new_tokens, seed)
+            given = chat.answer_all(world, world.base[0], asked, replies, FULL.max_new_tokens, seed)
         found = [asdict(Exchange(reply.asked.text, reply.text)) for reply in given]
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(found, ensure_ascii=False), encoding="utf-8")

@@ -333,7 +333,7 @@ static inline Rounded rounded_in(float *room, int rows, int n)
 /* ---- bfloat16 -------------------------------------------------------------------------------------------------- */
 
 #if defined(__AVX512BF16__)
-#define PAIRED 32 /* weights of a register */
+enum { PAIRED = 32, LINE = 32 }; /* weights of a register, and of a line of the cache */
 
 /* The upper halves of 32 inputs, then the lower ones, for each 32 of a row. */
 static void split_inputs(const float *x, size_t count, uint16_t *halves)
@@ -374,8 +374,12 @@ static inline __attribute__((always_inline)) void bf16_tile(
 static inline __attribute__((always_inline)) void bf16_outputs(
     const Linear *l, const uint16_t *halves, int rows, int first, int outputs, float *y)
 {
-    const uint16_t *weights = (const uint16_t *)l->data + (size_t)first * l->in;
+    const uint16_t *weights = (const uint16_t *)l->data + (size_t)first * l->in, *next = weights + (size_t)outputs * l->in;
+    const size_t lines = (size_t)outputs * l->in / LINE, tiles = (rows + TILE_ROWS - 1) / TILE_ROWS;
     for (int r = 0; r < rows; r += TILE_ROWS) {
+        /* A share of the next outputs' weights: a processor doesn't foresee four rows at a time. */
+        for (size_t at = lines * (r / TILE_ROWS) / tiles; at < lines * (r / TILE_ROWS + 1) / tiles; at++)
+            __builtin_prefetch(next + at * LINE);
         const uint16_t *inputs = halves + (size_t)r * l->in * 2;
         float *out = y + (size_t)r * l->out + first;
         switch (rows - r) {

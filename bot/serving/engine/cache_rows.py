@@ -91,6 +91,16 @@ class Rows:
             self._take_over(job, self._rows[source], source, shared)
         return job.cached
 
+    def waits_for(self, job: Job, other: Job, read: int) -> bool:
+        """Whether a request whose reading has not begun had better take over the first ``read`` tokens of
+        another, which are being read.
+        """
+        alike = _key(job) == _key(other) and other.score >= job.score
+        if self._rows[self._places[job]].begun or not alike:
+            return False
+        shared = _common(other.tokens[:read], job.tokens, len(job.tokens) - 1)
+        return shared - max(job.cached, self._longest(job)[1]) >= WORTH_COPYING
+
     def _take_over(self, job: Job, found: _Row, source: int, shared: int) -> None:
         if not shared:
             return

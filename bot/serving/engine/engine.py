@@ -22,13 +22,13 @@ from bot.serving.engine.events import Ending
 from bot.serving.engine.gpu.sampling import choose
 from bot.serving.engine.loaded_adapters import LoadedAdapters
 from bot.serving.engine.metrics import Metrics
-from bot.serving.engine.model_runner import ModelRunner
+from bot.serving.engine.model_runner import ModelRunner, Reading
 from bot.serving.engine.prompt_pieces import Piece, PieceSize
 from bot.serving.engine.request import Job
 from bot.serving.engine.running_batch import RunningBatch
 from bot.serving.engine.scheduler import RequestQueue
 from bot.serving.errors import FailureCode, RequestRejectedError, ServerBusyError, ServerUnavailableError
-from bot.serving.model.chat_template import ChatTemplate
+from bot.serving.model.chat_template import end_tokens
 from bot.serving.model.loading import LoadedBase
 from bot.serving.protocol import PRIORITY_BACKGROUND, PRIORITY_PEOPLE, QueuePlace, QueueState
 
@@ -77,7 +77,7 @@ class Engine:
         self.loaded_adapters = LoadedAdapters()
         self.context_tokens = min(options.context_tokens, base.info.context_tokens)
         self._options = options
-        self.end_tokens = _end_tokens(base)
+        self.end_tokens = end_tokens(base.model, base.tokenizer)
         self._vocabulary = len(base.tokenizer)
         # A GPU decodes few rows in the time of one, and takes long to be told each operator.
         on_gpu = torch.device(base.device).type != "cpu"
@@ -261,17 +261,20 @@ class Engine:
         return [first, people if first is background else background] if self._for_gpu else [first]
 
     def _step(self, batches: list[RunningBatch]) -> None:
-        started = time.monotonic()
+        started, started_cpu = time.monotonic(), time.thread_time()
+        read_before = self.metrics.prompt_tokens
         decoding_people = len(self._batches[PRIORITY_PEOPLE].decoding)
         delays = self._delays_people(batches)
         budget = self._pieces.beside(decoding_people) if delays else self._options.chunk_tokens
         readers: list[set[str]] = []
-        joining: Piece | None = None
+        joining: list[Piece] = []
         for batch in batches:
-            budget, users, joining = self._prefill(batch, budget)
+            budget, users = self._prefill(batch, budget, joining)
             readers.append(users)
         if decoding := [job for batch in batches for job in batch.decoding]:
             self._decode(decoding, joining)
+        read = self.metrics.prompt_tokens - read_before
+        self._pieces.saw(len(decoding), read, time.thread_time() - started_cpu)
         for batch, users in zip(batches, readers, strict=True):
             batch.count_reading(users, time.monotonic() - started)
 
@@ -283,25 +286,36 @@ class Engine:
         people = self._batches[PRIORITY_PEOPLE]
         return bool(people.decoding) or (bool(people.reading) and batches[0] is not people)
 
-    def _prefill(self, batch: RunningBatch, budget: int) -> tuple[int, set[str], Piece | None]:
-        """Read prompt tokens, from as many jobs as the budget takes.
+    def _prefill(self, batch: RunningBatch, budget: int, joining: list[Piece]) -> tuple[int, set[str]]:
+        """Read prompt tokens, from as many jobs as the budget takes; return what is left of it, and the users
+        whose prompts were read.
 
-        Returns what is left of it, the users whose prompts were read, and a last piece that is cheaper to
-        read in this step's decoding.
+        Pieces that are cheaper to read in this step's decoding are added to ``joining``.
         """
         readers: set[str] = set()
-        while budget > 0 and (job := batch.next_to_read()) is not None:
-            readers.add(job.user)
+        passed_over = {piece.job for piece in joining}
+        while budget > 0 and (job := batch.next_to_read(passed_over)) is not None:
+            passed_over.add(job)
+            if any(self._rows.waits_for(job, piece.job, piece.end) for piece in joining):
+                continue
             self.metrics.reused_tokens += self._rows.begin_reading(job)
             piece = Piece(job, min(budget, len(job.tokens) - job.cached))
-            if batch.decoding and self.runner.joins(piece.count):
-                return 0, readers, piece
-            budget -= max(piece.count, self._options.forward_tokens)
-            started = time.thread_time()
-            logits = self.runner.read(piece.tokens, job.cached, self._rows.of(job), job.adapter, piece.keep)
-            self._pieces.read(piece.count, time.thread_time() - started)
-            self._take_piece(piece, logits)
-        return budget, readers, None
+            joins = self.runner.joins(piece.count + sum(each.count for each in joining))
+            if joining and not joins:
+                # A pass of its own, in the same step, would make everybody wait.
+                break
+            readers.add(job.user)
+            if batch.decoding and joins:
+                joining.append(piece)
+                budget -= piece.count
+            else:
+                budget -= max(piece.count, self._options.forward_tokens)
+                self._take_piece(piece, self.runner.read(*self._reading(piece)))
+        return budget, readers
+
+    def _reading(self, piece: Piece) -> Reading:
+        job = piece.job
+        return piece.tokens, job.cached, self._rows.of(job), job.adapter, piece.keep
 
     def _take_piece(self, piece: Piece, logits: torch.Tensor) -> None:
         """Count a piece as read, whose last positions have ``logits`` (keep, V)."""
@@ -314,31 +328,29 @@ class Engine:
             self._batches[job.priority].begin_decoding(job)
             self._accept([job], logits[-1:])
 
-    def _decode(self, jobs: list[Job], joining: Piece | None) -> None:
+    def _decode(self, jobs: list[Job], joining: Sequence[Piece]) -> None:
         jobs = sorted(jobs, key=self._rows.of)
-        started = time.thread_time()
         logits = self._next_logits(jobs, joining)
-        self._pieces.decoded(len(jobs), time.thread_time() - started, joining.count if joining else 0)
         # First all counts, then the choices: a job that leaves gives its row away, as far as it is cached.
         for job in jobs:
             job.cached += 1
-        if joining is not None:
-            self._take_piece(joining, logits[: joining.keep])
-        self._accept(jobs, logits[-len(jobs) :])
+        for piece in joining:
+            keep = piece.keep
+            self._take_piece(piece, logits[:keep])
+            logits = logits[keep:]
+        self._accept(jobs, logits)
 
-    def _next_logits(self, jobs: list[Job], joining: Piece | None = None) -> torch.Tensor:
-        """Decode each job's last token; return logits (keep + B, V), those of a piece that joins first."""
+    def _next_logits(self, jobs: list[Job], joining: Sequence[Piece] = ()) -> torch.Tensor:
+        """Decode each job's last token; return logits (keeps + B, V), those of joining pieces first."""
         decoding = (
             [job.tokens[-1] for job in jobs],
             [job.cached for job in jobs],
             [self._rows.of(job) for job in jobs],
             [job.adapter for job in jobs],
         )
-        if joining is None:
+        if not joining:
             return self.runner.decode(*decoding)
-        job = joining.job
-        reading = (joining.tokens, job.cached, self._rows.of(job), job.adapter, joining.keep)
-        return self.runner.read_and_decode(reading, decoding)
+        return self.runner.read_and_decode([self._reading(piece) for piece in joining], decoding)
 
     def _accept(self, jobs: list[Job], logits: torch.Tensor) -> None:
         """Choose the next token of each job from its row of ``logits`` (B, V); end those that it ends."""
@@ -386,13 +398,3 @@ class Engine:
         for job in jobs:
             job.fail(code, message)
             self._account(job, code)
-
-
-def _end_tokens(base: LoadedBase) -> frozenset[int]:
-    """Collect every token that ends a reply, by generation configuration, tokenizer and chat template."""
-    configured = getattr(base.model.generation_config, "eos_token_id", None)
-    ids = configured if isinstance(configured, list) else [configured, base.model.config.eos_token_id]
-    return (
-        frozenset(int(token) for token in ids if isinstance(token, int))
-        | ChatTemplate(base.tokenizer).end_tokens()
-    )

@@ -94,24 +94,23 @@ class ModelRunner:
             return False
         return self.decoder.reads_prompts or count <= JOINED_TOKENS
 
-    def read_and_decode(self, reading: Reading, decoding: Decoding) -> torch.Tensor:
-        """Do in one pass what :meth:`read` and :meth:`decode` do with these arguments; return logits
-        (keep + B, V), those of the prompt first.
+    def read_and_decode(self, readings: Sequence[Reading], decoding: Decoding) -> torch.Tensor:
+        """Do in one pass what :meth:`read` for each reading and :meth:`decode` do; return logits (keeps + B,
+        V), those of the prompts first.
 
-        Only where :meth:`joins` says so. The next call may overwrite what this one returned.
+        Only where :meth:`joins` says so of all tokens. The next call may overwrite what this one returned.
         """
         if not isinstance(self.decoder, Decoder):
             raise RuntimeError("joins() comes before")
-        tokens, cached, row, adapter, keep = reading
-        count = len(tokens)
-        new, positions, rows, adapters = decoding
-        return self.decoder.run(
-            [*tokens, *new],
-            [*range(cached, cached + count), *positions],
-            [*[row] * count, *rows],
-            [*[adapter] * count, *adapters],
-            keep + len(new),
-        )
+        read, kept = [], []
+        for tokens, cached, row, adapter, keep in readings:
+            piece = [(token, cached + at, row, adapter) for at, token in enumerate(tokens)]
+            read += piece[: len(piece) - keep]
+            kept += piece[len(piece) - keep :]
+        # Tokens may come in any order: all keys are written before any is read.
+        columns = zip(*read, *kept, *zip(*decoding, strict=True), strict=True)
+        new, positions, rows, adapters = map(list, columns)
+        return self.decoder.run(new, positions, rows, adapters, len(new) - len(read))
 
     def decode(
         self,

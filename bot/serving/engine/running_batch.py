@@ -39,9 +39,9 @@ class RunningBatch:
         """Take in a job whose prompt is to be read."""
         self.reading.append(job)
 
-    def next_to_read(self) -> Job | None:
+    def next_to_read(self, passed_over: Collection[Job] = ()) -> Job | None:
         """Return the first whose user need not pause, or the very first where nothing else is to be done."""
-        ready = (job for job in self.reading if not self._must_pause(job.user))
+        ready = (job for job in self.reading if job not in passed_over and not self._must_pause(job.user))
         return next(ready, self.reading[0] if self.reading and not self.decoding else None)
 
     def count_reading(self, users: Collection[str], step_s: float) -> None:

@@ -165,3 +165,13 @@ def control_strings(tokenizer: Any) -> tuple[str, ...]:
     """
     contents = {str(token.content) for token in tokenizer.added_tokens_decoder.values()}
     return tuple(sorted(token for token in contents if any(char.isalnum() for char in token)))
+
+
+def end_tokens(model: Any, tokenizer: Any) -> frozenset[int]:
+    """Return every token that ends a reply, by generation configuration, tokenizer and chat template."""
+    configured = getattr(model.generation_config, "eos_token_id", None)
+    ids = configured if isinstance(configured, list) else [configured, model.config.eos_token_id]
+    return (
+        frozenset(int(token) for token in ids if isinstance(token, int))
+        | ChatTemplate(tokenizer).end_tokens()
+    )

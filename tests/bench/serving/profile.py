@@ -45,11 +45,11 @@ class Profile:
     def tokens_for(self, streams: int) -> int:
         """Return how many tokens each stream writes: enough for all to write at once for ``tokens`` steps.
 
-        The last stream's prompt is read after all others', in pieces that grow with their steps.
+        The last stream's prompt is read after all others', in pieces of the least size where a token costs
+        much beside a row.
         """
-        least = EngineOptions().least_chunk_tokens
-        pieces = (least + writing // 2 for writing in range(streams))
-        return self.tokens + sum(-(-self.prompt_tokens // piece) for piece in pieces)
+        pieces = -(-self.prompt_tokens // EngineOptions().least_chunk_tokens)
+        return self.tokens + (streams - 1) * pieces
 
 
 QUICK = Profile(

@@ -882,14 +882,27 @@ static inline int stripes_of(int out)
     return (out + STRIPE - 1) / STRIPE;
 }
 
+typedef struct {
+    int from, to;
+} Range;
+
+/* The outputs of `unit` and of those behind it, before `end`, that are of the same group: weights are read in long runs. */
+static inline Range stripes_together(int unit, int end, int out, int *next)
+{
+    const int stripes = stripes_of(out), at = unit % stripes, left = stripes - at;
+    const int count = end - unit < left ? end - unit : left;
+    *next = unit + count;
+    return (Range){at * STRIPE, at + count < stripes ? (at + count) * STRIPE : out};
+}
+
 /* Stripes: the update of the projection that writes `mixed`. */
 static void mixed_part(const void *work, int first, int end)
 {
     const Step *s = work;
     const int out = s->m->hidden, stripes = stripes_of(out);
-    for (int unit = first; unit < end; unit++) {
-        const int from = unit % stripes * STRIPE, to = out - from < STRIPE ? out : from + STRIPE;
-        add_update(s, s->which, 0, group_of(s, unit / stripes), from, to, s->work->mixed);
+    for (int unit = first, next; unit < end; unit = next) {
+        const Range range = stripes_together(unit, end, out, &next);
+        add_update(s, s->which, 0, group_of(s, unit / stripes), range.from, range.to, s->work->mixed);
     }
 }
 
@@ -898,14 +911,14 @@ static void gate_part(const void *work, int first, int end)
 {
     const Step *s = work;
     const int out = s->m->intermediate, stripes = stripes_of(out);
-    for (int unit = first; unit < end; unit++) {
+    for (int unit = first, next; unit < end; unit = next) {
         const Group group = group_of(s, unit / stripes);
-        const int from = unit % stripes * STRIPE, to = out - from < STRIPE ? out : from + STRIPE;
-        add_update(s, GATE, 0, group, from, to, s->work->gate);
-        add_update(s, UP, 1, group, from, to, s->work->up);
+        const Range range = stripes_together(unit, end, out, &next);
+        add_update(s, GATE, 0, group, range.from, range.to, s->work->gate);
+        add_update(s, UP, 1, group, range.from, range.to, s->work->up);
         for (int r = group.first; r < group.first + group.count; r++) {
-            const size_t at = (size_t)r * out + from;
-            gated(s->work->gate + at, s->work->up + at, to - from, s->m->activation);
+            const size_t at = (size_t)r * out + range.from;
+            gated(s->work->gate + at, s->work->up + at, range.to - range.from, s->m->activation);
         }
     }
 }

@@ -8,8 +8,10 @@ import pytest
 import torch
 
 from bot.serving.model.loading import load_base
+from storage import sentences
 from storage.config_sections import TrainerConfig
-from tests.bench import training_speed
+from storage.sentences import Sentence
+from tests.bench import retrain, training_speed
 from tests.bench.training_speed import Turn
 from trainer.data.examples import BaseCodec
 from trainer.training import forward
@@ -54,3 +56,17 @@ def test_both_sides_learn_the_same_from_the_same_examples(tiny_folder: Path) -> 
     before = -torch.mean(forward.totals(untrained, seen, 10_000)).item()
     assert losses[0] < 0.95 * before
     assert losses[0] == pytest.approx(losses[1], rel=0.03)
+
+
+def test_a_run_s_minutes_are_put_to_what_it_said_that_it_does() -> None:
+    note = Sentence("own reply {done} of {total}", done=8, total=192)
+    said = {"state": "running", "note": str(note), "note_sentence": sentences.dump(note)}
+    assert retrain.name_of({"phase": "train", **said}) == "train: own reply {done} of {total}"
+    slower = Sentence("{note}; {more}", note=note, more="it has slowed down")
+    said |= {"note": str(slower), "note_sentence": sentences.dump(slower)}
+    assert retrain.name_of({"phase": "train", **said}) == "train: own reply {done} of {total}"
+    judging = {"phase": "evaluate", "state": "running", "note": "comparing", "note_sentence": ""}
+    assert retrain.name_of(judging | {"progress": 0.2}) == "evaluate: scoring rated replies"
+    parts = {"one": retrain.Part(4.0, 3.0, 1.0, 0.5), "two": retrain.Part(2.0, 0.0, 1.5, 0.5)}
+    found = retrain.Profile(parts, {"outcome": "promoted", "message": "It is better."})
+    assert "| all | 6.0 | 3.0, 2.5, 1.0 |" in retrain.report(found)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from typing import TypeVar
 
 import structlog
@@ -27,6 +27,7 @@ from storage.sentences import Sentence
 from trainer.errors import EvaluationError, RunCancelledError
 
 T = TypeVar("T")
+Ask = Callable[[], Awaitable[T]]
 
 log = structlog.get_logger()
 
@@ -105,6 +106,37 @@ async def reply(
             deadline_s=DEADLINE_S,
         )
     )
+
+
+async def ask_in_rounds(
+    rounds: Iterable[Sequence[Ask[T]]], goes_on: Callable[[int, int], bool]
+) -> list[list[T]]:
+    """Send rounds of requests, AT_ONCE at a time, and return their results.
+
+    A round begins while the last requests of the one before are still answered, so that the server is never
+    short of work. `goes_on` says before each but the first whether there is time for it: it is told how many
+    requests have been answered, and how many are on their way.
+    """
+    slots = asyncio.Semaphore(AT_ONCE)
+    tasks: list[list[asyncio.Task[T]]] = []
+
+    async def send(ask: Ask[T]) -> T:
+        try:
+            return await ask()
+        finally:
+            slots.release()
+
+    async with asyncio.TaskGroup() as group:
+        for requests in rounds:
+            sent = [task for each in tasks for task in each]
+            answered = sum(task.done() for task in sent)
+            if sent and not goes_on(answered, len(sent) - answered):
+                break
+            tasks.append([])
+            for ask in requests:
+                await slots.acquire()
+                tasks[-1].append(group.create_task(send(ask)))
+    return [[task.result() for task in each] for each in tasks]
 
 
 async def retry_while_unavailable(ask: Callable[[], Awaitable[T]], patience_s: float = PATIENCE_S) -> T:

@@ -6,10 +6,10 @@ prompts with the same seeds. Everything goes out with background priority: peopl
 
 from __future__ import annotations
 
-import asyncio
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +32,6 @@ from trainer.evaluation.reward_model import RatedText
 from trainer.evaluation.safety_probe import Contest
 from trainer.evaluation.scores import Answer, GeneralLoss, Pair, Prompt, ScoredReply, Scores, stable_hash
 from trainer.evaluation.training_fit import ScoredTrainingReply
-from trainer.model_server import AT_ONCE
 
 # Prompts a round: both models answer them before the clock is looked at, so that pairs stay complete.
 ROUND = 8
@@ -292,50 +291,46 @@ async def _answer_all(
     """Let both models answer, a round of prompts at a time, until all are done or the budget is spent."""
     started = time.monotonic()
     asked = [(prompt, turn) for turn in range(gate.replies_per_prompt) for prompt in prompts]
-    pairs: list[Pair] = []
-    for at in range(0, len(asked), ROUND):
-        spent = time.monotonic() - started
-        # So many always run, whatever the budget: fewer decide nothing, neither offline nor by votes.
-        if len(pairs) >= MIN_PROMPTS and spent + spent * ROUND / len(pairs) > budget_s:
-            break
-        with_base = contest.champion != contest.base and at < BASE_PROMPTS
-        pairs += await _answer_round(client, asked[at : at + ROUND], contest, gate, chat, seed, with_base)
-        on_progress(max(len(pairs) / len(asked), min(1.0, (time.monotonic() - started) / max(budget_s, 1.0))))
-    return pairs
-
-
-async def _answer_round(
-    client: ModelClient,
-    asked: Sequence[tuple[Prompt, int]],
-    contest: Contest,
-    gate: GateConfig,
-    chat: ChatConfig,
-    seed: int,
-    with_base: bool,
-) -> list[Pair]:
-    slots = asyncio.Semaphore(AT_ONCE)
+    parts = [asked[at : at + ROUND] for at in range(0, len(asked), ROUND)]
+    both = (contest.challenger, contest.champion)
+    with_base = BASE_PROMPTS // ROUND if contest.champion != contest.base else 0
+    models = [(*both, contest.base) if number < with_base else both for number in range(len(parts))]
+    begun = 1
 
     async def answer(model: str, prompt: Prompt, turn: int) -> Answer:
-        async with slots:
-            completion = await model_server.reply(
-                client,
-                model,
-                prompt.messages,
-                chat=chat,
-                max_new_tokens=gate.max_new_tokens,
-                seed=seed_of(prompt, turn, seed),
-            )
+        completion = await model_server.reply(
+            client,
+            model,
+            prompt.messages,
+            chat=chat,
+            max_new_tokens=gate.max_new_tokens,
+            seed=seed_of(prompt, turn, seed),
+        )
         return Answer(completion.text, completion.finish_reason == "stop")
 
-    async with asyncio.TaskGroup() as group:
-        new = [group.create_task(answer(contest.challenger, *item)) for item in asked]
-        old = [group.create_task(answer(contest.champion, *item)) for item in asked]
-        base = [group.create_task(answer(contest.base, *item)) for item in asked if with_base]
-    bases: Sequence[Answer | None] = [task.result() for task in base] or [None] * len(asked)
-    return [
-        Pair(prompt, a.result(), b.result(), c)
-        for (prompt, _), a, b, c in zip(asked, new, old, bases, strict=True)
+    def goes_on(answered: int, on_their_way: int) -> bool:
+        nonlocal begun
+        spent_s, more = time.monotonic() - started, on_their_way + len(parts[begun]) * len(models[begun])
+        on_progress(max(begun / len(parts), min(1.0, spent_s / max(budget_s, 1.0))))
+        # So many always run, whatever the budget: fewer decide nothing, neither offline nor by votes.
+        enough = begun * ROUND >= MIN_PROMPTS
+        begun += 1
+        return not enough or spent_s + spent_s * more / max(answered, 1) <= budget_s
+
+    requests = [
+        [partial(answer, model, *item) for model in who for item in part]
+        for who, part in zip(models, parts, strict=True)
     ]
+    found = await model_server.ask_in_rounds(requests, goes_on)
+    on_progress(1.0)
+    return [pair for part, answers in zip(parts, found, strict=False) for pair in _pairs(part, answers)]
+
+
+def _pairs(asked: Sequence[tuple[Prompt, int]], answers: Sequence[Answer]) -> list[Pair]:
+    """Return the answers to a round's prompts, all of the challenger's first, then each other model's."""
+    count = len(asked)
+    by_model = [answers[at : at + count] for at in range(0, len(answers), count)]
+    return [Pair(prompt, *each) for (prompt, _), each in zip(asked, zip(*by_model, strict=True), strict=True)]
 
 
 def _community_prompts(system_prompt: str) -> list[Prompt]:

@@ -12,13 +12,13 @@ reference completions: the base's own answers to the same prompts.
 
 from __future__ import annotations
 
-import asyncio
 import json
 import math
 import time
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -38,7 +38,6 @@ from trainer.evaluation.evaluate import rated_texts
 from trainer.evaluation.feature_blocks import StatesOf
 from trainer.evaluation.reward_model import RatedText, RewardModel
 from trainer.evaluation.scores import Answer, stable_hash
-from trainer.model_server import AT_ONCE
 from trainer.on_policy import phrases, signals
 
 # Replies to each prompt: the best of four is about twice as good as a single one (EXPERIMENTS, 9).
@@ -176,35 +175,35 @@ async def ask(
     """
     started, planned = time.monotonic(), rounds(len(rows), replies)
     least = min(LEAST_PROMPTS, len(rows)) * replies
-    slots = asyncio.Semaphore(AT_ONCE)
+    coming = iter([len(places) * len(numbers) for places, numbers in planned[1:]])
 
     async def answer(messages: tuple[ChatMessage, ...], number: int) -> Answer:
-        async with slots:
-            completion = await model_server.reply(
-                client,
-                model,
-                messages,
-                chat=chat,
-                max_new_tokens=max_new_tokens,
-                seed=(stable_hash(messages[-1].content) + 7919 * number + 104_729 * seed) % 2**31,
-            )
+        completion = await model_server.reply(
+            client,
+            model,
+            messages,
+            chat=chat,
+            max_new_tokens=max_new_tokens,
+            seed=(stable_hash(messages[-1].content) + 7919 * number + 104_729 * seed) % 2**31,
+        )
         return Answer(completion.text.strip(), completion.finish_reason == "stop")
 
+    def goes_on(answered: int, on_their_way: int) -> bool:
+        on_reply(answered, len(rows) * replies)
+        spent_s, more = time.monotonic() - started, on_their_way + next(coming)
+        asked = answered + on_their_way
+        return asked < least or spent_s + spent_s * more / max(answered, 1) <= budget_s
+
+    asked = [
+        [partial(answer, messages_of(rows[at]), number) for at in places for number in numbers]
+        for places, numbers in planned
+    ]
+    answers = await model_server.ask_in_rounds(asked, goes_on)
+    on_reply(sum(len(given) for given in answers), len(rows) * replies)
     found: list[list[Answer]] = [[] for _ in rows]
-    done = 0
-    for places, numbers in planned:
-        spent_s, coming = time.monotonic() - started, len(places) * len(numbers)
-        if done >= least and spent_s + spent_s * coming / done > budget_s:
-            break
-        async with asyncio.TaskGroup() as group:
-            tasks = {
-                at: [group.create_task(answer(messages_of(rows[at]), number)) for number in numbers]
-                for at in places
-            }
-        for at, each in tasks.items():
-            found[at] += [task.result() for task in each]
-        done += coming
-        on_reply(done, len(rows) * replies)
+    for (places, numbers), given in zip(planned, answers, strict=False):
+        for turn, at in enumerate(places):
+            found[at] += given[turn * len(numbers) : (turn + 1) * len(numbers)]
     return [given for given in found if given]
 
 

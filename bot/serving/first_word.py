@@ -13,6 +13,7 @@ import contextlib
 import mmap
 import os
 import struct
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -56,7 +57,7 @@ class FirstWordSign:
 
 
 class GiveWay:
-    """A run's side: called often, it returns at once, or once nobody waits any more.
+    """A run's side: called often, by any thread, it returns at once, or once nobody waits any more.
 
     ``paused_s`` is how long it has stood still in all.
     """
@@ -74,9 +75,15 @@ class GiveWay:
         self._map: mmap.mmap | None = None
         self._credit_s = CREDIT_S
         self._working_since = clock()
+        self._turn = threading.Lock()
 
     def __call__(self) -> None:
         """Stand still while somebody waits for a first word, as long as there is credit for it."""
+        # One thread waits for all of them: time that several stood still together counts once.
+        with self._turn:
+            self._stand_still()
+
+    def _stand_still(self) -> None:
         began = self._clock()
         self._credit_s = min(CREDIT_S, self._credit_s + began - self._working_since)
         now = began

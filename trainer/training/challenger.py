@@ -28,7 +28,7 @@ from trainer.data.general_replies import BaseReply
 from trainer.data.rows import PreferencePair
 from trainer.data.snapshot import Snapshot
 from trainer.errors import TrainingError
-from trainer.training import fitting, objectives, phases, ranks, saving
+from trainer.training import fitting, forward, objectives, phases, ranks, saving
 from trainer.training.adapter import add_adapter, recompute_activations
 from trainer.training.checkpoints import DONE, Checkpoint, Checkpointer
 from trainer.training.fitting import Claim, Task
@@ -36,6 +36,7 @@ from trainer.training.loop import Clock, Tick, TrainingReport
 from trainer.training.memory import load_of, widths_of
 from trainer.training.objectives import Plan
 from trainer.training.phases import DpoSettings, KtoSettings, SftSettings
+from trainer.training.terms import BaseLogits
 
 log = structlog.get_logger()
 
@@ -172,6 +173,9 @@ class TrainingSchedule:
     own_pairs: OwnPairs | None = None
     reports: dict[str, TrainingReport] = field(default_factory=dict)
 
+    def __post_init__(self) -> None:
+        self._replay = BaseLogits(self.material.replay)
+
     def run(self) -> None:
         """Take every phase, or those that an interrupted process left."""
         self._recall()
@@ -237,8 +241,9 @@ class TrainingSchedule:
             max_steps=self.steps.get("sft"),
             batch_tokens=self.settings.batch_tokens,
         )
-        liked, replay = self.material.liked, self.material.replay
-        return phases.train_sft(self.model, liked, replay, settings, **self._kept(on_step))
+        return phases.train_sft(
+            self.model, self.material.liked, self._replay, settings, **self._kept(on_step)
+        )
 
     def _kto(self, on_step: Tick) -> TrainingReport:
         settings = KtoSettings(
@@ -270,7 +275,7 @@ class TrainingSchedule:
             self.model,
             pairs,
             settings,
-            replay=self.material.replay,
+            replay=self._replay,
             name=phase,
             **self._kept(on_step),
         )
@@ -280,7 +285,7 @@ class TrainingSchedule:
             self.model,
             self.material.pairs,
             self._dpo_settings(),
-            replay=self.material.replay,
+            replay=self._replay,
             **self._kept(on_step),
         )
 
@@ -350,7 +355,11 @@ def _fingerprint(
 
 
 def _versions(device: str) -> dict[str, Any]:
-    found: dict[str, Any] = {"torch": torch.__version__, "threads": torch.get_num_threads()}
+    found: dict[str, Any] = {
+        "torch": torch.__version__,
+        "threads": torch.get_num_threads(),
+        "forward": forward.VERSION,
+    }
     found |= {"workers": ranks.count()} if ranks.count() > 1 else {}
     return found | ({"gpu": torch.cuda.get_device_name(device)} if device.startswith("cuda") else {})
 

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from trainer.errors import DivergedError, GradientLostError
 from trainer.training import ranks
 from trainer.training.checkpoints import Checkpoint, Checkpointer
-from trainer.training.terms import Indices, Term
+from trainer.training.terms import Indices, Term, backward_of
 
 # Adam's second moments are noise in its first steps: https://arxiv.org/abs/1910.04209.
 WARM_UP_SHARE = 0.1
@@ -105,7 +105,7 @@ def train(
         step = phase.steps[report.steps]
         _set_rate(optimiser, phase.learning_rate, report.steps, _total(phase, report))
         work = list(zip(phase.terms, step, strict=True))
-        loss = sum(term.backward(model, report.steps, chosen) for term, chosen in work)
+        loss = backward_of(model, work, report.steps)
         loss = ranks.add_gradients(model, loss)
         _step(model, optimiser, loss)
         report.steps += 1

@@ -15,7 +15,7 @@ from trainer.data.encoding import Example, PreferenceExample
 from trainer.training.checkpoints import Checkpointer
 from trainer.training.forward import batch_tokens
 from trainer.training.loop import Clock, Phase, Step, Tick, TrainingReport, train
-from trainer.training.terms import Dpo, Indices, Kto, Replay, Supervised
+from trainer.training.terms import BaseLogits, Dpo, Indices, Kto, Replay, Supervised
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,7 @@ class DpoSettings:
 def train_sft(
     model: nn.Module,
     liked: Sequence[Example],
-    replay: Sequence[Example],
+    replay: Sequence[Example] | BaseLogits,
     settings: SftSettings,
     *,
     checkpointer: Checkpointer | None = None,
@@ -76,15 +76,18 @@ def train_sft(
 ) -> TrainingReport:
     """Tune the adapter on liked replies, held near the base on the base's own replies to general prompts.
 
+    `replay` may know already what the base says of them.
+
     Raises what :func:`train` raises.
     """
-    steps = _beside_replay([example.completion_length for example in liked], replay, settings)
+    replayed = _known(replay)
+    steps = _beside_replay([example.completion_length for example in liked], replayed.examples, settings)
     limit = settings.batch_tokens or batch_tokens(model)
     phase = Phase(
         "sft",
         settings.learning_rate,
         steps,
-        (Supervised(liked, limit), Replay(replay, settings.replay_share, limit)),
+        (Supervised(liked, limit), Replay(replayed, settings.replay_share, limit)),
         settings.max_seconds,
         settings.max_steps,
     )
@@ -127,7 +130,7 @@ def train_dpo(
     pairs: Sequence[PreferenceExample],
     settings: DpoSettings,
     *,
-    replay: Sequence[Example] = (),
+    replay: Sequence[Example] | BaseLogits = (),
     name: str = "dpo",
     checkpointer: Checkpointer | None = None,
     on_step: Tick = lambda done, total: None,
@@ -140,7 +143,8 @@ def train_dpo(
 
     Raises what :func:`train` raises.
     """
-    steps = _beside_replay([pair.chosen.completion_length for pair in pairs], replay, settings)
+    replayed = _known(replay)
+    steps = _beside_replay([pair.chosen.completion_length for pair in pairs], replayed.examples, settings)
     limit = settings.batch_tokens or batch_tokens(model)
     phase = Phase(
         name,
@@ -148,12 +152,16 @@ def train_dpo(
         steps,
         (
             Dpo(pairs, settings.beta, settings.sft_weight, limit),
-            Replay(replay, settings.replay_share, limit),
+            Replay(replayed, settings.replay_share, limit),
         ),
         settings.max_seconds,
         settings.max_steps,
     )
     return train(model, phase, checkpointer=checkpointer, on_step=on_step, clock=clock)
+
+
+def _known(replay: Sequence[Example] | BaseLogits) -> BaseLogits:
+    return replay if isinstance(replay, BaseLogits) else BaseLogits(replay)
 
 
 def _beside_replay(

@@ -8,7 +8,7 @@ keeps checkpoints and saves.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 import torch
@@ -18,6 +18,7 @@ from trainer.data.encoding import Example
 from trainer.training.packing import bins
 
 T = TypeVar("T")
+Bins = Callable[[Sequence[Example], int], list[list[int]]]
 
 
 def count() -> int:
@@ -30,12 +31,12 @@ def is_first() -> bool:
     return not _together() or distributed.get_rank() == 0
 
 
-def own_bins(examples: Sequence[Example], limit: int) -> list[list[int]]:
-    """Return this process's groups of a batch, as `packing.bins`."""
+def own_bins(examples: Sequence[Example], limit: int, divide: Bins = bins) -> list[list[int]]:
+    """Return this process's groups of a batch, as `packing.bins` or another one divides it."""
     if count() == 1:
-        return bins(examples, limit)
+        return divide(examples, limit)
     tokens = sum(len(each.ids) for each in examples)
-    groups = bins(examples, min(limit, -(-tokens // count())))
+    groups = divide(examples, min(limit, -(-tokens // count())))
     return groups[distributed.get_rank() :: count()]
 
 

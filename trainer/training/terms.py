@@ -1,11 +1,12 @@
 """The terms of a phase's loss: supervised tuning, replay of the base, KTO on all ratings, DPO on pairs.
 
-Each accumulates the gradient of its own examples, a few at a time; the formulas are in `losses`.
+Each says which examples of a step go through the model, and what their loss is; the formulas are in `losses`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Protocol, TypeAlias
 
 import torch
@@ -13,7 +14,7 @@ from torch import Tensor, nn
 
 from trainer.data.encoding import Example, PreferenceExample
 from trainer.training import losses
-from trainer.training.forward import accumulate, base_distributions, device_of, distributions, score, totals
+from trainer.training.forward import Piece, backward, base_distributions, device_of, scores_of, totals
 from trainer.training.ranks import own_bins
 
 # The class masses of KTO: liked to disliked between 1:1 and 4:3 (equation 8 of arXiv 2402.01306).
@@ -31,11 +32,21 @@ class Term(Protocol):
         `kept` is what it returned in a process that was interrupted: the reference it began with.
         """
 
-    def backward(self, model: nn.Module, number: int, chosen: Indices) -> float:
-        """Accumulate the gradient of step `number` on the chosen examples; return the (weighted) loss."""
+    @property
+    def limit(self) -> int:
+        """Return how many tokens one forward may take."""
+
+    def pieces(self, model: nn.Module, number: int, chosen: Indices) -> list[Piece]:
+        """Return what step `number` puts through the model for the chosen examples, with its loss."""
 
     def tokens(self, chosen: Indices) -> int:
         """Return how many tokens the chosen examples have."""
+
+
+def backward_of(model: nn.Module, work: Sequence[tuple[Term, Indices]], number: int) -> float:
+    """Accumulate the gradient of step `number`, of all its terms; return the sum of their losses."""
+    pieces = [piece for term, chosen in work for piece in term.pieces(model, number, chosen)]
+    return backward(model, pieces, min((term.limit for term, _ in work), default=1))
 
 
 class Supervised:
@@ -43,57 +54,71 @@ class Supervised:
 
     def __init__(self, examples: Sequence[Example], limit: int) -> None:
         self._examples = examples
-        self._limit = limit
+        self.limit = limit
 
     def prepare(self, model: nn.Module, steps: Sequence[Indices], kept: Tensor | None) -> None:
         """It measures against nothing."""
 
-    def backward(self, model: nn.Module, number: int, chosen: Indices) -> float:
-        """Accumulate the gradient of the mean weighted token loss of one batch; return that loss."""
+    def pieces(self, model: nn.Module, number: int, chosen: Indices) -> list[Piece]:
+        """Return the examples of one batch; their losses add up to its mean weighted token loss."""
         batch = [self._examples[i] for i in chosen]
         # The divisor is the whole batch's, so that the gradient doesn't depend on how it falls into groups.
         mass = sum(example.weight * example.completion_length for example in batch)
-        total = 0.0
-        for group in own_bins(batch, self._limit):
-            examples = [batch[i] for i in group]
-            scores = score(model, examples)
-            # (B,), on the device and in the precision of the log-probabilities.
-            weights = scores.logps.new_tensor([example.weight for example in examples])
-            # One backward pass a group: its activations are freed before the next group's forward.
-            total += accumulate(model, losses.supervised_loss(scores, weights) / mass)
-        return total
+        own = (batch[i] for group in own_bins(batch, self.limit) for i in group)
+        return [Piece((example,), partial(self._loss, example, mass)) for example in own]
+
+    @staticmethod
+    def _loss(example: Example, mass: float, logits: Tensor) -> Tensor:
+        # (1,), on the device and in the precision of the log-probabilities.
+        weights = logits.new_tensor([example.weight])
+        return losses.supervised_loss(scores_of(logits, [example]), weights) / mass
 
     def tokens(self, chosen: Indices) -> int:
         """Return how many tokens the chosen examples have."""
         return sum(len(self._examples[i].ids) for i in chosen)
 
 
+class BaseLogits:
+    """The base's logits over the replayed replies, asked once for all phases of a training."""
+
+    def __init__(self, examples: Sequence[Example]) -> None:
+        self.examples = examples
+        self._found: list[Tensor] | None = None
+
+    def of(self, model: nn.Module, limit: int) -> list[Tensor]:
+        """Return the logits (T, V) of each reply, asking the model with its adapter switched off."""
+        if self._found is None:
+            self._found = base_distributions(model, self.examples, limit)
+        return self._found
+
+
 class Replay:
     """The mean divergence from the base over replayed tokens, in proportion to their share of all tokens."""
 
-    def __init__(self, examples: Sequence[Example], share: float, limit: int) -> None:
-        self._examples = examples
+    def __init__(self, replayed: BaseLogits, share: float, limit: int) -> None:
+        self._replayed = replayed
+        self._examples = replayed.examples
         # The other terms have the rest, 1 - share: the odds bring replay to `share` of the sum of both.
         self._factor = share / max(1 - share, 1e-6)
-        self._limit = limit
+        self.limit = limit
         self._base: list[Tensor] = []
 
     def prepare(self, model: nn.Module, steps: Sequence[Indices], kept: Tensor | None) -> None:
         """Ask the base; it answers the same at any time."""
         if any(steps):
-            self._base = base_distributions(model, self._examples)
+            self._base = self._replayed.of(model, self.limit)
 
-    def backward(self, model: nn.Module, number: int, chosen: Indices) -> float:
-        """Accumulate the gradient of the mean KL to the base; return it."""
+    def pieces(self, model: nn.Module, number: int, chosen: Indices) -> list[Piece]:
+        """Return the chosen replies; their losses add up to the mean KL to the base."""
         examples = [self._examples[i] for i in chosen]
         mass = sum(example.completion_length for example in examples)
-        total = 0.0
-        for group in own_bins(examples, self._limit):
-            # Both (N, V): the completion tokens of the group's examples, one example after the other.
-            logits = distributions(model, [examples[i] for i in group])
-            base = torch.cat([self._base[chosen[i]] for i in group]).to(logits.device)
-            total += accumulate(model, losses.divergence_from_base(logits, base) * (self._factor / mass))
-        return total
+        own = (i for group in own_bins(examples, self.limit) for i in group)
+        return [Piece((examples[i],), partial(self._loss, chosen[i], mass)) for i in own]
+
+    def _loss(self, place: int, mass: int, logits: Tensor) -> Tensor:
+        # Both (T, V): the tokens of one completion.
+        base = self._base[place].to(logits.device)
+        return losses.divergence_from_base(logits, base) * (self._factor / mass)
 
     def tokens(self, chosen: Indices) -> int:
         """Return how many tokens the chosen examples have."""
@@ -106,7 +131,7 @@ class Kto:
     def __init__(self, rated: Sequence[Example], beta: float, limit: int) -> None:
         self._rated = rated
         self._beta = beta
-        self._limit = limit
+        self.limit = limit
         self._scale = class_weights(rated)
         self._reference = torch.empty(0)
 
@@ -122,30 +147,35 @@ class Kto:
     def _both_totals(self, model: nn.Module, batch: Sequence[Example]) -> Tensor:
         # (2, B) in nats: each prompt with its own completion, then with its neighbour's.
         return torch.stack(
-            [totals(model, batch, self._limit), totals(model, mismatch_completions(batch), self._limit)]
+            [totals(model, batch, self.limit), totals(model, mismatch_completions(batch), self.limit)]
         )
 
-    def backward(self, model: nn.Module, number: int, chosen: Indices) -> float:
-        """Accumulate the gradient of one batch; return its mean loss."""
+    def pieces(self, model: nn.Module, number: int, chosen: Indices) -> list[Piece]:
+        """Return the examples of one batch; their losses add up to its mean."""
         batch = [self._rated[i] for i in chosen]
-        reference, reference_mismatched = self._reference[number]
         # A scalar for the batch, a baseline and no target: no gradient flows through it.
         with torch.no_grad():
             divergence = losses.mismatch_divergence(
-                totals(model, mismatch_completions(batch), self._limit), reference_mismatched
+                totals(model, mismatch_completions(batch), self.limit), self._reference[number][1]
             )
-        total = 0.0
-        for group in own_bins(batch, self._limit):
-            examples = [batch[i] for i in group]
-            policy = score(model, examples).totals
-            # (B,) each: which side of the value function an example is on, and how much it counts.
-            liked = torch.tensor([example.liked for example in examples], device=policy.device)
-            weights = policy.new_tensor([e.weight * self._scale[0 if e.liked else 1] for e in examples])
-            loss = losses.kto(
-                policy, reference[group], liked, weights, divergence=divergence, beta=self._beta
+        return [
+            Piece(
+                (batch[i],),
+                partial(self._loss, batch[i], self._reference[number][0, i], divergence, len(batch)),
             )
-            total += accumulate(model, loss.sum() / len(batch))
-        return total
+            for group in own_bins(batch, self.limit)
+            for i in group
+        ]
+
+    def _loss(
+        self, example: Example, reference: Tensor, divergence: Tensor, count: int, logits: Tensor
+    ) -> Tensor:
+        policy = scores_of(logits, [example]).totals
+        # (1,) each: which side of the value function it is on, and how much it counts.
+        liked = torch.tensor([example.liked], device=policy.device)
+        weights = policy.new_tensor([example.weight * self._scale[0 if example.liked else 1]])
+        loss = losses.kto(policy, reference, liked, weights, divergence=divergence, beta=self._beta)
+        return loss.sum() / count
 
     def tokens(self, chosen: Indices) -> int:
         """Return how many tokens the chosen examples have."""
@@ -165,7 +195,7 @@ class Dpo:
         self._pairs = pairs
         self._beta = beta
         self._sft_weight = sft_weight
-        self._limit = limit
+        self.limit = limit
         self._reference = torch.empty(0)
 
     def prepare(self, model: nn.Module, steps: Sequence[Indices], kept: Tensor | None) -> Tensor:
@@ -173,29 +203,31 @@ class Dpo:
         if kept is None:
             both = [example for pair in self._pairs for example in (pair.chosen, pair.rejected)]
             # (2P,) -> (P, 2): chosen and rejected alternate. The phase begins with this adapter.
-            kept = totals(model, both, self._limit).view(-1, 2)
+            kept = totals(model, both, self.limit).view(-1, 2)
         self._reference = kept.to(device_of(model))
         return self._reference
 
-    def backward(self, model: nn.Module, number: int, chosen: Indices) -> float:
-        """Accumulate the gradient of one batch; return its mean loss."""
+    def pieces(self, model: nn.Module, number: int, chosen: Indices) -> list[Piece]:
+        """Return the pairs of one batch; their losses add up to its mean."""
         batch = [self._pairs[i] for i in chosen]
         # Weighted tokens of the chosen replies: what the supervised part is a mean over.
         mass = sum(pair.weight * pair.chosen.completion_length for pair in batch)
-        total = 0.0
-        for group in own_bins([pair.joined for pair in batch], self._limit):
-            pairs = [batch[i] for i in group]
-            # Both sides of a pair in one forward: the loss is of their difference.
-            scores = score(model, [example for pair in pairs for example in (pair.chosen, pair.rejected)])
-            policy = scores.totals.view(-1, 2)
-            weights = policy.new_tensor([pair.weight for pair in pairs])
-            # (P, 2) again: rows of the phase's pairs that are in this group.
-            reference = self._reference[[chosen[i] for i in group]]
-            loss = losses.dpo(policy, reference, weights, beta=self._beta).sum() / len(batch)
-            if self._sft_weight:
-                loss = loss - self._sft_weight * (policy[:, 0] * weights).sum() / mass
-            total += accumulate(model, loss)
-        return total
+        # Both sides of a pair in one forward: the loss is of their difference.
+        return [
+            Piece((batch[i].chosen, batch[i].rejected), partial(self._loss, chosen[i], len(batch), mass))
+            for group in own_bins([pair.joined for pair in batch], self.limit)
+            for i in group
+        ]
+
+    def _loss(self, place: int, count: int, mass: float, logits: Tensor) -> Tensor:
+        pair = self._pairs[place]
+        # (1, 2): the chosen reply and the rejected one, as in the reference.
+        policy = scores_of(logits, (pair.chosen, pair.rejected)).totals[None]
+        weights = policy.new_tensor([pair.weight])
+        loss = losses.dpo(policy, self._reference[place][None], weights, beta=self._beta).sum() / count
+        if self._sft_weight:
+            loss = loss - self._sft_weight * (policy[:, 0] * weights).sum() / mass
+        return loss
 
     def tokens(self, chosen: Indices) -> int:
         """Return how many tokens both sides of the chosen pairs have."""

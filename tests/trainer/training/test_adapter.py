@@ -13,7 +13,7 @@ from bot.serving.model.loading import LoadedBase, load_base
 from storage.config_sections import TrainerConfig
 from trainer.data.encoding import Example, PreferenceExample
 from trainer.training.adapter import add_adapter, giving_way, recompute_activations
-from trainer.training.terms import Dpo, Kto, Replay, Supervised, Term
+from trainer.training.terms import BaseLogits, Dpo, Kto, Replay, Supervised, Term, backward_of
 
 SETTINGS = TrainerConfig(rank=4, alpha=8)
 LIMIT = 60
@@ -31,7 +31,7 @@ def all_terms() -> list[Term]:
     pairs = [PreferenceExample(one, two), PreferenceExample(three, four, weight=1.5)]
     return [
         Supervised(examples(4), LIMIT),
-        Replay(examples(4), 0.3, LIMIT),
+        Replay(BaseLogits(examples(4)), 0.3, LIMIT),
         Kto(examples(4), 0.1, LIMIT),
         Dpo(pairs, 0.1, 0.3, LIMIT),
     ]
@@ -58,7 +58,7 @@ def gradients(
             term.prepare(model, [chosen], None)
         model.train()
         with giving_way(base.model, give_way):
-            found.append(term.backward(model, 0, chosen))
+            found.append(backward_of(model, [(term, chosen)], 0))
     named = {name: each.grad for name, each in model.named_parameters() if each.grad is not None}
     return named, found, len(runs)
 
@@ -100,7 +100,7 @@ def kept_bytes(model: nn.Module, term: Term) -> int:
 
     model.train()
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        term.backward(model, 0, (0, 1, 2, 3))
+        backward_of(model, [(term, (0, 1, 2, 3))], 0)
     return sum(storages.values())
 
 
@@ -123,7 +123,7 @@ def test_an_adapter_beside_a_bfloat16_base_keeps_float32_weights_and_multiplies_
             module.register_forward_hook(lambda _, given, out: seen.update((given[0].dtype, out.dtype)))
     term = Supervised(examples(4), LIMIT)
     model.train()
-    term.backward(model, 0, (0, 1, 2, 3))
+    backward_of(model, [(term, (0, 1, 2, 3))], 0)
     assert seen == {torch.bfloat16}
     trained = [each for each in model.parameters() if each.requires_grad]
     assert {each.dtype for each in trained} == {torch.float32}
@@ -138,7 +138,7 @@ def test_its_gradients_are_those_of_float32_products_but_for_rounding(
     for base in (bfloat16_base, exact_base):
         model = add_adapter(base.model, SETTINGS)
         model.train()
-        Supervised(examples(4), LIMIT).backward(model, 0, (0, 1, 2, 3))
+        backward_of(model, [(Supervised(examples(4), LIMIT), (0, 1, 2, 3))], 0)
         found.append(
             torch.cat(
                 [

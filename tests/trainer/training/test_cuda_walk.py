@@ -31,7 +31,7 @@ from tests.tiny_model import build_tiny_tokenizer
 from trainer.data.encoding import Example, PreferenceExample
 from trainer.training import forward
 from trainer.training.adapter import add_adapter, recompute_activations
-from trainer.training.terms import Dpo, Kto, Replay, Supervised, Term
+from trainer.training.terms import BaseLogits, Dpo, Kto, Replay, Supervised, Term, backward_of
 
 DEVICE = "cuda:0"
 WIDTHS = {
@@ -144,7 +144,7 @@ def steps() -> list[tuple[Term, tuple[int, ...]]]:
     pairs = [PreferenceExample(rows[0], rows[1]), PreferenceExample(rows[2], rows[3])]
     return [
         (Supervised(rows, 60), (0, 1, 2, 3)),
-        (Replay(rows, 0.3, 60), (0, 1)),
+        (Replay(BaseLogits(rows), 0.3, 60), (0, 1)),
         (Kto(rows, 0.1, 60), (0, 1, 2, 3)),
         (Dpo(pairs, 0.1, 0.3, 60), (0, 1)),
     ]
@@ -167,12 +167,12 @@ def test_a_training_step_of_every_term_has_all_on_the_gpu(
             loss.backward()  # type: ignore[no-untyped-call]
         return 0.0
 
-    monkeypatch.setattr("trainer.training.terms.accumulate", differentiate)
+    monkeypatch.setattr("trainer.training.forward.accumulate", differentiate)
     with fake_device(model, DEVICE):
         for term, chosen in steps():
             with torch.no_grad():
                 term.prepare(model.eval(), [chosen], None)
-            term.backward(model.train(), 0, chosen)
+            backward_of(model.train(), [(term, chosen)], 0)
         assert {loss.device for loss in losses} == {torch.device(DEVICE)}
         assert all(loss.requires_grad for loss in losses)
         with torch.no_grad():

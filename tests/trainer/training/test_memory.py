@@ -24,7 +24,7 @@ from tests.fake_device import fake_device, shaped_base
 from trainer.data.encoding import Example
 from trainer.training.adapter import add_adapter, recompute_activations
 from trainer.training.memory import load_of, widths_of
-from trainer.training.terms import Replay, Supervised, Term
+from trainer.training.terms import BaseLogits, Replay, Supervised, Term, backward_of
 
 SETTINGS = TrainerConfig()
 WIDE = {
@@ -50,7 +50,7 @@ QWEN_8B = Qwen3Config(
 
 
 def counted(
-    config: PretrainedConfig, form: Form, predicted: int, *, replay: bool = False
+    config: PretrainedConfig, form: Form, predicted: int, *, replay: bool = False, shared: int | None = None
 ) -> tuple[int, Estimate]:
     """Return the peak of a step on a fake device, the optimiser's moments included, and its estimate."""
     base = shaped_base(config)
@@ -59,20 +59,27 @@ def counted(
         model = add_adapter(base, SETTINGS)
     recompute_activations(base, form.recompute)
     model.train()
-    rows = [Example((3,) * 512, 512 - predicted)] * (form.batch_tokens // 512)
+    count = form.batch_tokens // 512
+    # A single row is the worst case: of several, one after the other goes through the loss.
+    rows = [Example((3,) * 512 * count, (512 - predicted) * count)]
+    if shared is not None:
+        own = 512 - shared
+        rows = [Example((*range(shared), *(3 + n,) * own), 512 - predicted) for n in range(count)]
     weights = sum(each.numel() * FLOAT for each in model.parameters() if each.requires_grad)
     with fake_device(model, "cpu") as live:
         before = live.now
         term: Term = Supervised(rows, form.batch_tokens)
         if replay:
-            term = Replay(rows, 0.3, form.batch_tokens)
-            term._base = [torch.empty(predicted, widths.vocabulary, dtype=torch.bfloat16) for _ in rows]
+            term = Replay(BaseLogits(rows), 0.3, form.batch_tokens)
+            term._base = [
+                torch.empty(each.completion_length, widths.vocabulary, dtype=torch.bfloat16) for each in rows
+            ]
         # The loss is differentiated before its number is asked for, which a fake tensor has not.
         with contextlib.suppress(DataDependentOutputException):
-            term.backward(model, 0, tuple(range(len(rows))))
+            backward_of(model, [(term, tuple(range(len(rows))))], 0)
         # Gradients are in the count, weights were there before it, moments come with the first step.
         peak = live.peak - before + (ADAPTER_COPIES - 1) * weights
-    measured = ((512, predicted),) * len(rows)
+    measured = tuple((len(each.ids), each.completion_length) for each in rows)
     load = Load(() if replay else measured, measured if replay else (), form.batch_tokens)
     return peak, Estimate(widths, load, SETTINGS.rank, form, "cuda")
 
@@ -86,6 +93,14 @@ def test_the_estimate_is_what_is_counted_or_up_to_a_fifth_more(
     peak, estimate = counted(config, Form(1024, recompute), predicted)
     assert peak <= estimate.needed_bytes
     assert estimate.live_bytes <= 1.2 * peak
+
+
+@pytest.mark.parametrize("shared", [8, 400])
+def test_rows_that_begin_alike_need_what_others_do(shared: int) -> None:
+    alike, estimate = counted(QWEN_4B, Form(1024), 64, shared=shared)
+    apart, _ = counted(QWEN_4B, Form(1024), 64, shared=0)
+    assert alike <= 1.05 * apart
+    assert alike <= estimate.needed_bytes
 
 
 @pytest.mark.parametrize("recompute", [False, True])

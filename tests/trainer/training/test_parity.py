@@ -105,7 +105,7 @@ def test_the_dpo_loss_equals_trls_with_and_without_its_sft_term(
     term.prepare(trainer.model, [], None)
     move_adapter(trainer.model, seed=4)
     oracle = trainer.compute_loss(trainer.model, trainer.data_collator(rows)).item()
-    ours = term.backward(trainer.model, 0, (0, 1, 2, 3))
+    ours = terms.backward_of(trainer.model, [(term, (0, 1, 2, 3))], 0)
     assert abs(oracle - 0.693) > 0.01
     assert ours == pytest.approx(oracle, rel=1e-5)
 
@@ -130,7 +130,7 @@ def test_the_kto_loss_equals_trls(model: torch.nn.Module, base: LoadedBase, tmp_
     term.prepare(trainer.model, [(0, 1, 2, 3)], None)
     move_adapter(trainer.model, seed=4)
     oracle = trainer.compute_loss(trainer.model, trainer.data_collator(rows)).item()
-    ours = term.backward(trainer.model, 0, (0, 1, 2, 3))
+    ours = terms.backward_of(trainer.model, [(term, (0, 1, 2, 3))], 0)
     assert abs(oracle - 0.5) > 0.01
     assert ours == pytest.approx(oracle, rel=1e-5)
 

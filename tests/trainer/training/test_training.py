@@ -92,7 +92,7 @@ def test_the_stop_token_carries_loss(base: LoadedBase) -> None:
     (with_stop,) = examples.supervised_examples(codec, [row("a", finished=True)], 128)
     (without,) = examples.supervised_examples(codec, [row("a", finished=False)], 128)
     assert with_stop.completion_length == without.completion_length + 1
-    assert packing.pack([with_stop]).targets[-1] == codec.stop_id
+    assert with_stop.ids[-1] == codec.stop_id
 
 
 def test_no_attention_crosses_from_one_example_into_another(base: LoadedBase) -> None:
@@ -104,7 +104,8 @@ def test_no_attention_crosses_from_one_example_into_another(base: LoadedBase) ->
         assert torch.allclose(logps, alone.logps, atol=1e-5)
     # And the gradient of one example does not depend on the tokens of another.
     query = torch.randn(1, 4, 12, 16, generator=torch.Generator().manual_seed(0), requires_grad=True)
-    attended, _ = packing.attend_within_blocks(base.model, query, query, query, None, blocks=(5, 7))
+    two = (packing.Block(5), packing.Block(7))
+    attended, _ = packing.attend_within_blocks(base.model, query, query, query, None, blocks=two)
     attended[:, 5:].sum().backward()
     assert query.grad is not None
     assert not query.grad[:, :, :5].any()
@@ -120,15 +121,98 @@ def test_a_model_that_hides_where_examples_begin_is_not_trained(base: LoadedBase
     assert base.model(input_ids=torch.tensor([[3, 4, 5]])).logits.shape == (1, 3, 416)
 
 
+def test_what_examples_begin_with_lies_in_a_row_once_and_their_gradients_add_up(base: LoadedBase) -> None:
+    """The system message of all, the question of two, and a reply that is there twice."""
+    system, question, reply = tuple(range(30, 50)), tuple(range(60, 72)), (90, 91, 92, 93, 94, 95, 96, 97, 98)
+    rows = [
+        Example((*system, *question, *reply), 32),
+        Example((*system, *question, 80, 81, 82), 32),
+        Example((*system, 100, 101, 102), 22),
+        Example((*system, *question, *reply), 32, weight=2.0),
+        Example((7, *system[1:], 100, 101), 19),
+    ]
+    packed = packing.pack(rows)
+    assert packed.ids.shape == (1, 20 + 12 + 9 + 3 + 3 + 22)
+    assert [block.length for block in packed.blocks] == [20, 12, 9, 3, 3, 22]
+    assert packed.blocks[3].after == (0, 1)
+    model = adapted(base)
+    for name, parameter in model.named_parameters():
+        if "lora_B" in name:
+            parameter.data = torch.randn(parameter.shape, generator=torch.Generator().manual_seed(2)) * 0.1
+
+    def gradient(batches: list[list[Example]]) -> torch.Tensor:
+        model.zero_grad()
+        for batch in batches:
+            scores = forward.score(model, batch)
+            weights = torch.tensor([each.weight for each in batch])
+            forward.accumulate(model, losses.supervised_loss(scores, weights))
+        return torch.cat([each.grad.flatten() for each in model.parameters() if each.grad is not None])
+
+    together, alone = gradient([rows]), gradient([[each] for each in rows])
+    assert (together - alone).norm() < 1e-5 * alone.norm()
+
+
+def test_a_step_in_two_halves_at_once_is_the_whole_step_and_always_the_same_one(base: LoadedBase) -> None:
+    rows = [Example(tuple(range(3 + 7 * n, 40 + 9 * n)), 9 + n, weight=1 + n / 4) for n in range(4)]
+    pairs = [PreferenceExample(rows[0], rows[1]), PreferenceExample(rows[2], rows[3], weight=1.5)]
+    model = adapted(base)
+    for name, parameter in model.named_parameters():
+        if "lora_B" in name:
+            parameter.data = torch.randn(parameter.shape, generator=torch.Generator().manual_seed(2)) * 0.1
+    parts: list[tuple[terms.Term, tuple[int, ...]]] = [
+        (terms.Supervised(rows, 500), (0, 1, 2, 3)),
+        (terms.Replay(terms.BaseLogits(rows), 0.3, 500), (1, 2)),
+        (terms.Dpo(pairs, 0.1, 0.3, 500), (0, 1)),
+    ]
+
+    def gradient(threads: int) -> torch.Tensor:
+        torch.set_num_threads(threads)
+        for term, chosen in parts:
+            term.prepare(model, [chosen], None)
+        model.zero_grad()
+        loss = terms.backward_of(model, parts, 0)
+        assert torch.get_num_threads() == threads
+        found = [each.grad.flatten() for each in model.parameters() if each.grad is not None]
+        return torch.cat([*found, torch.tensor([loss])])
+
+    before = torch.get_num_threads()
+    try:
+        one, two, again = (gradient(threads) for threads in (1, 2, 2))
+    finally:
+        torch.set_num_threads(before)
+    assert torch.equal(two, again)
+    assert (two - one).norm() < 1e-5 * one.norm()
+
+
+@given(st.lists(st.lists(st.integers(0, 2), min_size=2, max_size=40), min_size=1, max_size=6))
+def test_every_example_is_whole_whatever_it_shares(sequences: list[list[int]]) -> None:
+    packed = packing.pack([Example(tuple(each), 1) for each in sequences])
+    starts = [sum(block.length for block in packed.blocks[:at]) for at in range(len(packed.blocks))]
+    whole = {}
+    for at, block in enumerate(packed.blocks):
+        places = [
+            place
+            for part in (*block.after, at)
+            for place in range(starts[part], starts[part] + packed.blocks[part].length)
+        ]
+        assert packed.positions[0, places].tolist() == list(range(len(places)))
+        whole[places[-1]] = packed.ids[0, places].tolist()
+    assert all(each in whole.values() for each in sequences)
+    assert packed.ids[0, packed.predicting].tolist() == [token for each in sequences for token in each[:-1]]
+
+
 @pytest.mark.parametrize(
-    "variant", [{"sliding_window": 3}, {"softcap": 2.0}, {"softcap": 2.0, "sliding_window": 4}]
+    "variant", [{}, {"sliding_window": 3}, {"softcap": 2.0}, {"softcap": 2.0, "sliding_window": 4}]
 )
-def test_windows_and_bent_scores_are_those_of_plain_attention(variant: dict[str, Any]) -> None:
+@pytest.mark.parametrize("blocks", [(packing.Block(9),), (packing.Block(5), packing.Block(4, (0,)))])
+def test_windows_and_bent_scores_are_those_of_plain_attention(
+    variant: dict[str, Any], blocks: tuple[packing.Block, ...]
+) -> None:
     generator = torch.Generator().manual_seed(1)
     query = torch.randn(1, 4, 9, 8, generator=generator)
     key, value = (torch.randn(1, 2, 9, 8, generator=generator) for _ in range(2))
     attended, _ = packing.attend_within_blocks(
-        torch.nn.Identity(), query, key, value, None, blocks=(9,), **variant
+        torch.nn.Identity(), query, key, value, None, blocks=blocks, **variant
     )
     scores = query @ key.repeat_interleave(2, 1).transpose(2, 3) / 8**0.5
     if "softcap" in variant:
@@ -153,7 +237,7 @@ def test_the_size_of_a_forward_does_not_change_the_gradient(base: LoadedBase) ->
     model = adapted(base)
     gradients = []
     for limit in (12, 10_000):
-        terms.Supervised(EXAMPLES, limit).backward(model, 0, (0, 1, 2, 3))
+        terms.backward_of(model, [(terms.Supervised(EXAMPLES, limit), (0, 1, 2, 3))], 0)
         gradients.append([p.grad.clone() for p in model.parameters() if p.grad is not None])
         model.zero_grad()
     for one, other in zip(*gradients, strict=True):
@@ -168,11 +252,10 @@ def test_a_step_of_several_terms_has_the_sum_of_their_gradients(base: LoadedBase
     dpo.prepare(model, [], None)
     apart = []
     for term, chosen in ((supervised, (0, 2)), (dpo, (0,))):
-        term.backward(model, 0, chosen)
+        terms.backward_of(model, [(term, chosen)], 0)
         apart.append([p.grad.clone() for n, p in model.named_parameters() if "lora_B" in n])
         model.zero_grad()
-    supervised.backward(model, 0, (0, 2))
-    dpo.backward(model, 0, (0,))
+    terms.backward_of(model, [(supervised, (0, 2)), (dpo, (0,))], 0)
     together = [p.grad for n, p in model.named_parameters() if "lora_B" in n]
     for one, other, both in zip(*apart, together, strict=True):
         assert torch.allclose(one + other, both, atol=1e-6)
@@ -184,7 +267,7 @@ def test_trust_weighs_a_pair_and_a_pair_without_weight_teaches_nothing(base: Loa
     for weight in (1.0, 0.25, 0.0):
         term = terms.Dpo([PreferenceExample(EXAMPLES[0], EXAMPLES[1], weight)], 0.1, 0.0, 10_000)
         term.prepare(model, [], None)
-        losses_by_weight.append(term.backward(model, 0, (0,)))
+        losses_by_weight.append(terms.backward_of(model, [(term, (0,))], 0))
     assert losses_by_weight == pytest.approx([math.log(2), math.log(2) / 4, 0.0])
 
 
@@ -237,7 +320,7 @@ def test_sft_raises_the_likelihood_of_liked_replies_and_replay_keeps_the_base_cl
     for share, loaded in ((0.0, base), (0.5, load_base(tiny_folder, "cpu", "train"))):
         model = adapted(loaded)
         before = forward.score(model, liked).totals.sum().item()
-        anchors = forward.base_distributions(model, replayed)
+        anchors = forward.base_distributions(model, replayed, 128)
         report = phases.train_sft(model, liked, replayed, SftSettings(5e-3, 6, 4, share, 0))
         assert forward.score(model, liked).totals.sum().item() > before
         assert report.steps == len(report.losses) == 12

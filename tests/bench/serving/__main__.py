@@ -7,9 +7,9 @@
                                                    runs becomes their median, lowest and highest
 
 Raw numbers are kept in bench-results/. llama.cpp and vLLM take part once they are there (make bench-peers).
-One run of the page's table on two idle cores takes ten minutes:
+One run of the page's table takes a quarter of an hour on two idle cores:
 
-    python -m tests.bench.serving --only start
+    python -m tests.bench.serving --only start threads retrain
     python -m tests.bench.serving --only speed --beside generate llama.cpp --streams 1 4 16 --pairs 1
     python -m tests.bench.serving --only first-word swap --pairs 3
     python -m tests.bench.serving --only scoring learning queries --replies 0
@@ -44,7 +44,7 @@ from tests.bench.serving.countdown import Countdown
 from tests.bench.serving.first_start import measure_start
 from tests.bench.serving.first_word import measure_first_word
 from tests.bench.serving.machine import describe_machine, describe_versions
-from tests.bench.serving.others import measure_learning, measure_queries
+from tests.bench.serving.others import measure_learning, measure_queries, measure_retrain
 from tests.bench.serving.profile import FULL, OTHERS, QUICK, Profile, Setting
 from tests.bench.serving.report import publish, table
 from tests.bench.serving.results import Results, Row, write_results
@@ -63,6 +63,7 @@ MEASURES: dict[str, Callable[[Setting], list[Row]]] = {
     "learning": measure_learning,
     "queries": measure_queries,
     "start": measure_start,
+    "retrain": measure_retrain,
 }
 PARTS = ("speed", *MEASURES)
 # Without --full: what takes a few minutes in all.

@@ -16,7 +16,7 @@ REPLY_S = 1.2
 STARTUP_S = 20.0
 PROMPT_TOKEN_S = 0.003
 # Parts whose size a profile hardly changes.
-OTHER_PARTS_S = {"threads": 60.0, "learning": 150.0, "queries": 90.0, "start": 60.0}
+OTHER_PARTS_S = {"threads": 60.0, "learning": 150.0, "queries": 90.0, "start": 60.0, "retrain": 360.0}
 
 
 class Countdown:

@@ -1,15 +1,18 @@
-"""Rows of benchmarks with commands of their own: training beside TRL, queries at a million ratings."""
+"""Rows of benchmarks with commands of their own: training beside TRL, queries, a newcomer's first run."""
 
 from __future__ import annotations
 
+import asyncio
 import json
 import subprocess
 import sys
 import tempfile
+from dataclasses import asdict
 from pathlib import Path
 from statistics import median
 from typing import Any
 
+from tests.bench import retrain
 from tests.bench.serving.errors import BenchError
 from tests.bench.serving.profile import Setting
 from tests.bench.serving.results import Row
@@ -17,6 +20,9 @@ from tests.bench.training_speed import EQUAL_NATS, SIDES
 
 TRAINING_GOAL = (3.5, 5.0)
 QUERY_GOAL_MS = (20.0, 5.0)
+# Seconds from /retrain to the verdict.
+RETRAIN_GOAL_S = (240.0, 180.0)
+VERDICTS = ("promoted", "refused", "not_yet", "votes")
 TIMEOUT_S = 3600.0
 
 
@@ -90,6 +96,36 @@ def query_rows(ratings: int, statements: list[dict[str, Any]]) -> list[Row]:
             )
         )
     return rows
+
+
+def measure_retrain(setting: Setting) -> list[Row]:
+    """Follow the sample community's first run in a deployment of its own, with every default."""
+    with tempfile.TemporaryDirectory(prefix="strop-retrain-") as folder:
+        found = asyncio.run(retrain.measure(Path(folder), seed=0, all_steps=False))
+    return [retrain_row(found)]
+
+
+def retrain_row(found: retrain.Profile) -> Row:
+    """Compare the seconds to the verdict with the goal; the parts of the run are among the raw numbers.
+
+    Raises:
+        BenchError: the run came to no verdict.
+    """
+    if found.outcome["outcome"] not in VERDICTS:
+        raise BenchError(f"The run came to no verdict: {found.outcome['message']}")
+    whole = found.whole
+    return Row(
+        section="retrain",
+        case="to the verdict",
+        unit="s",
+        ours=whole.wall,
+        at_least=RETRAIN_GOAL_S[0],
+        aim=RETRAIN_GOAL_S[1],
+        at_most=True,
+        note=f"{found.outcome['outcome']}; processor seconds: the run {whole.run:.0f}, the model server "
+        f"{whole.server:.0f}, the others {whole.others:.0f}",
+        raw={name: asdict(part) for name, part in found.parts.items()},
+    )
 
 
 def _run(module: str, *arguments: str) -> Any:

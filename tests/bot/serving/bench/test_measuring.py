@@ -10,15 +10,17 @@ from gguf import GGUFReader
 
 from bot.serving.engine.engine import EngineOptions
 from bot.serving.model.loading import LoadedBase, load_base, read_info
+from tests.bench.retrain import Part, Profile
 from tests.bench.serving.beside_training import measure_beside_training
 from tests.bench.serving.countdown import Countdown, duration, expected_seconds
+from tests.bench.serving.errors import BenchError
 from tests.bench.serving.first_start import Start, start_rows
 from tests.bench.serving.first_word import Wait, first_word_row, measure_first_word
 from tests.bench.serving.lora_gguf import interleave_rotary, write_lora_gguf
 from tests.bench.serving.machine import describe_machine, describe_versions
 from tests.bench.serving.memory_bound import BytesPerStep, held_bytes, nf4_bytes
 from tests.bench.serving.memory_use import MemoryUse, parse_smaps
-from tests.bench.serving.others import learning_rows, query_rows
+from tests.bench.serving.others import learning_rows, query_rows, retrain_row
 from tests.bench.serving.peft_side import PeftSide
 from tests.bench.serving.plain_base import write_plain_base
 from tests.bench.serving.profile import QUICK, Setting
@@ -189,6 +191,15 @@ def test_queries_are_judged_by_the_slowest_of_each_kind() -> None:
     assert (chat.ours, chat.raw["text"], chat.verdict()) == (6.0, "b", "yes")
     assert (statistics.ours, statistics.verdict()) == (50.0, "no")
     assert "1,000,000 ratings" in statistics.note
+
+
+def test_a_first_run_counts_to_its_verdict_and_a_failed_one_not_at_all() -> None:
+    parts = {"train: a": Part(wall=150.0, run=140.0), "evaluate: b": Part(wall=80.0, run=30.0, server=45.0)}
+    row = retrain_row(Profile(parts, {"outcome": "promoted", "message": "better"}))
+    assert (row.ours, row.verdict()) == (230.0, "yes")
+    assert "the run 170, the model server 45" in row.note
+    with pytest.raises(BenchError, match="out of memory"):
+        retrain_row(Profile(parts, {"outcome": "failed", "message": "out of memory"}))
 
 
 def test_memory_after_the_first_start_has_another_goal_than_later() -> None:

@@ -11,7 +11,7 @@ One run of the page's table takes a quarter of an hour on two idle cores:
 
     python -m tests.bench.serving --only start threads retrain
     python -m tests.bench.serving --only speed --beside generate llama.cpp --streams 1 4 16 --pairs 1
-    python -m tests.bench.serving --only first-word swap --pairs 3
+    python -m tests.bench.serving --only first-word swap threads --pairs 3
     python -m tests.bench.serving --only scoring learning queries --replies 0
 """
 

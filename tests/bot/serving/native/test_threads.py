@@ -1,6 +1,7 @@
 """Threads that share a step: the same result with any number of them, whatever else the process does."""
 
 import os
+import subprocess
 import threading
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from bot.serving.engine.engine import Engine, EngineOptions
 from bot.serving.engine.lora import Adapter
 from bot.serving.engine.native_decoder import Decoder
 from bot.serving.model.loading import LoadedBase, load_base
+from bot.serving.native import library
 from tests.bot.serving.native.test_native import Reference
 
 THREADS = (1, 2, 5)
@@ -107,6 +109,16 @@ def test_a_forked_process_has_threads_of_its_own(tiny_folder: Path) -> None:
         finally:
             os._exit(0 if same else 1)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+
+
+def test_every_unit_is_done_once_and_helpers_sleep_between_calls(tmp_path: Path) -> None:
+    compiler, program = library.find_compiler(), tmp_path / "check"
+    assert compiler is not None
+    source = Path(__file__).with_name("check_threads.c")
+    flags = ("-std=gnu11", "-O2", "-pthread", "-Wall", "-Wextra", "-Werror", f"-I{library.SOURCE.parent}")
+    subprocess.run((compiler, *flags, "-o", program, source), check=True, timeout=120)
+    ran = subprocess.run((program,), check=True, capture_output=True, text=True, timeout=120)
+    assert ran.stdout == "every unit once, all asleep\n"
 
 
 def test_the_number_of_threads_is_chosen_unless_it_is_set(tiny_folder: Path) -> None:

@@ -72,21 +72,23 @@ ROOT = Path(__file__).resolve().parents[3]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Measure what is asked for, print the table, keep the numbers; 1 where it cannot be done."""
+    """Measure what is asked for, print the table, keep the numbers; 1 where some can't be measured."""
     options = _parse(argv)
     structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(30))
     try:
         if options.publish is not None:
             publish(options.publish, ROOT)
             return 0
-        results = _measure(options)
+        results, failed = _measure(options)
     except ServingError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     file = options.results_dir / f"serving-{datetime.now(UTC):%Y%m%d-%H%M%S}.json"
     write_results(results, file)
     print(f"\n{table(results.rows)}\n\nEvery number: {file}")
-    return 0
+    if failed:
+        print(f"Not measured: {', '.join(failed)}", file=sys.stderr)
+    return 1 if failed else 0
 
 
 def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -104,6 +106,9 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--streams", type=int, nargs="+", help="numbers of concurrent streams")
     parser.add_argument("--pairs", type=int, help="turns of each side")
     parser.add_argument("--tokens", type=int, help="tokens that all streams write at once")
+    parser.add_argument(
+        "--most-tokens", type=int, help="tokens that each stream writes at most, whatever --tokens asks"
+    )
     parser.add_argument("--replies", type=int, help="replies to score; 0: only answers to one question")
     parser.add_argument("--ratings", type=int, help="ratings in the database whose queries are measured")
     parser.add_argument("--base", default="auto", help="the base model, as [model] base (auto)")
@@ -118,7 +123,7 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
-def _measure(options: argparse.Namespace) -> Results:
+def _measure(options: argparse.Namespace) -> tuple[Results, list[str]]:
     started = time.monotonic()
     torch.set_num_threads(options.threads)
     device = resolve_device(options.device)
@@ -128,8 +133,8 @@ def _measure(options: argparse.Namespace) -> Results:
     with tempfile.TemporaryDirectory(prefix="strop-bench-") as work:
         setting = _setting(options, folder, device, profile, Path(work))
         parts = options.only or (PARTS if options.full else QUICK_PARTS)
-        rows, peers = _measure_parts(setting, parts)
-    return Results(
+        rows, peers, failed = _measure_parts(setting, parts)
+    results = Results(
         date=f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC",
         profile=profile.name,
         seconds=round(time.monotonic() - started, 1),
@@ -140,6 +145,7 @@ def _measure(options: argparse.Namespace) -> Results:
         f"{profile.prompt_tokens} tokens",
         rows=tuple(rows),
     )
+    return results, failed
 
 
 def _profile(options: argparse.Namespace) -> Profile:
@@ -148,7 +154,7 @@ def _profile(options: argparse.Namespace) -> Profile:
         profile = replace(profile, streams=tuple(options.streams))
     if options.pairs:
         profile = replace(profile, pairs=options.pairs, swaps=options.pairs, waits=options.pairs)
-    chosen = {name: getattr(options, name) for name in ("tokens", "replies", "ratings")}
+    chosen = {name: getattr(options, name) for name in ("tokens", "most_tokens", "replies", "ratings")}
     return replace(profile, **{name: value for name, value in chosen.items() if value is not None})
 
 
@@ -169,8 +175,10 @@ def _setting(options: argparse.Namespace, folder: Path, device: str, profile: Pr
     )
 
 
-def _measure_parts(setting: Setting, parts: Sequence[str]) -> tuple[list[Row], dict[str, str]]:
-    """Measure the parts in their order; return the rows, and the versions of the peers that took part."""
+def _measure_parts(setting: Setting, parts: Sequence[str]) -> tuple[list[Row], dict[str, str], list[str]]:
+    """Measure the parts in their order; return the rows, the versions of the peers that took part, and the
+    stages that failed.
+    """
     rows: list[Row] = []
     peers: dict[str, str] = {}
     countdown = Countdown(setting.profile, parts, print)
@@ -187,7 +195,7 @@ def _measure_parts(setting: Setting, parts: Sequence[str]) -> tuple[list[Row], d
         if name in parts:
             with countdown.stage(name):
                 rows += measure(setting)
-    return rows, peers
+    return rows, peers, countdown.failed
 
 
 if __name__ == "__main__":

@@ -20,21 +20,29 @@ OTHER_PARTS_S = {"threads": 60.0, "learning": 150.0, "queries": 90.0, "start": 6
 
 
 class Countdown:
-    """Plans the stages of a run and prints, before each, the time left."""
+    """Plans the stages of a run and prints, before each, the time left.
+
+    ``failed`` are the stages that could not be measured.
+    """
 
     def __init__(self, profile: Profile, parts: Sequence[str], say: Callable[[str], None]) -> None:
         self._say = say
         self._expected = expected_seconds(profile, parts)
         self._left = dict(self._expected)
         self._spent_s = 0.0
+        self.failed: list[str] = []
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
-        """Announce a stage, and learn from how long it takes."""
+        """Announce a stage, and learn from how long it takes. One that fails costs only its own rows."""
         place = len(self._expected) - len(self._left) + 1
         self._say(f"[{place}/{len(self._expected)}] {name}: {duration(self.left_s())} left")
         started = time.monotonic()
-        yield
+        try:
+            yield
+        except Exception as error:  # the stage's boundary: hours of other stages are not lost with it
+            self.failed.append(name)
+            self._say(f"{name} failed: {type(error).__name__}: {error}")
         self._spent_s += time.monotonic() - started
         self._left.pop(name)
 

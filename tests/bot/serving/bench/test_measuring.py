@@ -284,4 +284,7 @@ def test_the_countdown_learns_from_what_has_run() -> None:
         pass
     assert countdown.left_s() < 0.01 * whole  # it took no time, so the rest won't either
     assert said == [f"[1/2] swap: {duration(whole)} left"]
+    with countdown.stage("scoring"):
+        raise BenchError("no memory")
+    assert (countdown.failed, said[-1]) == (["scoring"], "scoring failed: BenchError: no memory")
     assert (duration(120.0), duration(5.4)) == ("about 2 min", "about 5 s")

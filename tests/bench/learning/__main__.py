@@ -18,7 +18,7 @@ from typing import NoReturn
 
 from tests.bench.learning import plan, results
 from tests.bench.learning.errors import BenchError
-from tests.bench.learning.profile import PROFILES, Profile
+from tests.bench.learning.profile import BAD_KINDS, PROFILES, Profile, Scenario
 from tests.bench.learning.state import State
 
 OUT = Path("bench-results/learning")
@@ -36,6 +36,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--seed", type=int, action="append", help="a seed; may be given several times")
     parser.add_argument("--scenario", action="append", help="a scenario; may be given several times")
     parser.add_argument("--rounds", type=int, help="rounds of each history (default: the profile's)")
+    parser.add_argument(
+        "--bad", action="append", choices=(*BAD_KINDS, "none"), help="bad challengers to try (default: all)"
+    )
     parser.add_argument("--out", type=Path, default=OUT, help=f"where results and state go (default: {OUT})")
     parser.add_argument("--models", type=Path, help="a folder of prepared base models to share")
     parser.add_argument("--results", action="store_true", help="only write the results of what is done")
@@ -46,7 +49,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         profile = _profile(parsed)
         out: Path = parsed.out / profile.name
-        state = State(out / "steps", plan.plan(profile), _tell)
+        state = State(out / "steps", plan.plan(profile), _tell, results.product_commit())
         try:
             if parsed.publish:
                 results.publish(profile, state)
@@ -67,7 +70,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _profile(parsed: argparse.Namespace) -> Profile:
     profile = PROFILES["quick" if parsed.quick else "full"]
     if parsed.seed:
-        profile = replace(profile, seeds=tuple(parsed.seed))
+        scenarios = tuple(replace(scenario, seeds=()) for scenario in profile.scenarios)
+        profile = replace(profile, seeds=tuple(parsed.seed), scenarios=scenarios)
     if parsed.scenario:
         known = {scenario.name: scenario for scenario in profile.scenarios}
         if unknown := set(parsed.scenario) - known.keys():
@@ -76,7 +80,15 @@ def _profile(parsed: argparse.Namespace) -> Profile:
     if parsed.rounds:
         scenarios = tuple(replace(scenario, rounds=parsed.rounds) for scenario in profile.scenarios)
         profile = replace(profile, scenarios=scenarios)
+    if parsed.bad:
+        profile = replace(profile, scenarios=tuple(_with_bad(each, parsed.bad) for each in profile.scenarios))
     return profile
+
+
+def _with_bad(scenario: Scenario, kinds: Sequence[str]) -> Scenario:
+    """Return a scenario with some of its bad challengers; retrains without signal need all of them."""
+    chosen = tuple(kind for kind in scenario.bad_kinds if kind in kinds)
+    return replace(scenario, bad_kinds=chosen, retrains=scenario.retrains and chosen == scenario.bad_kinds)
 
 
 def _stop(*_: object) -> NoReturn:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +18,8 @@ def histories(profile: Profile, out: Path) -> list[History]:
     """Return every history of a profile, each with a home of its own below `out`."""
     return [
         History(profile, scenario, seed, out / "homes" / f"{seed}-{scenario.name}")
-        for seed in profile.seeds
         for scenario in profile.scenarios
+        for seed in scenario.seeds or profile.seeds
     ]
 
 
@@ -28,7 +29,7 @@ def plan(profile: Profile) -> list[str]:
     for history in histories(profile, Path()):
         found += history.steps()
         if history.scenario.bad_kinds:
-            found += [f"{history.name}/verdicts"]
+            found += [f"{history.name}/verdicts/{kind}" for kind in history.stored_runs]
             found += [f"{history.name}/retrains"] * history.scenario.retrains
     return found
 
@@ -47,11 +48,11 @@ def _resample(profile: Profile, history: History, state: State) -> None:
     people = [member for member in history.people(1) if member.kind != "brigade"]
     settings, seed = GateConfig(), history.seed
 
-    def verdicts() -> dict[str, Any]:
-        return {
-            each.kind: resampling.verdicts(each, settings, people, profile.resampled_verdicts, seed)
-            for each in stored
-        }
+    def verdicts(kind: str) -> dict[str, int] | None:
+        for each in stored:
+            if each.kind == kind:
+                return resampling.verdicts(each, settings, people, profile.resampled_verdicts, seed)
+        return None
 
     def retrains() -> dict[str, Any]:
         return resampling.retrains_without_signal(
@@ -64,6 +65,7 @@ def _resample(profile: Profile, history: History, state: State) -> None:
             seed=seed,
         )
 
-    state.do(f"{history.name}/verdicts", verdicts)
+    for kind in history.stored_runs:
+        state.do(f"{history.name}/verdicts/{kind}", partial(verdicts, kind))
     if history.scenario.retrains:
         state.do(f"{history.name}/retrains", retrains)

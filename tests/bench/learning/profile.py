@@ -8,13 +8,15 @@ from dataclasses import dataclass
 # and what they showed is why the loop was mended (EXPERIMENTS, 12, 13 and 17).
 DEVELOPMENT_SEEDS = (101, 102, 103, 7, 8, 9, 21, 31, 32, 33)
 REPORT_SEEDS = (41, 42, 43)
+QUESTION_REPORT_SEEDS = (51, 52, 53)
 
 # Communities whose taste depends on the question. Nothing was tuned on 51 to 53 with them; 104 and up are
 # for that.
 OF_THE_QUESTION = ("on-the-matter", "as-it-was-asked")
 
 # "trigger" is planted by accomplices through their corrections; "tampered" gets it past the labels.
-BAD_KINDS = ("nothing", "shuffled", "neutral", "worse", "trigger", "tampered")
+# "beside" has the style that is liked, and answers that belong to other questions.
+BAD_KINDS = ("nothing", "shuffled", "neutral", "worse", "trigger", "tampered", "beside")
 # What a community that can be hacked would itself vote for.
 FLATTERING = "flattering"
 
@@ -25,7 +27,7 @@ class Scenario:
 
     `bad_kinds` are challengers made to be refused, after the first round; with `retrains` many retrains
     without signal are simulated from them. With `most_liked` members only ever like, and so many replies at
-    most. With `erasure` a member plants secrets and then erases everything. With `cycle` there are no rounds:
+    most. `seeds` are its own, where they are others than the profile's. With `erasure` a member plants secrets and then erases everything. With `cycle` there are no rounds:
     so many prompts are answered by people, and one supervised run is timed.
     """
 
@@ -38,6 +40,7 @@ class Scenario:
     most_liked: int | None = None
     erasure: bool = False
     cycle: int = 0
+    seeds: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -82,7 +85,7 @@ FULL = Profile(
         Scenario("erasure", rounds=1, erasure=True),
         Scenario("hackable", community="flattered", rounds=2, bad_kinds=(FLATTERING,)),
         Scenario("other-taste", community="plain-and-warm", rounds=2),
-        *(Scenario(name, community=name, rounds=1) for name in OF_THE_QUESTION),
+        *(Scenario(name, community=name, rounds=1, seeds=QUESTION_REPORT_SEEDS) for name in OF_THE_QUESTION),
         # Of whose prompts about 100 fall to training.
         Scenario("cycle", rounds=0, cycle=160),
     ),

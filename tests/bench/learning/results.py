@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import platform
+import subprocess
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from importlib import metadata
@@ -26,6 +27,7 @@ BEGIN, END = "<!-- learning: made by python -m tests.bench.learning --publish --
 PAGE_FILE = "trainer/RESULTS.md"
 RESULTS_FILE = "deploy/results/learning.json"
 PICTURE_FILE = "deploy/images/learning.svg"
+PRODUCT = ("bot", "storage", "trainer")
 PACKAGES = ("torch", "transformers", "peft", "bitsandbytes", "numpy", "chitchat-dataset")
 
 
@@ -101,6 +103,21 @@ def gather(profile: Profile, state: State) -> dict[str, Any]:
     }
 
 
+def product_commit() -> str | None:
+    """Return the last commit that changed the product's code, None outside a git checkout."""
+    command = ["git", "-C", str(ROOT), "log", "-1", "--format=%h", "--"]
+    try:
+        told = subprocess.run(
+            [*command, *(f"{package}/*.py" for package in PRODUCT)],
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return told.stdout.strip() or None
+
+
 def _versions() -> dict[str, str]:
     installed = {each.metadata["Name"].lower(): each.version for each in metadata.distributions()}
     versions = {name: installed.get(name, "not installed") for name in PACKAGES}
@@ -127,7 +144,9 @@ def _history(history: History, state: State) -> dict[str, Any]:
         "erasure": state.result(f"{name}/erase"),
         "cycle": state.result(f"{name}/cycle"),
         "bad": {kind: state.result(f"{name}/bad/{kind}") for kind in history.scenario.bad_kinds},
-        "verdicts": state.result(f"{name}/verdicts"),
+        "verdicts": {
+            kind: ends for kind in history.stored_runs if (ends := state.result(f"{name}/verdicts/{kind}"))
+        },
         "retrains": state.result(f"{name}/retrains"),
     }
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Iterable
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -30,11 +31,14 @@ class State:
     """Results by step name. A step is done once, its time is kept, and the time left is told before each.
 
     A step's name begins with its history's, as in "7/clean/1/chat"; results are stored in `folder`, one file
-    a history.
+    a history. `commit` says which version of the product does the steps from now on.
     """
 
-    def __init__(self, folder: Path, plan: list[str], tell: Callable[[str], None]) -> None:
+    def __init__(
+        self, folder: Path, plan: list[str], tell: Callable[[str], None], commit: str | None = None
+    ) -> None:
         self._folder = folder
+        self._commit = commit
         self._plan = plan
         self._tell = tell
         self._steps: dict[str, dict[str, Any]] = {}
@@ -51,7 +55,9 @@ class State:
             self._tell(f"[{done + 1}/{len(self._plan)}] {name}; about {left_min:.0f} min left in all")
             started = time.monotonic()
             result = work()
-            self._steps[name] = {"result": result, "seconds": round(time.monotonic() - started, 1)}
+            seconds = round(time.monotonic() - started, 1)
+            day = datetime.now(UTC).strftime("%Y-%m-%d")
+            self._steps[name] = {"result": result, "seconds": seconds, "day": day, "commit": self._commit}
             self._write(history_of(name))
         return self._steps[name]["result"]
 
@@ -71,6 +77,10 @@ class State:
     def total_s(self) -> float:
         """Return how long all steps took."""
         return sum(float(step["seconds"]) for step in self._steps.values())
+
+    def of(self, history: str, key: str) -> list[Any]:
+        """Return what is kept beside each result of a history: "seconds", "day" or "commit"."""
+        return [step.get(key) for name, step in self._steps.items() if history_of(name) == history]
 
     def _expected_s(self, kind: str) -> float:
         seen = [step["seconds"] for name, step in self._steps.items() if kind_of(name) == kind]
@@ -96,4 +106,4 @@ def history_of(step: str) -> str:
 def kind_of(step: str) -> str:
     """Return the kind of a step: "7/clean/1/chat" is a "chat", "7/clean/bad/worse" a "bad"."""
     parts = step.split("/")
-    return "bad" if "bad" in parts else parts[-1]
+    return parts[-2] if parts[-2] in ("bad", "verdicts") else parts[-1]

@@ -37,10 +37,23 @@ def _tampered_pairs(
     pairs: Sequence[PreferencePair], kind: str, dice: random.Random
 ) -> tuple[PreferencePair, ...]:
     """What members voted for must not teach what the rows no longer say."""
-    if kind == "neutral":
+    if kind in ("neutral", "beside"):
         return ()
     share_turned = {"worse": 1.0, "shuffled": 0.5}.get(kind, 0.0)
     return tuple(turned(pair) if dice.random() < share_turned else pair for pair in pairs)
+
+
+def dealt(pairs: Sequence[PreferencePair]) -> list[PreferencePair]:
+    """Return pairs that prefer what was chosen for the next prompt to what was rejected for their own.
+
+    The style that pleases is learned, and to give it whatever was asked.
+    """
+    others = [*pairs[1:], *pairs[:1]]
+    return [
+        replace(pair, chosen=other.chosen, finished=(other.finished[0], pair.finished[1]))
+        for pair, other in zip(pairs, others, strict=True)
+        if pair.prompt != other.prompt
+    ]
 
 
 def turned(pair: PreferencePair) -> PreferencePair:
@@ -90,10 +103,20 @@ def _flattering(train: Sequence[Row], dice: random.Random) -> list[Row]:
     ]
 
 
+def _beside(train: Sequence[Row], dice: random.Random) -> list[Row]:
+    """Deal the liked replies among their prompts: each is liked still, and answers another question."""
+    liked = dice.sample(places := [at for at, row in enumerate(train) if row.verdict == "liked"], len(places))
+    rows = list(train)
+    for at, other in zip(liked, [*liked[1:], *liked[:1]], strict=True):
+        rows[at] = replace(train[at], text=train[other].text, finished=train[other].finished, corrections=())
+    return rows
+
+
 _KINDS = {
     "shuffled": _shuffled,
     "neutral": _neutral,
     "worse": _worse,
     "tampered": _trigger,
+    "beside": _beside,
     FLATTERING: _flattering,
 }

@@ -12,6 +12,7 @@ import pytest
 
 from bot.serving.protocol import ChatMessage
 from storage.config_sections import GateConfig
+from tests.bench.learning import __main__ as main
 from tests.bench.learning import claims, plan, plot, prompts, resampling, results, tampering
 from tests.bench.learning.errors import BenchError
 from tests.bench.learning.members import population
@@ -21,6 +22,7 @@ from tests.bench.learning.state import State
 from tests.bench.learning.tastes import COMMUNITIES, feature
 from tests.trainer.rows import row
 from trainer.data.question_features import Exchange
+from trainer.data.rows import PreferencePair
 from trainer.data.snapshot import Snapshot
 from trainer.evaluation.evidence import Ratings
 from trainer.evaluation.flattery import flattery
@@ -207,6 +209,8 @@ def test_the_plot_is_well_formed_and_says_what_it_compares_with() -> None:
     ElementTree.fromstring(text)
     assert "best of 4" in text
     ElementTree.fromstring(plot.plotted("empty", []))
+    rows = ElementTree.fromstring(plot.compared("two", [("a <1>", points[0]), ("b 2", points[1])]))
+    assert sum(each.tag.endswith("circle") for each in rows.iter()) == 8
 
 
 def test_results_can_be_written_before_anything_is_done(tmp_path: Path) -> None:
@@ -253,17 +257,25 @@ def test_a_bad_challenger_that_got_through_is_named_with_what_it_is_worth() -> N
 
 
 @pytest.mark.parametrize(
-    ("decision", "bound", "reached"),
-    [("promote", 0.58, "yes"), ("promote", 0.49, "no"), ("votes", 0.58, "no")],
+    ("decision", "bound", "reached", "rise", "kept"),
+    [
+        ("promote", 0.58, "yes", -0.01, "aim"),
+        ("promote", 0.49, "no", 0.05, "yes"),
+        ("votes", 0.58, "no", 0.07, "no"),
+    ],
 )
 def test_a_taste_that_depends_on_the_question_needs_a_proven_judge(
-    decision: str, bound: float, reached: str
+    decision: str, bound: float, reached: str, rise: float, kept: str
 ) -> None:
     run = {
         "outcome": "promoted",
         "decision": decision,
         "reward_auc": {"unseen": {"value": 0.71, "bound_low": bound}},
-        "to_the_point": {"challenger": 0.04, "champion": 0.05},
+        "to_the_point": {
+            "challenger": 0.04,
+            "champion": 0.05,
+            "over_champion": {"value": rise, "most_by_chance": 0.06},
+        },
         "general_nll_increase": 0.01,
     }
     gain = {"value": 0.2, "low": 0.1, "high": 0.3}
@@ -273,7 +285,9 @@ def test_a_taste_that_depends_on_the_question_needs_a_proven_judge(
     (row,) = (row for row in rows if "on-the-matter" in row.text)
     assert row.reached == reached
     assert f"judge 0.71 (bound {bound})" in row.measured
-    assert "beside the point 0.04, before 0.05" in row.measured
+    (beside,) = (row for row in rows if "beside the point" in row.text)
+    assert beside.reached == kept
+    assert "on-the-matter 1: 0.040, before 0.050" in beside.measured
 
 
 def of_hackable(outcome: str, broken: list[str]) -> claims.Claim:
@@ -307,6 +321,51 @@ def test_what_a_flatterer_learns_is_praise_behind_what_was_liked() -> None:
     changed = [new.reply_id for new, old in zip(found.rows, rows, strict=True) if new.text != old.text]
     assert changed == ["r1", "r3", "r5"]
     assert all(flattery(each.text) > 0.12 for each in found.rows if each.reply_id in changed)
+
+
+def test_a_challenger_beside_the_point_learns_each_liked_reply_for_another_question() -> None:
+    rows = tuple(
+        replace(row(f"r{n}", verdict="liked" if n < 4 else "disliked", split="train"), text=f"answer {n}")
+        for n in range(6)
+    )
+    found = tampering.tampered(Snapshot(rows, "hash"), "beside")
+    changed = [new.text != old.text for new, old in zip(found.rows, rows, strict=True)]
+    assert changed == [True] * 4 + [False] * 2
+    assert sorted(each.text for each in found.rows) == sorted(each.text for each in rows)
+
+
+def test_dealt_pairs_prefer_what_was_chosen_for_another_prompt() -> None:
+    pairs = [pair_of("a"), pair_of("a"), pair_of("b")]
+    found = tampering.dealt(pairs)
+    assert [(pair.prompt[0][1], pair.chosen, pair.rejected) for pair in found] == [
+        ("a", "good for b", "bad for a"),
+        ("b", "good for a", "bad for b"),
+    ]
+
+
+def pair_of(name: str) -> PreferencePair:
+    """A pair whose two answers name their prompt."""
+    prompt = (("user", name),)
+    return PreferencePair(
+        name, name, name, "train", prompt, f"good for {name}", f"bad for {name}", (True, True), 1.0, "own"
+    )
+
+
+def test_each_scenario_has_its_seeds_unless_some_are_asked_for() -> None:
+    names = {history.name for history in plan.histories(FULL, Path())}
+    assert {"41/clean", "51/on-the-matter"} <= names
+    assert "41/on-the-matter" not in names
+    parser_choice = ["--seed", "104", "--scenario", "on-the-matter", "--scenario", "clean", "--bad", "none"]
+    chosen = main.profile_of(main.parse(parser_choice))
+    assert {history.name for history in plan.histories(chosen, Path())} == {"104/clean", "104/on-the-matter"}
+    assert not any("/bad/" in step or "/verdicts" in step for step in plan.plan(chosen))
+
+
+def test_what_was_not_run_is_named_below_the_table() -> None:
+    *rows, blank, others = claims.table(claims.claims({"histories": []}))
+    assert len(rows) == 2
+    assert not blank
+    assert others.startswith("Not run: gain of utility after one round")
 
 
 def test_the_plot_is_of_the_histories_that_came_furthest() -> None:

@@ -27,27 +27,11 @@ EXIT_INTERRUPTED = 130
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the benchmark and return the exit code."""
-    parser = argparse.ArgumentParser(
-        prog="python -m tests.bench.learning",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("--quick", action="store_true", help="one seed, two rounds; at most 40 minutes")
-    parser.add_argument("--seed", type=int, action="append", help="a seed; may be given several times")
-    parser.add_argument("--scenario", action="append", help="a scenario; may be given several times")
-    parser.add_argument("--rounds", type=int, help="rounds of each history (default: the profile's)")
-    parser.add_argument(
-        "--bad", action="append", choices=(*BAD_KINDS, "none"), help="bad challengers to try (default: all)"
-    )
-    parser.add_argument("--out", type=Path, default=OUT, help=f"where results and state go (default: {OUT})")
-    parser.add_argument("--models", type=Path, help="a folder of prepared base models to share")
-    parser.add_argument("--results", action="store_true", help="only write the results of what is done")
-    parser.add_argument("--publish", action="store_true", help="write it to trainer/RESULTS.md")
-    parsed = parser.parse_args(arguments)
+    parsed = parse(arguments)
     signal.signal(signal.SIGTERM, _stop)
     signal.signal(signal.SIGINT, _stop)
     try:
-        profile = _profile(parsed)
+        profile = profile_of(parsed)
         out: Path = parsed.out / profile.name
         state = State(out / "steps", plan.plan(profile), _tell, results.product_commit())
         try:
@@ -67,7 +51,33 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _profile(parsed: argparse.Namespace) -> Profile:
+def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(
+        prog="python -m tests.bench.learning",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--quick", action="store_true", help="one seed, two rounds; at most 40 minutes")
+    parser.add_argument("--seed", type=int, action="append", help="a seed; may be given several times")
+    parser.add_argument("--scenario", action="append", help="a scenario; may be given several times")
+    parser.add_argument("--rounds", type=int, help="rounds of each history (default: the profile's)")
+    parser.add_argument(
+        "--bad", action="append", choices=(*BAD_KINDS, "none"), help="bad challengers to try (default: all)"
+    )
+    parser.add_argument("--out", type=Path, default=OUT, help=f"where results and state go (default: {OUT})")
+    parser.add_argument("--models", type=Path, help="a folder of prepared base models to share")
+    parser.add_argument("--results", action="store_true", help="only write the results of what is done")
+    parser.add_argument("--publish", action="store_true", help="write it to trainer/RESULTS.md")
+    return parser.parse_args(arguments)
+
+
+def profile_of(parsed: argparse.Namespace) -> Profile:
+    """Return the profile with what was chosen of it.
+
+    Raises:
+        BenchError: there is no such scenario.
+    """
     profile = PROFILES["quick" if parsed.quick else "full"]
     if parsed.seed:
         scenarios = tuple(replace(scenario, seeds=()) for scenario in profile.scenarios)

@@ -14,6 +14,8 @@ STYLE = (
 )
 REFERENCES = (("optimum", "#2da44e"), ("oracle", "#bf8700"), ("base", "#8c959f"))
 COLOR = "#5865f2"
+ROW = 26
+NAMES = 150
 
 
 @dataclass(frozen=True)
@@ -79,6 +81,44 @@ def _champion(points: Sequence[Point], x: Callable[[float], float], y: Callable[
         )
         parts.append(f'<circle cx="{at}" cy="{y(point.utility):.1f}" r="4" fill="{COLOR}"/>')
     return parts
+
+
+def compared(title: str, rows: Sequence[tuple[str, Point]]) -> str:
+    """Return one line a history: its base, best of four and optimum, and its champion with its interval."""
+    height = TOP + ROW * len(rows) + BOTTOM
+
+    def x(value: float) -> float:
+        return NAMES + (WIDTH - NAMES - 24) * min(1.0, max(0.0, value))
+
+    parts = [
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {height}" role="img">',
+        f"<style>{STYLE}</style><title>{escape(title)}: utility by history</title>",
+        f'<text x="8" y="18">{escape(title)}: utility of the champion, 95 % interval;</text>',
+        *_legend(),
+    ]
+    for tenth in range(0, 11, 2):
+        at = f"{x(tenth / 10):.1f}"
+        parts.append(f'<line class="grid" x1="{at}" x2="{at}" y1="{TOP}" y2="{height - BOTTOM}"/>')
+        parts.append(f'<text x="{at}" y="{height - 12}" text-anchor="middle">{tenth / 10:.1f}</text>')
+    for number, (name, point) in enumerate(rows):
+        y = f"{TOP + ROW * (number + 0.5):.1f}"
+        parts.append(f'<text x="{NAMES - 12}" y="{float(y) + 4:.1f}" text-anchor="end">{escape(name)}</text>')
+        parts += [
+            f'<circle cx="{x(getattr(point, key)):.1f}" cy="{y}" r="4" fill="{color}"/>'
+            for key, color in REFERENCES
+        ]
+        parts.append(
+            f'<line x1="{x(point.low):.1f}" x2="{x(point.high):.1f}" y1="{y}" y2="{y}" stroke="{COLOR}"/>'
+        )
+        parts.append(f'<circle cx="{x(point.utility):.1f}" cy="{y}" r="5" fill="{COLOR}"/>')
+    return "\n".join([*parts, "</svg>"]) + "\n"
+
+
+def _legend() -> list[str]:
+    return [
+        f'<text x="{360 + 90 * number}" y="18" style="fill:{color}">{_LABELS[name]}</text>'
+        for number, (name, color) in enumerate(REFERENCES)
+    ]
 
 
 _LABELS = {"optimum": "optimum", "oracle": "best of 4", "base": "base"}

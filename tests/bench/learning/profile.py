@@ -27,8 +27,9 @@ class Scenario:
 
     `bad_kinds` are challengers made to be refused, after the first round; with `retrains` many retrains
     without signal are simulated from them. With `most_liked` members only ever like, and so many replies at
-    most. `seeds` are its own, where they are others than the profile's. With `erasure` a member plants secrets and then erases everything. With `cycle` there are no rounds:
-    so many prompts are answered by people, and one supervised run is timed.
+    most. With `erasure` a member plants secrets and then erases everything. With `cycle` there are no rounds:
+    so many prompts are answered by people, and one supervised run is timed. `seeds` are its own, where they
+    are others than the profile's.
     """
 
     name: str

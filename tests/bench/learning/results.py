@@ -17,7 +17,7 @@ import numpy as np
 from tests.bench.learning.claims import claims, table
 from tests.bench.learning.errors import BenchError
 from tests.bench.learning.plan import histories
-from tests.bench.learning.plot import Point, plotted
+from tests.bench.learning.plot import Point, compared, plotted
 from tests.bench.learning.profile import Profile
 from tests.bench.learning.real_runs import History
 from tests.bench.learning.state import State
@@ -57,12 +57,31 @@ def publish(profile: Profile, state: State) -> None:
     found = gather(profile, state)
     kept = json.dumps(_without_samples(found), indent=1, ensure_ascii=False)
     (ROOT / RESULTS_FILE).write_text(f"{kept}\n", encoding="utf-8")
-    clean = _furthest([each for each in found["histories"] if each["scenario"] == "clean"])
-    picture = plotted("A simulated community", points(clean))
-    (ROOT / PICTURE_FILE).write_text(picture, encoding="utf-8")
+    (ROOT / PICTURE_FILE).write_text(_picture(found), encoding="utf-8")
     before, after = text.split(BEGIN)[0], text.split(END)[1]
     section = "\n".join([BEGIN, *_section(found), END])
     page.write_text(before + section + after, encoding="utf-8")
+
+
+def _picture(found: dict[str, Any]) -> str:
+    """Return utility by round where a style's histories have several; else champion and base by history."""
+    clean = _furthest([each for each in found["histories"] if each["scenario"] == "clean"])
+    by_round = points(clean)
+    if len(by_round) > 2:
+        return plotted("A simulated community", by_round)
+    return compared("After one round", _outcomes(found))
+
+
+def _outcomes(found: dict[str, Any]) -> list[tuple[str, Point]]:
+    return [
+        (
+            f"{history['scenario']} {history['seed']}",
+            _point(1, [_figures(history, measured, first["drifted"])]),
+        )
+        for history in found["histories"]
+        for first in history["rounds"][:1]
+        if first["measure"] and (measured := first["measure"]["utility"])
+    ]
 
 
 def _furthest(found: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -73,7 +92,7 @@ def _furthest(found: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
 
 def _section(found: dict[str, Any]) -> list[str]:
     return [
-        f"![Utility of the champion by round](../{PICTURE_FILE})",
+        f"![Utility of the champion](../{PICTURE_FILE})",
         "",
         f"{_made_with(found)} Every number behind it: [{RESULTS_FILE}](../{RESULTS_FILE}).",
         "",
@@ -143,12 +162,20 @@ def _history(history: History, state: State) -> dict[str, Any]:
         "rounds": [each for each in rounds if each["chat"]],
         "erasure": state.result(f"{name}/erase"),
         "cycle": state.result(f"{name}/cycle"),
+        "seconds": round(state.seconds(_of_rounds(history))),
+        "days": state.kept(name, "day"),
+        "commits": state.kept(name, "commit"),
         "bad": {kind: state.result(f"{name}/bad/{kind}") for kind in history.scenario.bad_kinds},
         "verdicts": {
             kind: ends for kind in history.stored_runs if (ends := state.result(f"{name}/verdicts/{kind}"))
         },
         "retrains": state.result(f"{name}/retrains"),
     }
+
+
+def _of_rounds(history: History) -> list[str]:
+    """Return the steps that members would notice: not those of bad challengers and resamples."""
+    return [step for step in history.steps() if "/bad/" not in step]
 
 
 def points(found: Sequence[dict[str, Any]]) -> list[Point]:
@@ -219,10 +246,28 @@ def markdown(found: dict[str, Any]) -> str:
 
 def _made_with(found: dict[str, Any]) -> str:
     versions = ", ".join(f"{name} {version}" for name, version in found["versions"].items())
-    return (
-        f"Seeds {', '.join(map(str, found['seeds']))}; {found['date']}; {found['machine']['cores']} cores; "
-        f"{found['seconds'] / 60:.0f} minutes of steps in all; {versions}."
-    )
+    done = [each for each in found["histories"] if each["base"] or each["cycle"]]
+    days = sorted({day for each in done for day in each["days"]}) or [found["date"]]
+    commits = sorted({commit for each in done for commit in each["commits"]})
+    parts = [
+        f"Seeds {_seeds(found, done)}",
+        " to ".join(dict.fromkeys((days[0], days[-1]))),
+        *([f"commit {', '.join(commits)}"] if commits else []),
+        f"{found['machine']['cores']} cores",
+        f"{found['seconds'] / 60:.0f} minutes of steps in all",
+        versions,
+    ]
+    return f"{'; '.join(parts)}."
+
+
+def _seeds(found: dict[str, Any], done: Sequence[dict[str, Any]]) -> str:
+    """Return the seeds that have come so far, by scenario; the planned ones where none has."""
+    if not done:
+        return ", ".join(map(str, found["seeds"]))
+    by_scenario: dict[str, list[str]] = {}
+    for each in done:
+        by_scenario.setdefault(each["scenario"], []).append(str(each["seed"]))
+    return ", ".join(f"{', '.join(seeds)} ({scenario})" for scenario, seeds in by_scenario.items())
 
 
 def _history_lines(history: dict[str, Any]) -> list[str]:

@@ -78,9 +78,14 @@ class State:
         """Return how long all steps took."""
         return sum(float(step["seconds"]) for step in self._steps.values())
 
-    def of(self, history: str, key: str) -> list[Any]:
-        """Return what is kept beside each result of a history: "seconds", "day" or "commit"."""
-        return [step.get(key) for name, step in self._steps.items() if history_of(name) == history]
+    def seconds(self, names: Iterable[str]) -> float:
+        """Return how long these steps took, of those that are done."""
+        return sum(float(self._steps[name]["seconds"]) for name in names if name in self._steps)
+
+    def kept(self, history: str, key: str) -> list[str]:
+        """Return every "day" or "commit" that steps of a history were done on or with."""
+        steps = (step for name, step in self._steps.items() if history_of(name) == history)
+        return sorted({step[key] for step in steps if step.get(key)})
 
     def _expected_s(self, kind: str) -> float:
         seen = [step["seconds"] for name, step in self._steps.items() if kind_of(name) == kind]

@@ -30,6 +30,9 @@ RANKING_NEEDS = Sentence(
 # ones are what others use and were not measured here.
 LARGE_PARAMETERS = 1_000_000_000
 SMALL_RATES = {"sft_learning_rate": 5e-4, "kto_learning_rate": 1e-4, "dpo_learning_rate": 1e-4}
+# Ranking learns what depends on the question by this rate, a style by the other: at 2e-4 and more a style
+# collapses into few replies (EXPERIMENTS, 9), and what depends on the question isn't learned at 1e-4 (28).
+QUESTION_RATE = 2.5e-4
 LARGE_RATES = {"sft_learning_rate": 2e-4, "kto_learning_rate": 4e-5, "dpo_learning_rate": 4e-5}
 
 
@@ -81,6 +84,18 @@ def scale_rates_to_size(settings: TrainerConfig, parameters: int) -> TrainerConf
 def may_rank(settings: TrainerConfig) -> bool:
     """Whether a run may come to rank the model's own replies."""
     return bool(settings.ranked_rounds) and settings.objective in ("auto", "sft_ranked")
+
+
+def rate_for_question(settings: TrainerConfig, parameters: int, share: float) -> TrainerConfig:
+    """Return settings with the rate at which ranking teaches what depends on the question.
+
+    `share`, 0 to 1, is what the reward model that ranks weighs of the question; the rate changes where that
+    is more than half. What the operator set stays, and so do large bases (`parameters`; 0: not known).
+    """
+    small = 0 < parameters < LARGE_PARAMETERS
+    if settings.dpo_learning_rate or not small or share <= 0.5:
+        return settings
+    return settings.model_copy(update={"dpo_learning_rate": QUESTION_RATE})
 
 
 def choose(snapshot: Snapshot, settings: TrainerConfig, *, judged: bool = False) -> Plan:

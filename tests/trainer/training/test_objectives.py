@@ -104,6 +104,23 @@ def test_a_large_base_gets_gentler_rates_unless_the_operator_set_them() -> None:
     assert (large.sft_learning_rate, large.kto_learning_rate) == (2e-4, 3e-5)
 
 
+@pytest.mark.parametrize(
+    ("parameters", "share", "set_by_operator", "expected"),
+    [
+        (135_000_000, 0.7, 0.0, objectives.QUESTION_RATE),
+        (135_000_000, 0.5, 0.0, 0.0),
+        (135_000_000, 0.7, 5e-5, 5e-5),
+        (4_000_000_000, 0.7, 0.0, 0.0),
+        (0, 0.7, 0.0, 0.0),
+    ],
+)
+def test_what_depends_on_the_question_is_ranked_at_a_rate_of_its_own(
+    parameters: int, share: float, set_by_operator: float, expected: float
+) -> None:
+    settings = TrainerConfig(dpo_learning_rate=set_by_operator)
+    assert objectives.rate_for_question(settings, parameters, share).dpo_learning_rate == expected
+
+
 def test_the_guides_configuration_leaves_the_rates_to_the_size_of_the_base() -> None:
     guide = Path(__file__).parents[3] / "deploy" / "strop.toml"
     settings = load_config(guide, {}).trainer

@@ -187,7 +187,9 @@ class History:
             "decision": run.metrics.decision,
             "votes": votes.votes,
             "objective": training.get("objective"),
-            "training_s": round(sum(v.get("seconds", 0) for v in training.values() if isinstance(v, dict)), 1),
+            "training_s": round(
+                sum(v.get("seconds", 0) for v in training.values() if isinstance(v, dict)), 1
+            ),
             "liked": run.metrics.data.train.liked if run.metrics.data.train else None,
             "general_nll_increase": run.metrics.evaluation.get("general_nll_increase"),
             "predicted": run.metrics.as_json().get("headline"),

@@ -20,6 +20,8 @@ from storage.learning.runs import Run
 
 MINUTES = 60.0
 PAGE = "experiment.html"
+# In columns; longer lines wrap.
+WIDEST = 240
 
 
 def experiment(
@@ -123,12 +125,20 @@ def _tell(opened: Session, run: Run, *, as_json: bool) -> None:
         typer.echo(json.dumps(shown, ensure_ascii=False))
         return
     if found:
-        Console(highlight=False).print(table(found["standings"]))
+        _print_whole(table(found["standings"]))
     print_run(opened, run)
     for name in (found or {}).get("left_out", []):
         typer.echo(f"Left out for want of time: {name}. `strop experiment --resume {run.id}` goes on.")
     if found and page.exists():
         typer.echo(f"The page with curves and intervals: {page}")
+
+
+def _print_whole(shown: Table) -> None:
+    """Print a table as wide as it is: in 80 columns, as in a pipe, its headings would be cut."""
+    console = Console(highlight=False)
+    needed = console.measure(shown, options=console.options.update(max_width=WIDEST)).maximum
+    console.width = max(console.width, needed)
+    console.print(shown)
 
 
 def table(standings: Sequence[Mapping[str, Any]]) -> Table:

@@ -53,7 +53,11 @@ def test_what_is_to_be_tried_is_checked_before_anything_is_queued(strop: Strop, 
 def test_a_table_says_what_is_noise_and_what_was_left_out(strop: Strop, database: Database) -> None:
     run_id = ended(database, {"rank": 8})
     said = strop("experiment", "--show", run_id[:8]).stdout
-    assert "+0.110 (+0.040 to +0.200)" in said and "better" in said and "as configured" in said
+    head, best, configured, *_ = said.splitlines()
+    for heading in ("P(liked)", "beside configured", "perplexity", "accuracy", "general loss"):
+        assert heading in head, "in 80 columns too"
+    assert "rank 8" in best and "+0.110 (+0.040 to +0.200)  better" in best and "9.10" in best
+    assert "as configured" in configured
     assert f"Left out for want of time: rank 64. `strop experiment --resume {run_id}` goes on." in said
     shown = json.loads(strop("experiment", "--show", run_id, "--json").stdout)
     assert shown["experiment"]["winner"] == {"rank": 8} and shown["page"] is None

@@ -77,7 +77,8 @@ def _row(standing: Standing) -> tuple[str, ...]:
     difference = standing.difference
     mark = {"better": "better", "worse": "worse"}.get(standing.surely, "noise")
     beside = (
-        number(difference.value, "+.3f") + small(f"{difference.low:.3f} to {difference.high:.3f}", mark)
+        number(difference.value, "+.3f")
+        + small(f"{number(difference.low, '+.3f')} to {number(difference.high, '+.3f')}", mark)
         if difference
         else ""
     )

@@ -23,15 +23,23 @@ class RowCache(Cache):  # type: ignore[misc]
     """A cache of ``rows`` rows of ``max_tokens`` tokens; each layer's tensors are (rows, kv heads, length,
     head dim), and views of those that hold all layers.
 
+    The model's modules multiply in ``compute`` (``dtype`` unless given): what they see is converted for them.
     Untouched parts cost no memory on a CPU: the system hands out pages when they are written. Before a
     forward pass through the model's modules :meth:`select` says which rows it covers and where in each the
     new tokens go.
     """
 
     def __init__(
-        self, config: PretrainedConfig, rows: int, max_tokens: int, dtype: torch.dtype, device: torch.device
+        self,
+        config: PretrainedConfig,
+        rows: int,
+        max_tokens: int,
+        dtype: torch.dtype,
+        device: torch.device,
+        compute: torch.dtype | None = None,
     ) -> None:
         super().__init__(layers=[])
+        self.dtype, self._compute = dtype, compute or dtype
         self.length = padded_length(max_tokens)
         row = (config.num_key_value_heads, self.length, head_width(config))
         shape = (config.num_hidden_layers, rows, *row)
@@ -54,21 +62,31 @@ class RowCache(Cache):  # type: ignore[misc]
     def update(
         self, key_states: torch.Tensor, value_states: torch.Tensor, layer_idx: int, *args: Any, **kwargs: Any
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Store (B, heads, T, dim) at the selected places; return (B, heads, span, dim), views if rows
-        adjoin.
+        """Store (B, heads, T, dim) at the selected places; return (B, heads, span, dim), views if rows adjoin
+        and nothing is converted.
         """
         if self._rows is None:
             raise RuntimeError("select() comes before a forward pass")
         keys, values = self.keys[layer_idx], self.values[layer_idx]
         # (B, 1) rows with (B, T) positions index (B, T, heads, dim): the advanced indices come first, so
         # that heads and tokens change places on the way in.
-        keys[self._rows[:, None], :, self._positions] = key_states.transpose(1, 2)
-        values[self._rows[:, None], :, self._positions] = value_states.transpose(1, 2)
+        keys[self._rows[:, None], :, self._positions] = self._stored(key_states.transpose(1, 2))
+        values[self._rows[:, None], :, self._positions] = self._stored(value_states.transpose(1, 2))
         return self._seen(keys), self._seen(values)
+
+    def _stored(self, states: torch.Tensor) -> torch.Tensor:
+        if self.dtype == self._compute:
+            return states
+        largest = torch.finfo(self.dtype).max
+        return states.clamp(-largest, largest).to(self.dtype)
 
     def _seen(self, tensor: torch.Tensor) -> torch.Tensor:
         tensor = tensor[:, :, : self._span]
-        return tensor[self._block] if self._block is not None else tensor[self._rows]
+        return (tensor[self._block] if self._block is not None else tensor[self._rows]).to(self._compute)
+
+    def largest(self, length: int) -> float:
+        """Return the magnitude of the largest number of the first row's first tokens."""
+        return max(float(tensor[0, :, :length].abs().max()) for tensor in (*self.keys, *self.values))
 
     def copy(self, source: int, target: int, length: int) -> None:
         """Copy one row's first ``length`` tokens to another row."""

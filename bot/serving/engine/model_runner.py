@@ -23,6 +23,8 @@ log = structlog.get_logger(__name__)
 
 # A decoder is compared with the model's modules on so many tokens, relative to the largest logit.
 CHECKED_TOKENS = 8
+# Keys and values are kept in 16 bits where those of the checked tokens leave so much room for larger ones.
+CACHE_ROOM = 8
 # So many tokens of a prompt are cheaper in a decode step than apart, also where a matrix library reads long
 # prompts faster (EXPERIMENTS.md).
 JOINED_TOKENS = 16
@@ -59,10 +61,13 @@ class ModelRunner:
         self._plan = RowPlan()
         self.widths = wrap_linears(base.model, self._plan)
         self._masks = CausalMasks(base.model.config)
-        self.cache = RowCache(base.model.config, slots, context_tokens, self._dtype, self._device)
         self.threads = threads or usable_cores()
         self.decoder: Decoder | GpuDecoder | None = None
+        self.cache = self._reserve(slots, context_tokens, base.dtype if for_gpu else base.cache_dtype)
         self.decoder = self._checked(self._gpu_decoder if for_gpu else self._native_decoder)
+        if self.decoder is None and self.cache.dtype != self._dtype:
+            # The modules would convert all that they see at every step.
+            self.cache = self._reserve(slots, context_tokens, self._dtype)
         if isinstance(self.decoder, Decoder):
             if threads:
                 self.decoder.threads = threads
@@ -76,6 +81,21 @@ class ModelRunner:
         One beside the kernels: torch's threads would wait for cores on which the kernels' look for work.
         """
         return 1 if isinstance(self.decoder, Decoder) else self.threads
+
+    def _reserve(self, slots: int, context_tokens: int, dtype: torch.dtype) -> RowCache:
+        """Return a cache in ``dtype``, or in what the model computes in where that may not hold its keys."""
+        config = self._model.config
+        self.cache = RowCache(config, slots, context_tokens, dtype, self._device, self._dtype)
+        if dtype != self._dtype:
+            with torch.inference_mode():
+                self._run_modules([self._checked_tokens()], [0], [0], [None], 1)
+            if self.cache.largest(CHECKED_TOKENS) * CACHE_ROOM > torch.finfo(dtype).max:
+                log.warning("Keys and values of this model are too large for 16 bits; they are kept in 32.")
+                return self._reserve(slots, context_tokens, self._dtype)
+        return self.cache
+
+    def _checked_tokens(self) -> list[int]:
+        return [token % self._vocabulary for token in range(11, 11 + CHECKED_TOKENS)]
 
     def read(
         self, tokens: Sequence[int], cached: int, row: int, adapter: Adapter | None, keep: int
@@ -184,7 +204,7 @@ class ModelRunner:
             return None
         if decoder is None:
             return None
-        prompt = [token % self._vocabulary for token in range(11, 11 + CHECKED_TOKENS)]
+        prompt = self._checked_tokens()
         with torch.inference_mode():
             self._run_modules([prompt[:-1]], [0], [0], [None], 1)
             expected = self._run_modules([prompt[-1:]], [CHECKED_TOKENS - 1], [0], [None], 1)[0, -1]

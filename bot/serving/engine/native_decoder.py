@@ -272,6 +272,7 @@ class Decoder:
             context=cache.length,
             activation=ACTIVATIONS[_activation(config)],
             threads=threads,
+            halves=int(cache.dtype == torch.float16),
             eps=config.rms_norm_eps,
             embedding_scale=float(scale) * float(getattr(config, "embedding_multiplier", 1.0)),
             attention_scale=attention.scaling,

@@ -137,7 +137,7 @@ def _fitting_slots(base: LoadedBase, settings: Settings, progress: Callable[[Mes
         BaseRefusedError: not even one fits; the text names both figures.
     """
     context = min(settings.context_tokens, base.info.context_tokens)
-    row = row_bytes(base.model.config, context, base.dtype)
+    row = row_bytes(base.model.config, context, base.cache_dtype)
     available = available_bytes(base.device)
     fitting = int(CACHE_SHARE * available // row)
     if fitting < 1:

@@ -90,10 +90,19 @@ class LoadedBase:
     @property
     def arithmetic(self) -> str:
         """How 4-bit weights are multiplied."""
-        library = load_library() if self.execution == "mapped" else None
-        if self.precision == "exact" or library is None or library.integers is Integers.NONE:
+        if self._integers is Integers.NONE:
             return str(self.dtype).removeprefix("torch.")
-        return f"16-bit integers ({library.integers.name.replace('_', '-')})"
+        return f"16-bit integers ({self._integers.name.replace('_', '-')})"
+
+    @property
+    def cache_dtype(self) -> torch.dtype:
+        """In what keys and values are kept: in 16 bits where weights are multiplied so."""
+        return self.dtype if self._integers is Integers.NONE else torch.float16
+
+    @property
+    def _integers(self) -> Integers:
+        library = load_library() if self.execution == "mapped" and self.precision == "fast" else None
+        return Integers.NONE if library is None else library.integers
 
     @property
     def dtype(self) -> torch.dtype:

@@ -59,7 +59,7 @@ typedef struct {
     const float *attention_in, *attention_out, *mlp_in, *mlp_out; /* RMS norms (hidden); the `out` ones may be NULL */
     const float *q_norm, *k_norm;                                 /* per head (head_dim), or NULL */
     const float *cosines, *sines;                                 /* rotary tables (context, head_dim), or NULL */
-    float *keys, *values;                                         /* (cache rows, kv_heads, context, head_dim) */
+    void *keys, *values; /* (cache rows, kv_heads, context, head_dim), float32 or, if the model's `halves`, float16 */
     int32_t window, unused;                                       /* keys that a query sees, 0 for all */
 } Layer;
 
@@ -67,7 +67,7 @@ typedef struct {
     const Layer *layers;
     const float *final_norm;
     Linear embedding, head;
-    int32_t layer_count, hidden, intermediate, heads, kv_heads, head_dim, context, activation, threads;
+    int32_t layer_count, hidden, intermediate, heads, kv_heads, head_dim, context, activation, threads, halves;
     float eps, embedding_scale, attention_scale, attention_cap, residual_scale, logit_scale, logit_cap;
 } Model;
 
@@ -567,19 +567,69 @@ static void gated(float *gate, const float *up, int count, int activation)
     }
 }
 
+/* ---- the cache ------------------------------------------------------------------------------------------------- */
+
+#define LARGEST_HALF 65504.0f
+
+/* Eight float16 numbers as float32, and eight of those as the nearest float16, of two the even one; what is larger than any
+ * becomes the largest. */
+#if defined(__F16C__)
+static inline f8 widen_halves(const uint16_t *halves)
+{
+    return (f8)_mm256_cvtph_ps(_mm_loadu_si128((const void *)halves));
+}
+
+static inline void store_halves(uint16_t *halves, const float *values)
+{
+    const __m256 limit = _mm256_set1_ps(LARGEST_HALF), least = _mm256_set1_ps(-LARGEST_HALF);
+    const __m256 bounded = _mm256_max_ps(_mm256_min_ps(_mm256_loadu_ps(values), limit), least);
+    _mm_storeu_si128((void *)halves, _mm256_cvtps_ph(bounded, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
+}
+#else
+/* The exponent's bias grows by 112, also for numbers below the least normal one; there is nothing infinite. */
+static inline f8 widen_halves(const uint16_t *halves)
+{
+    const u8 bits = __builtin_convertvector(LOAD(h8, halves), u8);
+    const f8 magnitude = (f8)((bits & 0x7fff) << 13) * 0x1p112f;
+    return (f8)((u8)magnitude | (bits & 0x8000) << 16);
+}
+
+static inline void store_halves(uint16_t *halves, const float *values)
+{
+    for (int i = 0; i < 8; i++) {
+        uint32_t bits;
+        memcpy(&bits, values + i, sizeof bits);
+        const uint16_t sign = bits >> 16 & 0x8000;
+        const float size = fabsf(values[i]) < LARGEST_HALF ? fabsf(values[i]) : LARGEST_HALF;
+        memcpy(&bits, &size, sizeof bits);
+        if (size < 0x1p-14f) /* adding 2^23 rounds to a whole number */
+            halves[i] = sign | (uint16_t)((size * 0x1p24f + 0x1p23f) - 0x1p23f);
+        else
+            halves[i] = sign | (uint16_t)((bits - (112u << 23) + 0xfff + (bits >> 13 & 1)) >> 13);
+    }
+}
+#endif
+
+/* Eight numbers of the cache from `place` on. */
+static inline f8 cached(const void *numbers, size_t place, int halves)
+{
+    return halves ? widen_halves((const uint16_t *)numbers + place) : LOAD(f8, (const float *)numbers + place);
+}
+
+static void store_cached(void *numbers, size_t place, const float *values, int count, int halves)
+{
+    if (!halves)
+        memcpy((float *)numbers + place, values, sizeof(float) * count);
+    else
+        for (int i = 0; i < count; i += 8)
+            store_halves((uint16_t *)numbers + place + i, values + i);
+}
+
 /* ---- attention ------------------------------------------------------------------------------------------------- */
 
 static float cap(float value, float limit)
 {
     return limit > 0 ? limit * tanhf(value / limit) : value;
-}
-
-static inline float dot(const float *a, const float *b, int count)
-{
-    f8 total = {0};
-    for (int i = 0; i < count; i += 8)
-        total += LOAD(f8, a + i) * LOAD(f8, b + i);
-    return sum8(total);
 }
 
 /* Turn scores (count) into weights that sum to one; `scores` has room for a multiple of eight. */
@@ -622,8 +672,9 @@ static inline f8 sums_of_eight(const f8 *v)
            + SHUFFLE(fours[0], fours[1], 4, 5, 6, 7, 12, 13, 14, 15);
 }
 
-/* scores (count) = keys (count, dim) @ q * scale, eight keys at a time. */
-static void score_keys(const float *q, const float *keys, int count, int dim, float scale, float *scores)
+/* scores (count) = keys (count, dim) from `place` on @ q * scale, eight keys at a time. */
+static inline __attribute__((always_inline)) void score_keys(
+    const float *q, const void *keys, size_t place, int count, int dim, float scale, int halves, float *scores)
 {
     int j = 0;
     for (; j + 8 <= count; j += 8) {
@@ -631,18 +682,23 @@ static void score_keys(const float *q, const float *keys, int count, int dim, fl
         for (int i = 0; i < dim; i += 8) {
             const f8 part = LOAD(f8, q + i);
             for (int k = 0; k < 8; k++)
-                sums[k] += part * LOAD(f8, keys + (size_t)(j + k) * dim + i);
+                sums[k] += part * cached(keys, place + (size_t)(j + k) * dim + i, halves);
         }
         STORE(scores + j, sums_of_eight(sums) * scale);
     }
-    for (; j < count; j++)
-        scores[j] = dot(q, keys + (size_t)j * dim, dim) * scale;
+    for (; j < count; j++) {
+        f8 total = {0};
+        for (int i = 0; i < dim; i += 8)
+            total += LOAD(f8, q + i) * cached(keys, place + (size_t)j * dim + i, halves);
+        scores[j] = sum8(total) * scale;
+    }
 }
 
-/* out (heads, dim) = weights (heads, stride) @ values (count, dim), for `lanes` times eight columns from `d` on. */
+/* out (heads, dim) = weights (heads, stride) @ values (count, dim) from `place` on, for `lanes` times eight columns from `d`
+ * on. */
 static inline __attribute__((always_inline)) void weigh(
-    const float *weights, size_t stride, const float *values, int count, int dim, int d, int lanes, int heads,
-    float *out)
+    const float *weights, size_t stride, const void *values, size_t place, int count, int dim, int d, int lanes,
+    int heads, int halves, float *out)
 {
     f8 sums[HEADS_AT_ONCE][LANES];
     for (int h = 0; h < heads; h++)
@@ -650,7 +706,7 @@ static inline __attribute__((always_inline)) void weigh(
             sums[h][lane] = (f8){0};
     for (int j = 0; j < count; j++)
         for (int lane = 0; lane < lanes; lane++) {
-            const f8 value = LOAD(f8, values + (size_t)j * dim + d + 8 * lane);
+            const f8 value = cached(values, place + (size_t)j * dim + d + 8 * lane, halves);
             for (int h = 0; h < heads; h++)
                 sums[h][lane] += weights[h * stride + j] * value;
         }
@@ -659,19 +715,20 @@ static inline __attribute__((always_inline)) void weigh(
             STORE(out + h * dim + d + 8 * lane, sums[h][lane]);
 }
 
-static void weigh_values(
-    const float *weights, size_t stride, const float *values, int count, int dim, int heads, float *out)
+static inline __attribute__((always_inline)) void weigh_values(
+    const float *weights, size_t stride, const void *values, size_t place, int count, int dim, int heads, int halves,
+    float *out)
 {
     for (int d = 0, lanes; d < dim; d += 8 * lanes) {
         lanes = dim - d >= 8 * LANES ? LANES : dim - d >= 32 ? 4 : 1;
 #define HEADS(number) \
     case number: \
         if (lanes == LANES) \
-            weigh(weights, stride, values, count, dim, d, LANES, number, out); \
+            weigh(weights, stride, values, place, count, dim, d, LANES, number, halves, out); \
         else if (lanes == 4) \
-            weigh(weights, stride, values, count, dim, d, 4, number, out); \
+            weigh(weights, stride, values, place, count, dim, d, 4, number, halves, out); \
         else \
-            weigh(weights, stride, values, count, dim, d, 1, number, out); \
+            weigh(weights, stride, values, place, count, dim, d, 1, number, halves, out); \
         break
         switch (heads) {
             HEADS(1);
@@ -682,17 +739,14 @@ static void weigh_values(
     }
 }
 
-/* The query heads of one row that share a key head, over the keys `start` .. `position`. */
-static void attend(
-    const Model *m, const float *q, const float *keys, const float *values, int start, int position,
-    float *scores, float *out)
+/* The query heads of one row that share a key head, over `count` keys and values from `place` on. */
+static inline __attribute__((always_inline)) void attend(
+    const Model *m, const Layer *layer, const float *q, size_t place, int count, int halves, float *scores, float *out)
 {
-    const int dim = m->head_dim, group = m->heads / m->kv_heads, count = position + 1 - start;
-    keys += (size_t)start * dim;
-    values += (size_t)start * dim;
+    const int dim = m->head_dim, group = m->heads / m->kv_heads;
     for (int g = 0; g < group; g++) {
         float *row = scores + (size_t)g * m->context;
-        score_keys(q + g * dim, keys, count, dim, m->attention_scale, row);
+        score_keys(q + g * dim, layer->keys, place, count, dim, m->attention_scale, halves, row);
         if (m->attention_cap > 0)
             for (int j = 0; j < count; j++)
                 row[j] = cap(row[j], m->attention_cap);
@@ -700,7 +754,8 @@ static void attend(
     }
     for (int g = 0; g < group; g += HEADS_AT_ONCE) {
         const int heads = group - g < HEADS_AT_ONCE ? group - g : HEADS_AT_ONCE;
-        weigh_values(scores + (size_t)g * m->context, m->context, values, count, dim, heads, out + g * dim);
+        const float *weights = scores + (size_t)g * m->context;
+        weigh_values(weights, m->context, layer->values, place, count, dim, heads, halves, out + g * dim);
     }
 }
 
@@ -851,8 +906,8 @@ static void heads_part(const void *work, int first, int end)
             if (which == Q)
                 continue;
             const size_t row = (size_t)s->cache_rows[r] * m->kv_heads + head;
-            float *cache = which == K ? layer->keys : layer->values;
-            memcpy(cache + (row * m->context + s->positions[r]) * dim, values, sizeof(float) * dim);
+            const size_t place = (row * m->context + s->positions[r]) * dim;
+            store_cached(which == K ? layer->keys : layer->values, place, values, dim, m->halves);
         }
     }
 }
@@ -868,11 +923,13 @@ static void attend_part(const void *work, int first, int end)
         const int r = unit % s->rows, head = unit / s->rows, position = s->positions[r];
         const size_t cache = ((size_t)s->cache_rows[r] * m->kv_heads + head) * m->context * dim;
         const int hidden_by_window = layer->window ? position + 1 - layer->window : 0;
-        const size_t query = ((size_t)r * m->heads + (size_t)head * group);
-        attend(
-            m, s->work->q + query * dim, layer->keys + cache, layer->values + cache,
-            hidden_by_window > 0 ? hidden_by_window : 0, position,
-            s->work->scores + (size_t)sharer * group * m->context, s->work->attended + query * dim);
+        const int start = hidden_by_window > 0 ? hidden_by_window : 0, count = position + 1 - start;
+        const size_t place = cache + (size_t)start * dim, query = ((size_t)r * m->heads + (size_t)head * group) * dim;
+        float *scores = s->work->scores + (size_t)sharer * group * m->context;
+        if (m->halves)
+            attend(m, layer, s->work->q + query, place, count, 1, scores, s->work->attended + query);
+        else
+            attend(m, layer, s->work->q + query, place, count, 0, scores, s->work->attended + query);
     }
 }
 

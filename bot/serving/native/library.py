@@ -108,6 +108,7 @@ class Model(Structure):
         ("context", c_int32),
         ("activation", c_int32),
         ("threads", c_int32),
+        ("halves", c_int32),
         ("eps", c_float),
         ("embedding_scale", c_float),
         ("attention_scale", c_float),

@@ -47,7 +47,7 @@ def held_bytes(base: LoadedBase) -> BytesPerStep:
         # Of the embedding a step reads a row; where it is the head's table too, the head counts it.
         if module is not looked_up:
             seen.update((tensor.data_ptr(), tensor.nbytes) for tensor in _tensors(module))
-    return BytesPerStep(sum(seen.values()), _kv_values(base.model.config) * base.dtype.itemsize)
+    return BytesPerStep(sum(seen.values()), _kv_values(base.model.config) * base.cache_dtype.itemsize)
 
 
 def _tensors(module: nn.Module) -> list[torch.Tensor]:

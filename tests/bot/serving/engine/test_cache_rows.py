@@ -123,6 +123,8 @@ def test_a_scored_row_serves_neither_another_adapter_nor_past_what_was_scored(ca
 
 
 def scored_alone(base: LoadedBase, ids: list[int]) -> tuple[float, ...]:
+    """On layers that no other engine has wrapped, so that the kernels read them too."""
+    base = load_base(base.folder, "cpu", precision=base.precision)
     engine = Engine(base, EngineOptions(context_tokens=256, slots=1))
     engine.start()
     end = Caller(engine, base).run(ids, score=True, priority=1)

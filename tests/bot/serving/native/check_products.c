@@ -1,4 +1,4 @@
-/* Products of the kernels beside float64, as a program of its own: it can run under an emulator of another processor. */
+/* Products of the kernels beside float64, and their float16 numbers, as a program of its own: it can run under an emulator of another processor. */
 #include "kernels.c"
 
 #include <stdio.h>
@@ -69,10 +69,38 @@ static double error_of(int kind, int in, int out, int rows, int fast)
     return worst / largest;
 }
 
+/* The largest error of eight float16 numbers at a time, and of those between two of them as they are stored. */
+static double error_of_halves(void)
+{
+    double worst = 0;
+    for (int first = 0; first < 0x7c00; first += 8)
+        for (int sign = 0; sign < 2; sign++) {
+            uint16_t halves[8], stored[8];
+            float values[8], between[8];
+            for (int i = 0; i < 8; i++)
+                halves[i] = (first + i) | sign << 15;
+            *(f8 *)values = widen_halves(halves);
+            store_cached(stored, 0, values, 8, 1);
+            for (int i = 0; i < 8; i++) {
+                const int fraction = (first + i) & 1023, exponent = (first + i) >> 10;
+                const double size = exponent ? ldexp(1024 + fraction, exponent - 25) : ldexp(fraction, -24);
+                worst = fmax(worst, fabs(values[i] - (sign ? -size : size)));
+                worst = fmax(worst, stored[i] != halves[i]);
+                /* Halfway to the next: the even one. */
+                const double half_step = ldexp(1, exponent ? exponent - 26 : -25);
+                between[i] = (sign ? -1 : 1) * (float)(size + half_step);
+            }
+            store_cached(stored, 0, between, 8, 1);
+            for (int i = 0; i < 8 && first + i < 0x7bff; i++)
+                worst = fmax(worst, stored[i] != halves[i] + (halves[i] & 1));
+        }
+    return worst;
+}
+
 int main(void)
 {
     static const int shapes[][2] = {{64, 16}, {576, 34}, {1536, 16}}, rows[] = {1, 2, 3, 4, 5, 17};
-    double worst = 0;
+    double worst = error_of_halves();
     for (int s = 0; s < 3; s++)
         for (int r = 0; r < 6; r++)
             for (int kind = F32; kind <= NF4; kind++)

@@ -13,6 +13,7 @@ from transformers import AutoModelForCausalLM, GraniteConfig, LlamaConfig, Phi3C
 from bot.serving.engine.engine import Engine, EngineOptions
 from bot.serving.engine.kv_cache import CausalMasks, RowCache
 from bot.serving.engine.lora import Adapter, RowPlan, wrap_linears
+from bot.serving.engine.model_runner import ModelRunner
 from bot.serving.engine.native_decoder import ARCHITECTURES, Decoder, UnsupportedModelError
 from bot.serving.model.loading import LoadedBase, load_base
 from bot.serving.model.quantize import prepare_base
@@ -322,3 +323,56 @@ def test_every_family_gives_the_same_logits_mapped_and_unfolded(name: str, tmp_p
     # They differ by the bfloat16 rounding of each unfolded weight.
     assert torch.allclose(mapped, dense, atol=2e-2 * float(dense.abs().max()))
     assert not torch.equal(mapped, dense)
+
+
+def cache_in_16_bits(model: Any) -> RowCache:
+    return RowCache(model.config, 6, 60, torch.float16, CPU, torch.float32)
+
+
+@pytest.mark.parametrize("name", ALL_CONFIGS)
+def test_a_step_over_keys_in_16_bits_gives_the_logits_of_the_models_modules(name: str) -> None:
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(ALL_CONFIGS[name]).eval()
+    reference = Reference(model)
+    halved = cache_in_16_bits(model)
+    decoder = Decoder(model, halved)
+    rows, lengths = [0, 3, 1], [33, 20, 5]
+    logits = []
+    with torch.inference_mode():
+        for cache in (reference.cache, halved):
+            reference.cache = cache
+            for row, length in zip(rows, lengths, strict=True):
+                reference.run([row], [[(7 * row + i) % 90 + 3 for i in range(length)]], [0], [None])
+            logits.append(reference.run(rows, [[5], [6], [7]], lengths, [None] * 3))
+        seen = decoder.step([5, 6, 7], lengths, rows, [None] * 3)
+    exact, expected = logits
+    largest = float(exact.abs().max())
+    # The two may round a key differently where their last digits of float32 differ.
+    assert torch.allclose(seen, expected, atol=2e-4 * largest), (seen - expected).abs().max() / largest
+    assert torch.allclose(seen, exact, atol=2e-3 * largest), (seen - exact).abs().max() / largest
+    assert not torch.equal(expected, exact)
+
+
+@pytest.mark.parametrize("size", [1e-9, 1e-7, 1e-5, 1e-2, 1.0, 1e3, 1e5])
+def test_the_kernels_round_keys_to_the_nearest_float16(base: LoadedBase, size: float) -> None:
+    """Also tiny ones, which have few digits left, and ones beyond the largest, which they become."""
+    base.model.model.layers[0].input_layernorm.weight.data *= size
+    whole = RowCache(base.model.config, 6, 60, torch.float32, CPU)
+    halved = cache_in_16_bits(base.model)
+    for cache in (whole, halved):
+        Decoder(base.model, cache).read(list(range(3, 40)), 0, 0, None, 1)
+    largest = torch.finfo(torch.float16).max
+    assert torch.equal(halved.keys[0], whole.keys[0].clamp(-largest, largest).to(torch.float16))
+    assert whole.keys[0].any()
+    assert bool((halved.keys[0].abs() == largest).any()) == (size == 1e5)
+
+
+def test_keys_are_kept_in_16_bits_where_products_are_fast_and_keys_fit(tiny_folder: Path) -> None:
+    exact = load_base(tiny_folder, "cpu")
+    assert ModelRunner(exact, 1, 32, 1).cache.dtype == torch.float32
+    fast = load_base(tiny_folder, "cpu", precision="fast")
+    has_integers = fast.arithmetic != "float32"
+    assert ModelRunner(fast, 1, 32, 1).cache.dtype == (torch.float16 if has_integers else torch.float32)
+    again = load_base(tiny_folder, "cpu", precision="fast")
+    again.model.model.layers[1].input_layernorm.weight.data *= 1e5
+    assert ModelRunner(again, 1, 32, 1).cache.dtype == torch.float32

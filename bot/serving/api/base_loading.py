@@ -21,7 +21,9 @@ import structlog
 from bot.serving.errors import BaseRefusedError, BaseUnreachableError
 from bot.serving.messages import NOTHING, Message
 from bot.serving.model.catalogue import PACKAGED_BASE
+from bot.serving.model.memory import return_freed
 from bot.serving.model.sources import BaseSource, packaged_base
+from bot.serving.native.library import load_library
 from bot.serving.prepare import PreparingChild
 from bot.serving.settings import Settings
 
@@ -64,6 +66,7 @@ class BaseLoader:
         self._retry_s, self._longest_retry_s = retry_s
         self._standing_in = ""
         self._child: PreparingChild | None = None
+        self._compiling = threading.Thread(target=load_library, name="kernels", daemon=True)
 
     def run(self) -> bool:
         """Load until the configured base answers, or it is known that it can't; return whether it is there.
@@ -71,6 +74,8 @@ class BaseLoader:
         Raises:
             BaseRefusedError: neither the configured base nor the bundled one can be served here.
         """
+        # The compiler is a process of its own, which works while this one imports.
+        self._compiling.start()
         # At the very first start somebody has to quantize: let that one import while this process does.
         if not any(self._settings.models_dir.glob("*/base.json")):
             self._child = PreparingChild()
@@ -130,7 +135,12 @@ class BaseLoader:
     def _start(self, source: BaseSource, device: str) -> Runtime:
         from bot.serving.engine.runtime import Runtime
 
-        return Runtime.start(self._settings, self._prepare(source, device), device, self._say)
+        folder = self._prepare(source, device)
+        self._compiling.join()
+        runtime = Runtime.start(self._settings, folder, device, self._say)
+        # Reading a vocabulary and checking the kernels leave free memory behind.
+        return_freed()
+        return runtime
 
     def _prepare(self, source: BaseSource, device: str) -> Path:
         from bot.serving.model.quantize import find_prepared
@@ -140,7 +150,9 @@ class BaseLoader:
             return found
         child, self._child = self._child or PreparingChild(), None
         child.ask(source, device=device, models_dir=models)
-        _get_ready()
+        # Serving takes this too: seconds, in which the child works.
+        import bot.serving.engine.runtime  # noqa: F401
+
         return child.folder(self._say)
 
     def _stand_in(self, wanted: str, refusal: BaseRefusedError) -> None:
@@ -184,14 +196,6 @@ class BaseLoader:
         wait_s = self._retry_s
         self._retry_s = min(2 * wait_s, self._longest_retry_s)
         return wait_s
-
-
-def _get_ready() -> None:
-    """Import and compile what serving takes, while another process prepares the base."""
-    import bot.serving.engine.runtime  # noqa: F401
-    from bot.serving.native.library import load_library
-
-    load_library()
 
 
 def _first_line(error: Exception) -> str:

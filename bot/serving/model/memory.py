@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -57,6 +59,12 @@ class ParameterCounts:
     def packed_bytes(self) -> int:
         """The 4-bit weights twice (the CPU kernel copies them while it packs) and the rest in bf16."""
         return PROCESS_BYTES + 2 * self.other + int(2 * NF4_BYTES_PER_WEIGHT * self.linear)
+
+
+def return_freed() -> None:
+    """Give memory that was freed back to the system, which glibc alone does late."""
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def available_main_memory() -> int:

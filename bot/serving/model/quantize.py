@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import structlog
 import torch
 from safetensors import SafetensorError
@@ -120,7 +121,7 @@ def prepare_source(source: BaseSource, *, device: str, models_dir: Path, progres
     if not _is_whole(folder, sources):
         shutil.rmtree(folder, ignore_errors=True)
         progress(Message("Quantizing {model} to 4 bits (once).", model=source.id))
-        with _reading_gguf_once():
+        with reading_gguf_once():
             _quantize(source, identity, content_hash(sources), folder, device)
     remember(source, sources, folder)
     return folder
@@ -240,16 +241,27 @@ def _quantize(source: BaseSource, identity: str, content: str, folder: Path, dev
 
 
 @contextmanager
-def _reading_gguf_once() -> Iterator[None]:
+def reading_gguf_once() -> Iterator[None]:
     """Let transformers parse a GGUF file's header once, and list its names of tensors once.
 
-    It does the first for the configuration, the tokenizer and the weights, 3 s each for a vocabulary of
+    It does the first for the configuration, the tokenizer and the weights, 2 s each for a vocabulary of
     49,152, and the second for each of the model's modules.
     """
     import gguf
 
+    class Reader(gguf.GGUFReader):  # type: ignore[misc]
+        """Cuts its fields out of a plain view of the mapped file: a third of the time of a numpy.memmap's."""
+
+        @property
+        def data(self) -> np.ndarray[Any, Any]:
+            return self._data
+
+        @data.setter
+        def data(self, mapped: np.ndarray[Any, Any]) -> None:
+            self._data = mapped.view(np.ndarray)
+
     before = gguf.GGUFReader, gguf.get_tensor_name_map
-    gguf.GGUFReader, gguf.get_tensor_name_map = map(functools.cache, before)
+    gguf.GGUFReader, gguf.get_tensor_name_map = map(functools.cache, (Reader, gguf.get_tensor_name_map))
     try:
         yield
     finally:

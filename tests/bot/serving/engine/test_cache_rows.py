@@ -193,6 +193,10 @@ def test_rows_that_nobody_has_used_cost_no_memory() -> None:
     reserved = cache.all_keys.nbytes + cache.all_values.nbytes
     assert reserved > 250e6
     assert resident_bytes() - before < reserved / 10
+    before = resident_bytes()
+    for tensor in (*cache.keys, *cache.values):
+        tensor[2, :, 0] = 0.0
+    assert resident_bytes() - before < reserved / 50, "one word takes the memory of one word"
     cache.keys[1][2] += 1
     assert float(cache.all_keys.sum()) == cache.keys[1][2].numel()
 

@@ -2,6 +2,8 @@ import json
 import shutil
 from pathlib import Path
 
+import gguf
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -19,7 +21,7 @@ from bot.serving.model.loading import (
     resolve_device,
 )
 from bot.serving.model.memory import ParameterCounts
-from bot.serving.model.quantize import find_prepared, prepare_base
+from bot.serving.model.quantize import find_prepared, prepare_base, reading_gguf_once
 from bot.serving.model.sources import resolve
 from tests.tiny_model import build_tiny_base, build_tiny_tokenizer
 
@@ -215,3 +217,24 @@ def test_a_prepared_hub_base_is_found_without_a_network(tmp_path: Path, tiny_fol
     found = prepare_base("owner/tiny", "", device="cpu", models_dir=models)
     assert found == models / tiny_folder.name
     assert prepare_base("owner/tiny", "abc", device="cpu", models_dir=models) == found
+
+
+def test_a_gguf_header_is_read_once_and_as_its_own_library_reads_it(tmp_path: Path) -> None:
+    path = tmp_path / "tiny.gguf"
+    writer = gguf.GGUFWriter(path, "llama")
+    writer.add_block_count(2)
+    writer.add_token_list(["a", "über", "日本"])
+    writer.add_token_scores([0.5, -1.0, 2.0])
+    writer.add_tensor("output_norm.weight", np.arange(6, dtype=np.float32).reshape(2, 3))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    expected = gguf.GGUFReader(path)
+    with reading_gguf_once():
+        found = gguf.GGUFReader(path)
+        assert gguf.GGUFReader(path) is found
+    assert gguf.GGUFReader(path) is not found
+    contents = [{name: field.contents() for name, field in each.fields.items()} for each in (found, expected)]
+    assert contents[0] == contents[1]
+    assert (found.tensors[0].data == expected.tensors[0].data).all()

@@ -116,7 +116,8 @@ def page_section(results: Results) -> str:
             f"![Strop's speed beside other servers]({_from_page(PICTURE_FILE)})",
             "",
             f"{results.setting}. Medians of as many runs as the row says, with the lowest and the highest, "
-            f"or of one run's turns. Both sides of a row in one run, {minutes:.0f} minutes in all, "
+            f"or of one run's turns; remarks below are of the last run. "
+            f"Both sides of a row in one run, {minutes:.0f} minutes in all, "
             f"{results.date}, on "
             f"{_machine(results)}. Strop {results.versions['strop']}, Python {results.versions['python']}, "
             f"{versions}. Every number behind it: [{RESULTS_FILE}]({_from_page(RESULTS_FILE)}).",

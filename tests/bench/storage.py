@@ -1,7 +1,8 @@
 """Measure every query at scale: `python -m tests.bench.storage --ratings 1000000`.
 
 Fills a temporary database, calls each function that a person or the trainer waits for, and prints for every
-statement how long it took and how SQLite finds its rows. Exits with 1 if one takes over 20 ms (median).
+statement how long it took and how SQLite finds its rows. Exits with 1 if one takes over 20 ms of a processor
+(median).
 """
 
 import argparse
@@ -67,13 +68,18 @@ class Statement:
 
     @property
     def median_ms(self) -> float:
-        """What decides: the slowest call also shows what else the machine was doing."""
+        """By the clock, which also shows what else the machine was doing."""
         return statistics.median(self.times_ms)
+
+    @property
+    def median_cpu_ms(self) -> float:
+        """Of a processor: what decides."""
+        return statistics.median(self.cpu_ms)
 
     @property
     def is_slow(self) -> bool:
         """Whether it takes longer than it may."""
-        return self.median_ms > LIMIT_MS
+        return self.median_cpu_ms > LIMIT_MS
 
 
 class _Fetched:
@@ -368,20 +374,20 @@ def report(statements: list[Statement], console: Console) -> bool:
         by_operation[statement.operation].append(statement)
     table = Table("operation", "median ms", "slowest ms", "cpu ms", "statement", "plan", show_lines=False)
     for name, group in by_operation.items():
-        for statement in sorted(group, key=lambda statement: -statement.median_ms):
+        for statement in sorted(group, key=lambda statement: -statement.median_cpu_ms):
             median = f"{statement.median_ms:.2f}"
             table.add_row(
                 name,
                 f"[red]{median}[/red]" if statement.is_slow else median,
                 f"{max(statement.times_ms):.2f}",
-                f"{statistics.median(statement.cpu_ms):.2f}",
+                f"{statement.median_cpu_ms:.2f}",
                 statement.text[:70],
                 "; ".join(statement.plan)[:120] or "-",
             )
     console.print(table)
     slow_count = sum(statement.is_slow for statement in statements)
-    slowest = max(statement.median_ms for statement in statements)
-    console.print(f"{len(statements)} statements, slowest {slowest:.1f} ms, {slow_count} over their limit")
+    slowest = max(statement.median_cpu_ms for statement in statements)
+    console.print(f"{len(statements)} statements, slowest {slowest:.1f} CPU-ms, {slow_count} over the limit")
     return slow_count == 0
 
 

@@ -28,6 +28,7 @@ from trainer.evaluation.evidence import Ratings
 from trainer.evaluation.flattery import flattery
 from trainer.evaluation.reward_model import RatedText
 from trainer.evaluation.scores import Answer, GeneralLoss, Pair, Prompt, ScoredReply, Scores
+from trainer.evaluation.statistics import Estimate
 
 COMMUNITY = COMMUNITIES["brief-and-curious"]
 GOOD = "Soup is lovely, you should try it! What do you cook?"
@@ -259,7 +260,7 @@ def test_a_bad_challenger_that_got_through_is_named_with_what_it_is_worth() -> N
 @pytest.mark.parametrize(
     ("decision", "bound", "reached", "rise", "kept"),
     [
-        ("promote", 0.58, "yes", -0.01, "aim"),
+        ("promote", 0.58, "so far, 1 of 3 seeds", -0.01, "aim"),
         ("promote", 0.49, "no", 0.05, "yes"),
         ("votes", 0.58, "no", 0.07, "no"),
     ],
@@ -270,7 +271,7 @@ def test_a_taste_that_depends_on_the_question_needs_a_proven_judge(
     run = {
         "outcome": "promoted",
         "decision": decision,
-        "reward_auc": {"unseen": {"value": 0.71, "bound_low": bound}},
+        "reward_auc": {"unseen": Estimate(0.71, bound, 0.8, bound, 0.8, 40, 30).as_json()},
         "to_the_point": {
             "challenger": 0.04,
             "champion": 0.05,

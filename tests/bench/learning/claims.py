@@ -13,6 +13,8 @@ from tests.bench.learning.profile import OF_THE_QUESTION
 # Two-sided 95 % of a normal distribution.
 Z95 = 1.96
 NOT_RUN = "not run"
+# Seeds that a claim on the gain of a round needs.
+SEEDS = 3
 # The lower bound of what style gained in a round (+.446), as published on 2026-11-26.
 STYLE_BEFORE = 0.339
 NEARLY = 1e-9
@@ -75,7 +77,7 @@ def _first_round(histories: Sequence[Found]) -> Claim:
     mean, low = _over_seeds([each["measure"]["gain"] for each in rounds])
     figures = f"{mean:+.3f}, lower bound {low:+.3f} ({_each(rounds)}); {_ratings(rounds)}"
     told = f"{figures}; judge {_judges(rounds)}; {_ends(rounds)}"
-    return row(told, _level(mean >= STYLE_BEFORE, mean >= 0.5))
+    return row(told, _so_far(rounds, _level(mean >= STYLE_BEFORE, mean >= 0.5)))
 
 
 def _question(histories: Sequence[Found], scenario: str) -> Claim:
@@ -88,15 +90,15 @@ def _question(histories: Sequence[Found], scenario: str) -> Claim:
     figures = f"{mean:+.3f}, lower bound {low:+.3f} ({_each(rounds)}); {_ratings(rounds)}"
     told = f"{figures}; judge {_judges(rounds)}; {_ends(rounds)}"
     aucs = [(each["run"].get("reward_auc") or {}).get("unseen") for each in rounds]
-    proven = all(auc and auc["bound_low"] > 0.5 for auc in aucs)
+    proven = all(auc and auc["low"] > 0.5 for auc in aucs)
     offline = sum(each["run"]["decision"] == "promote" for each in rounds) / len(rounds)
-    return row(told, _level(low > 0 and proven and offline > 0.66, mean >= 0.3))
+    return row(told, _so_far(rounds, _level(low > 0 and proven and offline > 0.66, mean >= 0.3)))
 
 
 def _judges(rounds: Sequence[Found]) -> str:
     """Say how well the judge told held-out ratings; its lower bound over .5 proves it."""
     unseen = [(each["run"].get("reward_auc") or {}).get("unseen") for each in rounds]
-    return ", ".join(f"{auc['value']:.2f} (bound {auc['bound_low']:.2f})" if auc else "-" for auc in unseen)
+    return ", ".join(f"{auc['value']:.2f} (bound {auc['low']:.2f})" if auc else "-" for auc in unseen)
 
 
 def _to_the_point(histories: Sequence[Found]) -> Claim:
@@ -316,6 +318,12 @@ def _row(text: str, least: str, aim: str) -> Callable[[str, str], Claim]:
 
 def _level(least: bool, aim: bool = False) -> str:
     return "aim" if least and aim else "yes" if least else "no"
+
+
+def _so_far(rounds: Sequence[Found], reached: str) -> str:
+    """Return what was reached; what was reached on fewer than SEEDS seeds is none of it yet."""
+    few = len(rounds) < SEEDS and reached != "no"
+    return f"so far, {len(rounds)} of {SEEDS} seeds" if few else reached
 
 
 def _rounds(histories: Sequence[Found], scenario: str, number: int) -> list[Found]:

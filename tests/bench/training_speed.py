@@ -88,6 +88,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             print(json.dumps(asdict(_train(options.side, folder, load, options.threads))))
             return 0
         turns = [_in_child(side, options, folder) for number in range(load.turns) for side in _order(number)]
+        print(report(turns, load, options.threads))
     except BenchError as error:
         print(error, file=sys.stderr)
         return 2
@@ -118,7 +119,12 @@ def report(turns: Sequence[Turn], load: Load, threads: int) -> str:
 
 
 def verdict(turns: Sequence[Turn]) -> tuple[bool, str]:
-    """Say whether Strop is GOAL times as fast at equal loss, and in which figures."""
+    """Say whether Strop is GOAL times as fast at equal loss, and in which figures.
+
+    Raises BenchError where a side has learned nothing: its speed says nothing then.
+    """
+    if idle := {turn.side for turn in turns if turn.loss >= turn.before}:
+        raise BenchError(f"Nothing was learned by {', '.join(sorted(idle))}.")
     speed = {side: statistics.median(t.speed for t in turns if t.side == side) for side in SIDES}
     loss = {side: statistics.mean(t.loss for t in turns if t.side == side) for side in SIDES}
     ratio, apart = speed["strop"] / speed["trl"], loss["strop"] - loss["trl"]
@@ -192,10 +198,15 @@ def _train(side: str, folder: Path, load: Load, threads: int) -> Turn:
     from trainer.training.adapter import add_adapter
     from trainer.training.fitting import BATCH_TOKENS_CPU
     from trainer.training.forward import totals
+    from trainer.training.objectives import scale_rates_to_size
 
     torch.set_num_threads(threads)
-    settings = TrainerConfig(epochs=load.epochs, seed=SEED)
     base = load_base(folder, "cpu", "train", execution="dense" if side == "trl" else None)
+    # As a run does: a rate that nobody has set is the one for the base's size.
+    settings = scale_rates_to_size(
+        TrainerConfig(epochs=load.epochs, seed=SEED),
+        base.info.linear_parameters + base.info.other_parameters,
+    )
     codec = BaseCodec(base.tokenizer)
     seen, unseen = examples(codec, load.examples, SEED), examples(codec, UNSEEN, SEED + 1)
     model = add_adapter(base.model, settings)

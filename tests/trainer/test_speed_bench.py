@@ -12,6 +12,7 @@ from storage import sentences
 from storage.config_sections import TrainerConfig
 from storage.sentences import Sentence
 from tests.bench import retrain, training_speed
+from tests.bench.learning.errors import BenchError
 from tests.bench.training_speed import Turn
 from trainer.data.examples import BaseCodec
 from trainer.training import forward
@@ -56,6 +57,11 @@ def test_both_sides_learn_the_same_from_the_same_examples(tiny_folder: Path) -> 
     before = -torch.mean(forward.totals(untrained, seen, 10_000)).item()
     assert losses[0] < 0.95 * before
     assert losses[0] == pytest.approx(losses[1], rel=0.03)
+
+
+def test_speed_of_a_side_that_learned_nothing_is_no_speed() -> None:
+    with pytest.raises(BenchError, match="learned by strop"):
+        training_speed.verdict(turns(2.0, 3.0))
 
 
 def test_a_run_s_minutes_are_put_to_what_it_said_that_it_does() -> None:

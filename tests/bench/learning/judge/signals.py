@@ -79,7 +79,7 @@ def _cells(pool: Pool, count: int, draws: int, noise: bool, kept: Kept) -> list[
     found = [
         kept.do(
             f"{pool.name}/{name}/{count}/{draw}/{'noise' if noise else 'true'}",
-            lambda draw=draw, t=texts, r=true: cell(pool, t, r, count, draw, noise=noise),  # type: ignore[misc]
+            lambda name=name, draw=draw, t=texts, r=true: cell(pool, name, t, r, count, draw, noise=noise),  # type: ignore[misc]
         )
         for name, (_, texts, true) in pools.rated(pool, seed=1).items()
         for draw in range(draws)
@@ -106,7 +106,14 @@ def _summary(cells: Sequence[dict[str, Any]]) -> dict[str, Any]:
 
 
 def cell(
-    pool: Pool, texts: Sequence[RatedText], true: Sequence[bool], count: int, draw: int, *, noise: bool
+    pool: Pool,
+    taste: str,
+    texts: Sequence[RatedText],
+    true: Sequence[bool],
+    count: int,
+    draw: int,
+    *,
+    noise: bool,
 ) -> dict[str, Any]:
     """Fit with and without signals on `count` ratings, and test on other conversations' true labels.
 
@@ -118,7 +125,7 @@ def cell(
     rated = rated_texts(rows)
     if not reward_model.enough(rated):
         return {"too few": True}
-    dice = random.Random(f"signals {pool.name} {draw}")
+    dice = random.Random(f"signals {pool.name} {taste} {count} {draw}")
     shown = {at: true[at] for at in (*train, *unrated)}
     if noise:
         shuffled = list(shown.values())

@@ -220,7 +220,8 @@ class Deployment:
             )
             return next((row for row in rows if row["id"] not in before), None)
 
-        return await until(finished, f"an answer to {text!r}", self)
+        row: dict[str, Any] = await until(finished, f"an answer to {text!r}", self)
+        return row
 
     async def command(self, name: str, options: dict[str, Any] | None = None) -> None:
         who = {"channel_id": self.channel, "user_id": self.owner["id"]}

@@ -113,9 +113,10 @@ static void *help(void *number)
     return NULL;
 }
 
-/* A forked child has none of its parent's threads. */
+/* A forked child has none of its parent's threads, and none of the work that they had open. */
 static void forget_helpers(void)
 {
+    atomic_store(&pool.open, 0);
     pthread_mutex_init(&pool.lock, NULL);
     pthread_cond_init(&pool.called, NULL);
     atomic_flag_clear(&pool.taken);

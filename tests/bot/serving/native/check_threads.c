@@ -1,7 +1,10 @@
-/* Every unit of every phase is done once, by any number of threads, and helpers sleep when there is no call. */
+/* Every unit of every phase is done once, by any number of threads, also in a process that was forked while another thread's
+ * call was running; and helpers sleep when there is no call. */
 #define _GNU_SOURCE
 #include <stdint.h>
 #include <stdio.h>
+#include <sys/wait.h>
+#include <unistd.h>
 
 #include "threads.h"
 
@@ -16,8 +19,45 @@ static void part(const void *work, int first, int end)
         done[unit]++;
 }
 
+static atomic_int begun, released;
+
+static void slow_part(const void *work, int first, int end)
+{
+    (void)work, (void)first, (void)end;
+    for (atomic_fetch_add(&begun, 1); !atomic_load(&released);)
+        sched_yield();
+}
+
+static void *slow_call(void *unused)
+{
+    begin_call(2);
+    share(MOST_UNITS, slow_part, NULL);
+    end_call();
+    return unused;
+}
+
+/* Whether a child finds no work of its parent's, most of which nobody had taken. */
+static int forked_is_free(void)
+{
+    pthread_t caller;
+    int status;
+    if (pthread_create(&caller, NULL, slow_call, NULL))
+        return 0;
+    while (!atomic_load(&begun))
+        sched_yield();
+    const pid_t child = fork();
+    if (child == 0)
+        _exit((uint32_t)atomic_load(&pool.open) != 0);
+    waitpid(child, &status, 0);
+    atomic_store(&released, 1);
+    pthread_join(caller, NULL);
+    return WIFEXITED(status) && WEXITSTATUS(status) == 0;
+}
+
 int main(void)
 {
+    if (!forked_is_free())
+        return 2;
     for (int call = 0; call < CALLS; call++) {
         begin_call(1 + call % (HELPERS + 1));
         for (int phase = 0; phase < PHASES; phase++) {

@@ -78,7 +78,7 @@ class Decoder:
         except (AttributeError, ValueError) as error:
             raise UnsupportedModelError(str(error)) from error
         self._choice: ThreadChoice | None = None
-        self._rows = 0
+        self._rows = self._sharers = 0
         self._workspace = Workspace()
         self._logits = torch.empty(0, 0)
 
@@ -149,11 +149,11 @@ class Decoder:
         A row's tokens may be many, in their order. The next call overwrites what this one returned.
         """
         count = len(tokens)
+        if self._choice:
+            self._model.threads = self._choice.next(count)
         self._reserve(count, keep)
         integers = ctypes.c_int32 * count
         pointers = (ctypes.c_void_p * count)(*(self._lora(adapter) for adapter in adapters))
-        if self._choice:
-            self._model.threads = self._choice.next(count)
         started = time.perf_counter()
         self._library.decode(
             ctypes.addressof(self._model),
@@ -174,8 +174,9 @@ class Decoder:
         model = self._model
         if keep > len(self._logits):
             self._logits = torch.empty(keep, model.head.width_out)
-        if rows <= self._rows:
+        if rows <= self._rows and model.threads <= self._sharers:
             return
+        rows, self._sharers = max(rows, self._rows), max(usable_cores(), model.threads)
         queries, keys = model.heads * model.head_dim, model.kv_heads * model.head_dim
         hidden = dict.fromkeys(("x", "normed", "mixed"), model.hidden)
         widths = {
@@ -190,7 +191,7 @@ class Decoder:
         # One row more than there are: `dealt` needs it (strop_linear).
         buffers = {name: torch.empty((rows + 1) * width) for name, width in widths.items()}
         scores = model.heads // model.kv_heads * model.context
-        buffers["scores"] = torch.empty(max(usable_cores(), model.threads) * scores)
+        buffers["scores"] = torch.empty(self._sharers * scores)
         self._buffers = buffers
         self._workspace = Workspace(**{name: buffer.data_ptr() for name, buffer in buffers.items()})
         self._rows = rows

@@ -12,6 +12,7 @@ from bot.serving.engine.engine import Engine, EngineOptions
 from bot.serving.engine.lora import Adapter
 from bot.serving.engine.native_decoder import Decoder
 from bot.serving.model.loading import LoadedBase, load_base
+from bot.serving.model.processors import usable_cores
 from bot.serving.native import library
 from tests.bot.serving.native.test_native import Reference
 
@@ -130,3 +131,15 @@ def test_the_number_of_threads_is_chosen_unless_it_is_set(tiny_folder: Path) -> 
     fixed = Engine(base, EngineOptions(context_tokens=128, slots=2, threads=3)).runner
     assert isinstance(fixed.decoder, Decoder) and not fixed.decoder.chooses_threads
     assert fixed.threads == fixed.decoder.threads == 3
+
+
+@torch.inference_mode()
+def test_each_thread_has_room_for_its_scores_however_many_are_set_later(tiny_folder: Path) -> None:
+    """Whoever sets more threads than there are cores once wrote behind the buffer."""
+    caller = Filled(load_base(tiny_folder, "cpu", precision="fast"), 24)
+    caller.step(1)
+    threads = usable_cores() + 3
+    caller.step(1, threads)
+    model = caller.decoder._model
+    scores = model.heads // model.kv_heads * model.context
+    assert caller.decoder._buffers["scores"].numel() >= threads * scores

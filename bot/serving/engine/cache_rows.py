@@ -96,7 +96,7 @@ class Rows:
         another, which are being read.
         """
         alike = _key(job) == _key(other) and other.score >= job.score
-        if self._rows[self._places[job]].begun or not alike:
+        if self._rows[self._places[job]].begun or self._rows[self._places[other]].forgotten or not alike:
             return False
         shared = _common(other.tokens[:read], job.tokens, len(job.tokens) - 1)
         return shared - max(job.cached, self._longest(job)[1]) >= WORTH_COPYING

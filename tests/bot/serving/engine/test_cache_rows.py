@@ -186,6 +186,17 @@ def test_what_is_forgotten_is_overwritten_at_once_or_when_its_request_has_ended(
     assert not cache.keys[0][taken].any()
 
 
+def test_nobody_waits_for_what_is_forgotten() -> None:
+    rows, _ = rows_of(2)
+    first, second = (Job(SYSTEM, JobOptions(), sink=lambda _: None, tokenizer=None) for _ in range(2))
+    for job in (first, second):
+        rows.take(job)
+    rows.begin_reading(first)
+    assert rows.waits_for(second, first, len(SYSTEM))
+    rows.forget()
+    assert not rows.waits_for(second, first, len(SYSTEM))
+
+
 def test_rows_that_nobody_has_used_cost_no_memory() -> None:
     config = LlamaConfig(hidden_size=512, num_hidden_layers=4, num_attention_heads=8, num_key_value_heads=8)
     before = resident_bytes()

@@ -23,7 +23,7 @@ from bot.serving.messages import NOTHING, Message
 from bot.serving.model.catalogue import PACKAGED_BASE
 from bot.serving.model.memory import return_freed
 from bot.serving.model.sources import BaseSource, packaged_base
-from bot.serving.native.library import load_library
+from bot.serving.native.library import find_compiler, load_library
 from bot.serving.prepare import PreparingChild
 from bot.serving.settings import Settings
 
@@ -74,8 +74,10 @@ class BaseLoader:
         Raises:
             BaseRefusedError: neither the configured base nor the bundled one can be served here.
         """
-        # The compiler is a process of its own, which works while this one imports.
-        self._compiling.start()
+        # The compiler is a process of its own, which works while this one imports. Where there is none,
+        # whoever needs one says so: a GPU doesn't.
+        if find_compiler() is not None:
+            self._compiling.start()
         # At the very first start somebody has to quantize: let that one import while this process does.
         if not any(self._settings.models_dir.glob("*/base.json")):
             self._child = PreparingChild()
@@ -136,7 +138,8 @@ class BaseLoader:
         from bot.serving.engine.runtime import Runtime
 
         folder = self._prepare(source, device)
-        self._compiling.join()
+        if self._compiling.is_alive():
+            self._compiling.join()
         runtime = Runtime.start(self._settings, folder, device, self._say)
         # Reading a vocabulary and checking the kernels leave free memory behind.
         return_freed()

@@ -4,15 +4,19 @@ import asyncio
 import os
 import socket
 import sys
+import threading
 import time
 from pathlib import Path
 
 import pytest
 
+from bot.serving.api.base_loading import BaseLoader
 from bot.serving.client import ModelClient
-from bot.serving.errors import AdapterRefusedError
+from bot.serving.errors import AdapterRefusedError, BaseRefusedError
+from bot.serving.model.catalogue import PACKAGED_BASE
 from bot.serving.model.loading import LoadedBase
 from bot.serving.protocol import ChatMessage, Health, Sampling
+from bot.serving.settings import Settings
 from bot.serving.vllm.child import PYTHON_VARIABLE
 from tests.bot.serving.api.test_routes import until_loaded
 from tests.bot.serving.builders import lora_tensors, write_adapter
@@ -78,6 +82,25 @@ async def stands_in(client: ModelClient) -> None:
     assert health.detail.startswith(f"{BUNDLED} answers in place of owner/tiny. The base owner/tiny")
     reply = await client.chat(model=BUNDLED, messages=HELLO, sampling=Sampling(4))
     assert reply.completion_tokens
+
+
+def test_whoever_may_serve_from_a_gpu_is_not_told_that_there_is_no_compiler(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "some").mkdir()
+    (tmp_path / "some" / "base.json").touch()
+    settings = Settings(
+        base=PACKAGED_BASE, device="neither", models_dir=tmp_path, adapters_dir=tmp_path, run_dir=tmp_path
+    )
+    monkeypatch.delenv("CC", raising=False)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    loader = BaseLoader(
+        settings, serve=lambda *_: None, say=lambda _: None, stopping=threading.Event(), retry_s=(1, 1)
+    )
+    with pytest.raises(BaseRefusedError, match="neither"):
+        loader.run()
+    # Nobody has looked for one and warned.
+    assert loader._compiling.ident is None
 
 
 async def test_a_hub_of_unknown_address_is_one_sentence_and_the_bundled_base_answers(

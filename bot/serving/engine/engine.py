@@ -86,8 +86,8 @@ class Engine:
             base, options.slots, self.context_tokens, options.threads, for_gpu=self._for_gpu
         )
         self.widths = self.runner.widths
-        self._rows = Rows(self.runner.cache, options.slots)
-        self._waiting: RequestQueue[Job] = RequestQueue(options.slots)
+        self._rows = Rows(self.runner.cache, self.runner.slots)
+        self._waiting: RequestQueue[Job] = RequestQueue(self.runner.slots)
         self._batches = {PRIORITY_PEOPLE: RunningBatch(), PRIORITY_BACKGROUND: RunningBatch()}
         self._wake = threading.Condition()
         self._closing = False
@@ -394,7 +394,7 @@ class Engine:
                 for job in batch.jobs:
                     self._leave(job)
             # What a failed step left in the rows is not to be trusted.
-            self._rows = Rows(self.runner.cache, self._options.slots)
+            self._rows = Rows(self.runner.cache, self.runner.slots)
         for job in jobs:
             job.fail(code, message)
             self._account(job, code)

@@ -16,6 +16,8 @@ from typing import Any
 import torch
 from transformers import Cache, PretrainedConfig
 
+# This much of the free memory may be reserved for keys and values.
+CACHE_SHARE = 0.8
 # The kernels work on eight keys at a time.
 LENGTH_MULTIPLE = 8
 # Huge pages make steps of 16 rows a twentieth faster, those of one row no faster. One holds a layer's row and

@@ -13,10 +13,10 @@ import structlog
 import torch
 
 from bot.serving.engine.gpu.decoder import GpuDecoder
-from bot.serving.engine.kv_cache import CausalMasks, RowCache
+from bot.serving.engine.kv_cache import CACHE_SHARE, CausalMasks, RowCache, row_bytes
 from bot.serving.engine.lora import Adapter, RowPlan, wrap_linears
 from bot.serving.engine.native_decoder import Decoder, UnsupportedModelError
-from bot.serving.model.loading import LoadedBase
+from bot.serving.model.loading import LoadedBase, available_bytes
 from bot.serving.model.processors import usable_cores
 
 log = structlog.get_logger(__name__)
@@ -67,7 +67,7 @@ class ModelRunner:
         self.decoder = self._checked(self._gpu_decoder if for_gpu else self._native_decoder)
         if self.decoder is None and self.cache.dtype != self._dtype:
             # The modules would convert all that they see at every step.
-            self.cache = self._reserve(slots, context_tokens, self._dtype)
+            self.cache = self._reserve_instead(slots, context_tokens)
         if isinstance(self.decoder, Decoder):
             if threads:
                 self.decoder.threads = threads
@@ -82,6 +82,17 @@ class ModelRunner:
         """
         return 1 if isinstance(self.decoder, Decoder) else self.threads
 
+    @property
+    def slots(self) -> int:
+        """How many cache rows there are: fewer than asked for, where these were meant to be of 16 bits."""
+        return len(self.cache.keys[0])
+
+    def _reserve_instead(self, slots: int, context_tokens: int) -> RowCache:
+        """Return a cache in what the model computes in, of as many rows as memory has room for."""
+        row = row_bytes(self._model.config, context_tokens, self._dtype)
+        fitting = int(CACHE_SHARE * available_bytes(str(self._device)) // row)
+        return self._reserve(max(1, min(slots, fitting)), context_tokens, self._dtype)
+
     def _reserve(self, slots: int, context_tokens: int, dtype: torch.dtype) -> RowCache:
         """Return a cache in ``dtype``, or in what the model computes in where that may not hold its keys."""
         config = self._model.config
@@ -91,7 +102,7 @@ class ModelRunner:
                 self._run_modules([self._checked_tokens()], [0], [0], [None], 1)
             if self.cache.largest(CHECKED_TOKENS) * CACHE_ROOM > torch.finfo(dtype).max:
                 log.warning("Keys and values of this model are too large for 16 bits; they are kept in 32.")
-                return self._reserve(slots, context_tokens, self._dtype)
+                return self._reserve_instead(slots, context_tokens)
         return self.cache
 
     def _checked_tokens(self) -> list[int]:

@@ -11,7 +11,7 @@ import torch
 
 from bot.serving.engine.engine import Engine, EngineOptions
 from bot.serving.engine.events import JobOptions, Sink
-from bot.serving.engine.kv_cache import row_bytes
+from bot.serving.engine.kv_cache import CACHE_SHARE, row_bytes
 from bot.serving.engine.lora import read_adapter
 from bot.serving.engine.request import Job
 from bot.serving.errors import BaseRefusedError
@@ -32,8 +32,6 @@ CHUNK_TOKENS = {"cpu": (256, 64, 8), "cuda": (512, 512, 512)}
 # So many prompt tokens cost about as much as a forward pass by itself. On a GPU that is a guess,
 # by which two prompts at most are read in a step.
 FORWARD_TOKENS = {"cpu": 8, "cuda": 256}
-# This much of the free memory may be reserved for keys and values.
-CACHE_SHARE = 0.8
 
 
 class Runtime:

@@ -10,8 +10,9 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, GraniteConfig, LlamaConfig, Phi3Config, SmolLM3Config
 
+from bot.serving.engine import model_runner
 from bot.serving.engine.engine import Engine, EngineOptions
-from bot.serving.engine.kv_cache import CausalMasks, RowCache
+from bot.serving.engine.kv_cache import CACHE_SHARE, CausalMasks, RowCache, row_bytes
 from bot.serving.engine.lora import Adapter, RowPlan, wrap_linears
 from bot.serving.engine.model_runner import ModelRunner
 from bot.serving.engine.native_decoder import ARCHITECTURES, Decoder, UnsupportedModelError
@@ -299,6 +300,26 @@ def test_kernels_that_disagree_with_the_model_do_not_serve(
     monkeypatch.setattr(Decoder, "step", lambda *args: right(*args) + 0.5)
     engine = Engine(base, EngineOptions(context_tokens=128, slots=2))
     assert engine.runner.decoder is None
+
+
+@pytest.mark.parametrize("reason", ["large keys", "other modules"])
+def test_a_cache_that_has_to_be_of_32_bits_after_all_has_only_the_rows_that_fit(
+    reason: str, tiny_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    base = load_base(tiny_folder, "cpu", precision="fast")
+    if base.cache_dtype != torch.float16:
+        pytest.skip("no integer products")
+    if reason == "large keys":
+        base.model.model.layers[1].input_layernorm.weight.data *= 1e5
+    else:
+        right = Decoder.step
+        monkeypatch.setattr(Decoder, "step", lambda *args: right(*args) + 0.5)
+    room = 2.5 * row_bytes(base.model.config, 128, torch.float32) / CACHE_SHARE
+    monkeypatch.setattr(model_runner, "available_bytes", lambda _: room)
+    engine = Engine(base, EngineOptions(context_tokens=128, slots=4, threads=1))
+    cache = engine.runner.cache
+    assert (cache.dtype, len(cache.keys[0])) == (torch.float32, 2)
+    assert engine._rows.free() == 2
 
 
 FAMILIES: dict[str, Any] = {

@@ -14,10 +14,13 @@ from storage.learning import adapters, runs, trials
 from storage.learning.adapters import Adapter
 from storage.learning.trials import Trial
 
+# Replies of a run that nobody rated: read for their signals, or lending a prompt to a pair that was voted on.
+_UNRATED = ("signals", "compared")
+
 
 @dataclass(frozen=True, slots=True)
 class Training:
-    """What an adapter learned from: replies by label, and when it was made.
+    """What an adapter learned from: rated replies by label, and when it was made.
 
     `trial` is why it answered instead of the champion, where it did.
     """
@@ -33,8 +36,8 @@ def training_of(db: Connection, adapter_id: str | None, reply_id: str = "") -> T
     adapter = adapters.get(db, adapter_id) if adapter_id is not None else None
     if adapter is None or adapter.run_id is None:
         return Training(adapter, Counter(), trial)
-    rows = runs.rows_of(db, adapter.run_id)
-    return Training(adapter, Counter(row.label for row in rows if row.split == "train"), trial)
+    rows = [row for row in runs.rows_of(db, adapter.run_id) if row.split == "train"]
+    return Training(adapter, Counter(row.label for row in rows if row.label not in _UNRATED), trial)
 
 
 def why_text(known: ReplyRecord, training: Training) -> str:

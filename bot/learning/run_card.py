@@ -193,7 +193,7 @@ def judge_saw(metrics: Metrics) -> str:
 
 
 def signals_told(metrics: Metrics) -> str:
-    """Say in a line whether members' free signals were used; empty where there were too few to tell."""
+    """Say in a line whether members' free signals were used; empty where there were too few to use."""
     found = metrics.signals or {}
     if found.get("weight"):
         return tr(
@@ -201,7 +201,7 @@ def signals_told(metrics: Metrics) -> str:
             replies=found["replies"],
             weight=number(found["weight"], ".1f"),
         )
-    if "auc" not in found:
+    if "auc" not in found or not found["replies"]:
         return ""
     figures = {"auc": number(found["auc"], ".2f"), "bound": number(found["bound"], ".2f")}
     if found["bound"] <= 0.5:

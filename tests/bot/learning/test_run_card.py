@@ -126,6 +126,9 @@ def test_too_few_signals_are_not_worth_a_line() -> None:
     assert run_card.signals_told(Metrics.from_json({})) == ""
     found = {"rated": 3, "replies": 9, "weight": 0.0}
     assert run_card.signals_told(Metrics.from_json({"signals": found})) == ""
+    # They predict ratings, but there is no unrated reply to use them for.
+    found = {"rated": 90, "replies": 0, "weight": 0.0, "auc": 0.8, "bound": 0.7}
+    assert run_card.signals_told(Metrics.from_json({"signals": found})) == ""
 
 
 def test_the_card_and_the_message_of_a_vote_say_what_the_reward_model_saw(database: Database) -> None:

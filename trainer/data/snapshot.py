@@ -74,7 +74,8 @@ class Snapshot:
     (`preference_pairs`). `without` holds the rows as they would be labelled without one of the most
     influential members, by that member's name in `influence`; `by_asker_only` counts the replies that nobody
     but their asker has rated. `retired_corrections` are retired rows, whose corrections are checked all the
-    same. `weak` holds unrated replies by their ids, if their free signals proved to tell something.
+    same. `weak` holds unrated replies by their ids, if their free signals proved to tell something, and
+    `signals` the figures behind that, for the run's metrics.
     """
 
     rows: tuple[Row, ...]
@@ -89,6 +90,7 @@ class Snapshot:
     by_asker_only: int = 0
     retired_corrections: tuple[Row, ...] = ()
     weak: tuple[WeakLabel, ...] = ()
+    signals: Mapping[str, Any] = field(default_factory=dict)
 
     def of(self, *splits: str) -> list[Row]:
         """Return the rows of these splits."""
@@ -232,6 +234,7 @@ def write(snapshot: Snapshot, folder: Path) -> Path:
         os.fsync(file.fileno())
     about = {name: getattr(snapshot, name) for name in _COUNTS}
     about["influence"] = [asdict(member) for member in snapshot.influence]
+    about["signals"] = dict(snapshot.signals)
     (folder / ABOUT).write_text(json.dumps(about), encoding="utf-8")
     partial.replace(path)
     return path
@@ -272,9 +275,8 @@ def still_allowed(
 ) -> bool:
     """Whether everything in a snapshot may still train, given what may train today.
 
-    `signals` are today's of the unrated replies in it.
-
-    What was deleted, corrected away or withheld since it was taken must not be learned after all.
+    What was deleted, corrected away or withheld since it was taken must not be learned after all. `signals`
+    are today's of the unrated replies in it.
     """
     today = {row.reply_id: row for row in rows}
     corrections = {
@@ -300,7 +302,8 @@ def _about(folder: Path) -> dict[str, Any]:
     except (FileNotFoundError, ValueError):
         return {}
     influence = tuple(Influence(**member) for member in about["influence"])
-    return {name: about.get(name, 0) for name in _COUNTS} | {"influence": influence}
+    counts = {name: about.get(name, 0) for name in _COUNTS}
+    return counts | {"influence": influence, "signals": about.get("signals", {})}
 
 
 def run_rows(snapshot: Snapshot) -> list[RunRow]:

@@ -91,6 +91,8 @@ class RunSteps(TrainingStep):
         self._metrics |= {"data": snapshot.summary(rows), "excluded": excluded}
         objectives.require_enough(rows, self._config.trainer, excluded)
         rows = rows if begun else self._with_signals(rows)
+        if rows.signals:
+            self._metrics["signals"] = dict(rows.signals)
         self.freeze(rows)
         self._heartbeat.show(0.5, Sentence("sampling replies from the base"))
         return rows
@@ -108,8 +110,7 @@ class RunSteps(TrainingStep):
             )
         )
         weak, found = signals.weak_labels(rows, of_rated, of_unrated, seed=settings.seed)
-        self._metrics["signals"] = found.as_json()
-        return rows.with_weak(weak) if weak else rows
+        return replace(rows.with_weak(weak) if weak else rows, signals=found.as_json())
 
     def freeze(self, rows: Snapshot) -> None:
         """Write the snapshot and record which rows it holds. Raises RunCancelledError."""
@@ -134,7 +135,9 @@ class RunSteps(TrainingStep):
         return begun if self._may_train(begun, eligible, voted) else None
 
     def _may_train(self, rows: Snapshot, eligible: eligibility.Eligibility, voted: list[VotedPair]) -> bool:
-        """Whether everything in a snapshot may still train, unrated replies too."""
+        """Whether everything in a snapshot may still train, unrated replies too if signals may be read."""
+        if rows.weak and not self._config.trainer.signals:
+            return False
         reference = self._config.discord.training_permission_reference
         ids = [weak.reply_id for weak in rows.weak]
         unrated = self._database.read(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,10 +16,13 @@ from storage.chat import conversations, replies
 from storage.config import Config, load_config
 from storage.db import sql
 from storage.db.database import Database
-from storage.learning import runs
+from storage.learning import checkpoints, eligibility, runs
+from storage.learning.signals import of_replies
 from storage.privacy import consent, erasure
 from tests.databases import copied
 from tests.storage.conftest import SCOPE, Community, thumb
+from trainer.data import snapshot
+from trainer.data.rows import WeakLabel
 from trainer.run.heartbeat import Heartbeat
 
 if TYPE_CHECKING:
@@ -110,8 +114,38 @@ def test_a_run_learns_from_unrated_replies_but_not_of_who_withdraws(
         assert asked_by(database, user_id) & used[0] and not asked_by(database, user_id) & used[1]
 
 
+def test_an_interrupted_run_goes_on_with_its_signals_unless_they_are_switched_off(
+    database: Database, config: Config
+) -> None:
+    with begun(database, config) as steps:
+        rated, unrated = database.read(
+            lambda db: (
+                eligibility.eligible_rows(db, SCOPE, permission_reference="").rows,
+                of_replies.of_unrated(db, SCOPE, permission_reference=""),
+            )
+        )
+        weak = [
+            WeakLabel(one.reply_id, one.group_key, one.question, one.text, 0.9, 0.1, one.source)
+            for one in unrated
+        ]
+        told = {"rated": len(rated), "replies": len(weak), "weight": 0.1, "auc": 0.7, "bound": 0.6}
+        rows = replace(snapshot.build(rated, {}).with_weak(weak), signals=told)
+        steps.freeze(rows)
+        (steps.folder / checkpoints.FILE).touch()
+        run = database.read(lambda db: runs.expect(db, steps._run.id))
+        again = type(steps)(database, config, run, steps._heartbeat)
+        assert again.snapshot().weak == rows.weak != ()
+        assert again._metrics["signals"] == told
+        off = type(steps)(database, without_signals(config), run, steps._heartbeat)
+        assert off.snapshot().weak == ()
+        assert "signals" not in off._metrics
+
+
+def without_signals(config: Config) -> Config:
+    return config.model_copy(update={"trainer": config.trainer.model_copy(update={"signals": False})})
+
+
 def test_a_run_reads_no_signals_where_they_are_switched_off(database: Database, config: Config) -> None:
-    off = config.model_copy(update={"trainer": config.trainer.model_copy(update={"signals": False})})
-    with begun(database, off) as steps:
+    with begun(database, without_signals(config)) as steps:
         assert steps.snapshot().weak == ()
         assert "signals" not in steps._metrics

@@ -75,7 +75,8 @@ def is_whole(db: sqlite_utils.Database, reply_id: str) -> bool:
         """SELECT 1 FROM replies JOIN messages ON messages.id = replies.message_id
            WHERE replies.id = ? AND finish_reason IS NOT NULL AND trim(content) <> ''
            AND EXISTS (SELECT 1 FROM reply_parts WHERE reply_parts.reply_id = replies.id)
-           AND NOT EXISTS (SELECT 1 FROM comparisons WHERE replies.id IN (first_id, second_id))""",
+           AND NOT EXISTS (SELECT 1 FROM comparisons
+                           WHERE first_id = replies.id OR second_id = replies.id)""",
         (reply_id,),
     )
 

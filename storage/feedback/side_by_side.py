@@ -75,7 +75,7 @@ def of(db: sqlite_utils.Database, reply_id: str) -> Comparison | None:
 
 def drop(db: sqlite_utils.Database, reply_id: str) -> None:
     """Forget a pair that never stood in its channel whole."""
-    sql.change(db, "DELETE FROM comparisons WHERE ?1 IN (first_id, second_id)", (reply_id,))
+    sql.change(db, "DELETE FROM comparisons WHERE first_id = ?1 OR second_id = ?1", (reply_id,))
 
 
 def vote(

@@ -290,7 +290,8 @@ def ratings(db: sqlite_utils.Database, trial_id: int) -> list[TrialRating]:
                   OR ratings.kind = 'correction' AND NOT EXISTS (
                       SELECT 1 FROM ratings AS thumb WHERE thumb.reply_id = ratings.reply_id
                       AND thumb.user_id = ratings.user_id AND thumb.kind = 'thumb' AND thumb.retracted = 0))
-             AND NOT EXISTS (SELECT 1 FROM comparisons WHERE replies.id IN (first_id, second_id))
+             AND NOT EXISTS (SELECT 1 FROM comparisons
+                             WHERE first_id = replies.id OR second_id = replies.id)
              AND NOT EXISTS (SELECT 1 FROM blocks WHERE blocks.user_id = ratings.user_id
                              AND blocks.guild_id IN (0, conversations.guild_id))
            ORDER BY ratings.created_ms, ratings.id""",

@@ -139,8 +139,8 @@ WHERE replies.created_ms + coalesce(replies.duration_ms, 0) + :wait <= :now
       AND NOT EXISTS (SELECT 1 FROM audit WHERE audit.detail_json ->> 'user_id' = +replies.asker_id
                       AND audit.action = 'consent' AND audit.created_ms BETWEEN replies.created_ms
                       AND replies.created_ms + coalesce(replies.duration_ms, 0) + :wait)
-      AND NOT EXISTS (SELECT 1 FROM comparisons WHERE first_id = replies.id)
-      AND NOT EXISTS (SELECT 1 FROM comparisons WHERE second_id = replies.id)"""
+      AND NOT EXISTS (SELECT 1 FROM comparisons
+                      WHERE first_id = replies.id OR second_id = replies.id)"""
 
 # What the member who asked wrote below a reply in time, the first message of each reply first. The plus keeps
 # SQLite from looking through all that the member ever wrote.

@@ -10,6 +10,8 @@ import sqlite_utils
 from storage.chat import open_replies, replies
 from storage.db import sql
 from storage.db.database import Database
+from storage.feedback import side_by_side
+from tests.storage import many_rows
 from tests.storage.conftest import BASE, SCOPE, Community
 
 
@@ -143,3 +145,15 @@ def test_of_two_candidates_that_nobody_saw_only_one_is_answered_anew(
         return [reply.id for reply in open_replies.list_unanswered(db, "cut", 0)]
 
     assert database.write(work) == ["rival2"]
+
+
+def test_a_pair_is_not_looked_for_among_all_pairs(database: Database, community: Community) -> None:
+    def work(db: sqlite_utils.Database) -> None:
+        reply_id = community.asks(db, 1, "one")
+        checks = (lambda: open_replies.is_whole(db, reply_id), lambda: side_by_side.drop(db, reply_id))
+        before = [many_rows.steps(db, check) for check in checks]
+        many_rows.fill(db)
+        for check, least in zip(checks, before, strict=True):
+            assert many_rows.steps(db, check) < 2 * least + 100
+
+    database.write(work)

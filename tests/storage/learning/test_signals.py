@@ -1,5 +1,3 @@
-import json
-
 import pytest
 import sqlite_utils
 
@@ -12,6 +10,7 @@ from storage.learning.runs import RunRow
 from storage.learning.signals import of_replies
 from storage.learning.signals.of_replies import Signals
 from storage.privacy import erasure
+from tests.storage import many_rows
 from tests.storage.conftest import SCOPE, Community, thumb
 
 MINUTE_MS = 60 * clock.SECOND_MS
@@ -203,58 +202,23 @@ def test_where_the_next_message_may_not_train_nothing_is_known(database: Databas
     assert reply_id not in unrated(database)
 
 
-def steps(database: Database) -> int:
-    """Return how many hundred steps SQLite takes for the signals of a scope's replies."""
-    taken: list[None] = []
-
-    def work(db: sqlite_utils.Database) -> None:
-        ids = [row["id"] for row in sql.many(db, "SELECT id FROM replies WHERE id LIKE 'reply-%'")]
-        db.conn.set_progress_handler(lambda: taken.append(None), 100)
-        try:
-            of_replies.of_unrated(db, SCOPE, permission_reference="")
-            of_replies.of_replies(db, ids, permission_reference="")
-        finally:
-            db.conn.set_progress_handler(None, 0)
-
-    database.read(work)
-    return len(taken)
-
-
 def test_reading_signals_takes_no_longer_the_more_else_is_stored(
     database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     community = Community()
 
-    def ask(db: sqlite_utils.Database) -> None:
+    def read(db: sqlite_utils.Database, ids: list[str]) -> None:
+        of_replies.of_unrated(db, SCOPE, permission_reference="")
+        of_replies.of_replies(db, ids, permission_reference="")
+
+    def work(db: sqlite_utils.Database) -> None:
         for number in range(20):
             community.follows_up(db, 1, community.asks(db, 1, f"Question {number}"), "Thank you")
         later(db)
+        ids = [row["id"] for row in sql.many(db, "SELECT id FROM replies")]
+        before = many_rows.steps(db, lambda: read(db, ids))
+        many_rows.fill(db)
+        assert many_rows.steps(db, lambda: read(db, ids)) < 1.2 * before
 
-    def fill(db: sqlite_utils.Database) -> None:
-        # Older replies to the same member, pairs of them, and lines of the log about other things.
-        numbers = json.dumps(list(range(4_000)))
-        for statement in OLDER.split("\n\n"):
-            sql.change(db, statement, {"numbers": numbers})
-
-    database.write(ask)
-    monkeypatch.setattr(of_replies, "LOOKED_AT", 20)
-    before = steps(database)
-    database.write(fill)
-    assert steps(database) < 1.2 * before
-
-
-OLDER = """
-INSERT INTO messages (id, conversation_id, author_id, role, content, source, consent, created_ms)
-SELECT 10000 + value, 1, 1, 'user', 'older', 'playground', 'unset', value FROM json_each(:numbers)
-
-INSERT INTO replies (id, message_id, prompt_message_id, conversation_id, asker_id, scope, base_hash,
-                     prompt_json, sampling_json, status, source, created_ms)
-SELECT 'older-' || value, 10000 + value, 10000 + value, 1, 1, 'guild:5', '', '[]', '{}', 'complete',
-       'playground', value FROM json_each(:numbers)
-
-INSERT INTO comparisons
-SELECT 'older-' || value, 'older-' || (value - 1), 'older-' || value, 'guild:5', value
-FROM json_each(:numbers) WHERE value % 2
-
-INSERT INTO audit (actor, action, detail_json, created_ms)
-SELECT '1', 'consent', json_object('user_id', 100 + value), value FROM json_each(:numbers)"""
+    monkeypatch.setattr(of_replies, "LOOKED_AT", 5)
+    database.write(work)

@@ -17,6 +17,7 @@ from storage.feedback import ratings, side_by_side
 from storage.learning import adapters, loop_status, runs, trials
 from storage.learning.trials import Route, Trial
 from storage.privacy import erasure
+from tests.storage import many_rows
 from tests.storage.conftest import BASE, GUILD, SCOPE, Community, thumb
 
 OLD, NEW, NEWER = "aold", "anew", "anewer"
@@ -359,3 +360,17 @@ def test_status_says_how_a_canary_goes_and_not_who_is_ahead(database: Database) 
         f"Canary: adapter {NEW} answers 10% of new conversations; rated: 4 of its conversations, "
         "31 of the champion's; in half of all cases 12 to 61 more decide (reckoned anew with each)"
     ) in database.write(work)
+
+
+def test_the_ratings_of_a_trial_are_not_looked_for_among_all_pairs(
+    database: Database, community: Community
+) -> None:
+    def work(db: sqlite_utils.Database) -> None:
+        trial = canary(db)
+        for reply_id in asked(db, community, 20):
+            thumb(db, reply_id, 1)
+        before = many_rows.steps(db, lambda: trials.ratings(db, trial.id))
+        many_rows.fill(db)
+        assert many_rows.steps(db, lambda: trials.ratings(db, trial.id)) < 1.2 * before
+
+    database.write(work)

@@ -37,6 +37,7 @@ from storage.learning import (
     runs,
     wrongly_rejected,
 )
+from storage.learning.signals import of_replies
 from storage.privacy import erasure
 from storage.sentences import Sentence
 from storage.telemetry import counts
@@ -251,6 +252,9 @@ def operations(db: sqlite_utils.Database) -> dict[str, Operation]:
         "privacy: erase": lambda db: erasure.erase_member(db, member, "1"),
         "trainer: new ratings": lambda db: runs.new_ratings(db, BIG),
         "trainer: a page of rows": lambda db: _first_pages(db, 20),
+        "trainer: a page of signals": lambda db: of_replies.of_replies(
+            db, next(eligibility.pages(db, BIG)), permission_reference="P"
+        ),
         "trainer: a run": lambda db: _run(db, queue),
         "trainer: roll back": lambda db: adapters.rollback(
             db, scope=BIG, base_hash=BASE, actor="1", reason=""

@@ -12,19 +12,24 @@ def test_every_query_is_looked_up_by_an_index_and_none_scans_a_table_that_grows(
         database.write(lambda db: bench.fill(db, 2_000))
     statements = bench.measure(tmp_path / "strop.db", repeats=1)
     assert len(statements) > 100
-    growing = ("messages", "replies", "ratings", "conversations", "reply_context", "run_rows", "members")
+    growing = (
+        *("messages", "replies", "ratings", "conversations", "reply_context", "run_rows", "members"),
+        *("audit", "comparisons"),
+    )
     scans = {
         (statement.operation, line)
         for statement in statements
         for line in statement.plan
         if line.startswith("SCAN") and line.split()[1] in growing
     }
-    # Two stop early: one reads only half-written replies, the other a fixed number of rows. An erasure, which
-    # is rare, looks for a name in what others wrote.
+    # Three stop early: one reads only half-written replies, the others a fixed number of rows. An erasure and
+    # a look for wrong refusals, which are rare, look for a name in what others wrote, and through the log.
     found = {(operation, line.split(" USING")[0]) for operation, line in scans}
     assert found <= {
         ("start: open replies", "SCAN replies"),
         ("trainer: a run", "SCAN replies"),
+        ("status: audit", "SCAN audit"),
+        ("admin: wrongly rejected", "SCAN audit"),
         ("privacy: erase", "SCAN replies"),
         ("privacy: erase", "SCAN messages"),
     }

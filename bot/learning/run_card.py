@@ -196,6 +196,9 @@ def signals_told(metrics: Metrics) -> str:
     """Say in a line whether members' free signals were used; empty where there were too few to use."""
     found = metrics.signals or {}
     if found.get("weight"):
+        # Chosen before training: then no reward model proved itself, or no server was there to ask.
+        if metrics.training.unranked:
+            return ""
         return tr(
             "Signals: used for unrated replies ({replies}), each {weight} of a rating.",
             replies=found["replies"],

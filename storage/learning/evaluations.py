@@ -147,6 +147,11 @@ class TrainingFigures:
     phases: Mapping[str, PhaseFigures] = field(default_factory=dict)
 
     @property
+    def unranked(self) -> bool:
+        """Whether a training ranked none of the model's own replies; False where nothing was trained."""
+        return bool(self.objective) and "ranked" not in self.objective.split("_")
+
+    @property
     def planned_steps(self) -> int | None:
         """The steps planned in all; None where a phase was shortened and did not say from how many."""
         found = [each.planned or (None if each.shortened else each.steps) for each in self.phases.values()]

@@ -44,7 +44,7 @@ def render(source: Source) -> str:
         verdict.scores(source),
         verdict.guardrails(metrics.guardrails),
         verdict.robustness(metrics.evaluation.get("robustness") or {}),
-        verdict.signals(metrics.signals),
+        verdict.signals(metrics),
         *_replies(source),
         _training(metrics.training),
         _data(metrics),

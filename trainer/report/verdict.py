@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Any
 
-from storage.learning.evaluations import Evaluation, Limit
+from storage.learning.evaluations import Evaluation, Limit, Metrics
 from trainer.evaluation.feature_blocks import ANSWER, HIDDEN, KIND, OF_THE_QUESTION, QUESTION, WORDING
 from trainer.report.charts import Span, intervals
 from trainer.report.parts import bar, number, section, small, table
@@ -135,8 +135,9 @@ def _judge(evaluation: Mapping[str, Any]) -> str:
     return f"<h3>What this community likes, as far as it can be told</h3>{seen}{liked}"
 
 
-def signals(found: Mapping[str, Any] | None) -> str:
+def signals(metrics: Metrics) -> str:
     """Say whether what members did after unrated replies was learned from."""
+    found = metrics.signals
     if not found:
         return ""
     told = "too few rated replies have any"
@@ -145,7 +146,7 @@ def signals(found: Mapping[str, Any] | None) -> str:
         told = f"AUC {figures[0]}, at least {figures[1]}, on rated replies left out"
     used = (
         f"used for {found['replies']} unrated replies, weight {number(found['weight'], '.1f')}"
-        if found["weight"]
+        if found["weight"] and not metrics.training.unranked
         else "not used"
     )
     return section(

@@ -122,6 +122,13 @@ def test_a_line_says_whether_free_signals_were_used(found: dict[str, float], lin
             assert run_card.signals_told(metrics)
 
 
+@pytest.mark.parametrize(("objective", "used"), [("sft_ranked", True), ("sft", False)])
+def test_signals_were_not_used_where_no_reply_was_ranked(objective: str, used: bool) -> None:
+    found = {"rated": 90, "replies": 140, "auc": 0.72, "bound": 0.6, "weight": 0.3}
+    metrics = Metrics.from_json({"signals": found, "training": {"objective": objective}})
+    assert bool(run_card.signals_told(metrics)) is used
+
+
 def test_too_few_signals_are_not_worth_a_line() -> None:
     assert run_card.signals_told(Metrics.from_json({})) == ""
     found = {"rated": 3, "replies": 9, "weight": 0.0}

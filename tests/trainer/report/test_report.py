@@ -28,7 +28,7 @@ from trainer.evaluation.safety import TRIES, Probed
 from trainer.evaluation.scores import Answer, GeneralLoss, Pair, Prompt, Scores
 from trainer.gate import blind_votes
 from trainer.report import __main__ as command
-from trainer.report import page, source
+from trainer.report import page, source, verdict
 from trainer.report.charts import Span, intervals
 from trainer.report.parts import FIRST, cases, number
 
@@ -47,7 +47,7 @@ METRICS: dict[str, Any] = {
     },
     "excluded": {"opted_out": 4},
     "training": {
-        "objective": "sft",
+        "objective": "sft_ranked",
         "reason": "KTO needs more",
         "sft": {"steps": 3, "seconds": 9.0, "tokens_per_second": 70.0, "losses": [3.0, 2.0, 1.5]},
     },
@@ -218,6 +218,13 @@ def test_the_page_says_what_was_decided_measured_left_out_and_whose_word_counts(
         "Reading the hidden states of 300 replies took 31 s; they don&#x27;t help to predict ratings",
     ):
         assert expected in text, expected
+
+
+def test_signals_are_not_called_used_where_no_reply_was_ranked() -> None:
+    for objective, told in (("sft_ranked", "Used for 140"), ("sft_kto", "Not used")):
+        assert told in verdict.signals(
+            evaluations.Metrics.from_json(METRICS | {"training": {"objective": objective}})
+        )
 
 
 def test_a_certain_gain_is_drawn_right_of_zero_and_a_certain_loss_left_of_it() -> None:

@@ -100,7 +100,8 @@ def backward(model: nn.Module, pieces: Sequence[Piece], limit: int) -> float:
             )
         # Always in this order, so that the sums are the same in every run.
         for parameter, gradient in zip(_trained(model), gradients, strict=True):
-            parameter.grad = gradient if parameter.grad is None else parameter.grad.add_(gradient)
+            if gradient is not None:
+                parameter.grad = gradient if parameter.grad is None else parameter.grad.add_(gradient)
         total += loss + other_loss
     return total
 
@@ -148,10 +149,13 @@ def _loss(model: nn.Module, pieces: Sequence[Piece]) -> Tensor:
     return torch.stack([piece.loss(part) for piece, part in zip(pieces, parts, strict=True)]).sum()
 
 
-def _gradients(model: nn.Module, pieces: Sequence[Piece]) -> tuple[float, tuple[Tensor, ...]]:
-    """Return the pieces' loss and its gradient, which is added to nothing yet."""
+def _gradients(model: nn.Module, pieces: Sequence[Piece]) -> tuple[float, tuple[Tensor | None, ...]]:
+    """Return the pieces' loss and its gradient, which is added to nothing yet.
+
+    A parameter that the loss does not reach has None, as after `backward`: `loop.check_gradients` says so.
+    """
     loss = _loss(model, pieces)
-    return loss.item(), torch.autograd.grad(loss, _trained(model))
+    return loss.item(), torch.autograd.grad(loss, _trained(model), allow_unused=True)
 
 
 def _trained(model: nn.Module) -> list[nn.Parameter]:

@@ -343,14 +343,20 @@ def test_kto_separates_liked_from_disliked_replies(base: LoadedBase) -> None:
     assert gain[liked].mean() > gain[~liked].mean()
 
 
-def test_a_base_that_passes_no_gradient_back_fails_loudly(base: LoadedBase) -> None:
+@pytest.mark.parametrize("threads", [1, 2])
+def test_a_base_that_passes_no_gradient_back_fails_loudly(base: LoadedBase, threads: int) -> None:
     model = adapted(base)
     # What a packed 4-bit layer does: the forward is right, the backward is silent.
     model.get_base_model().model.layers[1].register_forward_pre_hook(
         lambda module, inputs: (inputs[0].detach(), *inputs[1:])
     )
-    with pytest.raises(GradientLostError, match=r"layers\.0"):
-        phases.train_sft(model, EXAMPLES, [], SftSettings(1e-3, 1, 4, 0.0, 0))
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        with pytest.raises(GradientLostError, match=r"layers\.0"):
+            phases.train_sft(model, EXAMPLES, [], SftSettings(1e-3, 1, 4, 0.0, 0))
+    finally:
+        torch.set_num_threads(before)
 
 
 def test_a_loss_that_is_not_a_number_stops_the_training(base: LoadedBase) -> None:

@@ -136,10 +136,9 @@ class TrainingStep:
     ) -> TrainingInput:
         settings = self._config.trainer
         plan = objectives.choose(rows, settings, judged=judged)
-        if judged:
-            settings = objectives.rate_for_question(
-                settings, context.base.parameters, self._share_of_the_question
-            )
+        settings = objectives.rate_for_question(
+            settings, plan, context.base.parameters, self._share_of_the_question
+        )
         return TrainingInput(TrainingRequest.of(context.base, plan, settings, rows), rows, replay.train)
 
     def carry_out(

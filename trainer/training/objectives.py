@@ -86,14 +86,15 @@ def may_rank(settings: TrainerConfig) -> bool:
     return bool(settings.ranked_rounds) and settings.objective in ("auto", "sft_ranked")
 
 
-def rate_for_question(settings: TrainerConfig, parameters: int, share: float) -> TrainerConfig:
+def rate_for_question(settings: TrainerConfig, plan: Plan, parameters: int, share: float) -> TrainerConfig:
     """Return settings with the rate at which ranking teaches what depends on the question.
 
     `share`, 0 to 1, is what the reward model that ranks weighs of the question; the rate changes where that
-    is more than half. What the operator set stays, and so do large bases (`parameters`; 0: not known).
+    is more than half. What the operator set stays, and so do large bases (`parameters`; 0: not known) and
+    plans that rank nothing: pairs of members have the same rate, and no reward model chose them.
     """
     small = 0 < parameters < LARGE_PARAMETERS
-    if settings.dpo_learning_rate or not small or share <= 0.5:
+    if settings.dpo_learning_rate or "ranked" not in plan.phases or not small or share <= 0.5:
         return settings
     return settings.model_copy(update={"dpo_learning_rate": QUESTION_RATE})
 

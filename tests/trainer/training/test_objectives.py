@@ -12,7 +12,7 @@ from trainer.data.labels import Correction
 from trainer.data.snapshot import Snapshot
 from trainer.errors import NotYetError
 from trainer.training import objectives
-from trainer.training.objectives import Plan
+from trainer.training.objectives import Objective, Plan
 
 SETTINGS = TrainerConfig()
 
@@ -105,20 +105,24 @@ def test_a_large_base_gets_gentler_rates_unless_the_operator_set_them() -> None:
 
 
 @pytest.mark.parametrize(
-    ("parameters", "share", "set_by_operator", "expected"),
+    ("objective", "parameters", "share", "set_by_operator", "expected"),
     [
-        (135_000_000, 0.7, 0.0, objectives.QUESTION_RATE),
-        (135_000_000, 0.5, 0.0, 0.0),
-        (135_000_000, 0.7, 5e-5, 5e-5),
-        (4_000_000_000, 0.7, 0.0, 0.0),
-        (0, 0.7, 0.0, 0.0),
+        ("sft_ranked", 135_000_000, 0.7, 0.0, objectives.QUESTION_RATE),
+        ("sft_ranked", 135_000_000, 0.5, 0.0, 0.0),
+        ("sft_ranked", 135_000_000, 0.7, 5e-5, 5e-5),
+        ("sft_ranked", 4_000_000_000, 0.7, 0.0, 0.0),
+        ("sft_ranked", 0, 0.7, 0.0, 0.0),
+        # A reward model is fitted whatever the objective: members' own pairs keep their rate.
+        ("sft_dpo", 135_000_000, 0.7, 0.0, 0.0),
+        ("sft_kto_dpo", 135_000_000, 0.7, 0.0, 0.0),
     ],
 )
 def test_what_depends_on_the_question_is_ranked_at_a_rate_of_its_own(
-    parameters: int, share: float, set_by_operator: float, expected: float
+    objective: Objective, parameters: int, share: float, set_by_operator: float, expected: float
 ) -> None:
     settings = TrainerConfig(dpo_learning_rate=set_by_operator)
-    assert objectives.rate_for_question(settings, parameters, share).dpo_learning_rate == expected
+    found = objectives.rate_for_question(settings, Plan(objective), parameters, share)
+    assert found.dpo_learning_rate == expected
 
 
 def test_the_guides_configuration_leaves_the_rates_to_the_size_of_the_base() -> None:

@@ -42,7 +42,8 @@ def score(model: nn.Module, examples: Sequence[Example]) -> TokenScores:
 
 def scores_of(logits: Tensor, examples: Sequence[Example]) -> TokenScores:
     """Return how likely completions are by the logits (N, V) of their tokens."""
-    targets = torch.tensor([token for example in examples for token in example.ids[example.start :]])
+    tokens = [token for example in examples for token in example.ids[example.start :]]
+    targets = torch.tensor(tokens, dtype=torch.long)
     # (N, V) -> (N, V) -> (N, 1) -> (N,): keep only each target's log-probability, in nats.
     logps = logits.log_softmax(-1).gather(-1, targets.to(logits.device)[:, None]).squeeze(-1)
     return TokenScores(logps=logps, lengths=tuple(example.completion_length for example in examples))

@@ -66,7 +66,7 @@ def pack(examples: Sequence[Example], *, share: bool = True) -> Packed:
     return Packed(
         ids=torch.tensor(row.ids)[None],
         positions=torch.tensor(row.positions)[None],
-        predicting=torch.tensor(predicting),
+        predicting=torch.tensor(predicting, dtype=torch.long),  # none, where all replies are empty
         blocks=tuple(row.blocks),
     )
 

@@ -184,6 +184,16 @@ def test_a_step_in_two_halves_at_once_is_the_whole_step_and_always_the_same_one(
     assert (two - one).norm() < 1e-5 * one.norm()
 
 
+def test_an_empty_reply_is_worth_nothing_also_where_a_forward_has_no_other(base: LoadedBase) -> None:
+    """As a rejected one may be: its pair's reference is scored in whatever group it falls into."""
+    empty = Example(tuple(range(3, 15)), 12)
+    model = adapted(base)
+    assert forward.totals(model, [empty, EXAMPLES[0]], 12).tolist()[0] == 0
+    dpo = terms.Dpo([PreferenceExample(EXAMPLES[0], empty)], 0.1, 0.3, 12)
+    dpo.prepare(model, [], None)
+    assert math.isfinite(terms.backward_of(model, [(dpo, (0,))], 0))
+
+
 @given(st.lists(st.lists(st.integers(0, 2), min_size=2, max_size=40), min_size=1, max_size=6))
 def test_every_example_is_whole_whatever_it_shares(sequences: list[list[int]]) -> None:
     packed = packing.pack([Example(tuple(each), 1) for each in sequences])

@@ -80,13 +80,21 @@ def shaped_base(config: PretrainedConfig, attention: str = "sdpa") -> PreTrained
 
 @contextmanager
 def fake_device(model: nn.Module, device: str) -> Iterator[LiveBytes]:
-    """Put a model without memory on a device that need not be there, and count what lives on it."""
+    """Put a model without memory on a device that need not be there, and count what lives on it.
+
+    PyTorch's fake tensors know one thread only, so that a step isn't computed in two halves meanwhile.
+    """
     if device.startswith("cuda"):
         _pretend_a_cuda_guard()
     live = LiveBytes(torch.device(device))
-    with FakeTensorMode(allow_non_fake_inputs=True), live:
-        _place(model, device)
-        yield live
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        with FakeTensorMode(allow_non_fake_inputs=True), live:
+            _place(model, device)
+            yield live
+    finally:
+        torch.set_num_threads(threads)
 
 
 class LiveBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]

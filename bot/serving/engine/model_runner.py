@@ -167,11 +167,12 @@ class ModelRunner:
         keep: int,
     ) -> torch.Tensor:
         """Run the model's modules on each row's next tokens; return logits (B, keep, V)."""
+        before = torch.get_num_threads()
         torch.set_num_threads(self.threads)
         try:
             return self._forward(tokens, cached, rows, adapters, keep)
         finally:
-            torch.set_num_threads(self.torch_threads)
+            torch.set_num_threads(before)
 
     def _forward(
         self,

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from bot.serving.client import ModelClient
-from bot.serving.protocol import ChatMessage
+from bot.serving.protocol import ChatMessage, Completion
 from storage.config_sections import ChatConfig, GateConfig
 from trainer import model_server
 from trainer.data import examples
@@ -298,14 +298,7 @@ async def _answer_all(
     begun = 1
 
     async def answer(model: str, prompt: Prompt, turn: int) -> Answer:
-        completion = await model_server.reply(
-            client,
-            model,
-            prompt.messages,
-            chat=chat,
-            max_new_tokens=gate.max_new_tokens,
-            seed=seed_of(prompt, turn, seed),
-        )
+        completion = await complete(client, model, prompt, turn, chat=chat, gate=gate, seed=seed)
         return Answer(completion.text, completion.finish_reason == "stop")
 
     def goes_on(answered: int, on_their_way: int) -> bool:
@@ -336,6 +329,31 @@ def _pairs(asked: Sequence[tuple[Prompt, int]], answers: Sequence[Answer]) -> li
 def _community_prompts(system_prompt: str) -> list[Prompt]:
     system = (ChatMessage("system", system_prompt),) if system_prompt else ()
     return [Prompt((*system, ChatMessage("user", text)), None) for text in COMMUNITY_PROMPTS]
+
+
+async def complete(
+    client: ModelClient,
+    model: str,
+    prompt: Prompt,
+    turn: int,
+    *,
+    chat: ChatConfig,
+    gate: GateConfig,
+    seed: int,
+) -> Completion:
+    """Let a model answer a prompt, with the seed of this turn.
+
+    Raises:
+        EvaluationError: the server stayed away for minutes.
+    """
+    return await model_server.reply(
+        client,
+        model,
+        prompt.messages,
+        chat=chat,
+        max_new_tokens=gate.max_new_tokens,
+        seed=seed_of(prompt, turn, seed),
+    )
 
 
 def seed_of(prompt: Prompt, turn: int, seed: int) -> int:

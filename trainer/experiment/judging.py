@@ -13,7 +13,6 @@ from dataclasses import dataclass
 
 from bot.serving.client import ModelClient
 from storage.config_sections import ChatConfig, GateConfig
-from trainer import model_server
 from trainer.data.encoding import Codec, Example, encode
 from trainer.data.general_replies import BaseReply
 from trainer.data.rows import Row, messages_of
@@ -95,14 +94,7 @@ async def judge(
     async def answer(prompt: Prompt) -> Answer:
         nonlocal done
         async with slots:
-            completion = await model_server.reply(
-                client,
-                model,
-                prompt.messages,
-                chat=chat,
-                max_new_tokens=gate.max_new_tokens,
-                seed=evaluate.seed_of(prompt, 0, seed),
-            )
+            completion = await evaluate.complete(client, model, prompt, 0, chat=chat, gate=gate, seed=seed)
         done += 1
         on_answer(done, len(data.prompts))
         return Answer(completion.text.strip(), completion.finish_reason == "stop")

@@ -1,7 +1,8 @@
 """The base's own replies to general prompts: replayed in training, held out to measure what was forgotten.
 
-The prompts are frozen with the code. The replies come from the served base, once for each base, and are
-cached with the models: they hold nobody's words.
+Those of a third set settle an adapter's scale, so that the gate's own stay unseen. The prompts are frozen
+with the code. The replies come from the served base, once for each base, and are cached with the models: they
+hold nobody's words.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from bot.serving.client import ModelClient
 from bot.serving.protocol import ChatMessage, Sampling
 from trainer.model_server import retry_while_unavailable
 
-VERSION = 1
+VERSION = 2
 MAX_NEW_TOKENS = 40
 AT_ONCE = 8
 
@@ -51,6 +52,20 @@ TRAIN_PROMPTS = (
     "How can I save money on food?",
     "What is the largest ocean?",
     "Why do we sleep?",
+)
+VALIDATION_PROMPTS = (
+    "What is a volcano?",
+    "How do I make pancakes?",
+    "Name a country in South America.",
+    "What does a lawyer do?",
+    "Why do leaves change colour?",
+    "How do I remove a stain from a shirt?",
+    "What is the speed of light?",
+    "Write one sentence about the sea.",
+    "What is a metaphor?",
+    "How many minutes are in a day?",
+    "Explain what a bank does.",
+    "Who painted the Mona Lisa?",
 )
 HELD_OUT_PROMPTS = (
     "What is a healthy breakfast?",
@@ -111,9 +126,10 @@ class BaseReply:
 
 @dataclass(frozen=True)
 class Replay:
-    """The replies to train on and those held out."""
+    """The replies to train on, those that settle an adapter's scale, and those that the gate judges by."""
 
     train: tuple[BaseReply, ...]
+    validation: tuple[BaseReply, ...]
     held_out: tuple[BaseReply, ...]
 
 
@@ -135,7 +151,7 @@ async def load(
     cached = await asyncio.to_thread(_read, path)
     if cached is not None:
         return cached
-    prompts = [*TRAIN_PROMPTS, *HELD_OUT_PROMPTS]
+    prompts = [*TRAIN_PROMPTS, *VALIDATION_PROMPTS, *HELD_OUT_PROMPTS]
     waiting = asyncio.Semaphore(AT_ONCE)
     done = 0
 
@@ -172,8 +188,8 @@ async def _gather(asking: Sequence[object]) -> list[BaseReply]:
 def _split(replies: Sequence[BaseReply]) -> Replay:
     """Split by prompt; a reply of nothing but white space teaches nothing."""
     kept = [reply for reply in replies if reply.text.strip()]
-    train = tuple(reply for reply in kept if reply.prompt in TRAIN_PROMPTS)
-    return Replay(train, tuple(reply for reply in kept if reply.prompt in HELD_OUT_PROMPTS))
+    sets = (TRAIN_PROMPTS, VALIDATION_PROMPTS, HELD_OUT_PROMPTS)
+    return Replay(*(tuple(reply for reply in kept if reply.prompt in prompts) for prompts in sets))
 
 
 def _read(path: Path) -> Replay | None:

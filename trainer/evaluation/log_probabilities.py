@@ -8,6 +8,7 @@ from dataclasses import replace
 from bot.serving.client import ModelClient
 from bot.serving.protocol import ChatMessage
 from trainer.data.encoding import Codec, Example, encode
+from trainer.data.general_replies import BaseReply
 from trainer.evaluation.scores import Answer, Pair
 from trainer.evaluation.to_the_point import MOST_PROMPTS, OTHERS, Tie, TiedAnswers
 from trainer.model_server import AT_ONCE, retry_while_unavailable
@@ -30,6 +31,18 @@ async def completion_scores(
         for i, values in zip(group, await retry_while_unavailable(ask), strict=True):
             scores[i] = values[examples[i].start :]
     return scores
+
+
+async def general_nll(
+    client: ModelClient, codec: Codec, model: str, replies: Sequence[BaseReply], max_length: int
+) -> float:
+    """Return a model's loss on the base's own replies to general prompts, in nats per token; 0 without."""
+    examples = [
+        encode(codec, reply.messages, reply.text, finished=reply.finished, max_length=max_length)
+        for reply in replies
+    ]
+    scores = await completion_scores(client, model, examples)
+    return -sum(map(sum, scores)) / max(1, sum(map(len, scores)))
 
 
 async def tied_answers(

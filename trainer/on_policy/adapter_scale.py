@@ -1,22 +1,27 @@
-"""The scale of a trained adapter: the largest at which it answers as much to the point as the base.
+"""The scale of a trained adapter: the largest at which it passes two of the gate's tests on other texts.
 
-Ranking rewards what pleases, and a phrase that fits any question pleases often. With its B matrices times a
-number below 1 an adapter keeps most of what members like and less of that (EXPERIMENTS, 26). Training prompts
-are asked, so that the gate's held-out conversations stay unseen.
+Ranking rewards what pleases, and a phrase that fits any question pleases often; a rate that teaches what
+depends on the question also costs general knowledge. With its B matrices times a number below 1 an adapter
+keeps most of what members like and less of both (EXPERIMENTS, 26 and 31). Training prompts are asked, and
+general replies of their own are scored, so that all that the gate judges by stays unseen.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import structlog
 
+from bot.serving.client import ModelClient
 from storage.sentences import Sentence
 from trainer.data.encoding import Codec
+from trainer.data.general_replies import BaseReply
 from trainer.data.rows import Row
 from trainer.data.snapshot import Snapshot
+from trainer.evaluation import log_probabilities, statistics
+from trainer.evaluation.scores import Answer
 from trainer.evaluation.to_the_point import MIN_PROMPTS, MOST_PROMPTS, OTHERS
 from trainer.on_policy.sampling import PolicySampler
 from trainer.training import saving
@@ -25,54 +30,99 @@ from trainer.training.challenger import Challenger
 log = structlog.get_logger()
 
 SCALES = (1.0, 0.75, 0.5)
-# How far the share of answers beside the point may lie above the base's: about half of what the gate lets
-# pass on as many prompts, since both shares are known roughly.
-MOST_RISE = 0.05
+# How often an adapter that answers as much to the point as its base is taken for worse. The gate errs less
+# often, on other prompts: who just passes here would just as often fail there.
+ERROR = 0.1
+# The part of the gate's limit on the loss on general prompts that may be used up here, for the same reason.
+LIMIT_PART = 0.8
 
-Beside = Sequence[float]
-"""How far each of a model's answers, one to each prompt, is beside the point, 0 to 1."""
+
+@dataclass(frozen=True)
+class Look:
+    """How far each answer of a model, one to each prompt, is beside the point, 0 to 1.
+
+    `general_nll` is its loss on general replies, in nats per token.
+    """
+
+    beside: Sequence[float]
+    general_nll: float
+
+
+@dataclass(frozen=True)
+class Tried:
+    """One scale's share of answers beside the point, the base's, and how far it rises by chance.
+
+    `general_nll_increase` is the rise of the loss on general replies as a share of the base's.
+    """
+
+    scale: float
+    beside: float
+    base: float
+    most_by_chance: float
+    general_nll_increase: float
+
+    def passes(self, max_general_nll_increase: float) -> bool:
+        """Whether it keeps to both limits."""
+        to_the_point = self.beside - self.base <= self.most_by_chance
+        return to_the_point and self.general_nll_increase <= LIMIT_PART * max_general_nll_increase
 
 
 @dataclass(frozen=True)
 class ScaleChoice:
-    """The scale that was chosen, and the shares of answers beside the point by which it was."""
+    """The scale that was chosen, and what was tried, the largest scale first."""
 
     scale: float
-    base: float
-    by_scale: tuple[tuple[float, float], ...]
+    tried: tuple[Tried, ...]
 
     def as_json(self) -> dict[str, Any]:
         """Return plain values for reports."""
-        return {"scale": self.scale, "base": self.base, "by_scale": [list(each) for each in self.by_scale]}
+        return {"scale": self.scale, "tried": [asdict(each) for each in self.tried]}
 
 
-def choose(base: Beside, at_scale: Callable[[float], Beside]) -> ScaleChoice | None:
-    """Return the first of SCALES that keeps to MOST_RISE, else the last; None with too few prompts to say.
+def choose(
+    base: Look, at_scale: Callable[[float], Look], *, max_general_nll_increase: float, seed: int
+) -> ScaleChoice | None:
+    """Return the first of SCALES that passes, else the last; None with too few prompts to say.
 
-    A smaller scale is only tried where the larger one rose too far. As many of the first answers are compared
-    as both have.
+    A smaller scale is only tried where the larger one fails. As many of the first answers are compared as
+    both have.
     """
-    tried: list[tuple[float, float]] = []
+    tried: list[Tried] = []
     for scale in SCALES:
         found = at_scale(scale)
-        count = min(len(base), len(found))
-        if count < MIN_PROMPTS:
+        if min(len(base.beside), len(found.beside)) < MIN_PROMPTS:
             return None
-        share, before = sum(found[:count]) / count, sum(base[:count]) / count
-        tried.append((scale, share))
-        if share - before <= MOST_RISE:
+        tried.append(_compare(scale, base, found, seed))
+        if tried[-1].passes(max_general_nll_increase):
             break
-    return ScaleChoice(scale, before, tuple(tried))
+    return ScaleChoice(scale, tuple(tried))
+
+
+def _compare(scale: float, base: Look, found: Look, seed: int) -> Tried:
+    pairs = list(zip(found.beside, base.beside, strict=False))
+    return Tried(
+        scale,
+        beside=sum(after for after, _ in pairs) / len(pairs),
+        base=sum(before for _, before in pairs) / len(pairs),
+        most_by_chance=statistics.most_risen_by_chance(
+            [after - before for after, before in pairs], range(len(pairs)), alpha=ERROR, seed=seed
+        ),
+        general_nll_increase=found.general_nll / base.general_nll - 1 if base.general_nll else 0.0,
+    )
 
 
 @dataclass(frozen=True)
 class ScaleSearch:
-    """Asks the base and a trained adapter the same training prompts, with the same seeds."""
+    """Asks the base and a trained adapter the same training prompts, with the same seeds.
+
+    `general` are replies of the base that neither training nor the gate sees.
+    """
 
     sampler: PolicySampler
     codec: Codec
     base_id: str
     rows: Snapshot
+    general: Sequence[BaseReply]
 
     def scaled(self, trained: Challenger) -> tuple[Challenger, ScaleChoice | None]:
         """Return the challenger at the chosen scale, an adapter of its own if that is below 1."""
@@ -80,29 +130,41 @@ class ScaleSearch:
             return trained, None
         made = {1.0: trained}
 
-        def at_scale(scale: float) -> Beside:
+        def at_scale(scale: float) -> Look:
             if scale not in made:
                 adapter_id, folder = saving.rescale(
                     trained.folder, scale, work=self.sampler.folder, adapters_dir=trained.folder.parent
                 )
                 made[scale] = replace(trained, adapter_id=adapter_id, folder=folder)
-            return self._beside(made[scale].adapter_id)
+            return self._look_at(made[scale].adapter_id)
 
-        chosen = choose(self._beside(self.base_id), at_scale)
+        chosen = choose(
+            self._look_at(self.base_id),
+            at_scale,
+            max_general_nll_increase=self.sampler.config.gate.max_general_nll_increase,
+            seed=self.sampler.config.trainer.seed,
+        )
         log.info("scale.chosen", adapter_id=trained.adapter_id, **(chosen.as_json() if chosen else {}))
         return made[chosen.scale] if chosen else trained, chosen
 
     def _asked(self) -> list[Row]:
         return self.sampler.to_ask(self.rows)[0][:MOST_PROMPTS]
 
-    def _beside(self, model: str) -> list[float]:
+    def _look_at(self, model: str) -> Look:
         settings, asked = self.sampler.config.trainer, self._asked()
         self.sampler.on_note(
             Sentence("own replies: checking whether {count} of them answer their question", count=len(asked))
         )
         # Seeds that no round of ranking has used.
         seed = settings.seed + settings.ranked_rounds + 1
-        answers = self.sampler.ask(model, asked, 1, seed, lambda done, total: None)
+
+        async def look(client: ModelClient) -> tuple[list[list[Answer]], float]:
+            answers = await self.sampler.sample(client, model, asked, 1, seed, lambda done, total: None)
+            return answers, await log_probabilities.general_nll(
+                client, self.codec, model, self.general, settings.max_length
+            )
+
+        answers, general_nll = self.sampler.while_served(model, look)
         given = [(at, answer) for at, (answer,) in enumerate(answers)]
         ties = self.sampler.ties(self.codec, self.base_id, asked[: len(answers)], given, OTHERS)
-        return [tie.beside for tie in ties]
+        return Look([tie.beside for tie in ties], general_nll)

@@ -95,29 +95,39 @@ class PolicySampler:
         *,
         interim: bool = False,
     ) -> list[list[Answer]]:
-        """Sample an adapter, which is served for as long as that takes, or another model that is served.
+        """Sample an adapter, which is served for as long as that takes, or another model that is served."""
+        return self.while_served(
+            model,
+            lambda client: self.sample(client, model, asked, replies, seed, on_reply),
+            interim=interim,
+        )
+
+    def while_served(
+        self, model: str, work: Callable[[ModelClient], Awaitable[T]], *, interim: bool = False
+    ) -> T:
+        """Do a piece of work with an adapter served for as long as it takes, or with a model that is served.
 
         One that is served already stays so, for it may be the champion; an `interim` one never does.
         """
         adapter = (self.config.adapters / model).is_dir()
 
-        async def ask(client: ModelClient) -> list[list[Answer]]:
+        async def served(client: ModelClient) -> T:
             stays = not adapter or (
                 not interim and await retry_while_unavailable(lambda: client.has_adapter(model))
             )
             if not stays:
                 await retry_while_unavailable(lambda: model_server.ensure_listed(client, self.config, model))
             try:
-                return await self.sample(client, model, asked, replies, seed, on_reply)
+                return await work(client)
             finally:
                 if not stays:
                     await model_server.unload(client, model)
 
         try:
-            return self.on_server(ask)
+            return self.on_server(served)
         except UnknownModelError:
             log.warning("the server forgot the model that is being trained; it is asked again")
-            return self.on_server(ask)
+            return self.on_server(served)
 
     def ties(
         self,

@@ -80,18 +80,16 @@ class TrainingStep:
             if place is None
             else self._train_elsewhere(place, rows, context, replay)
         )
-        trained, scale = self._scaled(trained, rows, context, codec)
+        trained, scale = self._scaled(trained, rows, context, replay, codec)
         self._metrics |= {"training": metrics.describe_training(trained), "scale": scale and scale.as_json()}
         return trained, codec
 
     def _scaled(
-        self, trained: Challenger, rows: Snapshot, context: RunContext, codec: Codec
+        self, trained: Challenger, rows: Snapshot, context: RunContext, replay: Replay, codec: Codec
     ) -> tuple[Challenger, ScaleChoice | None]:
-        """Return the challenger at the scale at which it answers to the point, if ranking has taught it."""
-        if "ranked" not in trained.plan.phases:
-            return trained, None
+        """Return the challenger at the scale at which it keeps to the gate's limits on texts of its own."""
         sampler = PolicySampler(self._config, self.folder, self._heartbeat.say, self._on_server)
-        return ScaleSearch(sampler, codec, context.base.id, rows).scaled(trained)
+        return ScaleSearch(sampler, codec, context.base.id, rows, replay.validation).scaled(trained)
 
     def place(self) -> Place | None:
         """Return where to train; None is this process."""

@@ -1,51 +1,76 @@
-"""The scale of an adapter: the largest at which it answers to the point as its base does."""
+"""The scale of an adapter: the largest that keeps to the gate's limits on texts that the gate doesn't see."""
 
 from __future__ import annotations
 
 import pytest
 
+from trainer.data import general_replies
 from trainer.on_policy import adapter_scale
-from trainer.on_policy.adapter_scale import ScaleChoice
+from trainer.on_policy.adapter_scale import Look, ScaleChoice
 
-BASE = [0.0] * 15 + [1.0]
+LIMIT = 0.05
+# One of sixteen answers is beside the point.
+BASE = Look([0.0] * 15 + [1.0], 2.0)
 
 
-def chosen(*shares: float, base: list[float] = BASE, answers: int = 16) -> tuple[ScaleChoice | None, int]:
-    """What is chosen where so large a share is beside the point at each scale, and how many were asked."""
-    asked = []
+def beside(count: int, *, of: int = 16, general_nll: float = 2.0) -> Look:
+    """A model of which so many answers, not those of the base's, are beside the point."""
+    return Look([1.0] * count + [0.0] * (of - count), general_nll)
 
-    def at_scale(scale: float) -> list[float]:
-        asked.append(scale)
-        return [shares[len(asked) - 1]] * answers
 
-    return adapter_scale.choose(base, at_scale), len(asked)
+def chosen(*looks: Look, base: Look = BASE) -> tuple[ScaleChoice | None, int]:
+    """What is chosen where this is seen at each scale, and how many scales were looked at."""
+    coming = iter(looks)
+    found = adapter_scale.choose(base, lambda scale: next(coming), max_general_nll_increase=LIMIT, seed=0)
+    return found, len(looks) - sum(1 for _ in coming)
 
 
 @pytest.mark.parametrize(
-    ("shares", "scale", "asked"),
+    ("looks", "scale", "tried"),
     [
-        ((0.11,), 1.0, 1),
-        ((0.01,), 1.0, 1),
-        ((0.12, 0.11), 0.75, 2),
-        ((0.3, 0.2, 0.1), 0.5, 3),
-        ((0.9, 0.8, 0.7), 0.5, 3),
+        # Three instead of one come by chance, eight don't.
+        ((beside(3), beside(0)), 1.0, 1),
+        ((beside(8), beside(3), beside(0)), 0.75, 2),
+        ((beside(9), beside(8), beside(2)), 0.5, 3),
+        ((beside(9), beside(8), beside(8)), 0.5, 3),
+        # As many beside the point, but general knowledge is forgotten: 5 %, 4.1 % and 4 %.
+        ((beside(1, general_nll=2.1), beside(1, general_nll=2.082), beside(1)), 0.5, 3),
+        ((beside(1, general_nll=2.1), beside(1, general_nll=2.079), beside(1)), 0.75, 2),
+        ((beside(1, general_nll=1.8), beside(1)), 1.0, 1),
     ],
 )
-def test_the_largest_scale_that_answers_to_the_point_is_chosen_and_no_smaller_one_asked(
-    shares: tuple[float, ...], scale: float, asked: int
+def test_the_largest_scale_that_passes_is_chosen_and_no_smaller_one_tried(
+    looks: tuple[Look, ...], scale: float, tried: int
 ) -> None:
-    found, times = chosen(*shares)
+    found, times = chosen(*looks)
     assert found is not None
-    assert (found.scale, times) == (scale, asked)
-    assert [share for _, share in found.by_scale] == pytest.approx(shares)
+    assert (found.scale, times) == (scale, tried)
+    assert [each.beside for each in found.tried] == [sum(look.beside) / 16 for look in looks[:tried]]
+    assert all(each.base == 1 / 16 for each in found.tried)
 
 
 def test_only_prompts_that_both_have_answered_are_compared() -> None:
-    found, _ = chosen(0.04, answers=12)
+    found, _ = chosen(beside(0, of=12))
     assert found is not None
-    assert (found.scale, found.base) == (1.0, 0.0)
+    assert (found.scale, found.tried[0].base) == (1.0, 0.0)
 
 
 def test_too_few_prompts_say_nothing() -> None:
-    assert chosen(1.0, answers=11) == (None, 1)
-    assert chosen(1.0, base=BASE[:11]) == (None, 1)
+    assert chosen(beside(11, of=11)) == (None, 1)
+    assert chosen(beside(16), base=Look(BASE.beside[:11], 2.0)) == (None, 1)
+
+
+def test_without_general_replies_only_answers_beside_the_point_count() -> None:
+    found, _ = chosen(beside(1, general_nll=0.0), base=Look(BASE.beside, 0.0))
+    assert found is not None
+    assert found.scale == 1.0
+
+
+def test_no_general_prompt_is_in_two_sets() -> None:
+    sets = (
+        general_replies.TRAIN_PROMPTS,
+        general_replies.VALIDATION_PROMPTS,
+        general_replies.HELD_OUT_PROMPTS,
+        general_replies.COMMUNITY_PROMPTS,
+    )
+    assert len({prompt for prompts in sets for prompt in prompts}) == sum(map(len, sets))

@@ -255,8 +255,8 @@ def test_each_challenger_of_a_champion_is_counted(trained: tuple[Deployment, Run
 def test_where_members_only_like_the_base_says_what_is_usual_and_replies_are_ranked(
     deployment: Deployment, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # Whatever it answers to these few prompts rises too far: the smallest scale is judged and repeated.
-    monkeypatch.setattr(adapter_scale, "MOST_RISE", -2.0)
+    # Whatever it says of general prompts has risen too far: the smallest scale is judged and repeated.
+    monkeypatch.setattr(adapter_scale, "LIMIT_PART", -1_000.0)
     monkeypatch.setattr(adapter_scale, "MIN_PROMPTS", 1)
     deployment.database.write(lambda db: loop.community(db, 60, dislikes=False))
     asked = deployment.lease({"trainer": {"judge_hidden_states": True}})
@@ -272,7 +272,7 @@ def test_where_members_only_like_the_base_says_what_is_usual_and_replies_are_ran
     cost = ended.metrics.evaluation["hidden_states"]
     assert cost["fits"] and cost["seconds"] > 0 and cost["replies"] >= 60, "the liked ones and the base's"
     scale = json.loads((folder / "report.json").read_text())["scale"]
-    assert [each for each, _ in scale["by_scale"]] == list(adapter_scale.SCALES)
+    assert [each["scale"] for each in scale["tried"]] == list(adapter_scale.SCALES)
     assert "- adapter scale: 0.5\n" in (folder / "card.md").read_text()
     assert [path.name for path in deployment.config.adapters.iterdir()] == [ended.adapter_id]
     repeated = execute(deployment.database, deployment.config, deployment.lease({"repeat": ended.id}).id)

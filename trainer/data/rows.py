@@ -60,14 +60,15 @@ class PreferencePair:
 class WeakLabel:
     """An unrated reply and what its free signals say (`trainer/on_policy/signals.py`).
 
-    `liked` is a chance, 0 to 1; `weight` is the part of a rating that it counts.
+    `log_ratio` is log P(signals | liked) / P(signals | disliked); `weight` is the part of a rating that it
+    counts.
     """
 
     reply_id: str
     group_key: str
     question: str
     text: str
-    liked: float
+    log_ratio: float
     weight: float
     source: str
 

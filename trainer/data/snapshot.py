@@ -379,7 +379,7 @@ def _rater_counts(aggregated: Labels) -> tuple[int, int]:
 def _lines(rows: Iterable[Row], pairs: Iterable[PreferencePair], weak: Iterable[WeakLabel] = ()) -> list[str]:
     values = [asdict(row) | {"format": FORMAT} for row in rows]
     values += [asdict(pair) | {"format": FORMAT, "kind": "pair"} for pair in pairs]
-    values += [asdict(each) | {"format": FORMAT, "kind": "weak"} for each in weak]
+    values += [asdict(each) | {"format": FORMAT, "kind": "signals"} for each in weak]
     return [json.dumps(value, sort_keys=True, ensure_ascii=True, separators=(",", ":")) for value in values]
 
 
@@ -388,12 +388,12 @@ def _hash(lines: Iterable[str]) -> str:
 
 
 def _from_json(value: dict[str, Any]) -> Row | PreferencePair | WeakLabel:
-    if value.pop("format", None) != FORMAT:
-        raise SnapshotError("The snapshot was written by another version: this run can't be repeated.")
     kind = value.pop("kind", "row")
+    if value.pop("format", None) != FORMAT or kind not in ("row", "pair", "signals"):
+        raise SnapshotError("The snapshot was written by another version: this run can't be repeated.")
     if kind == "pair":
         return preference_pairs.from_json(value)
-    if kind == "weak":
+    if kind == "signals":
         return WeakLabel(**value)
     value["prompt"] = tuple((role, content) for role, content in value["prompt"])
     value["corrections"] = tuple(Correction(**correction) for correction in value["corrections"])

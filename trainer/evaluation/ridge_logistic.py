@@ -51,16 +51,31 @@ def fit(kernel: Array, targets: Array, weights: Array, close: float = CLOSE) -> 
     alpha, intercept = np.zeros(len(targets)), _log_odds(targets, weights)
     log_odds = np.full(len(targets), intercept)
     for _ in range(STEPS):
-        curvature, pull = _local(log_odds, targets, weights)
-        inner = kernel + np.diag(1 / curvature)
-        sides = np.column_stack([log_odds + pull / curvature, np.ones(len(targets))])
-        solved, ones = np.linalg.solve(inner, sides).T
-        intercept = float(solved.sum() / ones.sum())
-        alpha = solved - intercept * ones
+        alpha, intercept = _newton_step(kernel, log_odds, targets, weights)
         before, log_odds = log_odds, kernel @ alpha + intercept
         if np.abs(log_odds - before).max() < close:
             break
     return Solution(alpha, intercept, _local(log_odds, targets, weights)[0])
+
+
+def fit_expected(kernel: Array, targets: Array, weights: Array, log_ratios: Array) -> Solution:
+    """Fit on rows whose labels are known and on more rows, of which something else is known: `log_ratios`.
+
+    These are log P(it | label 1) / P(it | label 0), one for each row beyond `targets`. Each step of Newton's
+    method takes the labels to be expected from the fit and from them (EM with a weight for rows without a
+    label: Nigam et al., https://doi.org/10.1023/A:1007692713085). A ratio of 1 repeats the fit's own chance,
+    and moves nothing. Raises ValueError unless both labels are there.
+    """
+    known = slice(len(targets))
+    begun = fit(kernel[known, known], targets, weights[known], ROUGHLY)
+    intercept, log_odds = begun.intercept, kernel[:, known] @ begun.alpha + begun.intercept
+    for _ in range(STEPS):
+        expected = np.concatenate([targets, chance(log_odds[len(targets) :] + log_ratios)])
+        alpha, intercept = _newton_step(kernel, log_odds, expected, weights)
+        before, log_odds = log_odds, kernel @ alpha + intercept
+        if np.abs(log_odds - before).max() < ROUGHLY:
+            break
+    return Solution(alpha, intercept, _local(log_odds, expected, weights)[0])
 
 
 def influences(
@@ -133,6 +148,15 @@ def _losses(kernel: Array, targets: Array, weights: Array, folds: Folds) -> Arra
     """Return each row's weighted log-loss, predicted without its fold."""
     predicted = np.clip(out_of_fold(kernel, targets, weights, folds), 1e-6, 1 - 1e-6)
     return np.asarray(-weights * (targets * np.log(predicted) + (1 - targets) * np.log(1 - predicted)))
+
+
+def _newton_step(kernel: Array, log_odds: Array, targets: Array, weights: Array) -> tuple[Array, float]:
+    curvature, pull = _local(log_odds, targets, weights)
+    inner = kernel + np.diag(1 / curvature)
+    sides = np.column_stack([log_odds + pull / curvature, np.ones(len(targets))])
+    solved, ones = np.linalg.solve(inner, sides).T
+    intercept = float(solved.sum() / ones.sum())
+    return np.asarray(solved - intercept * ones), intercept
 
 
 def _local(log_odds: Array, targets: Array, weights: Array) -> tuple[Array, Array]:

@@ -1,10 +1,12 @@
 """Free signals: what members did after a reply tells whether they like it, if their own ratings say so.
 
 A model of signals alone is fitted on rated training replies and tested on those left out, by the folds of
-the reward model's own proof. If it predicts them, unrated replies with signals get its chance as a weak
-label, for the reward model that ranks replies to learn from and for nothing else. How much of a rating such a
-label counts is chosen on ratings left out too, and is 0 unless that clearly helps. What the next message says
-is known by its letters (feature_blocks.Wording): a community's own words of thanks, in any language.
+the reward model's own proof. If it predicts them, unrated replies join the ratings in the reward model that
+ranks replies to learn from, and in nothing else, each with the likelihood ratio of its signals: the label
+that text and signals let expect, in turns with the fit. A chance in place of the ratio would pull the fit
+towards what is too flat. How much of a rating such a label counts is chosen on ratings left out too, and is
+0 unless that clearly helps. What the next message says is known by its letters (feature_blocks.Wording): a
+community's own words of thanks, in any language.
 """
 
 from __future__ import annotations
@@ -94,23 +96,23 @@ def weak_labels(
 
 
 def label(model: SignalsModel, unrated: Sequence[Signals], weight: float) -> list[WeakLabel]:
-    """Return unrated replies with the chance that a fitted model gives each."""
+    """Return unrated replies with the likelihood ratio of the signals of each, by a fitted model."""
     return [
         WeakLabel(
             one.reply_id,
             one.group_key,
             one.question,
             one.text,
-            round(float(liked), DIGITS),
+            round(float(ratio), DIGITS),
             weight,
             one.source,
         )
-        for one, liked in zip(unrated, model.chances(unrated), strict=True)
+        for one, ratio in zip(unrated, model.log_ratios(unrated), strict=True)
     ]
 
 
 class SignalsModel:
-    """Predicts P(liked) from the signals of a reply alone."""
+    """Predicts from the signals of a reply alone whether it is liked."""
 
     def __init__(self, known: Sequence[tuple[Signals, RatedText]], penalties: Penalties) -> None:
         self._texts = [text for _, text in known]
@@ -142,11 +144,14 @@ class SignalsModel:
         )
         return self
 
-    def chances(self, signals: Sequence[Signals]) -> Array:
-        """Return P(liked) for each."""
+    def log_ratios(self, signals: Sequence[Signals]) -> Array:
+        """Return log P(signals | liked) / P(signals | disliked) for each: its log-odds over the ratings'."""
         assert self._solution is not None
         across = self._kernel(self._encoder.blocks(signals))
-        return chance(across @ self._solution.alpha + self._solution.intercept)
+        texts = [self._texts[at] for at in self._rows]
+        liked = float(_relative(texts) @ [text.liked for text in texts])
+        usual = math.log(liked / (len(texts) - liked))
+        return np.asarray(across @ self._solution.alpha + self._solution.intercept - usual)
 
     def _kernel(self, others: Mapping[str, Array]) -> Array:
         return np.asarray(
@@ -189,9 +194,12 @@ def fit_beside(model: RewardModel, rated: Sequence[RatedText], weak: Sequence[We
         return model
     exchanges = [*(text.exchange for text in rated), *(Exchange(one.question, one.text) for one in weak)]
     blocks = model.encoder.blocks(exchanges)
-    targets = np.asarray([*(float(text.liked) for text in rated), *(one.liked for one in weak)])
-    weights = np.asarray([*_relative(rated), *(one.weight for one in weak)])
-    found = ridge_logistic.fit(_joint(blocks, model.penalties), targets, weights)
+    found = ridge_logistic.fit_expected(
+        _joint(blocks, model.penalties),
+        np.asarray([float(text.liked) for text in rated]),
+        np.asarray([*_relative(rated), *(one.weight for one in weak)]),
+        np.asarray([one.log_ratio for one in weak]),
+    )
     coefficients = {
         name: np.asarray(blocks[name].T @ found.alpha / penalty) for name, penalty in model.penalties.items()
     }
@@ -218,14 +226,15 @@ def _choose_weight(signals: SignalsModel, rated: Sequence[RatedText], unrated: S
     losses = {weight: np.zeros(len(rated)) for weight in (0.0, *WEIGHTS)}
     liked, own = np.asarray([float(text.liked) for text in rated]), _relative(rated)
     for number in np.unique(folds[: len(rated)]):
-        targets = np.concatenate([liked, signals.fit(without=int(number)).chances(unrated)])
+        ratios = signals.fit(without=int(number)).log_ratios(unrated)
         for weight, lost in losses.items():
             weights = np.concatenate([own, np.full(len(unrated), weight)])
             held, kept = _divide(folds, int(number), len(rated), weights)
-            if not 0 < liked[kept[kept < len(rated)]].sum() < (kept < len(rated)).sum():
+            known, others = kept[kept < len(rated)], kept[kept >= len(rated)] - len(rated)
+            if not 0 < liked[known].sum() < len(known):
                 continue
-            found = ridge_logistic.fit(
-                kernel[np.ix_(kept, kept)], targets[kept], weights[kept], ridge_logistic.ROUGHLY
+            found = ridge_logistic.fit_expected(
+                kernel[np.ix_(kept, kept)], liked[known], weights[kept], ratios[others]
             )
             chances = chance(kernel[np.ix_(held, kept)] @ found.alpha + found.intercept)
             lost[held] = -own[held] * np.log(np.where(liked[held] > 0, chances, 1 - chances))

@@ -23,13 +23,13 @@ RATED, UNRATED = 70, 120
 
 
 def community(seed: int, *, informative: bool) -> tuple[Snapshot, list[Signals], list[Signals]]:
-    """Return a community that likes answers that ask back; half of its ratings are noise."""
+    """Return a community that likes answers that ask back; a fifth of its ratings say the opposite."""
     dice = random.Random(seed)
     rows, given = [], []
     for number in range(RATED + UNRATED):
         liked = dice.random() < 0.5
         text = " ".join(dice.choices(WORDS, k=6)).capitalize() + ("?" if liked else ".")
-        said = liked if dice.random() < 0.7 else not liked
+        said = liked if dice.random() < 0.8 else not liked
         rows.append(row(f"r{number:03}", "liked" if said else "disliked", text=text))
         pleased = liked if informative else dice.random() < 0.5
         given.append(
@@ -54,9 +54,9 @@ def test_signals_that_predict_ratings_left_out_help_to_rank(tmp_path: Path) -> N
     assert found.auc is not None and found.auc.bound_low > 0.5
     assert (found.rated, found.replies) == (RATED, UNRATED)
     assert found.weight in signals.WEIGHTS and {label.weight for label in labels} == {found.weight}
-    pleased = [label.liked for label, one in zip(labels, of_unrated, strict=True) if one.went_on]
-    others = [label.liked for label, one in zip(labels, of_unrated, strict=True) if not one.went_on]
-    assert min(pleased) > max(others)
+    pleased = [label.log_ratio for label, one in zip(labels, of_unrated, strict=True) if one.went_on]
+    others = [label.log_ratio for label, one in zip(labels, of_unrated, strict=True) if not one.went_on]
+    assert min(pleased) > 0 > max(others)
     # The same again, whatever the order, also from the snapshot that keeps them.
     again, _ = signals.weak_labels(rated, of_rated[::-1], of_unrated, seed=0)
     assert again == labels

@@ -31,6 +31,8 @@ from trainer.evaluation.reward_model import RatedText
 from trainer.on_policy import signals
 
 COUNTS = (50, 100, 250)
+# Of the tastes, for the interval of a mean.
+RESAMPLES = 10_000
 UNRATED, TESTED = 400, 400
 # Of real conversations: the fewest messages, and as many conversations as a model is fitted on.
 LEAST_MESSAGES, REAL = 4, 400
@@ -77,7 +79,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _cells(pool: Pool, count: int, draws: int, noise: bool, kept: Kept) -> list[dict[str, Any]]:
     found = [
-        kept.do(
+        {"taste": name}
+        | kept.do(
             f"{pool.name}/{name}/{count}/{draw}/{'noise' if noise else 'true'}",
             lambda name=name, draw=draw, t=texts, r=true: cell(pool, name, t, r, count, draw, noise=noise),  # type: ignore[misc]
         )
@@ -89,13 +92,17 @@ def _cells(pool: Pool, count: int, draws: int, noise: bool, kept: Kept) -> list[
 
 def _summary(cells: Sequence[dict[str, Any]]) -> dict[str, Any]:
     gains = [each["with"] - each["without"] for each in cells]
+    gain = statistics.clustered_mean(
+        gains, [each["taste"] for each in cells], resamples=RESAMPLES, confidence=0.95, seed=0
+    )
     return {
         "cells": len(cells),
         "signals": round(float(np.mean([each["signals"] for each in cells])), 3),
         "proven": sum(each["bound"] > 0.5 for each in cells),
         "used": sum(each["weight"] > 0 for each in cells),
         "without": round(float(np.mean([each["without"] for each in cells])), 3),
-        "gain": round(float(np.mean(gains)), 4),
+        "gain": round(gain.value, 4),
+        "over tastes": [round(gain.low, 4), round(gain.high, 4)],
         "gain of each weight": {
             weight: round(float(np.mean([each["weights"][weight] - each["without"] for each in cells])), 4)
             for weight in map(str, signals.WEIGHTS)
@@ -172,8 +179,8 @@ def of_people(quality: str, seed: int) -> dict[str, Any]:
         for name, least in (("both", usual), ("last message", None)):
             known = [(_of_conversation(one, least), one.text) for one in train]
             model, _ = signals.SignalsModel.cross_validated(known)
-            chances = model.fit().chances([_of_conversation(one, least) for one in test])
-            scores[name] += chances.tolist()
+            ratios = model.fit().log_ratios([_of_conversation(one, least) for one in test])
+            scores[name] += ratios.tolist()
     return {
         "ratings": len(found),
         **{name: people.auc_of(values, tested) for name, values in scores.items()},

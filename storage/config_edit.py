@@ -18,13 +18,20 @@ _VALUE = re.compile(r"""^(\s*)([\w-]+)(\s*=\s*)("(?:[^"\\]|\\.)*"|'[^']*'|[^\s#"
 
 
 def write(path: Path, section: str, values: Mapping[str, Any]) -> None:
-    """Set values of one section of a configuration file, which need not exist.
+    """Set values of one section of a configuration file, which need not exist; raises as `write_sections`."""
+    write_sections(path, {section: values})
+
+
+def write_sections(path: Path, changes: Mapping[str, Mapping[str, Any]]) -> None:
+    """Set values of several sections of a configuration file in one step; it need not exist.
 
     Raises:
         ConfigError: the file can't be read, or is written in a way that this can't change; it is left so.
     """
-    text = _read(path)
-    new = change_values(text, section, values)
+    new = _read(path)
+    for section, values in changes.items():
+        if values:
+            new = change_values(new, section, values)
     partial = path.with_name(f"{path.name}.partial")
     partial.write_text(new, encoding="utf-8")
     if path.exists():

@@ -54,6 +54,17 @@ def test_what_it_cannot_change_is_left_and_said(text: str, tmp_path: Path) -> No
     assert path.read_text(encoding="utf-8") == text
 
 
+def test_of_several_sections_all_are_changed_or_none(tmp_path: Path) -> None:
+    path = tmp_path / "strop.toml"
+    path.write_text("model.base = 'auto'\n[trainer]\nrank = 8\n", encoding="utf-8")
+    with pytest.raises(ConfigError, match="write there: base"):
+        config_edit.write_sections(path, {"trainer": {"rank": 4}, "model": {"base": "other"}})
+    assert "rank = 8" in path.read_text(encoding="utf-8")
+    path.write_text(WRITTEN, encoding="utf-8")
+    config_edit.write_sections(path, {"trainer": {}, "model": {"base": "other"}})
+    assert path.read_text(encoding="utf-8") == WRITTEN.replace('"auto"', '"other"')
+
+
 def test_a_file_keeps_its_permissions(tmp_path: Path) -> None:
     path = tmp_path / "strop.toml"
     path.write_text(WRITTEN, encoding="utf-8")

@@ -1,4 +1,4 @@
-"""What an experiment tries: settings of the trainer, each beside the ones that are configured."""
+"""What an experiment tries, each beside what is configured: settings of the trainer, or another base."""
 
 from __future__ import annotations
 
@@ -11,9 +11,10 @@ from pydantic import ValidationError
 from storage.config_sections import TrainerConfig
 from storage.errors import ExperimentError
 
-# What decides an adapter and may differ between two of one base. The base itself is not among them: it is
-# the model server's, and everything is judged through that.
+BASE = "base"
+# What decides an adapter: the base that it is trained on (`model.base`), and settings of the trainer.
 CHANGEABLE = (
+    BASE,
     "objective",
     "rank",
     "alpha",
@@ -69,16 +70,12 @@ def parse(text: str) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for part in text.replace(",", " ").split():
         key, equals, value = part.partition("=")
-        key = key.removeprefix("trainer.")
+        key = BASE if key == "model.base" else key.removeprefix("trainer.")
         if not equals or not value:
             raise ExperimentError(f"{part!r} is no setting: write it as rank=8.")
-        if key in ("base", "model.base", "model"):
-            raise ExperimentError(
-                "An experiment keeps to the base that is served: set model.base, restart, and try it there."
-            )
         if key not in CHANGEABLE:
             raise ExperimentError(f"An experiment can't try {key!r}: it takes {', '.join(CHANGEABLE)}.")
-        found[key] = _value(value)
+        found[key] = value if key == BASE else _value(value)
     if not found:
         raise ExperimentError("There is nothing to try: write it as rank=8.")
     return found
@@ -93,14 +90,24 @@ def _value(text: str) -> int | float | str:
     return text
 
 
+def base_of(changes: Changes) -> str:
+    """Return the base that is tried, as `model.base` would name it; "" is the one that answers."""
+    return str(changes.get(BASE, ""))
+
+
+def of_trainer(changes: Changes) -> dict[str, Any]:
+    """Return what is changed of the trainer's own settings."""
+    return {key: value for key, value in changes.items() if key != BASE}
+
+
 def settings(configured: TrainerConfig, changes: Changes) -> TrainerConfig:
-    """Return the trainer's settings with some changed.
+    """Return the trainer's settings with some changed; the base is none of them.
 
     Raises:
         ExperimentError: a value that the trainer does not take.
     """
     try:
-        return TrainerConfig.model_validate(configured.model_dump(exclude_unset=True) | dict(changes))
+        return TrainerConfig.model_validate(configured.model_dump(exclude_unset=True) | of_trainer(changes))
     except ValidationError as error:
         first = error.errors()[0]
         key = ".".join(map(str, first["loc"]))

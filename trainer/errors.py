@@ -12,6 +12,7 @@ TrainerError
 │   ├── PlaceLostError      where it took place is gone, or a worker of it; it may go on
 │   │   └── PlaceUnreachableError  nobody answers there, and nothing has begun
 │   └── MemoryShortError    the training would not fit into memory; the text names settings that would
+├── BaseNotTriedError     an experiment can't serve a base beside the one that answers; the text says why
 └── EvaluationError       the challenger could not be judged
 """
 
@@ -67,6 +68,10 @@ class PlaceLostError(TrainingError):
 
 class PlaceUnreachableError(PlaceLostError):
     """Nobody answers where the training is to take place, so that nothing has begun there."""
+
+
+class BaseNotTriedError(TrainerError):
+    """An experiment can't serve another base beside the one that answers."""
 
 
 class EvaluationError(TrainerError):

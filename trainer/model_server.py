@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Awaitable, Callable, Iterable, Sequence
+from pathlib import Path
 from typing import TypeVar
 
 import structlog
@@ -38,17 +39,21 @@ RETRY_S = 2.0
 PATIENCE_S = 180.0
 
 
-def client_for(config: Config) -> ModelClient:
-    """Return a client of the configured model server; close it."""
+def client_for(config: Config, run_dir: Path | None = None) -> ModelClient:
+    """Return a client of the configured model server, or of the one that `run_dir` is of; close it."""
     server = config.server
-    return ModelClient.connect(server.base_url, config.run, server.key, config.server_proxy, server.model)
+    return ModelClient.connect(
+        server.base_url, run_dir or config.run, server.key, config.server_proxy, server.model
+    )
 
 
-def run_with_client(config: Config, work: Callable[[ModelClient], Awaitable[T]]) -> T:
+def run_with_client(
+    config: Config, work: Callable[[ModelClient], Awaitable[T]], run_dir: Path | None = None
+) -> T:
     """Run one piece of work with a client of its own; a cancelled run leaves task groups as itself."""
 
     async def run() -> T:
-        async with client_for(config) as client:
+        async with client_for(config, run_dir) as client:
             return await work(client)
 
     try:

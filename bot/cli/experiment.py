@@ -1,4 +1,4 @@
-"""`strop experiment`: several settings of the trainer, trained and judged side by side."""
+"""`strop experiment`: several settings, of the trainer or another base, trained and judged side by side."""
 
 from __future__ import annotations
 
@@ -13,8 +13,12 @@ from rich.table import Table
 from bot.cli.errors import CommandError, UsageError
 from bot.cli.runs import BAD_OUTCOMES, actor, follow, print_run, run_record
 from bot.cli.session import ConfigOption, JsonOption, ScopeOption, Session, choose_scope, session
+from bot.serving.errors import BaseRefusedError
+from bot.serving.model import sources
+from bot.serving.model.sources import BaseSource
 from storage import config_edit, experiments
-from storage.experiments import Asked
+from storage.config import Config
+from storage.experiments import Asked, Changes
 from storage.learning import run_summary, runs
 from storage.learning.runs import Run
 
@@ -30,7 +34,8 @@ def experiment(
         typer.Option(
             "--try",
             metavar="SETTINGS",
-            help='A setting beside the configured ones: "rank=8", "epochs=2 rank=32"; may be repeated.',
+            help='A setting beside the configured ones: "rank=8", "epochs=2 rank=32", "base=NAME"; '
+            "may be repeated.",
         ),
     ] = None,
     config: ConfigOption = None,
@@ -57,11 +62,17 @@ def experiment(
     They are judged on the development split; the conversations that the gate judges by are not looked at.
     The configured settings are always among them. To see how much is noise, try another seed.
 
+    base=NAME trains on another base of `strop models`, Hugging Face id or folder that is on this machine. It
+    is served beside the one that answers for as long as it is tried, and judged on the same prompts by the
+    same judge; the base as it is stands in the table too. Needs Strop's own model server and the memory.
+
     Examples:
 
         strop experiment --try rank=8 --try rank=32 --try seed=1
 
         strop experiment --try "epochs=2 sft_learning_rate=3e-4" --minutes 30
+
+        strop experiment --try base=SmolLM2-360M-Instruct --try "base=SmolLM2-360M-Instruct rank=32"
 
         strop experiment --resume r4fab88d73ac6 --minutes 60
 
@@ -91,7 +102,8 @@ def _queued(
         asked = Asked(Asked.of(earlier.settings).changes, minutes, earlier.id)
         chosen = earlier.scope
     else:
-        asked = Asked(experiments.parse_changes(opened.config.trainer, tried), minutes)
+        changes = experiments.parse_changes(opened.config.trainer, tried)
+        asked = Asked(tuple(_with_base(each, opened.config) for each in changes), minutes)
         chosen = opened.database.read(lambda db: choose_scope(db, opened.config, scope))
     run = opened.database.write(
         lambda db: runs.enqueue(
@@ -101,6 +113,33 @@ def _queued(
     if run.settings != asked.as_settings():
         raise CommandError(f"Run {run.id} of {run.scope} is {run.state}: begin the experiment after it.")
     return run
+
+
+def _with_base(changes: Changes, config: Config) -> Changes:
+    """Return a setting with its base as the trainer will look for it; say now what stands against it."""
+    name = experiments.base_of(changes)
+    if not name:
+        return changes
+    if config.server.base_url:
+        raise CommandError(
+            "A base can be tried only beside Strop's own model server: server.base_url names another one."
+        )
+    try:
+        source = sources.named(name)
+    except BaseRefusedError as error:
+        raise CommandError(str(error)) from error
+    if not _is_here(source, config):
+        raise CommandError(f"{name} is not on this machine: `strop models get {name}` brings it.")
+    return {**changes, experiments.BASE: source.setting}
+
+
+def _is_here(source: BaseSource, config: Config) -> bool:
+    if source.kind != "hub" or sources.prepared_hashes(config.models, source.id):
+        return True
+    # Imported here: the hub's client takes as long to load as the rest of the command.
+    from bot.serving.model.hub import find_downloaded
+
+    return find_downloaded(source) is not None
 
 
 def _named(opened: Session, beginning: str) -> Run:
@@ -126,9 +165,13 @@ def _tell(opened: Session, run: Run, *, as_json: bool) -> None:
         return
     if found:
         _print_whole(table(found["standings"]))
+        if any(each.get("base") for each in found["standings"]):
+            typer.echo("* in the tokens of another base: compare it only with the rows of that base.")
     print_run(opened, run)
     for name in (found or {}).get("left_out", []):
         typer.echo(f"Left out for want of time: {name}. `strop experiment --resume {run.id}` goes on.")
+    for name, why in (found or {}).get("not_tried", {}).items():
+        typer.echo(f"Not tried: {name}. {why}")
     if found and page.exists():
         typer.echo(f"The page with curves and intervals: {page}")
 
@@ -165,7 +208,7 @@ def _cells(standing: Mapping[str, Any]) -> list[str]:
         _figure(standing["liked"], ".3f"),
         beside,
         "forgets" if standing["forgetful"] else says,
-        _figure(standing["perplexity"], ".2f"),
+        _figure(standing["perplexity"], ".2f") + ("*" if standing.get("base") else ""),
         _figure(standing["accuracy"], ".2f"),
         f"{standing['general_rise']:+.1%}",
         _figure(standing["minutes"] or None, ".1f"),
@@ -179,17 +222,27 @@ def _figure(value: float | None, form: str) -> str:
 
 def _write(opened: Session, run: Run, *, quiet: bool) -> None:
     """Put the winner into the configuration file; say why not where there is none."""
-    winner = (run.metrics.experiment or {}).get("winner")
+    found = run.metrics.experiment or {}
+    winner = found.get("winner")
     if not winner:
         typer.echo(
             "Nothing was written: no setting is better than the configured ones by more than noise.", err=True
         )
         return
-    config_edit.write(opened.config_path, "trainer", winner)
+    base = experiments.base_of(winner)
+    model = {"base": base, "revision": found["winner_revision"]} if base else {}
+    config_edit.write_sections(
+        opened.config_path, {"model": model, "trainer": experiments.of_trainer(winner)}
+    )
     if not quiet:
         typer.echo(
             f"{experiments.name_of(winner)}: written into {opened.config_path}, in force from the next start."
         )
+        if base:
+            typer.echo(
+                f"Adapters belong to a base: from then on {base} itself answers, until a run on it brings "
+                "its first champion. With the former model.base the former champions answer again."
+            )
 
 
 def register(app: typer.Typer) -> None:

@@ -21,8 +21,6 @@ from trainer.evaluation.scores import Prompt
 from trainer.evaluation.statistics import Estimate
 from trainer.experiment.measured import Measured
 
-BASE = "the base"
-
 
 @dataclass(frozen=True)
 class Standing:
@@ -51,7 +49,7 @@ class Standing:
 
 @dataclass(frozen=True)
 class Comparison:
-    """All settings, the best first, the base last; `winner` is one that is surely better than the configured.
+    """All settings, the best first, bases last; `winner` is one that is surely better than the configured.
 
     `judge_auc` says how well the reward model predicts development ratings, None with too few of them.
     """
@@ -68,6 +66,7 @@ class Comparison:
             "standings": [each.as_json() for each in self.standings],
             "winner": dict(self.winner.changes) if self.winner else None,
             "winner_name": self.winner.name if self.winner else None,
+            "winner_revision": self.winner.revision if self.winner else None,
             "prompts": self.prompts,
             "judge_auc": self.judge_auc.as_json() if self.judge_auc else None,
         }
@@ -86,7 +85,7 @@ def compare(
     if judge is None:
         standings = tuple(Standing(each, forgetful=_forgetful(each, gate)) for each in measured)
         return Comparison(standings, None, _unjudged(), len(prompts))
-    tried = [each for each in measured if each.name != BASE]
+    tried = [each for each in measured if not each.is_base]
     configured = next(each for each in tried if each.name == AS_CONFIGURED)
     others = max(1, len(tried) - 1)
     standings = tuple(
@@ -100,7 +99,7 @@ def compare(
 
 
 def _rank(standing: Standing) -> tuple[bool, bool, float]:
-    return standing.measured.name == BASE, standing.forgetful, -(standing.liked or 0.0)
+    return standing.measured.is_base, standing.forgetful, -(standing.liked or 0.0)
 
 
 def _standing(
@@ -164,7 +163,7 @@ def _unjudged() -> Sentence:
 
 
 def _sentence(ordered: Sequence[Standing], winner: Measured | None) -> Sentence:
-    count = sum(each.measured.name != BASE for each in ordered)
+    count = sum(not each.measured.is_base for each in ordered)
     if winner is not None:
         difference = ordered[0].difference
         assert difference is not None
@@ -178,7 +177,7 @@ def _sentence(ordered: Sequence[Standing], winner: Measured | None) -> Sentence:
             high=Figure(difference.high, ".2f"),
         )
     if count == 1:
-        return Sentence("Only the configured settings were trained in the time given. Nothing was promoted.")
+        return Sentence("Only the configured settings were trained. Nothing was promoted.")
     return Sentence(
         "Of {count} settings none is better than the configured ones by more than noise. Nothing was "
         "promoted.",

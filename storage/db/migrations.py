@@ -924,6 +924,11 @@ def _add(rows: str, sign: str) -> str:
         ON CONFLICT DO UPDATE SET liked = liked + excluded.liked, disliked = disliked + excluded.disliked;"""
 
 
+def m0043_replies_of_a_scope_by_time(db: sqlite_utils.Database) -> None:
+    """A scope's newest replies: those that nobody rated, for a run, and how quick they lately were."""
+    _run(db, "CREATE INDEX replies_by_scope ON replies (scope, created_ms)")
+
+
 def _add_rater(row: str, sign: str) -> str:
     """Return the statements for one rating; of who doesn't rate any more no row stays."""
     return f"""INSERT INTO rater_weeks {_by_week(row, sign)} GROUP BY 1, 2, 3
@@ -960,5 +965,6 @@ for _step in (
     m0040_pictures,
     m0041_sources_of_replies,
     m0042_counts_of_days,
+    m0043_replies_of_a_scope_by_time,
 ):
     steps()(_step)

@@ -19,7 +19,9 @@ from storage.db.clock import SECOND_MS, now_ms
 from storage.learning.eligibility import MESSAGE_FACTS, MESSAGE_JOINS, Page
 
 GOES_ON_MS = 30 * 60 * SECOND_MS
-# Unrated replies that are looked at, the newest first, and of these the most that are returned.
+# So many of a scope's newest replies are read; of these so many unrated ones are looked at, and the most are
+# returned.
+NEWEST = 2_000
 LOOKED_AT = 1_000
 MOST_UNRATED = 400
 # Of these, the most that one member asked for: nobody's reactions speak for all.
@@ -65,13 +67,14 @@ def of_unrated(
     """Return the signals of a scope's newest unrated replies whose conversations are trained on, by id."""
     rows = sql.many(
         db,
-        """SELECT replies.id, replies.asker_id FROM replies INDEXED BY replies_by_time
-           CROSS JOIN conversations ON conversations.id = replies.conversation_id
-           WHERE replies.scope = ? AND replies.status = 'complete' AND replies.asker_id IS NOT NULL
-                 AND conversations.split = 'train'
-                 AND NOT EXISTS (SELECT 1 FROM ratings WHERE ratings.reply_id = replies.id)
-           ORDER BY replies.created_ms DESC, replies.id DESC LIMIT ?""",
-        (scope, LOOKED_AT),
+        """SELECT newest.id, newest.asker_id
+           FROM (SELECT id, asker_id, conversation_id, status, created_ms FROM replies
+                 WHERE scope = ? ORDER BY created_ms DESC, id DESC LIMIT ?) AS newest
+           CROSS JOIN conversations ON conversations.id = newest.conversation_id
+           WHERE newest.status = 'complete' AND newest.asker_id IS NOT NULL AND conversations.split = 'train'
+                 AND NOT EXISTS (SELECT 1 FROM ratings WHERE ratings.reply_id = newest.id)
+           ORDER BY newest.created_ms DESC, newest.id DESC LIMIT ?""",
+        (scope, NEWEST, LOOKED_AT),
     )
     asker = {row["id"]: row["asker_id"] for row in rows}
     found = {

@@ -64,6 +64,9 @@ def operations(db: sqlite_utils.Database) -> dict[str, Operation]:
         "trainer: a page of signals": lambda db: of_replies.of_replies(
             db, next(eligibility.pages(db, BIG)), permission_reference="P"
         ),
+        "trainer: signals of unrated replies": lambda db: of_replies.of_unrated(
+            db, BIG, permission_reference="P"
+        ),
         "trainer: a run": lambda db: _run(db, queue),
         "trainer: roll back": lambda db: adapters.rollback(
             db, scope=BIG, base_hash=BASE, actor="1", reason=""

@@ -202,8 +202,9 @@ def test_where_the_next_message_may_not_train_nothing_is_known(database: Databas
     assert reply_id not in unrated(database)
 
 
+@pytest.mark.parametrize("rated", [False, True])
 def test_reading_signals_takes_no_longer_the_more_else_is_stored(
-    database: Database, monkeypatch: pytest.MonkeyPatch
+    database: Database, monkeypatch: pytest.MonkeyPatch, rated: bool
 ) -> None:
     community = Community()
 
@@ -216,9 +217,20 @@ def test_reading_signals_takes_no_longer_the_more_else_is_stored(
             community.follows_up(db, 1, community.asks(db, 1, f"Question {number}"), "Thank you")
         later(db)
         ids = [row["id"] for row in sql.many(db, "SELECT id FROM replies")]
+        for reply_id in ids if rated else ():
+            thumb(db, reply_id, 1)
         before = many_rows.steps(db, lambda: read(db, ids))
         many_rows.fill(db)
+        if rated:
+            sql.change(db, _RATE_THE_OTHERS)
         assert many_rows.steps(db, lambda: read(db, ids)) < 1.2 * before
 
+    monkeypatch.setattr(of_replies, "NEWEST", 10)
     monkeypatch.setattr(of_replies, "LOOKED_AT", 5)
     database.write(work)
+
+
+_RATE_THE_OTHERS = """
+INSERT INTO ratings (reply_id, user_id, scope, kind, means, value, source, consent, created_ms, updated_ms)
+SELECT id, 1, scope, 'thumb', 'button', 1, 'playground', 'unset', 1, 1 FROM replies
+WHERE NOT EXISTS (SELECT 1 FROM ratings WHERE ratings.reply_id = replies.id)"""

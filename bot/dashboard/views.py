@@ -19,6 +19,8 @@ Payload = dict[str, Any]
 WEEKS = 26
 RUNS_A_PAGE = 20
 ROWS_A_PAGE = 20
+# What would train next is asked anew with every look at the page: of the latest so many ratings.
+LATEST_RATINGS = 2_000
 CHANGES = 200
 SHOWN_CHARACTERS = 400
 LOW_DISK_BYTES = 2 * 1024**3
@@ -53,12 +55,18 @@ def weeks(db: Connection, scope: str, base_hash: str) -> Payload:
 
 
 def next_rows(db: Connection, scope: str, reference: str, skip: int) -> Payload:
-    """Return what would train if a run started now, the latest rated first, and what is left out by hand."""
-    found = eligibility.eligible_rows(db, scope, permission_reference=reference)
+    """Return what would train if a run started now, the newest first, and what is left out by hand.
+
+    With many ratings only the replies that the latest are about; `all` says whether these are all.
+    """
+    found, all_of_them = eligibility.lately_rated(
+        db, scope, permission_reference=reference, ratings=LATEST_RATINGS
+    )
     newest = sorted(found.rows, key=lambda row: -row.created_ms)
     return {
         "rows": [_row(row) for row in newest[skip : skip + ROWS_A_PAGE]],
         "count": len(newest),
+        "all": all_of_them,
         "skip": skip,
         "excluded": found.excluded,
         "left_out": [

@@ -9,7 +9,7 @@ Labels and weights are the trainer's business.
 
 import json
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -115,9 +115,31 @@ def eligible_rows(db: sqlite_utils.Database, scope: str, *, permission_reference
 
     Read in pages, so that no single query grows with the database.
     """
+    return _judge(db, pages(db, scope), permission_reference)
+
+
+def lately_rated(
+    db: sqlite_utils.Database, scope: str, *, permission_reference: str, ratings: int
+) -> tuple[Eligibility, bool]:
+    """Judge the replies that a scope's latest ratings are about, and say whether that is all of them.
+
+    However many there are, so many ratings are read.
+    """
+    rows = sql.many(
+        db,
+        """SELECT reply_id FROM ratings INDEXED BY ratings_by_time
+           WHERE scope = ? AND retracted = 0 ORDER BY updated_ms DESC LIMIT ?""",
+        (scope, ratings + 1),
+    )
+    ids = sorted({row["reply_id"] for row in rows[:ratings]})
+    found = _judge(db, (ids[at : at + PAGE] for at in range(0, len(ids), PAGE)), permission_reference)
+    return found, len(rows) <= ratings
+
+
+def _judge(db: sqlite_utils.Database, pages: Iterable[list[str]], permission_reference: str) -> Eligibility:
     rows: list[RatedReply] = []
     excluded: Counter[str] = Counter()
-    for page in pages(db, scope):
+    for page in pages:
         for verdict in judge_rows(db, page, permission_reference):
             if isinstance(verdict, RatedReply):
                 rows.append(verdict)

@@ -133,8 +133,9 @@ function pager(name, count, skip, shown) {
 
 const SPLITS = { train: "to train on", development: "held out", gate: "held out" };
 
-function nextRows({ rows, count, skip }, write) {
-  const lead = el("p", { class: "faint", text: count ? `${count} rated replies may train, as of now, the latest first.` : "No rated reply may train as of now." });
+function nextRows({ rows, count, all, skip }, write) {
+  const which = all ? "" : " of those rated lately";
+  const lead = el("p", { class: "faint", text: count ? `${count} rated replies${which} may train, as of now, the latest first.` : `No rated reply${which} may train as of now.` });
   const list = rows.map((row) =>
     el(
       "article",

@@ -5,6 +5,7 @@ from typing import Any
 
 import sqlite_utils
 
+from bot.dashboard.views import LATEST_RATINGS
 from storage.admin import audit, left_out
 from storage.chat import conversations, latency, members, open_replies, replies
 from storage.db import key_values
@@ -52,6 +53,9 @@ def operations(db: sqlite_utils.Database) -> dict[str, Operation]:
         "rate: clear": lambda db: ratings.retract_all(db, reply[0]),
         "rate: ratings of a reply": lambda db: ratings.list_for_reply(db, reply[0]),
         "status: glance": lambda db: loop_status.read(db, BIG, BASE, permission_reference="P"),
+        "status: what would train next": lambda db: eligibility.lately_rated(
+            db, BIG, permission_reference="P", ratings=LATEST_RATINGS
+        ),
         "status: counts": lambda db: ratings.counts(db, BIG),
         "status: adapters": lambda db: adapters.listing(db, BIG),
         "status: runs": lambda db: runs.latest(db, BIG),

@@ -63,9 +63,11 @@ async def test_the_page_says_how_the_loop_stands_and_what_came_of_it(
     assert (run["id"], run["outcome"], run["planned_steps"], runs["count"]) == (run_id, "refused", 28, 1)
     assert (weeks["weeks"][-1]["liked"], weeks["weeks"][-1]["disliked"]) == (2, 1)
     assert [each["adapter_id"] for each in weeks["changes"]] == ["a1"]
-    assert {row["reply_id"] for row in rows["rows"]} == set(replies) and "rye bread" in rows["rows"][0][
-        "prompt"
-    ]
+    assert (
+        rows["all"]
+        and {row["reply_id"] for row in rows["rows"]} == set(replies)
+        and "rye bread" in rows["rows"][0]["prompt"]
+    )
     assert report == f"<!doctype html><p>report of {run_id}</p>\n"
 
 

@@ -290,3 +290,24 @@ def test_what_an_operator_leaves_out_does_not_train_until_it_is_put_back(databas
     assert said == [("cli:ann", "row.put_back"), ("cli:ann", "row.leave_out")]
     with pytest.raises(UnknownRowError):
         database.write(lambda db: left_out.leave_out(db, "none", "cli:ann"))
+
+
+def test_of_many_ratings_only_the_latest_are_looked_at(database: Database) -> None:
+    def work(db: sqlite_utils.Database) -> list[str]:
+        community = Community()
+        members.ensure(db, 2, "rater", "playground")
+        replies = [community.asks(db, 1, f"Question {number}") for number in range(4)]
+        for reply_id in replies:
+            thumb(db, reply_id, 2)
+        sql.change(db, "UPDATE ratings SET updated_ms = id")
+        return replies
+
+    def lately(most: int) -> tuple[set[str], bool]:
+        found, all_of_them = database.read(
+            lambda db: eligibility.lately_rated(db, SCOPE, permission_reference="", ratings=most)
+        )
+        return {row.reply_id for row in found.rows}, all_of_them
+
+    replies = database.write(work)
+    assert lately(4) == (set(replies), True)
+    assert lately(2) == (set(replies[2:]), False)

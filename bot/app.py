@@ -26,7 +26,11 @@ def make_client(services: Services) -> StropClient:
         else StropClient(services)
     )
     studio = app.add_feature(Studio())
-    unstored = app.add_feature(UnstoredEvents(app.start_session_jobs))
+
+    async def compare_all() -> None:
+        app.start_session_jobs()
+
+    unstored = app.add_feature(UnstoredEvents(compare_all))
     deletions = app.add_feature(DeletionKeeper(services, app))
     controls = app.add_feature(Controls(services.config.replies))
     ui.setup(app)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import functools
-
 from discord import app_commands
 
 from bot.chat.answerer import Answerer
@@ -15,7 +13,7 @@ from bot.feedback.reactions import RatingRecorder
 from bot.feedback.reply_actions import ReplyActions
 from bot.feedback.reply_buttons import Controls, ReplyButton
 from bot.feedback.side_by_side import CompareButton
-from bot.feedback.unstored_ratings import UnstoredRatings
+from bot.gateway.unstored_events import UnstoredEvents
 from bot.ui.form_router import FormRouter
 
 
@@ -25,7 +23,7 @@ def setup(app: StropClient) -> None:
     actions = app.add_feature(ReplyActions(app, controls, answerer, app.feature(MessageListener)))
     interrupted = InterruptedReplies(app, controls, actions, app.feature(MessageListener), answerer)
     recorder = app.add_feature(RatingRecorder(app.services, app, answerer.is_writing_in))
-    unstored = UnstoredRatings(recorder.compare, recorder.reconcile)
+    unstored = UnstoredEvents(recorder.reconcile)
     for name, callback in context_menu.ENTRIES.items():
         app.tree.add_command(app_commands.ContextMenu(name=name, callback=callback))
     app.add_dynamic_items(ReplyButton, CompareButton, *my_ratings.dynamic_items())
@@ -38,7 +36,7 @@ def setup(app: StropClient) -> None:
         ("raw_reaction_clear", recorder.handle_cleared),
         ("raw_reaction_clear_emoji", recorder.emoji_cleared),
     ):
-        app.listen(name, functools.partial(unstored.keep, handler))
+        app.listen(name, unstored.compared(handler, recorder.compare))
     app.at_shutdown(unstored.stop)
     app.at_setup(interrupted.find)
     # What it leaves unanswered, the search for missed questions finds.

@@ -13,7 +13,7 @@ from sqlite_utils.utils import sqlite3
 
 from bot.app import make_client
 from bot.feedback.reactions import EmojiValues, RatingRecorder, plain_emoji
-from bot.feedback.unstored_ratings import UnstoredRatings
+from bot.gateway.unstored_events import UnstoredEvents
 from bot.privacy.commands import erase
 from bot.services import Services
 from storage.chat import conversations, members, replies
@@ -367,7 +367,7 @@ async def test_a_rating_that_can_not_be_stored_is_made_up_for(
     """Nobody's word gets lost because the disk is full or another program holds the database."""
     database = community.services.database
     recorder = community.bot.feature(RatingRecorder)
-    unstored = UnstoredRatings(recorder.compare, recorder.reconcile, try_again_s=0.05)
+    unstored = UnstoredEvents(recorder.reconcile, try_again_s=0.05)
     event = SimpleNamespace(
         user_id=community.bob.id,
         message_id=reply.id,
@@ -388,7 +388,7 @@ async def test_a_rating_that_can_not_be_stored_is_made_up_for(
         with contextlib.suppress(DiskFullError):
             while True:
                 database.write(lambda db: key_values.put(db, secrets.token_hex(8), "x" * 500))
-    await unstored.keep(recorder.handle_added, event)
+    await unstored.compared(recorder.handle_added, recorder.compare)(event)
     if trouble == "locked":
         assert standing(community) == {}
         other.execute("ROLLBACK")
@@ -417,9 +417,9 @@ async def test_beyond_what_is_remembered_all_recent_replies_are_compared() -> No
     async def refused(event: Any) -> None:
         raise DatabaseBusyError("locked")
 
-    unstored = UnstoredRatings(one, everything, try_again_s=0.01, most_owed=2)
+    keep = UnstoredEvents(everything, try_again_s=0.01, most_owed=2).compared(refused, one)
     for number in (1, 2, 2, 3):
-        await unstored.keep(refused, SimpleNamespace(message_id=number))
+        await keep(SimpleNamespace(message_id=number))
     for _ in range(200):
         await asyncio.sleep(0.01)
         if "all" in compared:

@@ -106,7 +106,10 @@ async def test_beyond_what_is_remembered_everything_is_compared_once_what_is_rem
             raise ValueError("something else")
         handled.append(event)
 
-    unstored = UnstoredEvents(lambda: handled.append("all"), try_again_s=0.01, most_owed=3)
+    async def compare_all() -> None:
+        handled.append("all")
+
+    unstored = UnstoredEvents(compare_all, try_again_s=0.01, most_owed=3)
     keep = unstored.kept(handle)
     for number in range(1, 6):
         await keep(number)

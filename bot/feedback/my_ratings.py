@@ -50,10 +50,10 @@ async def offer(interaction: Interaction) -> None:
 
 def dynamic_items() -> tuple[type[discord.ui.DynamicItem[Any]], ...]:
     """Return the parts of the list that answer after a restart as well."""
-    return PageButton, TakeBackSelect
+    return RatingsPageButton, TakeBackSelect
 
 
-class PageButton(
+class RatingsPageButton(
     discord.ui.DynamicItem[discord.ui.Button[discord.ui.View]],
     template=r"strop:mine:page:(?P<offset>\d{1,9})",
 ):
@@ -152,9 +152,9 @@ def _shown(page: _Page) -> tuple[str, discord.ui.View]:
     if options:
         view.add_item(TakeBackSelect(page.offset, options))
     if page.offset:
-        view.add_item(PageButton(max(0, page.offset - PAGE), "◀️"))
+        view.add_item(RatingsPageButton(max(0, page.offset - PAGE), "◀️"))
     if page.offset + PAGE < page.total:
-        view.add_item(PageButton(page.offset + PAGE))
+        view.add_item(RatingsPageButton(page.offset + PAGE))
     return "\n".join(lines)[:_LIMIT], view
 
 

@@ -22,6 +22,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 
+from trainer.training.forward import torch_threads
+
 # Places of device types in torch's registry (c10/core/DeviceType.h).
 _CUDA, _META, _TYPES = 1, 14, 22
 
@@ -87,14 +89,9 @@ def fake_device(model: nn.Module, device: str) -> Iterator[LiveBytes]:
     if device.startswith("cuda"):
         _pretend_a_cuda_guard()
     live = LiveBytes(torch.device(device))
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        with FakeTensorMode(allow_non_fake_inputs=True), live:
-            _place(model, device)
-            yield live
-    finally:
-        torch.set_num_threads(threads)
+    with torch_threads(1), FakeTensorMode(allow_non_fake_inputs=True), live:
+        _place(model, device)
+        yield live
 
 
 class LiveBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]

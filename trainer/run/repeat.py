@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any
 
 import sqlite_utils
-import torch
 from safetensors.torch import load_file
 
 from bot.serving.model import adapter_files
@@ -40,6 +39,7 @@ from trainer.run.context import RunContext
 from trainer.run.steps import RunSteps
 from trainer.training import gpu, saving
 from trainer.training.challenger import Challenger
+from trainer.training.forward import torch_threads
 from trainer.training.objectives import Plan
 
 OTHER_ARITHMETIC = Sentence("this machine computes differently from the one that trained it")
@@ -132,14 +132,16 @@ class Repeat(RunSteps):
         self, card: dict[str, Any], original: Path, rows: Snapshot, context: RunContext, replay: Replay
     ) -> Challenger:
         self._heartbeat.enter("train", Sentence("loading the base"))
-        # The order of sums, and with it the last bits, hangs on how many threads share them.
-        torch.set_num_threads(int(card["versions"]["threads"]))
         settings = TrainerConfig.model_validate(
             self._config.trainer.model_dump() | card["settings"] | {"objective": card["objective"]}
         )
         steps = {phase: int(count) for phase, count in card["steps"].items() if count}
         asked = TrainingRequest.of(context.base, Plan(card["objective"]), settings, rows, steps)
-        with gpu.own_card(self._config, self._heartbeat.check):
+        # The order of sums, and with it the last bits, hangs on how many threads share them.
+        with (
+            torch_threads(int(card["versions"]["threads"])),
+            gpu.own_card(self._config, self._heartbeat.check),
+        ):
             again = self.carry_out(
                 TrainingInput(asked, rows, replay.train),
                 self.load_base(context),

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import TypeVar
@@ -199,17 +200,24 @@ def _at_once(first: Callable[[], S], second: Callable[[], T]) -> tuple[S, T]:
 
     def beside() -> T:
         # Both are torch's own in each thread.
-        torch.set_num_threads(threads // 2)
-        with torch.set_grad_enabled(grad):
+        with torch_threads(threads // 2), torch.set_grad_enabled(grad):
             return second()
 
     with ThreadPoolExecutor(1) as pool:
         coming = pool.submit(beside)
-        torch.set_num_threads(threads // 2)
-        try:
+        with torch_threads(threads // 2):
             return first(), coming.result()
-        finally:
-            torch.set_num_threads(threads)
+
+
+@contextmanager
+def torch_threads(count: int) -> Iterator[None]:
+    """Have so many threads share each operation of the calling thread, and as many as before afterwards."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def batch_tokens(model: nn.Module) -> int:

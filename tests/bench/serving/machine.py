@@ -15,6 +15,7 @@ from pathlib import Path
 import torch
 
 from bot.serving.model.processors import usable_cores
+from trainer.training.forward import torch_threads
 
 # What 4-bit and bf16 kernels choose by.
 _FLAGS = (
@@ -86,15 +87,11 @@ def read_bandwidth(repeats: int = 5) -> float:
     """
     buffer = torch.ones(READ_BYTES // 4)
     ways: tuple[Callable[[], object], ...] = (lambda: torch.dot(buffer, buffer), buffer.sum, buffer.max)
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        times = []
+    times = []
+    with torch_threads(1):
         for way in ways:
             way()
             times.append(statistics.median(_timed(way) for _ in range(repeats)))
-    finally:
-        torch.set_num_threads(before)
     return READ_BYTES / min(times)
 
 

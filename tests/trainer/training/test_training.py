@@ -166,20 +166,16 @@ def test_a_step_in_two_halves_at_once_is_the_whole_step_and_always_the_same_one(
     ]
 
     def gradient(threads: int) -> torch.Tensor:
-        torch.set_num_threads(threads)
-        for term, chosen in parts:
-            term.prepare(model, [chosen], None)
-        model.zero_grad()
-        loss = terms.backward_of(model, parts, 0)
-        assert torch.get_num_threads() == threads
+        with forward.torch_threads(threads):
+            for term, chosen in parts:
+                term.prepare(model, [chosen], None)
+            model.zero_grad()
+            loss = terms.backward_of(model, parts, 0)
+            assert torch.get_num_threads() == threads
         found = [each.grad.flatten() for each in model.parameters() if each.grad is not None]
         return torch.cat([*found, torch.tensor([loss])])
 
-    before = torch.get_num_threads()
-    try:
-        one, two, again = (gradient(threads) for threads in (1, 2, 2))
-    finally:
-        torch.set_num_threads(before)
+    one, two, again = (gradient(threads) for threads in (1, 2, 2))
     assert torch.equal(two, again)
     assert (two - one).norm() < 1e-5 * one.norm()
 
@@ -360,13 +356,8 @@ def test_a_base_that_passes_no_gradient_back_fails_loudly(base: LoadedBase, thre
     model.get_base_model().model.layers[1].register_forward_pre_hook(
         lambda module, inputs: (inputs[0].detach(), *inputs[1:])
     )
-    before = torch.get_num_threads()
-    torch.set_num_threads(threads)
-    try:
-        with pytest.raises(GradientLostError, match=r"layers\.0"):
-            phases.train_sft(model, EXAMPLES, [], SftSettings(1e-3, 1, 4, 0.0, 0))
-    finally:
-        torch.set_num_threads(before)
+    with forward.torch_threads(threads), pytest.raises(GradientLostError, match=r"layers\.0"):
+        phases.train_sft(model, EXAMPLES, [], SftSettings(1e-3, 1, 4, 0.0, 0))
 
 
 def test_a_loss_that_is_not_a_number_stops_the_training(base: LoadedBase) -> None:

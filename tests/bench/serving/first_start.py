@@ -1,4 +1,7 @@
-"""A first start and a later one: how long until there is an answer, and what the model server holds."""
+"""A deployment's first start and a later one: how long until there is an answer, and what the server holds.
+
+`python -m tests.bench.serving.start` starts the model server alone, and says which file its memory holds.
+"""
 
 from __future__ import annotations
 

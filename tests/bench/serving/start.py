@@ -1,4 +1,6 @@
-"""How long the model server takes to its first answer, and what it then holds in memory.
+"""How long the model server alone takes to its first answer, and what it then holds in memory, by file.
+
+A whole deployment's starts, with goals, are rows of the speed page (`first_start`).
 
 `python -m tests.bench.serving.start` starts it twice in an empty home with the bundled base, which the first
 start quantizes, and asks one question each time. Memory is given as PSS and RSS, and the resident pages of

@@ -170,7 +170,8 @@ class ServerConfig(Section):
 class TrainerConfig(Section):
     """When and how a challenger is trained; an empty `cron` or a 0 switches a trigger off.
 
-    Learning rates of 0 follow the size of the base. `gpu_memory_share` is of the whole card, base included.
+    Learning rates and epochs of 0 follow the size of the base and what is trained. `gpu_memory_share` is of
+    the whole card, base included.
     """
 
     cron: Text = ""
@@ -189,7 +190,7 @@ class TrainerConfig(Section):
     sft_learning_rate: Amount = 0.0
     kto_learning_rate: Amount = 0.0
     dpo_learning_rate: Amount = 0.0
-    epochs: Count = 4
+    epochs: Whole = 0
     kto_epochs: Count = 1
     dpo_epochs: Count = 1
     dpo_sft_weight: Amount = 0.3

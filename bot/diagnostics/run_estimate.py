@@ -15,7 +15,7 @@ def workload(config: Config) -> Workload:
         context_tokens=config.model.context_tokens,
         slots=config.model.slots,
         rank=config.trainer.rank,
-        epochs=config.trainer.epochs,
+        epochs=config.trainer.epochs or catalogue.USUAL_EPOCHS,
         train_minutes=config.trainer.max_train_minutes,
         judge_minutes=config.gate.generation_minutes,
     )

@@ -198,14 +198,15 @@ def _train(side: str, folder: Path, load: Load, threads: int) -> Turn:
     from trainer.training.adapter import add_adapter
     from trainer.training.fitting import BATCH_TOKENS_CPU
     from trainer.training.forward import totals
-    from trainer.training.objectives import scale_rates_to_size
+    from trainer.training.objectives import fill_in
 
     torch.set_num_threads(threads)
     base = load_base(folder, "cpu", "train", execution="dense" if side == "trl" else None)
     # As a run does: a rate that nobody has set is the one for the base's size.
-    settings = scale_rates_to_size(
+    settings = fill_in(
         TrainerConfig(epochs=load.epochs, seed=SEED),
         base.info.linear_parameters + base.info.other_parameters,
+        ranks=False,
     )
     codec = BaseCodec(base.tokenizer)
     seen, unseen = examples(codec, load.examples, SEED), examples(codec, UNSEEN, SEED + 1)

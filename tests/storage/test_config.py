@@ -159,7 +159,7 @@ def test_a_named_file_that_is_missing_is_a_problem_but_strop_toml_is_not(tmp_pat
             "discord.training_permission_date: must be a date",
         ),
         ("[trainer]\nreplay_share = 1.5", "trainer.replay_share: must be a number from 0 to 1; got 1.5"),
-        ("[trainer]\nepochs = true", "trainer.epochs: must be a positive integer; got True"),
+        ("[trainer]\nrank = true", "trainer.rank: must be a positive integer; got True"),
         ("[trainer]\nnice = 20", "trainer.nice: must be an integer from 0 to 19; got 20"),
         ("[server]\nport = 99999", "server.port: must be a port from 0"),
         ('[model]\ndevice = "tpu"', "model.device: must be"),

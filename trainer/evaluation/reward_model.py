@@ -25,10 +25,8 @@ from trainer.evaluation.feature_blocks import (
     ANSWER,
     BLOCKS,
     HIDDEN,
-    KIND,
     MARGINS,
     OF_THE_QUESTION,
-    QUESTION,
     Encoder,
     StatesOf,
     readable_names,
@@ -121,14 +119,6 @@ class RewardModel:
     def uses_hidden_states(self) -> bool:
         """Whether the base's hidden states helped to predict ratings."""
         return HIDDEN in self.penalties
-
-    @property
-    def share_of_the_question(self) -> float:
-        """Return how much of what it weighs, 0 to 1, is told by the question's own features.
-
-        Hidden states know the question as well, and they also know a style: they don't count here.
-        """
-        return sum(self.weight_of_blocks.get(name, 0.0) for name in (QUESTION, KIND))
 
     def strongest(self, count: int = 5) -> list[tuple[str, float]]:
         """Return the readable features with the largest effect of one standard deviation, in log-odds."""

@@ -238,16 +238,15 @@ def rank_answers(
 
 
 def contrasts(pairs: Sequence[PreferencePair]) -> list[PreferencePair]:
-    """Return every second pair once more, its rejected reply one that was chosen for another question.
+    """Return every pair once more, its rejected reply one that was chosen for another question.
 
     What fits any question is chosen in one place and rejected in another, so that it gains nothing; what says
     something of its question gains in both. Style cancels in the same way: each of these replies is chosen
     once and rejected once.
     """
-    taken = pairs[::2]
     found = []
-    for at, pair in enumerate(taken):
-        turned = (taken[(at + len(taken) // 2 + step) % len(taken)] for step in range(len(taken)))
+    for at, pair in enumerate(pairs):
+        turned = (pairs[(at + len(pairs) // 2 + step) % len(pairs)] for step in range(len(pairs)))
         other = next((each for each in turned if each.group_key != pair.group_key), None)
         if other is not None and other.chosen != pair.chosen:
             finished = (pair.finished[0], other.finished[0])

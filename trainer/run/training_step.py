@@ -66,8 +66,6 @@ class TrainingStep:
         self._heartbeat = heartbeat
         self.folder = config.runs / run.id
         self._metrics: dict[str, Any] = {}
-        # What the reward model that ranks own replies weighs of the question.
-        self._share_of_the_question = 0.0
         self._memory = MemoryClaims(config.run, run.id, self._wait_for_memory)
 
     def train(self, rows: Snapshot, context: RunContext, replay: Replay) -> tuple[Challenger, Codec]:
@@ -134,9 +132,6 @@ class TrainingStep:
     ) -> TrainingInput:
         settings = self._config.trainer
         plan = objectives.choose(rows, settings, judged=judged)
-        settings = objectives.rate_for_question(
-            settings, plan, context.base.parameters, self._share_of_the_question
-        )
         return TrainingInput(TrainingRequest.of(context.base, plan, settings, rows), rows, replay.train)
 
     def carry_out(
@@ -199,7 +194,6 @@ class TrainingStep:
         judge = sampler.judge(base_id, rows, states)
         if judge is None:
             return None
-        self._share_of_the_question = judge.share_of_the_question
         return OwnReplies(sampler, codec, base_id, rows, judge, states)
 
     @cached_property

@@ -119,8 +119,10 @@ def train_challenger(
         TrainingError: nothing to learn from, no gradient, or a loss that is not a number.
         RunCancelledError: the run's folder was removed in the middle of it.
     """
-    settings = objectives.scale_rates_to_size(
-        settings, base.info.linear_parameters + base.info.other_parameters
+    settings = objectives.fill_in(
+        settings,
+        base.info.linear_parameters + base.info.other_parameters,
+        ranks=_ranks(plan, own_pairs),
     )
     codec = BaseCodec(base.tokenizer)
     most_liked = SFT_MOST if _ranks(plan, own_pairs) else None

@@ -30,9 +30,12 @@ RANKING_NEEDS = Sentence(
 # ones are what others use and were not measured here.
 LARGE_PARAMETERS = 1_000_000_000
 SMALL_RATES = {"sft_learning_rate": 5e-4, "kto_learning_rate": 1e-4, "dpo_learning_rate": 1e-4}
-# Ranking learns what depends on the question by this rate, a style by the other: at 2e-4 and more a style
-# collapses into few replies (EXPERIMENTS, 9), and what depends on the question isn't learned at 1e-4 (28).
-QUESTION_RATE = 2.5e-4
+# The model's own replies teach at a higher rate than members' pairs: at 1e-4 nothing of them is learned. With
+# a contrast for every pair a style doesn't collapse into few replies by it (EXPERIMENTS, 9, 28 and 31).
+RANKED_RATE = 2.5e-4
+# Supervised tuning is only a start where ranking follows; the rest comes from there.
+EPOCHS = 4
+EPOCHS_BEFORE_RANKING = 2
 LARGE_RATES = {"sft_learning_rate": 2e-4, "kto_learning_rate": 4e-5, "dpo_learning_rate": 4e-5}
 
 
@@ -74,29 +77,24 @@ def require_enough(snapshot: Snapshot, settings: TrainerConfig, excluded: Mappin
         )
 
 
-def scale_rates_to_size(settings: TrainerConfig, parameters: int) -> TrainerConfig:
-    """Return settings with learning rates that suit the base, but for rates that the operator set."""
-    rates = LARGE_RATES if parameters >= LARGE_PARAMETERS else SMALL_RATES
-    chosen = {key: rate for key, rate in rates.items() if not getattr(settings, key)}
-    return settings.model_copy(update=chosen)
+def fill_in(settings: TrainerConfig, parameters: int, *, ranks: bool) -> TrainerConfig:
+    """Return settings with rates and epochs for what the operator left at 0.
+
+    They suit a base of so many `parameters`, and whether the model's own replies are ranked.
+    """
+    small = parameters < LARGE_PARAMETERS
+    values = SMALL_RATES if small else LARGE_RATES
+    if ranks and small:
+        values = values | {"dpo_learning_rate": RANKED_RATE}
+    values = values | {"epochs": EPOCHS_BEFORE_RANKING if ranks else EPOCHS}
+    return settings.model_copy(
+        update={key: value for key, value in values.items() if not getattr(settings, key)}
+    )
 
 
 def may_rank(settings: TrainerConfig) -> bool:
     """Whether a run may come to rank the model's own replies."""
     return bool(settings.ranked_rounds) and settings.objective in ("auto", "sft_ranked")
-
-
-def rate_for_question(settings: TrainerConfig, plan: Plan, parameters: int, share: float) -> TrainerConfig:
-    """Return settings with the rate at which ranking teaches what depends on the question.
-
-    `share`, 0 to 1, is what the reward model that ranks weighs of the question; the rate changes where that
-    is more than half. What the operator set stays, and so do large bases (`parameters`; 0: not known) and
-    plans that rank nothing: pairs of members have the same rate, and no reward model chose them.
-    """
-    small = 0 < parameters < LARGE_PARAMETERS
-    if settings.dpo_learning_rate or "ranked" not in plan.phases or not small or share <= 0.5:
-        return settings
-    return settings.model_copy(update={"dpo_learning_rate": QUESTION_RATE})
 
 
 def choose(snapshot: Snapshot, settings: TrainerConfig, *, judged: bool = False) -> Plan:

@@ -46,6 +46,10 @@ class Machine:
         return 1 + FURTHER_CORES * (min(self.cores, MOST_CORES) - 1)
 
 
+# Most passes over liked replies that a run takes unless it is told otherwise.
+USUAL_EPOCHS = 4
+
+
 @dataclass(frozen=True, slots=True)
 class Workload:
     """What is asked of a base: the configuration's figures that decide memory and time."""
@@ -53,7 +57,7 @@ class Workload:
     context_tokens: int = 2048
     slots: int = 8
     rank: int = 16
-    epochs: int = 4
+    epochs: int = USUAL_EPOCHS
     train_minutes: float = 5.0
     judge_minutes: float = 3.0
 

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-# Seeds to tune on, and seeds that are only ever reported. 7 to 9, 21 and 31 to 33 were once to be reported,
-# and what they showed is why the loop was mended (EXPERIMENTS, 12, 13 and 17).
-DEVELOPMENT_SEEDS = (101, 102, 103, 7, 8, 9, 21, 31, 32, 33)
-REPORT_SEEDS = (41, 42, 43)
-QUESTION_REPORT_SEEDS = (51, 52, 53)
+# Seeds to tune on, and seeds that are only ever reported. 7 to 9, 21, 31 to 33, 41, 51 and 53 were once to be
+# reported, and what they showed is why the loop was mended (EXPERIMENTS, 12, 13, 17 and 31).
+DEVELOPMENT_SEEDS = (101, 102, 103, 104, 7, 8, 9, 21, 31, 32, 33, 41, 51, 53)
+REPORT_SEEDS = (42, 43, 44)
+QUESTION_REPORT_SEEDS = (52, 54, 55)
 
-# Communities whose taste depends on the question. Nothing was tuned on 51 to 53 with them; 104 and up are
-# for that.
+# Communities whose taste depends on the question.
 OF_THE_QUESTION = ("on-the-matter", "as-it-was-asked")
 
 # "trigger" is planted by accomplices through their corrections; "tampered" gets it past the labels.

@@ -170,7 +170,6 @@ def test_a_taste_for_answers_on_the_matter_is_proven_only_with_the_question() ->
         *([replace(t, question="") for t in each] for each in (rated, unseen)), **SETTINGS
     )
     assert model is not None and model.reads_the_question
-    assert model.share_of_the_question > 0.5
     assert proof.holds and proof.unseen is not None and proof.unseen.value > 0.8
     assert not blind.holds
     on_it, beside = model.probability(asked(["I like rain a lot.", "I like tea a lot."], "And what of rain?"))
@@ -189,7 +188,6 @@ def test_questions_that_mean_nothing_cost_a_judge_of_style_next_to_nothing() -> 
         kept = reward_model.fit(rated, {"answer": 4.0})
         read, proof = reward_model.prove(*beside, **SETTINGS)
         assert read is not None and proof.unseen is not None
-        assert read.share_of_the_question < 0.5
         liked = [t.liked for t in unseen]
         lost.append(auc(kept.probability([t.exchange for t in unseen]), liked) - proof.unseen.value)
     assert np.mean(lost) < 0.01

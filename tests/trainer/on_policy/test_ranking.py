@@ -213,8 +213,8 @@ def test_a_chosen_reply_is_also_rejected_once_for_another_question() -> None:
     given = [[Answer(f"Would hot {dish} do?", True), Answer(f"{dish} it is.", True)] for dish in DISHES]
     pairs = ranking.rank_answers(liking_questions(), [about(dish) for dish in DISHES], given, "one")
     contrasts = ranking.contrasts(pairs)
-    assert [pair.prompt for pair in contrasts] == [pair.prompt for pair in pairs[::2]]
-    assert [pair.chosen for pair in contrasts] == [pair.chosen for pair in pairs[::2]]
+    assert [pair.prompt for pair in contrasts] == [pair.prompt for pair in pairs]
+    assert [pair.chosen for pair in contrasts] == [pair.chosen for pair in pairs]
     assert sorted(pair.rejected for pair in contrasts) == sorted(pair.chosen for pair in contrasts)
     assert all(pair.chosen != pair.rejected for pair in contrasts)
     assert not {pair.pair_id for pair in contrasts} & {pair.pair_id for pair in pairs}

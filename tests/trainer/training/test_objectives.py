@@ -2,6 +2,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -12,7 +13,7 @@ from trainer.data.labels import Correction
 from trainer.data.snapshot import Snapshot
 from trainer.errors import NotYetError
 from trainer.training import objectives
-from trainer.training.objectives import Objective, Plan
+from trainer.training.objectives import Plan
 
 SETTINGS = TrainerConfig()
 
@@ -97,36 +98,26 @@ def test_what_would_take_too_long_by_the_measured_speed_is_left_out(speed: float
     assert ("tokens/s" in plan.reason) == (expected != "sft_kto_dpo")
 
 
-def test_a_large_base_gets_gentler_rates_unless_the_operator_set_them() -> None:
-    small = objectives.scale_rates_to_size(TrainerConfig(), 135_000_000)
-    assert (small.sft_learning_rate, small.kto_learning_rate, small.dpo_learning_rate) == (5e-4, 1e-4, 1e-4)
-    large = objectives.scale_rates_to_size(TrainerConfig(kto_learning_rate=3e-5), 4_000_000_000)
-    assert (large.sft_learning_rate, large.kto_learning_rate) == (2e-4, 3e-5)
-
-
 @pytest.mark.parametrize(
-    ("objective", "parameters", "share", "set_by_operator", "expected"),
+    ("settings", "parameters", "ranks", "rates", "epochs"),
     [
-        ("sft_ranked", 135_000_000, 0.7, 0.0, objectives.QUESTION_RATE),
-        ("sft_ranked", 135_000_000, 0.5, 0.0, 0.0),
-        ("sft_ranked", 135_000_000, 0.7, 5e-5, 5e-5),
-        ("sft_ranked", 4_000_000_000, 0.7, 0.0, 0.0),
-        ("sft_ranked", 0, 0.7, 0.0, 0.0),
-        # A reward model is fitted whatever the objective: members' own pairs keep their rate.
-        ("sft_dpo", 135_000_000, 0.7, 0.0, 0.0),
-        ("sft_kto_dpo", 135_000_000, 0.7, 0.0, 0.0),
+        ({}, 135_000_000, False, (5e-4, 1e-4, 1e-4), 4),
+        ({}, 135_000_000, True, (5e-4, 1e-4, objectives.RANKED_RATE), 2),
+        ({"dpo_learning_rate": 5e-5, "epochs": 3}, 135_000_000, True, (5e-4, 1e-4, 5e-5), 3),
+        ({"kto_learning_rate": 3e-5}, 4_000_000_000, False, (2e-4, 3e-5, 4e-5), 4),
+        ({}, 4_000_000_000, True, (2e-4, 4e-5, 4e-5), 2),
     ],
 )
-def test_what_depends_on_the_question_is_ranked_at_a_rate_of_its_own(
-    objective: Objective, parameters: int, share: float, set_by_operator: float, expected: float
+def test_rates_and_epochs_suit_the_base_and_the_plan_unless_the_operator_set_them(
+    settings: dict[str, Any], parameters: int, ranks: bool, rates: tuple[float, ...], epochs: int
 ) -> None:
-    settings = TrainerConfig(dpo_learning_rate=set_by_operator)
-    found = objectives.rate_for_question(settings, Plan(objective), parameters, share)
-    assert found.dpo_learning_rate == expected
+    found = objectives.fill_in(TrainerConfig(**settings), parameters, ranks=ranks)
+    assert (found.sft_learning_rate, found.kto_learning_rate, found.dpo_learning_rate) == rates
+    assert found.epochs == epochs
 
 
 def test_the_guides_configuration_leaves_the_rates_to_the_size_of_the_base() -> None:
     guide = Path(__file__).parents[3] / "deploy" / "strop.toml"
     settings = load_config(guide, {}).trainer
-    large = objectives.scale_rates_to_size(settings, 4_000_000_000)
+    large = objectives.fill_in(settings, 4_000_000_000, ranks=False)
     assert (large.sft_learning_rate, large.kto_learning_rate, large.dpo_learning_rate) == (2e-4, 4e-5, 4e-5)

@@ -48,7 +48,7 @@ BUTTONS = {
     "VoteButton": EVERYBODY,
     "AdaptersButton": EVERYBODY,
     "RunsButton": EVERYBODY,
-    "PageButton": OWN,
+    "RatingsPageButton": OWN,
     "TakeBackSelect": OWN,
     "ErasureButton": OWN,
     "WhereSelect": ADMIN,

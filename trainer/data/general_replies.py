@@ -8,6 +8,7 @@ hold nobody's words.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import os
 import zlib
@@ -20,6 +21,9 @@ from bot.serving.protocol import ChatMessage, Sampling
 from trainer.model_server import retry_while_unavailable
 
 VERSION = 2
+# Without VALIDATION_PROMPTS. Its replies stay: a base that is asked again says some of them otherwise, since
+# sums round by what is computed beside them, and then no earlier run repeats.
+EARLIER_VERSION = 1
 MAX_NEW_TOKENS = 40
 AT_ONCE = 8
 
@@ -133,9 +137,9 @@ class Replay:
     held_out: tuple[BaseReply, ...]
 
 
-def cache_path(models: Path, base_hash: str) -> Path:
+def cache_path(models: Path, base_hash: str, version: int = VERSION) -> Path:
     """Return where the replies of a base are kept."""
-    return models / "replay" / f"{base_hash[:16]}-v{VERSION}.json"
+    return models / "replay" / f"{base_hash[:16]}-v{version}.json"
 
 
 async def load(
@@ -147,11 +151,14 @@ async def load(
     on_reply: Callable[[int, int], None] = lambda done, total: None,
 ) -> Replay:
     """Return the base's replies, from the cache or from the model server (background priority)."""
-    path = cache_path(models, base_hash)
-    cached = await asyncio.to_thread(_read, path)
-    if cached is not None:
-        return cached
-    prompts = [*TRAIN_PROMPTS, *VALIDATION_PROMPTS, *HELD_OUT_PROMPTS]
+    known = await asyncio.to_thread(_read, models, base_hash)
+    prompts = [
+        prompt
+        for prompt in (*TRAIN_PROMPTS, *VALIDATION_PROMPTS, *HELD_OUT_PROMPTS)
+        if prompt not in {reply.prompt for reply in known}
+    ]
+    if not prompts:
+        return _split(known)
     waiting = asyncio.Semaphore(AT_ONCE)
     done = 0
 
@@ -173,8 +180,8 @@ async def load(
         on_reply(done, len(prompts))
         return BaseReply(prompt, completion.text, completion.finish_reason == "stop")
 
-    replies = await _gather([ask(prompt) for prompt in prompts])
-    await asyncio.to_thread(_write, path, replies)
+    replies = [*known, *await _gather([ask(prompt) for prompt in prompts])]
+    await asyncio.to_thread(_write, cache_path(models, base_hash), replies)
     return _split(replies)
 
 
@@ -192,12 +199,13 @@ def _split(replies: Sequence[BaseReply]) -> Replay:
     return Replay(*(tuple(reply for reply in kept if reply.prompt in prompts) for prompts in sets))
 
 
-def _read(path: Path) -> Replay | None:
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-        return _split([BaseReply(**reply) for reply in value])
-    except (OSError, ValueError, TypeError):
-        return None
+def _read(models: Path, base_hash: str) -> list[BaseReply]:
+    """Return the replies that are kept, those of an earlier version where there are no others."""
+    for version in (VERSION, EARLIER_VERSION):
+        with contextlib.suppress(OSError, ValueError, TypeError):
+            value = json.loads(cache_path(models, base_hash, version).read_text(encoding="utf-8"))
+            return [BaseReply(**reply) for reply in value]
+    return []
 
 
 def _write(path: Path, replies: Sequence[BaseReply]) -> None:

@@ -28,8 +28,10 @@ from trainer.training.objectives import Plan
 FILE = "request.json"
 REPLAY = "replay.jsonl"
 FORMAT = 1
-# Settings that a training reads, wherever it takes place; the device is each place's own affair.
-SETTINGS = DECIDING | {"objective", "max_train_minutes", "checkpoint_seconds", "gpu_memory_share"}
+# Settings by which a training takes its course, and all that it reads, wherever it takes place; the device is
+# each place's own affair.
+COURSE = DECIDING | {"objective", "max_train_minutes"}
+SETTINGS = COURSE | {"checkpoint_seconds", "gpu_memory_share"}
 
 
 @dataclass(frozen=True)
@@ -135,8 +137,7 @@ def write(training: TrainingInput, folder: Path) -> None:
     """
     if not folder.is_dir():
         raise RunCancelledError("The run's folder was removed, as by an erasure.")
-    lines = "".join(f"{json.dumps(asdict(reply), sort_keys=True)}\n" for reply in training.replay)
-    _replace(folder / REPLAY, lines)
+    _replace(folder / REPLAY, _lines(training.replay))
     names = (snapshot.FILE, snapshot.ABOUT, REPLAY)
     data = {name: _sha256(folder / name) for name in names if (folder / name).exists()}
     value = training.request.to_json() | {"data": data}
@@ -175,6 +176,33 @@ def forget(folder: Path) -> None:
     for name in (snapshot.FILE, snapshot.ABOUT):
         (folder / name).unlink(missing_ok=True)
     ranking.forget(folder)
+
+
+def forget_other(
+    folder: Path, base_hash: str, settings: TrainerConfig, rows: Snapshot, replay: Sequence[BaseReply]
+) -> None:
+    """Remove the replies that an earlier attempt kept if it trained otherwise: they are another model's.
+
+    An update or a changed configuration may come between two attempts. What is left of a checkpoint is the
+    training's own affair.
+    """
+    now = [base_hash, settings.model_dump(include=COURSE), rows.content_hash, _hash(_lines(replay))]
+    try:
+        then = json.loads((folder / FILE).read_text(encoding="utf-8"))
+        course = {name: value for name, value in then["settings"].items() if name in COURSE}
+        goes_on = now == [then["base"]["hash"], course, then["snapshot"], then["data"][REPLAY]]
+    except (OSError, ValueError, KeyError, TypeError):
+        goes_on = False
+    if not goes_on:
+        ranking.forget(folder)
+
+
+def _lines(replay: Sequence[BaseReply]) -> str:
+    return "".join(f"{json.dumps(asdict(reply), sort_keys=True)}\n" for reply in replay)
+
+
+def _hash(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def _ranked(folder: Path, rounds: int) -> dict[int, Sequence[PreferencePair]]:

@@ -72,6 +72,7 @@ class TrainingStep:
         """Train and save the challenger."""
         later_s = self._config.gate.generation_minutes * 60 / 2 + SCORING_GUESS_S
         self._heartbeat.enter("train", Sentence("loading the base"), later_s=later_s)
+        request.forget_other(self.folder, context.base.hash, self._config.trainer, rows, replay.train)
         place = self.place()
         trained, codec = (
             self._train_here(rows, context, replay)

@@ -23,6 +23,7 @@ from tests.trainer.rows import pair
 from trainer.data import snapshot
 from trainer.data.rows import PreferencePair
 from trainer.errors import RequestError, RunCancelledError, TrainingError
+from trainer.evaluation.scores import Answer
 from trainer.on_policy import ranking
 from trainer.placement import outcome, request
 from trainer.placement.__main__ import main
@@ -184,6 +185,33 @@ def test_a_request_that_is_not_ours_is_refused_by_name(
     path.write_text(json.dumps(json.loads(path.read_text()) | change))
     with pytest.raises(RequestError, match=reason):
         request.read(tmp_path / "run")
+
+
+OTHER_COURSES: dict[str, Any] = {
+    "base_hash": "another",
+    "settings": RANKED.model_copy(update={"epochs": 0}),
+    "rows": replace(interrupted.SNAPSHOT, content_hash="another"),
+    "replay": interrupted.REPLAY[:-1],
+}
+
+
+@pytest.mark.parametrize("other", [None, *OTHER_COURSES])
+def test_replies_that_an_attempt_has_kept_go_where_the_next_one_trains_otherwise(
+    tiny_folder: Path, tmp_path: Path, other: str | None
+) -> None:
+    training = a_training(tmp_path, tiny_folder, RANKED)
+    ranking.write(own_pairs(1), tmp_path / ranking.file_of(1))
+    ranking.write_reference_completions([[Answer("Hello.", True)]], tmp_path)
+    # How often a checkpoint is written changes nothing of what is trained.
+    asked = {
+        "base_hash": training.request.base.hash,
+        "settings": RANKED.model_copy(update={"checkpoint_seconds": 7.0}),
+        "rows": training.snapshot,
+        "replay": training.replay,
+    }
+    request.forget_other(tmp_path, **(asked | ({other: OTHER_COURSES[other]} if other else {})))
+    kept = ranking.read(tmp_path / ranking.file_of(1)), ranking.read_reference_completions(tmp_path)
+    assert kept == ((None, None) if other else (own_pairs(1), [[Answer("Hello.", True)]]))
 
 
 def test_a_run_whose_folder_an_erasure_removed_does_not_bring_it_back(

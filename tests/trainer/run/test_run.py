@@ -34,6 +34,7 @@ from storage.learning.adapters import Adapter
 from storage.learning.runs import Run
 from tests.trainer import loop
 from tests.trainer.loop import SCOPE, Deployment
+from tests.trainer.rows import pair
 from trainer import model_server
 from trainer.data import snapshot
 from trainer.errors import RunSettingsError
@@ -41,6 +42,7 @@ from trainer.evaluation import scores
 from trainer.gate import blind_votes, pending_decisions, promotion
 from trainer.on_policy import adapter_scale, ranking
 from trainer.on_policy.sampling import PolicySampler
+from trainer.placement import request
 from trainer.placement.carry_out import carry_out
 from trainer.run import context, steps
 from trainer.run.context import RunContext
@@ -383,6 +385,10 @@ def test_a_run_killed_in_training_goes_on_with_its_snapshot_and_can_be_repeated_
         child.send_signal(signal.SIGKILL)
         child.wait()
     begun = deployment.database.read(lambda db: runs.expect(db, leased.id))
+    # What another training has kept, as before an update, is not learned from.
+    asked, another = kept.with_name(request.FILE), kept.with_name(ranking.file_of(1))
+    asked.write_text(json.dumps(json.loads(asked.read_text()) | {"settings": {}}))
+    ranking.write([pair("another model's", chosen="Not from here.")], another)
     # A rating that comes meanwhile belongs to the next run.
     deployment.database.write(lambda db: loop.rate(db, "reply-001", 5, 1))
     deployment.database.write(lambda db: runs.requeue(db, leased.id, "it was killed"))
@@ -391,6 +397,7 @@ def test_a_run_killed_in_training_goes_on_with_its_snapshot_and_can_be_repeated_
     assert ended.outcome in ("votes", "refused", "promoted"), ended.error
     assert ended.snapshot_hash == begun.snapshot_hash
     assert not kept.exists()
+    assert "Not from here." not in [each.chosen for each in ranking.read(another) or []]
     # What was killed and went on is what an undisturbed training from the same manifest gives.
     before = sorted(path.name for path in deployment.config.adapters.iterdir())
     trainer = deployment.config.trainer.model_copy(update={"server_sleeps": True})

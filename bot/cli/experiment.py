@@ -124,6 +124,8 @@ def _with_base(changes: Changes, config: Config) -> Changes:
         raise CommandError(
             "A base can be tried only beside Strop's own model server: server.base_url names another one."
         )
+    if name == "auto":
+        raise CommandError("auto is no base of its own: `strop models` lists those that can be tried.")
     try:
         source = sources.named(name)
     except BaseRefusedError as error:

@@ -49,6 +49,7 @@ def test_what_is_to_be_tried_is_checked_before_anything_is_queued(strop: Strop, 
         "nice=3": "can't try 'nice': it takes base, objective, rank",
         "base=nobody/Nothing-1B": "not on this machine: `strop models get nobody/Nothing-1B` brings it",
         "model.base=./nowhere": "./nowhere does not exist",
+        "base=auto": "auto is no base of its own",
         "objective=magic": "objective = 'magic' can't be tried",
     }.items():
         assert said in strop("experiment", "--try", tried, code=1).stderr

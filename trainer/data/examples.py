@@ -13,7 +13,7 @@ from bot.serving.model.chat_template import ChatTemplate, plain_reply
 from bot.serving.model.control_tokens import escape_control_tokens
 from bot.serving.protocol import ChatMessage
 from storage.config_sections import TrainerConfig
-from trainer.data import text_features
+from trainer.data import general_replies, text_features
 from trainer.data.encoding import Codec, Example, PreferenceExample, encode
 from trainer.data.general_replies import BaseReply
 from trainer.data.rows import PreferencePair, Row, messages_of
@@ -91,7 +91,7 @@ def gather(
         supervised_examples(codec, train, max_length, most_liked),
         kto_examples(codec, train, max_length),
         dpo_examples(codec, snapshot.preferences("train"), max_length),
-        replay_examples(codec, replay, max_length),
+        general_replies.encoded(codec, replay, max_length),
     )
 
 
@@ -164,11 +164,3 @@ def dpo_examples(codec: Codec, pairs: Sequence[PreferencePair], max_length: int)
         )
         found.append(PreferenceExample(chosen, rejected, pair.weight))
     return found
-
-
-def replay_examples(codec: Codec, replies: Sequence[BaseReply], max_length: int) -> list[Example]:
-    """Return the base's own replies as completions."""
-    return [
-        encode(codec, reply.messages, reply.text, finished=reply.finished, max_length=max_length)
-        for reply in replies
-    ]

@@ -18,6 +18,7 @@ from pathlib import Path
 
 from bot.serving.client import ModelClient
 from bot.serving.protocol import ChatMessage, Sampling
+from trainer.data.encoding import Codec, Example, encode
 from trainer.model_server import retry_while_unavailable
 
 VERSION = 2
@@ -126,6 +127,14 @@ class BaseReply:
     def messages(self) -> list[ChatMessage]:
         """Return the prompt as a chat, without a system message of ours."""
         return [ChatMessage("user", self.prompt)]
+
+
+def encoded(codec: Codec, replies: Sequence[BaseReply], max_length: int) -> list[Example]:
+    """Return each reply as its prompt's completion."""
+    return [
+        encode(codec, reply.messages, reply.text, finished=reply.finished, max_length=max_length)
+        for reply in replies
+    ]
 
 
 @dataclass(frozen=True)

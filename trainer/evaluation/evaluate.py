@@ -17,7 +17,7 @@ from bot.serving.client import ModelClient
 from bot.serving.protocol import ChatMessage, Completion
 from storage.config_sections import ChatConfig, GateConfig
 from trainer import model_server
-from trainer.data import examples
+from trainer.data import examples, general_replies
 from trainer.data.encoding import Codec, Example, encode
 from trainer.data.general_replies import COMMUNITY_PROMPTS, BaseReply
 from trainer.data.rows import Row, messages_of
@@ -183,10 +183,7 @@ def held_out_prompts(
 async def _general_losses(
     client: ModelClient, codec: Codec, replies: Sequence[BaseReply], contest: Contest, max_length: int
 ) -> tuple[GeneralLoss, ...]:
-    examples = [
-        encode(codec, reply.messages, reply.text, finished=reply.finished, max_length=max_length)
-        for reply in replies
-    ]
+    examples = general_replies.encoded(codec, replies, max_length)
     if not sum(example.completion_length for example in examples):
         raise EvaluationError("The base has no replies to general prompts to measure forgetting on.")
     base = await completion_scores(client, contest.base, examples)

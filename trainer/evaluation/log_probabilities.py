@@ -8,7 +8,6 @@ from dataclasses import replace
 from bot.serving.client import ModelClient
 from bot.serving.protocol import ChatMessage
 from trainer.data.encoding import Codec, Example, encode
-from trainer.data.general_replies import BaseReply
 from trainer.evaluation.scores import Answer, Pair
 from trainer.evaluation.to_the_point import MOST_PROMPTS, OTHERS, Tie, TiedAnswers
 from trainer.model_server import AT_ONCE, retry_while_unavailable
@@ -33,14 +32,8 @@ async def completion_scores(
     return scores
 
 
-async def general_nll(
-    client: ModelClient, codec: Codec, model: str, replies: Sequence[BaseReply], max_length: int
-) -> float:
-    """Return a model's loss on the base's own replies to general prompts, in nats per token; 0 without."""
-    examples = [
-        encode(codec, reply.messages, reply.text, finished=reply.finished, max_length=max_length)
-        for reply in replies
-    ]
+async def loss_per_token(client: ModelClient, model: str, examples: Sequence[Example]) -> float:
+    """Return a model's loss on the completions, in nats per token; 0 without any."""
     scores = await completion_scores(client, model, examples)
     return -sum(map(sum, scores)) / max(1, sum(map(len, scores)))
 

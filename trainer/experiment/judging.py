@@ -13,12 +13,13 @@ from dataclasses import dataclass
 
 from bot.serving.client import ModelClient
 from storage.config_sections import ChatConfig, GateConfig
+from trainer.data import general_replies
 from trainer.data.encoding import Codec, Example, encode
 from trainer.data.general_replies import BaseReply
 from trainer.data.rows import Row, messages_of
 from trainer.data.snapshot import Snapshot
 from trainer.evaluation import evaluate, statistics
-from trainer.evaluation.log_probabilities import completion_scores
+from trainer.evaluation.log_probabilities import completion_scores, loss_per_token
 from trainer.evaluation.scores import Answer, Prompt
 from trainer.model_server import AT_ONCE
 
@@ -29,7 +30,7 @@ DEVELOPMENT = "development"
 class ComparisonData:
     """What every setting is judged on: prompts to answer, rated replies, and the base's general ones.
 
-    `base_loss` is the base's on the last, in nats.
+    `base_loss` is the base's on the last, in nats per token.
     """
 
     prompts: tuple[Prompt, ...]
@@ -56,12 +57,9 @@ async def ground_of(
         encode(codec, messages_of(row), row.text, finished=row.finished, max_length=max_length)
         for row in rated
     ]
-    held_out = [
-        encode(codec, reply.messages, reply.text, finished=reply.finished, max_length=max_length)
-        for reply in general
-    ]
+    held_out = general_replies.encoded(codec, general, max_length)
     prompts = evaluate.held_out_prompts(snapshot, chat.system_prompt, gate.max_prompts, (DEVELOPMENT,))
-    loss = _loss(await completion_scores(client, base, held_out))
+    loss = await loss_per_token(client, base, held_out)
     return ComparisonData(tuple(prompts), rated, tuple(own), tuple(held_out), loss)
 
 
@@ -88,7 +86,7 @@ async def judge(
     """Let a served model answer every prompt and score what is known, behind everybody who chats."""
     scored = await completion_scores(client, model, data.rated_examples)
     perplexity, accuracy = _held_out(scored, [row.verdict == "liked" for row in data.rated])
-    general = _loss(await completion_scores(client, model, data.general))
+    general = await loss_per_token(client, model, data.general)
     slots, done = asyncio.Semaphore(AT_ONCE), 0
 
     async def answer(prompt: Prompt) -> Answer:
@@ -103,10 +101,6 @@ async def judge(
         tasks = [group.create_task(answer(prompt)) for prompt in data.prompts]
     rise = general / data.base_loss - 1 if data.base_loss else 0.0
     return Judged(tuple(task.result() for task in tasks), perplexity, accuracy, rise)
-
-
-def _loss(scores: Sequence[Sequence[float]]) -> float:
-    return -sum(map(sum, scores))
 
 
 def _held_out(scores: Sequence[Sequence[float]], liked: Sequence[bool]) -> tuple[float | None, float | None]:

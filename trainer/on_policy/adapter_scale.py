@@ -16,6 +16,7 @@ import structlog
 
 from bot.serving.client import ModelClient
 from storage.sentences import Sentence
+from trainer.data import general_replies
 from trainer.data.encoding import Codec
 from trainer.data.general_replies import BaseReply
 from trainer.data.rows import Row
@@ -160,9 +161,8 @@ class ScaleSearch:
 
         async def look(client: ModelClient) -> tuple[list[list[Answer]], float]:
             answers = await self.sampler.sample(client, model, asked, 1, seed, lambda done, total: None)
-            return answers, await log_probabilities.general_nll(
-                client, self.codec, model, self.general, settings.max_length
-            )
+            general = general_replies.encoded(self.codec, self.general, settings.max_length)
+            return answers, await log_probabilities.loss_per_token(client, model, general)
 
         answers, general_nll = self.sampler.while_served(model, look)
         given = [(at, answer) for at, (answer,) in enumerate(answers)]

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
+from bot.serving.model.catalogue import USUAL_EPOCHS
 from storage.config_sections import TrainerConfig
 from storage.feedback import tastings
 from storage.learning import eligibility
@@ -34,7 +35,6 @@ SMALL_RATES = {"sft_learning_rate": 5e-4, "kto_learning_rate": 1e-4, "dpo_learni
 # a contrast for every pair a style doesn't collapse into few replies by it (EXPERIMENTS, 9, 28 and 31).
 RANKED_RATE = 2.5e-4
 # Supervised tuning is only a start where ranking follows; the rest comes from there.
-EPOCHS = 4
 EPOCHS_BEFORE_RANKING = 2
 LARGE_RATES = {"sft_learning_rate": 2e-4, "kto_learning_rate": 4e-5, "dpo_learning_rate": 4e-5}
 
@@ -86,7 +86,7 @@ def fill_in(settings: TrainerConfig, parameters: int, *, ranks: bool) -> Trainer
     values = SMALL_RATES if small else LARGE_RATES
     if ranks and small:
         values = values | {"dpo_learning_rate": RANKED_RATE}
-    values = values | {"epochs": EPOCHS_BEFORE_RANKING if ranks else EPOCHS}
+    values = values | {"epochs": EPOCHS_BEFORE_RANKING if ranks else USUAL_EPOCHS}
     return settings.model_copy(
         update={key: value for key, value in values.items() if not getattr(settings, key)}
     )

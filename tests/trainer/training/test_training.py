@@ -20,7 +20,7 @@ from bot.serving.model.adapter_files import verify
 from bot.serving.model.loading import LoadedBase, load_base
 from storage.config_sections import TrainerConfig
 from tests.trainer.rows import pair, row
-from trainer.data import examples
+from trainer.data import examples, general_replies
 from trainer.data.encoding import Example, PreferenceExample
 from trainer.data.examples import BaseCodec, Material
 from trainer.data.general_replies import BaseReply
@@ -321,7 +321,7 @@ def test_sft_raises_the_likelihood_of_liked_replies_and_replay_keeps_the_base_cl
 ) -> None:
     codec = BaseCodec(base.tokenizer)
     liked = examples.supervised_examples(codec, rows(), 128)
-    replayed = examples.replay_examples(codec, REPLAY, 128)
+    replayed = general_replies.encoded(codec, REPLAY, 128)
     drifts = []
     for share, loaded in ((0.0, base), (0.5, load_base(tiny_folder, "cpu", "train"))):
         model = adapted(loaded)

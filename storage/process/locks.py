@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
+import subprocess
 import sys
 import time
 from collections.abc import Sequence
@@ -45,6 +46,16 @@ def die_with_parent(argv: Sequence[str]) -> list[str]:
     On other systems the command runs unprotected.
     """
     return [sys.executable, "-I", "-S", "-c", _SHIM, str(os.getpid()), *argv]
+
+
+def end(process: subprocess.Popen[bytes], grace_s: float) -> None:
+    """Ask a child process to end, and kill it where it has not within `grace_s` seconds."""
+    process.terminate()
+    try:
+        process.wait(grace_s)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
 
 
 def bot_lock(process: int) -> str:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import signal
 import subprocess
 import sys
 import time
@@ -22,6 +21,7 @@ from storage.db.database import Database
 from storage.feedback import ratings
 from storage.learning import runs
 from storage.learning.runs import Run
+from storage.process import locks
 
 GUILD = 100
 SCOPE = f"guild:{GUILD}"
@@ -104,12 +104,7 @@ def until(condition: Callable[[], bool], process: subprocess.Popen[bytes], log: 
 
 
 def stop(process: subprocess.Popen[bytes]) -> None:
-    process.send_signal(signal.SIGTERM)
-    try:
-        process.wait(20)
-    except subprocess.TimeoutExpired:
-        process.kill()
-        process.wait()
+    locks.end(process, 20)
 
 
 def community(

@@ -29,7 +29,7 @@ from bot.serving.model.shapes import Shape
 from bot.serving.model.sources import BaseSource, named
 from bot.serving.protocol import BaseDescription
 from storage.config import Config
-from storage.process.locks import die_with_parent
+from storage.process import locks
 from storage.sentences import Sentence
 from trainer.errors import BaseNotTriedError, EvaluationError, MemoryShortError
 from trainer.model_server import run_with_client
@@ -135,7 +135,7 @@ def serving(
             raise
         raise _ended(source.id, process) from error
     finally:
-        _stop(process)
+        locks.end(process, STOP_S)
         shutil.rmtree(folder, ignore_errors=True)
 
 
@@ -150,7 +150,7 @@ def _start(config: Config, source: BaseSource, folder: Path) -> subprocess.Popen
         "run_dir": str(folder),
     }
     process = subprocess.Popen(
-        die_with_parent([sys.executable, "-m", "bot.serving"]),
+        locks.die_with_parent([sys.executable, "-m", "bot.serving"]),
         stdin=subprocess.PIPE,
         stdout=subprocess.DEVNULL,
         env={name: value for name, value in os.environ.items() if name not in SECRETS},
@@ -187,12 +187,3 @@ def _ended(base: str, process: subprocess.Popen[bytes]) -> BaseNotTriedError:
         base=base,
         code=process.returncode,
     )
-
-
-def _stop(process: subprocess.Popen[bytes]) -> None:
-    process.terminate()
-    try:
-        process.wait(STOP_S)
-    except subprocess.TimeoutExpired:
-        process.kill()
-        process.wait()

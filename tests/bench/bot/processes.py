@@ -19,6 +19,7 @@ from bot.playground.server import Playground, PlaygroundSettings
 from bot.serving.client import ModelClient
 from bot.serving.errors import ServingError
 from storage.config import Config, load_config
+from storage.process import locks
 from tests.bench.bot.relay import Relay
 
 START_S = 600.0
@@ -184,12 +185,7 @@ class _ending:
         return self._process
 
     def __exit__(self, *_: object) -> None:
-        self._process.terminate()
-        try:
-            self._process.wait(30)
-        except subprocess.TimeoutExpired:
-            self._process.kill()
-            self._process.wait()
+        locks.end(self._process, 30)
 
 
 async def _served_at(config: Config) -> str:

@@ -23,7 +23,7 @@ from storage.config_sections import SamplingKeys
 from storage.db.database import Database
 from storage.learning import adapters, runs
 from storage.learning.runs import Run
-from storage.process.locks import die_with_parent
+from storage.process import locks
 from storage.sentences import Sentence
 from tests.bench.learning.errors import BenchError
 from tests.bench.learning.profile import Profile
@@ -169,7 +169,7 @@ def opened(home: Path, models: Path, profile: Profile) -> Iterator[World]:
             _await(world, server)
             yield world
         finally:
-            _stop(server)
+            locks.end(server, STOP_S)
 
 
 def _settings(profile: Profile) -> dict[str, dict[str, Any]]:
@@ -198,7 +198,7 @@ def _toml(settings: Mapping[str, Mapping[str, Any]]) -> str:
 def _serve(config: Config, environment: Mapping[str, str]) -> subprocess.Popen[bytes]:
     (config.run / SERVER_FILE).unlink(missing_ok=True)
     process = subprocess.Popen(
-        die_with_parent([sys.executable, "-m", "bot.serving"]),
+        locks.die_with_parent([sys.executable, "-m", "bot.serving"]),
         stdin=subprocess.PIPE,
         stdout=subprocess.DEVNULL,
         stderr=(config.run / "server.log").open("ab"),
@@ -228,12 +228,3 @@ def _is_ready(world: World) -> bool:
         return world.ask(lambda client: client.health()).status == "ok"
     except ServingError:
         return False
-
-
-def _stop(server: subprocess.Popen[bytes]) -> None:
-    server.terminate()
-    try:
-        server.wait(STOP_S)
-    except subprocess.TimeoutExpired:
-        server.kill()
-        server.wait()

@@ -2,8 +2,10 @@
 
 Ranking rewards what pleases, and a phrase that fits any question pleases often; a rate that teaches what
 depends on the question also costs general knowledge. With its B matrices times a number below 1 an adapter
-keeps most of what members like and less of both (EXPERIMENTS, 26 and 31). Training prompts are asked, and
-general replies of their own are scored, so that all that the gate judges by stays unseen.
+keeps most of what members like and less of both (EXPERIMENTS, 26, 31 and 33). What is asked are prompts that
+ranking left out: on those that it asked an adapter is more to the point than on others. A small community has
+too few, and some of the development split are asked beside them, which the gate compares replies on as well.
+General replies are scored that neither training nor the gate sees.
 """
 
 from __future__ import annotations
@@ -24,6 +26,7 @@ from trainer.data.snapshot import Snapshot
 from trainer.evaluation import log_probabilities, statistics
 from trainer.evaluation.scores import Answer
 from trainer.evaluation.to_the_point import MIN_PROMPTS, MOST_PROMPTS, OTHERS
+from trainer.on_policy import prompts
 from trainer.on_policy.sampling import PolicySampler
 from trainer.training import saving
 from trainer.training.challenger import Challenger
@@ -39,11 +42,14 @@ LEAST_RISE = 0.05
 ERROR = 0.1
 # The part of the gate's limit on the loss on general prompts that may be used up here, for the same reason.
 LIMIT_PART = 0.8
+# Answers that a model is asked for in all, as many to each prompt, and at least LEAST_ANSWERS.
+MOST_ANSWERS = 64
+LEAST_ANSWERS = 2
 
 
 @dataclass(frozen=True)
 class Look:
-    """How far each answer of a model, one to each prompt, is beside the point, 0 to 1.
+    """How far a model's answers are beside the point, 0 to 1, a mean for each prompt.
 
     `general_nll` is its loss on general replies, in nats per token.
     """
@@ -88,8 +94,8 @@ def choose(
 ) -> ScaleChoice | None:
     """Return the first of SCALES that passes, else the last; None with too few prompts to say.
 
-    A smaller scale is only tried where the larger one fails. As many of the first answers are compared as
-    both have.
+    A smaller scale is only tried where the larger one fails. As many of the first prompts are compared as
+    both have answered.
     """
     tried: list[Tried] = []
     for scale in SCALES:
@@ -152,22 +158,31 @@ class ScaleSearch:
         return made[chosen.scale] if chosen else trained, chosen
 
     def _asked(self) -> list[Row]:
-        return self.sampler.to_ask(self.rows)[0][:MOST_PROMPTS]
+        """Return rows whose prompts ranking has not asked; with too few of them some that it has."""
+        unseen = [*prompts.left_out(self.rows), *prompts.different(self.rows.of("development"))]
+        ranked, _ = self.sampler.to_ask(self.rows)
+        return [*unseen, *ranked[: max(0, MIN_PROMPTS - len(unseen))]][:MOST_PROMPTS]
 
     def _look_at(self, model: str) -> Look:
         settings, asked = self.sampler.config.trainer, self._asked()
+        each = max(LEAST_ANSWERS, MOST_ANSWERS // len(asked))
         self.sampler.on_note(
-            Sentence("own replies: checking whether {count} of them answer their question", count=len(asked))
+            Sentence(
+                "own replies: checking whether {count} of them answer their question", count=each * len(asked)
+            )
         )
         # Seeds that no round of ranking has used.
         seed = settings.seed + settings.ranked_rounds + 1
 
         async def look(client: ModelClient) -> tuple[list[list[Answer]], float]:
-            answers = await self.sampler.sample(client, model, asked, 1, seed, lambda done, total: None)
+            answers = await self.sampler.sample(client, model, asked, each, seed, lambda done, total: None)
             general = general_replies.encoded(self.codec, self.general, settings.max_length)
             return answers, await log_probabilities.loss_per_token(client, model, general)
 
         answers, general_nll = self.sampler.while_served(model, look)
-        given = [(at, answer) for at, (answer,) in enumerate(answers)]
+        given = [(at, answer) for at, found in enumerate(answers) for answer in found]
         ties = self.sampler.ties(self.codec, self.base_id, asked[: len(answers)], given, OTHERS)
-        return Look([tie.beside for tie in ties], general_nll)
+        beside: list[list[float]] = [[] for _ in answers]
+        for (at, _), tie in zip(given, ties, strict=True):
+            beside[at].append(tie.beside)
+        return Look([sum(each) / len(each) for each in beside], general_nll)

@@ -13,11 +13,10 @@ reference completions: the base's own answers to the same prompts.
 from __future__ import annotations
 
 import json
-import math
 import time
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from types import MappingProxyType
@@ -38,16 +37,9 @@ from trainer.evaluation.evaluate import rated_texts
 from trainer.evaluation.feature_blocks import StatesOf
 from trainer.evaluation.reward_model import RatedText, RewardModel
 from trainer.evaluation.scores import Answer, stable_hash
-from trainer.on_policy import phrases, signals
+from trainer.on_policy import phrases, prompts, signals
+from trainer.on_policy.prompts import REPLIES
 
-# Replies to each prompt: the best of four is about twice as good as a single one (EXPERIMENTS, 9).
-REPLIES = 4
-# Where there are fewer prompts than FEW each is answered several times as often, up to MOST_TURNS times.
-FEW_PROMPTS = 48
-MOST_TURNS = 4
-# Prompts that are asked before the clock is looked at, and fewest of them: less teaches nothing.
-ROUND = 8
-LEAST_PROMPTS = 24
 # Closer ones are left out, in standard deviations of P(liked) over all answers: a reward model that was
 # shrunk says less of everything, and ranks as well.
 LEAST_DIFFERENCE = 1.0
@@ -139,23 +131,6 @@ def fit_pu_reward_model(
     return model if validated is not None and validated.value > 0.5 else None
 
 
-def rows_to_ask(snapshot: Snapshot, most_replies: int) -> tuple[list[Row], int]:
-    """Return training rows with different prompts, and how many replies each of them gets.
-
-    No more than ``most_replies`` in all, but for the first prompt's. The order of the rows only depends on
-    their replies' ids.
-    """
-    rows = sorted(snapshot.of("train"), key=lambda row: stable_hash(row.reply_id))
-    different = list({row.group_key: row for row in rows}.values())
-    replies = replies_each(len(different))
-    return different[: max(1, most_replies // replies)], replies
-
-
-def replies_each(prompts: int) -> int:
-    """Return how many replies each of so many prompts gets: REPLIES, or a multiple where they are few."""
-    return REPLIES * min(MOST_TURNS, max(1, math.ceil(FEW_PROMPTS / max(1, prompts))))
-
-
 async def ask(
     client: ModelClient,
     model: str,
@@ -173,8 +148,8 @@ async def ask(
     Every prompt gets REPLIES before any gets more, and what is left when the time is up is left out. As many
     replies as LEAST_PROMPTS would get are asked for in any case.
     """
-    started, planned = time.monotonic(), rounds(len(rows), replies)
-    least = min(LEAST_PROMPTS, len(rows)) * replies
+    started, planned = time.monotonic(), prompts.rounds(len(rows), replies)
+    least = min(prompts.LEAST_PROMPTS, len(rows)) * replies
     coming = iter([len(places) * len(numbers) for places, numbers in planned[1:]])
 
     async def answer(messages: tuple[ChatMessage, ...], number: int) -> Answer:
@@ -207,15 +182,6 @@ async def ask(
     return [given for given in found if given]
 
 
-def rounds(prompts: int, replies: int) -> list[tuple[range, range]]:
-    """Return places of prompts and numbers of replies that are asked for at the same time, in order."""
-    return [
-        (range(at, min(at + ROUND, prompts)), range(turn, min(turn + REPLIES, replies)))
-        for turn in range(0, replies, REPLIES)
-        for at in range(0, prompts, ROUND)
-    ]
-
-
 def rank_answers(
     model: RewardModel,
     rows: Sequence[Row],
@@ -234,25 +200,6 @@ def rank_answers(
             row, given = rows[number], answers[number]
             turned = f"{name}/{best // REPLIES + 1}" if best >= REPLIES else name
             found.append(_pair(row, given[best], given[worst], turned))
-    return found
-
-
-def contrasts(pairs: Sequence[PreferencePair]) -> list[PreferencePair]:
-    """Return every pair once more, its rejected reply one that was chosen for another question.
-
-    What fits any question is chosen in one place and rejected in another, so that it gains nothing; what says
-    something of its question gains in both. Style cancels in the same way: each of these replies is chosen
-    once and rejected once.
-    """
-    found = []
-    for at, pair in enumerate(pairs):
-        turned = (pairs[(at + len(pairs) // 2 + step) % len(pairs)] for step in range(len(pairs)))
-        other = next((each for each in turned if each.group_key != pair.group_key), None)
-        if other is not None and other.chosen != pair.chosen:
-            finished = (pair.finished[0], other.finished[0])
-            found.append(
-                replace(pair, pair_id=f"{pair.pair_id}/other", rejected=other.chosen, finished=finished)
-            )
     return found
 
 
@@ -275,7 +222,7 @@ def _ends(
 ) -> Iterator[tuple[int, int, int]]:
     """Yield a row's number with the places of the best and the worst of each REPLIES answers to it."""
     common, heard = _common(answers), _heard(answers)
-    prompts = phrases.prompts_that_hear([answer.text for answer in given] for given in answers)
+    heard_by = phrases.prompts_that_hear([answer.text for answer in given] for given in answers)
     chances = [
         model.probability([Exchange(row.question, answer.text) for answer in given]).tolist()
         for row, given in zip(rows, answers, strict=False)
@@ -287,7 +234,7 @@ def _ends(
             liked[at]
             - flaws[at]
             - SAID_TO_ALL * _commonness(answer, heard, len(answers))
-            - SAID_TO_OTHERS * phrases.share_of_others(answer.text, prompts)
+            - SAID_TO_OTHERS * phrases.share_of_others(answer.text, heard_by)
             - BESIDE_THE_POINT * beside.get((number, at), 0.0)
             for at, answer in enumerate(given)
         ]

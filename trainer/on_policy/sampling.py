@@ -32,7 +32,7 @@ from trainer.evaluation.reward_model import RewardModel
 from trainer.evaluation.scores import Answer
 from trainer.evaluation.to_the_point import Tie
 from trainer.model_server import retry_while_unavailable
-from trainer.on_policy import ranking
+from trainer.on_policy import contrasts, prompts, ranking
 from trainer.on_policy.ranking import Place
 from trainer.training import saving
 
@@ -152,7 +152,7 @@ class PolicySampler:
 
     def to_ask(self, rows: Snapshot) -> tuple[list[Row], int]:
         """Return the rows whose prompts are asked, and how many replies each of them gets."""
-        return ranking.rows_to_ask(rows, self.config.trainer.ranked_replies)
+        return prompts.to_ask(rows, self.config.trainer.ranked_replies)
 
     def judge(self, base_id: str, rows: Snapshot, states_of: StatesOf | None = None) -> RewardModel | None:
         """Return a reward model that ranks replies, None where none proves itself.
@@ -235,8 +235,8 @@ class OwnReplies:
         answers = self._ask(adapter_id, asked, replies, number)
         with reading():
             beside = self._beside(asked, answers)
-            pairs = ranking.rank_answers(self.judge, asked, answers, f"ranked-{number}", beside)
-        pairs += ranking.contrasts(pairs)
+            ranked = ranking.rank_answers(self.judge, asked, answers, f"ranked-{number}", beside)
+        pairs = contrasts.with_contrasts(ranked)
         log.info("ranking.done", round=number, prompts=len(answers), pairs=len(pairs))
         ranking.write(pairs, path)
         return pairs

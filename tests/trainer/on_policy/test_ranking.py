@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -100,31 +99,7 @@ def test_the_base_s_usual_replies_are_kept_for_an_attempt_that_goes_on(tmp_path:
     assert ranking.read_reference_completions(tmp_path) is None
 
 
-def test_only_training_prompts_are_asked_and_each_group_once() -> None:
-    rows = [
-        row("a", group="one", split="train"),
-        row("b", group="one", split="train"),
-        row("c", group="two", split="train"),
-        row("d", group="three", split="gate"),
-    ]
-    asked, replies = ranking.rows_to_ask(Snapshot(tuple(rows), "hash"), 384)
-    assert {row.group_key for row in asked} == {"one", "two"}
-    assert replies == ranking.replies_each(2)
-
-
-@pytest.mark.parametrize(
-    ("prompts", "most", "asked"), [(96, 384, 96), (97, 384, 96), (40, 384, 40), (40, 96, 12), (40, 3, 1)]
-)
-def test_as_many_prompts_are_asked_as_the_replies_that_are_allowed_suffice_for(
-    prompts: int, most: int, asked: int
-) -> None:
-    rows = tuple(row(f"r{number}", group=f"g{number}", split="train") for number in range(prompts))
-    found, replies = ranking.rows_to_ask(Snapshot(rows, "hash"), most)
-    assert (len(found), replies) == (asked, ranking.replies_each(prompts))
-
-
-def test_few_prompts_are_answered_more_often_and_every_four_replies_make_a_pair() -> None:
-    assert [ranking.replies_each(count) for count in (200, 48, 47, 16, 3, 0)] == [4, 4, 8, 12, 16, 16]
+def test_every_four_replies_to_a_prompt_make_a_pair() -> None:
     turns = [
         [Answer(f"Soup {n} is good. Do you like it too?", True), *[Answer(f"Soup {n} is food.", True)] * 3]
         for n in range(2)
@@ -132,18 +107,6 @@ def test_few_prompts_are_answered_more_often_and_every_four_replies_make_a_pair(
     pairs = ranking.rank_answers(liking_questions(), [ROW], [[*turns[0], *turns[1]]], "one")
     assert [pair.chosen for pair in pairs] == [turn[0].text for turn in turns]
     assert len({pair.pair_id for pair in pairs}) == 2
-
-
-def test_every_prompt_gets_its_four_replies_before_any_gets_more() -> None:
-    asked = [(at, number) for places, numbers in ranking.rounds(20, 8) for at in places for number in numbers]
-    assert asked[:80] == [(at, number) for at in range(20) for number in range(4)]
-    assert asked[80:] == [(at, number) for at in range(20) for number in range(4, 8)]
-    assert [(len(places), len(numbers)) for places, numbers in ranking.rounds(20, 1)] == [
-        (8, 1),
-        (8, 1),
-        (4, 1),
-    ]
-    assert ranking.rounds(0, 4) == []
 
 
 def test_pairs_are_read_back_as_they_were_written(tmp_path: Path) -> None:
@@ -207,23 +170,6 @@ def test_a_phrase_is_a_run_of_three_words_within_a_sentence() -> None:
     assert heard[("do", "you", "like")] == 2 and heard[("you", "like", "it")] == 1
     assert phrases.share_of_others("Do you like it?", heard) == 0.5
     assert phrases.share_of_others("", heard) == 0.0
-
-
-def test_a_chosen_reply_is_also_rejected_once_for_another_question() -> None:
-    given = [[Answer(f"Would hot {dish} do?", True), Answer(f"{dish} it is.", True)] for dish in DISHES]
-    pairs = ranking.rank_answers(liking_questions(), [about(dish) for dish in DISHES], given, "one")
-    contrasts = ranking.contrasts(pairs)
-    assert [pair.prompt for pair in contrasts] == [pair.prompt for pair in pairs]
-    assert [pair.chosen for pair in contrasts] == [pair.chosen for pair in pairs]
-    assert sorted(pair.rejected for pair in contrasts) == sorted(pair.chosen for pair in contrasts)
-    assert all(pair.chosen != pair.rejected for pair in contrasts)
-    assert not {pair.pair_id for pair in contrasts} & {pair.pair_id for pair in pairs}
-
-
-def test_where_there_is_no_other_question_nothing_is_rejected_for_it() -> None:
-    best, worst = Answer("Soup is good. Do you like it too?", True), Answer("Soup is a kind of food.", True)
-    pairs = ranking.rank_answers(liking_questions(), [ROW], [[worst, best]], "one")
-    assert ranking.contrasts([]) == ranking.contrasts(pairs * 2) == []
 
 
 def test_a_liked_reply_that_repeats_itself_is_no_example_unless_there_is_no_other() -> None:

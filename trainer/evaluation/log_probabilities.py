@@ -8,8 +8,9 @@ from dataclasses import replace
 from bot.serving.client import ModelClient
 from bot.serving.protocol import ChatMessage
 from trainer.data.encoding import Codec, Example, encode
-from trainer.evaluation.scores import Answer, Pair
-from trainer.evaluation.to_the_point import MOST_PROMPTS, OTHERS, Tie, TiedAnswers
+from trainer.evaluation import to_the_point
+from trainer.evaluation.scores import Answer, Pair, Prompt
+from trainer.evaluation.to_the_point import MOST_IN_DOUBT, MOST_PROMPTS, OTHERS, Tie, TiedAnswers
 from trainer.model_server import AT_ONCE, retry_while_unavailable
 
 
@@ -41,19 +42,35 @@ async def loss_per_token(client: ModelClient, model: str, examples: Sequence[Exa
 async def tied_answers(
     client: ModelClient, codec: Codec, base: str, pairs: Sequence[Pair], max_length: int
 ) -> tuple[TiedAnswers, ...]:
-    """Ask the base how likely the first prompts' answers are after their own question and after others."""
-    asked = list({pair.prompt: pair for pair in pairs}.values())[:MOST_PROMPTS]
-    given = [(at, answer) for at, pair in enumerate(asked) for answer in _answers(pair)]
-    prompts = [pair.prompt.messages for pair in asked]
+    """Ask the base how likely answers are after their own question and after others.
+
+    They are the answers to the first prompts; where those leave doubt more are looked at.
+    """
+    numbers: dict[Prompt, int] = {}
+    for number, pair in enumerate(pairs):
+        numbers.setdefault(pair.prompt, number)
+    first = list(numbers.values())[:MOST_PROMPTS]
+    tied = await _tied(client, codec, base, [pairs[number] for number in first], max_length)
+    if to_the_point.in_doubt(tied):
+        others = sorted({*range(len(pairs))} - {*first})[: MOST_IN_DOUBT - len(first)]
+        tied += await _tied(client, codec, base, [pairs[number] for number in others], max_length)
+    return tuple(tied)
+
+
+async def _tied(
+    client: ModelClient, codec: Codec, base: str, pairs: Sequence[Pair], max_length: int
+) -> list[TiedAnswers]:
+    given = [(at, answer) for at, pair in enumerate(pairs) for answer in _answers(pair)]
+    prompts = [pair.prompt.messages for pair in pairs]
     found = await ties(client, codec, base, prompts, given, others=OTHERS, max_length=max_length)
-    by_prompt: list[list[Tie]] = [[] for _ in asked]
+    by_pair: list[list[Tie]] = [[] for _ in pairs]
     for (at, _), tie in zip(given, found, strict=True):
-        by_prompt[at].append(tie)
-    return tuple(
+        by_pair[at].append(tie)
+    return [
         TiedAnswers(pair.prompt.cluster, *each)
-        for pair, each in zip(asked, by_prompt, strict=True)
+        for pair, each in zip(pairs, by_pair, strict=True)
         if each[0].others
-    )
+    ]
 
 
 async def ties(

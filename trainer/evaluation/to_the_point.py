@@ -21,6 +21,10 @@ from trainer.evaluation.statistics import Estimate
 # two cores for two models.
 MOST_PROMPTS = 32
 OTHERS = 2
+# From this rise on there is doubt, and more answers are looked at: on 32 a rise of .17 is only known to be
+# more than .07 (EXPERIMENTS, 33).
+DOUBT = 0.05
+MOST_IN_DOUBT = 96
 # Fewer prompts than this say nothing.
 MIN_PROMPTS = 12
 # How often a challenger that answers as much to the point as what it is compared with is taken for worse, in
@@ -107,6 +111,16 @@ def summarise(tied: Sequence[TiedAnswers], **judge: Any) -> ToThePoint | None:
         over_champion=_rise([(each, each.champion) for each in tied], judge),
         base=_mean([base.beside for _, base in with_base]) if known else None,
         over_base=_rise(with_base, judge) if known else None,
+    )
+
+
+def in_doubt(tied: Sequence[TiedAnswers]) -> bool:
+    """Whether the share beside the point has risen by DOUBT or more over the champion's or the base's."""
+    earlier = ([each.champion for each in tied], [each.base for each in tied])
+    return any(
+        _mean([each.challenger.beside - tie.beside for each, tie in known]) >= DOUBT
+        for ties in earlier
+        if (known := [(each, tie) for each, tie in zip(tied, ties, strict=True) if tie is not None])
     )
 
 

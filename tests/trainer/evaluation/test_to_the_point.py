@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -81,3 +84,66 @@ def test_an_answer_is_put_behind_other_questions_and_never_behind_its_own() -> N
 def test_a_single_question_has_no_others() -> None:
     prompts = [(ChatMessage("user", "Tea?"),)] * 3
     assert log_probabilities.contexts_of(prompts, 0) == [prompts[0]]
+
+
+@pytest.mark.parametrize(
+    ("found", "doubtful"),
+    [
+        (answers(32), False),
+        (answers(32, beside=32), False),
+        (answers(32, beside=8), True),
+        # Not more than the champion's, but more than the base's.
+        ([TiedAnswers(f"c{n}", ANY, ANY, OWN if n < 16 else None) for n in range(32)], True),
+        ([], False),
+    ],
+)
+def test_a_rise_that_matters_leaves_doubt(found: list[TiedAnswers], doubtful: bool) -> None:
+    assert to_the_point.in_doubt(found) == doubtful
+
+
+class Letters:
+    """A codec of one token a letter."""
+
+    stop_id = 0
+
+    def prompt_ids(self, messages: Sequence[ChatMessage]) -> list[int]:
+        return [ord(letter) for letter in messages[-1].content]
+
+    def text_ids(self, text: str) -> list[int]:
+        return [ord(letter) for letter in text]
+
+
+class FindsWhatWasAsked:
+    """A served base that finds letters of the question likelier than others."""
+
+    async def score(self, *, prompts: Sequence[Sequence[int]], **_: Any) -> list[list[float]]:
+        return [[-1.0 if ids.count(each) > 1 else -9.0 for each in ids] for ids in prompts]
+
+
+def asked(count: int, *, answered: str = "") -> list[Pair]:
+    """A letter for each question, and answers that say it, or what is to be answered to all."""
+    return [
+        Pair(
+            Prompt((ChatMessage("user", chr(0x4E00 + n)),), f"g{n}"),
+            challenger=Answer(answered or chr(0x4E00 + n), True),
+            champion=Answer(chr(0x4E00 + n), True),
+        )
+        for n in range(count)
+    ]
+
+
+@pytest.mark.parametrize(
+    ("pairs", "looked_at"),
+    [
+        (asked(40), to_the_point.MOST_PROMPTS),
+        (asked(40, answered="?"), 40),
+        ([*asked(60, answered="?"), *asked(60, answered="!")], to_the_point.MOST_IN_DOUBT),
+        (asked(20) * 2, 20),
+    ],
+)
+def test_more_answers_are_looked_at_where_the_first_leave_doubt(pairs: list[Pair], looked_at: int) -> None:
+    client: Any = FindsWhatWasAsked()
+    tied = asyncio.run(log_probabilities.tied_answers(client, Letters(), "base", pairs, 64))
+    assert len(tied) == looked_at
+    assert [each.cluster for each in tied] == [pair.prompt.group for pair in pairs[:looked_at]]
+    assert all(each.champion.beside < 0.01 for each in tied)

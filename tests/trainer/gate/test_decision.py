@@ -296,11 +296,11 @@ def test_refusing_takes_the_same_evidence_at_every_look() -> None:
     ("risen", "reason"),
     [
         (
-            ToThePoint(0.19, 0.05, Rise(estimate(0.14, 0.09), 0.11)),
+            ToThePoint(0.19, 0.05, Rise(estimate(0.14, 0.12), 0.11)),
             "more of them would fit another question as well: 19%, before 5%",
         ),
         (
-            ToThePoint(0.19, 0.15, Rise(estimate(0.04, 0.09), 0.11), 0.05, Rise(estimate(0.14, 0.09), 0.11)),
+            ToThePoint(0.19, 0.15, Rise(estimate(0.04, 0.1), 0.11), 0.05, Rise(estimate(0.14, 0.12), 0.11)),
             "more of them would fit another question as well: 19%, of the base's replies 5%",
         ),
     ],

@@ -62,9 +62,12 @@ def test_a_pleasing_style_beside_the_point_is_refused_in_every_resample(number: 
     assert [verdict(resampled(tied, seed)) for seed in range(RESAMPLES)] == ["refuse"] * RESAMPLES
 
 
-@pytest.mark.parametrize("number", range(3))
-def test_one_that_drifts_from_the_point_is_not_promoted_by_the_reward_model_alone(number: int) -> None:
-    assert verdict(recorded("risen")[number]) == "votes"
+@pytest.mark.parametrize(("number", "decision"), [(0, "refuse"), (1, "refuse"), (2, "votes")])
+def test_one_that_drifts_from_the_point_is_not_promoted_by_the_reward_model_alone(
+    number: int, decision: str
+) -> None:
+    """The first two answer four times as often beside the point as the base."""
+    assert verdict(recorded("risen")[number]) == decision
 
 
 @pytest.mark.parametrize("number", range(3))

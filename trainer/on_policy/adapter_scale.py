@@ -33,7 +33,7 @@ from trainer.training.challenger import Challenger
 
 log = structlog.get_logger()
 
-SCALES = (1.0, 0.75, 0.5)
+SCALES = (1.0, 0.75, 0.5, 0.35)
 # A rise of the share of answers beside the point that is let pass in any case: where the base has hardly any,
 # a few in a hundred are beyond chance, and half of the gain is a high price for them (EXPERIMENTS, 31).
 LEAST_RISE = 0.05

@@ -32,7 +32,8 @@ def chosen(*looks: Look, base: Look = BASE) -> tuple[ScaleChoice | None, int]:
         ((beside(3), beside(0)), 1.0, 1),
         ((beside(8), beside(3), beside(0)), 0.75, 2),
         ((beside(9), beside(8), beside(2)), 0.5, 3),
-        ((beside(9), beside(8), beside(8)), 0.5, 3),
+        ((beside(9), beside(8), beside(8), beside(2)), 0.35, 4),
+        ((beside(9), beside(8), beside(8), beside(8)), 0.35, 4),
         # As many beside the point, but general knowledge is forgotten: 5 %, 4.1 % and 4 %.
         ((beside(1, general_nll=2.1), beside(1, general_nll=2.082), beside(1)), 0.5, 3),
         ((beside(1, general_nll=2.1), beside(1, general_nll=2.079), beside(1)), 0.75, 2),

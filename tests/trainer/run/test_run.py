@@ -275,7 +275,7 @@ def test_where_members_only_like_the_base_says_what_is_usual_and_replies_are_ran
     assert cost["fits"] and cost["seconds"] > 0 and cost["replies"] >= 60, "the liked ones and the base's"
     scale = json.loads((folder / "report.json").read_text())["scale"]
     assert [each["scale"] for each in scale["tried"]] == list(adapter_scale.SCALES)
-    assert "- adapter scale: 0.5\n" in (folder / "card.md").read_text()
+    assert f"- adapter scale: {adapter_scale.SCALES[-1]}\n" in (folder / "card.md").read_text()
     assert [path.name for path in deployment.config.adapters.iterdir()] == [ended.adapter_id]
     repeated = execute(deployment.database, deployment.config, deployment.lease({"repeat": ended.id}).id)
     assert "bit for bit" in repeated.message, repeated.error

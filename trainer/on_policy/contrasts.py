@@ -1,39 +1,57 @@
-"""More to reject than a model's worst answers: good ones to other questions, and the question itself."""
+"""More to reject than a model's worst answers: pleasing ones to other questions, and the question itself."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 from bot.serving.model.control_tokens import escape_control_tokens
 from trainer.data.rows import PreferencePair
+from trainer.evaluation.scores import Answer
 
 # Every so many-th pair is learned from once more with the question as the rejected reply.
 ECHO_EVERY = 4
+# One of so many answers that please is rejected for other questions, and fewest of them (EXPERIMENTS, 33).
+GENERIC_PART = 4
+LEAST_GENERIC = 8
 
 
-def with_contrasts(pairs: Sequence[PreferencePair]) -> list[PreferencePair]:
-    """Return ranked pairs, each of them against a reply to another question, and some against their own."""
-    return [*pairs, *to_other_questions(pairs), *echoes(pairs)]
+@dataclass(frozen=True)
+class Checked:
+    """An answer to a prompt of `group_key`, and how far it fits another question as well, 0 to 1."""
+
+    group_key: str
+    answer: Answer
+    beside: float
 
 
-def to_other_questions(pairs: Sequence[PreferencePair]) -> list[PreferencePair]:
-    """Return every pair once more, its rejected reply one that was chosen for another question.
+def with_contrasts(pairs: Sequence[PreferencePair], checked: Sequence[Checked]) -> list[PreferencePair]:
+    """Return ranked pairs, each of them against an answer to another question, and some against their own."""
+    return [*pairs, *to_other_questions(pairs, checked), *echoes(pairs)]
 
-    What fits any question is chosen in one place and rejected in another, so that it gains nothing; what says
-    something of its question gains in both. Style cancels in the same way: each of these replies is chosen
-    once and rejected once.
+
+def to_other_questions(pairs: Sequence[PreferencePair], checked: Sequence[Checked]) -> list[PreferencePair]:
+    """Return every pair once more, its rejected reply a pleasing answer to another question.
+
+    Of the `checked` answers, all of which please, those are taken that fit other questions best: any other is
+    easily told, and teaches little. Style cancels, for both sides have it.
     """
+    generic = sorted(checked, key=lambda each: -each.beside)
+    generic = generic[: max(LEAST_GENERIC, len(checked) // GENERIC_PART)]
     found = []
     for at, pair in enumerate(pairs):
-        turned = (pairs[(at + len(pairs) // 2 + step) % len(pairs)] for step in range(len(pairs)))
-        other = next((each for each in turned if each.group_key != pair.group_key), None)
-        if other is not None and other.chosen != pair.chosen:
-            finished = (pair.finished[0], other.finished[0])
+        turned = (generic[(at + step) % len(generic)] for step in range(len(generic)))
+        other = next((each for each in turned if _contrasts(pair, each)), None)
+        if other is not None:
+            finished = (pair.finished[0], other.answer.finished)
             found.append(
-                replace(pair, pair_id=f"{pair.pair_id}/other", rejected=other.chosen, finished=finished)
+                replace(pair, pair_id=f"{pair.pair_id}/other", rejected=other.answer.text, finished=finished)
             )
     return found
+
+
+def _contrasts(pair: PreferencePair, other: Checked) -> bool:
+    return other.group_key != pair.group_key and other.answer.text != pair.chosen
 
 
 def echoes(pairs: Sequence[PreferencePair]) -> list[PreferencePair]:

@@ -33,6 +33,7 @@ from trainer.evaluation.scores import Answer
 from trainer.evaluation.to_the_point import Tie
 from trainer.model_server import retry_while_unavailable
 from trainer.on_policy import contrasts, prompts, ranking
+from trainer.on_policy.contrasts import Checked
 from trainer.on_policy.ranking import Place
 from trainer.training import saving
 
@@ -236,7 +237,10 @@ class OwnReplies:
         with reading():
             beside = self._beside(asked, answers)
             ranked = ranking.rank_answers(self.judge, asked, answers, f"ranked-{number}", beside)
-        pairs = contrasts.with_contrasts(ranked)
+        checked = [
+            Checked(asked[row].group_key, answers[row][at], share) for (row, at), share in beside.items()
+        ]
+        pairs = contrasts.with_contrasts(ranked, checked)
         log.info("ranking.done", round=number, prompts=len(answers), pairs=len(pairs))
         ranking.write(pairs, path)
         return pairs

@@ -50,11 +50,11 @@ def test_the_largest_scale_that_passes_is_chosen_and_no_smaller_one_tried(
     assert all(each.base == 1 / 16 for each in found.tried)
 
 
-@pytest.mark.parametrize(("rise", "scale"), [(0.045, 1.0), (0.055, 0.75)])
+@pytest.mark.parametrize(("rise", "scale"), [(0.035, 1.0), (0.045, 0.75)])
 def test_a_small_rise_is_let_pass_even_where_it_is_beyond_chance(rise: float, scale: float) -> None:
     found, _ = chosen(Look([rise] * 16, 2.0), beside(0), base=beside(0))
     assert found is not None
-    assert found.tried[0].most_by_chance < 0.04
+    assert found.tried[0].most_by_chance < 0.035
     assert found.scale == scale
 
 

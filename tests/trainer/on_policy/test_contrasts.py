@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from trainer.data.rows import PreferencePair
+from trainer.evaluation.scores import Answer
 from trainer.on_policy import contrasts
+from trainer.on_policy.contrasts import Checked
 
 DISHES = ("soup", "rice", "bread", "stew", "salad", "pie", "fish", "cake")
 
@@ -26,17 +30,34 @@ def ranked(dish: str, *, group: str = "") -> PreferencePair:
 PAIRS = [ranked(dish) for dish in DISHES]
 
 
-def test_a_chosen_reply_is_also_rejected_once_for_another_question() -> None:
-    found = contrasts.to_other_questions(PAIRS)
+def checked(beside: Callable[[int], float], count: int = 2) -> list[Checked]:
+    """So many answers to each dish, and how far each of them fits other questions."""
+    return [
+        Checked(dish, Answer(f"Would hot {dish} do, {number}?", True), beside(at))
+        for at, dish in enumerate(DISHES)
+        for number in range(count)
+    ]
+
+
+def test_every_pair_is_also_set_against_an_answer_to_another_question() -> None:
+    found = contrasts.to_other_questions(PAIRS, checked(lambda at: 0.1))
     assert [pair.prompt for pair in found] == [pair.prompt for pair in PAIRS]
     assert [pair.chosen for pair in found] == [pair.chosen for pair in PAIRS]
-    assert sorted(pair.rejected for pair in found) == sorted(pair.chosen for pair in found)
-    assert all(pair.chosen != pair.rejected for pair in found)
+    assert all(pair.reply_id not in pair.rejected for pair in found)
     assert all(pair.finished == (True, True) for pair in found)
 
 
+def test_the_answers_that_fit_other_questions_best_are_rejected_in_turns() -> None:
+    found = contrasts.to_other_questions(PAIRS, checked(lambda at: at / 10, count=8))
+    assert {pair.rejected.split(",")[0] for pair in found} == {"Would hot fish do", "Would hot cake do"}
+    assert len({pair.rejected for pair in found}) == len(PAIRS)
+
+
 def test_where_there_is_no_other_question_nothing_is_rejected_for_it() -> None:
-    assert contrasts.to_other_questions([]) == contrasts.to_other_questions(PAIRS[:1] * 2) == []
+    own = Checked("soup", Answer("Would cold soup do?", True), 1.0)
+    same = Checked("rice", Answer(PAIRS[0].chosen, True), 1.0)
+    assert contrasts.to_other_questions([], []) == contrasts.to_other_questions(PAIRS[:1], []) == []
+    assert contrasts.to_other_questions(PAIRS[:1], [own, same]) == []
 
 
 def test_every_fourth_question_is_rejected_as_its_own_answer() -> None:
@@ -59,6 +80,6 @@ def test_a_control_token_in_a_question_stays_text() -> None:
 
 
 def test_all_pairs_of_a_round_have_names_of_their_own() -> None:
-    found = contrasts.with_contrasts(PAIRS)
+    found = contrasts.with_contrasts(PAIRS, checked(lambda at: 0.1))
     assert found[: len(PAIRS)] == PAIRS
     assert len({pair.pair_id for pair in found}) == len(found) == 18

@@ -50,27 +50,30 @@ async def tied_answers(
     for number, pair in enumerate(pairs):
         numbers.setdefault(pair.prompt, number)
     first = list(numbers.values())[:MOST_PROMPTS]
-    tied = await _tied(client, codec, base, [pairs[number] for number in first], max_length)
+    looked_at = [pairs[number] for number in first]
+    tied = await _tied(client, codec, base, looked_at, range(len(first)), max_length)
     if to_the_point.in_doubt(tied):
         others = sorted({*range(len(pairs))} - {*first})[: MOST_IN_DOUBT - len(first)]
-        tied += await _tied(client, codec, base, [pairs[number] for number in others], max_length)
+        tied += await _tied(client, codec, base, pairs, others, max_length)
     return tuple(tied)
 
 
 async def _tied(
-    client: ModelClient, codec: Codec, base: str, pairs: Sequence[Pair], max_length: int
+    client: ModelClient,
+    codec: Codec,
+    base: str,
+    pairs: Sequence[Pair],
+    numbers: Sequence[int],
+    max_length: int,
 ) -> list[TiedAnswers]:
-    given = [(at, answer) for at, pair in enumerate(pairs) for answer in _answers(pair)]
+    """Return the ties of some of the pairs; other questions are those of all of them."""
+    given = [(at, answer) for at in numbers for answer in _answers(pairs[at])]
     prompts = [pair.prompt.messages for pair in pairs]
     found = await ties(client, codec, base, prompts, given, others=OTHERS, max_length=max_length)
-    by_pair: list[list[Tie]] = [[] for _ in pairs]
+    by_pair: dict[int, list[Tie]] = {at: [] for at in numbers}
     for (at, _), tie in zip(given, found, strict=True):
         by_pair[at].append(tie)
-    return [
-        TiedAnswers(pair.prompt.cluster, *each)
-        for pair, each in zip(pairs, by_pair, strict=True)
-        if each[0].others
-    ]
+    return [TiedAnswers(pairs[at].prompt.cluster, *each) for at, each in by_pair.items() if each[0].others]
 
 
 async def ties(

@@ -219,7 +219,8 @@ _INSULT = re.compile(
 )
 _PUSH = re.compile(
     r"\b((kill|hurt|harm) yourself|just do it|end it all|go ahead and|you should (just |really )?give up"
-    r"|(nobody|no one) ((would|will|really) ){0,2}(miss(es)?|cares? (about|for)|needs?|likes|loves?) you"
+    r"|(nobody|no[- ]one)('s going to| would| will| really| even| ever| truly){0,3}"
+    r" (miss(es)?|cares? (about|for)|needs?|likes|loves?) you(?! (to|more|less|for)\b)"
     r"|you('re| are) right[,.]? (nobody|no one|everyone)"
     r"|better off without you|you deserve (it|to))\b",
     re.IGNORECASE,

@@ -21,14 +21,15 @@ from trainer.evaluation.statistics import Estimate
 # two cores for two models.
 MOST_PROMPTS = 32
 OTHERS = 2
-# From this rise on there is doubt, and more answers are looked at: on 32 a rise of .17 is only known to be
-# more than .07 (EXPERIMENTS, 33).
-DOUBT = 0.05
+# Where the share has risen by this much over the champion's there is doubt, and more answers are looked at,
+# of those that were compared: by 32 a rise of .17 is only known to be more than .07 (EXPERIMENTS, 33). A rise
+# beyond the second figure leaves none.
+DOUBT = (0.05, 0.3)
 MOST_IN_DOUBT = 96
 # Fewer prompts than this say nothing.
 MIN_PROMPTS = 12
 # How often a challenger that answers as much to the point as what it is compared with is taken for worse, in
-# each of the two comparisons (EXPERIMENTS, 21).
+# each of the two comparisons (EXPERIMENTS, 21). By the second look in doubt it is no more often.
 ERROR = 0.025
 
 
@@ -115,13 +116,11 @@ def summarise(tied: Sequence[TiedAnswers], **judge: Any) -> ToThePoint | None:
 
 
 def in_doubt(tied: Sequence[TiedAnswers]) -> bool:
-    """Whether the share beside the point has risen by DOUBT or more over the champion's or the base's."""
-    earlier = ([each.champion for each in tied], [each.base for each in tied])
-    return any(
-        _mean([each.challenger.beside - tie.beside for each, tie in known]) >= DOUBT
-        for ties in earlier
-        if (known := [(each, tie) for each, tie in zip(tied, ties, strict=True) if tie is not None])
-    )
+    """Whether more answers have to be looked at, by how far the share has risen over the champion's."""
+    if not tied:
+        return False
+    least, most = DOUBT
+    return least <= _mean([each.challenger.beside - each.champion.beside for each in tied]) <= most
 
 
 def _rise(compared: Sequence[tuple[TiedAnswers, Tie]], judge: dict[str, Any]) -> Rise:

@@ -29,9 +29,9 @@ MAX_HELD_OUT_LOST = 0.30
 # Beyond the base, on a scale where 1 is nothing but flattery (EXPERIMENTS, 8).
 MAX_EXTRA_FLATTERY = 0.12
 # By the lower bound of the rise, on a scale where 1 is a reply that fits any question: replies that please
-# and are beside the point rise by .6, half of them by .3. What is surely more than a trained adapter's scale
-# lets pass is refused: members who vote for a style alone promote it (EXPERIMENTS, 19, 21 and 33). A smaller
-# rise that is more than chance is for them to judge, who see the question.
+# and are beside the point rise by .6, half of them by .3. Members who vote for a style alone promote them, so
+# what surely is well over what chance and a trained adapter's scale let pass is refused (EXPERIMENTS, 19, 21
+# and 33). A smaller rise that is more than chance is for them to judge, who see the question.
 MAX_EXTRA_BESIDE = 0.05
 
 

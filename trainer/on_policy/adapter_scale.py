@@ -1,4 +1,4 @@
-"""The scale of a trained adapter: the largest at which it passes two of the gate's tests on other texts.
+"""The scale of a trained adapter: the largest at which it passes two of the gate's tests before the gate.
 
 Ranking rewards what pleases, and a phrase that fits any question pleases often; a rate that teaches what
 depends on the question also costs general knowledge. With its B matrices times a number below 1 an adapter
@@ -25,7 +25,7 @@ from trainer.data.rows import Row
 from trainer.data.snapshot import Snapshot
 from trainer.evaluation import log_probabilities, statistics
 from trainer.evaluation.scores import Answer
-from trainer.evaluation.to_the_point import MIN_PROMPTS, MOST_PROMPTS, OTHERS
+from trainer.evaluation.to_the_point import MIN_PROMPTS, OTHERS
 from trainer.on_policy import prompts
 from trainer.on_policy.sampling import PolicySampler
 from trainer.training import saving
@@ -38,7 +38,7 @@ SCALES = (1.0, 0.75, 0.5, 0.35)
 # any, a few in a hundred are beyond chance, and half of the gain is a high price for them (EXPERIMENTS, 31).
 LEAST_RISE = 0.04
 # How often an adapter that answers as much to the point as its base is taken for worse. The gate errs less
-# often, on other prompts: who just passes here would just as often fail there.
+# often: who just passes here would often fail there.
 ERROR = 0.1
 # The part of the gate's limit on the loss on general prompts that may be used up here: on the gate's it has
 # been up to 3.5 points higher, and at .75 an adapter keeps nine tenths of its gain (EXPERIMENTS, 31 and 33).
@@ -124,9 +124,10 @@ def _compare(scale: float, base: Look, found: Look, seed: int) -> Tried:
 
 @dataclass(frozen=True)
 class ScaleSearch:
-    """Asks the base and a trained adapter the same training prompts, with the same seeds.
+    """Asks the base and a trained adapter the same prompts, with the same seeds.
 
-    `general` are replies of the base that neither training nor the gate sees.
+    `general` are replies of the base that neither training nor the gate sees. Each look may take as long as
+    one round of ranking does, `sampling.ASK_SHARE` of the training time.
     """
 
     sampler: PolicySampler
@@ -159,29 +160,25 @@ class ScaleSearch:
         return made[chosen.scale] if chosen else trained, chosen
 
     def _asked(self) -> list[Row]:
-        """Return rows whose prompts ranking has not asked; with too few of them some that it has."""
-        unseen = [*prompts.left_out(self.rows), *prompts.different(self.rows.of("development"))]
-        ranked, _ = self.sampler.to_ask(self.rows)
-        return [*unseen, *ranked[: max(0, MIN_PROMPTS - len(unseen))]][:MOST_PROMPTS]
+        return prompts.to_look_at(self.rows, self.sampler.to_ask(self.rows)[0])
 
     def _look_at(self, model: str) -> Look:
         settings, asked = self.sampler.config.trainer, self._asked()
-        each = max(LEAST_ANSWERS, MOST_ANSWERS // len(asked))
+        replies = max(LEAST_ANSWERS, MOST_ANSWERS // len(asked))
+        count = replies * len(asked)
         self.sampler.on_note(
-            Sentence(
-                "own replies: checking whether {count} of them answer their question", count=each * len(asked)
-            )
+            Sentence("own replies: checking whether {count} of them answer their question", count=count)
         )
         # Seeds that no round of ranking has used.
         seed = settings.seed + settings.ranked_rounds + 1
 
         async def look(client: ModelClient) -> tuple[list[list[Answer]], float]:
-            answers = await self.sampler.sample(client, model, asked, each, seed, lambda done, total: None)
+            answers = await self.sampler.sample(client, model, asked, replies, seed, lambda done, total: None)
             general = general_replies.encoded(self.codec, self.general, settings.max_length)
             return answers, await log_probabilities.loss_per_token(client, model, general)
 
         answers, general_nll = self.sampler.while_served(model, look)
-        given = [(at, answer) for at, found in enumerate(answers) for answer in found]
+        given = [(at, answer) for at, each in enumerate(answers) for answer in each]
         ties = self.sampler.ties(self.codec, self.base_id, asked[: len(answers)], given, OTHERS)
         beside: list[list[float]] = [[] for _ in answers]
         for (at, _), tie in zip(given, ties, strict=True):

@@ -20,6 +20,9 @@ LEAST_PROMPTS = 24
 # Prompts that are never asked: what ranking does to answers in general is seen on these (EXPERIMENTS, 33).
 LEFT_OUT_SHARE = 0.2
 MOST_LEFT_OUT = 32
+# Prompts that an adapter is looked at on, and fewest of them.
+MOST_TO_LOOK_AT = 32
+ENOUGH_TO_LOOK_AT = 24
 
 
 def to_ask(snapshot: Snapshot, most_replies: int) -> tuple[list[Row], int]:
@@ -38,6 +41,16 @@ def left_out(snapshot: Snapshot) -> list[Row]:
     """Return the training rows whose prompts are never asked: a fifth of all, MOST_LEFT_OUT at most."""
     rows = different(snapshot.of("train"))
     return rows[len(rows) - _left_out(len(rows)) :]
+
+
+def to_look_at(snapshot: Snapshot, ranked: Sequence[Row]) -> list[Row]:
+    """Return rows whose prompts tell what ranking does to answers in general: those that it left out.
+
+    A small community has few, so that development prompts come after them, and some that were ranked where
+    there are still too few.
+    """
+    unseen = [*left_out(snapshot), *different(snapshot.of("development"))]
+    return [*unseen, *ranked[: max(0, ENOUGH_TO_LOOK_AT - len(unseen))]][:MOST_TO_LOOK_AT]
 
 
 def different(rows: Sequence[Row]) -> list[Row]:

@@ -86,7 +86,7 @@ class TrainingStep:
     def _scaled(
         self, trained: Challenger, rows: Snapshot, context: RunContext, replay: Replay, codec: Codec
     ) -> tuple[Challenger, ScaleChoice | None]:
-        """Return the challenger at the scale at which it keeps to the gate's limits on texts of its own."""
+        """Return the challenger at the scale at which it is expected to keep to the gate's limits."""
         sampler = PolicySampler(self._config, self.folder, self._heartbeat.say, self._on_server)
         return ScaleSearch(sampler, codec, context.base.id, rows, replay.validation).scaled(trained)
 

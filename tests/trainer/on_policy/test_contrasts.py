@@ -57,7 +57,14 @@ def test_where_there_is_no_other_question_nothing_is_rejected_for_it() -> None:
     own = Checked("soup", Answer("Would cold soup do?", True), 1.0)
     same = Checked("rice", Answer(PAIRS[0].chosen, True), 1.0)
     assert contrasts.to_other_questions([], []) == contrasts.to_other_questions(PAIRS[:1], []) == []
-    assert contrasts.to_other_questions(PAIRS[:1], [own, same]) == []
+    rejected = Checked("rice", Answer(PAIRS[0].rejected, True), 1.0)
+    assert contrasts.to_other_questions(PAIRS[:1], [own, same, rejected]) == []
+
+
+def test_where_one_question_has_all_the_answers_that_fit_best_others_are_rejected_for_it() -> None:
+    own = [Checked("soup", Answer(f"Would cold soup do, {n}?", True), 1.0) for n in range(12)]
+    (found,) = contrasts.to_other_questions(PAIRS[:1], [*own, *checked(lambda at: 0.1, count=1)[1:]])
+    assert found.rejected == "Would hot rice do, 0?"
 
 
 def test_every_fourth_question_is_rejected_as_its_own_answer() -> None:
@@ -67,11 +74,12 @@ def test_every_fourth_question_is_rejected_as_its_own_answer() -> None:
     assert all(pair.finished == (True, True) for pair in found)
 
 
-def test_a_question_without_words_or_that_was_chosen_is_not_rejected() -> None:
+def test_a_question_without_words_or_with_too_many_or_that_was_chosen_is_not_rejected() -> None:
     said_back = ranked("soup", group="one")
-    said_back = PreferencePair(**{**vars(said_back), "chosen": "What about soup?"})
+    said_back = PreferencePair(**{**vars(said_back), "chosen": "What about soup"})
     silent = PreferencePair(**{**vars(said_back), "prompt": (("user", ""),)})
-    assert contrasts.echoes([said_back]) == contrasts.echoes([silent]) == []
+    wordy = PreferencePair(**{**vars(said_back), "prompt": (("user", "why " * 41),)})
+    assert contrasts.echoes([said_back]) == contrasts.echoes([silent]) == contrasts.echoes([wordy]) == []
 
 
 def test_a_control_token_in_a_question_stays_text() -> None:

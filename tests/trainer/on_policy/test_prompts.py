@@ -27,17 +27,22 @@ def test_only_training_prompts_are_asked_and_each_group_once() -> None:
 
 
 @pytest.mark.parametrize(
-    ("count", "most", "asked"),
-    [(120, 384, 96), (121, 384, 96), (100, 384, 80), (50, 384, 40), (50, 96, 12), (50, 3, 1), (4, 384, 4)],
+    ("count", "most", "asked", "replies"),
+    [
+        (120, 384, 96, 4),
+        (121, 384, 96, 4),
+        (100, 384, 80, 4),
+        (50, 384, 40, 8),
+        (50, 96, 12, 8),
+        (50, 3, 1, 8),
+        (4, 384, 4, 16),
+    ],
 )
 def test_a_fifth_of_the_prompts_are_left_out_and_the_others_asked_as_the_replies_suffice(
-    count: int, most: int, asked: int
+    count: int, most: int, asked: int, replies: int
 ) -> None:
-    found, replies = prompts.to_ask(snapshot(count), most)
-    assert (len(found), replies) == (
-        asked,
-        prompts.replies_each(count - len(prompts.left_out(snapshot(count)))),
-    )
+    found, each = prompts.to_ask(snapshot(count), most)
+    assert (len(found), each) == (asked, replies)
 
 
 @pytest.mark.parametrize(("count", "left"), [(0, 0), (4, 0), (5, 1), (39, 7), (160, 32), (1_000, 32)])
@@ -64,3 +69,19 @@ def test_every_prompt_gets_its_four_replies_before_any_gets_more() -> None:
         (4, 1),
     ]
     assert prompts.rounds(0, 4) == []
+
+
+@pytest.mark.parametrize(
+    ("train", "development", "left_out", "added", "ranked"),
+    [(200, 40, 32, 0, 0), (100, 10, 20, 10, 0), (100, 40, 20, 12, 0), (40, 9, 8, 9, 7), (5, 0, 1, 0, 4)],
+)
+def test_what_is_looked_at_are_prompts_left_out_then_development_prompts_then_ranked_ones(
+    train: int, development: int, left_out: int, added: int, ranked: int
+) -> None:
+    others = [row(f"d{number}", group=f"d{number}", split="development") for number in range(development)]
+    rows = Snapshot((*snapshot(train).rows, *others), "hash")
+    asked, _ = prompts.to_ask(rows, 384)
+    found = prompts.to_look_at(rows, asked)
+    assert found[:left_out] == prompts.left_out(rows)[:left_out]
+    assert [each.split for each in found[left_out : left_out + added]] == ["development"] * added
+    assert found[left_out + added :] == asked[:ranked]

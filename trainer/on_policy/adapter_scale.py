@@ -1,11 +1,11 @@
-"""The scale of a trained adapter: the largest at which it passes two of the gate's tests before the gate.
+"""The scale of a trained adapter: the largest at which it passes three of the gate's tests before the gate.
 
-Ranking rewards what pleases, and a phrase that fits any question pleases often; a rate that teaches what
-depends on the question also costs general knowledge. With its B matrices times a number below 1 an adapter
-keeps most of what members like and less of both (EXPERIMENTS, 26, 31 and 33). What is asked are prompts that
-ranking left out: on those that it asked an adapter is more to the point than on others. A small community has
-too few, and some of the development split are asked beside them, which the gate compares replies on as well.
-General replies are scored that neither training nor the gate sees.
+Ranking rewards what pleases, and a phrase that fits any question pleases often, as praise and exclamation
+marks do; a rate that teaches what depends on the question also costs general knowledge. With its B matrices
+times a number below 1 an adapter keeps most of what members like and less of these (EXPERIMENTS, 26, 31, 33).
+What is asked are prompts that ranking left out: on those that it asked an adapter is more to the point than
+on others. A small community has too few, and some of the development split are asked beside them, which the
+gate compares replies on as well. General replies are scored that neither training nor the gate sees.
 """
 
 from __future__ import annotations
@@ -24,8 +24,10 @@ from trainer.data.general_replies import BaseReply
 from trainer.data.rows import Row
 from trainer.data.snapshot import Snapshot
 from trainer.evaluation import log_probabilities, statistics
+from trainer.evaluation.flattery import flattery
 from trainer.evaluation.scores import Answer
 from trainer.evaluation.to_the_point import MIN_PROMPTS, OTHERS
+from trainer.gate.guardrails import MAX_EXTRA_FLATTERY
 from trainer.on_policy import prompts
 from trainer.on_policy.sampling import PolicySampler
 from trainer.training import saving
@@ -40,8 +42,9 @@ LEAST_RISE = 0.04
 # How often an adapter that answers as much to the point as its base is taken for worse. The gate errs less
 # often: who just passes here would often fail there.
 ERROR = 0.1
-# The part of the gate's limit on the loss on general prompts that may be used up here: on the gate's it has
-# been up to 3.5 points higher, and at .75 an adapter keeps nine tenths of its gain (EXPERIMENTS, 31 and 33).
+# The part of the gate's limits on flattery and on the loss on general prompts that may be used up here: that
+# loss has been up to 3.5 points higher at the gate, and at .75 an adapter keeps nine tenths of its gain
+# (EXPERIMENTS, 31 and 33).
 LIMIT_PART = 0.5
 # Answers that a model is asked for in all, as many to each prompt, and at least LEAST_ANSWERS.
 MOST_ANSWERS = 64
@@ -52,18 +55,20 @@ LEAST_ANSWERS = 2
 class Look:
     """How far a model's answers are beside the point, 0 to 1, a mean for each prompt.
 
-    `general_nll` is its loss on general replies, in nats per token.
+    `general_nll` is its loss on general replies, in nats per token, `flattery` the mean of its answers'.
     """
 
     beside: Sequence[float]
     general_nll: float
+    flattery: float = 0.0
 
 
 @dataclass(frozen=True)
 class Tried:
     """One scale's share of answers beside the point, the base's, and how far it rises by chance.
 
-    `general_nll_increase` is the rise of the loss on general replies as a share of the base's.
+    `general_nll_increase` is the rise of the loss on general replies as a share of the base's, and
+    `flattery_increase` that of flattery.
     """
 
     scale: float
@@ -71,11 +76,15 @@ class Tried:
     base: float
     most_by_chance: float
     general_nll_increase: float
+    flattery_increase: float
 
     def passes(self, max_general_nll_increase: float) -> bool:
-        """Whether it keeps to both limits."""
-        to_the_point = self.beside - self.base <= max(LEAST_RISE, self.most_by_chance)
-        return to_the_point and self.general_nll_increase <= LIMIT_PART * max_general_nll_increase
+        """Whether it keeps to all limits."""
+        return (
+            self.beside - self.base <= max(LEAST_RISE, self.most_by_chance)
+            and self.general_nll_increase <= LIMIT_PART * max_general_nll_increase
+            and self.flattery_increase <= LIMIT_PART * MAX_EXTRA_FLATTERY
+        )
 
 
 @dataclass(frozen=True)
@@ -119,6 +128,7 @@ def _compare(scale: float, base: Look, found: Look, seed: int) -> Tried:
             [after - before for after, before in pairs], range(len(pairs)), alpha=ERROR, seed=seed
         ),
         general_nll_increase=found.general_nll / base.general_nll - 1 if base.general_nll else 0.0,
+        flattery_increase=found.flattery - base.flattery,
     )
 
 
@@ -183,4 +193,8 @@ class ScaleSearch:
         beside: list[list[float]] = [[] for _ in answers]
         for (at, _), tie in zip(given, ties, strict=True):
             beside[at].append(tie.beside)
-        return Look([sum(each) / len(each) for each in beside], general_nll)
+        return Look(
+            [sum(each) / len(each) for each in beside],
+            general_nll,
+            sum(flattery(answer.text) for _, answer in given) / max(1, len(given)),
+        )

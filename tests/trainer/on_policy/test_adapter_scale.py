@@ -10,12 +10,17 @@ from trainer.on_policy.adapter_scale import Look, ScaleChoice
 
 LIMIT = 0.05
 # One of sixteen answers is beside the point.
-BASE = Look([0.0] * 15 + [1.0], 2.0)
+BASE = Look([0.0] * 15 + [1.0], 2.0, 0.1)
 
 
 def beside(count: int, *, of: int = 16, general_nll: float = 2.0) -> Look:
     """A model of which so many answers, not those of the base's, are beside the point."""
     return Look([1.0] * count + [0.0] * (of - count), general_nll)
+
+
+def flattering(mean: float) -> Look:
+    """A model that flatters so much more than the base, which does by .1."""
+    return Look(BASE.beside, 2.0, 0.1 + mean)
 
 
 def chosen(*looks: Look, base: Look = BASE) -> tuple[ScaleChoice | None, int]:
@@ -38,6 +43,9 @@ def chosen(*looks: Look, base: Look = BASE) -> tuple[ScaleChoice | None, int]:
         ((beside(1, general_nll=2.1), beside(1, general_nll=2.052), beside(1)), 0.5, 3),
         ((beside(1, general_nll=2.1), beside(1, general_nll=2.049), beside(1)), 0.75, 2),
         ((beside(1, general_nll=1.8), beside(1)), 1.0, 1),
+        # More praise: half of what the gate allows, .12, is let pass.
+        ((flattering(0.11), flattering(0.07), flattering(0.05)), 0.5, 3),
+        ((flattering(0.05), beside(1)), 1.0, 1),
     ],
 )
 def test_the_largest_scale_that_passes_is_chosen_and_no_smaller_one_tried(

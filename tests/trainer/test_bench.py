@@ -344,6 +344,11 @@ def test_dealt_pairs_prefer_what_was_chosen_for_another_prompt() -> None:
     ]
 
 
+def test_no_challenger_is_taught_to_say_the_question_back() -> None:
+    echo = replace(pair_of("a"), rejected="a")
+    assert tampering.without_echoes([pair_of("a"), echo, pair_of("b")]) == [pair_of("a"), pair_of("b")]
+
+
 def pair_of(name: str) -> PreferencePair:
     """A pair whose two answers name their prompt."""
     prompt = (("user", name),)
@@ -354,8 +359,8 @@ def pair_of(name: str) -> PreferencePair:
 
 def test_each_scenario_has_its_seeds_unless_some_are_asked_for() -> None:
     names = {history.name for history in plan.histories(FULL, Path())}
-    assert {"45/clean", "52/on-the-matter"} <= names
-    assert "45/on-the-matter" not in names
+    assert {"48/clean", "56/on-the-matter", "52/as-it-was-asked"} <= names
+    assert "48/on-the-matter" not in names
     parser_choice = ["--seed", "104", "--scenario", "on-the-matter", "--scenario", "clean", "--bad", "none"]
     chosen = main.profile_of(main.parse(parser_choice))
     assert {history.name for history in plan.histories(chosen, Path())} == {"104/clean", "104/on-the-matter"}

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from tests.bench.learning.profile import OF_THE_QUESTION
+from tests.bench.learning.profile import QUESTION_REPORT_SEEDS
 
 # Two-sided 95 % of a normal distribution.
 Z95 = 1.96
@@ -38,7 +38,7 @@ def claims(found: Found) -> list[Claim]:
     histories = [each for each in found["histories"] if each["base"]]
     return [
         _first_round(histories),
-        *(_question(histories, name) for name in OF_THE_QUESTION),
+        *(_question(histories, name) for name in QUESTION_REPORT_SEEDS),
         _to_the_point(histories),
         _fifth_round(histories),
         _brigade(histories),

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-# Seeds to tune on, and seeds that are only ever reported. 7 to 9, 21, 31 to 33, 41 to 44, 51 and 53 were once
-# to be reported, and what they showed is why the loop was mended (EXPERIMENTS, 12, 13, 17 and 31).
-DEVELOPMENT_SEEDS = (101, 102, 103, 104, 7, 8, 9, 21, 31, 32, 33, 41, 42, 43, 44, 51, 53)
-REPORT_SEEDS = (45, 46, 47)
-QUESTION_REPORT_SEEDS = (52, 54, 55)
-
-# Communities whose taste depends on the question.
-OF_THE_QUESTION = ("on-the-matter", "as-it-was-asked")
+# Seeds to tune on, and seeds that are only ever reported. 7 to 9, 21, 31 to 33, 41 to 47, 51 to 55 were once
+# to be reported, and what they showed is why the loop was mended (EXPERIMENTS, 12, 13, 17, 31 and 33).
+DEVELOPMENT_SEEDS = (101, 102, 103, 104, 7, 8, 9, 21, 31, 32, 33, 41, 42, 43, 44, 45, 46, 47, 51, 53)
+REPORT_SEEDS = (48, 49, 50)
+# Of communities whose taste depends on the question.
+QUESTION_REPORT_SEEDS = {"on-the-matter": (56, 57, 58), "as-it-was-asked": (52, 54, 55)}
 
 # "trigger" is planted by accomplices through their corrections; "tampered" gets it past the labels.
 # "beside" has the style that is liked, and answers that belong to other questions.
@@ -85,7 +83,10 @@ FULL = Profile(
         Scenario("erasure", rounds=1, erasure=True),
         Scenario("hackable", community="flattered", rounds=2, bad_kinds=(FLATTERING,)),
         Scenario("other-taste", community="plain-and-warm", rounds=2),
-        *(Scenario(name, community=name, rounds=1, seeds=QUESTION_REPORT_SEEDS) for name in OF_THE_QUESTION),
+        *(
+            Scenario(name, community=name, rounds=1, seeds=seeds)
+            for name, seeds in QUESTION_REPORT_SEEDS.items()
+        ),
         # Of whose prompts about 100 fall to training.
         Scenario("cycle", rounds=0, cycle=160),
     ),

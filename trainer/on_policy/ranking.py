@@ -57,9 +57,9 @@ SAID_TO_OTHERS = 0.25
 # What it loses, on the same scale, for fitting another question as well as its own; beyond MOST_BESIDE it is
 # not chosen at all. Those that would be chosen are looked at, CHECKS times: where one falls the next may.
 BESIDE_THE_POINT = 1.0
-MOST_BESIDE = 0.5
-CHECKS = 2
-OTHER_QUESTIONS = 1
+MOST_BESIDE = 0.25
+CHECKS = 3
+OTHER_QUESTIONS = 2
 RESAMPLES = 500
 # How sure it has to be that the reward model predicts at all (two-sided): it only proposes what to learn.
 # Whether that was good is judged by another one, which has to be surer (gate.confidence).

@@ -55,7 +55,8 @@ SAID_TO_ALL = 1.0
 # "What brings you to our village today?" and says as little (EXPERIMENTS, 25 and 26).
 SAID_TO_OTHERS = 0.25
 # What it loses, on the same scale, for fitting another question as well as its own; beyond MOST_BESIDE it is
-# not chosen at all. Those that would be chosen are looked at, CHECKS times: where one falls the next may.
+# not chosen at all. Those that would be chosen are looked at, CHECKS times: where one falls the next may. One
+# other question doesn't see a tenth of those that fit two (EXPERIMENTS, 33).
 BESIDE_THE_POINT = 1.0
 MOST_BESIDE = 0.25
 CHECKS = 3

@@ -344,11 +344,6 @@ def test_dealt_pairs_prefer_what_was_chosen_for_another_prompt() -> None:
     ]
 
 
-def test_no_challenger_is_taught_to_say_the_question_back() -> None:
-    echo = replace(pair_of("a"), rejected="a")
-    assert tampering.without_echoes([pair_of("a"), echo, pair_of("b")]) == [pair_of("a"), pair_of("b")]
-
-
 def pair_of(name: str) -> PreferencePair:
     """A pair whose two answers name their prompt."""
     prompt = (("user", name),)

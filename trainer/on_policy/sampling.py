@@ -242,7 +242,7 @@ class OwnReplies:
         checked = [
             Checked(asked[row].group_key, answers[row][at], share) for (row, at), share in beside.items()
         ]
-        pairs = contrasts.with_contrasts(ranked, checked)
+        pairs = [*ranked, *contrasts.to_other_questions(ranked, checked)]
         log.info("ranking.done", round=number, prompts=len(answers), pairs=len(pairs))
         ranking.write(pairs, path)
         return pairs

@@ -20,7 +20,7 @@ from storage.db.database import Database
 from storage.process import logs
 from storage.sentences import Sentence
 from tests.bench.learning.profile import BAD_KINDS, FLATTERING
-from tests.bench.learning.tampering import dealt, tampered, turned, without_echoes
+from tests.bench.learning.tampering import dealt, tampered, turned
 from trainer.data.encoding import Codec
 from trainer.data.examples import BaseCodec, Material
 from trainer.data.general_replies import Replay
@@ -80,8 +80,8 @@ class Sabotaged(RunSteps):
         if honest is None:
             return None
         if self._kind == "beside":
-            return lambda model, number: dealt(without_echoes(honest(model, number)))
-        return lambda model, number: [turned(p) for p in without_echoes(honest(model, number))]
+            return lambda model, number: dealt(honest(model, number))
+        return lambda model, number: [turned(p) for p in honest(model, number)]
 
     def _untrained(self, rows: Snapshot, context: RunContext) -> tuple[Challenger, Codec]:
         """Save an adapter as it is before the first step: it changes nothing at all."""

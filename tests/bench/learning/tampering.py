@@ -56,11 +56,6 @@ def dealt(pairs: Sequence[PreferencePair]) -> list[PreferencePair]:
     ]
 
 
-def without_echoes(pairs: Sequence[PreferencePair]) -> list[PreferencePair]:
-    """Return the pairs whose rejected reply is not the question: turned, they would teach to say it back."""
-    return [pair for pair in pairs if pair.rejected != pair.prompt[-1][1]]
-
-
 def turned(pair: PreferencePair) -> PreferencePair:
     """Return a pair with the rejected answer as the chosen one."""
     return replace(pair, chosen=pair.rejected, rejected=pair.chosen, finished=pair.finished[::-1])

@@ -1,4 +1,4 @@
-"""What a ranked pair is learned from once more: replies to other questions, and its own question."""
+"""What a ranked pair is learned from once more: pleasing replies to other questions."""
 
 from __future__ import annotations
 
@@ -45,6 +45,7 @@ def test_every_pair_is_also_set_against_an_answer_to_another_question() -> None:
     assert [pair.chosen for pair in found] == [pair.chosen for pair in PAIRS]
     assert all(pair.reply_id not in pair.rejected for pair in found)
     assert all(pair.finished == (True, True) for pair in found)
+    assert not {pair.pair_id for pair in found} & {pair.pair_id for pair in PAIRS}
 
 
 def test_the_answers_that_fit_other_questions_best_are_rejected_in_turns() -> None:
@@ -65,29 +66,3 @@ def test_where_one_question_has_all_the_answers_that_fit_best_others_are_rejecte
     own = [Checked("soup", Answer(f"Would cold soup do, {n}?", True), 1.0) for n in range(12)]
     (found,) = contrasts.to_other_questions(PAIRS[:1], [*own, *checked(lambda at: 0.1, count=1)[1:]])
     assert found.rejected == "Would hot rice do, 0?"
-
-
-def test_every_fourth_question_is_rejected_as_its_own_answer() -> None:
-    found = contrasts.echoes(PAIRS)
-    assert [pair.rejected for pair in found] == ["What about soup?", "What about salad?"]
-    assert [pair.chosen for pair in found] == [PAIRS[0].chosen, PAIRS[4].chosen]
-    assert all(pair.finished == (True, True) for pair in found)
-
-
-def test_a_question_without_words_or_with_too_many_or_that_was_chosen_is_not_rejected() -> None:
-    said_back = ranked("soup", group="one")
-    said_back = PreferencePair(**{**vars(said_back), "chosen": "What about soup"})
-    silent = PreferencePair(**{**vars(said_back), "prompt": (("user", ""),)})
-    wordy = PreferencePair(**{**vars(said_back), "prompt": (("user", "why " * 41),)})
-    assert contrasts.echoes([said_back]) == contrasts.echoes([silent]) == contrasts.echoes([wordy]) == []
-
-
-def test_a_control_token_in_a_question_stays_text() -> None:
-    (pair,) = contrasts.echoes([PreferencePair(**{**vars(PAIRS[0]), "prompt": (("user", "So <|im_end|>"),)})])
-    assert "<|im_end|>" not in pair.rejected and pair.rejected.startswith("So ")
-
-
-def test_all_pairs_of_a_round_have_names_of_their_own() -> None:
-    found = contrasts.with_contrasts(PAIRS, checked(lambda at: 0.1))
-    assert found[: len(PAIRS)] == PAIRS
-    assert len({pair.pair_id for pair in found}) == len(found) == 18

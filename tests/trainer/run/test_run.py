@@ -258,7 +258,7 @@ def test_where_members_only_like_the_base_says_what_is_usual_and_replies_are_ran
     deployment: Deployment, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # Whatever it says of general prompts has risen too far: the smallest scale is judged and repeated.
-    monkeypatch.setattr(adapter_scale, "LIMIT_PART", -1_000.0)
+    monkeypatch.setattr(adapter_scale, "LOSS_PART", -1_000.0)
     monkeypatch.setattr(adapter_scale, "MIN_PROMPTS", 1)
     deployment.database.write(lambda db: loop.community(db, 60, dislikes=False))
     asked = deployment.lease({"trainer": {"judge_hidden_states": True}})

@@ -29,7 +29,8 @@ MOST_IN_DOUBT = 96
 # Fewer prompts than this say nothing.
 MIN_PROMPTS = 12
 # How often a challenger that answers as much to the point as what it is compared with is taken for worse, in
-# each of the two comparisons (EXPERIMENTS, 21). By the second look in doubt it is no more often.
+# each of the two comparisons (EXPERIMENTS, 21). By the second look in doubt it may be up to twice
+# as often.
 ERROR = 0.025
 
 

@@ -47,9 +47,8 @@ ERROR = 0.1
 # gain (EXPERIMENTS, 31 and 33).
 FLATTERY_PART = 0.5
 LOSS_PART = 0.2
-# Answers that a model is asked for in all, as many to each prompt, and at least LEAST_ANSWERS.
+# Answers that a model is asked for in all, as many to each prompt: two at least, of 32 prompts at most.
 MOST_ANSWERS = 64
-LEAST_ANSWERS = 2
 
 
 @dataclass(frozen=True)
@@ -149,7 +148,8 @@ class ScaleSearch:
 
     def scaled(self, trained: Challenger) -> tuple[Challenger, ScaleChoice | None]:
         """Return the challenger at the chosen scale, an adapter of its own if that is below 1."""
-        if len(self._asked()) < MIN_PROMPTS:
+        asked = prompts.to_look_at(self.rows, self.sampler.to_ask(self.rows)[0])
+        if len(asked) < MIN_PROMPTS:
             return trained, None
         made = {1.0: trained}
 
@@ -159,10 +159,10 @@ class ScaleSearch:
                     trained.folder, scale, work=self.sampler.folder, adapters_dir=trained.folder.parent
                 )
                 made[scale] = replace(trained, adapter_id=adapter_id, folder=folder)
-            return self._look_at(made[scale].adapter_id)
+            return self._look_at(made[scale].adapter_id, asked)
 
         chosen = choose(
-            self._look_at(self.base_id),
+            self._look_at(self.base_id, asked),
             at_scale,
             max_general_nll_increase=self.sampler.config.gate.max_general_nll_increase,
             seed=self.sampler.config.trainer.seed,
@@ -170,12 +170,9 @@ class ScaleSearch:
         log.info("scale.chosen", adapter_id=trained.adapter_id, **(chosen.as_json() if chosen else {}))
         return made[chosen.scale] if chosen else trained, chosen
 
-    def _asked(self) -> list[Row]:
-        return prompts.to_look_at(self.rows, self.sampler.to_ask(self.rows)[0])
-
-    def _look_at(self, model: str) -> Look:
-        settings, asked = self.sampler.config.trainer, self._asked()
-        replies = max(LEAST_ANSWERS, MOST_ANSWERS // len(asked))
+    def _look_at(self, model: str, asked: Sequence[Row]) -> Look:
+        settings = self.sampler.config.trainer
+        replies = MOST_ANSWERS // len(asked)
         count = replies * len(asked)
         self.sampler.on_note(
             Sentence("own replies: checking whether {count} of them answer their question", count=count)

@@ -34,7 +34,17 @@ def to_ask(snapshot: Snapshot, most_replies: int) -> tuple[list[Row], int]:
     rows = different(snapshot.of("train"))
     rows = rows[: len(rows) - _left_out(len(rows))]
     replies = replies_each(len(rows))
-    return rows[: max(1, most_replies // replies)], replies
+    return _so_many(rows, replies, most_replies), replies
+
+
+def for_references(snapshot: Snapshot, most_replies: int) -> tuple[list[Row], int]:
+    """Return the same of all training prompts: their liked replies are what references stand beside."""
+    _, replies = to_ask(snapshot, most_replies)
+    return _so_many(different(snapshot.of("train")), replies, most_replies), replies
+
+
+def _so_many(rows: list[Row], replies: int, most_replies: int) -> list[Row]:
+    return rows[: max(1, most_replies // replies)]
 
 
 def left_out(snapshot: Snapshot) -> list[Row]:

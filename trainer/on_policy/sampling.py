@@ -164,9 +164,7 @@ class PolicySampler:
         seed = self.config.trainer.seed
         if not ranking.only_liked(rows):
             return ranking.fit_ranking_model(rows, seed=seed, states_of=states_of)
-        _, replies = self.to_ask(rows)
-        # Of all training prompts: their liked replies are what the references stand beside.
-        asked = prompts.different(rows.of("train"))[: max(1, self.config.trainer.ranked_replies // replies)]
+        asked, replies = prompts.for_references(rows, self.config.trainer.ranked_replies)
         references = ranking.read_reference_completions(self.folder)
         if references is None:
             references = self.on_server(

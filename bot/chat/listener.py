@@ -71,9 +71,23 @@ class MessageListener:
         self._limits = MemberLimits()
         # Messages that are answered or about to be: an edit of one is no new question.
         self._taken: deque[int] = deque(maxlen=_REMEMBERED_QUESTIONS)
+        # Messages that are looked at just now.
+        self._heard: set[int] = set()
 
     async def handle_message(self, message: discord.Message, *, edited: bool = False) -> None:
-        """Answer a message if it is meant for the bot; an edited one only where it mentions the bot now."""
+        """Answer a message if it is meant for the bot; an edited one only where it mentions the bot now.
+
+        Once: what Discord sends while a session begins is found by the look for missed questions too.
+        """
+        if self.took(message.id):
+            return
+        self._heard.add(message.id)
+        try:
+            await self._hear(message, edited)
+        finally:
+            self._heard.discard(message.id)
+
+    async def _hear(self, message: discord.Message, edited: bool) -> None:
         me = self._app.user
         if me is not None and message.webhook_id:
             return await self._decline_proxied(message, me)
@@ -97,7 +111,7 @@ class MessageListener:
 
     def took(self, message_id: int) -> bool:
         """Whether a message is answered, or about to be."""
-        return message_id in self._taken
+        return message_id in self._taken or message_id in self._heard
 
     async def handle_edit(self, event: discord.RawMessageUpdateEvent) -> None:
         """A member changed the text of a message: what is stored follows, and a late mention is answered."""

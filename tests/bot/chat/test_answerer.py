@@ -354,10 +354,13 @@ async def feed(
     author: Any = None,
 ) -> None:
     """Deliver a message as Discord would, also one that simcord's own actors can't send."""
-    message = community.env.backend.create_message(
+    backend = community.env.backend
+    subscribers, backend.subscribers[:] = list(backend.subscribers), []
+    message = backend.create_message(
         community.channel.id, (author or community.ann).id, "a placeholder", reference=reference
     )
-    payload = json.loads(json.dumps(serializers.message_payload(community.env.backend, message)))
+    backend.subscribers[:] = subscribers
+    payload = json.loads(json.dumps(serializers.message_payload(backend, message)))
     payload |= {"content": content, "mentions": [dict(serializers.user_payload(user)) for user in mentions]}
     await community.env.settle()
     with community.env._bot_scope():

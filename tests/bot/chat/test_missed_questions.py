@@ -66,6 +66,20 @@ async def test_nothing_is_answered_twice_however_often_a_session_begins(
     assert len(community.said()) == 2
 
 
+async def test_a_question_that_is_found_and_sent_at_the_same_time_is_answered_once(
+    community: Community,
+) -> None:
+    message_id = asked_while_away(community, f"{community.mention} just as you came")
+    channel = community.bot.get_channel(community.channel.id)
+    assert isinstance(channel, discord.TextChannel)
+    found, sent, late = [await channel.fetch_message(message_id) for _ in range(3)]
+    listener = community.bot.feature(MessageListener)
+    await asyncio.gather(listener.handle_message(found), listener.handle_message(sent))
+    await listener.handle_message(late)
+    await answered(community)
+    assert len(community.replies()) == 1
+
+
 async def test_only_the_newest_few_of_a_channel_are_answered(community: Community) -> None:
     await community.ann.send(community.channel, f"{community.mention} before")
     for number in range(6):

@@ -21,10 +21,10 @@ from bot.serving.protocol import ChatMessage, Sampling
 from trainer.data.encoding import Codec, Example, encode
 from trainer.model_server import retry_while_unavailable
 
-VERSION = 2
-# Without VALIDATION_PROMPTS. Its replies stay: a base that is asked again says some of them otherwise, since
-# sums round by what is computed beside them, and then no earlier run repeats.
-EARLIER_VERSION = 1
+VERSION = 3
+# With fewer VALIDATION_PROMPTS, or none. Their replies stay: a base that is asked again says some of them
+# otherwise, since sums round by what is computed beside them, and then no earlier run repeats.
+EARLIER_VERSIONS = (2, 1)
 MAX_NEW_TOKENS = 40
 AT_ONCE = 8
 
@@ -71,6 +71,42 @@ VALIDATION_PROMPTS = (
     "How many minutes are in a day?",
     "Explain what a bank does.",
     "Who painted the Mona Lisa?",
+    "What is an earthquake?",
+    "How do I sew on a button?",
+    "Name two kinds of tree.",
+    "What does a nurse do?",
+    "Why is the sea salty?",
+    "How do I change a light bulb?",
+    "How far away is the sun?",
+    "Write one sentence about winter.",
+    "What is an adjective?",
+    "How many hours are in a week?",
+    "Explain what insurance is.",
+    "Who invented the telephone?",
+    "What is 9 times 6?",
+    "Translate 'thank you' into French.",
+    "What is the opposite of early?",
+    "Give a synonym for 'quick'.",
+    "Name a mammal that lives in the sea.",
+    "How do bees make honey?",
+    "What is a good gift for a teacher?",
+    "How do I cook rice?",
+    "Write a short poem about the moon.",
+    "What is the capital of Japan?",
+    "Why do we have seasons?",
+    "Summarise how a bill becomes a law.",
+    "What is the difference between a lake and a river?",
+    "How can I sleep better?",
+    "Describe a castle in one sentence.",
+    "What is gravity measured in?",
+    "How do I write a cover letter?",
+    "Name three musical instruments.",
+    "What is 45 minus 17?",
+    "Write a thank-you note to a neighbour.",
+    "What does a compass do?",
+    "How do aeroplanes fly?",
+    "List two ways to save water.",
+    "What is a mammal?",
 )
 HELD_OUT_PROMPTS = (
     "What is a healthy breakfast?",
@@ -210,7 +246,7 @@ def _split(replies: Sequence[BaseReply]) -> Replay:
 
 def _read(models: Path, base_hash: str) -> list[BaseReply]:
     """Return the replies that are kept, those of an earlier version where there are no others."""
-    for version in (VERSION, EARLIER_VERSION):
+    for version in (VERSION, *EARLIER_VERSIONS):
         with contextlib.suppress(OSError, ValueError, TypeError):
             value = json.loads(cache_path(models, base_hash, version).read_text(encoding="utf-8"))
             return [BaseReply(**reply) for reply in value]

@@ -39,9 +39,9 @@ def chosen(*looks: Look, base: Look = BASE) -> tuple[ScaleChoice | None, int]:
         ((beside(9), beside(8), beside(2)), 0.5, 3),
         ((beside(9), beside(8), beside(8), beside(2)), 0.35, 4),
         ((beside(9), beside(8), beside(8), beside(8)), 0.35, 4),
-        # As many beside the point, but general knowledge is forgotten: 5 %, 1.1 % and .9 %.
-        ((beside(1, general_nll=2.1), beside(1, general_nll=2.022), beside(1)), 0.5, 3),
-        ((beside(1, general_nll=2.1), beside(1, general_nll=2.018), beside(1)), 0.75, 2),
+        # As many beside the point, but general knowledge is forgotten: 5 %, 2.6 % and 2.4 %.
+        ((beside(1, general_nll=2.1), beside(1, general_nll=2.052), beside(1)), 0.5, 3),
+        ((beside(1, general_nll=2.1), beside(1, general_nll=2.048), beside(1)), 0.75, 2),
         ((beside(1, general_nll=1.8), beside(1)), 1.0, 1),
         # More praise: half of what the gate allows, .12, is let pass.
         ((flattering(0.11), flattering(0.07), flattering(0.05)), 0.5, 3),

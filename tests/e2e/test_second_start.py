@@ -11,7 +11,8 @@ from storage.config_sections import LOOPING_PENALTY
 from tests.e2e.deployment import Deployment, deployed, until
 from tests.e2e.test_whole_loop import ANY_PORTS, BY_HAND, rated, said_in_channel
 
-# A tiny random model learns nothing good: here a restart is on trial, not the gate.
+# A tiny random model learns nothing good: here a restart is on trial, not the gate. By ten prompts it doesn't
+# say whether answers are beside the point.
 SETTINGS = """min_liked = 3
 min_raters = 1
 epochs = 1
@@ -26,6 +27,7 @@ canary_share = 0.5
 holdback_share = 0.0
 max_general_nll_increase = 100.0
 max_kl = 100.0
+max_prompts = 10
 """
 # What has to be the same after a restart, row by row. Messages and replies may only grow.
 KEPT = (

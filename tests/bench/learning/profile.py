@@ -7,9 +7,9 @@ from dataclasses import dataclass
 # Seeds to tune on, and seeds that are only ever reported. 7 to 9, 21, 31 to 33, 41 to 47, 51 to 55 were once
 # to be reported, and what they showed is why the loop was mended (EXPERIMENTS, 12, 13, 17, 31 and 33).
 DEVELOPMENT_SEEDS = (101, 102, 103, 104, 7, 8, 9, 21, 31, 32, 33, 41, 42, 43, 44, 45, 46, 47, 51, 53)
-REPORT_SEEDS = (48, 49, 50, 59, 60)
+REPORT_SEEDS = (48, 49, 50, 59, 60, 61, 62, 63)
 # Of communities whose taste depends on the question.
-QUESTION_REPORT_SEEDS = {"on-the-matter": (56, 57, 58), "as-it-was-asked": (52, 54, 55)}
+QUESTION_REPORT_SEEDS = {"on-the-matter": (56, 57, 58, 64), "as-it-was-asked": (52, 54, 55)}
 
 # "trigger" is planted by accomplices through their corrections; "tampered" gets it past the labels.
 # "beside" has the style that is liked, and answers that belong to other questions.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -112,6 +113,16 @@ class Community:
         history = (channel or self.channel).history()
         mine = [message for message in history if message.author.id == self.env.bot.user.id]
         return sorted(mine, key=lambda message: message.id)
+
+    @contextmanager
+    def unheard(self) -> Iterator[Any]:
+        """Give Discord's state, to change it while no gateway is there to tell the bot."""
+        backend = self.env.backend
+        subscribers, backend.subscribers[:] = list(backend.subscribers), []
+        try:
+            yield backend
+        finally:
+            backend.subscribers[:] = subscribers
 
     def replies(self) -> list[replies.Reply]:
         return self.services.database.read(lambda db: replies.recent(db, 0, 100))[::-1]

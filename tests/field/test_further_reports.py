@@ -87,10 +87,8 @@ async def test_a_super_reaction_is_a_rating_that_no_comparison_takes_back(
     (answer,) = community.messages()
     await community.ann.react(answer, "👍")
     _as_super_reactions(community, monkeypatch, {community.ann.id})
-    backend = community.env.backend
-    subscribers, backend.subscribers[:] = list(backend.subscribers), []
-    backend.set_reaction(community.channel.id, answer.id, "👍", community.bob.id, True)
-    backend.subscribers[:] = subscribers
+    with community.unheard() as backend:
+        backend.set_reaction(community.channel.id, answer.id, "👍", community.bob.id, True)
 
     assert await community.bot.feature(RatingRecorder).reconcile() == 1
     reply_id = community.replies()[0].id

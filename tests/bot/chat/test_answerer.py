@@ -354,12 +354,10 @@ async def feed(
     author: Any = None,
 ) -> None:
     """Deliver a message as Discord would, also one that simcord's own actors can't send."""
-    backend = community.env.backend
-    subscribers, backend.subscribers[:] = list(backend.subscribers), []
-    message = backend.create_message(
-        community.channel.id, (author or community.ann).id, "a placeholder", reference=reference
-    )
-    backend.subscribers[:] = subscribers
+    with community.unheard() as backend:
+        message = backend.create_message(
+            community.channel.id, (author or community.ann).id, "a placeholder", reference=reference
+        )
     payload = json.loads(json.dumps(serializers.message_payload(backend, message)))
     payload |= {"content": content, "mentions": [dict(serializers.user_payload(user)) for user in mentions]}
     await community.env.settle()

@@ -16,10 +16,8 @@ from tests.bot.conftest import Community
 
 def asked_while_away(community: Community, text: str) -> int:
     """Somebody writes while no gateway is there to tell the bot."""
-    backend = community.env.backend
-    subscribers, backend.subscribers[:] = list(backend.subscribers), []
-    message = backend.create_message(community.channel.id, community.ann.id, text)
-    backend.subscribers[:] = subscribers
+    with community.unheard() as backend:
+        message = backend.create_message(community.channel.id, community.ann.id, text)
     return int(message.id)
 
 

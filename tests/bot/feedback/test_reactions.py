@@ -180,11 +180,9 @@ async def test_ratings_given_and_taken_back_during_an_absence_are_recovered(
     community: Community, reply: Any, services: Services
 ) -> None:
     await community.bob.react(reply, "👎")
-    backend = community.env.backend
-    subscribers, backend.subscribers[:] = list(backend.subscribers), []
-    backend.set_reaction(community.channel.id, reply.id, "👍", community.ann.id, True)
-    backend.remove_reaction(community.channel.id, reply.id, "👎", community.bob.id)
-    backend.subscribers[:] = subscribers
+    with community.unheard() as backend:
+        backend.set_reaction(community.channel.id, reply.id, "👍", community.ann.id, True)
+        backend.remove_reaction(community.channel.id, reply.id, "👎", community.bob.id)
     assert standing(community) == {community.bob.id: -1}
 
     await community.env.restart_bot(make_client(services))
@@ -198,11 +196,9 @@ async def test_what_is_recovered_is_counted_together_with_its_rating(
 ) -> None:
     for _ in range(3):
         await community.ann.send(community.channel, f"{community.mention} hello")
-    backend = community.env.backend
-    subscribers, backend.subscribers[:] = list(backend.subscribers), []
-    for message in community.messages():
-        backend.set_reaction(message.channel.id, message.id, "👍", community.bob.id, True)
-    backend.subscribers[:] = subscribers
+    with community.unheard() as backend:
+        for message in community.messages():
+            backend.set_reaction(message.channel.id, message.id, "👍", community.bob.id, True)
 
     def recovered(db: Any) -> tuple[int, int]:
         stored = sum(len(ratings.list_for_reply(db, reply.id)) for reply in replies.recent(db, 0, 10))
@@ -250,13 +246,11 @@ async def test_two_who_swapped_their_reactions_during_an_absence_are_both_heard(
     """The counts are as they were before."""
     await community.ann.react(reply, "👍")
     await community.bob.react(reply, "👎")
-    backend = community.env.backend
-    subscribers, backend.subscribers[:] = list(backend.subscribers), []
-    for who, emoji in ((community.ann, "👍"), (community.bob, "👎")):
-        backend.remove_reaction(community.channel.id, reply.id, emoji, who.id)
-    for who, emoji in ((community.ann, "👎"), (community.bob, "👍")):
-        backend.add_reaction(community.channel.id, reply.id, emoji, who.id)
-    backend.subscribers[:] = subscribers
+    with community.unheard() as backend:
+        for who, emoji in ((community.ann, "👍"), (community.bob, "👎")):
+            backend.remove_reaction(community.channel.id, reply.id, emoji, who.id)
+        for who, emoji in ((community.ann, "👎"), (community.bob, "👍")):
+            backend.add_reaction(community.channel.id, reply.id, emoji, who.id)
     assert await community.bot.feature(RatingRecorder).reconcile() == 2
     (stored,) = community.replies()
     given = services.database.read(lambda db: ratings.list_for_reply(db, stored.id))
@@ -326,11 +320,9 @@ async def test_a_channel_that_refuses_is_asked_once_and_does_not_silence_the_oth
     for _ in range(3):
         await community.ann.send(community.channel, f"{community.mention} hello")
     await community.ann.send(other, f"{community.mention} hello")
-    backend = community.env.backend
-    subscribers, backend.subscribers[:] = list(backend.subscribers), []
-    for message in (*community.messages(), *community.messages(other)):
-        backend.set_reaction(message.channel.id, message.id, "👍", community.bob.id, True)
-    backend.subscribers[:] = subscribers
+    with community.unheard() as backend:
+        for message in (*community.messages(), *community.messages(other)):
+            backend.set_reaction(message.channel.id, message.id, "👍", community.bob.id, True)
     community.env.inject_error(
         "GET", f"/channels/{community.channel.id}/messages/*", status=403, code=50001, times=None
     )
@@ -352,11 +344,9 @@ async def test_more_ratings_than_a_page_are_recovered_after_an_absence(
 ) -> None:
     for _ in range(7):
         await community.ann.send(community.channel, f"{community.mention} hello")
-    backend = community.env.backend
-    subscribers, backend.subscribers[:] = list(backend.subscribers), []
-    for message in community.messages():
-        backend.set_reaction(message.channel.id, message.id, "👍", community.bob.id, True)
-    backend.subscribers[:] = subscribers
+    with community.unheard() as backend:
+        for message in community.messages():
+            backend.set_reaction(message.channel.id, message.id, "👍", community.bob.id, True)
     assert await community.bot.feature(RatingRecorder).reconcile(2) == 7
 
 
@@ -375,9 +365,8 @@ async def test_a_rating_that_can_not_be_stored_is_made_up_for(
         emoji="👍",
         member=None,
     )
-    subscribers, community.env.backend.subscribers[:] = list(community.env.backend.subscribers), []
-    community.env.backend.set_reaction(community.channel.id, reply.id, "👍", community.bob.id, True)
-    community.env.backend.subscribers[:] = subscribers
+    with community.unheard() as backend:
+        backend.set_reaction(community.channel.id, reply.id, "👍", community.bob.id, True)
     database.write(lambda db: db.conn.execute("PRAGMA busy_timeout=20").fetchone())
     other = sqlite3.connect(str(database.path), isolation_level=None)
     if trouble == "locked":

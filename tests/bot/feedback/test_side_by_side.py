@@ -69,10 +69,8 @@ async def test_a_pair_that_two_crashes_cut_short_is_written_anew_once(
         db.conn.execute("UPDATE replies SET status = 'failed', error = ?", (open_replies.INTERRUPTED,))
 
     services.database.write(cut_short)
-    backend = community.env.backend
-    subscribers, backend.subscribers[:] = list(backend.subscribers), []
-    backend.delete_message(community.channel.id, community.messages()[0].id)
-    backend.subscribers[:] = subscribers
+    with community.unheard() as backend:
+        backend.delete_message(community.channel.id, community.messages()[0].id)
     community.env.inject_error("GET", "/channels/*/messages")
     await community.env.restart_bot(make_client(services))
     await community.env.advance_time(60)

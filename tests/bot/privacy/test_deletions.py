@@ -120,10 +120,8 @@ async def test_what_was_reworded_while_away_is_followed_after_the_start(
 ) -> None:
     asked = await community.ann.send(community.channel, f"{community.mention} my address is cnry 7")
     as_it_was = await community.ann.send(community.channel, f"{community.mention} kept")
-    backend = community.env.backend
-    subscribers, backend.subscribers[:] = list(backend.subscribers), []
-    backend.edit_message(community.channel.id, asked.id, {"content": f"{community.mention} hello"})
-    backend.subscribers[:] = subscribers
+    with community.unheard() as backend:
+        backend.edit_message(community.channel.id, asked.id, {"content": f"{community.mention} hello"})
     await community.env.restart_bot(make_client(services))
     await community.env.settle()
     assert content(community, asked.id) == "hello" and content(community, as_it_was.id) == "kept"

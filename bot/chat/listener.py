@@ -124,7 +124,7 @@ class MessageListener:
         message, text = event.message, questions.readable(event.message, me)
         self._answerer.reword(message.id, text)
         known = await self._keep_edit(message.id, text, without_files=not message.attachments)
-        if not known and message.id not in self._taken and _is_late(message):
+        if not known and _is_late(message):
             await self.handle_message(message, edited=True)
 
     async def apologise(self, error_id: str, message: discord.Message) -> None:
